@@ -1,0 +1,41 @@
+"""fastsample: few-step sampling for diffusion and flow models, as a compiled plan.
+
+    import fastsample as fs
+    model = fs.Model(fn, schedule=fs.schedules.Flow(shift=3.0), prediction="flow", time=1000)
+    plan = fs.solvers.dpmpp_2m(model, fs.grids.karras(model.schedule, 8))
+    x0 = fs.Sampler(plan, model)(noise=z, seed=7)
+
+Names load on first use; importing the package alone loads NumPy and nothing heavier.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import grids, guidance, interop, kernels, metrics, models, optimize, report, schedules, solvers, trajectories
+    from .interop.diffusers import FsScheduler
+    from .model import Model
+    from .plan import Plan, PlanError
+    from .run import Run
+    from .sampler import Sampler
+
+__version__ = "0.1.0"
+_MODULES = ("grids", "guidance", "interop", "kernels", "metrics", "models", "optimize", "report", "schedules", "solvers", "trajectories")
+_NAMES = {"FsScheduler": "interop.diffusers", "Model": "model", "Plan": "plan", "PlanError": "plan", "Run": "run", "Sampler": "sampler"}
+__all__ = [*_MODULES, *_NAMES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _NAMES:
+        if name in ("Plan", "PlanError"):
+            importlib.import_module(".solvers", __name__)      # so that plan.remake finds its makers
+        value = globals()[name] = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+        return value
+    raise AttributeError(f"module 'fastsample' has no attribute {name!r}; its names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,215 @@
+"""Model: a callable and its words (what it predicts, on which schedule, what it is told), and the maps between predictions.
+
+With x = alpha·x0 + sigma·eps, a network's output `out` gives x0 = p·x + q·out:
+
+    prediction   out                     p                   q
+    x0           x0                      0                   1
+    eps          eps                     1/alpha             -sigma/alpha                refused at alpha = 0
+    v            alpha·eps - sigma·x0    alpha/n²            -sigma/n²                   n² = alpha² + sigma²
+    flow         eps - x0                1/(alpha+sigma)     -sigma/(alpha+sigma)
+    edm          F                       alpha·sd²/n²        sigma·sd/n                  n² = sigma² + alpha²·sd²
+    trigflow     F                       alpha/n²            -sigma/n                    n² = alpha² + (sigma/sd)²
+
+sd = sigma_data, the standard deviation of x0. Sources: Salimans & Ho 2022 (arXiv:2202.00512, v), Karras et al. 2022 (2206.00364, eq. 7 and
+table 1, for x/alpha), Lu & Song 2025 (2410.11081, eq. 5, for the point on the circle x/n). Floor 0: NumPy only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
+STORED = ("x0", "eps", "flow", "d")
+DEFAULT_SIGMA_DATA = 0.5  # Karras et al. 2022; used where neither the model nor its schedule names one
+
+
+def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
+    """(p, q) with x0 = p·x + q·out, float64, shapes as alpha and sigma. ValueError for eps at alpha = 0: x holds no trace of x0 there."""
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    if prediction == "x0":
+        p, q = np.zeros_like(alpha), np.ones_like(alpha)
+    elif prediction == "eps":
+        _refuse(alpha == 0.0, "to_x0: prediction 'eps' at alpha = 0; an x0, v or flow model, or a grid starting where alpha > 0, is accepted")
+        p, q = 1.0 / alpha, -sigma / alpha
+    elif prediction == "v":
+        n2 = alpha**2 + sigma**2
+        p, q = alpha / n2, -sigma / n2
+    elif prediction == "flow":
+        p, q = 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
+    elif prediction == "edm":
+        n2 = sigma**2 + (alpha * sigma_data) ** 2
+        p, q = alpha * sigma_data**2 / n2, sigma * sigma_data / np.sqrt(n2)
+    elif prediction == "trigflow":
+        n2 = alpha**2 + (sigma / sigma_data) ** 2
+        p, q = alpha / n2, -sigma / np.sqrt(n2)
+    else:
+        raise ValueError(f"to_x0: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+    return p[()], q[()]
+
+
+def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
+    """(p, q) with eps = p·x + q·out, in closed forms that keep their digits as sigma -> 0. ValueError for x0 at sigma = 0."""
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    if prediction == "x0":
+        _refuse(sigma == 0.0, "to_eps: prediction 'x0' at sigma = 0; eps is accepted from x only where sigma > 0")
+        p, q = 1.0 / sigma, -alpha / sigma
+    elif prediction == "eps":
+        p, q = np.zeros_like(alpha), np.ones_like(alpha)
+    elif prediction == "v":
+        n2 = alpha**2 + sigma**2
+        p, q = sigma / n2, alpha / n2
+    elif prediction == "flow":
+        p, q = 1.0 / (alpha + sigma), alpha / (alpha + sigma)
+    elif prediction == "edm":
+        n2 = sigma**2 + (alpha * sigma_data) ** 2
+        p, q = sigma / n2, -alpha * sigma_data / np.sqrt(n2)
+    elif prediction == "trigflow":
+        n2 = alpha**2 + (sigma / sigma_data) ** 2
+        p, q = sigma / sigma_data**2 / n2, alpha / np.sqrt(n2)
+    else:
+        raise ValueError(f"to_eps: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+    return p[()], q[()]
+
+
+def to_kind(kind: str, prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
+    """(p, q) with kind = p·x + q·out. flow = eps - x0; d = (x/alpha - x0)/(sigma/alpha) is eps under another name."""
+    if kind == "x0":
+        return to_x0(prediction, alpha, sigma, sigma_data)
+    if kind not in STORED:
+        raise ValueError(f"to_kind: kind = {kind!r}; one of {', '.join(STORED)} is accepted")
+    p, q = to_eps(prediction, alpha, sigma, sigma_data)
+    if kind != "flow":
+        return p, q
+    p0, q0 = to_x0(prediction, alpha, sigma, sigma_data)
+    return p - p0, q - q0
+
+
+def from_x0(kind: str, alpha, sigma):
+    """(a, b) with kind = a·x + b·x0. ValueError at sigma = 0, except for x0. With a network's output use to_kind: this cancels as sigma -> 0."""
+    return to_kind(kind, "x0", alpha, sigma)
+
+
+def _refuse(where: np.ndarray, sentence: str) -> None:
+    if np.any(where):
+        raise ValueError(sentence)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A callable fn(x [B, ...], t [B], **cond) -> output [B, ...] and what its words mean.
+
+    schedule      noise schedule x stands on
+    prediction    what fn returns: x0 eps v flow edm trigflow (table above)
+    time          what fn is told as t: None, the schedule's t (edm: ¼ ln(sigma/alpha); trigflow: atan2(sigma/sd, alpha)); a number, that
+                  many times schedule.label(t), which is t, for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); or a callable t [n] -> [n]
+    input_scale   fn sees input_scale·x: None, 1 (edm: 1/sqrt(sigma² + alpha²sd²); trigflow: the same); "vp", 1/sqrt(alpha² + sigma²);
+                  or a callable t [n] -> [n]
+    sigma_data    standard deviation of x0 for edm and trigflow; None: the schedule's, else 0.5
+    model_id      name written into plans; None: a hash of fn's parameters where it has any, else "unknown"
+    time_dtype    dtype t is cast to before fn sees it (an integer dtype is rounded to); None: as it comes
+
+    A network trained on the shifted sigma of Flow wants time=1 or time=1000, not None. Raises ValueError for a word it does not know.
+    """
+
+    fn: Callable | None
+    schedule: Any
+    prediction: str = "eps"
+    time: Any = None
+    input_scale: Any = None
+    sigma_data: float | None = None
+    model_id: str | None = None
+    time_dtype: Any = None
+
+    def __post_init__(self):
+        if self.fn is not None and not callable(self.fn):
+            raise ValueError(f"Model: fn is a {type(self.fn).__name__}; a callable fn(x, t, **cond), or None, is accepted")
+        if not all(hasattr(self.schedule, name) for name in ("alpha", "sigma", "half_log_snr", "time", "label")):
+            raise ValueError(f"Model: schedule is a {type(self.schedule).__name__}; a schedule of fastsample.schedules is accepted")
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"Model: prediction = {self.prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+        number = isinstance(self.time, (int, float, np.number)) and not isinstance(self.time, bool)
+        if not (self.time is None or self.time == "log_sigma" or callable(self.time) or (number and math.isfinite(self.time))):
+            raise ValueError(f"Model: time = {self.time!r}; None, a finite number, 'log_sigma' or a callable is accepted")
+        if not (self.input_scale is None or self.input_scale == "vp" or callable(self.input_scale)):
+            raise ValueError(f"Model: input_scale = {self.input_scale!r}; None, 'vp' or a callable is accepted")
+        spread = self.sigma_data
+        if spread is None:
+            spread = getattr(self.schedule, "sigma_data", DEFAULT_SIGMA_DATA)
+        if isinstance(spread, bool) or not isinstance(spread, (int, float, np.number)) or not 0.0 < spread < math.inf:
+            raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
+        object.__setattr__(self, "sigma_data", float(spread))
+
+    def times(self, t) -> np.ndarray:
+        """What fn is told at the schedule's times t [n]: float64 [n], finite."""
+        t = np.asarray(t, dtype=np.float64)
+        if callable(self.time):
+            told = self.time(t)
+        elif self.time == "log_sigma" or (self.time is None and self.prediction == "edm"):
+            told = -0.25 * self.schedule.half_log_snr(t)
+        elif self.time is None and self.prediction == "trigflow":
+            told = np.arctan2(self.schedule.sigma(t) / self.sigma_data, self.schedule.alpha(t))
+        else:
+            told = t if self.time is None else float(self.time) * self.schedule.label(t)
+        return _finite("times", "time", told, t)
+
+    def scales(self, t) -> np.ndarray:
+        """What x is multiplied by before fn sees it, at the schedule's times t [n]: float64 [n], finite."""
+        t = np.asarray(t, dtype=np.float64)
+        if callable(self.input_scale):
+            return _finite("scales", "input_scale", self.input_scale(t), t)
+        alpha, sigma, spread = self.schedule.alpha(t), self.schedule.sigma(t), self.sigma_data
+        if self.input_scale == "vp":
+            return _finite("scales", "input_scale", 1.0 / np.hypot(alpha, sigma), t)
+        if self.prediction in ("edm", "trigflow"):  # sd·n of trigflow is the edm norm
+            return _finite("scales", "input_scale", 1.0 / np.hypot(sigma, alpha * spread), t)
+        return np.ones_like(t)
+
+    def __call__(self, x, t, **cond):
+        """fn(x, t, **cond), t cast to time_dtype."""
+        if self.fn is None:
+            raise ValueError("Model: fn is None; a Model that is called needs a callable")
+        return self.fn(x, t if self.time_dtype is None else _cast(t, self.time_dtype), **cond)
+
+    @cached_property
+    def identity(self) -> str:
+        """model_id, or a hash over names, shapes, dtypes and the first numbers of fn's parameters, or "unknown"."""
+        if self.model_id is not None:
+            return str(self.model_id)
+        if not hasattr(self.fn, "named_parameters"):
+            return "unknown"
+        digest = hashlib.sha256()
+        for name, value in self.fn.named_parameters():
+            first = value.detach().flatten()[:4].tolist()
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype} {first}\n".encode())
+        return f"sha256:{digest.hexdigest()[:32]}"
+
+    def to_json(self) -> dict:
+        """The words, JSON-able: what a plan's note keeps of the model. A callable is written as "callable"."""
+        words = {name: "callable" if callable(value) else value for name, value in (("time", self.time), ("input_scale", self.input_scale))}
+        words["time"] = float(words["time"]) if isinstance(words["time"], (int, float, np.number)) else words["time"]
+        return {"prediction": self.prediction, **words, "sigma_data": self.sigma_data, "model_id": self.identity}
+
+
+def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:
+    """values as float64 of t's shape, or a ValueError."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != t.shape:
+        raise ValueError(f"Model.{where}: {word} returned shape {list(values.shape)} for {list(t.shape)} times; the same shape is accepted")
+    if not np.isfinite(values).all():
+        at = int(np.argmin(np.isfinite(values.ravel())))
+        raise ValueError(f"Model.{where}: {word} gives {values.flat[at]:g} at t = {t.flat[at]:g}; a finite number is accepted")
+    return values
+
+
+def _cast(t, dtype):
+    """t in another dtype; rounded to the nearest whole number first where the dtype has no fraction (998.9999 is 999, not 998)."""
+    fraction = dtype.is_floating_point if hasattr(dtype, "is_floating_point") else np.issubdtype(np.dtype(dtype), np.floating)
+    t = t if fraction else t.round()
+    return t.to(dtype) if hasattr(t, "to") else np.asarray(t).astype(dtype)

@@ -1,0 +1,322 @@
+"""The Plan: a sampler compiled into one small table, a row per model evaluation.
+
+Row i of a plan, applied to a sample with state x, slots r_1..r_S and G raw model outputs f_1..f_G::
+
+    f          = sum_g w_g f_g                w_g = U_g + sum_s scale_s V_gs
+    m          = clip(p x + q f)              the prediction, in the plan's stored kind
+    [x' u v]   = M [x, r_1..r_S, m, f, f_1..f_G, n_1..n_L]        r_du <- u, r_dv <- v
+    x'        += mask (ky y + sum_l Cy_l n_l - x')                only in runs with a mask and a known image y
+    c x'       -> model input, t -> model scalars                 of row i+1, kept in row i
+
+Row 0 calls no model: it takes unit noise (or an image) to the first point of the grid. The last row holds: x' = x.
+Everything is float64 and immutable; makers are in `fastsample.solvers`, the file format in `fastsample.plan_file`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from . import plan_file
+from .plan_file import CAPS, PlanError
+
+__all__ = ["CAPS", "Plan", "PlanError"]
+
+_FLOATS = {"M": "R3W", "p": "R", "q": "R", "clip": "R", "U": "RG", "V": "RGK", "known": "RY", "c": "R", "t": "RE", "preview": "R2",
+           "alpha": "R", "sigma": "R"}
+_INTS = {"reads": "R", "branches": "R", "known_reads": "R", "dst": "R2", "call": "R", "ids": "RL"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    """A compiled sampler. Arrays (float64, then int64), with R rows, S slots, G branches, L noises, K scales, E model scalars, W = 3+S+G+L:
+
+    M [R,3,W]         rows for x', u, v over the operands x, r_1..r_S, m, f, f_1..f_G, n_1..n_L
+    p, q [R]          prediction m = p x + q f;       clip [R]: |m| <= clip, 0 = no clip
+    U [R,G], V [R,G,K] weights of the branches in f
+    known [R,1+L]     ky, Cy_1..Cy_L of the inpainting target
+    c [R], t [R,E]    input scale and model scalars of the next row
+    preview [R,2]     dx, dm with x0 = dx x + dm m
+    alpha, sigma [R]  signal and noise level of x as the row begins (row 0: 0, 1 for noise or 1, 0 for an image; last row: the end)
+    reads [R]         bit k: operand k is read;       branches [R], bit g: f_g enters f;    known_reads [R]: bit 0 y, bit 1+l n_l
+    dst [R,2]         slots that u and v are written to, -1 for none
+    call [R]          number of the model asked in this row, -1 for none
+    ids [R,L]         noise ids, 0..2**32-1, -1 for none
+    note              JSON-able dict: solver, stored kind, schedule, prediction, grid, how it was found, citations
+
+    Raises PlanError, one sentence, for anything inconsistent.
+    """
+
+    M: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+    clip: np.ndarray
+    U: np.ndarray
+    V: np.ndarray
+    known: np.ndarray
+    c: np.ndarray
+    t: np.ndarray
+    preview: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    reads: np.ndarray
+    branches: np.ndarray
+    known_reads: np.ndarray
+    dst: np.ndarray
+    call: np.ndarray
+    ids: np.ndarray
+    note: dict
+
+    _makers: ClassVar[dict[str, Callable]] = {}      # filled by fastsample.solvers: a plan cannot import its makers
+
+    def __post_init__(self) -> None:
+        for name, dtype in [*((n, np.float64) for n in _FLOATS), *((n, np.int64) for n in _INTS)]:
+            array = np.array(getattr(self, name), dtype=dtype, order="C")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        _check_shapes(self)
+        _check_values(self)
+        _check_reads(self)
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+    @property
+    def rows(self) -> int:
+        return self.M.shape[0]
+
+    @property
+    def W(self) -> int:
+        return self.M.shape[2]
+
+    @property
+    def G(self) -> int:
+        return self.U.shape[1]
+
+    @property
+    def L(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def S(self) -> int:
+        return self.W - 3 - self.G - self.L
+
+    @property
+    def K(self) -> int:
+        return self.V.shape[2]
+
+    @property
+    def E(self) -> int:
+        return self.t.shape[1]
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {"R": self.rows, "S": self.S, "G": self.G, "L": self.L, "K": self.K, "E": self.E}
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations: rows that call a model. One evaluation is one row's call, however many branches it has."""
+        return int((self.call >= 0).sum())
+
+    @property
+    def stored(self) -> str:
+        """Kind of the prediction m: x0, eps, flow or d."""
+        return self.note.get("stored", "x0")
+
+    @cached_property
+    def program(self) -> tuple:
+        """Hashable structure: plans with equal programs share one compiled or captured graph; only numbers differ between them."""
+        per_row = zip(self.call, self.reads, self.branches, self.known_reads, self.dst[:, 0], self.dst[:, 1], self.clip > 0, strict=True)
+        return (self.S, self.G, self.L, self.K, self.E, tuple(tuple(int(v) for v in row) for row in per_row))
+
+    @cached_property
+    def entries(self) -> tuple[int, ...]:
+        """Rows a run may start at: rows from which no slot written earlier is read."""
+        live, found = 0, []
+        for i in range(self.rows - 1, -1, -1):
+            for d in self.dst[i]:
+                if d >= 0:
+                    live &= ~(1 << int(d))
+            live |= self._slots_read(i)
+            if live == 0 and i < self.rows - 1:
+                found.append(i)
+        return tuple(reversed(found))
+
+    def _slots_read(self, row: int) -> int:
+        return (int(self.reads[row]) >> 1) & ((1 << self.S) - 1)
+
+    def operand(self, column: int) -> str:
+        """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted from 0)."""
+        names = ["x", *(f"r{s}" for s in range(self.S)), "m", "f", *(f"f{g}" for g in range(self.G)), *(f"n{k}" for k in range(self.L))]
+        return names[column]
+
+    # -- other forms ---------------------------------------------------------------------------------------------------
+    def table(self, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:
+        """The rows as kernels read them: (numbers [R, WF] of `dtype`, words [R, 7+L] int32), rounded once. Layout: csrc/core/row.h."""
+        return plan_file.records(self, np.dtype(dtype))
+
+    def padded(self, **dims: int) -> Plan:
+        """The same plan with larger S, G, L, K, E (a pool of plans shares one width). Padding is never read."""
+        size = {**self.dims, **dims}
+        for name in ("S", "G", "L", "K", "E"):
+            if size[name] < self.dims[name]:
+                raise PlanError(f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; pass at least that")
+        S, G, L, R = size["S"], size["G"], size["L"], self.rows
+        new = _columns(self.S, self.G, self.L, S, G)
+        M = np.zeros((R, 3, 3 + S + G + L))
+        M[:, :, new] = self.M
+        reads = sum(((self.reads >> k) & 1) << int(n) for k, n in enumerate(new))
+        grow = {"U": (R, G), "V": (R, G, size["K"]), "known": (R, 1 + L), "t": (R, size["E"])}
+        wide = {name: _grown(getattr(self, name), shape, 0) for name, shape in grow.items()}
+        return replace(self, M=M, reads=reads, ids=_grown(self.ids, (R, L), -1), **wide)
+
+    def with_note(self, **changes: object) -> Plan:
+        """The same rows with entries of the note replaced or added."""
+        return replace(self, note={**self.note, **changes})
+
+    def remake(self, start: int | float) -> Plan:
+        """Compile the same solver on grid[start:] for an image (img2img), from this plan's own note; `start` is a grid index or a strength."""
+        maker = self._makers.get("remake")
+        if maker is None:
+            raise PlanError("remake: no makers are loaded; import fastsample.solvers first")
+        return maker(self, start=start)
+
+    def save(self, path: object) -> None:
+        """Write a .fsplan file, whole or not at all."""
+        plan_file.save(self, path)
+
+    @classmethod
+    def load(cls, path: object) -> Plan:
+        """Read a .fsplan file; PlanError, one sentence, for anything but a sound one."""
+        return plan_file.load(path, cls)
+
+    def to_bytes(self) -> bytes:
+        return plan_file.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        return plan_file.decode(data, cls)
+
+    def to_json(self) -> str:
+        return plan_file.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        return plan_file.from_json(text, cls)
+
+    # -- reading it ----------------------------------------------------------------------------------------------------
+    def consistency(self) -> float:
+        """Largest defect of the rows against the schedule when every prediction is exact.
+
+        For data at one point x0 the exact model returns that x0, so x must stand at alpha x0 + sigma (unit noise) at every row's point. The rows
+        are run on coefficient vectors over (x0, start noise, every drawn noise); returned is the largest deviation of (alpha, sigma), relative to
+        alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables (note: consistent = False) may leave the schedule by design.
+        """
+        return max((max(abs(a - self.alpha[i]), abs(s - self.sigma[i])) / (self.alpha[i] + self.sigma[i])
+                    for i, a, s in self._exact_levels()), default=0.0)
+
+    def _exact_levels(self) -> Iterator[tuple[int, float, float]]:
+        noises = {k: 2 + n for n, k in enumerate(sorted({int(k) for k in self.ids.ravel() if k >= 0}))}
+        width = 2 + len(noises)
+        x0 = np.zeros(width)
+        x0[0] = 1.0
+        slots, x = np.zeros((self.S, width)), np.zeros(width)
+        for i in range(self.rows):
+            if i == 1:        # where the run starts, whatever label its noise was given
+                x = np.zeros(width)
+                x[:2] = self.alpha[1], self.sigma[1]
+            if i >= 1:
+                yield i, x[0], float(np.sqrt((x[1:] ** 2).sum()))
+            m, f = self._exact_prediction(i, x, x0)
+            n = np.zeros((self.L, width))
+            for k, noise in enumerate(self.ids[i]):
+                if noise >= 0:
+                    n[k, noises[int(noise)]] = 1.0
+            operands = np.concatenate([x[None], slots, m[None], f[None], np.repeat(f[None], self.G, 0), n])
+            read = (self.reads[i] >> np.arange(self.W)) & 1
+            x, u, v = (self.M[i] * read) @ operands
+            for d, value in zip(self.dst[i], (u, v), strict=True):
+                if d >= 0:
+                    slots[d] = value
+
+    def _exact_prediction(self, i: int, x: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        a, s = self.alpha[i], self.sigma[i]
+        if self.call[i] < 0:
+            return self.p[i] * x, np.zeros_like(x)
+        m = {"x0": lambda: x0, "flow": lambda: (x - (a + s) * x0) / s}.get(self.stored, lambda: (x - a * x0) / s)()
+        f = (m - self.p[i] * x) / self.q[i] if self.q[i] else np.zeros_like(x)
+        return m, f
+
+    def describe(self) -> str:
+        """The plan as a readable table."""
+        return plan_file.describe(self)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.note.get('solver', 'unnamed')!s}, nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G})"
+
+
+def _columns(S: int, G: int, L: int, new_S: int, new_G: int) -> np.ndarray:
+    """Where each operand column of an (S, G, L) plan stands in a plan with new_S slots and new_G branches."""
+    old = np.arange(3 + S + G + L)
+    return old + np.where(old > S, new_S - S, 0) + np.where(old >= 3 + S + G, new_G - G, 0)
+
+
+def _grown(array: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarray:
+    out = np.full(shape, fill, array.dtype)
+    out[tuple(slice(n) for n in array.shape)] = array
+    return out
+
+
+def _check_shapes(plan: Plan) -> None:
+    if plan.M.ndim != 3 or plan.U.ndim != 2 or plan.V.ndim != 3 or plan.ids.ndim != 2 or plan.t.ndim != 2:
+        raise PlanError("plan: M and V must have 3 dimensions and U, ids, t 2; build plans with fastsample.solvers")
+    for name, size in plan.dims.items():
+        low = {"R": 2, "G": 1, "E": 1}.get(name, 0)
+        if not low <= size <= CAPS[name]:
+            raise PlanError(f"plan: {name}={size}; {low} to {CAPS[name]} is accepted")
+    size = {**plan.dims, "W": plan.W, "Y": 1 + plan.L, "2": 2, "3": 3}
+    for name, dims in {**_FLOATS, **_INTS}.items():
+        want = tuple(size[d] for d in dims)
+        if getattr(plan, name).shape != want:
+            raise PlanError(f"plan: {name} has shape {list(getattr(plan, name).shape)}; {list(want)} is needed")
+    if not isinstance(plan.note, dict):
+        raise PlanError(f"plan: the note is a {type(plan.note).__name__}; a dict is needed")
+
+
+def _check_values(plan: Plan) -> None:
+    for name in _FLOATS:
+        bad = ~np.isfinite(getattr(plan, name))
+        if bad.any():
+            where = tuple(int(k) for k in np.argwhere(bad)[0])
+            raise PlanError(f"plan: {name}{list(where)} is {getattr(plan, name)[where]}; every number must be finite")
+    ranges = {"reads": (0, 2**plan.W - 1), "branches": (0, 2**plan.G - 1), "known_reads": (0, 2**(1 + plan.L) - 1), "dst": (-1, plan.S - 1),
+              "call": (-1, 255), "ids": (-1, 2**32 - 1)}
+    for name, (low, high) in ranges.items():
+        array = getattr(plan, name)
+        if array.size and (array.min() < low or array.max() > high):
+            bad = array[(array < low) | (array > high)].ravel()[0]
+            raise PlanError(f"plan: {name} holds {bad}; {low} to {high} is accepted")
+    if (plan.clip < 0).any() or (plan.alpha < 0).any() or (plan.sigma < 0).any() or (plan.alpha + plan.sigma <= 0).any():
+        raise PlanError("plan: clip, alpha or sigma is negative, or alpha = sigma = 0; levels and bounds are 0 or more")
+
+
+def _check_reads(plan: Plan) -> None:
+    written = 0
+    for i in range(plan.rows):
+        unwritten = plan._slots_read(i) & ~written
+        if unwritten:
+            raise PlanError(f"plan: row {i} reads slot {unwritten.bit_length() - 1} that no earlier row wrote")
+        u, v = plan.dst[i]
+        if u == v >= 0:
+            raise PlanError(f"plan: row {i} writes slot {u} twice; u and v need slots of their own")
+        noise = (plan.reads[i] >> (3 + plan.S + plan.G)) | (plan.known_reads[i] >> 1)
+        if any((noise >> k) & 1 and plan.ids[i, k] < 0 for k in range(plan.L)):
+            raise PlanError(f"plan: row {i} reads a noise that has no id; give it an id of 0 to 2**32-1")
+        for d in (u, v):
+            written |= 1 << int(d) if d >= 0 else 0
+    last = plan.rows - 1
+    if plan.call[0] >= 0 or plan.call[last] >= 0:
+        raise PlanError("plan: the first and the last row call no model; row 0 starts the run and the last row holds")
+    if plan.reads[last] != 1 or plan.M[last, 0, 0] != 1 or (plan.dst[last] >= 0).any() or plan.known_reads[last]:
+        raise PlanError("plan: the last row must hold (x' = x, nothing written)")

@@ -1,0 +1,299 @@
+"""Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, eps ~ N(0, I), and the half log-SNR lambda = ln(alpha/sigma).
+
+Every schedule has
+    alpha(t), sigma(t), half_log_snr(t)    float64, any shape; half_log_snr is +inf where sigma = 0 and -inf where alpha = 0, both exact
+    time(half_log_snr)                     the inverse
+    t_max                                  noise end (larger t = noisier); t_min: smallest time with sigma > 0 that grids use
+    t_zero                                 the time at which sigma = 0 exactly (below t_min)
+    t_finite                               largest time with alpha > 0 that grids spaced in half_log_snr use (t_max unless alpha(t_max) = 0)
+    label(t)                               the noise level a network is usually told: t itself, sigma for Flow
+A value outside the range, or not a number, is a ValueError. Floor 0: NumPy only.
+
+Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear), Rombach et al. 2022 (2112.10752, scaled
+linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17, cosine), Karras et al. 2022 (2206.00364, EDM), Liu et al. 2023 (2209.03003, flow), Esser
+et al. 2024 (2403.03206, eq. 23, shift), Lu & Song 2025 (2410.11081, TrigFlow), Lin et al. 2024 (2305.08891, Alg. 1, zero terminal SNR).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> float:
+    """value as a float strictly between low and high, or a ValueError."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not low < float(value) < high:  # a NaN compares false
+        raise ValueError(f"{where} = {value!r}; a number between {low:g} and {high:g}, ends excluded, is accepted")
+    return float(value)
+
+
+class Schedule:
+    """What every schedule shares: range checks, the JSON form. A subclass gives _point(t) -> (alpha, sigma, lambda) and the inverse."""
+
+    t_zero = 0.0
+    t_top = None  # largest accepted time where that is not t_max
+    t_finite = property(lambda self: self.t_max)
+
+    def alpha(self, t):
+        return self._at(t, "alpha")[0][()]
+
+    def sigma(self, t):
+        return self._at(t, "sigma")[1][()]
+
+    def half_log_snr(self, t):
+        return self._at(t, "half_log_snr")[2][()]
+
+    def label(self, t):
+        return np.asarray(t, dtype=np.float64)[()]
+
+    def time(self, half_log_snr):
+        level = np.asarray(half_log_snr, dtype=np.float64)
+        if np.isnan(level).any():
+            raise ValueError(f"{type(self).__name__}.time: half_log_snr = nan; a number or an infinity is accepted")
+        with np.errstate(over="ignore", divide="ignore"):
+            return np.asarray(self._time(level))[()]
+
+    def _at(self, t, what: str) -> tuple[np.ndarray, ...]:
+        t = np.asarray(t, dtype=np.float64)
+        top = self.t_max if self.t_top is None else self.t_top
+        bad = ~((t >= self.t_zero) & (t <= top))
+        if bad.any():
+            raise ValueError(f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= {top:g} is accepted")
+        with np.errstate(over="ignore", divide="ignore"):
+            return tuple(np.asarray(value) for value in self._point(t))
+
+    def to_json(self) -> dict:
+        """Name and parameters, JSON-able; from_json gives an equal schedule back."""
+        return {"name": type(self).__name__, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(data) -> Schedule:
+        return from_json(data)
+
+
+@dataclass(frozen=True)
+class VP(Schedule):
+    """Variance preserving: alpha = e^{-L}, sigma = sqrt(1 - e^{-2L}), L(t) = (beta_max - beta_min) t²/4 + beta_min t/2, t in [0, 1]."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max = 1.0
+
+    def __post_init__(self):
+        low = _number("VP: beta_min", self.beta_min)
+        _number("VP: beta_max", self.beta_max, low)
+        _number("VP: t_min", self.t_min, 0.0, 1.0)
+
+    def _point(self, t):
+        decay = 0.25 * t * t * (self.beta_max - self.beta_min) + 0.5 * t * self.beta_min
+        return np.exp(-decay), np.sqrt(-np.expm1(-2.0 * decay)), -0.5 * np.log(np.expm1(2.0 * decay))
+
+    def _time(self, level):
+        decay = 0.5 * np.logaddexp(0.0, -2.0 * level)
+        return 4.0 * decay / (self.beta_min + np.sqrt(self.beta_min**2 + 4.0 * (self.beta_max - self.beta_min) * decay))
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, t in [0, 1]; sigma = 0 at the special time -1.
+
+    Between -1 and 0 sigma = sigma_min (1 + t): levels under sigma_min, which the usual grids do not use."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min, t_max, t_zero = 0.0, 1.0, -1.0
+
+    def __post_init__(self):
+        _number("VE: sigma_max", self.sigma_max, _number("VE: sigma_min", self.sigma_min))
+
+    def _point(self, t):
+        ratio = np.where(t < 0.0, np.log1p(np.minimum(t, 0.0)), t * math.log(self.sigma_max / self.sigma_min))  # ln(sigma/sigma_min)
+        sigma = self.sigma_min * np.where(t < 0.0, 1.0 + t, (self.sigma_max / self.sigma_min) ** np.maximum(t, 0.0))
+        return np.ones_like(t), sigma, -math.log(self.sigma_min) - ratio
+
+    def _time(self, level):
+        ratio = -level - math.log(self.sigma_min)
+        return np.where(ratio < 0.0, np.expm1(np.minimum(ratio, 0.0)), ratio / math.log(self.sigma_max / self.sigma_min))
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """Karras et al. 2022: alpha = 1, sigma = t >= 0. sigma_data is the standard deviation of x0, used by prediction "edm"."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    t_top = float(np.finfo(np.float64).max)  # churn and hand-made lists go above sigma_max
+    t_min = property(lambda self: self.sigma_min)
+    t_max = property(lambda self: self.sigma_max)
+
+    def __post_init__(self):
+        _number("EDM: sigma_max", self.sigma_max, _number("EDM: sigma_min", self.sigma_min))
+        _number("EDM: sigma_data", self.sigma_data)
+
+    def _point(self, t):
+        return np.ones_like(t), t, -np.log(t)
+
+    def _time(self, level):
+        return np.exp(-level)
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Rectified flow: sigma = shift·t / (1 + (shift-1) t), alpha = 1 - sigma; t in [0, 1] is the time before the shift.
+
+    half_log_snr = ln((1-t)/t) - ln(shift): the shift moves the log-SNR by a constant. alpha = 0 at t = 1 and sigma = 0 at t = 0."""
+
+    shift: float = 1.0
+    t_min: float = 1e-3
+    t_max = 1.0
+    t_finite = property(lambda self: 1.0 - self.t_min)
+
+    def __post_init__(self):
+        _number("Flow: shift", self.shift)
+        _number("Flow: t_min", self.t_min, 0.0, 0.5)
+
+    def _point(self, t):
+        scale = 1.0 + (self.shift - 1.0) * t  # alpha is not 1 - sigma, which cancels near t = 1
+        return (1.0 - t) / scale, self.shift * t / scale, np.log1p(-t) - np.log(t) - math.log(self.shift)
+
+    def _time(self, level):
+        return 1.0 / (1.0 + self.shift * np.exp(level))
+
+    def label(self, t):
+        return self.sigma(t)
+
+
+@dataclass(frozen=True)
+class TrigFlow(Schedule):
+    """alpha = cos t, sigma = sigma_data·sin t, t in [0, pi/2]; sigma_data is the standard deviation of x0. alpha = 0 exactly at pi/2."""
+
+    sigma_data: float = 1.0
+    t_min: float = 2e-3
+    t_max = math.pi / 2
+    t_finite = property(lambda self: self.t_max - self.t_min)
+
+    def __post_init__(self):
+        _number("TrigFlow: sigma_data", self.sigma_data)
+        _number("TrigFlow: t_min", self.t_min, 0.0, math.pi / 4)
+
+    def _point(self, t):
+        end = t == self.t_max  # the cosine of the float nearest pi/2 is 6e-17
+        level = np.where(end, -np.inf, -np.log(np.tan(t)) - math.log(self.sigma_data))
+        return np.where(end, 0.0, np.cos(t)), self.sigma_data * np.sin(t), level
+
+    def _time(self, level):
+        return np.arctan(np.exp(-level) / self.sigma_data)
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteVP(Schedule):
+    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]), sigma = sqrt(1 - alphas_cumprod[t]), t = 0..T-1; sigma = 0 at the time -1.
+
+    alphas_cumprod [T]: strictly decreasing inside (0, 1); the last may be 0 (zero terminal SNR). At a fractional t half_log_snr is linear
+    in t (log-linear sigma/alpha); in the two intervals with an infinite end, -1..0 and the last of a zero-terminal-SNR table, sigma/alpha
+    and alpha/sigma are linear in t instead. recipe names the constructor and its arguments, so that to_json stays short."""
+
+    alphas_cumprod: np.ndarray
+    recipe: dict | None = None
+    t_min, t_zero = 0.0, -1.0
+    t_max = property(lambda self: float(len(self.alphas_cumprod) - 1))
+    t_finite = property(lambda self: float(len(self._table) - 1))  # _table: half_log_snr at t = 0, 1, .., t_finite
+
+    def __post_init__(self):
+        table = np.array(self.alphas_cumprod, dtype=np.float64)
+        if table.ndim != 1 or not 2 <= len(table) <= 100_000:
+            raise ValueError(f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to 100000 entries is accepted")
+        inside = (table > 0.0) & (table < 1.0)
+        inside[-1] |= table[-1] == 0.0
+        if not inside.all():
+            at = int(np.argmin(inside))
+            raise ValueError(f"DiscreteVP: alphas_cumprod[{at}] = {table[at]:g}; values inside (0, 1), or a last 0, are accepted")
+        if not (np.diff(table) < 0.0).all():
+            at = int(np.argmax(np.diff(table) >= 0.0))
+            raise ValueError(f"DiscreteVP: alphas_cumprod[{at + 1}] = {table[at + 1]:g} after {table[at]:g}; decreasing values are accepted")
+        table.setflags(write=False)
+        with np.errstate(divide="ignore"):
+            levels = 0.5 * (np.log(table) - np.log1p(-table))
+        object.__setattr__(self, "alphas_cumprod", table)
+        object.__setattr__(self, "_table", levels[: len(table) - (table[-1] == 0.0)])
+
+    @classmethod
+    def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVP:
+        """beta = linspace(beta_start, beta_end, steps), alphas_cumprod = cumprod(1 - beta) (Ho et al. 2020)."""
+        recipe = _recipe("linear", steps, beta_start=beta_start, beta_end=beta_end)
+        return cls(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)), recipe)
+
+    @classmethod
+    def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> DiscreteVP:
+        """sqrt(beta) = linspace(sqrt(beta_start), sqrt(beta_end), steps) (Rombach et al. 2022; Stable Diffusion)."""
+        recipe = _recipe("scaled_linear", steps, beta_start=beta_start, beta_end=beta_end)
+        return cls(np.cumprod(1.0 - np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps) ** 2), recipe)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> DiscreteVP:
+        """beta_i = min(1 - g((i+1)/steps)/g(i/steps), beta_max), g(u) = cos²((u + offset)/(1 + offset)·pi/2) (Nichol & Dhariwal 2021)."""
+        recipe = _recipe("cosine", steps, offset=offset, beta_max=beta_max)
+        g = np.cos((np.arange(steps + 1) / steps + offset) / (1.0 + offset) * (math.pi / 2)) ** 2
+        return cls(np.cumprod(np.maximum(g[1:] / g[:-1], 1.0 - beta_max)), recipe)
+
+    def zero_terminal_snr(self) -> DiscreteVP:
+        """The same table with sqrt(alphas_cumprod) moved affinely: its first entry stays and its last is 0 (Lin et al. 2024, Alg. 1)."""
+        root = np.sqrt(self.alphas_cumprod)
+        recipe = None if self.recipe is None else {**self.recipe, "zero_terminal_snr": True}
+        return DiscreteVP(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2, recipe)
+
+    def _point(self, t):
+        level = np.interp(t, np.arange(len(self._table)), self._table)
+        level = np.where(t < 0.0, self._table[0] - np.log1p(np.minimum(t, 0.0)), level)
+        level = np.where(t > self.t_finite, self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0)), level)
+        return 1.0 / np.sqrt(1.0 + np.exp(-2.0 * level)), 1.0 / np.sqrt(1.0 + np.exp(2.0 * level)), level
+
+    def _time(self, level):
+        first, last = self._table[0], self._table[-1]
+        t = np.interp(-level, -self._table, np.arange(len(self._table)))
+        t = np.where(level > first, np.expm1(np.minimum(first - level, 0.0)), t)
+        if self.t_finite < self.t_max:
+            return np.where(level < last, self.t_max - np.exp(np.minimum(level - last, 0.0)), t)
+        if (level < last - 1e-9 * abs(last)).any():
+            raise ValueError(f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the table's last, are accepted")
+        return t
+
+    def to_json(self) -> dict:
+        return {"name": "DiscreteVP", **(self.recipe or {"alphas_cumprod": self.alphas_cumprod.tolist()})}
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, DiscreteVP) and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+
+    def __hash__(self) -> int:
+        return hash(self.alphas_cumprod.tobytes())
+
+
+def _recipe(kind: str, steps, **values) -> dict:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 2 <= steps <= 100_000:
+        raise ValueError(f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 2 to 100000 is accepted")
+    return {"kind": kind, "steps": int(steps), **{name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()}}
+
+
+SCHEDULES = {cls.__name__: cls for cls in (VP, DiscreteVP, VE, EDM, Flow, TrigFlow)}
+
+
+def from_json(data) -> Schedule:
+    """The schedule that to_json wrote (a dict, or its JSON text); an unknown name or key is a ValueError."""
+    data = dict(json.loads(data) if isinstance(data, str) else data)
+    name, kind, zero = data.pop("name", None), data.pop("kind", None), data.pop("zero_terminal_snr", False)
+    if name not in SCHEDULES:
+        raise ValueError(f"schedules.from_json: name = {name!r}; one of {', '.join(SCHEDULES)} is accepted")
+    if kind is not None and (name != "DiscreteVP" or kind not in ("linear", "scaled_linear", "cosine")):
+        raise ValueError(f"schedules.from_json: kind = {kind!r} of {name}; linear, scaled_linear or cosine of DiscreteVP is accepted")
+    try:
+        schedule = (SCHEDULES[name] if kind is None else getattr(DiscreteVP, kind))(**data)
+    except TypeError as error:
+        raise ValueError(f"schedules.from_json: {error}; the parameters of {name} are accepted") from None
+    return schedule.zero_terminal_snr() if zero is True else schedule
