@@ -36,7 +36,7 @@ def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA)
     if prediction == "x0":
         p, q = np.zeros_like(alpha), np.ones_like(alpha)
     elif prediction == "eps":
-        _refuse(alpha == 0.0, "to_x0: prediction 'eps' at alpha = 0; an x0, v or flow model, or a grid starting where alpha > 0, is accepted")
+        _refuse(alpha == 0.0, "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where alpha > 0, is accepted")
         p, q = 1.0 / alpha, -sigma / alpha
     elif prediction == "v":
         n2 = alpha**2 + sigma**2
@@ -92,7 +92,7 @@ def to_kind(kind: str, prediction: str, alpha, sigma, sigma_data: float = DEFAUL
 
 
 def from_x0(kind: str, alpha, sigma):
-    """(a, b) with kind = a·x + b·x0. ValueError at sigma = 0, except for x0. With a network's output use to_kind: this cancels as sigma -> 0."""
+    """(a, b) with kind = a·x + b·x0. ValueError at sigma = 0, except for x0. For a network's output to_kind: this cancels as sigma -> 0."""
     return to_kind(kind, "x0", alpha, sigma)
 
 

@@ -10,8 +10,8 @@ Every schedule has
 A value outside the range, or not a number, is a ValueError. Floor 0: NumPy only.
 
 Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear), Rombach et al. 2022 (2112.10752, scaled
-linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17, cosine), Karras et al. 2022 (2206.00364, EDM), Liu et al. 2023 (2209.03003, flow), Esser
-et al. 2024 (2403.03206, eq. 23, shift), Lu & Song 2025 (2410.11081, TrigFlow), Lin et al. 2024 (2305.08891, Alg. 1, zero terminal SNR).
+linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17, cosine), Karras et al. 2022 (2206.00364, EDM), Liu et al. 2023 (2209.03003, flow),
+Esser et al. 2024 (2403.03206, shift), Lu & Song 2025 (2410.11081, TrigFlow), Lin et al. 2024 (2305.08891, Alg. 1, zero terminal SNR).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class TrigFlow(Schedule):
 
 @dataclass(frozen=True, eq=False)
 class DiscreteVP(Schedule):
-    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]), sigma = sqrt(1 - alphas_cumprod[t]), t = 0..T-1; sigma = 0 at the time -1.
+    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]), sigma = sqrt(1 - alphas_cumprod[t]), t = 0..T-1; sigma = 0 at t = -1.
 
     alphas_cumprod [T]: strictly decreasing inside (0, 1); the last may be 0 (zero terminal SNR). At a fractional t half_log_snr is linear
     in t (log-linear sigma/alpha); in the two intervals with an infinite end, -1..0 and the last of a zero-terminal-SNR table, sigma/alpha
@@ -217,7 +217,7 @@ class DiscreteVP(Schedule):
             raise ValueError(f"DiscreteVP: alphas_cumprod[{at}] = {table[at]:g}; values inside (0, 1), or a last 0, are accepted")
         if not (np.diff(table) < 0.0).all():
             at = int(np.argmax(np.diff(table) >= 0.0))
-            raise ValueError(f"DiscreteVP: alphas_cumprod[{at + 1}] = {table[at + 1]:g} after {table[at]:g}; decreasing values are accepted")
+            raise ValueError(f"DiscreteVP: alphas_cumprod[{at + 1}] = {table[at + 1]:g} after {table[at]:g}; they must decrease")
         table.setflags(write=False)
         with np.errstate(divide="ignore"):
             levels = 0.5 * (np.log(table) - np.log1p(-table))

@@ -1,0 +1,186 @@
+"""Time grids: float64 arrays [n+1] of a schedule's times, strictly decreasing from the noise end to the data end; n steps.
+
+end="zero" (default) ends in the time at which sigma = 0 exactly, so that a run returns x0; end="min" ends in schedule.t_min, where a little
+noise is left. Times are never rounded unless a function is told so: a fractional index of a table of 1,000 levels is a level of its own.
+Anything else than a strictly decreasing grid is a ValueError, never a repeated last level.
+
+Where alpha(t_max) = 0 (Flow, TrigFlow, zero terminal SNR) sigma/alpha is infinite there; the grids spaced in it then use
+s = sigma/(alpha + sigma) in [0, 1] instead, which is the sigma of rectified flow, and uniform_half_log_snr starts at t_finite with its
+first time moved to t_max.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .schedules import EDM, DiscreteVP, Flow, Schedule
+
+MAX_STEPS = 65_534  # a plan has at most 65,536 rows, two of them without a step
+SAME_LEVEL = 1e-12  # a level this close to the schedule's largest is the largest, through a logarithm and back
+ROUNDED_LIST = 1e-3  # published lists are rounded (14.615 for 14.61464): so much above the schedule's largest sigma is taken as the largest
+
+
+def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
+    """t_i = t_max + i/n (t_end - t_max), i = 0..n.
+
+    Where sigma = 0 is a time apart (-1 of DiscreteVP and VE) the n levels are spread over t_max..t_min and it follows them.
+    """
+    n = _steps("uniform", n)
+    _end("uniform", end)
+    if end == "min" or schedule.t_zero >= 0.0:
+        return check(schedule, np.linspace(schedule.t_max, schedule.t_zero if end == "zero" else schedule.t_min, n + 1))
+    return check(schedule, np.append(np.linspace(schedule.t_max, schedule.t_min, n), schedule.t_zero))
+
+
+def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
+    """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then sigma = 0 (Lu et al. 2022, arXiv:2206.00927)."""
+    n = _steps("uniform_half_log_snr", n)
+    noisiest, cleanest = schedule.half_log_snr(schedule.t_finite), schedule.half_log_snr(schedule.t_min)
+    levels = np.linspace(noisiest, cleanest, n if _end("uniform_half_log_snr", end) else n + 1)
+    return _finish(schedule, schedule.time(levels), end)
+
+
+def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> np.ndarray:
+    """(s_max^{1/rho} + i/(n-1) (s_min^{1/rho} - s_max^{1/rho}))^rho for n levels s = sigma/alpha, then 0 (Karras et al. 2022, eq. 5).
+
+    With alpha(t_max) = 0, s = sigma/(alpha + sigma).
+    """
+    if isinstance(rho, bool) or not isinstance(rho, (int, float, np.number)) or not 0.0 < rho < np.inf:
+        raise ValueError(f"grids.karras: rho = {rho!r}; a number > 0 is accepted")
+    return _ramp(schedule, _steps("karras", n), end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
+
+
+def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
+    """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0, s = sigma/(alpha + sigma)."""
+    return _ramp(schedule, _steps("exponential", n), end, np.log, np.exp)
+
+
+def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
+    """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table 2)."""
+    size, n = _table("trailing", schedule), _steps("trailing", n)
+    return _indices("trailing", schedule, size * (1.0 - np.arange(n) / n) - 1.0, rounded)
+
+
+def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = False) -> np.ndarray:
+    """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached (Lin et al. 2024, table 2)."""
+    size, n = _table("leading", schedule), _steps("leading", n)
+    if n > size:
+        raise ValueError(f"grids.leading: n = {n} for a table of {size} levels; n up to {size} is accepted")
+    return _indices("leading", schedule, np.arange(n)[::-1] * float(size // n) + offset, rounded)
+
+
+def linspace(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
+    """t_i = (T-1)(1 - i/(n-1)), i = 0..n-1, then -1 (Lin et al. 2024, table 2)."""
+    size, n = _table("linspace", schedule), _steps("linspace", n)
+    return _indices("linspace", schedule, np.linspace(size - 1.0, 0.0, n), rounded)
+
+
+def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
+    """The grid of these noise levels, as they are: sigma of x on Flow, sigma/alpha (the sigma of EDM and k-diffusion) elsewhere.
+
+    The last one is where a run ends: put 0 there for x0. inf is the end with alpha = 0.
+    """
+    sigmas = _list("from_sigmas", sigmas)
+    if (sigmas < 0.0).any():
+        raise ValueError(f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are accepted")
+    if isinstance(schedule, EDM):
+        return check(schedule, sigmas)
+    top = float(schedule.sigma(schedule.t_max)) if isinstance(schedule, Flow) else float(np.exp(-schedule.half_log_snr(schedule.t_max)))
+    if sigmas[0] > top * (1.0 + ROUNDED_LIST):
+        raise ValueError(f"grids.from_sigmas: {sigmas[0]:g} is above the schedule's largest level; up to {top:g} is accepted")
+    sigmas = np.minimum(sigmas, top)
+    if isinstance(schedule, Flow):
+        return check(schedule, sigmas / (schedule.shift - (schedule.shift - 1.0) * sigmas))
+    with np.errstate(divide="ignore"):
+        times = schedule.time(-np.log(sigmas))
+    return check(schedule, np.where(sigmas >= top * (1.0 - SAME_LEVEL), schedule.t_max, times))
+
+
+def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarray:
+    """The grid that asks the model at these times of the schedule (indices of a DiscreteVP, t before the shift of Flow).
+
+    end="zero" appends the time at which sigma = 0 unless the list ends in it; end="keep" takes the list as it is.
+    """
+    times = _list("from_timesteps", timesteps)
+    if end not in ("zero", "keep"):
+        raise ValueError(f"grids.from_timesteps: end = {end!r}; 'zero' or 'keep' is accepted")
+    return check(schedule, times if end == "keep" or times[-1] == schedule.t_zero else np.append(times, schedule.t_zero))
+
+
+def check(schedule: Schedule, grid) -> np.ndarray:
+    """The grid as float64 [n+1], or a ValueError: one axis, 2 to 65,535 finite times, strictly decreasing, inside the schedule."""
+    grid = _list("check", grid)
+    if not 2 <= len(grid) <= MAX_STEPS + 1:
+        raise ValueError(f"grid: {len(grid)} times; 2 to {MAX_STEPS + 1} are accepted, one more than the steps")
+    if not np.isfinite(grid).all():
+        at = int(np.argmin(np.isfinite(grid)))
+        raise ValueError(f"grid: entry {at} is {grid[at]:g}; finite times are accepted")
+    levels = schedule.half_log_snr(grid)  # refuses a time outside the schedule
+    steps = np.diff(grid) < 0.0
+    if not steps.all():
+        at = int(np.argmin(steps))
+        raise ValueError(f"grid: entry {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; strictly decreasing times are accepted")
+    steps = levels[1:] > levels[:-1]
+    if not steps.all():
+        at = int(np.argmin(steps))
+        raise ValueError(f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times further apart are accepted")
+    return grid
+
+
+def _steps(where: str, n) -> int:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_STEPS:
+        raise ValueError(f"grids.{where}: n = {n!r}; a whole number of steps from 1 to {MAX_STEPS} is accepted")
+    return int(n)
+
+
+def _end(where: str, end) -> bool:
+    if end not in ("zero", "min"):
+        raise ValueError(f"grids.{where}: end = {end!r}; 'zero' or 'min' is accepted")
+    return end == "zero"
+
+
+def _list(where: str, values) -> np.ndarray:
+    try:
+        values = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"grids.{where}: {values!r:.60}; a list of numbers is accepted") from None
+    if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
+        raise ValueError(f"grids.{where}: shape {list(values.shape)}, {int(np.isnan(values).sum())} NaN; a list of numbers is accepted")
+    return values
+
+
+def _ramp(schedule: Schedule, n: int, end: str, warp, unwarp) -> np.ndarray:
+    """n levels evenly spaced in warp(s), s = sigma/alpha, or sigma/(alpha + sigma) where alpha(t_max) = 0."""
+    ends = np.array([schedule.t_max, schedule.t_min])
+    alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
+    bounded = alpha[0] == 0.0
+    high, low = warp(sigma / (alpha + sigma if bounded else alpha))
+    s = unwarp(np.linspace(high, low, n if _end("karras or grids.exponential", end) else n + 1))
+    with np.errstate(divide="ignore"):
+        return _finish(schedule, schedule.time((np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0) - np.log(s)), end)
+
+
+def _finish(schedule: Schedule, times: np.ndarray, end: str) -> np.ndarray:
+    """The times with their ends set exactly, and sigma = 0 after them where asked."""
+    if len(times) > 1:
+        times[-1] = schedule.t_min
+    times[0] = schedule.t_max
+    return check(schedule, np.append(times, schedule.t_zero) if end == "zero" else times)
+
+
+def _table(where: str, schedule) -> int:
+    if not isinstance(schedule, DiscreteVP):
+        raise ValueError(f"grids.{where}: schedule is a {type(schedule).__name__}; a DiscreteVP is accepted")
+    return len(schedule.alphas_cumprod)
+
+
+def _indices(where: str, schedule: DiscreteVP, times: np.ndarray, rounded: bool) -> np.ndarray:
+    if rounded:
+        whole = np.round(times)
+        same = whole[1:] == whole[:-1]
+        if same.any():
+            at = int(np.argmax(same))
+            sentence = f"{len(times)} times rounded to whole ones repeat {whole[at]:g}; fewer steps, or rounded=False, are accepted"
+            raise ValueError(f"grids.{where}: {sentence}")
+        times = whole
+    return check(schedule, np.append(times, schedule.t_zero))

@@ -1,0 +1,26 @@
+"""Flow coordinates on any schedule: y = x/n, s = sigma/n, n = alpha + sigma, in which dy/ds = v = eps - x0 is finite at both ends."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..schedules import Flow, TrigFlow
+
+ROUNDING = 4.0 * np.finfo(np.float64).eps  # alpha + sigma = 1 on Flow, but for the rounding of two quotients
+
+
+def is_flow(schedule, grid: np.ndarray) -> bool:
+    """Is the velocity the thing to carry: on a flow, and wherever the grid begins at alpha = 0."""
+    return isinstance(schedule, (Flow, TrigFlow)) or float(schedule.alpha(grid[0])) == 0.0
+
+
+def velocity_step(alpha, sigma, level) -> tuple[float, float]:
+    """(a, e) of x' = a·x + e·v between two points: a = n'/n, e = n'(s' - s) = (alpha'·sigma/n)·expm1(lambda - lambda').
+
+    alpha, sigma, level [2]: of the point left and the point reached.
+    """
+    n, target = alpha[0] + sigma[0], alpha[1] + sigma[1]
+    a = target / n
+    return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), float(alpha[1] * sigma[0] / n) * math.expm1(level[0] - level[1])

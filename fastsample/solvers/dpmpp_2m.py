@@ -1,0 +1,40 @@
+"""DPM-Solver++(2M)."""
+
+from __future__ import annotations
+
+from ..plan import Plan
+from ._begin import begin, choice
+from ._build import M, R, X
+from ._exponential import gain, history, weights
+
+
+def dpmpp_2m(
+    model, grid, *, prediction=None, start=None, variant="midpoint", lower_order_final=False, inpaint=False, clip=0.0, compat="exact",
+) -> Plan:
+    """x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (h/2h_1)·(m - m_1)],  h = lambda' - lambda, h_1 the step before; m is x0.
+
+    variant "midpoint" (above); "heun" integrates the line through m and m_1 exactly: the weight of (m - m_1)·h/h_1 is h·phi_2(-h). Second
+    order, one evaluation a step, one output kept; the first step, a step to sigma = 0 and the one after alpha = 0 are of first order (the
+    limits). lower_order_final: the last step of first order whatever it ends in. Lu et al. 2022, arXiv:2211.01095, Alg. 2.
+
+    compat="diffusers": lower_order_final for n < 15, as its default configuration. k-diffusion's rows are the exact ones.
+    """
+    choice("dpmpp_2m: variant", variant, ("midpoint", "heun"))
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
+    level, orders = b.half_log_snr, []
+    for i in range(b.n):
+        alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
+        seen = history(level, i, 1 if sigma == 0.0 or (low and i == b.n - 1) else 2)
+        orders.append(len(seen))
+        h = float(level[i + 1] - level[i])
+        if len(seen) == 1:
+            step = alpha * gain(h) * M
+        else:
+            back = float(level[i] - level[i - 1]) / h
+            w = gain(h) / (2.0 * back) if variant == "midpoint" else -weights((0.0, -back), h)[1]
+            step = alpha * ((gain(h) + w) * M - w * R(f"m{i - 1}"))
+        b.row(b.t[i], to=b.t[i + 1], x=step if sigma == 0.0 else (sigma / b.sigma[i]) * X + step, keep={f"m{i}": M})
+    words = {"variant": variant, "lower_order_final": bool(lower_order_final), "compat": compat}
+    cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"]
+    return b.build("dpmpp_2m", arguments=words, compat=compat, order=max(orders), orders=orders, citations=cite)

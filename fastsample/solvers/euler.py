@@ -1,0 +1,37 @@
+"""Euler: DDIM's step, carried as a velocity where the schedule is a flow."""
+
+from __future__ import annotations
+
+import math
+
+from ..grids import check
+from ..plan import Plan
+from ._begin import begin
+from ._build import M, X, resolve
+from ._flow import is_flow, velocity_step
+
+
+def euler(model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, compat="exact") -> Plan:
+    """VP, VE, EDM: y' = y + (rho' - rho)·(y - x0)/rho, y = x/alpha, rho = sigma/alpha.
+    Flow, TrigFlow, alpha = 0: y' = y + (s' - s)·v, y = x/(alpha + sigma), s = sigma/(alpha + sigma), v = eps - x0.
+
+    Both are the one map x' = (sigma'/sigma)·x - alpha' expm1(-h)·x0, h = lambda' - lambda. First order, one evaluation a step, stores
+    nothing; m is x0, or v on a flow (unless clip is given, which bounds x0). Karras et al. 2022, arXiv:2206.00364, Alg. 1 without its
+    second stage; Liu et al. 2023, arXiv:2209.03003. compat changes nothing here.
+    """
+    found = resolve(model, prediction)
+    flow = is_flow(found.schedule, check(found.schedule, grid)) and not clip
+    b = begin(found, grid, None, start, stored="flow" if flow else "x0", inpaint=inpaint, clip=clip, compat=compat)
+    level = b.half_log_snr
+    for i in range(b.n):
+        if flow:
+            a, v = velocity_step(b.alpha[i : i + 2], b.sigma[i : i + 2], level[i : i + 2])
+            b.row(b.t[i], to=b.t[i + 1], x=a * X + v * M)
+        elif b.sigma[i + 1] == 0.0:
+            b.row(b.t[i], to=b.t[i + 1], x=b.alpha[i + 1] * M)
+        else:
+            b.row(b.t[i], to=b.t[i + 1], x=(b.sigma[i + 1] / b.sigma[i]) * X - b.alpha[i + 1] * math.expm1(level[i] - level[i + 1]) * M)
+    cite = ["Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1, arXiv:2206.00364"]
+    if flow:
+        cite = ["Liu, Gong, Liu 2023, Flow Straight and Fast, Alg. 1, arXiv:2209.03003"]
+    return b.build("euler", arguments={"compat": compat}, compat=compat, order=1, orders=[1] * b.n, citations=cite)

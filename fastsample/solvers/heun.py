@@ -1,0 +1,95 @@
+"""Heun: an Euler step, a second evaluation where it lands, the mean of both slopes; with churn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..grids import check
+from ..plan import Plan
+from ._begin import begin, choice, number
+from ._build import Builder, M, N, R, X, resolve
+from ._flow import is_flow, velocity_step
+
+LARGEST_CHURN = math.sqrt(2.0) - 1.0  # Karras et al. 2022, Alg. 2
+ROUNDING = 1e-12  # a rise of ln rho this small is the rounding of the schedule's end, not churn
+
+
+def heun(
+    model, grid, *, prediction=None, start=None, space=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, inpaint=False, clip=0.0,
+    compat="exact",
+) -> Plan:
+    """rho space (VP, VE, EDM): y = x/alpha, rho = sigma/alpha, d = (y - x0)/rho, rho^ = (1 + gamma) rho;
+    y^ = y + sqrt(rho^² - rho²) s_noise·n;  y1 = y^ + (rho' - rho^)·d;  y' = y1 + ½ (rho' - rho^)·(d1 - d).
+    flow space (Flow, TrigFlow, alpha = 0): y = x/(alpha + sigma), s = sigma/(alpha + sigma), v = eps - x0, the last line in s and v.
+
+    gamma = min(s_churn/n, sqrt(2) - 1) where s_tmin <= rho <= s_tmax, else 0; rho^ stays within the schedule (only EDM goes above its
+    sigma_max). space = "rho" or "flow" overrides. Second order, two evaluations a step, one for a last step to sigma = 0 (an Euler step):
+    2n - 1 in all. Keeps one output; the stage's base is eliminated: x' = x1 + ½ (..)·(m1 - m). m is v in flow space, d where alpha = 1,
+    else x0 (d loses its digits where alpha is small). Karras et al. 2022, arXiv:2206.00364, Alg. 1 and 2. s_noise other than 1 leaves the
+    schedule by design; compat changes nothing here.
+    """
+    found = resolve(model, prediction)
+    churn = {name: number(f"heun: {name}", v) for name, v in (("s_churn", s_churn), ("s_tmin", s_tmin), ("s_noise", s_noise))}
+    high = math.inf if s_tmax is None or s_tmax == math.inf else number("heun: s_tmax", s_tmax)
+    grid = check(found.schedule, grid)
+    space = choice("heun: space", space or ("flow" if is_flow(found.schedule, grid) else "rho"), ("rho", "flow"))
+    if space == "flow" and s_churn:
+        raise ValueError(f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts at alpha > 0, is accepted")
+    flat = bool((found.schedule.alpha(grid) == 1.0).all())
+    stored = "flow" if space == "flow" else "d" if flat and not clip else "x0"
+    b = begin(found, grid, None, start, stored=stored, inpaint=inpaint, clip=clip, compat=compat)
+    if space == "rho" and b.alpha[0] == 0.0:
+        raise ValueError("heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space = 'flow' is accepted")
+    level = b.half_log_snr
+    for i in range(b.n):
+        if space == "flow":
+            _flow_step(b, i, level)
+        else:
+            _step(b, i, _churned(b, i, **churn, s_tmax=high), level[i + 1])
+    words = {"space": space, **churn, "s_tmax": None if high == math.inf else high, "compat": compat}
+    orders = [1 if b.sigma[i + 1] == 0.0 else 2 for i in range(b.n)]
+    cite = ["Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, arXiv:2206.00364"]
+    consistent = s_noise == 1.0 or not s_churn
+    return b.build("heun", arguments=words, consistent=consistent, compat=compat, order=max(orders), orders=orders, citations=cite)
+
+
+def _churned(b: Builder, i: int, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> float:
+    """The time the step starts from, after noise was added where churn asks for it."""
+    t, alpha, rho = float(b.t[i]), b.alpha[i], b.sigma[i] / b.alpha[i]
+    gamma = min(s_churn / b.n, LARGEST_CHURN) if s_tmin <= rho <= s_tmax else 0.0
+    room = -b.schedule.half_log_snr(b.schedule.t_max if b.schedule.t_top is None else b.schedule.t_top) - math.log(rho)
+    rise = min(math.log1p(gamma), float(room))  # ln(rho^/rho)
+    if rise <= ROUNDING:
+        return t
+    hotter = float(b.schedule.time(-math.log(rho) - rise))
+    lifted = b.level(hotter)[0]
+    b.pre(to=hotter, x=(lifted / alpha) * X + lifted * rho * math.sqrt(math.expm1(2.0 * rise)) * s_noise * N(i + 1))
+    return hotter
+
+
+def _step(b: Builder, i: int, t: float, target: float) -> None:
+    """One step in rho space from time t, where x stands after churn, to grid point i+1, whose lambda is target."""
+    alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
+    left, h = b.level(t), target - float(b.schedule.half_log_snr(t))
+    slope = b.stored == "d"
+    move = alpha * left[1] / left[0] * math.expm1(-h) if slope else None  # alpha' (rho' - rho)
+    if sigma == 0.0:
+        b.row(t, to=b.t[i + 1], x=(alpha / left[0]) * X + move * M if slope else alpha * M)
+        return
+    kept = f"m{i}"
+    first = (alpha / left[0]) * X + move * M if slope else (sigma / left[1]) * X - alpha * math.expm1(-h) * M
+    b.row(t, to=b.t[i + 1], x=first, keep={kept: M})
+    # d = (y1 - x0)/rho' too, since the Euler step keeps it: d1 - d = (x0 - x0_1)/rho', and rho/rho' - 1 = e^h - 1
+    b.row(b.t[i + 1], to=b.t[i + 1], x=X + (0.5 * move if slope else 0.5 * alpha * math.expm1(h)) * (M - R(kept)))
+
+
+def _flow_step(b: Builder, i: int, level: np.ndarray) -> None:
+    """One step in flow coordinates."""
+    a, e = velocity_step(b.alpha[i : i + 2], b.sigma[i : i + 2], level[i : i + 2])
+    if b.sigma[i + 1] == 0.0:
+        b.row(b.t[i], to=b.t[i + 1], x=a * X + e * M)
+        return
+    b.row(b.t[i], to=b.t[i + 1], x=a * X + e * M, keep={f"m{i}": M})
+    b.row(b.t[i + 1], to=b.t[i + 1], x=X + 0.5 * e * (M - R(f"m{i}")))

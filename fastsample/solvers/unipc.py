@@ -1,0 +1,79 @@
+"""UniPC: a multistep predictor, and a corrector that uses the output at the predicted point at no extra evaluation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..plan import Plan
+from ._begin import begin, choice
+from ._build import ANCHOR, Builder, Lin, M, R, X
+from ._exponential import gain, history, nodes, weights
+
+BASE = Lin({ANCHOR: 1.0})  # the corrected x of the point before
+
+
+def unipc(
+    model, grid, *, prediction=None, start=None, order=3, variant="bh2", corrector=True, lower_order_final=True, inpaint=False, clip=0.0,
+    compat="exact",
+) -> Plan:
+    """Predictor of order p: x' = (sigma'/sigma)·x_c + alpha' sum_k w_k·m_k, the w_k integrating the polynomial through the last p outputs.
+    Corrector of order p, one point later: x_c = (sigma/sigma_1)·x_c1 + alpha sum_k w_k·m_k, through those outputs and the new one.
+
+    order 1..3. variant "bh1", "bh2": the published shortcut 1/2 in the predictor of order 2 and the corrector of order 1, where the weight
+    of the one difference is B(h)/2, B = h or 1 - e^{-h}; "vary": the exact weight there too. They differ nowhere else. corrector=False:
+    predictor alone. lower_order_final: order at most n - i. A step to sigma = 0 is of first order, the end is not corrected (nothing is
+    evaluated there), and outputs at alpha = 0 drop out (the limits); the first corrector after alpha = 0 keeps bh2's half weight and is
+    left out for bh1, whose weight is infinite there. One evaluation a step; x_c is eliminated, so a row keeps one output. m is x0. Order
+    as run: min(order + 1, 3), or min(order, 2) without the corrector. Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8. compat changes nothing
+    here.
+    """
+    choice("unipc: order", order, (1, 2, 3))
+    choice("unipc: variant", variant, ("bh1", "bh2", "vary"))
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    level, asked, orders = b.half_log_snr, [], []
+    for i in range(b.n):
+        here = _corrected(b, i, level, asked[-1], variant) if i and corrector else X
+        most = min(order, i + 1, b.n - i) if lower_order_final else min(order, i + 1)
+        asked.append(1 if b.sigma[i + 1] == 0.0 else most)
+        seen = history(level, i, asked[-1])
+        orders.append(len(seen))
+        h = float(level[i + 1] - level[i])
+        at = nodes(level, seen, h)
+        w = _halved(h, variant, at[1]) if asked[-1] == len(seen) == 2 and variant != "vary" else weights(at, h)
+        step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
+        for j, weight in zip(seen, w, strict=True):
+            step = step + b.alpha[i + 1] * weight * (M if j == i else R(f"m{j}"))
+        b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M}, anchor=here if corrector else None)
+    words = {"order": int(order), "variant": variant, "corrector": bool(corrector)}
+    words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
+    cite = ["Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"]
+    reached = min(max(orders) + 1, 3) if corrector else min(max(orders), 2)
+    return b.build("unipc", arguments=words, compat=compat, order=reached, orders=orders, citations=cite)
+
+
+def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:
+    """x at grid point i, corrected: from the corrected x of point i-1, over the last `order` outputs up to there and the one at point i itself.
+
+    The shortcut belongs to order 1, not to an order that alpha = 0 brought down to 1: the limit of order 2 is the exact weight.
+    """
+    last = i - 1
+    h = float(level[i] - level[last])
+    if math.isinf(h) and variant == "bh1":
+        return X
+    seen = history(level, last, order)
+    if order == 1 and variant != "vary":
+        w = _halved(h, variant, 1.0)
+    else:
+        w = [0.0, 1.0] if math.isinf(h) else weights([*nodes(level, seen, h), 1.0], h)
+    step = (b.sigma[i] / b.sigma[last]) * BASE
+    for j, weight in zip([*seen, i], w, strict=True):
+        step = step + b.alpha[i] * weight * (M if j == i else R(f"m{j}"))
+    return step
+
+
+def _halved(h: float, variant: str, node: float) -> list[float]:
+    """Weights of m and of the output at `node` by the shortcut for one difference: (1 - e^{-h})·m + B(h)/2·(m_node - m)/node."""
+    w = 0.5 * (h if variant == "bh1" else gain(h)) / node
+    return [gain(h) - w, w]

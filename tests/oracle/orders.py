@@ -1,0 +1,152 @@
+"""Order of convergence on a problem with a known answer, as slopes of a Plan's end error.
+
+The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25). With y = x/alpha and rho = sigma/alpha every
+schedule gives the same probability-flow ODE, dy/dlambda = D(y, rho) - y, solved from rho = 3 to .1 by DOP853. `python -m oracle.orders`, in tests/,
+writes the table docs/orders.md.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import interpreter
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from fastsample.schedules import EDM, Flow
+from fastsample.solvers import SOLVERS
+
+from . import derivations as d
+from .marginals import points
+
+MEANS, WEIGHTS, STD = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.25
+TOP, BOTTOM = 3.0, 0.1
+STARTS = np.array([-5.2, -3.1, -1.7, -0.6, 0.7, 1.9, 3.4, 5.0])      # y at rho = 3, on both sides of the split
+WINDOW = (1e-10, 1e-2)                                               # errors that speak of order: below is rounding, above is not yet a power law
+
+
+def denoise(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+    """E[x0 | alpha x0 + sigma eps = x]: responsibilities of the components times their posterior means."""
+    variance = (alpha * STD) ** 2 + sigma**2
+    gap = x[..., None] - alpha * MEANS
+    log = np.log(WEIGHTS) - gap**2 / (2 * variance)
+    share = np.exp(log - log.max(-1, keepdims=True))
+    share /= share.sum(-1, keepdims=True)
+    return (share * (MEANS + alpha * STD**2 / variance * gap)).sum(-1)
+
+
+@cache
+def exact(rho: float) -> np.ndarray:
+    """y at rho on the trajectories through STARTS."""
+    if rho >= TOP * (1 - 1e-14):
+        return STARTS
+    span = (-np.log(TOP), -np.log(rho))
+    return solve_ivp(lambda lam, y: denoise(y, 1.0, np.exp(-lam)) - y, span, STARTS, method="DOP853", rtol=3e-14, atol=1e-14).y[:, -1]
+
+
+def grid(schedule, n: int) -> np.ndarray:
+    """n steps uniform in half log-SNR from rho = 3 to .1."""
+    return schedule.time(np.linspace(-np.log(TOP), -np.log(BOTTOM), n + 1))
+
+
+def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> float:
+    """Largest end error in y. history = p hands the run exact states at its first p points, so that row p is the first of full order.
+
+    A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the state at point p is set to the full-order prediction
+    from the exact history, which is what a run that had been going on would hold.
+    """
+    where = [i for i in range(plan.rows) if plan.call[i] >= 0]
+    level = {i: (plan.alpha[i], plan.sigma[i]) for i in range(plan.rows)}
+    slots, x, model_input = [np.full(STARTS.shape, np.nan)] * plan.S, STARTS * plan.alpha[1], None
+    for i in range(1, plan.rows):
+        k, (alpha, sigma) = where.index(i) if i in where else -1, level[i]
+        if 0 <= k < history:
+            x = alpha * exact(sigma / alpha)
+        elif unipc and k == history > 1:
+            x = _predicted(plan, schedule, where, history, unipc["variant"])
+        outputs = [denoise(x, alpha, sigma)] if k >= 0 else None             # plans made with prediction="x0"
+        x, model_input, _ = interpreter.step(plan, i, x, slots, outputs, None)
+    return float(np.max(np.abs(x / plan.alpha[-1] - exact(BOTTOM))))
+
+
+def _predicted(plan, schedule, where: list[int], p: int, variant: str) -> np.ndarray:
+    """UniP-p from exact states and exact predictions at points p-1, p-2, ..., 0."""
+    past = points(schedule, plan.note["times"][: p + 1])
+    s, t = past[p - 1], past[p]
+    weights = d.unipc_weights(past[p - 1::-1], t, variant, False)
+    out = float(d.transfer(s, t)[0]) * float(s.alpha) * exact(float(s.rho))
+    for w, node in zip(weights, past[p - 1::-1], strict=True):
+        out = out + float(t.alpha * w) * denoise(float(node.alpha) * exact(float(node.rho)), float(node.alpha), float(node.sigma))
+    return out
+
+
+def slope(errors: Callable[[int], float], sizes=(64, 128, 256, 512)) -> tuple[float, float, int]:
+    """(order, error, n) of the last doubling whose errors are both inside the window."""
+    found = {}
+    for n in reversed(sizes[1:]):
+        for k in (n, n // 2):
+            found.setdefault(k, errors(k))
+        if all(WINDOW[0] <= found[k] <= WINDOW[1] for k in (n, n // 2)):
+            return float(np.log2(found[n // 2] / found[n])), found[n], n
+    raise AssertionError(f"no doubling of {sizes} with errors inside {WINDOW}: {found}")
+
+
+_ERRORS: dict[tuple, float] = {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A deterministic solver with options, the order p its rows reach, and the outputs a full row needs (history)."""
+
+    name: str
+    options: dict
+    order: int
+    history: int = 1
+    schedule: object = EDM()
+
+    @property
+    def id(self) -> str:
+        return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items()), *([] if isinstance(self.schedule, EDM) else ["on a flow"])])
+
+    def error(self, n: int, *, exact_history: bool) -> float:
+        """Largest end error of n steps; remembered, and computed once where a full row needs no history."""
+        key = (self.id, n, exact_history and self.history > 1)
+        if key not in _ERRORS:
+            _ERRORS[key] = self._error(n, exact_history=key[2])
+        return _ERRORS[key]
+
+    def _error(self, n: int, *, exact_history: bool) -> float:
+        more = {"lower_order_final": False} if self.name == "unipc" else {}
+        plan = SOLVERS[self.name](self.schedule, grid(self.schedule, n), prediction="x0", **self.options, **more)
+        corrected = self.name == "unipc" and self.options.get("corrector", True)
+        anchor = {"variant": self.options["variant"]} if corrected and exact_history else None
+        return error(plan, self.schedule, history=self.history if exact_history else 1, unipc=anchor)
+
+    @property
+    def as_run(self) -> int:
+        """The order a run started at order 1 reaches: its first step leaves an error of h^2, after a corrector of h^3."""
+        return min(self.order, 3 if self.name == "unipc" and self.options.get("corrector", True) else 2)
+
+
+def _unipc(order: int, variant: str, corrector: bool) -> Method:
+    return Method("unipc", {"order": order, "variant": variant} | ({} if corrector else {"corrector": False}), order + corrector, order)
+
+
+METHODS = [
+    Method("ddim", {}, 1), Method("euler", {}, 1), Method("euler", {}, 1, schedule=Flow(3.0)), Method("euler_ancestral", {"eta": 0.0}, 1),
+    Method("heun", {}, 2), Method("heun", {}, 2, schedule=Flow(3.0)), Method("dpmpp_2s", {}, 2), Method("dpmpp_2m", {}, 2, 2),
+    Method("dpmpp_2m", {"variant": "heun"}, 2, 2), Method("dpmpp_2m_sde", {"eta": 0.0}, 2, 2), Method("dpmpp_3m", {}, 3, 3),
+    Method("dpmpp_3m", {"compat": "diffusers"}, 2, 3),
+    *(_unipc(order, variant, corrector) for order in (1, 2, 3) for variant in ("bh1", "bh2") for corrector in (False, True)),
+    _unipc(3, "vary", True),
+]
+
+
+def table() -> str:
+    """The measured orders of every method as Markdown."""
+    lines = ["| solver | order of its rows | measured from exact history | measured as run | error as run, 512 steps |", "|---|---|---|---|---|"]
+    for m in METHODS:
+        b, c = (slope(lambda n, m=m, e=e: m.error(n, exact_history=e)) for e in (True, False))
+        lines.append(f"| {m.id} | {m.order} | {b[0]:.2f} | {c[0]:.2f} | {m.error(512, exact_history=False):.1e} |")
+    return "\n".join(lines)

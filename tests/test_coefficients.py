@@ -1,0 +1,98 @@
+"""Every coefficient of every solver against a derivation of its own: oracle.loops in 50 digits, row by row, at 1e-12.
+
+A plan is run on basis vectors, so that each state is the list of its coefficients over the start noise, every prediction and every noise; a direct
+loop with explicit anchors follows it. Both reduce to the same thing whatever the plan stores, eliminates or folds.
+"""
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+from oracle import derivations as d
+from oracle.cases import CASES, SCHEDULES, grid, schedule_id
+from oracle.linear import EPS, mp
+from oracle.marginals import Point, point
+from oracle.probe import follow
+
+PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
+LONG = ("ddim-eta=0.3", "euler", "euler_ancestral", "heun", "heun-space=rho-s_churn=2.0-s_tmin=0.05-s_tmax=30.0", "dpmpp_2s-r=0.3", "dpmpp_2m",
+        "dpmpp_2m-variant=heun", "dpmpp_3m", "dpmpp_3m-compat=diffusers", "dpmpp_2m_sde-eta=0.4-variant=heun", "unipc-order=1-variant=bh2",
+        "unipc-order=2-variant=bh1", "unipc-order=3-variant=bh2", "lcm")
+by_id = {case.id: case for case in CASES}
+
+
+def grids(case, schedule, sizes) -> list[np.ndarray]:
+    """Uneven grids of every size: between finite levels, and (unless the solver needs a finite rho) from the noise end to sigma = 0."""
+    finite = "space" in case.options and schedule.alpha(schedule.t_max) == 0
+    return [grid(schedule, n, whole=whole) for n in sizes for whole in ((False,) if finite else (False, True))]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_rows_equal_their_derivation(case, schedule):
+    for t in grids(case, schedule, (1, 2, 3, 10)):
+        found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
+        assert found.agrees(), f"{len(t) - 1} steps to {t[-1]:g}: {found}"
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_rows_of_a_thousand_steps(name):
+    case, schedule = by_id[name], SCHEDULES[LONG.index(name) % 6]
+    t = grids(case, schedule, (1000,))[-1]
+    found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
+    assert found.agrees(), str(found)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
+def test_rows_over_raw_model_outputs(schedule, prediction):
+    """The map from a network's output to the stored prediction, for every prediction on every schedule, within each shape of row."""
+    for name in ("ddim-eta=0.3", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc-order=3-variant=bh2", "lcm"):
+        case = by_id[name]
+        t = grid(schedule, 4, whole=schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm"))      # these have no meaning at alpha = 0
+        found = follow(case.plan(schedule, t, prediction), schedule, case.loop, case.loop_options(schedule, t), raw=True)
+        assert found.agrees(), f"{name}: {found}"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
+def test_levels_of_the_schedules(schedule):
+    """alpha, sigma and half log-SNR of a thousand times against their definitions, near both ends too."""
+    rng, low, high = np.random.default_rng(4), schedule.t_zero, schedule.t_max
+    near = (high - schedule.t_min) * 10.0 ** rng.uniform(-7, 0, 60)
+    times = np.concatenate([[low, high, schedule.t_min], rng.uniform(schedule.t_min, high, 60), schedule.t_min + near, high - near])
+    for t in times:
+        p, lam = point(schedule, t), float(schedule.half_log_snr(t))
+        # the circle's alpha and sigma are functions of lambda: an error eps (1 + |lambda|) there is one of as much, relatively, here
+        room = 8 * EPS * (1 + (abs(float(p.lam)) if mp.isfinite(p.lam) else 0))
+        for have, want in ((schedule.alpha(t), p.alpha), (schedule.sigma(t), p.sigma)):
+            assert abs(float(mp.mpf(float(have)) - want)) <= room * float(want), f"t = {t!r}"
+        assert lam == float(p.lam) if not mp.isfinite(p.lam) else abs(float(mp.mpf(lam) - p.lam)) <= room, f"t = {t!r}"
+
+
+@pytest.mark.parametrize("h", [0.001, 0.1, 1.0, 6.0])
+@pytest.mark.parametrize("rate", [1, 1.3, 2])
+def test_derived_weights_equal_quadrature_of_the_integral(h, rate):
+    nodes = [mp.mpf(0), -0.7 * mp.mpf(h), -1.9 * mp.mpf(h)]
+    for n in (1, 2, 3):
+        pairs = zip(d.exact_weights(nodes[:n], nodes[0], mp.mpf(h), rate), d.quadrature_weights(nodes[:n], nodes[0], mp.mpf(h), rate), strict=True)
+        assert max(abs(a - b) for a, b in pairs) < mp.mpf(10) ** -30
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_system_equals_lagrange_weights(variant, corrector, order):
+    """UniPC's own R rho = b/B, and its limit when the oldest node goes to alpha = 0: B cancels but for the published halves."""
+    past = [Point(None, *_circle(lam)) for lam in ("0.3", "-0.2", "-1.1")][:order]
+    t = Point(None, *_circle("0.9"))
+    system = d.unipc_system([p.lam for p in past], t.lam, variant, corrector)
+    assert max(abs(a - b) for a, b in zip(system, d.unipc_weights(past, t, variant, corrector), strict=True)) < mp.mpf(10) ** -40
+    if order + corrector > 2:
+        far = d.unipc_system([*(p.lam for p in past[:-1]), mp.mpf(-10) ** 25], t.lam, variant, corrector)
+        limit = d.unipc_weights([*past[:-1], Point(None, mp.mpf(0), mp.mpf(1))], t, variant, corrector)
+        assert max(abs(a - b) for a, b in zip(far, limit, strict=True)) < mp.mpf(10) ** -20
+
+
+def _circle(lam: str) -> tuple:
+    lam = mpmath.mpf(lam)
+    return 1 / mp.sqrt(1 + mp.exp(-2 * mp.mpf(lam))), 1 / mp.sqrt(1 + mp.exp(2 * mp.mpf(lam)))

@@ -1,0 +1,101 @@
+"""The weights of exponential integrators against mpmath."""
+
+import itertools
+
+import mpmath
+import numpy as np
+import pytest
+
+from fastsample.solvers._exponential import gain, history, moments, nodes, phi, weights
+
+EPS = np.finfo(np.float64).eps
+STEPS = [1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.999, 1.0, 1.5, 3.0, 10.0, 40.0]
+NODES = [(0.0,), (0.0, -1.0), (0.0, -0.3), (0.0, -1.0, -2.0), (0.0, -0.7, -3.1), (0.0, -1.0, 1.0), (0.0, 1.0), (0.0, -0.5, -2.0, 1.0)]
+
+
+def exact_moment(h, j):
+    """∫_0^1 h e^{-(1-u)h} u^j du by its series in h, summed with 60 digits: h sum_n (-h)^n j!/(n+j+1)!."""
+    h = mpmath.mpf(h)
+    return h * mpmath.nsum(lambda n: (-h) ** n * mpmath.factorial(j) / mpmath.factorial(n + j + 1), [0, mpmath.inf])
+
+
+@pytest.fixture(autouse=True)
+def digits():
+    with mpmath.workdps(60):
+        yield
+
+
+def closed_moment(h, j):
+    """The same by the recurrence I_j = 1 - (j/h) I_{j-1}, whose cancellation 60 digits can afford."""
+    h = mpmath.mpf(h)
+    found = -mpmath.expm1(-h)
+    for k in range(1, j + 1):
+        found = 1 - k / h * found
+    return found
+
+
+def test_the_two_references_agree():
+    for h, j in itertools.product((0.1, 3.0), range(4)):
+        assert abs(exact_moment(h, j) - closed_moment(h, j)) < mpmath.mpf(10) ** -50
+
+
+@pytest.mark.parametrize("h", STEPS)
+def test_moments(h):
+    # the recurrence for phi, used from h = 1 on, loses a factor of at most (j+1)! at h = 1
+    for j, found in enumerate(moments(h, 4)):
+        wanted = closed_moment(h, j)
+        assert abs(found - wanted) <= 4 * EPS * np.prod(np.arange(1, j + 2)) * abs(wanted)
+
+
+@pytest.mark.parametrize("h", STEPS)
+@pytest.mark.parametrize("at", NODES)
+def test_weights(at, h):
+    found = weights(at, h)
+    for k, node in enumerate(at):
+        basis = [mpmath.mpf(1)]
+        size = [mpmath.mpf(1)]  # the same with every term taken positive: what rounding acts on
+        for i, other in enumerate(at):
+            if i != k:
+                gap = mpmath.mpf(node) - mpmath.mpf(other)
+                basis = [a / gap for a in mul(basis, -mpmath.mpf(other))]
+                size = [a / abs(gap) for a in mul(size, abs(mpmath.mpf(other)))]
+        wanted = sum(c * closed_moment(h, j) for j, c in enumerate(basis))
+        bound = 64 * EPS * sum(c * closed_moment(h, j) for j, c in enumerate(size))
+        assert abs(found[k] - wanted) <= bound
+
+
+def mul(polynomial, root):
+    """(u + root)·polynomial, lowest power first."""
+    return [a * root + b for a, b in zip([*polynomial, 0], [0, *polynomial], strict=True)]
+
+
+@pytest.mark.parametrize("at", NODES)
+def test_a_polynomial_is_integrated_exactly(at):
+    """sum_k w_k u_k^j = I_j for j < number of nodes; the whole weight is 1 - e^{-h}."""
+    for h in STEPS:
+        w = np.array(weights(at, h))
+        for j, integral in enumerate(moments(h, len(at))):
+            powers = np.array(at) ** j
+            assert abs(w @ powers - integral) <= 64 * EPS * (np.abs(w) @ np.maximum(1.0, np.abs(powers)))
+        assert abs(sum(w) - gain(h)) <= 64 * EPS * np.abs(w).sum()
+
+
+def test_infinite_step():
+    assert gain(np.inf) == 1.0
+    assert moments(np.inf, 3) == [1.0, 1.0, 1.0]
+    assert weights([0.0], np.inf) == [1.0]
+
+
+@pytest.mark.parametrize(("k", "z", "wanted"), [(0, 1.0, np.e), (1, 0.0, 1.0), (2, 0.0, 0.5), (3, 0.0, 1 / 6), (1, 2.0, (np.e**2 - 1) / 2)])
+def test_phi(k, z, wanted):
+    assert abs(phi(k, z) - wanted) <= 4 * EPS * wanted
+
+
+def test_history_and_nodes():
+    levels = np.array([-np.inf, -1.0, 0.0, 2.0])
+    assert history(levels, 0, 3) == [0]
+    assert history(levels, 1, 3) == [1]
+    assert history(levels, 2, 3) == [2, 1]
+    assert history(levels, 3, 2) == [3, 2]
+    assert nodes(levels, [3, 2, 1], 4.0) == [0.0, -0.5, -0.75]
+    assert nodes(levels, [0], np.inf) == [0.0]

@@ -1,0 +1,113 @@
+"""Solvers: jumps, compat, what other libraries break on, and every refusal."""
+
+import numpy as np
+import pytest
+
+from fastsample import grids
+from fastsample.model import Model
+from fastsample.schedules import EDM, VP, DiscreteVP, Flow, TrigFlow
+from fastsample.solvers import JUMPS, SOLVERS, jump
+
+EPS = np.finfo(np.float64).eps
+SD = DiscreteVP.scaled_linear()
+
+
+def terms(plan, row):
+    """{operand: coefficient} of x' in a row, zeros left out."""
+    return {plan.operand(k): c for k in range(plan.W) if (plan.reads[row] >> k) & 1 and (c := plan.M[row, 0, k]) != 0.0}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+@pytest.mark.parametrize("schedule", [VP(), SD.zero_terminal_snr(), EDM(), Flow(3.0), TrigFlow(0.5)], ids=lambda s: type(s).__name__)
+def test_jump_is_the_row(name, schedule):
+    grid = grids.karras(schedule, 7)
+    a, b = JUMPS[name](schedule, grid[:-1], grid[1:])
+    plan = SOLVERS[name](schedule, grid, prediction="v")
+    for i in range(7):
+        row = terms(plan, i + 1)
+        x, m = row.get("x", 0.0), row["m"]
+        if plan.stored == "flow":  # m = (x - (alpha + sigma) x0)/sigma
+            alpha, sigma = schedule.alpha(grid[i]), schedule.sigma(grid[i])
+            x, m = x + m / sigma, -m * (alpha + sigma) / sigma
+        assert abs(x - a[i]) <= 32 * EPS * max(1.0, abs(row.get("x", 0.0)))
+        assert abs(m - b[i]) <= 32 * EPS
+
+
+def test_jump_broadcasts():
+    a, b = jump(EDM(), np.array([[4.0], [2.0]]), np.array([2.0, 0.0]))
+    assert np.abs(a - [[0.5, 0.0], [1.0, 0.0]]).max() <= EPS
+    assert np.abs(b - [[0.5, 1.0], [0.0, 1.0]]).max() <= 4 * EPS
+    assert np.isfinite(np.array(jump(Flow(), 1.0, [1.0, 0.5, 0.0]))).all()
+
+
+def test_compat_changes_what_it_says():
+    grid = grids.karras(EDM(), 6, end="min")
+    for name in SOLVERS:
+        rows = {c: SOLVERS[name](EDM(), grid, prediction="v", compat=c).M for c in ("exact", "diffusers", "k-diffusion")}
+        differs = {c for c in ("diffusers", "k-diffusion") if not np.array_equal(rows[c], rows["exact"])}
+        assert differs == {"dpmpp_3m": {"diffusers", "k-diffusion"}, "dpmpp_2m": {"diffusers"}}.get(name, set())
+
+
+@pytest.mark.parametrize("end", ["zero", "min"])
+@pytest.mark.parametrize("n", [2, 14, 15, 40])
+def test_what_breaks_in_other_libraries(n, end):
+    """UniPC with bh1 or a full order into sigma = 0 (NaN, singular), and order 3 with an end at sigma_min from n = 15 on (NaN)."""
+    grid = grids.karras(SD, n, end=end)
+    for name, options in (("unipc", {"variant": "bh1", "lower_order_final": False}), ("unipc", {"variant": "bh2"}), ("dpmpp_3m", {})):
+        plan = SOLVERS[name](SD, grid, prediction="eps", **options)
+        assert plan.nfe == n
+        assert np.abs(plan.M).max() < 50.0
+
+
+BAD = [
+    ("ddim", {"eta": -0.1}, "ddim: eta = -0.1; a number from 0 to 1"),
+    ("ddim", {"eta": np.nan}, "ddim: eta = nan"),
+    ("ddim", {"prediction": None}, "prediction: none given with a bare schedule"),
+    ("ddim", {"prediction": "noise"}, "prediction = 'noise'"),
+    ("ddim", {"grid": [1.0, 2.0, 0.0]}, "grid: entry 1 is 2 after 1"),
+    ("ddim", {"grid": [np.nan, 0.0]}, "1 NaN"),
+    ("ddim", {"grid": [4.0]}, "grid: 1 times"),
+    ("ddim", {"start": 2}, "start: 2 for a grid of 2 steps"),
+    ("ddim", {"start": -1}, "start: -1"),
+    ("ddim", {"start": 1.5}, "start: 1.5"),
+    ("ddim", {"compat": "comfy"}, "compat = 'comfy'; one of exact, diffusers, k-diffusion"),
+    ("ddim", {"clip": -1.0}, "clip = -1.0"),
+    ("euler_ancestral", {"eta": -1}, "euler_ancestral: eta = -1"),
+    ("euler_ancestral", {"s_noise": np.inf}, "s_noise = inf"),
+    ("heun", {"space": "x"}, "heun: space = 'x'; one of rho, flow"),
+    ("heun", {"space": "flow", "s_churn": 3.0}, "s_churn = 3 in flow space"),
+    ("heun", {"s_churn": -1.0}, "heun: s_churn = -1.0"),
+    ("heun", {"space": "flow", "clip": 1.0}, "clip: 1.0 on the stored kind 'flow'"),
+    ("dpmpp_2s", {"r": 1.0}, "dpmpp_2s: r = 1"),
+    ("dpmpp_2s", {"r": -0.5}, "dpmpp_2s: r = -0.5"),
+    ("dpmpp_2m", {"variant": "bh1"}, "dpmpp_2m: variant = 'bh1'; one of midpoint, heun"),
+    ("dpmpp_2m_sde", {"eta": "1"}, "dpmpp_2m_sde: eta = '1'"),
+    ("unipc", {"order": 4}, "unipc: order = 4; one of 1, 2, 3"),
+    ("unipc", {"order": True}, "unipc: order = True"),
+    ("unipc", {"variant": "bh3"}, "unipc: variant = 'bh3'"),
+    ("lcm", {"boundary": True}, "lcm: boundary = True on EDM"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "sentence"), BAD)
+def test_bad_input_is_refused(name, options, sentence):
+    options = {"prediction": "x0", "grid": [4.0, 2.0, 0.0], **options}
+    with pytest.raises(ValueError, match=sentence):
+        SOLVERS[name](EDM(), **options)
+
+
+def test_refused_at_alpha_zero():
+    with pytest.raises(ValueError, match="prediction 'eps' at alpha = 0; another prediction"):
+        SOLVERS["dpmpp_2m"](Flow(), [1.0, 0.5, 0.0], prediction="eps")
+    with pytest.raises(ValueError, match="space = 'rho' on a grid that starts at alpha = 0"):
+        SOLVERS["heun"](Flow(), [1.0, 0.5, 0.0], prediction="flow", space="rho")
+    with pytest.raises(ValueError, match="eta on Flow = 1.5"):
+        SOLVERS["euler_ancestral"](Flow(), [1.0, 0.5, 0.0], prediction="flow", eta=1.5)
+    with pytest.raises(ValueError, match="prediction: 'v' given beside a Model that predicts 'flow'"):
+        SOLVERS["ddim"](Model(None, Flow(), "flow"), [1.0, 0.0], prediction="v")
+
+
+def test_noise_scale_leaves_the_schedule_by_design():
+    for name in ("euler_ancestral", "dpmpp_2m_sde"):
+        assert SOLVERS[name](EDM(), [4.0, 2.0, 0.0], prediction="x0", s_noise=1.1).note["consistent"] is False
+    assert SOLVERS["heun"](EDM(), [4.0, 2.0, 0.0], prediction="x0", s_noise=1.1, s_churn=1.0).note["consistent"] is False
