@@ -1,0 +1,230 @@
+// fastsample.h: the kernels' arguments, checked once, here.
+
+#include <initializer_list>
+#include <limits>
+
+#include "core/dtype.h"
+#include "core/row.h"
+#include "cpu/kernels.h"
+#include "guard.h"
+
+namespace fs {
+namespace {
+
+long long wide(int64_t value) { return static_cast<long long>(value); }
+
+void check_range(const char* where, const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value < least || value > most)
+    fail(FS_E_ARG, "%s: %s is %lld; %lld to %lld is accepted", where, name, wide(value), wide(least), wide(most));
+}
+
+constexpr int64_t kHuge = int64_t{1} << 62;
+
+// The product of sizes, 0 if any is 0; it must fit a signed 64-bit number.
+int64_t check_product(const char* where, const char* name, int64_t unit, std::initializer_list<int64_t> sizes) {
+  int64_t product = unit;
+  for (const int64_t size : sizes) {
+    if (size == 0) return 0;
+    if (__builtin_mul_overflow(product, size, &product))
+      fail(FS_E_ARG, "%s: %s would take more than 2^63 bytes; check the sizes", where, name);
+  }
+  return product;
+}
+
+// An array may be NULL where it is optional or where nothing is in it.
+void check_array(const char* where, const char* name, const void* data, bool required, int64_t unit, std::initializer_list<int64_t> sizes) {
+  if (!data && !required) return;
+  const int64_t bytes = check_product(where, name, unit, sizes);
+  if (bytes == 0) return;
+  if (!data) fail(FS_E_ARG, "%s: %s is NULL; an array of %lld bytes is needed", where, name, wide(bytes));
+  if (reinterpret_cast<uintptr_t>(data) % static_cast<uint64_t>(unit) != 0) {
+    fail(FS_E_ARG, "%s: %s is not aligned; a multiple of %lld bytes is needed", where, name, wide(unit));
+  }
+}
+
+void check_device(const char* where, int32_t device) {
+  if (device == FS_CPU) return;
+  if (device == FS_CUDA) fail(FS_E_UNSUPPORTED, "%s: device is FS_CUDA; this library was built without CUDA, FS_CPU is accepted", where);
+  fail(FS_E_ARG, "%s: device is %d; FS_CPU is accepted", where, device);
+}
+
+void check_stride(const char* where, const char* name, const void* data, int64_t stride, int64_t whole) {
+  if (data && stride != 0 && stride != whole)
+    fail(FS_E_ARG, "%s: %s is %lld; 0 or %lld is accepted", where, name, wide(stride), wide(whole));
+}
+
+void check_step_sizes(const fs_step_args& a) {
+  const char* where = "fs_step";
+  check_range(where, "state_dtype", a.state_dtype, FS_F32, FS_F64);
+  check_range(where, "model_dtype", a.model_dtype, FS_F32, FS_BF16);
+  check_range(where, "S", a.S, 0, FS_MAX_SLOTS);
+  check_range(where, "G", a.G, 0, FS_MAX_BRANCHES);
+  check_range(where, "L", a.L, 0, FS_MAX_NOISES);
+  check_range(where, "K", a.K, 0, FS_MAX_SCALES);
+  check_range(where, "E", a.E, 0, FS_MAX_SCALARS);
+  check_range(where, "batch", a.batch, 0, kHuge);
+  check_range(where, "elements", a.elements, 0, kHuge);
+  check_range(where, "pool", a.pool, a.place ? 0 : a.batch, kHuge);
+  check_range(where, "outputs", a.outputs, 0, kHuge);
+  check_range(where, "copies", a.copies, 1, std::numeric_limits<int32_t>::max());
+  check_range(where, "table_rows", a.table_rows, 1, std::numeric_limits<int32_t>::max());
+  check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+  check_range(where, "reserved", a.reserved, 0, 0);
+  check_range(where, "groups", a.groups, 1, kHuge);
+  if (a.groups == 1) return;
+  int64_t period;
+  check_range(where, "inner", a.inner, 1, kHuge);
+  if (__builtin_mul_overflow(a.groups, a.inner, &period) || a.elements % period != 0) {
+    fail(FS_E_ARG, "fs_step: %lld elements are not a multiple of groups*inner = %lld*%lld; make them one", wide(a.elements), wide(a.groups),
+         wide(a.inner));
+  }
+}
+
+void check_step_arrays(const fs_step_args& a) {
+  const char* where = "fs_step";
+  const int64_t T = dtype_size(a.state_dtype), F = dtype_size(a.model_dtype), B = a.batch, D = a.elements;
+  const Dims d{a.S, a.G, a.L, a.K, a.E};
+  check_product(where, "a batch", T, {B, D});
+  check_array(where, "table_f", a.table_f, true, T, {a.table_rows, d.floats()});
+  check_array(where, "table_i", a.table_i, true, 4, {a.table_rows, d.ints()});
+  check_array(where, "x", a.x, true, T, {a.pool, D});
+  check_array(where, "slots", a.slots, a.S > 0, T, {a.S, a.pool, D});
+  for (int g = 0; g < a.G; ++g) check_array(where, "f", a.f[g], false, F, {a.outputs, D});
+  check_array(where, "model_input", a.model_input, false, F, {a.copies, B, D});
+  check_array(where, "row", a.row, true, 4, {B, a.groups});
+  check_array(where, "place", a.place, false, 4, {B});
+  check_array(where, "f_index", a.f_index, false, 4, {a.G, B});
+  check_array(where, "scale", a.scale, false, T, {B, a.K});
+  check_array(where, "seed", a.seed, false, 8, {B});
+  check_array(where, "noise_scale", a.noise_scale, false, T, {B});
+  check_array(where, "weights", a.weights, false, T, {B, 1 + a.G});
+  check_array(where, "bound", a.bound, false, T, {B});
+  for (int l = 0; l < a.L; ++l) check_array(where, "noise", a.noise[l], false, T, {B, D});
+  check_array(where, "mask", a.mask, false, T, {B, D});
+  check_array(where, "known", a.known, false, T, {B, D});
+  check_array(where, "t_out", a.t_out, false, 4, {B, a.groups, a.E});
+  check_array(where, "preview", a.preview, false, T, {B, D});
+  check_array(where, "status", a.status, false, 4, {B});
+  check_stride(where, "mask_batch_stride", a.mask, a.mask_batch_stride, D);
+  check_stride(where, "known_batch_stride", a.known, a.known_batch_stride, D);
+}
+
+void check_noise(const fs_noise_args& a) {
+  const char* where = "fs_noise_fill";
+  check_device(where, a.device);
+  check_range(where, "dtype", a.dtype, FS_F32, FS_F64);
+  check_range(where, "batch", a.batch, 0, kHuge);
+  check_range(where, "elements", a.elements, 0, kHuge);
+  check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+  check_range(where, "reserved", a.reserved, 0, 0);
+  check_array(where, "seed", a.seed, false, 8, {a.batch});
+  check_array(where, "out", a.out, true, dtype_size(a.dtype), {a.batch, a.elements});
+}
+
+void check_moments(const fs_moments_args& a) {
+  const char* where = "fs_moments";
+  check_device(where, a.device);
+  check_range(where, "dtype", a.dtype, FS_F32, FS_BF16);
+  check_range(where, "P", a.P, 1, FS_MAX_MOMENTS_A);
+  check_range(where, "Q", a.Q, 0, FS_MAX_MOMENTS_B);
+  check_range(where, "batch", a.batch, 0, kHuge);
+  check_range(where, "elements", a.elements, 0, kHuge);
+  check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+  const int64_t unit = dtype_size(a.dtype);
+  for (int p = 0; p < a.P; ++p) check_array(where, "a", a.a[p], true, unit, {a.batch, a.elements});
+  for (int q = 0; q < a.Q; ++q) check_array(where, "b", a.b[q], true, unit, {a.batch, a.elements});
+  check_array(where, "dots", a.dots, false, 8, {a.batch, a.P, a.Q});
+  check_array(where, "max_abs", a.max_abs, false, 8, {a.batch, a.P});
+}
+
+void check_cost(const char* where, const fs_cost_args& a) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  check_device(where, a.device);
+  check_range(where, "dtype", a.dtype, FS_F32, FS_BF16);
+  check_range(where, "terms", a.terms, 1, FS_MAX_TERMS);
+  check_range(where, "batch", a.batch, 0, kHuge);
+  check_range(where, "I", a.I, 0, most);
+  check_range(where, "J", a.J, 0, most);
+  check_range(where, "D", a.D, 0, kHuge);
+  check_range(where, "threads", a.threads, 0, most);
+  check_range(where, "reserved", a.reserved, 0, 0);
+  for (int r = 0; r < a.terms; ++r) check_array(where, "U", a.U[r], true, dtype_size(a.dtype), {a.batch, a.I, a.D});
+  check_array(where, "c", a.c, true, 8, {a.terms, a.I, a.J});
+  check_product(where, "the work", 8, {a.batch, a.I + 1, a.J + 1, a.D});
+}
+
+void check_cost_matrix(const fs_cost_args& a) {
+  const char* where = "fs_cost_matrix";
+  check_cost(where, a);
+  check_array(where, "X", a.X, true, dtype_size(a.dtype), {a.batch, a.J, a.D});
+  check_array(where, "band", a.band, false, 4, {a.I, 2});
+  check_array(where, "out", a.out, true, 8, {a.batch, a.I, a.J});
+  if (!(a.p > 0 && a.p <= std::numeric_limits<double>::max()))
+    fail(FS_E_ARG, "%s: p is %g; a finite power above 0 is accepted", where, a.p);
+}
+
+void check_cost_gather(const fs_cost_args& a) {
+  const char* where = "fs_cost_gather";
+  check_cost(where, a);
+  check_array(where, "i_star", a.i_star, true, 4, {a.J, a.i_star_batch_stride == 0 ? 1 : a.batch});
+  check_array(where, "out", a.out, true, dtype_size(a.dtype), {a.batch, a.J, a.D});
+  check_stride(where, "i_star_batch_stride", a.i_star, a.i_star_batch_stride, a.J);
+  const int64_t lists = a.i_star_batch_stride == 0 ? (a.batch > 0 ? 1 : 0) : a.batch;
+  for (int64_t k = 0; k < lists * a.J; ++k) {
+    if (a.i_star[k] < -1 || a.i_star[k] >= a.I) {
+      fail(FS_E_ARG, "%s: i_star[%lld] is %d; -1 (none) to %lld is accepted", where, wide(k), a.i_star[k], wide(a.I - 1));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fs
+
+using fs::check_struct;
+using fs::guard;
+
+extern "C" {
+
+int fs_step(const fs_step_args* args) {
+  return guard("fs_step: internal error", [&] {
+    check_struct("fs_step", args);
+    fs::check_device("fs_step", args->device);
+    fs::check_step_sizes(*args);
+    fs::check_step_arrays(*args);
+    if (args->batch > 0) fs::cpu_step(*args);
+  });
+}
+
+int fs_noise_fill(const fs_noise_args* args) {
+  return guard("fs_noise_fill: internal error", [&] {
+    check_struct("fs_noise_fill", args);
+    fs::check_noise(*args);
+    if (args->batch > 0 && args->elements > 0) fs::cpu_noise(*args);
+  });
+}
+
+int fs_moments(const fs_moments_args* args) {
+  return guard("fs_moments: internal error", [&] {
+    check_struct("fs_moments", args);
+    fs::check_moments(*args);
+    fs::cpu_moments(*args);
+  });
+}
+
+int fs_cost_matrix(const fs_cost_args* args) {
+  return guard("fs_cost_matrix: internal error", [&] {
+    check_struct("fs_cost_matrix", args);
+    fs::check_cost_matrix(*args);
+    fs::cpu_cost_matrix(*args);
+  });
+}
+
+int fs_cost_gather(const fs_cost_args* args) {
+  return guard("fs_cost_gather: internal error", [&] {
+    check_struct("fs_cost_gather", args);
+    fs::check_cost_gather(*args);
+    fs::cpu_cost_gather(*args);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,84 @@
+// Python's words and errors in the C interface's terms.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "fastsample/fastsample.h"
+
+namespace fastsample_python {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;
+using Addresses = std::vector<Address>;
+
+// Below this much work a call keeps the GIL: taking it back beside a busy thread can cost milliseconds.
+constexpr int64_t kReleaseFrom = 200000;  // about 200 us of elements, a drawn noise counting as one more
+
+template <class T = void>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+inline void check(int status) {
+  if (status == FS_OK) return;
+  const char* sentence = fs_last_error();
+  switch (status) {
+    case FS_E_FILE: PyErr_SetString(PyExc_OSError, sentence); break;
+    case FS_E_MEMORY: PyErr_SetString(PyExc_MemoryError, sentence); break;
+    case FS_E_UNSUPPORTED: PyErr_SetString(PyExc_NotImplementedError, sentence); break;
+    case FS_E_INTERNAL: PyErr_SetString(PyExc_RuntimeError, sentence); break;
+    default: PyErr_SetString(PyExc_ValueError, sentence);
+  }
+  throw py::error_already_set();
+}
+
+template <class Args>
+Args empty() {
+  Args args;
+  std::memset(&args, 0, sizeof args);
+  args.struct_size = sizeof args;
+  return args;
+}
+
+inline int32_t dtype_of(const std::string& name) {
+  static const std::map<std::string, int32_t> numbers{{"float32", FS_F32}, {"float64", FS_F64}, {"float16", FS_F16}, {"bfloat16", FS_BF16}};
+  const auto found = numbers.find(name);
+  if (found == numbers.end()) throw py::value_error("dtype: '" + name + "'; float32, float64, float16 and bfloat16 are accepted");
+  return found->second;
+}
+
+inline int32_t device_of(const std::string& name) {
+  if (name != "cpu" && name != "cuda") throw py::value_error("device: '" + name + "'; cpu and cuda are accepted");
+  return name == "cpu" ? FS_CPU : FS_CUDA;
+}
+
+template <class Pointer, size_t N>
+void fill(const char* name, Pointer (&to)[N], const Addresses& from) {
+  if (from.size() > N)
+    throw py::value_error(std::string(name) + ": " + std::to_string(from.size()) + " addresses; at most " + std::to_string(N) +
+                          " are accepted");
+  for (size_t k = 0; k < N; ++k) to[k] = k < from.size() ? pointer(from[k]) : nullptr;
+}
+
+template <class Call>
+void run(int64_t work, const Call& call) {
+  int status;
+  if (work < kReleaseFrom) {
+    status = call();
+  } else {
+    // The sentence is per thread, so it is still there with the GIL back.
+    py::gil_scoped_release release;
+    status = call();
+  }
+  check(status);
+}
+
+}  // namespace fastsample_python

@@ -1,0 +1,188 @@
+"""What a request brings beside its plan: checked and brought into the form the kernels read. Every refusal is one sentence, before any kernel runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+
+STD_RANGE, STD_ELEMENTS = (0.8, 1.25), 1024  # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
+
+
+def start(
+    noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device, image: bool, gradients: bool = False
+) -> tuple[Tensor | None, tuple[int, ...], torch.device]:  # fmt: skip
+    """The tensor a run starts from (None: to be drawn), the batch's shape [B,*], and its device. image: the plan begins from an image."""
+    both = noise is not None and latent is not None and shape is None and image  # the image, and the noise that row 0 adds to it
+    if not both and sum(v is not None for v in (noise, latent, shape)) != 1:
+        raise ValueError(
+            "Run: pass exactly one of noise= (unit normal), latent= (a state; an image for a plan made with start=, which may take noise= beside it)"
+            " and shape= (noise is drawn from the seeds)"
+        )
+    if shape is not None:
+        size = tuple(int(n) for n in shape)
+        if len(size) < 1 or min(size) < 0:
+            raise ValueError(f"Run: shape is {list(size)}; a batch size and sizes of 0 or more are accepted")
+        return None, size, torch.device(device or "cpu")
+    for name, given in (("noise", noise), ("latent", latent)):
+        if given is not None:
+            _checked(name, given, device, gradients)
+    if both and (noise.shape != latent.shape or noise.device != latent.device):
+        raise ValueError(f"Run: noise is {list(noise.shape)} on {noise.device} and latent {list(latent.shape)} on {latent.device}; one shape is accepted")
+    given = noise if latent is None else latent
+    return given, tuple(given.shape), given.device
+
+
+def _checked(name: str, given: object, device, gradients: bool) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"Run: {name} is a {type(given).__name__}; a torch tensor [B, *] is needed")
+    if given.layout != torch.strided or not given.is_floating_point() or given.dim() < 1:
+        raise TypeError(f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating tensor [B, *] is accepted")
+    if device is not None and torch.device(device).type != given.device.type:
+        raise ValueError(f"Run: {name} is on {given.device} and device={device}; move it, or leave device out")
+    if given.requires_grad and not gradients:
+        raise RuntimeError(f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)")
+    check_values(name, given)
+
+
+def check_values(name: str, given: Tensor) -> None:
+    """Refuse non-finite values, and noise that is not a unit normal by its standard deviation."""
+    bad = ~torch.isfinite(given)
+    if bool(bad.any()):
+        samples = bad.flatten(1).any(1).nonzero().flatten().tolist() if given.dim() > 1 else bad.nonzero().flatten().tolist()
+        raise ValueError(f"Run: {name} holds NaN or Inf in sample {', '.join(map(str, samples[:8]))}; finite numbers are needed")
+    if name == "noise" and given.numel() >= STD_ELEMENTS:
+        std = float(given.detach().float().std())
+        if not STD_RANGE[0] <= std <= STD_RANGE[1]:
+            raise ValueError(f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; already scaled by sigma? pass latent=")
+
+
+def entry(plan: Plan, latent: bool, row: int | None) -> int:
+    """The first row to run: 0 for noise and for the image of a plan made with start=, else an entry the state is handed in at."""
+    image = plan.sigma[0] == 0
+    if not latent:
+        if image:
+            raise ValueError("Run: this plan was made with start= and begins from an image; pass latent=")
+        if row not in (None, 0):
+            raise ValueError(f"Run: start={row} needs the state at that row; pass latent=, or noise= without start")
+        return 0
+    row = row if row is not None else 0 if image else 1
+    entries = [k for k in plan.entries if k > 0 or image]
+    if row not in entries:
+        raise ValueError(
+            f"Run: start={row} is not an entry of this plan (a later row reads history, or there is no such row); entries for a latent are {entries};"
+            " elsewhere make the plan with start=, or use plan.remake(start=...)"
+        )
+    return row
+
+
+def seeds(seed, batch: int, device) -> Tensor:
+    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.shape != (batch,):
+            raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
+        return seed.to(device).contiguous()
+    if isinstance(seed, bool) or not isinstance(seed, (int, Sequence)) or isinstance(seed, str):
+        raise TypeError(f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted")
+    values = [seed + b for b in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(values) != batch or not all(isinstance(v, int) for v in values):
+        raise ValueError(f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed")
+    if values and not -(2**63) <= min(values) <= max(values) < 2**64:
+        raise ValueError(f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted")
+    return torch.tensor([(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device)
+
+
+def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device) -> Tensor:
+    """[B] or [B, columns] finite numbers of a number, `columns` numbers, or a tensor."""
+    try:
+        value = torch.as_tensor(value, dtype=dtype, device=device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"Run: {name} is {value!r}; a number or a tensor is accepted") from error
+    shape = (batch,) if columns is None else (batch, columns)
+    if columns == 1 and value.shape == (batch,):
+        value = value[:, None]
+    if value.dim() > 0 and value.shape != shape and (columns is None or value.shape != (columns,)):
+        raise ValueError(f"Run: {name} has shape {list(value.shape)}; a number or {list(shape)} is accepted")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
+    return value.expand(shape).contiguous()
+
+
+def scales(plan: Plan, guidance, batch: int, dtype: torch.dtype, device) -> Tensor | None:
+    """Guidance scales [B, K] for a plan with K of them."""
+    if plan.K == 0:
+        if guidance is not None:
+            raise ValueError("Run: guidance is given and the plan has no guidance scale; make it with fastsample.guidance.guided(plan)")
+        return None
+    if guidance is None:
+        raise ValueError(f"Run: the plan takes {plan.K} guidance scale(s) and guidance is missing; pass guidance=")
+    return _per_sample("guidance", guidance, batch, plan.K, dtype, device)
+
+
+def noise_scales(value, batch: int, dtype: torch.dtype, device) -> Tensor | None:
+    return None if value is None else _per_sample("noise_scale", value, batch, None, dtype, device)
+
+
+def blend(plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, device) -> tuple[Tensor | None, Tensor | None]:
+    """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a sample (size 1 where it repeats)."""
+    if mask is None and known is None:
+        return None, None
+    if mask is None or known is None:
+        raise ValueError(f"Run: {'known' if mask is None else 'mask'} is given without {'mask' if mask is None else 'known'}; inpainting needs both")
+    if not plan.known_reads.any():
+        raise ValueError("Run: mask and known are given and no row of this plan blends a known image; make it with inpaint=True")
+    for name, value in (("mask", mask), ("known", known)):
+        if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:
+            raise ValueError(f"Run: {name} must be a tensor on {device}")
+    mask = mask.to(dtype)
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise ValueError(f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted")
+    if mask.dim() != len(size) or any(m not in (1, n) for m, n in zip(mask.shape, size, strict=True)):
+        raise ValueError(f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, or 1 where it repeats, are accepted")
+    if known.shape not in (tuple(size), (1, *size[1:])) or not known.is_floating_point():
+        raise ValueError(f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted")
+    check_values("known", known)
+    return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.detach().to(dtype).contiguous()
+
+
+def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
+    """Noise id of each of the L noise operands that the row draws, None for those it does not."""
+    first = 3 + plan.S + plan.G
+    used = plan.reads[row] >> first | (plan.known_reads[row] >> 1 if masked else 0)
+    return [int(plan.ids[row, k]) if used >> k & 1 else None for k in range(plan.L)]
+
+
+def sources(given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None) -> Callable[[int], list] | None:
+    """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or None where Philox draws everything.
+
+    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every draw of id 0.
+    """
+    rows = [drawn(plan, row, masked) for row in range(plan.rows)]
+    order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
+    initial = initial.to(dtype).clone() if initial is not None and 0 in order else None  # the caller's own tensor may change during the run
+    if given is None and initial is None:
+        return None
+
+    def checked(where: str, value: object) -> Tensor:
+        if not isinstance(value, Tensor) or value.shape != tuple(size) or not value.is_floating_point() or value.device.type != torch.device(device).type:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
+        return value.detach().to(dtype).contiguous()
+
+    held = {} if initial is None else {0: initial}
+    if given is not None and not callable(given):
+        left = [k for k in order if k not in held]
+        if not isinstance(given, Sequence) or len(given) != len(left):
+            count = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
+            raise ValueError(f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} tensors, one for each noise drawn, are accepted")
+        held |= {k: checked(f"noise {k}", value) for k, value in zip(left, given, strict=True)}
+
+    def draw(row: int, k: int | None) -> Tensor | None:
+        if k is None or k in held:
+            return held.get(k)
+        return checked(f"row {row}", given(row, k)) if callable(given) else None
+
+    return lambda row: [draw(row, k) for k in rows[row]]

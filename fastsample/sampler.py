@@ -1,0 +1,287 @@
+"""Sampler: a plan and a model, run from noise to data.
+
+    sampler = Sampler(plan, model)
+    x0 = sampler(noise=z, seed=7, cond={"y": labels}, uncond={"y": none}, guidance=3.0)
+
+mode "eager": a Run and the model as they are.  "compile-model": the model under torch.compile.  "compile-loop": the whole loop as one graph
+(fullgraph; the model is a nested region, compiled once however many rows ask it; plans of one `plan.program` share the graph through `for_plan`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from .guidance import guided
+from .kernels import arguments, inplace, normal, reference, select
+from .kernels.loop import Program, distinct
+from .kernels.step import step
+from .plan import Plan
+from .run import Run
+
+MODES = ("eager", "compile-model", "compile-loop")
+
+
+class Sampler:
+    """Immutable, safe from any number of threads: everything that changes lives in the Run of a call.
+
+    plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan asks several.
+    mode: one of MODES.  differentiable=True: gradients reach noise, conditions and (as table=) the plan's numbers.
+    state_dtype, model_dtype, backend: as for Run. Raises ValueError or TypeError, one sentence.
+    """
+
+    def __init__(
+        self, plan: Plan, model: Callable | Sequence[Callable], mode: str = "eager", *, differentiable: bool = False,
+        state_dtype: torch.dtype = torch.float32, model_dtype: torch.dtype | None = None, backend: str | None = None,
+    ) -> None:  # fmt: skip
+        if mode not in MODES:
+            raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
+        if differentiable and mode == "compile-loop":
+            raise ValueError("Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in 'eager' and 'compile-model'")
+        if not isinstance(plan, Plan):
+            raise TypeError(f"Sampler: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
+        models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
+        if not models or not all(callable(m) for m in models) or plan.call.max() >= len(models):
+            raise TypeError(f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; that many callables are needed")
+        ask = tuple(torch.compile(_plain(m)) for m in models) if mode == "compile-model" else models
+        self._set(plan=plan, models=models, mode=mode, differentiable=differentiable, _ask=ask, _graphs={}, _guided={}, _lock=Lock(),
+                  _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend})  # fmt: skip
+
+    def _set(self, **values) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Sampler.{name}: a Sampler is immutable; make another, or use for_plan(plan)")
+
+    def for_plan(self, plan: Plan) -> Sampler:
+        """The same sampler for another plan; compiled graphs are shared, so a plan of the same `plan.program` compiles nothing anew."""
+        twin = Sampler(plan, self.models, "eager", differentiable=self.differentiable, **self._options)
+        twin._set(mode=self.mode, _ask=self._ask, _graphs=self._graphs, _lock=self._lock)
+        return twin
+
+    def __call__(
+        self, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0, cond: dict | None = None,
+        uncond: dict | None = None, branches: Sequence[dict] | None = None, guidance=None, callback: Callable | None = None, progress: bool = False,
+        trajectory: bool = False, mask: Tensor | None = None, known: Tensor | None = None, batched_guidance: bool = True, noise_scale=None,
+        noise_source=None, start: int | None = None, device=None, table: Tensor | None = None,
+    ):  # fmt: skip
+        """x0 [B,*] in the state dtype, or (x0, states [rows+1, B, *]) with trajectory=True.
+
+        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run.  cond: keywords for the model.  uncond (with guidance):
+        a second branch, f = f_uncond + s (f_cond - f_uncond).  branches: keywords of every branch, the last being the base.  batched_guidance: all
+        branches in one call of G*B samples (tensors in them are concatenated), else one call each.  callback(step, x, x0): may return a new x, and
+        may raise to stop.  table: numbers of the plan [R, WF] in place of its own (differentiable=True).
+        Raises FloatingPointError naming samples and row if a state became non-finite.
+        """
+        conditions = _conditions(cond, uncond, branches)
+        plan = self._plan_for(len(conditions), guidance)
+        start_ = {"noise": noise, "latent": latent, "shape": shape, "seed": seed, "start": start, "device": device, "guidance": guidance,
+                  "noise_scale": noise_scale, "noise_source": noise_source, "mask": mask, "known": known}  # fmt: skip
+        if table is not None and not self.differentiable:
+            raise ValueError("Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise")
+        if self.mode == "compile-loop" or self.differentiable:
+            if callback is not None or progress:
+                raise ValueError(f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}")
+            return self._functional(plan, conditions, batched_guidance, trajectory, table, **start_)
+        with torch.no_grad():
+            return self._eager(plan, conditions, batched_guidance, trajectory, callback, progress, **start_)
+
+    def _plan_for(self, branches: int, guidance) -> Plan:
+        """The plan for this many branches: itself, or the linear guidance of it, made once."""
+        if branches == 1 and guidance is not None and self.plan.G == 1:
+            raise ValueError("Sampler: guidance is given without uncond; pass uncond= (or branches=)")
+        if branches > 1 and guidance is None and (self.plan.G == 1 or self.plan.K):
+            raise ValueError("Sampler: uncond (or branches) is given without guidance; pass guidance=, a number or one a sample")
+        if branches == self.plan.G:
+            return self.plan
+        if self.plan.G > 1:
+            raise ValueError(f"Sampler: the plan reads {self.plan.G} branches and {branches} are given; pass uncond= or branches= of {self.plan.G}")
+        with self._lock:
+            if branches not in self._guided:
+                self._guided[branches] = guided(self.plan, branches)
+            return self._guided[branches]
+
+    # -- eager ---------------------------------------------------------------------------------------------------------------------------------
+    def _eager(self, plan, conditions, batched, trajectory, callback, progress, **start):
+        together = batched and len(conditions) > 1
+        run = Run(plan, **start, **self._options, preview=callback is not None, copies=len(conditions) if together else 1)
+        merged = _merged(conditions, run.x.shape[0]) if together else None
+        states, bad_row, watch = [run.x.clone()] if trajectory else None, None, run.x.device.type == "cpu"
+        with _bar(progress, sum(plan.call[run.row :] >= 0)) as bar:
+            for number in range(plan.rows):
+                if run.done:
+                    break
+                row = run.row
+                run.step(self._outputs(run, row, conditions, merged))
+                if watch and bad_row is None and run.status().numpy().any():
+                    bad_row = row
+                if callback is not None:
+                    new = callback(number, run.x, run.x0)
+                    if new is not None:
+                        run.x = new
+                if trajectory:
+                    states.append(run.x.clone())
+                if bar is not None:
+                    bar.update()
+        _raise_if_bad(run.status(), bad_row)
+        return (run.x, torch.stack(states)) if trajectory else run.x
+
+    def _outputs(self, run: Run, row: int, conditions: list[dict], merged: dict | None):
+        ask, plan = self._ask[run.call], run.plan
+        if len(conditions) == 1:
+            return ask(run.model_input, run.t, **conditions[0])
+        batch = run.x.shape[0]
+        used = [bool((plan.branches[row] >> g | plan.reads[row] >> (3 + plan.S + g)) & 1) for g in range(plan.G)]
+        if merged is not None and all(used):
+            return ask(run.model_input, run.t, **merged)
+        x, t = run.model_input[:batch], run.t[:batch]
+        return [ask(x, t, **conditions[g]) if used[g] else None for g in range(plan.G)]
+
+    # -- one pure function ---------------------------------------------------------------------------------------------------------------------
+    def _functional(self, plan, conditions, batched, trajectory, table, *, noise, latent, shape, seed, start, device, guidance, noise_scale,
+                    noise_source, mask, known):  # fmt: skip
+        state = self._options["state_dtype"]
+        given, size, device = arguments.start(noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable)
+        first = arguments.entry(plan, latent is not None, start)
+        model_dtype = self._options["model_dtype"] or (state if given is None else given.dtype)
+        own = inplace.table(plan, state, device)
+        if table is not None and (table.shape != own.f.shape or table.dtype != state):
+            raise ValueError(f"Sampler: table is {table.dtype} {list(table.shape)}; {state} {list(own.f.shape)} is needed")
+        mask, known = arguments.blend(plan, mask, known, size, state, device)
+        draws = arguments.sources(noise_source, plan, size, state, device, mask is not None, noise)
+        requested = {
+            "seed": arguments.seeds(seed, size[0], device), "scale": arguments.scales(plan, guidance, size[0], state, device),
+            "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device),
+            "mask": None if mask is None else mask.expand(size), "known": None if known is None else known.expand(size),
+        }  # fmt: skip
+        requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
+        if given is None:
+            given = torch.empty(size, dtype=state, device=device)
+            select(device, state, self._options["backend"]).module.fill(given, requested["seed"], 0)
+        together = batched and len(conditions) > 1
+        conditions = [_merged(conditions, size[0])] if together else conditions
+        conditions = conditions if self.differentiable else _unshared(conditions)
+        program = self._program(plan, first, model_dtype, trajectory, together, mask is not None)
+        with nullcontext() if self.differentiable else torch.no_grad():
+            rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
+            x, states, words = program(given.to(state), own.f if table is None else table, own.i, rows, conditions, requested)
+        bad = words.flatten(1).any(1) if words.numel() else words
+        _raise_if_bad(words.amax(0) if words.numel() else words, first + int(bad.int().argmax()) if bool(bad.any()) else None)
+        return (x, torch.stack(states)) if trajectory else x
+
+    def _program(self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, masked: bool) -> Callable:
+        if self.differentiable:
+            backend = self._options["backend"]
+            op = lambda *a, **k: step(*a, **k, backend=backend)  # noqa: E731
+            return Program(plan, first, op, [_asked([m] * plan.G, together) for m in self._ask], model_dtype, keep).run
+        key = (plan.program, first, model_dtype, keep, together, masked)
+        with self._lock:
+            if key not in self._graphs:
+                region, G = torch.compiler.nested_compile_region, plan.G
+                ask = [_asked([region(distinct(_plain(m), k * G + g)) for g in range(G)], together) for k, m in enumerate(self.models)]
+                self._graphs[key] = torch.compile(Program(plan, first, reference.step, ask, model_dtype, keep, region).run, fullgraph=True)
+            return self._graphs[key]
+
+
+def _draws(plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool) -> list[list]:
+    """For every row its L draws, the caller's and, where that left some to Philox, those: a row takes either kind, not both. [] = all Philox."""
+    rows = []
+    for row in range(plan.rows):
+        draws, ids = given(row), arguments.drawn(plan, row, masked)
+        if any(n is not None for n in draws):
+            own = lambda k: normal(seed, torch.full_like(seed, k), math.prod(size[1:])).view(size).to(state)  # noqa: E731
+            draws = [None if k is None else own(k) if n is None else n for n, k in zip(draws, ids, strict=True)]
+        rows.append(draws if any(n is not None for n in draws) else [])
+    return rows
+
+
+def _plain(model: Callable) -> Callable:
+    """The model as a plain function: a callable object is inlined by the compiler, a wrapped one is not always."""
+
+    def ask(x: Tensor, t: Tensor, **cond):
+        return model(x, t, **cond)
+
+    return ask
+
+
+def _asked(models: Sequence[Callable], together: bool) -> Callable:
+    """ask(x, t, conditions, used): every branch in one call of G*B samples, or a list with one call for each branch used; models[g] asks branch g."""
+    branches = len(models)
+
+    def ask(x: Tensor, t: Tensor, conditions: Sequence[dict], used: Sequence[bool]) -> Tensor | list:
+        if together:
+            return models[0](torch.cat([x] * branches), torch.cat([t] * branches), **conditions[0])
+        return [models[g](x, t, **conditions[g]) if used[g] else None for g in range(branches)]
+
+    return ask
+
+
+def _unshared(conditions: Sequence[dict]) -> list[dict]:
+    """The same keywords with no two tensors in one storage: a nested region of a compiled loop takes no aliases."""
+    seen: set[int] = set()
+
+    def own(value):
+        if not isinstance(value, Tensor):
+            return value
+        place = value.untyped_storage().data_ptr()
+        value = value.clone() if place in seen else value
+        seen.add(place)
+        return value
+
+    return [{key: own(value) for key, value in c.items()} for c in conditions]
+
+
+def _conditions(cond: dict | None, uncond: dict | None, branches: Sequence[dict] | None) -> list[dict]:
+    """Keywords of each branch."""
+    if branches is not None:
+        if cond is not None or uncond is not None or not branches or not all(isinstance(b, dict) for b in branches):
+            raise ValueError("Sampler: branches must be one dict or more, and stand alone; leave out cond and uncond")
+        return list(branches)
+    for name, value in (("cond", cond), ("uncond", uncond)):
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f"Sampler: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted")
+    return [cond or {}] if uncond is None else [cond or {}, uncond]
+
+
+def _merged(conditions: Sequence[dict], batch: int) -> dict:
+    """One dict for a batch of all branches: tensors [B,*] are concatenated, everything else must be equal in every branch."""
+    merged, advice = {}, "make them alike, or pass batched_guidance=False"
+    if any(c.keys() != conditions[0].keys() for c in conditions):
+        raise ValueError(f"Sampler: the branches have keywords {[sorted(c) for c in conditions]}; {advice}")
+    for key, value in conditions[0].items():
+        values = [c[key] for c in conditions]
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if any(not isinstance(v, Tensor) or v.shape[1:] != value.shape[1:] or v.shape[:1] != (batch,) or v.dtype != value.dtype for v in values):
+                shapes = [list(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+                raise ValueError(f"Sampler: {key!r} is {shapes} in the branches; tensors of one shape with a batch of {batch} are needed; {advice}")
+            merged[key] = torch.cat(values)
+        elif any(v is not value and not bool(v == value) for v in values):
+            raise ValueError(f"Sampler: {key!r} differs between the branches and is not a tensor with a batch; {advice}")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _bar(wanted: bool, total: int):
+    """A tqdm bar, or nothing."""
+    if not wanted:
+        return nullcontext()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("Sampler: progress=True needs tqdm; pip install 'fastsample[demo]'") from error
+    return tqdm(total=int(total))
+
+
+def _raise_if_bad(status: Tensor, row: int | None) -> None:
+    """FloatingPointError naming the samples whose state became non-finite, read once at the end of a run."""
+    bad = status.nonzero().flatten().tolist() if status.numel() else []
+    if bad:
+        names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        where = "" if row is None else f" at row {row}"
+        raise FloatingPointError(f"Sampler: sample {names} became non-finite{where}; the model returned NaN, Inf or a value too large for the state")

@@ -1,0 +1,93 @@
+"""Builds fastsample/_C with CMake and Ninja, or installs without it.
+
+FASTSAMPLE_NATIVE=auto|on|off   auto: build if a C++ compiler works, else say so and go on (backend `reference`: everything works, slower)
+FASTSAMPLE_CUDA=auto|on|off     this version has no CUDA kernels: `on` is refused
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+PROBE = "#include <vector>\nint main() { return static_cast<int>(std::vector<int>(1)[0]); }\n"
+
+
+def choice(name: str) -> str:
+    """The environment variable `name`: auto (unset), on or off."""
+    value = os.environ.get(name, "auto").lower()
+    if value not in ("auto", "on", "off"):
+        raise SystemExit(f"{name}: '{value}'; auto, on and off are accepted")
+    return value
+
+
+def compiler_fault() -> str | None:
+    """None if a C++ program compiles here, else why not in a few words."""
+    compiler = os.environ.get("CXX", "").split() or [next(filter(shutil.which, ("c++", "g++", "clang++")), "")]
+    if not compiler[0]:
+        return "no C++ compiler was found"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(PROBE)
+        try:
+            done = subprocess.run([*compiler, "-std=c++17", source, "-o", Path(folder, "probe")], capture_output=True, text=True)
+        except OSError as error:
+            return f"{compiler[0]} does not start ({error})"
+    return None if done.returncode == 0 else f"{compiler[0]} does not compile a two-line program"
+
+
+def extensions() -> list[Extension]:
+    """[fastsample._C], or nothing where it is not wanted or cannot be built."""
+    if choice("FASTSAMPLE_CUDA") == "on":
+        raise SystemExit("FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version; auto and off are accepted")
+    native = choice("FASTSAMPLE_NATIVE")
+    fault = "FASTSAMPLE_NATIVE=off" if native == "off" else compiler_fault()
+    if fault is None:
+        return [Extension("fastsample._C", sources=[], optional=native == "auto")]
+    if native == "on":
+        raise SystemExit(f"FASTSAMPLE_NATIVE=on: {fault}; install g++ or clang++, or set CXX")
+    print(f"fastsample: built without _C ({fault}); everything works on the backend `reference`", file=sys.stderr)
+    return []
+
+
+class CMakeBuild(build_ext):
+    """Writes _C where setuptools expects it: into the package (editable) or the build tree (wheel)."""
+
+    def build_extension(self, extension: Extension) -> None:
+        target, build = Path(self.get_ext_fullpath(extension.name)).resolve(), ROOT / "build" / f"setup-{sys.implementation.cache_tag}"
+        # Always named: a cached path may lead into the build environment of an earlier install, deleted since.
+        ninja = shutil.which("ninja")
+        if ninja is None:
+            raise SystemExit("fastsample: ninja was not found; pip install ninja")
+        options = {
+            "CMAKE_MAKE_PROGRAM": ninja,
+            "CMAKE_BUILD_TYPE": "Release",
+            "FASTSAMPLE_PYTHON": "ON",
+            "FASTSAMPLE_LIBRARY": "OFF",
+            "FASTSAMPLE_PYTHON_DIR": target.parent,
+            "FASTSAMPLE_PYBIND11": pybind11_headers(),
+            "Python_EXECUTABLE": sys.executable,
+        }
+        configure = ["cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items())]
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
+        if not target.exists():
+            raise SystemExit(f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it was asked to build for?")
+
+
+def pybind11_headers() -> str:
+    import pybind11  # of the build environment, which must not be there when _C is not built
+
+    return pybind11.get_include()
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,42 @@
+"""CMake for the C tests: build trees stay in build/, so that only what changed is compiled again."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+
+
+def environment(**changes):
+    """The environment with this interpreter's cmake and ninja first on PATH."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", **changes}
+
+
+def run(*command, **options):
+    """Standard output of a command that must succeed; its own words on failure."""
+    options.setdefault("env", environment())
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def cmake(source, name, *options, target=None):
+    """Configure and build a tree; its folder."""
+    folder = BUILD / name
+    run("cmake", "-S", ROOT / source, "-B", folder, "-G", "Ninja", *options)
+    run("cmake", "--build", folder, *(["--target", target] if target else []))
+    return folder
+
+
+def installed():
+    """(prefix of an installed libfastsample, folder of programs built against it by find_package)."""
+    library, prefix = cmake("csrc", "c-library", "-DFASTSAMPLE_WERROR=ON"), BUILD / "c-prefix"
+    run("cmake", "--install", library, "--prefix", prefix)
+    return prefix, cmake("tests/c", "c-programs", f"-DCMAKE_PREFIX_PATH={prefix}")
+
+
+def sanitized():
+    """hostile, built with the library under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    return cmake("tests/c", "c-sanitized", "-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug") / "hostile"

@@ -1,0 +1,389 @@
+"""Run: every solver against the NumPy interpreter, what the model is asked, starts, noise, masks, copies, and what is refused."""
+
+import copy
+import math
+
+import interpreter
+import numpy as np
+import pytest
+import torch
+from cases import same
+
+from fastsample import grids, schedules
+from fastsample.guidance import guided
+from fastsample.kernels import native, normal
+from fastsample.model import Model
+from fastsample.plan import PlanError
+from fastsample.run import Run
+from fastsample.solvers import SOLVERS
+
+BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
+MODEL = Model(None, schedules.Flow(shift=3.0), prediction="flow", time=1000)
+EDM = Model(None, schedules.EDM(), prediction="edm")
+
+
+def drawing(name, model=MODEL):
+    """Arguments that make a solver draw noise, where it can and does not by itself."""
+    return {"ddim": {"eta": 1.0}, "heun": {"s_churn": 3.0} if model is EDM else {}}.get(name, {})
+
+
+def plan_of(name="dpmpp_2m", n=5, model=MODEL, **options):
+    return SOLVERS[name](model, grids.uniform(model.schedule, n) if model is MODEL else grids.karras(model.schedule, n), **options)
+
+
+def unit(batch=3, *sizes, seed=0, dtype=torch.float32):
+    return torch.randn(batch, *(sizes or (2, 5)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def tell(t, x):
+    return t.view(-1, *[1] * (x.dim() - 1))
+
+
+def net(x, t):
+    """A smooth function of everything it is told, of + and * alone: the same numbers in NumPy and torch, any shape."""
+    return x * 0.3 + x * x * 0.05 * (tell(t, x) * 0.001 + 0.5)
+
+
+def finish(run, model=net):
+    while not run.done:
+        run.step(model(run.model_input, run.t))
+    return run
+
+
+def by_interpreter(plan, start, seed, *, first=0, model=None, dtype=np.float64, **options):
+    """Sample by sample, by the oracle."""
+    model = model or (lambda x, t, row, call: [x * 0.3 + x * x * 0.05 * (dtype(t[0]) * dtype(0.001) + dtype(0.5))])
+    results = []
+    for b in range(len(start)):
+        D = start[0].numel()
+        noise = lambda k, b=b: normal(torch.tensor([seed + b]), torch.tensor([k]), D)[0].numpy() if k or "own" not in options else options["own"][b]  # noqa: E731
+        chosen = {k: v[b] if isinstance(v, (np.ndarray, torch.Tensor)) else v for k, v in options.items() if k != "own"}
+        chosen = {k: v.numpy().ravel() if isinstance(v, torch.Tensor) else v for k, v in chosen.items()}
+        results.append(torch.from_numpy(interpreter.run(plan, start[b].numpy().ravel(), model, noise, first=first, dtype=dtype, **chosen)))
+    return torch.stack(results).view(start.shape)
+
+
+def close(ours, theirs):
+    """Equal but for rounding: float64, some hundred operations on numbers of order 1."""
+    return bool(((ours - theirs).abs() <= 2**-53 * 1000 * theirs.abs().max().clamp(min=1)).all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model", [MODEL, EDM], ids=["flow", "edm"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_runs_as_the_interpreter(name, model, backend):
+    for options in ({}, drawing(name, model)):
+        plan = plan_of(name, model=model, **options)
+        z = unit(dtype=torch.float64)
+        run = finish(Run(plan, noise=z, seed=11, state_dtype=torch.float64, backend=backend))
+        assert close(run.x, by_interpreter(plan, z, 11))
+        assert run.row == plan.rows - 1 and not run.status().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_float32_is_the_interpreters_float32_to_the_bit(name, backend):
+    plan = plan_of(name, **drawing(name))
+    z = unit()
+    model = lambda x, t, row, call: [net(torch.from_numpy(x)[None], torch.tensor([t[0]], dtype=torch.float32))[0].numpy()]  # noqa: E731
+    assert torch.equal(finish(Run(plan, noise=z, seed=11, backend=backend)).x, by_interpreter(plan, z, 11, model=model, dtype=np.float32))
+
+
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.skipif(bool(native.MISSING), reason="compares the native backend")
+def test_backends_agree_to_the_bit_in_every_model_dtype(model_dtype):
+    for plan in (plan_of("unipc", 6), plan_of("dpmpp_2m_sde", 6), plan_of("heun", 4, EDM, s_churn=2.0)):
+        for state in (torch.float32, torch.float64):
+            runs = [finish(Run(plan, noise=unit(), seed=4, backend=b, model_dtype=model_dtype, state_dtype=state), lambda x, t: net(x, t.to(x.dtype))) for b in BACKENDS]
+            assert same(runs[0].x, runs[1].x) and same(runs[0].x0, runs[1].x0)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_model_is_asked_once_a_row_at_the_plans_times_and_scales(name):
+    plan, asked = plan_of(name, model=EDM), []
+    run = Run(plan, noise=unit(2), seed=3)
+    while not run.done:
+        asked.append((run.row, run.t.clone(), run.model_input.clone(), run.x.clone()))
+        run.step(net(run.model_input, run.t))
+    rows = [k for k in range(plan.rows) if plan.call[k] >= 0]
+    assert [a[0] for a in asked] == rows
+    assert len(asked) == plan.nfe
+    for row, t, model_input, x in asked:
+        assert t.tolist() == [float(np.float32(plan.t[row - 1, 0]))] * 2
+        assert torch.equal(model_input, torch.tensor(plan.c[row - 1], dtype=torch.float32) * x)
+
+
+def test_the_model_reads_the_state_itself_where_nothing_scales_it():
+    run = Run(plan_of("dpmpp_2m"), noise=unit())
+    assert run.model_input is run.x
+    assert Run(plan_of("dpmpp_2m"), noise=unit(), model_dtype=torch.bfloat16).model_input is not run.x
+    assert Run(plan_of("dpmpp_2m", model=EDM), noise=unit()).model_input.data_ptr() != run.x.data_ptr()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sample_of_a_batch_is_the_sample_alone(backend):
+    plan, z = plan_of("dpmpp_2m_sde"), unit(4)
+    whole = finish(Run(plan, noise=z, seed=[5, 9, 2**63 + 1, -3], backend=backend))
+    for b, seed in enumerate([5, 9, 2**63 + 1, -3]):
+        assert same(finish(Run(plan, noise=z[b : b + 1], seed=seed, backend=backend)).x, whole.x[b : b + 1])
+    assert same(finish(Run(plan, noise=z, seed=torch.tensor([5, 9, -(2**63) + 1, -3]), backend=backend)).x, whole.x)
+
+
+def test_noise_from_the_seeds():
+    plan = plan_of("euler_ancestral")
+    drawn = normal(torch.tensor([7, 8]), torch.tensor([0, 0]), 10).view(2, 2, 5)
+    assert same(finish(Run(plan, shape=(2, 2, 5), seed=7)).x, finish(Run(plan, noise=drawn, seed=7)).x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_image_is_noised_and_finished(backend):
+    """A plan made with start=: row 0 takes the image; its noise is the seeds', the caller's noise=, or a noise_source."""
+    plan, image, z = plan_of("dpmpp_2m", 8, start=3), unit(seed=5), unit(seed=6)
+    run = Run(plan, latent=image, noise=z, seed=2, backend=backend)
+    level = float(plan.alpha[1]), float(plan.sigma[1])
+    assert torch.allclose(run.x, level[0] * image + level[1] * z, rtol=0, atol=1e-6)
+    assert same(finish(run).x, finish(Run(plan, latent=image, noise_source=[z], backend=backend)).x)
+    assert same(finish(Run(plan, latent=image, noise_source=lambda row, k: z, backend=backend)).x, run.x)
+    drawn = normal(torch.arange(2, 5), torch.zeros(3, dtype=torch.int64), 10).view(3, 2, 5)
+    assert same(finish(Run(plan, latent=image, seed=2, backend=backend)).x, finish(Run(plan, latent=image, noise=drawn, backend=backend)).x)
+
+
+def test_a_state_enters_at_an_entry():
+    plan = plan_of("heun", 5, EDM)
+    run = Run(plan, noise=unit())
+    while run.row < plan.entries[3]:
+        run.step(net(run.model_input, run.t))
+    entered = Run(plan, latent=run.x, start=run.row)
+    assert same(entered.model_input, run.model_input) and same(entered.t, run.t)
+    assert same(finish(entered).x, finish(run).x)
+    first = Run(plan, noise=unit())
+    assert same(finish(Run(plan, latent=first.x)).x, finish(first).x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_inpainting_is_the_interpreters(name, backend):
+    plan = plan_of(name, inpaint=True, **drawing(name))
+    z, known = unit(dtype=torch.float64), unit(seed=8, dtype=torch.float64)
+    mask = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    run = finish(Run(plan, noise=z, seed=11, state_dtype=torch.float64, mask=mask, known=known, backend=backend))
+    own = z.flatten(1).numpy()  # noise id 0 is the noise the run began with
+    assert close(run.x, by_interpreter(plan, z, 11, mask=mask, known=known, own=own))
+    one = finish(Run(plan, noise=z, seed=11, state_dtype=torch.float64, mask=mask[:1], known=known[:1], backend=backend)).x
+    many = Run(plan, noise=z, seed=11, state_dtype=torch.float64, mask=mask[:1].expand(3, 2, 5), known=known[:1].expand(3, 2, 5), backend=backend)
+    assert same(one, finish(many).x)
+    kept = finish(Run(plan, noise=z, state_dtype=torch.float64, mask=torch.ones(1, 1, 1, dtype=torch.float64), known=known, backend=backend)).x
+    assert close(kept, known)  # x' + (y - x') is y but for two roundings
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_guidance_by_linear_weights(backend):
+    """f = f_2 + s (f_1 - f_2), a scale for each sample, outputs as a list or one branch-major batch; inside an interval only."""
+    plan, z = plan_of("dpmpp_2m", 6), unit(dtype=torch.float64)
+    scale = torch.tensor([1.0, 2.5, 7.0], dtype=torch.float64)
+    branches = lambda x, t: (net(x, t), net(x, t) * 0.5 + x * 0.1)  # noqa: E731
+    made = guided(plan)
+    run = Run(made, noise=z, guidance=scale, state_dtype=torch.float64, backend=backend)
+    joined = Run(made, noise=z, guidance=scale[:, None], state_dtype=torch.float64, copies=2, backend=backend)
+    plain = Run(plan, noise=z, state_dtype=torch.float64, backend=backend)
+    while not run.done:
+        run.step(branches(run.model_input, run.t))
+        one, two = joined.model_input.chunk(2)
+        assert torch.equal(one, two)
+        joined.step(torch.cat(branches(one, joined.t[:3])))
+        c, u = branches(plain.model_input, plain.t)
+        plain.step(u + scale.view(-1, 1, 1) * (c - u))
+    assert close(run.x, plain.x) and same(run.x, joined.x)
+    levels = np.log(np.maximum(plan.alpha[1:-1], 1e-300) / plan.sigma[1:-1])
+    part = guided(plan, interval=(float(levels[2]) - 1e-9, float(levels[3]) + 1e-9))
+    assert (part.branches[1:-1] == 3).tolist() == [False, False, True, True, False, False]
+    run = Run(part, noise=z, guidance=4.0, state_dtype=torch.float64, backend=backend)
+    while not run.done:
+        c, u = branches(run.model_input, run.t)
+        run.step([c, u if part.branches[run.row] == 3 else None])
+    with pytest.raises(PlanError, match="guided: the plan has 2 branches"):
+        guided(made)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mean_and_std_of_a_stochastic_row(backend):
+    plan, z = plan_of("euler_ancestral"), unit()
+    run = Run(plan, noise=z, seed=3, noise_scale=torch.tensor([1.0, 0.5, 0.0]), backend=backend)
+    f = net(run.model_input, run.t)
+    before = run.x.clone()
+    mean, std, row = run.mean(f), run.std, run.row
+    assert torch.equal(run.x, before) and run.row == row
+    run.step(f)
+    draw = normal(torch.arange(3, 6), torch.full((3,), int(plan.ids[row, 0])), 10).view(3, 2, 5)
+    assert torch.allclose(run.x - mean, std.view(3, 1, 1) * draw, rtol=0, atol=1e-6)
+    assert same(run.x[2], mean[2]) and std[2] == 0 and std[0] > std[1] > 0
+    still = Run(plan_of("euler"), noise=z, backend=backend)
+    assert still.std.tolist() == [0, 0, 0]
+
+
+def test_noise_source_replaces_philox():
+    plan, z, calls = plan_of("euler_ancestral"), unit(), []
+    own = {int(k): normal(torch.arange(3, 6), torch.full((3,), int(k)), 10).view(3, 2, 5) for k in plan.ids.ravel() if k > 0}
+
+    def source(row, k):
+        calls.append((row, k))
+        return own[k]
+
+    expected = finish(Run(plan, noise=z, seed=3)).x
+    assert same(finish(Run(plan, noise=z, noise_source=source)).x, expected)
+    assert calls == [(row, int(plan.ids[row, 0])) for row in range(plan.rows) if plan.ids[row, 0] > 0]
+    assert same(finish(Run(plan, noise=z, noise_source=list(own.values()))).x, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_copy_goes_its_own_way(backend):
+    plan = plan_of("unipc", 6, EDM)
+    run = Run(plan, noise=unit(), backend=backend)
+    for _ in range(3):
+        run.step(net(run.model_input, run.t))
+    before = run.x.clone()
+    twin = copy.deepcopy(run)
+    assert twin._table is run._table and twin.plan is plan and twin.row == run.row
+    finish(run)
+    assert torch.equal(twin.x, before)
+    assert same(finish(twin).x, run.x) and same(twin.x0, run.x0)
+
+
+def test_assigning_the_state_refreshes_the_model_input():
+    run = Run(plan_of("heun", 4, EDM), noise=unit())
+    run.step(net(run.model_input, run.t))
+    new = unit(seed=9)
+    run.x = new
+    assert torch.equal(run.x, new)
+    assert torch.equal(run.model_input, torch.tensor(run.plan.c[run.row - 1], dtype=torch.float32) * new)
+    with pytest.raises(ValueError, match="Run.x: .* for a state of"):
+        run.x = new[:1]
+
+
+def test_x0_is_the_prediction_of_the_data():
+    plan = plan_of("dpmpp_2m")
+    run = Run(plan, noise=unit(dtype=torch.float64), state_dtype=torch.float64)
+    assert run.x0 is None
+    x, f = run.x.clone(), net(run.model_input, run.t)
+    run.step(f)
+    assert torch.allclose(run.x0, x - plan.sigma[1] * f, rtol=0, atol=1e-12)
+    assert Run(plan, noise=unit(), preview=False).x0 is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_layout_of_an_output_gives_the_same_bits(backend):
+    plan, z = plan_of(), unit(2, 4, 6, 6)
+    plain = finish(Run(plan, noise=z, backend=backend)).x
+    last = finish(Run(plan, noise=z.contiguous(memory_format=torch.channels_last), backend=backend), lambda x, t: net(x, t).contiguous(memory_format=torch.channels_last))
+    assert same(last.x, plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1,), (3, 1), (1, 127), (2, 4097)])
+def test_any_size(backend, shape):
+    run = finish(Run(plan_of("dpmpp_2m_sde"), shape=shape, backend=backend))
+    assert run.x.shape == shape and bool(torch.isfinite(run.x).all()) and not run.status().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_poisoned_sample_harms_no_other(backend):
+    plan, z = plan_of("unipc"), unit(4)
+    clean, run = finish(Run(plan, noise=z, backend=backend)).x, Run(plan, noise=z, backend=backend)
+    while not run.done:
+        f = net(run.model_input, run.t)
+        f[2] = torch.nan if run.row == 2 else f[2]
+        run.step(f)
+    assert run.status().tolist() == [0, 0, 8, 0]
+    assert same(run.x[[0, 1, 3]], clean[[0, 1, 3]])
+
+
+GOOD = {"noise": unit(1, 32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"noise": None}, ValueError, "pass exactly one of"),
+        ({"latent": unit()}, ValueError, "pass exactly one of"),
+        ({"noise": np.zeros(3)}, TypeError, "noise is a ndarray"),
+        ({"noise": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "noise is torch.int64"),
+        ({"noise": torch.tensor([[1.0, math.nan], [0, 0]])}, ValueError, "noise holds NaN or Inf in sample 0"),
+        ({"noise": torch.tensor([[1.0, 0], [math.inf, 0]])}, ValueError, "noise holds NaN or Inf in sample 1"),
+        ({"noise": unit(1, 32, 32) * 14.6}, ValueError, "noise has standard deviation .*already scaled by sigma\\? pass latent="),
+        ({"noise": unit(1, 32, 32) * 0.7}, ValueError, "noise has standard deviation"),
+        ({"noise": unit().requires_grad_()}, RuntimeError, "differentiable=True"),
+        ({"noise": unit(), "device": "meta"}, ValueError, "noise is on cpu and device=meta"),
+        ({"noise": None, "shape": (2, -1)}, ValueError, "shape is"),
+        ({"noise": None, "latent": unit(), "start": 3}, ValueError, r"start=3 is not an entry .*entries for a latent are \[1, 2, 5\]; .*start=.*remake"),
+        ({"noise": None, "latent": unit(), "start": 0}, ValueError, "start=0 is not an entry"),
+        ({"noise": None, "latent": unit(), "start": 99}, ValueError, "start=99 is not an entry"),
+        ({"start": 2}, ValueError, "start=2 needs the state at that row"),
+        ({"seed": [1, 2]}, ValueError, "seed holds 2 values for a batch of 1"),
+        ({"seed": 2**64}, ValueError, "seed spans"),
+        ({"seed": 1.5}, TypeError, "seed is a float"),
+        ({"seed": torch.zeros(1)}, ValueError, "seed is torch.float32"),
+        ({"guidance": 3.0}, ValueError, "the plan has no guidance scale; .*guided"),
+        ({"noise_scale": [1.0, 2.0]}, ValueError, "noise_scale has shape"),
+        ({"noise_scale": math.nan}, ValueError, "noise_scale is not finite"),
+        ({"mask": torch.ones(1, 32, 32)}, ValueError, "known is given without|mask is given without"),
+        ({"mask": torch.ones(1, 32, 32), "known": unit(1, 32, 32)}, ValueError, "no row of this plan blends .*inpaint=True"),
+        ({"state_dtype": torch.bfloat16}, TypeError, "state_dtype torch.bfloat16"),
+        ({"backend": "fortran"}, ValueError, "'fortran' .* is unknown"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, error, sentence):
+    with pytest.raises(error, match=sentence):
+        Run(plan_of("dpmpp_2m"), **{**GOOD, **change})
+
+
+def test_masks_that_do_not_fit_are_refused():
+    plan, z, known = plan_of("dpmpp_2m", inpaint=True), unit(), unit(seed=1)
+    for mask, image, sentence in (
+        (torch.full((3, 2, 5), 1.5), known, "mask spans 1.5"),
+        (torch.full((3, 2, 5), math.nan), known, "mask spans nan"),
+        (torch.ones(3, 2, 4), known, "mask has shape"),
+        (torch.ones(5), known, "mask has shape"),
+        (torch.ones(3, 2, 5), known[:2], "known is"),
+        (torch.ones(3, 2, 5), known * math.inf, "known holds NaN or Inf"),
+    ):
+        with pytest.raises(ValueError, match=f"Run: {sentence}"):
+            Run(plan, noise=z, mask=mask, known=image)
+    with pytest.raises(ValueError, match="begins from an image; pass latent="):
+        Run(plan_of("dpmpp_2m", start=2), noise=z)
+    with pytest.raises(ValueError, match="guidance is missing"):
+        Run(guided(plan), noise=z)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("f", "error", "sentence"),
+    [
+        (torch.zeros(1, 2, 5), ValueError, r"returned \[1, 2, 5\] for a sample of \[3, 2, 5\]"),
+        (torch.zeros(3, 1, 5), ValueError, "nothing is broadcast"),
+        (torch.zeros(3, 10), ValueError, "nothing is broadcast"),
+        (torch.zeros(3, 2, 5, dtype=torch.float64), TypeError, "returned torch.float64, asked in torch.float32; .*model_dtype=torch.float64"),
+        (torch.zeros(3, 2, 5, dtype=torch.int64), TypeError, "returned torch.int64"),
+        (torch.zeros(3, 2, 5, device="meta"), ValueError, "on meta"),
+        (torch.zeros(3, 2, 5).requires_grad_(), RuntimeError, "requires grad.*no_grad.*differentiable=True"),
+        (torch.zeros(3, 2, 5).to_sparse(), (TypeError, ValueError), "sparse"),
+        (np.zeros((3, 2, 5)), TypeError, "returned a ndarray"),
+        (None, TypeError, "returned a NoneType"),
+        ([torch.zeros(3, 2, 5)] * 2, TypeError, "returned a list"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused_and_change_nothing(f, error, sentence, backend):
+    run = Run(plan_of("dpmpp_2m"), noise=unit(), backend=backend)
+    before = run.x.clone()
+    with pytest.raises(error, match=sentence):
+        run.step(f)
+    assert run.row == 1 and torch.equal(run.x, before)
+    assert same(finish(run).x, finish(Run(plan_of("dpmpp_2m"), noise=unit(), backend=backend)).x)
+
+
+def test_steps_past_the_end_are_refused():
+    run = finish(Run(plan_of("dpmpp_2m"), noise=unit()))
+    f = torch.zeros(3, 2, 5)
+    for call in (run.step, run.mean):
+        with pytest.raises(IndexError, match="Run.(step|mean): "):
+            call(f)
+    assert run.call == -1
