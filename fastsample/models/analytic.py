@@ -1,0 +1,164 @@
+"""Data laws whose denoiser is known exactly: a point, a Gaussian, a mixture of Gaussians, in any dimension.
+
+For x = alpha·x0 + sigma·eps and x0 ~ sum_k w_k N(m_k, diag c_k), with u_k = alpha²c_k + sigma²  [K, D]:
+
+    r_k  = softmax_k( ln w_k - ½ sum_d (x - alpha·m_k)²/u_k - ½ sum_d ln u_k )          posterior weight of component k
+    x0   = E[x0|x]  = sum_k r_k (m_k + alpha·c_k/u_k (x - alpha·m_k))
+    eps  = E[eps|x] = sum_k r_k sigma/u_k (x - alpha·m_k)                                so that x = alpha·x0 + sigma·eps
+
+Neither half is divided by alpha or sigma, so both stay finite and exact at alpha = 0 (x0 = the mean of the data) and at sigma = 0
+(x0 = x/alpha). All arithmetic is float64, whatever the dtype of x; NumPy arrays and torch tensors give results of their own kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastsample.model import PREDICTIONS, Model
+from fastsample.models.words import levels, spoken
+
+_TINY = 1e-150  # floor of u: with c = 0 and sigma = 0 the nearest component wins instead of 0/0
+
+
+class GaussianMixture:
+    """x0 ~ sum_k w_k N(m_k, diag std_k²).
+
+    means     [K, *shape]; samples are [B, *shape], shape may be empty
+    weights   [K], > 0, normalised here
+    std       >= 0: a number, [K], or [K, *shape]
+    """
+
+    def __init__(self, means: Any, weights: Any, std: Any) -> None:
+        means, weights, std = (np.asarray(value, np.float64) for value in (means, weights, std))
+        if means.ndim < 1 or len(means) < 1 or weights.shape != (len(means),):
+            shapes = f"means {list(means.shape)}, weights {list(weights.shape)}"
+            raise ValueError(f"GaussianMixture: {shapes}; [K, *shape] and [K], K >= 1, are accepted")
+        if not (np.isfinite(means).all() and np.isfinite(weights).all() and (weights > 0).all()):
+            raise ValueError("GaussianMixture: a mean or weight is not finite, or a weight <= 0; finite means, weights > 0 are accepted")
+        if std.ndim and std.shape not in ((len(means),), means.shape):
+            shapes = f"std {list(std.shape)} for means {list(means.shape)}"
+            raise ValueError(f"GaussianMixture: {shapes}; a number, [K] or [K, *shape] is accepted")
+        if not (np.isfinite(std).all() and (std >= 0).all()):
+            raise ValueError("GaussianMixture: a std is negative or not finite; finite numbers >= 0 are accepted")
+        self.shape = means.shape[1:]
+        self.weights = weights / weights.sum()
+        self.means = means.reshape(len(means), -1)  # [K, D]
+        if std.ndim:
+            std = std.reshape(len(means), -1)  # [K, 1] or [K, D]
+        self.stds = np.array(np.broadcast_to(std, self.means.shape))
+        self.basis = None  # [D, D], columns: the axes in which the covariance is diagonal; None: the coordinates themselves
+
+    def denoise(self, x: Any, alpha: Any, sigma: Any) -> Any:
+        """E[x0|x].   x [B, *shape], alpha and sigma numbers or [B] -> [B, *shape], of x's kind and dtype"""
+        return self.posterior(x, alpha, sigma)[0]
+
+    def posterior(self, x: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+        """E[x0|x] and E[eps|x].   x [B, *shape], alpha and sigma >= 0, not both 0, numbers or [B] -> two of x's shape, kind and dtype"""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"{type(self).__name__}: x is {list(x.shape)}; [B, {', '.join(map(str, self.shape))}] is accepted")
+        xp, number = (torch, self._tensor(x)) if isinstance(x, torch.Tensor) else (np, lambda value: np.asarray(value, np.float64))
+        if self.basis is not None:
+            basis = number(self.basis)
+        flat = number(x).reshape(-1, 1, self.means.shape[1])  # [B, 1, D]
+        flat = flat if self.basis is None else flat @ basis
+        alpha, sigma = (number(value).reshape(-1, 1, 1) for value in (alpha, sigma))
+        means, c = number(self.means), number(self.stds) ** 2
+        u = xp.clip(alpha**2 * c + sigma**2, _TINY, None)  # [B or 1, K, D]
+        away = flat - alpha * means  # [B, K, D]
+        log_r = number(np.log(self.weights)) - 0.5 * (away**2 / u + xp.log(u)).sum(-1)
+        r = xp.exp(log_r - xp.amax(log_r, 1)[:, None])
+        r = (r / r.sum(1)[:, None])[:, :, None]
+        halves = (r * (means + alpha * c / u * away)).sum(1), (r * (sigma / u * away)).sum(1)
+        if self.basis is not None:
+            halves = tuple(half @ basis.T for half in halves)
+        if xp is torch:
+            return tuple(half.reshape(x.shape).to(x.dtype) for half in halves)
+        return tuple(half.reshape(x.shape).astype(x.dtype) for half in halves)
+
+    @staticmethod
+    def _tensor(x: torch.Tensor):
+        return lambda value: torch.as_tensor(value, dtype=torch.float64, device=x.device)
+
+    def std(self) -> float:
+        """Root mean square over coordinates of the standard deviation of x0: sigma_data for the edm and trigflow predictions."""
+        mean = self.weights @ self.means
+        return float(np.sqrt((self.weights @ (self.stds**2 + (self.means - mean) ** 2)).mean()))
+
+    def model(self, schedule: Any, prediction: str = "x0") -> Model:
+        """fs.Model with exact predictions, for NumPy and torch. fn sees x itself and the schedule's own t, also for edm and trigflow."""
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"{type(self).__name__}.model: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+        spread = getattr(schedule, "sigma_data", None) or self.std() or 0.5
+        torch_levels = levels(schedule)
+
+        def fn(x: Any, t: Any) -> Any:
+            is_torch = isinstance(x, torch.Tensor)
+            if is_torch:
+                alpha, sigma = torch_levels(torch.as_tensor(t, device=x.device).reshape(-1))
+            else:
+                alpha, sigma = (np.reshape(value, -1) for value in (schedule.alpha(t), schedule.sigma(t)))
+            x0, eps = self.posterior(x, alpha, sigma)
+            column = (-1,) + (1,) * (x.ndim - 1)
+            alpha, sigma = (value.reshape(column) for value in (alpha, sigma))
+            out = spoken(prediction, x0, eps, alpha, sigma, spread)
+            return out.to(x.dtype) if is_torch else out.astype(x.dtype)
+
+        plain = {"time": lambda t: t, "input_scale": lambda t: np.ones_like(t)} if prediction in ("edm", "trigflow") else {}
+        return Model(fn, schedule=schedule, prediction=prediction, sigma_data=spread, model_id=f"analytic-{type(self).__name__}", **plain)
+
+    def sample(self, n: int, seed: int = 0) -> np.ndarray:
+        """n draws of x0, float64 [n, *shape]; the same seed gives the same draws."""
+        generator = np.random.default_rng(seed)
+        chosen = generator.choice(len(self.weights), size=n, p=self.weights)
+        flat = self.means[chosen] + self.stds[chosen] * generator.standard_normal((n, self.means.shape[1]))
+        return (flat if self.basis is None else flat @ self.basis.T).reshape(n, *self.shape)
+
+
+class Gaussian(GaussianMixture):
+    """x0 ~ N(mean, diag std²) or N(mean, cov).
+
+    mean    [*shape], shape may be empty; samples are [B, *shape]
+    std     >= 0: a number or [*shape];   cov [D, D], D = elements of mean: symmetric, no negative eigenvalue. One of the two.
+    """
+
+    def __init__(self, mean: Any, std: Any = None, *, cov: Any = None) -> None:
+        mean = np.asarray(mean, np.float64)
+        if (std is None) == (cov is None):
+            raise ValueError("Gaussian: both or neither of std and cov were given; one of them is accepted")
+        if cov is None:
+            std = np.broadcast_to(np.asarray(std, np.float64), mean.shape)
+            super().__init__(mean[None], [1.0], std[None])
+            return
+        cov = np.asarray(cov, np.float64)
+        if cov.shape != (mean.size, mean.size) or not np.allclose(cov, cov.T, rtol=1e-12, atol=0.0):
+            raise ValueError(f"Gaussian: cov {list(cov.shape)} for {mean.size} coordinates; a symmetric [D, D] is accepted")
+        c, basis = np.linalg.eigh(cov)
+        if c[0] < -1e-12 * c[-1]:
+            raise ValueError(f"Gaussian: cov has the eigenvalue {c[0]:g}; eigenvalues >= 0 are accepted")
+        super().__init__(mean[None], [1.0], np.sqrt(np.maximum(c, 0.0)).reshape(mean.shape)[None])
+        self.basis, self.means = basis, self.means @ basis
+
+    def ode(self, x: Any, alpha: float, sigma: float, alpha_end: float = 1.0, sigma_end: float = 0.0) -> Any:
+        """Where the probability-flow ODE takes x from (alpha, sigma) to (alpha_end, sigma_end), on any schedule.
+
+        Along each axis of the covariance (x - alpha·m)/sqrt(alpha²c + sigma²) is constant.   x [B, *shape], NumPy or torch -> the same
+        """
+        number = self._tensor(x) if isinstance(x, torch.Tensor) else (lambda value: np.asarray(value, np.float64))
+        flat, mean, c = number(x).reshape(-1, self.means.shape[1]), number(self.means[0]), number(self.stds[0]) ** 2
+        if self.basis is not None:
+            flat = flat @ number(self.basis)
+        flat = alpha_end * mean + ((alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)) ** 0.5 * (flat - alpha * mean)
+        if self.basis is not None:
+            flat = flat @ number(self.basis).T
+        flat = flat.reshape(x.shape)
+        return flat.to(x.dtype) if isinstance(x, torch.Tensor) else flat.astype(x.dtype)
+
+
+class Point(Gaussian):
+    """x0 is always this one.   x0 [*shape]"""
+
+    def __init__(self, x0: Any) -> None:
+        super().__init__(x0, 0.0)

@@ -1,0 +1,110 @@
+"""What a model that knows the posterior mean must speak: noise levels at t, and any of the six predictions.
+
+    levels(schedule)(t)      alpha(t), sigma(t) in torch, on any device and under torch.compile; `fastsample.schedules` has them in NumPy
+    spoken(prediction, ...)  one prediction from x0 and eps together, by sums that stay finite at alpha = 0 and at sigma = 0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastsample import schedules
+
+
+def levels(schedule: Any, device: Any = "cpu") -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The function t -> alpha(t), sigma(t).   t [B], the schedule's own time, any dtype -> float64 [B], float64 [B] on t's device
+
+    Computed in float64, t clamped to the schedule's range: a float32 t may round past its end. Tables lie on `device` (elsewhere each call
+    copies them). A schedule other than the six of `fastsample.schedules` is asked in NumPy, which torch.compile cannot look into.
+    """
+    if isinstance(schedule, schedules.EDM):
+        return lambda t: (torch.ones_like(t, dtype=torch.float64), t.double())
+    low, high = float(schedule.t_zero), float(schedule.t_max)
+    if isinstance(schedule, schedules.DiscreteVP):
+        point = _discrete_vp(schedule, device)
+    else:
+        point = next((make(schedule) for kind, make in _POINTS.items() if isinstance(schedule, kind)), None) or _numpy(schedule)
+    return lambda t: point(t.double().clamp(low, high))
+
+
+def _numpy(schedule: Any):
+    def point(t: torch.Tensor):
+        at = t.detach().cpu().numpy()
+        return tuple(torch.as_tensor(np.asarray(f(at)), dtype=torch.float64, device=t.device) for f in (schedule.alpha, schedule.sigma))
+
+    return point
+
+
+def _flow(schedule: schedules.Flow):
+    def point(t: torch.Tensor):
+        scale = 1.0 + (schedule.shift - 1.0) * t
+        return (1.0 - t) / scale, schedule.shift * t / scale
+
+    return point
+
+
+def _trigflow(schedule: schedules.TrigFlow):
+    return lambda t: (torch.where(t >= schedule.t_max, 0.0, t.cos()), schedule.sigma_data * t.sin())
+
+
+def _vp(schedule: schedules.VP):
+    def point(t: torch.Tensor):
+        decay = 0.25 * t * t * (schedule.beta_max - schedule.beta_min) + 0.5 * t * schedule.beta_min
+        return torch.exp(-decay), torch.sqrt(-torch.expm1(-2.0 * decay))
+
+    return point
+
+
+def _ve(schedule: schedules.VE):
+    def point(t: torch.Tensor):
+        ratio = torch.exp(t.clamp(min=0.0) * math.log(schedule.sigma_max / schedule.sigma_min))
+        return torch.ones_like(t), schedule.sigma_min * torch.where(t < 0.0, 1.0 + t, ratio)
+
+    return point
+
+
+def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
+    # half_log_snr is linear between whole t. In an interval with an infinite end sigma/alpha (or alpha/sigma) is linear instead.
+    last, t_max = int(schedule.t_finite), schedule.t_max
+    levels_at = torch.tensor(schedule.half_log_snr(np.arange(last + 1)), dtype=torch.float64, device=device)
+
+    def point(t: torch.Tensor):
+        table, inside = levels_at.to(t.device), t.clamp(0.0, last)
+        low = inside.long().clamp(max=last - 1)
+        level = torch.lerp(table[low], table[low + 1], inside - low)
+        level = torch.where(t < 0.0, table[0] - torch.log1p(t.clamp(-1.0, 0.0)), level)
+        level = torch.where(t > last, table[last] + torch.log((t_max - t).clamp(min=0.0)), level)
+        return torch.rsqrt(1.0 + torch.exp(-2.0 * level)), torch.rsqrt(1.0 + torch.exp(2.0 * level))
+
+    return point
+
+
+_POINTS = {schedules.Flow: _flow, schedules.TrigFlow: _trigflow, schedules.VP: _vp, schedules.VE: _ve}
+
+
+def spoken(prediction: str, x0, eps, alpha, sigma, sigma_data: float):
+    """The prediction made of both halves of x = alpha·x0 + sigma·eps; NumPy or torch, alpha and sigma broadcast against x0.
+
+        v = alpha·eps - sigma·x0      flow = eps - x0
+        edm = (sigma·x0 - alpha·sd²·eps)/(sd·n)      trigflow = -edm      n² = sigma² + alpha²sd²
+
+    Given exact x0 and eps nothing is divided by alpha or sigma. Definitions: `fastsample.model`. Raises ValueError for another word.
+    """
+    if prediction in ("edm", "trigflow"):
+        sd = sigma_data
+        network = (sigma * x0 - alpha * sd**2 * eps) / (sd * (sigma**2 + alpha**2 * sd**2) ** 0.5)
+        return network if prediction == "edm" else -network
+    if prediction == "x0":
+        return x0
+    if prediction == "eps":
+        return eps
+    if prediction == "v":
+        return alpha * eps - sigma * x0
+    if prediction == "flow":
+        return eps - x0
+    raise ValueError(f"spoken: prediction = {prediction!r}; x0, eps, v, flow, edm or trigflow is accepted")

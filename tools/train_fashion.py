@@ -1,0 +1,202 @@
+"""Train the embedded model: the class-conditional U-Net of fastsample/models on Fashion-MNIST.
+
+    python tools/train_fashion.py --minutes 60                       # CPU or GPU, whichever is there
+    python tools/train_fashion.py --resume                           # go on from the last checkpoint
+
+Loss: mean |F(c_in·x, c_noise, label) - F*|², x = x0 + sigma·eps, ln sigma ~ N(P_mean, P_std²) (Karras et al. 2022, eq. 8, unit weight).
+The run ends after --images or --minutes, whichever comes first; the learning rate follows the larger of the two fractions, so it always
+anneals to zero. The shipped weights are the running average (EMA) with a power-function profile (Karras et al. 2024, eq. 121).
+Data: the four idx files of Fashion-MNIST (Xiao et al. 2017; MIT licence), e.g. the Debian package dataset-fashion-mnist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import io
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from fastsample.models.fashion import FashionUNet
+from fastsample.models.unet import NO_LABEL
+
+P_MEAN, P_STD = -0.8, 1.4  # ln sigma; the median 0.45 is where garments of this size take shape
+LABEL_DROPOUT = 0.1
+EMA_POWER = 16.97  # sigma_rel = 0.05: the average spans about the last tenth of the run
+DATA = "/usr/share/datasets/fashion-mnist"
+WEIGHTS = Path(__file__).parent.parent / "fastsample" / "models" / "weights"
+
+
+def load_split(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images float32 [N,1,28,28] in [-1,1] and labels int64 [N] of split "train" (60,000) or "t10k" (10,000)."""
+    paths = [Path(folder) / f"{split}-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"load_split: no file {path}; --data names a folder with Fashion-MNIST's four .gz files")
+    pixels = np.frombuffer(gzip.decompress(paths[0].read_bytes()), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    labels = np.frombuffer(gzip.decompress(paths[1].read_bytes()), np.uint8, offset=8)
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1.0), torch.from_numpy(labels.astype(np.int64))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
+    """sigma [count], one per stratum of the log-normal law: less noise in the loss than independent draws."""
+    u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return torch.exp(P_MEAN + P_STD * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
+
+
+def loss_of(net: FashionUNet, x0: torch.Tensor, label: torch.Tensor, sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """mean |F - F*|² with F* the F that would make the denoiser return x0 (Karras et al. 2022, eq. 8)."""
+    s = sigma[:, None, None, None]
+    x, s2, sd = x0 + s * eps, s * s + net.sigma_data**2, net.sigma_data
+    target = (x0 - sd**2 / s2 * x) * s2.sqrt() / (s * sd)
+    return ((net(x / s2.sqrt(), sigma.log() / 4, label) - target) ** 2).mean()
+
+
+@torch.no_grad()
+def validate(net: FashionUNet, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> float:
+    """The loss on the first 2,000 test images with fixed noise: comparable between runs."""
+    generator = torch.Generator().manual_seed(1)
+    total, chunks = 0.0, list(zip(images[:2000].split(250), labels[:2000].split(250), strict=True))
+    for x0, label in chunks:
+        sigma, eps = draw_sigma(len(x0), generator), torch.randn(x0.shape, generator=generator)
+        total += loss_of(net, *(value.to(device) for value in (x0, label, sigma, eps))).item()
+    return total / len(chunks)
+
+
+def learning_rate(peak: float, step: int, progress: float) -> float:
+    """Linear warm-up over 500 steps, then half a cosine to zero at progress = 1."""
+    return peak * min(1.0, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Training:
+    """One run: the network, its average, the optimizer, and how far it has come. All of it goes into a checkpoint."""
+
+    def __init__(self, args: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.args, self.images, self.labels, self.device = args, images, labels, torch.device(args.device)
+        torch.manual_seed(args.seed)
+        self.net = FashionUNet(sigma_data=images.std().item()).to(self.device, memory_format=torch.channels_last)
+        self.ema = copy.deepcopy(self.net).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.generator = torch.Generator().manual_seed(args.seed)
+        self.step, self.seconds, self.epoch = 0, 0.0, None
+
+    def save(self, path: Path) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")}
+        file = io.BytesIO()
+        torch.save({**state, "generator": self.generator.get_state(), "step": self.step, "seconds": self.seconds}, file)
+        write_whole(path, file.getvalue())
+
+    def resume(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name in ("net", "ema", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    @property
+    def progress(self) -> float:
+        return max(self.step * self.args.batch / self.args.images, self.seconds / (60 * self.args.minutes))
+
+    def batch(self) -> tuple[torch.Tensor, ...]:
+        """x0, label, sigma, eps of this step. The order of an epoch depends on seed and epoch alone, so a resumed run goes on with it."""
+        count, per_epoch = self.args.batch, len(self.images) // self.args.batch
+        if self.epoch != self.step // per_epoch:
+            self.epoch = self.step // per_epoch
+            self.order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.args.seed + self.epoch))
+        chosen = self.order[(self.step % per_epoch) * count :][:count]
+        x0, label = self.images[chosen], self.labels[chosen].clone()
+        label[torch.rand(count, generator=self.generator) < LABEL_DROPOUT] = NO_LABEL
+        return x0, label, draw_sigma(count, self.generator), torch.randn(x0.shape, generator=self.generator)
+
+    def advance(self) -> float:
+        """One optimizer step and one step of the average; the loss."""
+        start = time.monotonic()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.args.lr, self.step, self.progress)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss = loss_of(self.net, *(value.to(self.device) for value in self.batch()))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - (1 - 1 / self.step) ** (EMA_POWER + 1))
+        value = loss.item()
+        self.seconds += time.monotonic() - start
+        return value
+
+    def export(self, path: Path, loss: float) -> None:
+        args = self.args
+        note = {
+            "format": "fastsample-fashion-1", "data": "Fashion-MNIST train split, MIT, Zalando SE", "trained_by": "tools/train_fashion.py",
+            "sigma_data": f"{self.net.sigma_data:.6f}", "seed": str(args.seed), "images": str(self.step * args.batch),
+            "minutes": f"{self.seconds / 60:.1f}", "test_loss": f"{loss:.5f}", "torch": torch.__version__, "batch": str(args.batch),
+            "machine": f"{platform.machine()} {args.device}, {torch.get_num_threads()} threads", "lr": str(args.lr), "P_mean": str(P_MEAN),
+            "P_std": str(P_STD),
+        }
+        write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in self.ema.state_dict().items()}, note))
+
+
+def train(args: argparse.Namespace) -> None:
+    run, test = Training(args, *load_split(args.data, "train")), load_split(args.data, "t10k")
+    if args.resume:
+        run.resume(args.checkpoint)
+    print(f"{sum(p.numel() for p in run.net.parameters()):,} parameters, sigma_data {run.net.sigma_data:.4f}, {run.device}", flush=True)
+    running, saved = None, run.seconds
+    while run.progress < 1.0:
+        loss = run.advance()
+        running = loss if running is None else running + (loss - running) * 0.01
+        if run.step % 100 == 0:
+            images, minutes = run.step * args.batch, run.seconds / 60
+            print(f"step {run.step}  images {images:,}  loss {running:.4f}  {minutes:.1f} min  {100 * run.progress:.1f} %", flush=True)
+        if run.seconds - saved > 60 * args.save_minutes:
+            saved = run.seconds
+            run.save(args.checkpoint)
+            print(f"step {run.step}  test loss of the average {validate(run.ema, *test, run.device):.5f}", flush=True)
+    loss = validate(run.ema, *test, run.device)
+    run.export(args.out, loss)
+    print(f"wrote {args.out}: test loss {loss:.5f}, {run.step * args.batch:,} images, {run.seconds / 60:.1f} min", flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=DATA)
+    parser.add_argument("--out", type=Path, default=WEIGHTS / "fashion.safetensors")
+    parser.add_argument("--checkpoint", type=Path, default=Path("fashion.checkpoint.pt"))
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=3_000_000)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--save-minutes", type=float, default=4.0)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes by itself")
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="train in float32 throughout")
+    args = parser.parse_args(argv)
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    train(args)
+
+
+if __name__ == "__main__":
+    main()
