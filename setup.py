@@ -15,6 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 PROBE = "#include <vector>\nint main() { return static_cast<int>(std::vector<int>(1)[0]); }\n"
@@ -65,7 +66,7 @@ class CMakeBuild(build_ext):
         # Always named: a cached path may lead into the build environment of an earlier install, deleted since.
         ninja = shutil.which("ninja")
         if ninja is None:
-            raise SystemExit("fastsample: ninja was not found; pip install ninja")
+            raise CompileError("fastsample: ninja was not found; pip install ninja")
         options = {
             "CMAKE_MAKE_PROGRAM": ninja,
             "CMAKE_BUILD_TYPE": "Release",
@@ -78,10 +79,13 @@ class CMakeBuild(build_ext):
         configure = ["cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items())]
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:  # in auto mode setuptools says so and goes on without _C
+            raise CompileError(f"fastsample: CMake could not build _C ({error}); FASTSAMPLE_NATIVE=off installs without it") from error
         if not target.exists():
-            raise SystemExit(f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it was asked to build for?")
+            raise CompileError(f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it was asked to build for?")
 
 
 def pybind11_headers() -> str:

@@ -21,19 +21,21 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 __version__ = "0.1.0"
-_MODULES = ("grids", "guidance", "interop", "kernels", "metrics", "models", "optimize", "report", "schedules", "solvers", "trajectories")
 _NAMES = {"FsScheduler": "interop.diffusers", "Model": "model", "Plan": "plan", "PlanError": "plan", "Run": "run", "Sampler": "sampler"}
-__all__ = [*_MODULES, *_NAMES, "__version__"]
+__all__ = [
+    "FsScheduler", "Model", "Plan", "PlanError", "Run", "Sampler", "grids", "guidance", "interop", "kernels", "metrics", "models",
+    "optimize", "report", "schedules", "solvers", "trajectories",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
     if name in _NAMES:
         if name in ("Plan", "PlanError"):
             importlib.import_module(".solvers", __name__)      # so that plan.remake finds its makers
         value = globals()[name] = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
         return value
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'fastsample' has no attribute {name!r}; its names are {', '.join(__all__)}")
 
 

@@ -21,14 +21,10 @@ from typing import ClassVar
 import numpy as np
 
 from . import plan_file
+from .plan_checks import FLOATS, INTS, check, slots_read
 from .plan_file import CAPS, PlanError
 
 __all__ = ["CAPS", "Plan", "PlanError"]
-
-_FLOATS = {"M": "R3W", "p": "R", "q": "R", "clip": "R", "U": "RG", "V": "RGK", "known": "RY", "c": "R", "t": "RE", "preview": "R2",
-           "alpha": "R", "sigma": "R"}
-_INTS = {"reads": "R", "branches": "R", "known_reads": "R", "dst": "R2", "call": "R", "ids": "RL"}
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
@@ -73,13 +69,11 @@ class Plan:
     _makers: ClassVar[dict[str, Callable]] = {}      # filled by fastsample.solvers: a plan cannot import its makers
 
     def __post_init__(self) -> None:
-        for name, dtype in [*((n, np.float64) for n in _FLOATS), *((n, np.int64) for n in _INTS)]:
+        for name, dtype in [*((n, np.float64) for n in FLOATS), *((n, np.int64) for n in INTS)]:
             array = np.array(getattr(self, name), dtype=dtype, order="C")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
-        _check_shapes(self)
-        _check_values(self)
-        _check_reads(self)
+        check(self)
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
     @property
@@ -138,13 +132,10 @@ class Plan:
             for d in self.dst[i]:
                 if d >= 0:
                     live &= ~(1 << int(d))
-            live |= self._slots_read(i)
+            live |= slots_read(self, i)
             if live == 0 and i < self.rows - 1:
                 found.append(i)
         return tuple(reversed(found))
-
-    def _slots_read(self, row: int) -> int:
-        return (int(self.reads[row]) >> 1) & ((1 << self.S) - 1)
 
     def operand(self, column: int) -> str:
         """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted from 0)."""
@@ -176,7 +167,7 @@ class Plan:
         return replace(self, note={**self.note, **changes})
 
     def remake(self, start: int | float) -> Plan:
-        """Compile the same solver on grid[start:] for an image (img2img), from this plan's own note; `start` is a grid index or a strength."""
+        """Compile the same solver on grid[start:] for an image, from this plan's own note; `start` is a grid index or a strength."""
         maker = self._makers.get("remake")
         if maker is None:
             raise PlanError("remake: no makers are loaded; import fastsample.solvers first")
@@ -209,9 +200,10 @@ class Plan:
     def consistency(self) -> float:
         """Largest defect of the rows against the schedule when every prediction is exact.
 
-        For data at one point x0 the exact model returns that x0, so x must stand at alpha x0 + sigma (unit noise) at every row's point. The rows
-        are run on coefficient vectors over (x0, start noise, every drawn noise); returned is the largest deviation of (alpha, sigma), relative to
-        alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables (note: consistent = False) may leave the schedule by design.
+        For data at one point x0 the exact model returns that x0, so x must stand at alpha x0 + sigma (unit noise) at every row's point.
+        The rows are run on coefficient vectors over (x0, start noise, every drawn noise); returned is the largest deviation of
+        (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables (note: consistent = False)
+        may leave the schedule by design.
         """
         return max((max(abs(a - self.alpha[i]), abs(s - self.sigma[i])) / (self.alpha[i] + self.sigma[i])
                     for i, a, s in self._exact_levels()), default=0.0)
@@ -266,57 +258,3 @@ def _grown(array: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarray
     out = np.full(shape, fill, array.dtype)
     out[tuple(slice(n) for n in array.shape)] = array
     return out
-
-
-def _check_shapes(plan: Plan) -> None:
-    if plan.M.ndim != 3 or plan.U.ndim != 2 or plan.V.ndim != 3 or plan.ids.ndim != 2 or plan.t.ndim != 2:
-        raise PlanError("plan: M and V must have 3 dimensions and U, ids, t 2; build plans with fastsample.solvers")
-    for name, size in plan.dims.items():
-        low = {"R": 2, "G": 1, "E": 1}.get(name, 0)
-        if not low <= size <= CAPS[name]:
-            raise PlanError(f"plan: {name}={size}; {low} to {CAPS[name]} is accepted")
-    size = {**plan.dims, "W": plan.W, "Y": 1 + plan.L, "2": 2, "3": 3}
-    for name, dims in {**_FLOATS, **_INTS}.items():
-        want = tuple(size[d] for d in dims)
-        if getattr(plan, name).shape != want:
-            raise PlanError(f"plan: {name} has shape {list(getattr(plan, name).shape)}; {list(want)} is needed")
-    if not isinstance(plan.note, dict):
-        raise PlanError(f"plan: the note is a {type(plan.note).__name__}; a dict is needed")
-
-
-def _check_values(plan: Plan) -> None:
-    for name in _FLOATS:
-        bad = ~np.isfinite(getattr(plan, name))
-        if bad.any():
-            where = tuple(int(k) for k in np.argwhere(bad)[0])
-            raise PlanError(f"plan: {name}{list(where)} is {getattr(plan, name)[where]}; every number must be finite")
-    ranges = {"reads": (0, 2**plan.W - 1), "branches": (0, 2**plan.G - 1), "known_reads": (0, 2**(1 + plan.L) - 1), "dst": (-1, plan.S - 1),
-              "call": (-1, 255), "ids": (-1, 2**32 - 1)}
-    for name, (low, high) in ranges.items():
-        array = getattr(plan, name)
-        if array.size and (array.min() < low or array.max() > high):
-            bad = array[(array < low) | (array > high)].ravel()[0]
-            raise PlanError(f"plan: {name} holds {bad}; {low} to {high} is accepted")
-    if (plan.clip < 0).any() or (plan.alpha < 0).any() or (plan.sigma < 0).any() or (plan.alpha + plan.sigma <= 0).any():
-        raise PlanError("plan: clip, alpha or sigma is negative, or alpha = sigma = 0; levels and bounds are 0 or more")
-
-
-def _check_reads(plan: Plan) -> None:
-    written = 0
-    for i in range(plan.rows):
-        unwritten = plan._slots_read(i) & ~written
-        if unwritten:
-            raise PlanError(f"plan: row {i} reads slot {unwritten.bit_length() - 1} that no earlier row wrote")
-        u, v = plan.dst[i]
-        if u == v >= 0:
-            raise PlanError(f"plan: row {i} writes slot {u} twice; u and v need slots of their own")
-        noise = (plan.reads[i] >> (3 + plan.S + plan.G)) | (plan.known_reads[i] >> 1)
-        if any((noise >> k) & 1 and plan.ids[i, k] < 0 for k in range(plan.L)):
-            raise PlanError(f"plan: row {i} reads a noise that has no id; give it an id of 0 to 2**32-1")
-        for d in (u, v):
-            written |= 1 << int(d) if d >= 0 else 0
-    last = plan.rows - 1
-    if plan.call[0] >= 0 or plan.call[last] >= 0:
-        raise PlanError("plan: the first and the last row call no model; row 0 starts the run and the last row holds")
-    if plan.reads[last] != 1 or plan.M[last, 0, 0] != 1 or (plan.dst[last] >= 0).any() or plan.known_reads[last]:
-        raise PlanError("plan: the last row must hold (x' = x, nothing written)")

@@ -8,7 +8,8 @@ The file (little-endian; the C++ parser of csrc/core/plan.cpp reads the same)::
     40  u32 x 2   numbers per row, 0
     48  u64       bytes of the note
     56  32 bytes  SHA-256 of the whole file without these 32 bytes
-    88  R rows of float64: M | p | q | clip | U | V | ky, Cy | c | t | dx, dm | alpha, sigma | reads | branches | known_reads | du | dv | call | ids
+    88  R rows of float64: M | p | q | clip | U | V | ky, Cy | c | t | dx, dm | alpha, sigma
+                           | reads | branches | known_reads | du | dv | call | ids
      .  the note: strict UTF-8 JSON (no NaN, no repeated keys)
 """
 from __future__ import annotations
@@ -218,7 +219,8 @@ def _depth(data: bytes) -> int:
 
 def to_json(plan: Plan) -> str:
     """The plan as JSON: {"fastsample_plan": 1, "note": {...}, "M": [...], ...}. Numbers round-trip exactly."""
-    arrays = {name: getattr(plan, name).tolist() for name, _ in _layout(plan.dims)} | {name: getattr(plan, name).tolist() for name in _WORDS}
+    names = [name for name, _ in _layout(plan.dims)] + list(_WORDS)
+    arrays = {name: getattr(plan, name).tolist() for name in names}
     return dump_note({"fastsample_plan": VERSION, "dims": plan.dims, "note": plan.note, **arrays})
 
 
@@ -259,7 +261,8 @@ def describe(plan: Plan) -> str:
     """The plan as a readable table: the note's lines, then a line per row."""
     silent = {"clip": 0, "inpaint": False, "consistent": True}
     note = {k: v for k, v in plan.note.items() if v not in (None, [], {}) and not (k in silent and v == silent[k])}
-    lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"]
+    sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
+    lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {sizes}"]
     lines += [f"  {printable(k):14s} {_short(v)}" for k, v in sorted(note.items())]
     lines.append(f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with exact predictions)")
     lines.append(f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update")

@@ -27,20 +27,27 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class Run:
     """One batch of B samples, advanced one row a call.
 
-    noise [B,*]: unit normal; or shape=(B,*): drawn from the seeds; or latent [B,*]: for a plan made with start= the image (noise= may stand beside it),
-    else the state at row `start` (1 if not given), which must be one of plan.entries. Noise id 0 of a plan is the noise it started with. seed: int s (sample b takes s + b), B ints, or int64 [B]. guidance: a number, K numbers, or a
-    tensor [B] or [B,K]. noise_scale: number or [B], times every draw of
-    the plan (0: none). noise_source: instead of Philox, callable(row, id) -> [B,*], or one tensor for each
-    distinct noise id in the order the rows first draw it. mask (in [0,1], 1 = keep the known image) and known: inpainting. state_dtype: float32 or
-    float64; model_dtype: what the model gets and returns (that of the given noise, latent by default). copies: how often model_input and t repeat the
-    batch. preview=False: x0 is not formed. backend: see fastsample.kernels.select. Raises ValueError or TypeError, one sentence, before any kernel.
+    noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
+    latent        [B,*] instead: for a plan made with start= the image (noise= may stand beside it), else the state at row `start`
+                  (1 if not given), which must be one of plan.entries
+    seed          int s (sample b takes s + b), B ints, or int64 [B]; noise id 0 of a plan is the noise the run started with
+    guidance      a number, K numbers, or a tensor [B] or [B,K]
+    noise_scale   a number or [B], times every draw of the plan (0: none)
+    noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in the order the rows first draw it
+    mask, known   inpainting: mask in [0,1], 1 keeps the known image
+    state_dtype   float32 or float64; model_dtype: what the model gets and returns (by default that of the given noise or latent)
+    copies        how often model_input and t repeat the batch
+    preview       False: x0 is not formed
+    backend       a wish, see fastsample.kernels.select
+
+    A model that writes into its input may write into the state. Raises ValueError or TypeError, one sentence, before any kernel.
     """
 
     def __init__(
-        self, plan: Plan, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0, guidance=None,
-        state_dtype: torch.dtype = torch.float32, model_dtype: torch.dtype | None = None, device=None, noise_scale=None,
-        noise_source: Sequence[Tensor] | Callable | None = None, mask: Tensor | None = None, known: Tensor | None = None, start: int | None = None,
-        preview: bool = True, copies: int = 1, backend: str | None = None,
+        self, plan: Plan, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0,
+        guidance=None, state_dtype: torch.dtype = torch.float32, model_dtype: torch.dtype | None = None, device=None, noise_scale=None,
+        noise_source: Sequence[Tensor] | Callable | None = None, mask: Tensor | None = None, known: Tensor | None = None,
+        start: int | None = None, preview: bool = True, copies: int = 1, backend: str | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
@@ -48,7 +55,9 @@ class Run:
         self.plan, self._row = plan, arguments.entry(plan, latent is not None, start)
         model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
         if state_dtype not in STATES or model_dtype not in FLOATS:
-            raise TypeError(f"Run: state_dtype {state_dtype}, model_dtype {model_dtype}; a float32 or float64 state and a floating model are accepted")
+            raise TypeError(
+                f"Run: state_dtype {state_dtype}, model_dtype {model_dtype}; a float32 or float64 state and a floating model are accepted"
+            )
         self._choice = select(device, state_dtype, backend)
         self._table, self._model_dtype = inplace.table(plan, state_dtype, device), model_dtype
         empty = lambda *lead, dtype=state_dtype: torch.empty(*lead, *size[1:], dtype=dtype, device=device)  # noqa: E731
@@ -56,9 +65,10 @@ class Run:
         mask, known = arguments.blend(plan, mask, known, size, state_dtype, device)
         rows = torch.arange(plan.rows, dtype=torch.int32, device=device)[:, None].expand(-1, size[0]).contiguous()
         self._buffers = Buffers(
-            empty(size[0]), empty(plan.S, size[0]), empty(copies * size[0], dtype=model_dtype) if own_input else None, empty(size[0]) if preview else None,
-            torch.zeros(size[0], dtype=torch.int32, device=device), rows, arguments.scales(plan, guidance, size[0], state_dtype, device),
-            arguments.seeds(seed, size[0], device), arguments.noise_scales(noise_scale, size[0], state_dtype, device), mask, known, copies,
+            empty(size[0]), empty(plan.S, size[0]), empty(copies * size[0], dtype=model_dtype) if own_input else None,
+            empty(size[0]) if preview else None, torch.zeros(size[0], dtype=torch.int32, device=device), rows,
+            arguments.scales(plan, guidance, size[0], state_dtype, device), arguments.seeds(seed, size[0], device),
+            arguments.noise_scales(noise_scale, size[0], state_dtype, device), mask, known, copies,
         )  # fmt: skip
         times = self._table.f[:, self._table.dims.c + 1 :][:, : plan.E]
         times = times[:, None, :].expand(-1, copies * size[0], -1).contiguous()
@@ -73,7 +83,7 @@ class Run:
             self._refresh()
         self._advance()
 
-    # -- what a loop reads ---------------------------------------------------------------------------------------------------------------------
+    # -- what a loop reads -----------------------------------------------------------------------------------------------
     @property
     def row(self) -> int:
         """The row that the next step runs; the last row of the plan holds."""
@@ -106,7 +116,9 @@ class Run:
     @x.setter
     def x(self, value: Tensor) -> None:
         if not isinstance(value, Tensor) or value.shape != self.x.shape or not value.is_floating_point():
-            raise ValueError(f"Run.x: {_words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted")
+            raise ValueError(
+                f"Run.x: {_words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted"
+            )
         self._buffers.x.copy_(value.detach())
         self._refresh()
 
@@ -122,12 +134,13 @@ class Run:
         std = torch.full_like(self._buffers.x.new_empty(self.x.shape[0]), math.hypot(*drawn) if drawn else 0.0)
         return std if self._buffers.noise_scale is None else std * self._buffers.noise_scale.abs()
 
-    # -- advancing -----------------------------------------------------------------------------------------------------------------------------
+    # -- advancing -------------------------------------------------------------------------------------------------------
     def step(self, f: Tensor | Sequence[Tensor | None]) -> None:
         """Apply the current row to the model's output and move to the next.
 
         f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row does not use), in the model dtype.
-        Raises IndexError past the end; ValueError, TypeError or RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
+        Raises IndexError past the end; ValueError, TypeError or RuntimeError, one sentence, for outputs that do not fit (nothing is
+        broadcast).
         """
         if (
             self._fast
@@ -149,7 +162,9 @@ class Run:
             self._advance()
 
     def mean(self, f: Tensor | Sequence[Tensor | None]) -> Tensor:
-        """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row re-uses an earlier draw, which belongs to the mean."""
+        """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row re-uses an earlier draw, which belongs
+        to the mean.
+        """
         if self._row >= self._end:
             raise IndexError("Run.mean: the run is done; there is no row left to take the mean of")
         row, plan, b = self._row, self.plan, self._buffers
@@ -170,7 +185,7 @@ class Run:
         twin._bind()
         return twin
 
-    # -- inside --------------------------------------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------------------
     @property
     def model_input(self) -> Tensor:
         """What the model is asked with: c x, [copies*B,*] in the model dtype (the state itself where c = 1 throughout)."""
@@ -220,7 +235,9 @@ class Run:
             if G > 1 and f.shape[:1] == (G * B,) and f.shape[1:] == self._shape[1:]:
                 f = f.unflatten(0, (G, B)).unbind(0)
             elif G > 1:
-                raise ValueError(f"Run.step: the model returned {list(f.shape)}; {[G * B, *self._shape[1:]]} ({G} branches) or a list of {G} is accepted")
+                raise ValueError(
+                    f"Run.step: the model returned {list(f.shape)}; {[G * B, *self._shape[1:]]} ({G} branches) or a list of {G} is accepted"
+                )
             else:
                 f = [f]
         if not isinstance(f, (list, tuple)) or len(f) != G:
@@ -235,13 +252,22 @@ class Run:
         if not isinstance(f, Tensor) or f.layout != torch.strided:
             raise TypeError(f"Run.step: the model returned {_words(f)}; a dense tensor of {list(self._shape)} is accepted")
         if f.shape != self._shape:
-            raise ValueError(f"Run.step: the model returned {list(f.shape)} for a sample of {list(self._shape)}; only that shape is accepted, nothing is broadcast")
+            raise ValueError(
+                f"Run.step: the model returned {list(f.shape)} for a sample of {list(self._shape)}; only that shape is accepted, "
+                f"nothing is broadcast"
+            )
         if f.dtype != self._model_dtype:
-            raise TypeError(f"Run.step: the model returned {f.dtype}, asked in {self._model_dtype}; cast its output or pass model_dtype={f.dtype}")
+            raise TypeError(
+                f"Run.step: the model returned {f.dtype}, asked in {self._model_dtype}; cast its output or pass model_dtype={f.dtype}"
+            )
         if f.device != self._device:
-            raise ValueError(f"Run.step: the model returned a tensor on {f.device} for a sample on {self._device}; the same device is needed")
+            raise ValueError(
+                f"Run.step: the model returned a tensor on {f.device} for a sample on {self._device}; the same device is needed"
+            )
         if f.requires_grad:
-            raise RuntimeError("Run.step: the model's output requires grad, and a Run keeps none; use torch.no_grad() or Sampler(..., differentiable=True)")
+            raise RuntimeError(
+                "Run.step: the model's output requires grad, and a Run keeps none; use torch.no_grad() or Sampler(..., differentiable=True)"
+            )
         return f.contiguous()
 
     def _uses(self, g: int) -> bool:

@@ -4,7 +4,8 @@
     x0 = sampler(noise=z, seed=7, cond={"y": labels}, uncond={"y": none}, guidance=3.0)
 
 mode "eager": a Run and the model as they are.  "compile-model": the model under torch.compile.  "compile-loop": the whole loop as one graph
-(fullgraph; the model is a nested region, compiled once however many rows ask it; plans of one `plan.program` share the graph through `for_plan`).
+(fullgraph; the model is a nested region, compiled once however many rows ask it; plans of one `plan.program` share the graph through
+`for_plan`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from .guidance import guided
-from .kernels import arguments, inplace, normal, reference, select
+from .kernels import arguments, conditioning, inplace, normal, reference, select
 from .kernels.loop import Program, distinct
 from .kernels.step import step
+from .model import Model
 from .plan import Plan
 from .run import Run
 
@@ -30,8 +32,8 @@ MODES = ("eager", "compile-model", "compile-loop")
 class Sampler:
     """Immutable, safe from any number of threads: everything that changes lives in the Run of a call.
 
-    plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan asks several.
-    mode: one of MODES.  differentiable=True: gradients reach noise, conditions and (as table=) the plan's numbers.
+    plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan
+    asks several. mode: one of MODES.  differentiable=True: gradients reach noise, conditions and (as table=) the plan's numbers.
     state_dtype, model_dtype, backend: as for Run. Raises ValueError or TypeError, one sentence.
     """
 
@@ -48,6 +50,12 @@ class Sampler:
         models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
         if not models or not all(callable(m) for m in models) or plan.call.max() >= len(models):
             raise TypeError(f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; that many callables are needed")
+        said = plan.note.get("prediction")
+        for m in models:
+            if isinstance(m, Model) and said is not None and m.prediction != said:
+                raise ValueError(
+                    f"Sampler: the plan was made for prediction {said!r} and the model predicts {m.prediction!r}; make it for this model"
+                )
         ask = tuple(torch.compile(_plain(m)) for m in models) if mode == "compile-model" else models
         self._set(plan=plan, models=models, mode=mode, differentiable=differentiable, _ask=ask, _graphs={}, _guided={}, _lock=Lock(),
                   _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend})  # fmt: skip
@@ -65,20 +73,21 @@ class Sampler:
         return twin
 
     def __call__(
-        self, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0, cond: dict | None = None,
-        uncond: dict | None = None, branches: Sequence[dict] | None = None, guidance=None, callback: Callable | None = None, progress: bool = False,
-        trajectory: bool = False, mask: Tensor | None = None, known: Tensor | None = None, batched_guidance: bool = True, noise_scale=None,
-        noise_source=None, start: int | None = None, device=None, table: Tensor | None = None,
+        self, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0,
+        cond: dict | None = None, uncond: dict | None = None, branches: Sequence[dict] | None = None, guidance=None,
+        callback: Callable | None = None, progress: bool = False, trajectory: bool = False, mask: Tensor | None = None,
+        known: Tensor | None = None, batched_guidance: bool = True, noise_scale=None, noise_source=None, start: int | None = None,
+        device=None, table: Tensor | None = None,
     ):  # fmt: skip
         """x0 [B,*] in the state dtype, or (x0, states [rows+1, B, *]) with trajectory=True.
 
-        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run.  cond: keywords for the model.  uncond (with guidance):
-        a second branch, f = f_uncond + s (f_cond - f_uncond).  branches: keywords of every branch, the last being the base.  batched_guidance: all
-        branches in one call of G*B samples (tensors in them are concatenated), else one call each.  callback(step, x, x0): may return a new x, and
-        may raise to stop.  table: numbers of the plan [R, WF] in place of its own (differentiable=True).
+        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond: keywords for the model. uncond (with
+        guidance): a second branch, f = f_uncond + s (f_cond - f_uncond). branches: keywords of every branch, the last being the base.
+        batched_guidance: all branches in one call of G*B samples (tensors in them are concatenated), else one call each. callback(step,
+        x, x0): may return a new x, and may raise to stop. table: numbers of the plan [R, WF] in place of its own (differentiable=True).
         Raises FloatingPointError naming samples and row if a state became non-finite.
         """
-        conditions = _conditions(cond, uncond, branches)
+        conditions = conditioning.branches_of(cond, uncond, branches)
         plan = self._plan_for(len(conditions), guidance)
         start_ = {"noise": noise, "latent": latent, "shape": shape, "seed": seed, "start": start, "device": device, "guidance": guidance,
                   "noise_scale": noise_scale, "noise_source": noise_source, "mask": mask, "known": known}  # fmt: skip
@@ -86,7 +95,9 @@ class Sampler:
             raise ValueError("Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise")
         if self.mode == "compile-loop" or self.differentiable:
             if callback is not None or progress:
-                raise ValueError(f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}")
+                raise ValueError(
+                    f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
+                )
             return self._functional(plan, conditions, batched_guidance, trajectory, table, **start_)
         with torch.no_grad():
             return self._eager(plan, conditions, batched_guidance, trajectory, callback, progress, **start_)
@@ -100,17 +111,19 @@ class Sampler:
         if branches == self.plan.G:
             return self.plan
         if self.plan.G > 1:
-            raise ValueError(f"Sampler: the plan reads {self.plan.G} branches and {branches} are given; pass uncond= or branches= of {self.plan.G}")
+            raise ValueError(
+                f"Sampler: the plan reads {self.plan.G} branches and {branches} are given; pass uncond= or branches= of {self.plan.G}"
+            )
         with self._lock:
             if branches not in self._guided:
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches]
 
-    # -- eager ---------------------------------------------------------------------------------------------------------------------------------
+    # -- eager -----------------------------------------------------------------------------------------------------------
     def _eager(self, plan, conditions, batched, trajectory, callback, progress, **start):
         together = batched and len(conditions) > 1
         run = Run(plan, **start, **self._options, preview=callback is not None, copies=len(conditions) if together else 1)
-        merged = _merged(conditions, run.x.shape[0]) if together else None
+        merged = conditioning.merged(conditions, run.x.shape[0]) if together else None
         states, bad_row, watch = [run.x.clone()] if trajectory else None, None, run.x.device.type == "cpu"
         with _bar(progress, sum(plan.call[run.row :] >= 0)) as bar:
             for number in range(plan.rows):
@@ -142,7 +155,7 @@ class Sampler:
         x, t = run.model_input[:batch], run.t[:batch]
         return [ask(x, t, **conditions[g]) if used[g] else None for g in range(plan.G)]
 
-    # -- one pure function ---------------------------------------------------------------------------------------------------------------------
+    # -- one pure function -----------------------------------------------------------------------------------------------
     def _functional(self, plan, conditions, batched, trajectory, table, *, noise, latent, shape, seed, start, device, guidance, noise_scale,
                     noise_source, mask, known):  # fmt: skip
         state = self._options["state_dtype"]
@@ -164,8 +177,8 @@ class Sampler:
             given = torch.empty(size, dtype=state, device=device)
             select(device, state, self._options["backend"]).module.fill(given, requested["seed"], 0)
         together = batched and len(conditions) > 1
-        conditions = [_merged(conditions, size[0])] if together else conditions
-        conditions = conditions if self.differentiable else _unshared(conditions)
+        conditions = [conditioning.merged(conditions, size[0])] if together else conditions
+        conditions = conditions if self.differentiable else conditioning.unshared(conditions)
         program = self._program(plan, first, model_dtype, trajectory, together, mask is not None)
         with nullcontext() if self.differentiable else torch.no_grad():
             rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
@@ -189,7 +202,9 @@ class Sampler:
 
 
 def _draws(plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool) -> list[list]:
-    """For every row its L draws, the caller's and, where that left some to Philox, those: a row takes either kind, not both. [] = all Philox."""
+    """For every row its L draws, the caller's and, where that left some to Philox, those: a row takes either kind, not both. [] = all
+    Philox.
+    """
     rows = []
     for row in range(plan.rows):
         draws, ids = given(row), arguments.drawn(plan, row, masked)
@@ -210,7 +225,9 @@ def _plain(model: Callable) -> Callable:
 
 
 def _asked(models: Sequence[Callable], together: bool) -> Callable:
-    """ask(x, t, conditions, used): every branch in one call of G*B samples, or a list with one call for each branch used; models[g] asks branch g."""
+    """ask(x, t, conditions, used): every branch in one call of G*B samples, or a list with one call for each branch used; models[g] asks
+    branch g.
+    """
     branches = len(models)
 
     def ask(x: Tensor, t: Tensor, conditions: Sequence[dict], used: Sequence[bool]) -> Tensor | list:
@@ -219,52 +236,6 @@ def _asked(models: Sequence[Callable], together: bool) -> Callable:
         return [models[g](x, t, **conditions[g]) if used[g] else None for g in range(branches)]
 
     return ask
-
-
-def _unshared(conditions: Sequence[dict]) -> list[dict]:
-    """The same keywords with no two tensors in one storage: a nested region of a compiled loop takes no aliases."""
-    seen: set[int] = set()
-
-    def own(value):
-        if not isinstance(value, Tensor):
-            return value
-        place = value.untyped_storage().data_ptr()
-        value = value.clone() if place in seen else value
-        seen.add(place)
-        return value
-
-    return [{key: own(value) for key, value in c.items()} for c in conditions]
-
-
-def _conditions(cond: dict | None, uncond: dict | None, branches: Sequence[dict] | None) -> list[dict]:
-    """Keywords of each branch."""
-    if branches is not None:
-        if cond is not None or uncond is not None or not branches or not all(isinstance(b, dict) for b in branches):
-            raise ValueError("Sampler: branches must be one dict or more, and stand alone; leave out cond and uncond")
-        return list(branches)
-    for name, value in (("cond", cond), ("uncond", uncond)):
-        if value is not None and not isinstance(value, dict):
-            raise TypeError(f"Sampler: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted")
-    return [cond or {}] if uncond is None else [cond or {}, uncond]
-
-
-def _merged(conditions: Sequence[dict], batch: int) -> dict:
-    """One dict for a batch of all branches: tensors [B,*] are concatenated, everything else must be equal in every branch."""
-    merged, advice = {}, "make them alike, or pass batched_guidance=False"
-    if any(c.keys() != conditions[0].keys() for c in conditions):
-        raise ValueError(f"Sampler: the branches have keywords {[sorted(c) for c in conditions]}; {advice}")
-    for key, value in conditions[0].items():
-        values = [c[key] for c in conditions]
-        if isinstance(value, Tensor) and value.dim() > 0:
-            if any(not isinstance(v, Tensor) or v.shape[1:] != value.shape[1:] or v.shape[:1] != (batch,) or v.dtype != value.dtype for v in values):
-                shapes = [list(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
-                raise ValueError(f"Sampler: {key!r} is {shapes} in the branches; tensors of one shape with a batch of {batch} are needed; {advice}")
-            merged[key] = torch.cat(values)
-        elif any(v is not value and not bool(v == value) for v in values):
-            raise ValueError(f"Sampler: {key!r} differs between the branches and is not a tensor with a batch; {advice}")
-        else:
-            merged[key] = value
-    return merged
 
 
 def _bar(wanted: bool, total: int):
@@ -284,4 +255,6 @@ def _raise_if_bad(status: Tensor, row: int | None) -> None:
     if bad:
         names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         where = "" if row is None else f" at row {row}"
-        raise FloatingPointError(f"Sampler: sample {names} became non-finite{where}; the model returned NaN, Inf or a value too large for the state")
+        raise FloatingPointError(
+            f"Sampler: sample {names} became non-finite{where}; the model returned NaN, Inf or a value too large for the state"
+        )

@@ -46,7 +46,8 @@ class Case:
 BASE = Case()
 VARY = {
     "elements": SIZES, "batch": (0, 1, 9), "S": (0, 1, 24), "G": (1, 8), "L": (0, 3, 8), "K": (0, 8), "E": (2, 4), "state": STATES[1:],
-    "model": MODELS[1:], "layout": LAYOUTS[1:], "mask": (True,), "given_noise": (True,), "weights": (True,), "bound": (True,), "noise_scale": (True,),
+    "model": MODELS[1:], "layout": LAYOUTS[1:], "mask": (True,), "given_noise": (True,), "weights": (True,), "bound": (True,),
+    "noise_scale": (True,),
 }  # fmt: skip
 CASES = [
     BASE, *(replace(BASE, **{name: value}) for name, values in VARY.items() for value in values),
@@ -70,12 +71,15 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers [rows, WF] float64 and words [rows, WI] int32 of random rows. Every second row has a bound for m; slots read are any of the S."""
+    """Numbers [rows, WF] float64 and words [rows, WI] int32 of random rows. Every second row has a bound for m; slots read are any of
+    the S.
+    """
     numbers = rng.standard_normal((rows, at.WF))
     numbers[:, at.p + 2] = np.where(np.arange(rows) % 2, np.abs(numbers[:, at.p + 2]) + 0.1, 0.0)
     words = np.zeros((rows, at.WI), np.int64)
     reads = rng.integers(0, 2, (rows, at.W)) @ (1 << np.arange(at.W, dtype=np.int64))
-    reads |= np.where(np.arange(rows) % 3, 1 << at.m, 0)
+    reads |= np.where(np.arange(rows) % 3, 1 << at.m, 0)  # most rows read the prediction and every noise, whatever chance chose
+    reads |= np.where(np.arange(rows) % 3 != 1, ((1 << at.L) - 1) << at.n, 0)
     words[:, READS_LO], words[:, READS_HI] = reads & 0xFFFFFF, reads >> 24
     words[:, BRANCHES] = rng.integers(0, 1 << at.G, rows)
     words[:, KNOWN_READS] = rng.integers(0, 1 << (1 + at.L), rows)
@@ -90,7 +94,9 @@ def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.nd
 
 
 def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
-    """Everything a call of `step` takes: positional arguments in `args`, the rest in `options`. Slots that no row of the batch reads hold NaN."""
+    """Everything a call of `step` takes: positional arguments in `args`, the rest in `options`. Slots that no row of the batch reads
+    hold NaN.
+    """
     rng = np.random.default_rng([seed, case.elements, case.batch, case.S, case.G, case.L, case.K])
     at = Layout(case.S, case.G, case.L, case.K, case.E)
     numbers, words = random_table(rng, at, rows)
@@ -106,7 +112,8 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
             slot.fill_(torch.nan)
     f = [laid_out(normal(case.batch, case.elements).to(case.model), case.layout) for _ in range(case.G)]
     options = {
-        "seed": torch.from_numpy(rng.integers(-(2**62), 2**62, case.batch)), "scale": normal(case.batch, case.K).to(case.state) if case.K else None,
+        "seed": torch.from_numpy(rng.integers(-(2**62), 2**62, case.batch)),
+        "scale": normal(case.batch, case.K).to(case.state) if case.K else None,
         "noise_scale": normal(case.batch).to(case.state) if case.noise_scale else None,
         "weights": normal(case.batch, 1 + case.G).to(case.state) if case.weights else None,
         "bound": normal(case.batch).abs().add(0.1).to(case.state) if case.bound else None,
@@ -126,10 +133,13 @@ def as_plan(at: Layout, numbers: np.ndarray, words: np.ndarray) -> SimpleNamespa
     rows = len(numbers)
     cut = lambda start, width: numbers[:, start : start + width]  # noqa: E731
     return SimpleNamespace(
-        S=at.S, G=at.G, L=at.L, K=at.K, E=at.E, W=at.W, rows=rows, M=cut(0, 3 * at.W).reshape(rows, 3, at.W), p=numbers[:, at.p], q=numbers[:, at.p + 1],
+        S=at.S, G=at.G, L=at.L, K=at.K, E=at.E, W=at.W, rows=rows, M=cut(0, 3 * at.W).reshape(rows, 3, at.W), p=numbers[:, at.p],
+        q=numbers[:, at.p + 1],
         clip=numbers[:, at.p + 2], U=cut(at.U, at.G), V=cut(at.V, at.G * at.K).reshape(rows, at.G, at.K), known=cut(at.known, 1 + at.L),
-        c=numbers[:, at.c], preview=cut(at.preview, 2), reads=words[:, READS_LO].astype(np.int64) | words[:, READS_HI].astype(np.int64) << 24,
-        branches=words[:, BRANCHES], known_reads=words[:, KNOWN_READS], dst=words[:, [DU, DV]], ids=words[:, IDS:].astype(np.int64) & 0xFFFFFFFF,
+        c=numbers[:, at.c], preview=cut(at.preview, 2), reads=words[:, READS_LO].astype(np.int64) | words[:,
+        READS_HI].astype(np.int64) << 24,
+        branches=words[:, BRANCHES], known_reads=words[:, KNOWN_READS], dst=words[:, [DU, DV]], ids=words[:,
+        IDS:].astype(np.int64) & 0xFFFFFFFF,
     )  # fmt: skip
 
 

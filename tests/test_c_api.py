@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from c import build, interface, rows
 from c.interface import Library, StatusError
 
@@ -229,6 +230,18 @@ def test_a_saved_plan_runs_in_c_bit_for_bit(made, plan_files, name, tmp_path):
     got = np.fromfile(tmp_path / "states.bin", np.float32).reshape(plan.rows, B, D)
     want = emulated(plan, SEED)
     assert got.tobytes() == want.tobytes() and np.isfinite(got).all() and np.ptp(got[-1]) > 0
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "unipc", "guided"])
+def test_the_same_run_in_python_has_the_same_bits(plan_files, name, backend):
+    plan, want = plan_files[name][0], emulated(plan_files[name][0], SEED)
+    run = fs.Run(plan, shape=(B, D), seed=SEED, guidance=[2.0] if plan.K else None, backend=backend)
+    while not run.done:
+        assert run.x.numpy().tobytes() == want[run.row - 1].tobytes()
+        outputs = [torch.from_numpy(model(run.model_input.numpy(), g)) for g in range(plan.G)]
+        run.step(outputs[0] if plan.G == 1 else outputs)
+    assert run.x.numpy().tobytes() == want[-1].tobytes()
 
 
 def test_the_example_server_serves_each_request_as_if_alone(made, plan_files, tmp_path):

@@ -52,7 +52,9 @@ def test_costs(backend, dtype, p):
 def test_argmins_match_float64(backend):
     """Costs that differ by parts in 10^4: each target's source is that of the float64 loop."""
     generator = torch.Generator().manual_seed(3)
-    path = torch.randn(1, 64, 2048, generator=generator, dtype=torch.float64).cumsum(1) * 0.01 + torch.randn(1, 1, 2048, generator=generator, dtype=torch.float64)
+    path = torch.randn(1, 64, 2048, generator=generator, dtype=torch.float64).cumsum(1) * 0.01 + torch.randn(
+        1, 1, 2048, generator=generator, dtype=torch.float64
+    )
     U, c = [path[:, :-1].float()], 1 + 1e-3 * torch.randn(1, 63, 63, generator=generator, dtype=torch.float64)
     X, band = path[:, 1:].float(), torch.tensor([[i, 63] for i in range(63)], dtype=torch.int32)
     got = argmin_source(cost_matrix(U, c, X, band, backend=backend)[0])
@@ -123,7 +125,9 @@ def test_opcheck(dtype):
     U, c, X = [u.requires_grad_() for u in U], c.requires_grad_(), X.requires_grad_()
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.fastsample.cost_matrix.default, (U, c, X, band, 2.0, None), test_utils=quick)
-    torch.library.opcheck(torch.ops.fastsample.cost_gather.default, (U, c, torch.tensor([0, 2, 1], dtype=torch.int32), None), test_utils=quick)
+    torch.library.opcheck(
+        torch.ops.fastsample.cost_gather.default, (U, c, torch.tensor([0, 2, 1], dtype=torch.int32), None), test_utils=quick
+    )
 
 
 def test_what_does_not_fit_is_refused():

@@ -47,7 +47,9 @@ def test_the_tree_is_the_documented_one(backend, elements):
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "offset", "transposed"])
 def test_dots_are_exact_within_their_bound(backend, dtype, layout):
-    """float64 sums of n products: |error| <= gamma_d sum |a b|, d = 64 steps + 4 halvings + 3 of the chunk sums + 1 product (Higham 2002, 4.2)."""
+    """float64 sums of n products: |error| <= gamma_d sum |a b|, d = 64 steps + 4 halvings + 3 of the chunk sums + 1 product (Higham
+    2002, 4.2).
+    """
     a, b = ([laid_out(t, layout) for t in tensors(2, 3, 4097, dtype, seed)] for seed in (2, 3))
     dots, _ = moments(a, b, backend=backend)
     depth = 64 + math.log2(16) + math.ceil(math.log2(5)) + 1
@@ -94,7 +96,11 @@ def test_gradients(backend):
 def test_opcheck(dtype):
     a, b = ([t.requires_grad_() for t in tensors(2, 2, 5, dtype, seed)] for seed in (0, 1))
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.fastsample.moments.default, (a, b, None), test_utils=(*quick, "test_aot_dispatch_dynamic") if dtype == torch.float32 else quick)
+    torch.library.opcheck(
+        torch.ops.fastsample.moments.default,
+        (a, b, None),
+        test_utils=(*quick, "test_aot_dispatch_dynamic") if dtype == torch.float32 else quick,
+    )
 
 
 @pytest.mark.parametrize(

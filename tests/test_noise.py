@@ -1,4 +1,6 @@
-"""The noise, to the bit: Philox against its published vectors, the normals against committed numbers, and the same from every form of asking."""
+"""The noise, to the bit: Philox against its published vectors, the normals against committed numbers, and the same from every form of
+asking.
+"""
 
 import math
 
@@ -103,7 +105,9 @@ def test_extreme_words_stay_finite():
 
 
 def test_moments_of_a_fixed_sample():
-    """2^16 numbers of one seed: mean and mean square within 4 standard errors of 0 and 1; no element is repeated elsewhere in the sample."""
+    """2^16 numbers of one seed: mean and mean square within 4 standard errors of 0 and 1; no element is repeated elsewhere in the
+    sample.
+    """
     n = normal(torch.tensor([12]), torch.tensor([1]), 2**16)[0].double()
     error = 2**-8
     assert abs(float(n.mean())) < 4 * error

@@ -12,7 +12,7 @@ from fastsample.plan import Plan, PlanError
 
 def small_plan(**changes) -> Plan:
     """Two evaluations by hand: DDIM from sigma 4 to 1, then a 2nd-order row from 1 to 0.5 that reads a slot and draws noise (alpha = 1)."""
-    R, S, G, L, K, E = 4, 1, 1, 1, 0, 1
+    R, S, G, L, K = 4, 1, 1, 1, 0
     W = 3 + S + G + L                                      # x r0 m f f0 n0
     M = np.zeros((R, 3, W))
     M[0, 0, 0] = 4.0
@@ -22,7 +22,8 @@ def small_plan(**changes) -> Plan:
     M[3, 0, 0] = 1.0
     arrays = dict(
         M=M, p=[0, 0, 0, 0], q=[0, 1, 1, 0], clip=[0, 0, 2.5, 0], U=np.ones((R, G)), V=np.zeros((R, G, K)), known=np.zeros((R, 1 + L)),
-        c=[0.5, 0.7, 1, 1], t=[[4.0], [1.0], [1.0], [1.0]], preview=[[0, 0], [0, 1], [0, 1], [1, 0]], alpha=[0, 1, 1, 1], sigma=[1, 4, 1, 0.5],
+        c=[0.5, 0.7, 1, 1], t=[[4.0], [1.0], [1.0], [1.0]], preview=[[0, 0], [0, 1], [0, 1], [1, 0]],
+        alpha=[0, 1, 1, 1], sigma=[1, 4, 1, 0.5],
         reads=[0b1, 0b101, 0b100111, 0b1], branches=[0, 1, 1, 0], known_reads=np.zeros(R), dst=[[-1, -1], [0, -1], [-1, -1], [-1, -1]],
         call=[-1, 0, 0, -1], ids=[[-1], [-1], [2], [-1]], note={"solver": "by hand", "stored": "x0"})
     return Plan(**{**arrays, **changes})
@@ -174,7 +175,8 @@ def test_a_sealed_but_wrong_file_is_refused(at, value, sentence):
 
 
 @pytest.mark.parametrize("note, sentence", [
-    (b'{"a":NaN}', "NaN"), (b'{"a":1e999}', "1e999"), (b'{"a":-Infinity}', "Infinity"), (b'{"a":1,"a":2}', "repeats a key"), (b'[1]', "is a list"),
+    (b'{"a":NaN}', "NaN"), (b'{"a":1e999}', "1e999"), (b'{"a":-Infinity}', "Infinity"), (b'{"a":1,"a":2}', "repeats a key"),
+    (b'[1]', "is a list"),
     (b'{"a":' + b'[' * 40 + b']' * 40 + b'}', "nested"), (b'{"a":"\xff"}', "UTF-8"), (b'{"a":"\\ud800"}', "UTF-8"), (b'{', "not sound"),
     (b'{"a":' + b'9' * 5000 + b'}', "not sound"),
 ])

@@ -59,6 +59,47 @@ def test_what_breaks_in_other_libraries(n, end):
         assert np.abs(plan.M).max() < 50.0
 
 
+FULL, LOW = [1, 2, 3, 3, 3, 3], [1, 2, 3, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "orders"),
+    [
+        ("dpmpp_2m", {}, [1, 2, 2, 2, 2, 2]),
+        ("dpmpp_2m", {"lower_order_final": True}, [1, 2, 2, 2, 2, 1]),
+        ("dpmpp_2m", {"compat": "diffusers"}, [1, 2, 2, 2, 2, 1]),
+        ("dpmpp_3m", {}, FULL),
+        ("dpmpp_3m", {"lower_order_final": True}, LOW),
+        ("dpmpp_3m", {"compat": "diffusers"}, LOW),
+        ("dpmpp_3m", {"compat": "k-diffusion"}, FULL),
+        ("unipc", {}, LOW),
+        ("unipc", {"lower_order_final": False}, FULL),
+        ("unipc", {"order": 2, "lower_order_final": False}, [1, 2, 2, 2, 2, 2]),
+        ("dpmpp_2s", {}, [2] * 6),
+        ("heun", {}, [2] * 6),
+    ],
+)
+def test_orders_of_the_steps(name, options, orders):
+    """What the note says, which outputs the rows read, and the one order a step to sigma = 0 can have."""
+    grid = grids.karras(EDM(), 6, end="min")
+    plan = SOLVERS[name](EDM(), grid, prediction="x0", **options)
+    assert plan.note["orders"] == orders
+    if name.startswith("dpmpp") and name != "dpmpp_2s":
+        assert [sum(key[0] in "mr" for key in terms(plan, row)) for row in range(1, 7)] == orders
+    to_zero = SOLVERS[name](EDM(), np.append(grid[:-1], 0.0), prediction="x0", **options)
+    assert to_zero.note["orders"] == [*orders[:-1], 1]
+    assert terms(to_zero, to_zero.rows - 2) == {"m": 1.0}
+
+
+def test_remake_keeps_every_option():
+    model = Model(None, SD, "v", time=0.5, model_id="m")
+    plan = SOLVERS["ddim"](model, grids.trailing(SD, 5), eta=0.5, inpaint=True, clip=1.5, compat="diffusers")
+    assert plan.remake(start=None).to_bytes() == plan.to_bytes()
+    again = plan.remake(start=2)
+    assert (again.nfe, again.note["inpaint"], again.note["clip"], again.note["arguments"]["eta"]) == (3, True, 1.5, 0.5)
+    assert (again.clip[1:-1] == 1.5).all()
+
+
 BAD = [
     ("ddim", {"eta": -0.1}, "ddim: eta = -0.1; a number from 0 to 1"),
     ("ddim", {"eta": np.nan}, "ddim: eta = nan"),

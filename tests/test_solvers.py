@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-
 from interpreter import run
 
 from fastsample import grids
@@ -63,10 +62,12 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
     ("euler_ancestral", EDM(), [4, 2, 0], "x0", {"eta": 3.0}, {1: {"m": 1, "n0": 2}}),  # up is cut at sigma'
     # Flow .8 -> .4: down = .4·(1 + (.5 - 1)) = .2, q = .6/.8
     ("euler_ancestral", Flow(), [0.8, 0.4, 0], "flow", {}, {1: {"x": 0.1875, "m": 0.5625, "n0": math.sqrt(0.16 - 0.0225)}, 2: {"m": 1}}),
-    ("heun", EDM(), [4, 2, 0], "eps", {}, {1: {"x": 1, "m": -2}, 2: {"x": 1, "m": -1, "r0": 1}, 3: {"x": 1, "m": -2}}),
+    # over x0: d1 - d = (r0 - m)/sigma', so x' = x - (4 - 2)/2·(r0 - m)/2
+    ("heun", EDM(), [4, 2, 0], "eps", {}, {1: {"x": 0.5, "m": 0.5}, 2: {"x": 1, "m": 0.5, "r0": -0.5}, 3: {"m": 1}}),
     ("heun", Flow(), [1, 0.5, 0], "flow", {}, {1: {"x": 1, "m": -0.5}, 2: {"x": 1, "m": -0.25, "r0": 0.25}, 3: {"x": 1, "m": -0.5}}),
-    ("heun", EDM(), [4, 2, 0], "eps", {"s_churn": 9.0}, {0: {"x": 4, "n0": 4}, 1: {"x": 1, "m": 2 - 32**0.5}}),  # 4 sqrt(2) = sqrt(16 + 16)
-    # x0 kept (TrigFlow has alpha < 1): 60 to 45 degrees, e^h = sqrt(3): x1 = sqrt(2/3)·x + ..., then alpha'/2 (e^h - 1)(m - r0)
+    # churn to 4 sqrt(2) = sqrt(16 + 16)
+    ("heun", EDM(), [4, 2, 0], "eps", {"s_churn": 9.0}, {0: {"x": 4, "n0": 4}, 1: {"x": 0.125**0.5, "m": 1 - 0.125**0.5}}),
+    # TrigFlow from 60 to 45 degrees, e^h = sqrt(3): x1 = sqrt(2/3)·x + ..., then alpha'/2 (e^h - 1)(m - r0)
     (
         "heun", TrigFlow(), [ROOT3, 1], "v", {"space": "rho"},
         {1: {"x": (2 / 3) ** 0.5, "m": 0.5**0.5 * (1 - 1 / ROOT3)},
@@ -138,9 +139,8 @@ def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
                 continue
             plan = SOLVERS[name](schedule, grid, prediction=prediction, **options)
             largest = np.abs(plan.M[:, 0]).sum(axis=1).max()
-            if name == "heun":  # d = (x - x0)/rho at the end of a step times its width: the rounding of x grows by rho/rho'
-                steps = np.diff(schedule.half_log_snr(grid))
-                largest *= 1.0 + np.exp(steps[np.isfinite(steps)]).max(initial=0.0)
+            if name == "heun" and plan.stored == "flow":  # v at the end of a step is (x - n·x0)/sigma': the rounding of x grows by 1/sigma'
+                largest /= plan.sigma[plan.sigma > 0.0].min()
             assert plan.consistency() <= 8 * EPS * plan.rows * max(1.0, largest)
             assert (plan.alpha[-1], plan.sigma[-1]) == (schedule.alpha(grid[-1]), schedule.sigma(grid[-1]))
 
@@ -178,7 +178,7 @@ def test_rows(name, options, schedule):
     assert plan.sigma[-1] == 0.0
     assert (plan.dst[:, 1] == -1).all()  # one value kept a row: anchors are eliminated
     slots = {"dpmpp_3m": 2, "unipc": 3}.get(name, 1)
-    assert plan.S <= slots
+    assert slots >= plan.S
     assert len(plan.note["orders"]) == n
 
 
@@ -245,8 +245,8 @@ LIMITS = [
 
 @pytest.mark.parametrize(("name", "options"), LIMITS)
 def test_alpha_zero_is_the_limit(name, options):
-    """A run from alpha = 0 is the limit of runs that start ever closer to it: alpha = 2^-p changes the first state by about that much, later ones
-    by about 1/p, since a history weight falls with lambda, a logarithm."""
+    """A run from alpha = 0 is the limit of runs that start ever closer to it: alpha = 2^-p changes the first state by about that much,
+    later ones by about 1/p, since a history weight falls with lambda, a logarithm."""
     x, noise = np.linspace(-1.5, 1.5, 16), np.random.default_rng(3).standard_normal((8, 16))
     states = {}
     for power in (20, 40, 1100):

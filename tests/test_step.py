@@ -35,8 +35,10 @@ def in_numpy(setup):
         held = [s[b].numpy() for s in slots]
         noise = lambda k, b=b: normal(option["seed"][b : b + 1], torch.tensor([k]), x.shape[1])[0].numpy()  # noqa: E731
         new, model_input, preview = interpreter.step(
-            plan, int(row[b]), x[b].numpy(), held, [v[b].to(x.dtype).numpy() for v in f], noise, scale=() if option["scale"] is None else pick("scale", b),
-            mask=pick("mask", b), known=pick("known", b), noise_scale=pick("noise_scale", b), weights=pick("weights", b), bound=pick("bound", b), dtype=dtype,
+            plan, int(row[b]), x[b].numpy(), held, [v[b].to(x.dtype).numpy() for v in f], noise,
+            scale=() if option["scale"] is None else pick("scale", b),
+            mask=pick("mask", b), known=pick("known", b), noise_scale=pick("noise_scale", b), weights=pick("weights", b),
+            bound=pick("bound", b), dtype=dtype,
         )  # fmt: skip
         u, v = (held[d] if d >= 0 else np.zeros_like(new) for d in plan.dst[int(row[b])])
         results.append([torch.from_numpy(np.asarray(value)) for value in (new, u, v, model_input, preview)])
@@ -45,11 +47,12 @@ def in_numpy(setup):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.groups == 1 and c.batch and not c.given_noise and c.elements < 65536], ids=str)
 def test_reference_is_the_interpreter(case):
-    setup = make(case)
-    got = reference.step(*setup.args, **setup.options)
-    for name, ours, theirs in zip(NAMES[:5], got[:5], in_numpy(setup), strict=True):
-        theirs = theirs.to(case.model) if name == "model_input" else theirs
-        assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7)), name
+    for seed in range(3):
+        setup = make(case, seed)
+        got = reference.step(*setup.args, **setup.options)
+        for name, ours, theirs in zip(NAMES[:5], got[:5], in_numpy(setup), strict=True):
+            theirs = theirs.to(case.model) if name == "model_input" else theirs
+            assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7)), f"{name}, seed {seed}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -62,8 +65,8 @@ def test_backend_is_the_reference_bit_for_bit(backend, case):
             assert same(a, b), f"{name}, seed {seed}"
 
 
-@given(st.integers(0, 2**16), st.integers(1, 70), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 2),
-       st.sampled_from(STATES), st.sampled_from(MODELS), st.booleans(), st.booleans(), st.booleans())  # fmt: skip
+@given(st.integers(0, 2**16), st.integers(1, 70), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4), st.integers(0, 3),
+       st.integers(0, 2), st.sampled_from(STATES), st.sampled_from(MODELS), st.booleans(), st.booleans(), st.booleans())  # fmt: skip
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_backend_is_the_reference_on_any_case(backend, seed, elements, batch, S, G, L, K, state, model, mask, weights, bound):
     case = Case(elements, batch, S, G, L, K, state=state, model=model, mask=mask, weights=weights, bound=bound)
@@ -72,7 +75,9 @@ def test_backend_is_the_reference_on_any_case(backend, seed, elements, batch, S,
     assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("case", [BASE, replace(BASE, mask=True), replace(BASE, S=0), replace(BASE, L=3, G=4), replace(BASE, bound=True)], ids=str)
+@pytest.mark.parametrize(
+    "case", [BASE, replace(BASE, mask=True), replace(BASE, S=0), replace(BASE, L=3, G=4), replace(BASE, bound=True)], ids=str
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_structure_gives_the_same_bits(backend, case):
     setup = make(case)
@@ -80,7 +85,9 @@ def test_known_structure_gives_the_same_bits(backend, case):
     for row in range(len(numbers)):
         rows = torch.full((case.batch,), row)
         structure = structure_of(setup, row)
-        slots = [torch.full_like(s, torch.nan) if not structure[0] >> (1 + k) & 1 else torch.nan_to_num(s, 0.5) for k, s in enumerate(slots)]
+        slots = [
+            torch.full_like(s, torch.nan) if not structure[0] >> (1 + k) & 1 else torch.nan_to_num(s, 0.5) for k, s in enumerate(slots)
+        ]
         args = (x, slots, f, numbers, words, rows, at)
         open_, known = (step(*args, **setup.options, structure=s, backend=backend) for s in (None, structure))
         for name, a, b, there in zip(NAMES, open_, known, (True, structure[3] >= 0, structure[4] >= 0, True, True, True), strict=True):
@@ -89,7 +96,9 @@ def test_known_structure_gives_the_same_bits(backend, case):
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_float32_stays_within_its_rounding_bound(model):
-    """|float32 - exact| <= gamma_n sum |terms|, n the longest chain of roundings: w (K+1), f (2G), m (3), the sum (2W), blend none (Higham 2002, 3.1)."""
+    """|float32 - exact| <= gamma_n sum |terms|, n the longest chain of roundings: w (K+1), f (2G), m (3), the sum (2W), blend none
+    (Higham 2002, 3.1).
+    """
     setup = make(replace(BASE, model=model, elements=127))
     exact = make(replace(BASE, model=model, elements=127))
     wide = lambda v: [t.double() for t in v] if isinstance(v, list) else v.double()  # noqa: E731
@@ -157,7 +166,7 @@ def test_a_bad_index_touches_nothing_but_the_status(backend, what, status):
     bad = step(x, slots, f, numbers, words, row, at, f_index=index, **setup.options, backend=backend)
     assert bad[5].tolist() == [0, status, 0]
     assert same(bad[0][1], x[1])
-    assert not bad[1][1].any() and not bad[2][1].any()
+    assert not any(bad[k][1].any() for k in range(1, 5))
     for a, b in zip(good[:5], bad[:5], strict=True):
         assert same(a[[0, 2]], b[[0, 2]])
 
@@ -205,65 +214,6 @@ def test_a_poisoned_sample_is_reported_and_harms_no_other(backend, poison):
     bad = step(x, slots, f, numbers, words, row, at, **setup.options, backend=backend)
     assert bad[5].tolist() == [0, 0, 8, 0]
     assert all(same(a[[0, 1, 3]], b[[0, 1, 3]]) for a, b in zip(clean, bad, strict=True))
-
-
-def leaves(setup):
-    """Floating inputs of a call, as double leaves that want a gradient; clip is held, since it switches at 0."""
-    x, slots, f, numbers, words, row, at = setup.args
-    hot = torch.ones(at.WF, dtype=torch.float64)
-    hot[at.p + 2] = 0
-    want = [t.double().clone().requires_grad_() for t in (x, *slots, *f, numbers, setup.options["scale"], setup.options["noise_scale"])]
-
-    def call(*given, structure=None, rows=row):
-        S, G = at.S, at.G
-        table = given[1 + S + G] * hot + (1 - hot) * numbers
-        options = {**setup.options, "scale": given[-2], "noise_scale": given[-1], "model_dtype": torch.float64}
-        return [v for v in step(given[0], given[1 : 1 + S], given[1 + S : 1 + S + G], table, words, rows, at, **options, structure=structure)[:5] if v.numel()]
-
-    return want, call
-
-
-@pytest.mark.parametrize("known", [False, True], ids=["rows", "structure"])
-def test_gradients(known):
-    setup = make(Case(elements=3, batch=2, S=1, G=2, L=1, K=1, state=torch.float64, model=torch.float64, noise_scale=True), seed=1, rows=3)
-    setup.args = (setup.args[0], [torch.nan_to_num(s, 0.25) for s in setup.args[1]], *setup.args[2:])
-    setup.args[4][:, READS_LO] |= 0b11 | 1 << setup.at.m | 1 << setup.at.n
-    setup.args[4][:, BRANCHES] = 3
-    setup.args[4][:, DU] = 0
-    want, call = leaves(setup)
-    options = {"structure": structure_of(setup, 1), "rows": torch.full((2,), 1)} if known else {}
-    assert torch.autograd.gradcheck(lambda *given: call(*given, **options), want)
-    gradients = torch.autograd.grad(sum(v.sum() for v in call(*want, **options)), want)
-    assert all(bool(g.abs().sum() > 0) for g in gradients)
-    table = gradients[-3]
-    at = setup.at
-    assert all(bool(table[:, k].abs().sum() > 0) for k in (0, at.m, at.p, at.p + 1, at.U, at.V, at.c)), "M, p, q, U, V and c all get a gradient"
-
-
-def test_unread_nan_stays_out_of_gradients():
-    setup = make(replace(BASE, state=torch.float64, model=torch.float64, noise_scale=True, S=2))
-    setup.args[4][:, READS_LO] &= ~0b110  # no slot is read
-    setup.args[4][:, BRANCHES] &= 1
-    setup.args[4][:, READS_LO] &= ~(1 << (setup.at.m + 3))
-    for slot in setup.args[1]:
-        slot.fill_(torch.nan)
-    setup.args[2][1].fill_(torch.nan)
-    want, call = leaves(setup)
-    gradients = torch.autograd.grad(sum(v.sum() for v in call(*want)), want, allow_unused=True)
-    assert all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
-
-
-@pytest.mark.parametrize("model", MODELS, ids=str)
-def test_opcheck(model):
-    """Everything once; schema, registration and shapes for the other dtypes (compiling takes seconds)."""
-    setup = make(replace(BASE, model=model, elements=5, mask=True, noise_scale=True))
-    x, slots, f, numbers, words, row, at = setup.args
-    slots = [torch.nan_to_num(s, 0.25) for s in slots]
-    o = setup.options
-    args = (x.requires_grad_(), slots, f, numbers.requires_grad_(), words, row, list(at), None, o["scale"], o["seed"], o["noise_scale"], None, None, [],
-            o["mask"], o["known"], 0, model, True, None, None)  # fmt: skip
-    quick = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.fastsample.step.default, args, test_utils=(*quick, "test_aot_dispatch_dynamic") if model == torch.bfloat16 else quick)
 
 
 @pytest.mark.parametrize(

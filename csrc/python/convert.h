@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <vector>
@@ -19,8 +20,8 @@ namespace py = pybind11;
 using Address = uintptr_t;
 using Addresses = std::vector<Address>;
 
-// Below this much work a call keeps the GIL: taking it back beside a busy thread can cost milliseconds.
-constexpr int64_t kReleaseFrom = 200000;  // about 200 us of elements, a drawn noise counting as one more
+// A call expected to be shorter keeps the GIL: taking it back beside a busy thread can cost milliseconds.
+constexpr double kReleaseFrom = 200e3;  // nanoseconds
 
 template <class T = void>
 T* pointer(Address address) {
@@ -68,10 +69,11 @@ void fill(const char* name, Pointer (&to)[N], const Addresses& from) {
   for (size_t k = 0; k < N; ++k) to[k] = k < from.size() ? pointer(from[k]) : nullptr;
 }
 
+// `expected`: nanoseconds on one thread, roughly.
 template <class Call>
-void run(int64_t work, const Call& call) {
+void run(double expected, const Call& call) {
   int status;
-  if (work < kReleaseFrom) {
+  if (expected < kReleaseFrom) {
     status = call();
   } else {
     // The sentence is per thread, so it is still there with the GIL back.
@@ -79,6 +81,12 @@ void run(int64_t work, const Call& call) {
     status = call();
   }
   check(status);
+}
+
+inline double product(std::initializer_list<int64_t> sizes) {
+  double out = 1;
+  for (const int64_t size : sizes) out *= static_cast<double>(size);
+  return out;
 }
 
 }  // namespace fastsample_python

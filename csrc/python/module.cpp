@@ -13,7 +13,7 @@ void noise_fill(Address out, int64_t batch, int64_t elements, uint32_t id, Addre
   args.batch = batch, args.elements = elements, args.threads = threads;
   args.seed = pointer<const uint64_t>(seed);
   args.out = pointer(out);
-  run(kReleaseFrom, [&] { return fs_noise_fill(&args); });
+  run(product({batch, elements}), [&] { return fs_noise_fill(&args); });
 }
 
 void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elements, Address dots, Address max_abs,
@@ -25,7 +25,7 @@ void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elem
   args.P = static_cast<int32_t>(a.size()), args.Q = static_cast<int32_t>(b.size());
   args.batch = batch, args.elements = elements, args.threads = threads;
   args.dots = pointer<double>(dots), args.max_abs = pointer<double>(max_abs);
-  run(kReleaseFrom, [&] { return fs_moments(&args); });
+  run(product({batch, elements, args.P, 2 + args.Q}) / 2, [&] { return fs_moments(&args); });
 }
 
 fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch, int64_t I, int64_t J, int64_t D, const std::string& dtype,
@@ -46,7 +46,7 @@ void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address
   args.X = pointer(X);
   args.band = pointer<const int32_t>(band);
   args.p = p;
-  run(kReleaseFrom, [&] { return fs_cost_matrix(&args); });
+  run(product({batch, I, J, D, args.terms}) / 30, [&] { return fs_cost_matrix(&args); });
 }
 
 void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_batch_stride, Address out, int64_t batch, int64_t I,
@@ -54,7 +54,7 @@ void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_b
   fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads);
   args.i_star = pointer<const int32_t>(i_star);
   args.i_star_batch_stride = i_star_batch_stride;
-  run(kReleaseFrom, [&] { return fs_cost_gather(&args); });
+  run(product({batch, J, D, args.terms}), [&] { return fs_cost_gather(&args); });
 }
 
 // A parsed plan, freed at the end of the scope.

@@ -46,9 +46,8 @@ class Step {
     if (now.outputs == kDefault) now.outputs = now.batch;
     if (now.mask_batch_stride == kDefault) now.mask_batch_stride = now.elements;
     if (now.known_batch_stride == kDefault) now.known_batch_stride = now.elements;
-    int64_t work;
-    if (__builtin_mul_overflow(now.batch, now.elements, &work) || __builtin_mul_overflow(work, 1 + now.L, &work)) work = kReleaseFrom;
-    run(work, [&] { return fs_step(&now); });
+    // About 1 ns an element, and as much for a normal that may be drawn.
+    run(product({now.batch, now.elements, 1 + now.L}), [&] { return fs_step(&now); });
     return 0;
   }
 

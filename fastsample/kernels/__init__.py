@@ -1,4 +1,6 @@
-"""The three kernels and the noise under them: `step`, `moments`, `cost_matrix` (with `cost_gather`, `argmin_source`), and how a backend is chosen."""
+"""The three kernels and the noise under them: `step`, `moments`, `cost_matrix` (with `cost_gather`, `argmin_source`), and how a backend
+is chosen.
+"""
 
 from .cost_matrix import argmin_source as argmin_source
 from .cost_matrix import cost_gather as cost_gather

@@ -1,4 +1,6 @@
-"""What a request brings beside its plan: checked and brought into the form the kernels read. Every refusal is one sentence, before any kernel runs."""
+"""What a request brings beside its plan: checked and brought into the form the kernels read. Every refusal is one sentence, before any
+kernel runs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def start(
     both = noise is not None and latent is not None and shape is None and image  # the image, and the noise that row 0 adds to it
     if not both and sum(v is not None for v in (noise, latent, shape)) != 1:
         raise ValueError(
-            "Run: pass exactly one of noise= (unit normal), latent= (a state; an image for a plan made with start=, which may take noise= beside it)"
+            "Run: pass exactly one of noise= (unit normal), latent= (a state; an image for a plan made with start=, which may "
+            "take noise= beside it)"
             " and shape= (noise is drawn from the seeds)"
         )
     if shape is not None:
@@ -31,7 +34,9 @@ def start(
         if given is not None:
             _checked(name, given, device, gradients)
     if both and (noise.shape != latent.shape or noise.device != latent.device):
-        raise ValueError(f"Run: noise is {list(noise.shape)} on {noise.device} and latent {list(latent.shape)} on {latent.device}; one shape is accepted")
+        raise ValueError(
+            f"Run: noise is {list(noise.shape)} on {noise.device} and latent {list(latent.shape)} on {latent.device}; one shape is accepted"
+        )
     given = noise if latent is None else latent
     return given, tuple(given.shape), given.device
 
@@ -73,7 +78,8 @@ def entry(plan: Plan, latent: bool, row: int | None) -> int:
     entries = [k for k in plan.entries if k > 0 or image]
     if row not in entries:
         raise ValueError(
-            f"Run: start={row} is not an entry of this plan (a later row reads history, or there is no such row); entries for a latent are {entries};"
+            f"Run: start={row} is not an entry of this plan (a later row reads history, or there is no such row); entries for a "
+            f"latent are {entries};"
             " elsewhere make the plan with start=, or use plan.remake(start=...)"
         )
     return row
@@ -131,7 +137,9 @@ def blend(plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, devi
     if mask is None and known is None:
         return None, None
     if mask is None or known is None:
-        raise ValueError(f"Run: {'known' if mask is None else 'mask'} is given without {'mask' if mask is None else 'known'}; inpainting needs both")
+        raise ValueError(
+            f"Run: {'known' if mask is None else 'mask'} is given without {'mask' if mask is None else 'known'}; inpainting needs both"
+        )
     if not plan.known_reads.any():
         raise ValueError("Run: mask and known are given and no row of this plan blends a known image; make it with inpaint=True")
     for name, value in (("mask", mask), ("known", known)):
@@ -139,11 +147,17 @@ def blend(plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, devi
             raise ValueError(f"Run: {name} must be a tensor on {device}")
     mask = mask.to(dtype)
     if not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise ValueError(f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted")
+        raise ValueError(
+            f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted"
+        )
     if mask.dim() != len(size) or any(m not in (1, n) for m, n in zip(mask.shape, size, strict=True)):
-        raise ValueError(f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, or 1 where it repeats, are accepted")
+        raise ValueError(
+            f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, or 1 where it repeats, are accepted"
+        )
     if known.shape not in (tuple(size), (1, *size[1:])) or not known.is_floating_point():
-        raise ValueError(f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted")
+        raise ValueError(
+            f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted"
+        )
     check_values("known", known)
     return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.detach().to(dtype).contiguous()
 
@@ -155,11 +169,16 @@ def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
     return [int(plan.ids[row, k]) if used >> k & 1 else None for k in range(plan.L)]
 
 
-def sources(given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None) -> Callable[[int], list] | None:
+def sources(
+    given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None
+) -> Callable[[int], list] | None:
     """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or None where Philox draws everything.
 
-    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every draw of id 0.
+    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every
+    draw of id 0.
     """
+    if given is None and (initial is None or not (plan.ids == 0).any()):
+        return None
     rows = [drawn(plan, row, masked) for row in range(plan.rows)]
     order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
     initial = initial.to(dtype).clone() if initial is not None and 0 in order else None  # the caller's own tensor may change during the run
@@ -167,7 +186,12 @@ def sources(given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, 
         return None
 
     def checked(where: str, value: object) -> Tensor:
-        if not isinstance(value, Tensor) or value.shape != tuple(size) or not value.is_floating_point() or value.device.type != torch.device(device).type:
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != tuple(size)
+            or not value.is_floating_point()
+            or value.device.type != torch.device(device).type
+        ):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
         return value.detach().to(dtype).contiguous()
@@ -177,7 +201,9 @@ def sources(given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, 
         left = [k for k in order if k not in held]
         if not isinstance(given, Sequence) or len(given) != len(left):
             count = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
-            raise ValueError(f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} tensors, one for each noise drawn, are accepted")
+            raise ValueError(
+                f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} tensors, one for each noise drawn, are accepted"
+            )
         held |= {k: checked(f"noise {k}", value) for k, value in zip(left, given, strict=True)}
 
     def draw(row: int, k: int | None) -> Tensor | None:

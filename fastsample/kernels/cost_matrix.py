@@ -2,8 +2,8 @@
 
     C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p        for band[i,0] <= j < band[i,1], +inf elsewhere
 
-Source i jumps to target j by weights c_r[i,j] of its vectors U_r (state, predictions); X holds the targets. Differences in float32 (float64 for
-float64 inputs), partial sums in float64: a float32 Gram matrix would lose the near-ties that decide a schedule.
+Source i jumps to target j by weights c_r[i,j] of its vectors U_r (state, predictions); X holds the targets. Differences in float32
+(float64 for float64 inputs), partial sums in float64: a float32 Gram matrix would lose the near-ties that decide a schedule.
 """
 
 from __future__ import annotations
@@ -35,14 +35,20 @@ def _check(where: str, U: Sequence[Tensor], c: Tensor) -> None:
     if not U or any(u.dim() != 3 or u.shape != U[0].shape or u.dtype != U[0].dtype or not u.is_floating_point() for u in U):
         raise ValueError(f"{where}: U is {[list(u.shape) for u in U]}; 1 to 4 tensors [B,I,D] of one shape and float dtype are needed")
     if c.dim() != 3 or c.shape[:2] != (len(U), U[0].shape[1]) or len(U) > 4:
-        raise ValueError(f"{where}: c has shape {list(c.shape)} for {len(U)} tensors U of {list(U[0].shape)}; [len(U), I, J] with at most 4 is needed")
+        raise ValueError(
+            f"{where}: c has shape {list(c.shape)} for {len(U)} tensors U of {list(U[0].shape)}; [len(U), I, J] with at most 4 is needed"
+        )
 
 
-def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor | None = None, p: float = 2.0, *, backend: str | None = None) -> Tensor:
+def cost_matrix(
+    U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor | None = None, p: float = 2.0, *, backend: str | None = None
+) -> Tensor:
     """C [B,I,J] float64 of U: 1..4 tensors [B,I,D], c [len(U),I,J], X [B,J,D], band [I,2] (None: every j) and p > 0. Differentiable."""
     _check("cost_matrix", U, c)
     if X.dim() != 3 or X.shape != (U[0].shape[0], c.shape[2], U[0].shape[2]) or X.dtype != U[0].dtype:
-        raise ValueError(f"cost_matrix: X is {list(X.shape)} {X.dtype}; {[U[0].shape[0], c.shape[2], U[0].shape[2]]} {U[0].dtype} is needed")
+        raise ValueError(
+            f"cost_matrix: X is {list(X.shape)} {X.dtype}; {[U[0].shape[0], c.shape[2], U[0].shape[2]]} {U[0].dtype} is needed"
+        )
     if not p > 0:
         raise ValueError(f"cost_matrix: p = {p}; a power above 0 is accepted")
     if band is None:
@@ -53,7 +59,8 @@ def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor | None =
 
 
 def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor, *, backend: str | None = None) -> Tensor:
-    """Z[b,j] = sum_r U_r[b,i] c_r[i,j] with i = i_star[j]: the state each target would get from its source -> [B,J,D]; NaN where i_star is -1.
+    """Z[b,j] = sum_r U_r[b,i] c_r[i,j] with i = i_star[j]: the state each target would get from its source -> [B,J,D]; NaN where i_star
+    is -1.
 
     i_star [J] or [B,J] integers, -1 <= i_star < I (ValueError beyond).
     """

@@ -1,4 +1,6 @@
-"""Rows of a plan applied in place to the buffers of one batch in flight: the eager hot path, which does not go through torch's dispatcher."""
+"""Rows of a plan applied in place to the buffers of one batch in flight: the eager hot path, which does not go through torch's
+dispatcher.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,8 @@ def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
 class Buffers(NamedTuple):
     """All memory of a batch of B samples in flight; None = absent. State dtype T, model dtype Tm.
 
-    x [B,*] T, slots [S,B,*] T, model_input [copies*B,*] Tm (None: the model reads x itself), preview [B,*] T, status [B] int32, rows [R,B] int32;
-    scale [B,K] T, seed [B] int64, noise_scale [B] T, mask and known [B,*] or [1,*] T.
+    x [B,*] T, slots [S,B,*] T, model_input [copies*B,*] Tm (None: the model reads x itself), preview [B,*] T, status [B] int32, rows
+    [R,B] int32; scale [B,K] T, seed [B] int64, noise_scale [B] T, mask and known [B,*] or [1,*] T.
     """
 
     x: Tensor
@@ -71,15 +73,23 @@ class Buffers(NamedTuple):
 def bind(at: Table, b: Buffers, model_dtype: torch.dtype):
     """A `_C.Step` on these buffers: kernel(address of a row of b.rows, address of f_1, ...)."""
     elements = b.x[0].numel() if b.x.shape[0] else 0
-    optional = {name: getattr(b, name) for name in ("model_input", "preview", "scale", "noise_scale", "mask", "known") if getattr(b, name) is not None}
+    optional = {
+        name: getattr(b, name)
+        for name in ("model_input", "preview", "scale", "noise_scale", "mask", "known")
+        if getattr(b, name) is not None
+    }
     strides = {f"{name}_batch_stride": 0 if getattr(b, name).shape[0] == 1 else elements for name in ("mask", "known") if name in optional}
     return native.bind(
         at.dims, b.x, at.f, at.i, b.rows, model_dtype, slots=b.slots, status=b.status, seed=b.seed, copies=b.copies, **optional, **strides
     )  # fmt: skip
 
 
-def step(at: Table, b: Buffers, row: int, f: Sequence[Tensor | None], noise: Sequence[Tensor], model_dtype: torch.dtype, choice: Choice) -> None:
-    """Row `row` for every sample, by a functional backend, written back into the buffers. f: G outputs, None where the row has no such branch."""
+def step(
+    at: Table, b: Buffers, row: int, f: Sequence[Tensor | None], noise: Sequence[Tensor], model_dtype: torch.dtype, choice: Choice
+) -> None:
+    """Row `row` for every sample, by a functional backend, written back into the buffers. f: G outputs, None where the row has no such
+    branch.
+    """
     structure = at.structures[row]
     expand = lambda v: None if v is None else v.expand(b.x.shape)  # noqa: E731
     new, u, v, model_input, preview, status = choice.module.step(

@@ -1,7 +1,7 @@
 """A whole run as one pure function of tensors: what `compile-loop` compiles and what gradients flow through.
 
-The structure of the plan (what each row reads and writes, which model it asks) is Python, its numbers are tensors: one trace serves every plan of
-one `plan.program`.
+The structure of the plan (what each row reads and writes, which model it asks) is Python, its numbers are tensors: one trace serves
+every plan of one `plan.program`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from .layout import Layout
 
 
 def distinct(function: Callable, number: int) -> Callable:
-    """The function under a code object of its own. torch re-uses a nested region by its code alone: closures of one source line look equal to it."""
+    """The function under a code object of its own. torch re-uses a nested region by its code alone: closures of one source line look
+    equal to it.
+    """
     function.__code__ = function.__code__.replace(co_name=f"{function.__name__}_{number}")
     return function
 
@@ -24,9 +26,10 @@ def distinct(function: Callable, number: int) -> Callable:
 class Program:
     """run(x, ...) over the rows of a plan from row `first`, by `step` (reference, to be fused, or the differentiable op).
 
-    ask[k](x, t, conditions, used) is model k, conditions one dict a branch; it returns [G*B,*] for all branches, or a list of G with None where the row
-    uses no such branch. keep: also return every state. region marks what is compiled once: each kind of row is one, given its operands and no others,
-    each once, because torch matches the tensors of a repeated region by the order in which distinct ones appear.
+    ask[k](x, t, conditions, used) is model k, conditions one dict a branch; it returns [G*B,*] for all branches, or a list of G with None
+    where the row uses no such branch. keep: also return every state. region marks what is compiled once: each kind of row is one, given
+    its operands and no others, each once, because torch matches the tensors of a repeated region by the order in which distinct ones
+    appear.
     """
 
     def __init__(self, plan: Plan, first: int, step: Callable, ask: Sequence[Callable], model_dtype: torch.dtype, keep: bool,
@@ -70,9 +73,11 @@ class Program:
         return used | {name: requested[name] for name, needed in wanted.items() if needed and requested[name] is not None}
 
     def run(self, x: Tensor, table_f: Tensor, table_i: Tensor, rows: Tensor, conditions: Sequence[dict], requested: dict):
-        """(x at the end, every state from the first row's result on if `keep`, status words [rows run, B]) of the start x [B, *] in the state dtype.
+        """(x at the end, every state from the first row's result on if `keep`, status words [rows run, B]) of the start x [B, *] in the
+        state dtype.
 
-        rows [R, B] int64: row numbers as data. requested: seed, scale, noise_scale, mask, known (None: absent) and noise, for each row its L draws or [].
+        rows [R, B] int64: row numbers as data. requested: seed, scale, noise_scale, mask, known (None: absent) and noise, for each row
+        its L draws or [].
         """
         batch, at = x.shape[0], self.dims
         slots, model_input, t, states, status = {}, None, None, [], []

@@ -37,12 +37,16 @@ def _elements(x: Tensor) -> int:
 
 def fill(out: Tensor, seed: Tensor, noise_id: int) -> None:
     """out[b] = normal(seed[b], noise_id), in place; out [B, ...] float32 or float64, contiguous."""
-    _C.noise_fill(out=out.data_ptr(), batch=out.shape[0], elements=_elements(out), id=noise_id, seed=seed.data_ptr(), dtype=DTYPES[out.dtype])
+    _C.noise_fill(
+        out=out.data_ptr(), batch=out.shape[0], elements=_elements(out), id=noise_id, seed=seed.data_ptr(), dtype=DTYPES[out.dtype]
+    )
 
 
 def bind(dims: Sequence[int], x: Tensor, table_f: Tensor, table_i: Tensor, row: Tensor, model_dtype: torch.dtype, **tensors):
     """A `_C.Step` over buffers that must outlive it; keywords are tensors, lists of tensors or sizes under the names of `_C.Step`."""
-    fixed = {name: address(t) if isinstance(t, Tensor) else [address(v) for v in t] if isinstance(t, list) else t for name, t in tensors.items()}
+    fixed = {
+        name: address(t) if isinstance(t, Tensor) else [address(v) for v in t] if isinstance(t, list) else t for name, t in tensors.items()
+    }
     return _C.Step(
         batch=x.shape[0], elements=_elements(x), table_rows=table_f.shape[0], table_f=address(table_f), table_i=address(table_i),
         x=address(x), row=address(row), state_dtype=DTYPES[x.dtype], model_dtype=DTYPES[model_dtype], **Layout(*dims)._asdict(), **fixed,

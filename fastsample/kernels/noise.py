@@ -5,8 +5,9 @@ normal[b, e] = lane (e mod 4) of block (e div 4) of Philox4x32-10 with
     counter = (block low 32, block high 32, noise id, stream = 0)
 Words (a, b) of lanes (0, 1) and (2, 3) make one Box-Muller pair, all in float32:
     u = min((float(a) + 1/2) * 2^-32, 1),  r = sqrt(-2 log u),  angle = 2 pi b / 2^32,  (r cos, r sin)
-log, sin and cos are fixed polynomials (Cephes single precision) of + and * only; the angle is reduced in integers and sqrt is rounded once, so every
-backend that keeps the written order gives these very bits. A float64 state takes the float32 normal. Philox: Salmon et al., SC 2011.
+log, sin and cos are fixed polynomials (Cephes single precision) of + and * only; the angle is reduced in integers and sqrt is rounded
+once, so every backend that keeps the written order gives these very bits. A float64 state takes the float32 normal.
+Philox: Salmon et al., SC 2011.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product held in int64. Split into 16-bit halves: an int64 that wraps is undefined in generated C++."""
+    """High and low word of a 32 x 32 bit product held in int64. Split into 16-bit halves: an int64 that wraps is undefined in generated
+    C++.
+    """
     low = a * (constant & 0xFFFF)
     high = a * (constant >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
@@ -81,7 +84,9 @@ def sin_cos(word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two normals from two words: r cos and r sin. sqrt goes through float64, where rounding once more gives the correctly rounded float32."""
+    """Two normals from two words: r cos and r sin. sqrt goes through float64, where rounding once more gives the correctly rounded
+    float32.
+    """
     u = torch.clamp((a.float() + 0.5) * 2.0**-32, max=1.0)
     r = torch.sqrt((-2.0 * log(u)).double()).float()
     s, c = sin_cos(b)
@@ -96,8 +101,8 @@ def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
     if noise_id.dim() == 1 and not torch.compiler.is_compiling():
         n = _blocks(key, word, torch.arange((elements + 3) // 4, device=seed.device))
         return torch.stack(n, -1).flatten(1)[:, :elements]
-    # One block for each element, of which it keeps one lane: right where elements of a block differ in id, and no concatenation, which a compiler
-    # would inline four times over.
+    # One block for each element, of which it keeps one lane: right where elements of a block differ in id, and no concatenation, which a
+    # compiler would inline four times over.
     place = torch.arange(elements, device=seed.device)
     lane = place % 4
     w0, w1, w2, w3 = _words(key, word, place // 4)

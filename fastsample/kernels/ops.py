@@ -1,7 +1,7 @@
 """The torch library `fastsample`: how a functional op is defined, told to torch's compilers, and given its gradient.
 
-`Library.define` and `impl`, never the `custom_op` decorator, which costs four times as much a call. Ops are functional only: one that writes into its
-arguments would drop gradients in silence.
+`Library.define` and `impl`, never the `custom_op` decorator, which costs four times as much a call. Ops are functional only: one that
+writes into its arguments would drop gradients in silence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ LIBRARY = torch.library.Library("fastsample", "DEF")
 
 
 def register(name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None) -> None:
-    """Define fastsample::name. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same arguments) is run again for the gradient.
+    """Define fastsample::name. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same arguments) is run again for the
+    gradient.
 
     Without a definition the op has no gradient: it takes whole numbers only.
     """
@@ -39,7 +40,11 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
         wanted = [k for k in ctx.places if leaves[k].requires_grad]
         with torch.enable_grad():
             outputs = definition(*pytree.tree_unflatten(leaves, ctx.structure))
-        pairs = [(o, g) for o, g in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(gradients), strict=True) if g is not None and o.requires_grad]
+        pairs = [
+            (o, g)
+            for o, g in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(gradients), strict=True)
+            if g is not None and o.requires_grad
+        ]
         found = torch.autograd.grad([o for o, _ in pairs], [leaves[k] for k in wanted], [g for _, g in pairs], allow_unused=True)
         result = [None] * len(leaves)
         for k, gradient in zip(wanted, found, strict=True):

@@ -80,8 +80,11 @@ class _Rows:
         return ids[:, None, :, None].expand(self.shape).reshape(self.shape[0], -1)
 
 
-def _branches(rows: _Rows, f: Sequence[Tensor], f_index: Tensor | None, at: Layout, like: Tensor, preview: bool) -> tuple[list, list, Tensor]:
-    """Raw outputs f_g in the state dtype (None: not given), whether each is there (bool or [B,1,1,1]), and which samples have a bad index [B].
+def _branches(
+    rows: _Rows, f: Sequence[Tensor], f_index: Tensor | None, at: Layout, like: Tensor, preview: bool
+) -> tuple[list, list, Tensor]:
+    """Raw outputs f_g in the state dtype (None: not given), whether each is there (bool or [B,1,1,1]), and which samples have a bad
+    index [B].
 
     An index is looked at only where the row uses it: branch g enters an f or m that is needed, or operand f_g is read.
     """
@@ -134,7 +137,9 @@ def _prediction(rows: _Rows, at: Layout, x: Tensor, f: list, there: list, scale,
 
 
 def _normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
-    """The definition, and in a graph for the CPU the op that gives its bits: Inductor takes longer over Philox than over all the rest of a loop."""
+    """The definition, and in a graph for the CPU the op that gives its bits: Inductor takes longer over Philox than over all the rest of
+    a loop.
+    """
     if torch.compiler.is_compiling() and seed.device.type == "cpu" and noise_id.dim() == 1:
         return torch.ops.fastsample.normal(seed, noise_id, elements, None)
     return philox.normal(seed, noise_id, elements)
@@ -186,8 +191,10 @@ def step(
         out = [torch.where(keep, out[0], old), *(torch.where(rows.writes[o] & keep, out[1 + o], 0) for o in range(2))]
     status = torch.where(good, (~torch.isfinite(out[0])).flatten(1).any(1).int() * NON_FINITE, bad.int() * BAD_INDEX)
     status = status | (~rows.inside.flatten(1).all(1)).int() * BAD_ROW
-    model_input = (rows(at.c) * out[0]).to(model_dtype or state)
-    x0 = rows(at.preview) * old + rows(at.preview + 1) * m if preview else None
+    model_input, x0 = rows(at.c) * out[0], rows(at.preview) * old + rows(at.preview + 1) * m if preview else None
+    if not structure:
+        model_input, x0 = torch.where(keep, model_input, 0), None if x0 is None else torch.where(keep, x0, 0)
+    model_input = model_input.to(model_dtype or state)
     return *(x.new_empty(0) if v is None else v.reshape(x.shape) for v in (*out, model_input, x0)), status
 
 
@@ -198,7 +205,9 @@ def fill(out: Tensor, seed: Tensor, noise_id: int) -> None:
 
 
 def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """dots[b,p,q] = sum_e a_p[b,e] b_q[b,e] and max_abs[b,p] = max_e |a_p[b,e]| in float64, by the fixed tree of `fastsample.kernels.moments`."""
+    """dots[b,p,q] = sum_e a_p[b,e] b_q[b,e] and max_abs[b,p] = max_e |a_p[b,e]| in float64, by the fixed tree of
+    `fastsample.kernels.moments`.
+    """
     batch = a[0].shape[0]
     flat = [[v.reshape(batch, v[0].numel() if batch else 0).double() for v in group] for group in (a, b)]
     dots = [[_tree_sum(p * q) for q in flat[1]] for p in flat[0]]
@@ -208,7 +217,9 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _tree_sum(terms: Tensor) -> Tensor:
-    """Sum [B] of terms [B, N]: chunks of 1024 = 64 steps x 16 lanes; lanes summed in order, then halved; chunk sums halved as a power of two."""
+    """Sum [B] of terms [B, N]: chunks of 1024 = 64 steps x 16 lanes; lanes summed in order, then halved; chunk sums halved as a power of
+    two.
+    """
     chunks = -(-terms.shape[1] // MOMENTS_CHUNK) or 1
     terms = torch.nn.functional.pad(terms, (0, chunks * MOMENTS_CHUNK - terms.shape[1]))
     steps = terms.view(terms.shape[0], chunks, MOMENTS_CHUNK // MOMENTS_LANES, MOMENTS_LANES).unbind(2)
@@ -227,7 +238,9 @@ def _halved(total: Tensor) -> Tensor:
 
 
 def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: float = 2.0) -> Tensor:
-    """C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p for band[i,0] <= j < band[i,1], else +inf; float64 from float32 differences."""
+    """C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p for band[i,0] <= j < band[i,1], else +inf; float64 from float32
+    differences.
+    """
     wide = torch.promote_types(X.dtype, torch.float32)
     U, X, factor, rows = [u.to(wide) for u in U], X.to(wide), c.to(wide), []
     for i in range(c.shape[1]):  # one source at a time: [B, J, D] is held, never [B, I, J, D]

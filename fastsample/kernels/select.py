@@ -62,7 +62,9 @@ def _choose(device: str, dtype: torch.dtype, wish: str | None) -> Choice:
         return Choice("reference", f"asked for (from {source})", reference)
     if refusal:
         return Choice("reference", f"native: {refusal}", reference)
-    return Choice("native", f"covers {device}/{str(dtype).removeprefix('torch.')}" + (f", asked for (from {source})" if wish else ""), native)
+    return Choice(
+        "native", f"covers {device}/{str(dtype).removeprefix('torch.')}" + (f", asked for (from {source})" if wish else ""), native
+    )
 
 
 def _native_refusal(device: str, dtype: torch.dtype) -> str | None:

@@ -22,11 +22,27 @@ from .ops import register
 from .select import STATES, select
 
 SCHEMA = (
-    "(Tensor x, Tensor[] slots, Tensor[] f, Tensor table_f, Tensor table_i, Tensor row, int[] dims, Tensor? f_index, Tensor? scale, Tensor? seed, "
-    "Tensor? noise_scale, Tensor? weights, Tensor? bound, Tensor[] noise, Tensor? mask, Tensor? known, SymInt inner, ScalarType? model_dtype, "
+    "(Tensor x, Tensor[] slots, Tensor[] f, Tensor table_f, Tensor table_i, Tensor row, int[] dims, Tensor? f_index, Tensor? "
+    "scale, Tensor? seed, "
+    "Tensor? noise_scale, Tensor? weights, Tensor? bound, Tensor[] noise, Tensor? mask, Tensor? known, SymInt inner, ScalarType? "
+    "model_dtype, "
     "bool preview, int[]? structure, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-OPTIONS = ("f_index", "scale", "seed", "noise_scale", "weights", "bound", "noise", "mask", "known", "inner", "model_dtype", "preview", "structure")
+OPTIONS = (
+    "f_index",
+    "scale",
+    "seed",
+    "noise_scale",
+    "weights",
+    "bound",
+    "noise",
+    "mask",
+    "known",
+    "inner",
+    "model_dtype",
+    "preview",
+    "structure",
+)
 
 
 def _kernel(*arguments):
@@ -88,14 +104,16 @@ def step(
     mask, known [B, *] or [1, *];  model_dtype of the model input (the state's by default);  preview: also form x0
     structure (reads, branches, known_reads, du, dv, clip > 0): promises that every sample's row has it; u, v then are [0] where unwritten.
     Without it u and v are [B, *], +0 where a sample's row does not write. x0 is [0] without preview.
-    status [B] int32: 1 bad row, 4 bad f_index (the sample stays as it was, its model input is c x), 8 non-finite x'.
+    status [B] int32: 1 bad row, 4 bad f_index (the sample stays as it was; u, v, model input and x0 are 0), 8 non-finite x'.
     Raises ValueError, one sentence, for shapes and dtypes that do not fit: nothing is broadcast.
     """
     _check(x, slots, f, table_f, table_i, row, dims, f_index, inner)
     expand = lambda v: v if v is None else v.expand(x.shape)  # noqa: E731
     for name, value in (("mask", mask), ("known", known), *(("noise", n) for n in noise)):
         if value is not None and value.shape != x.shape and value.shape != (1, *x.shape[1:]):
-            raise ValueError(f"step: {name} has shape {list(value.shape)} for a state of {list(x.shape)}; the same shape or a batch of 1 is accepted")
+            raise ValueError(
+                f"step: {name} has shape {list(value.shape)} for a state of {list(x.shape)}; the same shape or a batch of 1 is accepted"
+            )
     return torch.ops.fastsample.step(
         x, list(slots), list(f), table_f, table_i, row, list(dims), f_index, scale, seed, noise_scale, weights, bound, list(noise),
         expand(mask), expand(known), inner, model_dtype, preview, None if structure is None else list(structure), backend,
@@ -113,7 +131,9 @@ def _check(x, slots, f, table_f, table_i, row, dims, f_index, inner) -> None:
     if table_i.dim() != 2 or table_i.shape != (table_f.shape[0], at.WI) or table_i.dtype != torch.int32:
         raise ValueError(f"step: table_i is {list(table_i.shape)} {table_i.dtype}; {[table_f.shape[0], at.WI]} int32 is needed")
     if len(f) > at.G or any(v.shape[1:] != x.shape[1:] or (f_index is None and v.shape != x.shape) for v in f):
-        raise ValueError(f"step: model outputs are {[list(v.shape) for v in f]} for a state of {list(x.shape)}; up to {at.G} of that shape are accepted")
+        raise ValueError(
+            f"step: model outputs are {[list(v.shape) for v in f]} for a state of {list(x.shape)}; up to {at.G} of that shape are accepted"
+        )
     if row.dim() not in (1, 2) or row.shape[0] != x.shape[0]:
         raise ValueError(f"step: row has shape {list(row.shape)} for a batch of {x.shape[0]}; [B] or [B, groups] is accepted")
     groups = row.shape[1] if row.dim() == 2 else 1

@@ -7,10 +7,11 @@ A maker describes each model evaluation by what it does to the state, in symbols
         b.row(b.t[i], to=b.t[i + 1], x=a * X + g * M, keep={f"m{i}": M})   # slots are named; reading R("m3") finds the slot
     return b.build("ddim", order=1, eta=eta, citations=[...])
 
-X is the state where the model is asked, M the prediction in the stored kind, F the weighted raw output, R(name) a kept value, N(id) a noise.
-`x=` is the next state, at the point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before it. `anchor=` names the
-value a later row comes back to (the x a Runge-Kutta step starts from, the corrected x of UniPC): R("anchor"). It is eliminated: written as a
-combination of x', slots and noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the anchor keeps a slot.
+X is the state where the model is asked, M the prediction in the stored kind, F the weighted raw output, R(name) a kept value, N(id) a
+noise. `x=` is the next state, at the point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before it.
+`anchor=` names the value a later row comes back to (the x a Runge-Kutta step starts from, the corrected x of UniPC): R("anchor"). It is
+eliminated: written as a combination of x', slots and noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the
+anchor keeps a slot.
 """
 from __future__ import annotations
 
@@ -87,14 +88,14 @@ class _Row:
 
 
 class Builder:
-    """Collects rows and compiles them. `t` is the grid in the schedule's time, noise to data; `n` its number of steps; `alpha`, `sigma` [n+1]."""
+    """Collects rows and compiles them. `t` is the grid in the schedule's time, noise to data; `n` its steps; `alpha`, `sigma` [n+1]."""
 
     def __init__(self, model: object, grid: Sequence[float], *, prediction: str | None = None, stored: str = "x0",
                  start: int | float | None = None, inpaint: bool = False, clip: float = 0.0):
         self.model = resolve(model, prediction)
         self.schedule, self.stored, self.inpaint, self.clip = self.model.schedule, stored, bool(inpaint), float(clip)
         if self.clip < 0 or (self.clip and stored != "x0"):
-            raise ValueError(f"clip: {clip} on the stored kind {stored!r}; a bound of 0 (none) or more, on solvers that store x0, is accepted")
+            raise ValueError(f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers that store x0 is accepted")
         full = np.asarray(grid, dtype=np.float64)
         self.start = start_index(full, start)
         self.grid, self.t = full, full[self.start or 0:]
@@ -153,9 +154,11 @@ class Builder:
         n, ids = len(rows) + 1, [sorted(_noises(r, self.inpaint)) for r in rows]
         L = max(map(len, ids))
         W = 4 + S + L
-        plan = {"M": np.zeros((n, 3, W)), "p": np.zeros(n), "q": np.zeros(n), "clip": np.zeros(n), "U": np.ones((n, 1)), "V": np.zeros((n, 1, 0)),
+        plan = {"M": np.zeros((n, 3, W)), "p": np.zeros(n), "q": np.zeros(n), "clip": np.zeros(n), "U": np.ones((n, 1)),
+                "V": np.zeros((n, 1, 0)),
                 "known": np.zeros((n, 1 + L)), "c": np.ones(n), "t": np.zeros((n, 1)), "preview": np.zeros((n, 2)), "alpha": np.zeros(n),
-                "sigma": np.zeros(n), "reads": np.zeros(n, np.int64), "branches": np.zeros(n, np.int64), "known_reads": np.zeros(n, np.int64),
+                "sigma": np.zeros(n), "reads": np.zeros(n, np.int64), "branches": np.zeros(n, np.int64),
+                "known_reads": np.zeros(n, np.int64),
                 "dst": np.full((n, 2), -1), "call": np.full(n, -1), "ids": np.full((n, L), -1)}
         where: dict[str, int] = {}
         for i, r in enumerate(rows):
@@ -191,7 +194,7 @@ def resolve(model: object, prediction: str | None) -> Model:
             raise ValueError(f"prediction: {prediction!r} given beside a Model that predicts {model.prediction!r}; leave prediction out")
         return model
     if prediction is None:
-        raise ValueError("prediction: none given with a bare schedule; pass prediction='x0', 'eps', 'v', 'flow', 'edm' or 'trigflow', or an fs.Model")
+        raise ValueError("prediction: none given with a schedule; pass prediction= (x0, eps, v, flow, edm or trigflow), or an fs.Model")
     return Model(None, schedule=model, prediction=prediction)
 
 
@@ -204,20 +207,20 @@ def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
         return steps - max(1, int(steps * start))
     if isinstance(start, (int, np.integer)) and not isinstance(start, bool) and 0 <= start < steps:
         return int(start)
-    raise ValueError(f"start: {start!r} for a grid of {steps} steps; an index 0..{steps - 1} or a strength in (0.0, 1.0] as a float is accepted")
+    raise ValueError(f"start: {start!r} for a grid of {steps} steps; an index 0..{steps - 1} or a float strength in (0.0, 1.0] is accepted")
 
 
 def eliminate_anchor(rows: list[_Row]) -> list[_Row]:
     """Write R("anchor") as a combination of the state, kept values and noises wherever it is read, and keep it in no slot.
 
-    After a row, old x = (x' - rest) / a with a the coefficient of x in x'; substituting gives the anchor over what is still there. Exact algebra,
-    possible while a is not 0. The rows of a plan with masks edit x, which breaks it: they keep the anchor in a slot instead.
+    After a row, old x = (x' - rest) / a with a the coefficient of x in x'; substituting gives the anchor over what is still there. Exact
+    algebra, possible while a is not 0. The rows of a plan with masks edit x, which breaks it: they keep the anchor in a slot instead.
     """
     at: Lin | None = None                  # the anchor, over "x", ("r", name) and ("n", id)
     done = []
     for i, row in enumerate(rows):
         if at is None and any(ANCHOR in v for v in row.out.values()):
-            raise PlanError(f"row {i} comes back to an anchor that cannot be recovered; make the plan with inpaint=True to keep it in a slot")
+            raise PlanError(f"row {i} comes back to an anchor that is gone; make the plan with inpaint=True to keep it in a slot")
         out = {k: _trim(v.put(ANCHOR, at) if ANCHOR in v else v) for k, v in row.out.items()}
         new = out.pop("anchor", at)
         if new is not None:

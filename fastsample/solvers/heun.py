@@ -26,9 +26,9 @@ def heun(
 
     gamma = min(s_churn/n, sqrt(2) - 1) where s_tmin <= rho <= s_tmax, else 0; rho^ stays within the schedule (only EDM goes above its
     sigma_max). space = "rho" or "flow" overrides. Second order, two evaluations a step, one for a last step to sigma = 0 (an Euler step):
-    2n - 1 in all. Keeps one output; the stage's base is eliminated: x' = x1 + ½ (..)·(m1 - m). m is v in flow space, d where alpha = 1,
-    else x0 (d loses its digits where alpha is small). Karras et al. 2022, arXiv:2206.00364, Alg. 1 and 2. s_noise other than 1 leaves the
-    schedule by design; compat changes nothing here.
+    2n - 1 in all. Keeps one output; the stage's base is eliminated: x' = x1 + a multiple of (m1 - m), m = x0 in rho space and v in flow
+    space. Karras et al. 2022, arXiv:2206.00364, Alg. 1 and 2. s_noise other than 1 leaves the schedule by design; compat changes nothing
+    here.
     """
     found = resolve(model, prediction)
     churn = {name: number(f"heun: {name}", v) for name, v in (("s_churn", s_churn), ("s_tmin", s_tmin), ("s_noise", s_noise))}
@@ -37,9 +37,7 @@ def heun(
     space = choice("heun: space", space or ("flow" if is_flow(found.schedule, grid) else "rho"), ("rho", "flow"))
     if space == "flow" and s_churn:
         raise ValueError(f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts at alpha > 0, is accepted")
-    flat = bool((found.schedule.alpha(grid) == 1.0).all())
-    stored = "flow" if space == "flow" else "d" if flat and not clip else "x0"
-    b = begin(found, grid, None, start, stored=stored, inpaint=inpaint, clip=clip, compat=compat)
+    b = begin(found, grid, None, start, stored="flow" if space == "flow" else "x0", inpaint=inpaint, clip=clip, compat=compat)
     if space == "rho" and b.alpha[0] == 0.0:
         raise ValueError("heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space = 'flow' is accepted")
     level = b.half_log_snr
@@ -72,17 +70,14 @@ def _churned(b: Builder, i: int, s_churn: float, s_tmin: float, s_tmax: float, s
 def _step(b: Builder, i: int, t: float, target: float) -> None:
     """One step in rho space from time t, where x stands after churn, to grid point i+1, whose lambda is target."""
     alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-    left, h = b.level(t), target - float(b.schedule.half_log_snr(t))
-    slope = b.stored == "d"
-    move = alpha * left[1] / left[0] * math.expm1(-h) if slope else None  # alpha' (rho' - rho)
     if sigma == 0.0:
-        b.row(t, to=b.t[i + 1], x=(alpha / left[0]) * X + move * M if slope else alpha * M)
+        b.row(t, to=b.t[i + 1], x=alpha * M)
         return
-    kept = f"m{i}"
-    first = (alpha / left[0]) * X + move * M if slope else (sigma / left[1]) * X - alpha * math.expm1(-h) * M
-    b.row(t, to=b.t[i + 1], x=first, keep={kept: M})
-    # d = (y1 - x0)/rho' too, since the Euler step keeps it: d1 - d = (x0 - x0_1)/rho', and rho/rho' - 1 = e^h - 1
-    b.row(b.t[i + 1], to=b.t[i + 1], x=X + (0.5 * move if slope else 0.5 * alpha * math.expm1(h)) * (M - R(kept)))
+    h = target - float(b.schedule.half_log_snr(t))
+    b.row(t, to=b.t[i + 1], x=(sigma / b.level(t)[1]) * X - alpha * math.expm1(-h) * M, keep={f"m{i}": M})
+    # The Euler step keeps d, so d = (y1 - x0)/rho' too: d1 - d = (x0 - x0_1)/rho', and rho^/rho' = e^h. In x0 every term is of the size of
+    # x; over d the stage x^ + (rho' - rho^) d would round at the size of rho^, and d1 raise that by 1/rho'.
+    b.row(b.t[i + 1], to=b.t[i + 1], x=X + 0.5 * alpha * math.expm1(h) * (M - R(f"m{i}")))
 
 
 def _flow_step(b: Builder, i: int, level: np.ndarray) -> None:

@@ -54,7 +54,7 @@ def unipc(
 
 
 def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:
-    """x at grid point i, corrected: from the corrected x of point i-1, over the last `order` outputs up to there and the one at point i itself.
+    """x at grid point i, corrected: from the corrected x of point i-1, over the last `order` outputs up to there and the one at point i.
 
     The shortcut belongs to order 1, not to an order that alpha = 0 brought down to 1: the limit of order 2 is the exact weight.
     """

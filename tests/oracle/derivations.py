@@ -1,11 +1,14 @@
 """Coefficients from the exact solution of the probability-flow ODE (and its SDE), in 50 digits.
 
-With x = alpha x0 + sigma eps, lambda = ln(alpha/sigma), h = lambda_t - lambda_s, and noise of strength rate = 1 + eta >= 1, the step s -> t solves
+With x = alpha x0 + sigma eps, lambda = ln(alpha/sigma), h = lambda_t - lambda_s, and noise of strength rate = 1 + eta >= 1, the step
+s -> t solves
 
-    x_t = (sigma_t/sigma_s) e^{-(rate-1) h} x_s + alpha_t int_s^t rate e^{rate (lambda - lambda_t)} x0(lambda) dlambda + sigma_t sqrt(1 - e^{-2(rate-1)h}) n
+    x_t = (sigma_t/sigma_s) e^{-(rate-1) h} x_s + alpha_t int_s^t rate e^{rate (lambda - lambda_t)} x0(lambda) dlambda
+          + sigma_t sqrt(1 - e^{-2(rate-1)h}) n
 
-(Lu et al. 2022b, eq. 9 for rate 1; Xue et al. 2023, eq. 6 with rate = 1 + tau^2). A solver replaces x0(lambda) by its Lagrange polynomial.
-A node at lambda = -infinity (alpha = 0) drops out of that polynomial, a step to lambda = +infinity (sigma = 0) ends in the newest prediction.
+(Lu et al. 2022b, eq. 9 for rate 1; Xue et al. 2023, eq. 6 with rate = 1 + tau^2). A solver replaces x0(lambda) by its Lagrange
+polynomial. A node at lambda = -infinity (alpha = 0) drops out of that polynomial, a step to lambda = +infinity (sigma = 0) ends in
+the newest prediction.
 """
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ def exact_weights(nodes: Sequence, lo, hi, rate=1) -> list:
         finite = [nodes[k] for k in kept]
         basis = {k: lagrange(finite, j, hi) for j, k in enumerate(kept)}
     integral = moments(hi - lo, mp.mpf(rate), len(kept))
-    return [sum((c * i for c, i in zip(basis[k], integral, strict=False)), mp.mpf(0)) if k in basis else mp.mpf(0) for k in range(len(nodes))]
+    whole = {k: sum((c * i for c, i in zip(poly, integral, strict=True)), mp.mpf(0)) for k, poly in basis.items()}
+    return [whole.get(k, mp.mpf(0)) for k in range(len(nodes))]
 
 
 def quadrature_weights(nodes: Sequence, lo, hi, rate=1) -> list:
@@ -101,7 +105,8 @@ def half_third_weights(points: Sequence[Point], t: Point, rate=1) -> list:
 
 
 def unipc_system(nodes: Sequence, target, variant: str, corrector: bool) -> list:
-    """Weights over (m_0, m_1, .., [m_t]) from UniPC's own linear system (Zhao et al. 2023, theorem 3.1), halves hard-coded as in its code.
+    """Weights over (m_0, m_1, .., [m_t]) from UniPC's own linear system (Zhao et al. 2023, theorem 3.1), halves hard-coded as in its
+    code.
 
     nodes: half log-SNR of m_0, m_1, .. (newest first), target: of t. Sum_k rho_k (m_k - m_0)/r_k with R rho = b/B.
     """

@@ -42,7 +42,8 @@ def euler(points, x, ask, draw):
 
 
 def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
-    """VE: step to sigma_down, add sigma_up n, in x/alpha (Karras' sigma). RF: step to sigma_d, then scale by q and add noise up to sigma'."""
+    """VE: step to sigma_down, add sigma_up n, in x/alpha (Karras' sigma). RF: step to sigma_d, then scale by q and add noise up to
+    sigma'."""
     eta = mp.mpf(eta)
     for s, t in pairwise(points):
         x, m = ask(x, s)
@@ -62,7 +63,8 @@ def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
 
 
 def _frame(p: Point, frame: str) -> tuple:
-    """(scale, u): y = x/scale moves along dy/du; rho: y = x/alpha, u = sigma/alpha; line: y = x/(alpha+sigma), u = sigma/(alpha+sigma)."""
+    """(scale, u): y = x/scale moves along dy/du; rho: y = x/alpha, u = sigma/alpha; line: y = x/(alpha+sigma), u =
+    sigma/(alpha+sigma)."""
     return (p.alpha, p.rho) if frame == "rho" else (p.alpha + p.sigma, p.sigma / (p.alpha + p.sigma))
 
 
@@ -73,8 +75,8 @@ def _slope(y, m, p: Point, frame: str):
 
 
 def churned(p: Point, n: int, stage, churn, low, high, end):
-    """The point with rho larger by 1 + gamma, gamma = min(S_churn/N, sqrt 2 - 1) where low <= rho <= high (Karras et al. 2022, algorithm 2),
-    but no noisier than lambda = end."""
+    """The point with rho larger by 1 + gamma, gamma = min(S_churn/N, sqrt 2 - 1) where low <= rho <= high (Karras et al. 2022,
+    algorithm 2), but no noisier than lambda = end."""
     gamma = min(mp.mpf(churn) / n, mp.sqrt(2) - 1) if low <= p.rho <= high else mp.mpf(0)
     lam = max(p.lam - mp.log(1 + gamma), end)
     return p if gamma == 0 or lam == p.lam else stage(lam)
@@ -137,7 +139,8 @@ def _ramp(history, t, order: int) -> list:
 
 
 def dpmpp_2m(points, x, ask, draw, *, kind="midpoint", eta=0.0):
-    """DPM-Solver++(2M), and with eta > 0 its SDE form: kind midpoint (algorithm 2 of Lu et al. 2022b) or heun (exact two-node integral)."""
+    """DPM-Solver++(2M), and with eta > 0 its SDE form: kind midpoint (algorithm 2 of Lu et al. 2022b) or heun (exact two-node
+    integral)."""
     rate = 1 + mp.mpf(eta)
 
     def weights(history, t):
@@ -168,7 +171,8 @@ def dpmpp_3m(points, x, ask, draw, *, half=False, second="exact", fall_below=0):
 
 
 def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=False):
-    """UniPC-p: correct x_i with the prediction at x_i, from the kept corrected x_{i-1}; then predict x_{i+1} (Zhao et al. 2023, algorithm 1).
+    """UniPC-p: correct x_i with the prediction at x_i, from the kept corrected x_{i-1}; then predict x_{i+1} (Zhao et al. 2023,
+    algorithm 1).
 
     bh1 gives the first corrector after alpha = 0 an infinite weight, so x stays as predicted there. fall: order at most the steps left.
     """
@@ -191,8 +195,8 @@ def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=
 
 
 def lcm(points, x, ask, draw, *, scaling=None, sigma_data=0.5):
-    """D = c_skip x + c_out x0 with s = scaling t, c_skip = sd^2/(s^2 + sd^2), c_out = s/sqrt(s^2 + sd^2); x' = alpha' D + sigma' n, at the end D
-    (Luo et al. 2023, eq. 9 and algorithm 3). scaling None: D = x0."""
+    """D = c_skip x + c_out x0 with s = scaling t, c_skip = sd^2/(s^2 + sd^2), c_out = s/sqrt(s^2 + sd^2); x' = alpha' D + sigma' n,
+    at the end D (Luo et al. 2023, eq. 9 and algorithm 3). scaling None: D = x0."""
     sd = mp.mpf(sigma_data)
     for s, t in pairwise(points):
         x, m = ask(x, s)

@@ -1,8 +1,8 @@
 """Order of convergence on a problem with a known answer, as slopes of a Plan's end error.
 
-The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25). With y = x/alpha and rho = sigma/alpha every
-schedule gives the same probability-flow ODE, dy/dlambda = D(y, rho) - y, solved from rho = 3 to .1 by DOP853. `python -m oracle.orders`, in tests/,
-writes the table docs/orders.md.
+The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25). With y = x/alpha and rho =
+sigma/alpha every schedule gives the same probability-flow ODE, dy/dlambda = D(y, rho) - y, solved from rho = 3 to .1 by DOP853.
+`python -m oracle.orders`, in tests/, writes the table docs/orders.md.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .marginals import points
 MEANS, WEIGHTS, STD = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.25
 TOP, BOTTOM = 3.0, 0.1
 STARTS = np.array([-5.2, -3.1, -1.7, -0.6, 0.7, 1.9, 3.4, 5.0])      # y at rho = 3, on both sides of the split
-WINDOW = (1e-10, 1e-2)                                               # errors that speak of order: below is rounding, above is not yet a power law
+WINDOW = (1e-10, 1e-2)      # errors that speak of order: below is rounding, above is not yet a power law
 
 
 def denoise(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
@@ -53,8 +53,8 @@ def grid(schedule, n: int) -> np.ndarray:
 def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> float:
     """Largest end error in y. history = p hands the run exact states at its first p points, so that row p is the first of full order.
 
-    A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the state at point p is set to the full-order prediction
-    from the exact history, which is what a run that had been going on would hold.
+    A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the state at point p is set to the full-order
+    prediction from the exact history, which is what a run that had been going on would hold.
     """
     where = [i for i in range(plan.rows) if plan.call[i] >= 0]
     level = {i: (plan.alpha[i], plan.sigma[i]) for i in range(plan.rows)}
@@ -107,7 +107,8 @@ class Method:
 
     @property
     def id(self) -> str:
-        return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items()), *([] if isinstance(self.schedule, EDM) else ["on a flow"])])
+        where = [] if isinstance(self.schedule, EDM) else ["on a flow"]
+        return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items()), *where])
 
     def error(self, n: int, *, exact_history: bool) -> float:
         """Largest end error of n steps; remembered, and computed once where a full row needs no history."""
@@ -145,7 +146,8 @@ METHODS = [
 
 def table() -> str:
     """The measured orders of every method as Markdown."""
-    lines = ["| solver | order of its rows | measured from exact history | measured as run | error as run, 512 steps |", "|---|---|---|---|---|"]
+    lines = ["| solver | order of its rows | measured from exact history | measured as run | error as run, 512 steps |",
+             "|---|---|---|---|---|"]
     for m in METHODS:
         b, c = (slope(lambda n, m=m, e=e: m.error(n, exact_history=e)) for e in (True, False))
         lines.append(f"| {m.id} | {m.order} | {b[0]:.2f} | {c[0]:.2f} | {m.error(512, exact_history=False):.1e} |")

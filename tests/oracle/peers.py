@@ -1,7 +1,8 @@
 """Other libraries' samplers, run wholly in float64 and probed with basis vectors.
 
-Superposition: a scheduler step is linear in the state, the model outputs and the noises. With e_0 as the start, e_1, e_2, .. as model outputs and the
-next basis vectors as noises, every state of the foreign run is its own row of coefficients, to be held against the same run of a Plan.
+Superposition: a scheduler step is linear in the state, the model outputs and the noises. With e_0 as the start, e_1, e_2, .. as model
+outputs and the next basis vectors as noises, every state of the foreign run is its own row of coefficients, to be held against the
+same run of a Plan.
 """
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ def probe_k(name: str, sigmas: np.ndarray, calls: int, draws: int = 0, **options
     sample: Callable = getattr(code, f"sample_{name}")
     if "noise_sampler" in inspect.signature(sample).parameters:
         options["noise_sampler"] = lambda *a: tensor(basis.noise())
-    draw = (lambda x: tensor(basis.noise())) if options.get("s_churn") else torch.zeros_like     # euler and heun draw even when they add none
+    # euler and heun draw even when they add none
+    draw = (lambda x: tensor(basis.noise())) if options.get("s_churn") else torch.zeros_like
     with _replaced(code, torch=_Instead(torch, randn_like=draw)):
         end = sample(model, tensor(basis.vector(0)), torch.from_numpy(np.asarray(sigmas, float)), disable=True, **options)
     trace.states.append(end[0].numpy().copy())

@@ -1,8 +1,8 @@
 """A Plan run on basis vectors, and a direct loop following it call by call.
 
-`states(plan)` feeds the NumPy interpreter e_0 as start noise, e_1, e_2, .. as predictions (in the plan's stored kind) or as raw model outputs, and the
-next basis vectors as noises: every state of the run becomes its row of coefficients. `follow` runs a direct loop (oracle.loops) beside it, hands the
-loop the plan's own state at every call, and measures each step alone, coefficient by coefficient.
+`states(plan)` feeds the NumPy interpreter e_0 as start noise, e_1, e_2, .. as predictions (in the plan's stored kind) or as raw model
+outputs, and the next basis vectors as noises: every state of the run becomes its row of coefficients. `follow` runs a direct loop
+(oracle.loops) beside it, hands the loop the plan's own state at every call, and measures each step alone, coefficient by coefficient.
 """
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def x0_of_output(prediction: str, x: Lin, f: Lin, p: Point, sigma_data: float = 
 
 @dataclass
 class Comparison:
-    """defect [calls+1]: largest |plan - derived| / mag over the coefficients of each state (before each call, then the end); room [calls+1]: what
-    float64 leaves of the difference, from `floor` up."""
+    """defect [calls+1]: largest |plan - derived| / mag over the coefficients of each state (before each call, then the end); room
+    [calls+1]: what float64 leaves of the difference, from `floor` up."""
 
     defect: np.ndarray
     room: np.ndarray
@@ -92,8 +92,8 @@ class Comparison:
 def follow(plan, schedule, loop: Callable, options: dict, *, raw: bool = False, reset: bool = True) -> Comparison:
     """Run the direct loop beside the plan and compare every state.
 
-    reset: the loop continues from the plan's state, so that each number is the defect of one row; else of all rows so far. An option stage="of the
-    plan" becomes the point at the float time the plan asks at, once that time is found to be lambda's to rounding.
+    reset: the loop continues from the plan's state, so that each number is the defect of one row; else of all rows so far. An option
+    stage="of the plan" becomes the point at the float time the plan asks at, once that time is found to be lambda's to rounding.
     """
     run = states(plan, raw=raw)
     grid = points(schedule, plan.note["times"])
@@ -132,8 +132,9 @@ def follow(plan, schedule, loop: Callable, options: dict, *, raw: bool = False, 
 def room(visited: list[Point], stages: set[int], schedule, floor: float = 1e-12) -> np.ndarray:
     """Per state: `floor`, or what float64 can know of the spacings its row depends on, where steps are short.
 
-    A weight is a function of differences of lambda. lambda is known to a few eps (1 + |lambda|), and between grid points to what the rounding of the
-    time makes of it; over the difference, that is the relative accuracy of the weight. A row looks back at most four points.
+    A weight is a function of differences of lambda. lambda is known to a few eps (1 + |lambda|), and between grid points to what the
+    rounding of the time makes of it; over the difference, that is the relative accuracy of the weight. A row looks back at most four
+    points.
     """
     known = [0.0]
     for a, b in zip(visited, visited[1:], strict=False):
@@ -156,7 +157,8 @@ def extended_start(p: Point, unit: np.ndarray) -> Lin:
 
 
 def plan_point(plan, schedule, row: int, lam) -> Point:
-    """The point at the time row `row` asks its model, which must be lambda's time to rounding (the plan's model is told the schedule's time)."""
+    """The point at the time row `row` asks its model, which must be lambda's time to rounding (the plan's model is told the
+    schedule's time)."""
     p = point(schedule, float(plan.t[row - 1, 0]))
     if abs(p.lam - lam) > reach(schedule, p) + 4 * EPS * (1 + abs(lam)):
         raise AssertionError(f"row {row} asks at t = {p.t!r}, lambda = {mp.nstr(p.lam, 17)}; lambda = {mp.nstr(lam, 17)} is due")
@@ -165,7 +167,8 @@ def plan_point(plan, schedule, row: int, lam) -> Point:
 
 def same_point(plan, row: int, p: Point) -> None:
     """The row asks its model where the loop does: the same time, the same alpha and sigma to rounding."""
-    if p.t is not None and plan.note["model"]["time"] is None and plan.note["prediction"] in ("x0", "eps", "v", "flow") and plan.t[row - 1, 0] != p.t:
+    told_t = plan.note["model"]["time"] is None and plan.note["prediction"] in ("x0", "eps", "v", "flow")
+    if p.t is not None and told_t and plan.t[row - 1, 0] != p.t:
         raise AssertionError(f"row {row}: t = {plan.t[row - 1, 0]!r}; {p.t!r} is due")
     for name in ("alpha", "sigma"):
         want, have = float(getattr(p, name)), float(getattr(plan, name)[row])

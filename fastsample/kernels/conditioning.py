@@ -1,0 +1,59 @@
+"""What the model is told in each branch of guidance: keywords checked, put side by side for one call, kept apart for a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def unshared(conditions: Sequence[dict]) -> list[dict]:
+    """The same keywords with no two tensors in one storage: a nested region of a compiled loop takes no aliases."""
+    seen: set[int] = set()
+
+    def own(value):
+        if not isinstance(value, Tensor):
+            return value
+        place = value.untyped_storage().data_ptr()
+        value = value.clone() if place in seen else value
+        seen.add(place)
+        return value
+
+    return [{key: own(value) for key, value in c.items()} for c in conditions]
+
+
+def branches_of(cond: dict | None, uncond: dict | None, branches: Sequence[dict] | None) -> list[dict]:
+    """Keywords of each branch."""
+    if branches is not None:
+        if cond is not None or uncond is not None or not branches or not all(isinstance(b, dict) for b in branches):
+            raise ValueError("Sampler: branches must be one dict or more, and stand alone; leave out cond and uncond")
+        return list(branches)
+    for name, value in (("cond", cond), ("uncond", uncond)):
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f"Sampler: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted")
+    return [cond or {}] if uncond is None else [cond or {}, uncond]
+
+
+def merged(conditions: Sequence[dict], batch: int) -> dict:
+    """One dict for a batch of all branches: tensors [B,*] are concatenated, everything else must be equal in every branch."""
+    merged, advice = {}, "make them alike, or pass batched_guidance=False"
+    if any(c.keys() != conditions[0].keys() for c in conditions):
+        raise ValueError(f"Sampler: the branches have keywords {[sorted(c) for c in conditions]}; {advice}")
+    for key, value in conditions[0].items():
+        values = [c[key] for c in conditions]
+        if isinstance(value, Tensor) and value.dim() > 0:
+            if any(
+                not isinstance(v, Tensor) or v.shape[1:] != value.shape[1:] or v.shape[:1] != (batch,) or v.dtype != value.dtype
+                for v in values
+            ):
+                shapes = [list(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+                raise ValueError(
+                    f"Sampler: {key!r} is {shapes} in the branches; tensors of one shape with a batch of {batch} are needed; {advice}"
+                )
+            merged[key] = torch.cat(values)
+        elif any(v is not value and not bool(v == value) for v in values):
+            raise ValueError(f"Sampler: {key!r} differs between the branches and is not a tensor with a batch; {advice}")
+        else:
+            merged[key] = value
+    return merged

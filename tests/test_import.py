@@ -1,0 +1,35 @@
+"""`import fastsample` stays light: the parts that need torch or a plotting library load when first used."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "scipy", "triton", "diffusers", "matplotlib", "safetensors", "tqdm")
+
+
+def loaded_after(code):
+    """Names of HEAVY in sys.modules of a fresh interpreter that has run the code."""
+    report = f"; import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.split()
+
+
+def test_import_loads_nothing_heavy():
+    assert loaded_after("import fastsample") == []
+
+
+def test_making_a_plan_loads_nothing_heavy():
+    make = "s = fs.schedules.Flow(shift=3.0); plan = fs.solvers.dpmpp_2m(s, fs.grids.uniform(s, 4), prediction='flow'); plan.describe()"
+    assert loaded_after(f"import fastsample as fs; {make}") == []
+
+
+def test_a_plan_is_read_without_torch(tmp_path):
+    path = str(tmp_path / "a.fsplan")
+    make = f"s = fs.schedules.EDM(); fs.solvers.euler(s, fs.grids.karras(s, 4), prediction='edm').save({path!r})"
+    assert loaded_after(f"import fastsample as fs; {make}") == []
+    assert loaded_after(f"import fastsample as fs; print(fs.Plan.load({path!r}).nfe)") == ["4"]
+
+
+def test_the_torch_parts_load_on_first_use():
+    assert "torch" in loaded_after("import fastsample as fs; fs.Run")

@@ -1,0 +1,111 @@
+"""Run: what does not fit is refused with one sentence before any kernel runs, and changes nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cases import same
+from test_run import BACKENDS, finish, plan_of, unit
+
+from fastsample.guidance import guided
+from fastsample.run import Run
+
+GOOD = {"noise": unit(1, 32, 32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        ({"noise": None}, ValueError, "pass exactly one of"),
+        ({"latent": unit()}, ValueError, "pass exactly one of"),
+        ({"noise": np.zeros(3)}, TypeError, "noise is a ndarray"),
+        ({"noise": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "noise is torch.int64"),
+        ({"noise": torch.tensor([[1.0, math.nan], [0, 0]])}, ValueError, "noise holds NaN or Inf in sample 0"),
+        ({"noise": torch.tensor([[1.0, 0], [math.inf, 0]])}, ValueError, "noise holds NaN or Inf in sample 1"),
+        ({"noise": unit(1, 32, 32) * 14.6}, ValueError, "noise has standard deviation .*already scaled by sigma\\? pass latent="),
+        ({"noise": unit(1, 32, 32) * 0.7}, ValueError, "noise has standard deviation"),
+        ({"noise": unit().requires_grad_()}, RuntimeError, "differentiable=True"),
+        ({"noise": unit(), "device": "meta"}, ValueError, "noise is on cpu and device=meta"),
+        ({"noise": None, "shape": (2, -1)}, ValueError, "shape is"),
+        (
+            {"noise": None, "latent": unit(), "start": 3},
+            ValueError,
+            r"start=3 is not an entry .*entries for a latent are \[1, 2, 5\]; .*start=.*remake",
+        ),
+        ({"noise": None, "latent": unit(), "start": 0}, ValueError, "start=0 is not an entry"),
+        ({"noise": None, "latent": unit(), "start": 99}, ValueError, "start=99 is not an entry"),
+        ({"start": 2}, ValueError, "start=2 needs the state at that row"),
+        ({"seed": [1, 2]}, ValueError, "seed holds 2 values for a batch of 1"),
+        ({"seed": 2**64}, ValueError, "seed spans"),
+        ({"seed": 1.5}, TypeError, "seed is a float"),
+        ({"seed": torch.zeros(1)}, ValueError, "seed is torch.float32"),
+        ({"guidance": 3.0}, ValueError, "the plan has no guidance scale; .*guided"),
+        ({"noise_scale": [1.0, 2.0]}, ValueError, "noise_scale has shape"),
+        ({"noise_scale": math.nan}, ValueError, "noise_scale is not finite"),
+        ({"mask": torch.ones(1, 32, 32)}, ValueError, "known is given without|mask is given without"),
+        ({"mask": torch.ones(1, 32, 32), "known": unit(1, 32, 32)}, ValueError, "no row of this plan blends .*inpaint=True"),
+        ({"state_dtype": torch.bfloat16}, TypeError, "state_dtype torch.bfloat16"),
+        ({"backend": "fortran"}, ValueError, "'fortran' .* is unknown"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, error, sentence):
+    with pytest.raises(error, match=sentence):
+        Run(plan_of("dpmpp_2m"), **{**GOOD, **change})
+
+
+def test_masks_that_do_not_fit_are_refused():
+    plan, z, known = plan_of("dpmpp_2m", inpaint=True), unit(), unit(seed=1)
+    for mask, image, sentence in (
+        (torch.full((3, 2, 5), 1.5), known, "mask spans 1.5"),
+        (torch.full((3, 2, 5), math.nan), known, "mask spans nan"),
+        (torch.ones(3, 2, 4), known, "mask has shape"),
+        (torch.ones(5), known, "mask has shape"),
+        (torch.ones(3, 2, 5), known[:2], "known is"),
+        (torch.ones(3, 2, 5), known * math.inf, "known holds NaN or Inf"),
+    ):
+        with pytest.raises(ValueError, match=f"Run: {sentence}"):
+            Run(plan, noise=z, mask=mask, known=image)
+    with pytest.raises(ValueError, match="begins from an image; pass latent="):
+        Run(plan_of("dpmpp_2m", start=2), noise=z)
+    with pytest.raises(ValueError, match="guidance is missing"):
+        Run(guided(plan), noise=z)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("f", "error", "sentence"),
+    [
+        (torch.zeros(1, 2, 5), ValueError, r"returned \[1, 2, 5\] for a sample of \[3, 2, 5\]"),
+        (torch.zeros(3, 1, 5), ValueError, "nothing is broadcast"),
+        (torch.zeros(3, 10), ValueError, "nothing is broadcast"),
+        (
+            torch.zeros(3, 2, 5, dtype=torch.float64),
+            TypeError,
+            "returned torch.float64, asked in torch.float32; .*model_dtype=torch.float64",
+        ),
+        (torch.zeros(3, 2, 5, dtype=torch.int64), TypeError, "returned torch.int64"),
+        (torch.zeros(3, 2, 5, device="meta"), ValueError, "on meta"),
+        (torch.zeros(3, 2, 5).requires_grad_(), RuntimeError, "requires grad.*no_grad.*differentiable=True"),
+        (torch.zeros(3, 2, 5).to_sparse(), (TypeError, ValueError), "sparse"),
+        (np.zeros((3, 2, 5)), TypeError, "returned a ndarray"),
+        (None, TypeError, "returned a NoneType"),
+        ([torch.zeros(3, 2, 5)] * 2, TypeError, "returned a list"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused_and_change_nothing(f, error, sentence, backend):
+    run = Run(plan_of("dpmpp_2m"), noise=unit(), backend=backend)
+    before = run.x.clone()
+    with pytest.raises(error, match=sentence):
+        run.step(f)
+    assert run.row == 1 and torch.equal(run.x, before)
+    assert same(finish(run).x, finish(Run(plan_of("dpmpp_2m"), noise=unit(), backend=backend)).x)
+
+
+def test_steps_past_the_end_are_refused():
+    run = finish(Run(plan_of("dpmpp_2m"), noise=unit()))
+    f = torch.zeros(3, 2, 5)
+    for call in (run.step, run.mean):
+        with pytest.raises(IndexError, match="Run.(step|mean): "):
+            call(f)
+    assert run.call == -1
