@@ -1,0 +1,22 @@
+"""fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for k-diffusion's users. Each is a Run at heart."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .diffusers import FsScheduler
+    from .k_diffusion import k_sample
+
+__all__ = ["FsScheduler", "k_sample"]
+_FILES = {"FsScheduler": "diffusers", "k_sample": "k_diffusion"}
+
+
+def __getattr__(name: str) -> object:
+    """Names load on first use: FsScheduler needs diffusers, k_sample needs torch alone."""
+    if name in _FILES:
+        return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
+    if name in ("diffusers", "k_diffusion"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'fastsample.interop' has no attribute {name!r}; its names are {', '.join(__all__)}")

@@ -1,0 +1,300 @@
+"""FsScheduler: a Plan behind the contract of a diffusers scheduler (set_timesteps, timesteps, scale_model_input, step; diffusers 0.42).
+
+    pipe.scheduler = FsScheduler.from_config(pipe.scheduler)              # the pipeline's own solver and grid, right to float64
+    pipe.scheduler = FsScheduler.from_plan(fs.Plan.load("mine.fsplan"))   # a plan found for this model
+
+The only file that imports diffusers.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import inspect
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..plan import Plan
+from . import diffusers_config
+from .diffusers_config import layout, trained_levels
+from .diffusers_grids import Points, noise_schedule
+from .diffusers_loop import Loop, Loops
+from .diffusers_plan import check_length, checked_plan, decoded, from_point, is_whole, scale_of
+from .diffusers_sources import PREDICTIONS, SOURCES, class_of, defaults, output_sign, scale, settings
+
+KEPT_PLANS = 16  # compiled plans that a scheduler and its copies remember
+
+
+@dataclass
+class FsSchedulerOutput(BaseOutput):
+    """prev_sample [B,*]: the sample at the next timestep; pred_original_sample [B,*]: the data predicted here, if the source gives it."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class FsScheduler(SchedulerMixin, ConfigMixin):
+    """A diffusers scheduler that runs a fastsample Plan.
+
+    source: the diffusers class whose solver, grid and state it takes over (diffusers_sources.SOURCES); every other argument is that class's
+    own. Defaults are DPMSolverMultistepScheduler's where classes differ, so prefer from_config. compat: None, or "diffusers" for that
+    class's own grid (float32 levels, rounded labels, init_noise_sigma) and its deviations. plan: a Plan as base64 text, in place of all
+    that (from_plan).
+
+    The state is float32 whatever the sample's dtype, see diffusers_loop. eta is DDIM's, taken from step(); other sources ignore it, as in
+    diffusers. Noise is drawn as there: torch.randn from `generator`, or torch's own generator without one. A thread that calls
+    set_timesteps has a loop of its own; one that never did is given the only loop there is, or a ValueError. A deep copy shares config,
+    plans and tables. Raises ValueError, TypeError or IndexError, one sentence, for whatever it cannot do.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02, beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None, prediction_type: str = "epsilon", timestep_spacing: str = "linspace",
+        steps_offset: int = 0, rescale_betas_zero_snr: bool = False, source: str = "DPMSolverMultistepScheduler", compat: str | None = None,
+        plan: str | None = None, solver_order: int = 2, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
+        lower_order_final: bool = True, euler_at_final: bool = False, predict_x0: bool = True, solver_p: object = None,
+        disable_corrector: list[int] = [],  # noqa: B006 (diffusers' own default; never written to)
+        use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = False, flow_shift: float = 1.0, final_sigmas_type: str = "zero", lambda_min_clipped: float = -math.inf,
+        sigma_min: float | None = None, sigma_max: float | None = None, variance_type: str | None = None, thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0, clip_sample: bool = True, clip_sample_range: float = 1.0,
+        set_alpha_to_one: bool = True, interpolation_type: str = "linear", timestep_type: str = "discrete",
+        original_inference_steps: int = 50, timestep_scaling: float = 10.0, shift: float = 1.0, use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5, max_shift: float = 1.15, base_image_seq_len: int = 256, max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False, shift_terminal: float | None = None, time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
+    ):  # fmt: skip
+        if compat not in (None, "diffusers"):
+            raise ValueError(f"FsScheduler: compat = {compat!r}; None or 'diffusers' is accepted")
+        self._given = None if plan is None else checked_plan(decoded(plan))
+        self._settings = {} if plan else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
+        self._pair = self._given is not None or SOURCES[source].pair
+        self._scale = scale_of(self._given) if plan else scale(source, self._settings)
+        self._compiled, self._loops = {}, Loops()
+
+    # -- from something else -----------------------------------------------------------------------------------------------------------
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
+        """From any diffusers scheduler, or its config (or an FsScheduler's). source= puts another class's solver on the same schedule."""
+        name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
+        config = config.config if name else config
+        if not isinstance(config, dict):
+            raise TypeError(f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its config is accepted")
+        if {"source", "compat", "plan"} <= config.keys():
+            return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        source = kwargs.pop("source", None) or name or config.get("_class_name") or class_of(diffusers, config)
+        own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
+        given = {k: v for k, v in config.items() if not k.startswith("_")}
+        for key in usual.keys() - own:
+            if given.get(key, usual[key]) != usual[key]:
+                raise ValueError(f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted")
+        values = {**usual, **given, **{k: kwargs.pop(k) for k in list(kwargs) if k in own}, "source": source}
+        made = cls(**{k: v for k, v in values.items() if k in own})
+        made.register_to_config(**{k: v for k, v in given.items() if k not in own})
+        return (made, kwargs) if return_unused_kwargs else made
+
+    @classmethod
+    def from_plan(cls, plan: Plan, num_train_timesteps: int = 1000) -> FsScheduler:
+        """A scheduler that runs this plan, in as many steps as it has. The plan is kept in the config, so save_pretrained keeps it.
+
+        `timesteps`, `sigmas` and `mu` of set_timesteps then only have to have the plan's length: the plan is the schedule. Guidance is the
+        pipeline's: plans with branches are refused. Flow plans report use_flow_sigmas, so that pipelines leave sigmas to the scheduler.
+        """
+        text = base64.b64encode(checked_plan(plan).to_bytes()).decode()
+        kind = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(plan.note.get("prediction"), "epsilon")
+        return cls(num_train_timesteps=num_train_timesteps, prediction_type=kind, use_flow_sigmas=scale_of(plan) == "flow", plan=text)
+
+    # -- the contract ------------------------------------------------------------------------------------------------------------------
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device=None, timesteps: list | None = None, sigmas: list | None = None,
+        mu: float | None = None, original_inference_steps: int | None = None,
+    ) -> None:  # fmt: skip
+        """Compile the plan and start this thread's loop.
+
+        timesteps [n] or sigmas for every source: sigma/alpha, the level the run ends at included, [n+1]; on flow scale sigma before the
+        shift, [n]. mu: the dynamic shift of flow schedules; original_inference_steps: LCM's.
+        """
+        lists = [None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v) for v in (timesteps, sigmas)]
+        asked = (num_inference_steps, *lists, mu, original_inference_steps)
+        if self._given is not None:
+            check_length(self._given, *asked[:3])
+            points = Points(None, None, whole=is_whole(self._given))
+        else:
+            points = layout(self.config.source, self._settings, *asked, peer=self._peer(*asked))
+        compile = partial(self._compile, asked, points)
+        self._loops.set(Loop(compile(0, 0.0), compile, points.whole, calls_per_point=self.order, device=device, preview=self._pair))
+
+    def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
+        """c·sample: what the model is asked with at the timestep. The sample itself where c = 1."""
+        loop = self._loops.get("scale_model_input")
+        c = float(loop.scales[min(loop.find(timestep), len(loop) - 1)])
+        return sample if c == 1.0 else sample * c
+
+    def step(
+        self, model_output: Tensor, timestep, sample: Tensor, eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None, variance_noise: Tensor | None = None, return_dict: bool = True,
+    ) -> FsSchedulerOutput | tuple:  # fmt: skip
+        """One step: [B,*] in, [B,*] out in the sample's dtype. timestep: the next of `timesteps`. variance_noise: in place of a draw."""
+        loop = self._loops.get("step")
+        if isinstance(model_output, Tensor) and isinstance(sample, Tensor):
+            model_output = self._prediction(model_output, sample)
+
+        def draw() -> Tensor:
+            if variance_noise is not None:
+                return variance_noise
+            kind = torch.float32 if self._settings.get("algorithm_type", "").startswith("sde") else model_output.dtype
+            return randn_tensor(model_output.shape, generator=generator, device=model_output.device, dtype=kind)
+
+        eta = float(eta) if self._given is None and self.config.source == "DDIMScheduler" else 0.0
+        sample, data = loop.step(model_output, timestep, sample, eta, draw)
+        if return_dict:
+            return FsSchedulerOutput(prev_sample=sample, pred_original_sample=data)
+        return (sample,) if data is None else (sample, data)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha·original + sigma·noise: at the running step or the begin index if there is one (as diffusers), else at the timesteps."""
+        if original_samples.shape != noise.shape:
+            raise ValueError(
+                f"FsScheduler.add_noise: noise {list(noise.shape)}, samples {list(original_samples.shape)}; one shape is accepted"
+            )
+        levels = (torch.tensor(v, device=noise.device, dtype=noise.dtype) for v in self._levels_at(timesteps))
+        alpha, sigma = (v.view(-1, *[1] * (noise.dim() - 1)) for v in levels)
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """add_noise by the name that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Where the run begins (img2img): the plan is compiled from there when the first step comes."""
+        self._loops.get("set_begin_index").begin = int(begin_index)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the model is told at every call; before set_timesteps, every training timestep."""
+        loop = self._loops.get()
+        return torch.arange(self.config.num_train_timesteps - 1, -1, -1) if loop is None else loop.timesteps
+
+    @property
+    def sigmas(self) -> Tensor:
+        """[calls + 1] float32: sigma/alpha at every call and at the end; sigma itself on flow scale."""
+        loop = self._loops.get("sigmas")
+        sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
+        return (sigma if self._scale == "flow" else sigma / alpha).float()
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What unit noise is multiplied by: the first point's sigma, as in Sampler. compat: 1, and diffusers' rules on sigma scale."""
+        loop = self._loops.get()
+        if loop is None or (self.config.compat and self._scale != "sigma"):
+            return 1.0
+        return math.hypot(loop.sigma[0], bool(self.config.compat) and self._settings["timestep_spacing"] == "leading")
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The noise schedule's table, float32; a flow, or a plan, has none."""
+        if self._given is not None or self._scale == "flow":
+            raise AttributeError("alphas_cumprod")
+        return torch.tensor(noise_schedule(self.config).alphas_cumprod, dtype=torch.float32)
+
+    @property
+    def order(self) -> int:
+        """Model calls a step (the pipelines' word): 2 for Heun, whose first step of 2n - 1 calls has one."""
+        return 2 if self._given is None and self.config.source == "HeunDiscreteScheduler" else 1
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        return getattr(self._loops.get(), "steps", None)
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the step that runs next; None before the first."""
+        return getattr(self._loops.get(), "index", None)
+
+    @property
+    def begin_index(self) -> int | None:
+        return getattr(self._loops.get(), "begin", None)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of this thread's loop, from its first timestep on; before set_timesteps the one that was given, or None."""
+        return getattr(self._loops.get(), "plan", self._given)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    def __deepcopy__(self, memo: dict) -> FsScheduler:
+        """A scheduler of its own, with this thread's loop where it stands."""
+        twin, loop = object.__new__(type(self)), self._loops.get()
+        twin.__dict__.update(self.__dict__, _loops=Loops())
+        if loop is not None:
+            twin._loops.set(copy.deepcopy(loop, memo))
+        return twin
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_loops", "_compiled")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _loops=Loops(), _compiled={})
+
+    # -- inside ------------------------------------------------------------------------------------------------------------------------
+    def _compile(self, asked: tuple, points: Points, first: int, eta: float) -> Plan:
+        """The plan from grid point `first` on, remembered."""
+        key = (asked, first, eta)
+        plan = self._compiled.get(key)
+        if plan is None:
+            if self._given is not None:
+                plan = from_point(self._given, first)
+            else:
+                words = {"first": first, "eta": eta, "compat": self.config.compat is not None}
+                plan = diffusers_config.plan(self.config.source, self._settings, points, **words)
+            if len(self._compiled) >= KEPT_PLANS:
+                self._compiled.clear()
+            self._compiled[key] = plan
+        return plan
+
+    def _peer(self, steps, timesteps, sigmas, mu, original):
+        """With compat the source class itself, its timesteps set; else None."""
+        if self.config.compat is None:
+            return None
+        peer = getattr(diffusers, self.config.source)(**self._settings)
+        asked = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu, "original_inference_steps": original}
+        asked = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items() if v is not None}
+        unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
+        if unknown:
+            raise ValueError(f"FsScheduler.set_timesteps: {self.config.source} takes no {unknown}; with compat=None it is accepted")
+        peer.set_timesteps(**asked)
+        return peer
+
+    def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        """The part of the model's output that predicts, with the plan's sign."""
+        learned = str(self._settings.get("variance_type")).startswith("learned")
+        if learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]  # the other half predicts a variance, which these solvers do not use
+        return -model_output if self._given is None and output_sign(self._scale, self._settings) < 0 else model_output
+
+    def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha, sigma) for add_noise, [n] each."""
+        loop = self._loops.get()
+        if loop is not None and (loop.begin is not None or loop.index is not None):
+            at = np.full(timesteps.numel(), loop.find(None))
+            return loop.alpha[at], loop.sigma[at]
+        found = [None if loop is None else loop.where(t) for t in timesteps.flatten().cpu()]
+        if None not in found:
+            return loop.alpha[found], loop.sigma[found]
+        if self._given is not None:
+            raise ValueError(f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are accepted")
+        return trained_levels(self._scale, self._settings, timesteps.double().flatten().cpu().numpy())

@@ -1,0 +1,77 @@
+"""Flow sigmas as diffusers' configs name them, in float64: x = (1 - sigma) x0 + sigma eps. Pure data: no torch, no diffusers.
+
+sigma = shift·s / (1 + (shift-1) s) (Esser et al. 2024, arXiv:2403.03206, eq. 23) from the class's own s, or a given one; labels T·sigma.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .diffusers_grids import CONVERSIONS, Family, Points, checked, convert, count, falling, levels_of, noise_schedule
+
+
+def flow_points(family: Family, config: dict, steps: int | None, *, timesteps=None, sigmas=None, mu: float | None = None) -> Points:
+    """The grid of `steps` steps, or of the given s [n] (sigmas; a last 0 may stand or not), or of timesteps [n]. The end is 0.
+
+    FlowMatchEuler's s already runs down to the shifted 1/T, so its shift enters twice there: that is the grid published results use.
+    Timesteps given alone are levels, sigma = t/T, not shifted; given beside sigmas (FlowMatchEuler) they are the labels. mu: the dynamic
+    shift.
+    """
+    size = config["num_train_timesteps"]
+    if config.get("final_sigmas_type", "zero") != "zero":
+        raise ValueError("FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; 'zero' is accepted")
+    given = None if sigmas is None else falling("sigmas", sigmas, 1.0)
+    if given is not None and len(given) > 1 and given[-1] == 0.0:
+        given = given[:-1]
+    told = None if timesteps is None else falling("timesteps", timesteps, float(size))
+    steps = count(steps, None if told is None else len(told), None if given is None else len(given))
+    shift = _shift(family, config, mu)
+    if given is not None:
+        s = _shifted(shift, given)
+    elif told is not None:
+        s = told / size
+    else:
+        s = _shifted(shift, _own(family, config, steps))
+    if config.get("shift_terminal"):  # stretched so that the last level is this one
+        s = 1.0 - (1.0 - s) * (1.0 - config["shift_terminal"]) / (1.0 - s[-1])
+    s = _converted(family, config, s, steps)
+    return checked(np.append(s, 0.0), s * size if told is None else told)
+
+
+def _own(family: Family, config: dict, n: int) -> np.ndarray:
+    """s before the shift [n]."""
+    size = config["num_train_timesteps"]
+    if family.flow == "match":
+        low = 1.0 / size if config["use_dynamic_shifting"] else _shifted(config["shift"], 1.0 / size)
+        return np.linspace(1.0, low, n)
+    if family.flow == "unipc":
+        return np.linspace(1.0, 1.0 / size, n + 1)[:-1]
+    return (1.0 - 1.0 / size) * np.linspace(1.0, 0.0, n + 1)[:-1]
+
+
+def _shift(family: Family, config: dict, mu: float | None) -> float:
+    """The factor of the shift: shift or flow_shift; with dynamic shifting e^mu, or mu where time_shift_type is linear."""
+    if not config["use_dynamic_shifting"]:
+        return config["shift" if family.flow == "match" else "flow_shift"]
+    if mu is None or not math.isfinite(mu):
+        raise ValueError(f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a number is accepted")
+    return mu if config["time_shift_type"] == "linear" else math.exp(mu)
+
+
+def _shifted(shift: float, s):
+    return shift * s / (1.0 + (shift - 1.0) * s)
+
+
+def _converted(family: Family, config: dict, s: np.ndarray, n: int) -> np.ndarray:
+    key = next((key for key in CONVERSIONS if config.get(key)), None)
+    if key is None:
+        return s
+    if family.flow == "match":
+        return convert(key, config, s[-1], s[0], n)
+    if family.flow == "unipc" and key == "use_karras_sigmas":  # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
+        rho = levels_of(noise_schedule(config))
+        rho = convert(key, config, rho[0], rho[-1], n)
+        return rho / (1.0 + rho)
+    raise ValueError(f"FsScheduler: {key}=True with use_flow_sigmas=True; one of the two is accepted")

@@ -1,0 +1,258 @@
+"""The times, noise levels and labels that a diffusers scheduler's config stands for, in float64. Pure data: no torch, no diffusers.
+
+A scheduler of diffusers 0.42 keeps its state on one of three scales:
+
+    vp       x = alpha x0 + sigma eps, alpha² + sigma² = 1    DDIM, DDPM, DPMSolver*, UniPC, LCM    grid: index t of the table, -1: no noise
+    sigma    x = x0 + sigma eps                               Euler, EulerAncestral, Heun           grid: sigma
+    flow     x = (1 - sigma) x0 + sigma eps                   FlowMatchEuler; use_flow_sigmas       grid: sigma (diffusers_flow)
+
+The functions give the grid [n+1] from noise to data on those scales, and the labels [n] that the model is told at its first n points: the
+scheduler's own rule, with three differences. A label and its level belong together, so a label keeps its fraction where diffusers rounds it
+(Karras) or cuts it off (exponential, beta, flow). Where diffusers repeats a level, a step of length 0, the rule is asked for one more
+point. One step starts at the noise end. (With compat="diffusers" FsScheduler asks diffusers itself for grid and labels.)
+
+Spacing rules: Lin et al. 2024 (arXiv:2305.08891, table 2), Karras et al. 2022 (2206.00364, eq. 5), Lee et al. 2024 (2407.12173, beta),
+Luo et al. 2023 (2310.04378, distilled).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..schedules import DiscreteVP
+
+TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
+SAME = 1e-9  # times or levels closer than this are one point: float64 rounding of the conversions is 1e-13
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one diffusers class lays out its timesteps.
+
+    scale   vp, sigma or flow, as above
+    extra   the spacing is asked for n+1 points and the cleanest dropped
+    whole   timesteps are whole numbers
+    spaced  timestep_spacing is honoured (otherwise linspace)
+    flow    which flow sigmas it has: "match" (FlowMatchEuler), "unipc", "dpm", or "" for none
+    """
+
+    scale: str = "vp"
+    extra: bool = False
+    whole: bool = True
+    spaced: bool = True
+    flow: str = ""
+
+
+@dataclass(frozen=True)
+class Points:
+    """grid [n+1] in the scale's own variable, noise to data; labels [n]; schedule: the table they stand on; whole: the labels are."""
+
+    grid: np.ndarray
+    labels: np.ndarray
+    schedule: DiscreteVP | None = None
+    whole: bool = False
+
+
+def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
+    """The table of alphas_cumprod that beta_schedule, beta_start, beta_end and num_train_timesteps, or trained_betas, name.
+
+    With rescale_betas_zero_snr its last entry is 0; finite, for the sigma scale: 2^-24 there as diffusers has it (sigma/alpha = 4096), or
+    less where the entry before is less already, as it is with linear betas.
+    """
+    kind, size, low, high = (config[key] for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end"))
+    if config.get("trained_betas") is not None:
+        betas = np.asarray(config["trained_betas"], dtype=np.float64)
+        if betas.ndim != 1 or not ((betas > 0.0) & (betas < 1.0)).all():
+            raise ValueError(f"FsScheduler: trained_betas has shape {list(betas.shape)}; one axis of numbers inside (0, 1) is accepted")
+        table = DiscreteVP(np.cumprod(1.0 - betas))
+    elif kind == "squaredcos_cap_v2":
+        table = DiscreteVP.cosine(size)
+    elif kind in ("linear", "scaled_linear"):
+        table = getattr(DiscreteVP, kind)(size, low, high)
+    elif kind == "sigmoid":
+        table = DiscreteVP(np.cumprod(1.0 - (low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size))))))
+    else:
+        words = "linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas"
+        raise ValueError(f"FsScheduler: beta_schedule = {kind!r}; {words} is accepted")
+    if not config.get("rescale_betas_zero_snr"):
+        return table
+    table = table.zero_terminal_snr()
+    if not finite:
+        return table
+    kept = table.alphas_cumprod[:-1]
+    return DiscreteVP(np.append(kept, min(TERMINAL, kept[-1] ** 2 / kept[-2])))
+
+
+def points(family: Family, config: dict, schedule: DiscreteVP, steps: int | None, *, timesteps=None, sigmas=None) -> Points:
+    """vp and sigma: the grid of `steps` steps, or of these timesteps [n], or of these sigmas/alphas [n+1], their end included."""
+    steps = count(steps, None if timesteps is None else len(timesteps), None if sigmas is None else len(sigmas) - 1)
+    converted = next((key for key in CONVERSIONS if config.get(key)), None)
+    if timesteps is not None and (sigmas is not None or converted):
+        raise ValueError(f"FsScheduler.set_timesteps: timesteps were given beside {converted or 'sigmas'}; one of the two is accepted")
+    if sigmas is not None:
+        levels = falling("sigmas", sigmas, math.inf)
+        told = indices(schedule, levels)
+        grid, labels = levels if family.scale == "sigma" else told, told[:-1]
+    else:
+        end = _end(family, config, schedule, converted)
+        times = None if timesteps is None else falling("timesteps", timesteps, schedule.t_max)
+        first, labels = _first(family, config, schedule, steps, times, converted)
+        if first[-1] <= end + SAME and times is None:  # a step of length 0: one point more, and the last is the end
+            first, labels = (values[:-1] for values in _first(family, config, schedule, steps + 1, times, converted))
+        grid = np.append(first, end)
+    labels = np.maximum(labels, 0.0)
+    if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
+        labels = 0.25 * np.log(grid[:-1])
+    return checked(grid, labels)
+
+
+def distilled_points(config: dict, steps: int | None, timesteps=None, original_steps: int | None = None) -> Points:
+    """LCM: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly from the noisiest, or these; then no noise."""
+    size, original = config["num_train_timesteps"], original_steps or config["original_inference_steps"]
+    if timesteps is not None:
+        times = falling("timesteps", timesteps, size - 1.0)
+        count(steps, len(times))
+        return checked(np.append(times, -1.0), times)
+    steps = count(steps)
+    if not steps <= original <= size:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {steps} steps of {original} original ones of {size}; steps <= original <= {size} is accepted"
+        )
+    taught = np.arange(original, 0, -1) * (size // original) - 1.0
+    times = taught[np.floor(np.linspace(0, original, num=steps, endpoint=False)).astype(int)]
+    return checked(np.append(times, -1.0), times)
+
+
+# -- conversions: (lowest level, highest level, n) -> n falling levels -------------------------------------------------------
+def _karras(low: float, high: float, n: int) -> np.ndarray:
+    return np.linspace(high ** (1 / 7.0), low ** (1 / 7.0), n) ** 7.0
+
+
+def _exponential(low: float, high: float, n: int) -> np.ndarray:
+    return np.exp(np.linspace(math.log(high), math.log(low), n))
+
+
+def _beta(low: float, high: float, n: int) -> np.ndarray:
+    from scipy.stats import beta  # an optional dependency, of this option alone
+
+    return low + beta.ppf(1.0 - np.linspace(0.0, 1.0, n), 0.6, 0.6) * (high - low)
+
+
+CONVERSIONS = {
+    "use_karras_sigmas": _karras,
+    "use_lu_lambdas": _exponential,
+    "use_exponential_sigmas": _exponential,
+    "use_beta_sigmas": _beta,
+}
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------------
+def _first(
+    family: Family, config: dict, schedule: DiscreteVP, n: int, times: np.ndarray | None, converted: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n points before the end, and their labels with their fraction."""
+    times = _spaced(family, config, schedule, n) if times is None else times
+    rho = levels_of(schedule)
+    if family.scale == "vp":
+        if converted:
+            times = indices(schedule, convert(converted, config, rho[0], rho[-1], n))
+        return times, times
+    levels = np.interp(times, np.arange(len(rho)), rho)  # linear in sigma between the table's entries, as Euler's own levels are
+    if config.get("interpolation_type") == "log_linear":
+        levels = _exponential(rho[0], rho[-1], n + 1)
+    if converted:
+        levels = convert(converted, config, levels[-1], levels[0], n)
+        times = indices(schedule, levels)
+    return levels[:n], times
+
+
+def _spaced(family: Family, config: dict, schedule: DiscreteVP, n: int) -> np.ndarray:
+    """n timesteps under timestep_spacing, from the noise end."""
+    size = config["num_train_timesteps"]
+    if n > size:
+        raise ValueError(f"FsScheduler.set_timesteps: {n} steps of {size} timesteps; at most {size} are accepted")
+    clipped = int((schedule.half_log_snr(np.arange(float(size))) < config.get("lambda_min_clipped", -math.inf)).sum())
+    last = size - clipped
+    kind = config.get("timestep_spacing", "linspace") if family.spaced else "linspace"
+    if kind == "linspace":
+        times = np.linspace(last - 1.0, 0.0, n + family.extra)[:n]
+    elif kind == "leading":
+        times = np.arange(n + family.extra)[::-1][:n] * float(last // (n + family.extra)) + config.get("steps_offset", 0)
+    elif kind == "trailing":
+        times = last - np.arange(n) * (size / n)
+        times = times[times > 0.0] - 1.0
+    else:
+        raise ValueError(f"FsScheduler: timestep_spacing = {kind!r}; linspace, leading or trailing is accepted")
+    rounded = np.round(times + 1.0) - 1.0 if kind == "trailing" else np.round(times)
+    repeats = (np.diff(rounded) >= 0.0).any()  # more steps than whole timesteps in the range: the fractions are kept
+    return times if repeats or not (family.whole or kind == "trailing") else rounded
+
+
+def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarray:
+    low, high = (bound if config.get(name) is None else config[name] for name, bound in (("sigma_min", low), ("sigma_max", high)))
+    if not 0.0 < low < high < math.inf:
+        raise ValueError(f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < highest, are accepted")
+    return CONVERSIONS[key](low, high, n)
+
+
+def _end(family: Family, config: dict, schedule: DiscreteVP, converted: str | None) -> float:
+    """The grid's last point: no noise, or the table's first entry."""
+    kept = config.get("final_sigmas_type", "zero") == "sigma_min" or not config.get("set_alpha_to_one", True)
+    kept |= config.get("interpolation_type") == "log_linear" and not converted
+    if family.scale == "vp":
+        return 0.0 if kept else schedule.t_zero
+    return float(levels_of(schedule)[0]) if kept else 0.0
+
+
+def levels_of(schedule: DiscreteVP) -> np.ndarray:
+    """sigma/alpha of every entry of the table."""
+    with np.errstate(over="ignore"):
+        return np.exp(-schedule.half_log_snr(np.arange(schedule.t_max + 1.0)))
+
+
+def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:
+    """Times of the table at these levels of sigma/alpha, log-linear between entries; whole where rounding alone makes the difference."""
+    with np.errstate(divide="ignore"):
+        times = schedule.time(-np.log(np.minimum(levels, levels_of(schedule)[-1])))
+    whole = np.round(times)
+    return np.where(np.abs(times - whole) < SAME, whole, times)
+
+
+def count(*given: int | None) -> int:
+    """The number of steps that all the given ones agree on."""
+    counts = {n for n in given if n is not None}
+    for n in counts:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"FsScheduler.set_timesteps: {n!r} steps; a whole number from 1 up is accepted")
+    if len(counts) != 1:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: steps {sorted(counts) or None} were asked; one number of steps, or one list, is accepted"
+        )
+    return int(counts.pop())
+
+
+def falling(what: str, values, top: float) -> np.ndarray:
+    """values as float64 [n], strictly falling, from `top` down to 0."""
+    values = np.asarray(values, dtype=np.float64)
+    if (
+        values.ndim != 1
+        or not values.size
+        or not (values >= 0.0).all()
+        or not (values[0] <= top * 1.001)
+        or not (np.diff(values) < 0.0).all()
+    ):
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {what} {values.tolist()!r:.60}; strictly falling numbers from {top:g} down to 0 are accepted"
+        )
+    return np.minimum(values, top)
+
+
+def checked(grid: np.ndarray, labels: np.ndarray) -> Points:
+    falls = np.diff(grid) < 0.0
+    if not falls.all():
+        at = int(np.argmin(falls))
+        raise ValueError(f"FsScheduler.set_timesteps: point {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; a falling grid is accepted")
+    return Points(grid, labels)

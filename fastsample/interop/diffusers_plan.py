@@ -1,0 +1,67 @@
+"""A Plan that somebody brings to a scheduler: which ones a pipeline's loop can run, and how its timesteps look there."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+
+from ..plan import Plan
+
+
+def checked_plan(plan: Plan) -> Plan:
+    """The plan, or a ValueError: a pipeline has one model, one output of it at a step, and a timestep for an argument."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"FsScheduler: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+    for what, is_so in (
+        ("guidance branches", plan.G > 1 or plan.K > 0),
+        ("model scalars", plan.E > 1),
+        ("models", int(plan.call.max()) > 0),
+    ):
+        if is_so:
+            raise ValueError(f"FsScheduler: the plan has several {what}; one is accepted, and guidance is the pipeline's")
+    return plan
+
+
+def decoded(text: str) -> Plan:
+    """The plan that from_plan wrote into a config: the bytes of a .fsplan file as base64, checked as such a file is."""
+    try:
+        return Plan.from_bytes(base64.b64decode(text, validate=True))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is accepted") from None
+
+
+def check_length(plan: Plan, steps: int | None, timesteps: tuple | None, sigmas: tuple | None) -> None:
+    """A plan is its own schedule: what a pipeline asks for must have its length, in model calls or in grid steps."""
+    fits = {plan.nfe, len(plan.note.get("times") or []) - 1}
+    lengths = (("num_inference_steps", steps), ("timesteps", timesteps and len(timesteps)), ("sigmas", sigmas and len(sigmas)))
+    for name, length in lengths:
+        if length is None or (not isinstance(length, bool) and length in fits | ({n + 1 for n in fits} if name == "sigmas" else set())):
+            continue
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {name} asks for {length!r} steps and the plan makes {plan.nfe} calls;"
+            f" num_inference_steps={plan.nfe} is accepted"
+        )
+
+
+def from_point(plan: Plan, first: int) -> Plan:
+    """The plan from call `first` on, for an image already noised to that level."""
+    if first == 0:
+        return plan
+    if plan.nfe != len(plan.note.get("grid") or []) - 1:
+        raise ValueError(f"FsScheduler: begin_index = {first} of a plan that makes several calls a grid step; 0 is accepted")
+    return plan.remake(start=first)
+
+
+def scale_of(plan: Plan) -> str:
+    """vp, sigma or flow: which sum of alpha and sigma is 1 all along (diffusers_grids); vp where none is."""
+    alpha, sigma = plan.alpha[1:], plan.sigma[1:]
+    if np.allclose(alpha, 1.0, rtol=0, atol=1e-9):
+        return "sigma"
+    return "flow" if np.allclose(alpha + sigma, 1.0, rtol=0, atol=1e-9) else "vp"
+
+
+def is_whole(plan: Plan) -> bool:
+    """Are its timesteps whole numbers of a table? They are int64 then, as diffusers' own are."""
+    told = plan.t[np.flatnonzero(plan.call >= 0) - 1, 0]
+    return (plan.note.get("schedule") or {}).get("name") == "DiscreteVP" and bool((told == np.round(told)).all())

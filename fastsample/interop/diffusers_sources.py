@@ -1,0 +1,174 @@
+"""The diffusers classes an FsScheduler can stand in for, and what each reads from its config. Pure data: no torch, no diffusers.
+
+    source                           scale      solver                                              options beside grid and noise schedule
+    DDIMScheduler                    vp         ddim                                                eta at run time, clip_sample
+    DDPMScheduler                    vp         ddim, eta = 1 (Ho et al. 2020, eq. 7)               clip_sample
+    DPMSolverMultistepScheduler      vp, flow   ddim, dpmpp_2m, dpmpp_3m; sde-dpmsolver++: ddim     solver_order, solver_type,
+                                                with eta = 1, dpmpp_2m_sde                          lower_order_final, euler_at_final
+    DPMSolverSinglestepScheduler     vp, flow   ddim, dpmpp_2s on pairs of grid points              solver_order, solver_type
+    UniPCMultistepScheduler          vp, flow   unipc                                               solver_order, solver_type
+    LCMScheduler                     vp         lcm                                                 timestep_scaling, clip_sample
+    EulerDiscreteScheduler           sigma      euler
+    EulerAncestralDiscreteScheduler  sigma      euler_ancestral
+    HeunDiscreteScheduler            sigma      heun                                                clip_sample
+    FlowMatchEulerDiscreteScheduler  flow       euler
+
+What a config asks beyond this is refused with a sentence, never ignored. (An option of another class, left in a config, is ignored, as
+there.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .diffusers_grids import Family, noise_schedule
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One diffusers class.
+
+    family       how it lays out timesteps
+    only         the values accepted of options that are honoured only in part
+    predictions  prediction_type it takes (none: it has no such option)
+    pair         without return_dict its step() returns (prev_sample, pred_original_sample)
+    """
+
+    family: Family
+    only: dict = field(default_factory=dict)
+    predictions: tuple = ("epsilon", "sample", "v_prediction")
+    pair: bool = True
+
+
+_NO_THRESHOLD = {"thresholding": (False,)}
+_SOLVER_TYPE = {"solver_type": ("midpoint", "heun")}
+_SIGMA, _FLOW = Family("sigma", whole=False), Family("flow", whole=False, flow="match")
+_WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
+SOURCES = {
+    "DDIMScheduler": Source(Family(), _NO_THRESHOLD),
+    "DDPMScheduler": Source(Family(), _NO_THRESHOLD | {"variance_type": ("fixed_small", "fixed_small_log")}),
+    "DPMSolverMultistepScheduler": Source(
+        Family(extra=True, flow="dpm"),
+        _NO_THRESHOLD | _SOLVER_TYPE | {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (1, 2, 3)},
+        _WITH_FLOW,
+        pair=False,
+    ),
+    "DPMSolverSinglestepScheduler": Source(
+        Family(extra=True, spaced=False, flow="dpm"),
+        _NO_THRESHOLD | _SOLVER_TYPE | {"algorithm_type": ("dpmsolver++",), "solver_order": (1, 2)},
+        _WITH_FLOW,
+        pair=False,
+    ),
+    "UniPCMultistepScheduler": Source(
+        Family(extra=True, flow="unipc"),
+        _NO_THRESHOLD
+        | {
+            "predict_x0": (True,),
+            "solver_order": (1, 2, 3),
+            "solver_type": ("bh1", "bh2"),
+            "disable_corrector": ([],),
+            "solver_p": (None,),
+        },
+        _WITH_FLOW,
+        pair=False,
+    ),
+    "LCMScheduler": Source(Family(), _NO_THRESHOLD),
+    "EulerDiscreteScheduler": Source(_SIGMA, {"timestep_type": ("discrete", "continuous"), "interpolation_type": ("linear", "log_linear")}),
+    "EulerAncestralDiscreteScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction")),
+    "HeunDiscreteScheduler": Source(_SIGMA),
+    "FlowMatchEulerDiscreteScheduler": Source(_FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False),
+}
+CLOSEST = {
+    "DDIMParallelScheduler": "DDIMScheduler",
+    "CogVideoXDDIMScheduler": "DDIMScheduler",
+    "DDPMParallelScheduler": "DDPMScheduler",
+    "LMSDiscreteScheduler": "EulerDiscreteScheduler",
+    "EDMEulerScheduler": "EulerDiscreteScheduler",
+    "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
+    "DEISMultistepScheduler": "UniPCMultistepScheduler",
+    "SASolverScheduler": "UniPCMultistepScheduler",
+    "TCDScheduler": "LCMScheduler",
+}
+
+
+def find(source: str) -> Source:
+    """The entry of a diffusers class, or a ValueError that names the closest one."""
+    if source in SOURCES:
+        return SOURCES[source]
+    close = CLOSEST.get(source, "FlowMatchEulerDiscreteScheduler" if "Flow" in str(source) else "DPMSolverMultistepScheduler")
+    raise ValueError(
+        f"FsScheduler: {source} is not reproduced; the closest is {close}: source={close!r} puts its solver on this noise schedule"
+    )
+
+
+def settings(source: str, config: dict) -> dict:
+    """The config as the class reads it (names of its sisters' options turned into its own), or a ValueError for what is not reproduced."""
+    found, config = find(source), dict(config)
+    theirs, ours = (("midpoint", "heun", "logrho"), "bh2") if source.startswith("UniPC") else (("logrho", "bh1", "bh2"), "midpoint")
+    if config.get("solver_type") in theirs:
+        config["solver_type"] = ours
+    if config.get("algorithm_type") == "deis":
+        config["algorithm_type"] = "dpmsolver++"
+    for key, accepted in found.only.items():
+        if config[key] not in accepted:
+            words = " or ".join(map(repr, accepted))
+            raise ValueError(f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is accepted")
+    if config.get("algorithm_type") == "sde-dpmsolver++" and config["solver_order"] == 3:
+        raise ValueError(
+            "FsScheduler: solver_order = 3 of sde-dpmsolver++, whose sign is wrong in diffusers, is not reproduced; 1 or 2 is accepted"
+        )
+    size, where = config["num_train_timesteps"], scale(source, config)
+    if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= 100_000:
+        raise ValueError(f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is accepted")
+    kinds = [k for k in found.predictions if k != ("v_prediction" if where == "flow" else "flow_prediction")]
+    if found.predictions and config["prediction_type"] not in kinds:
+        raise ValueError(f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; {' or '.join(kinds)} is accepted")
+    for key in ("shift", "flow_shift", "clip_sample_range"):
+        if key in config and not 0.0 < float(config[key]) < np.inf:
+            raise ValueError(f"FsScheduler: {key} = {config[key]!r}; a number > 0 is accepted")
+    if where != "flow":
+        noise_schedule(config)
+    return config
+
+
+def scale(source: str, config: dict) -> str:
+    """vp, sigma or flow: what the state is (see diffusers_grids)."""
+    family = find(source).family
+    return "flow" if family.flow and config.get("use_flow_sigmas") else family.scale
+
+
+def output_sign(where: str, config: dict) -> float:
+    """-1 where the model's output is the negative of the plan's prediction: v on sigma scale is -F of EDM with sigma_data = 1."""
+    return -1.0 if where == "sigma" and config.get("prediction_type") == "v_prediction" else 1.0
+
+
+def defaults(library: object, source: str) -> dict:
+    """The arguments of a class of `library` (diffusers) and their defaults; ValueError for a class that is not reproduced."""
+    find(source)
+    arguments = inspect.signature(getattr(library, source).__init__).parameters.items()
+    return {name: p.default for name, p in arguments if p.default is not p.empty}
+
+
+def class_of(library: object, config: dict) -> str:
+    """The class whose arguments a config has: one that was made here, and not loaded, does not write its name into it."""
+    keys, found = {k for k in config if not k.startswith("_")}, []
+    for name in (n for n in dir(library) if n.endswith("Scheduler")):
+        made = getattr(library, name)
+        if (
+            isinstance(made, type)
+            and hasattr(made, "config_name")
+            and keys == inspect.signature(made.__init__).parameters.keys() - {"self"}
+        ):
+            found.append(name)
+    found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]  # the same scheduler, with one method more
+    if len(found) != 1:
+        raise ValueError(
+            f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the scheduler itself, or source=, is accepted"
+        )
+    return found[0]

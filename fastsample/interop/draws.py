@@ -1,0 +1,33 @@
+"""Draws: a plan's noises when they come from somebody else's generator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..plan import Plan
+
+
+class Draws:
+    """Each noise id is drawn when a row first reads it, and kept only if a later row reads it again (an old id is the same noise again)."""
+
+    def __init__(self, plan: Plan):
+        first = 3 + plan.S + plan.G
+        self._readers = Counter(int(plan.ids[i, k]) for i in range(plan.rows) for k in range(plan.L) if plan.reads[i] >> (first + k) & 1)
+        self._kept: dict[int, Tensor] = {}
+
+    def __call__(self, name: int, draw: Callable[[], Tensor]) -> Tensor:
+        """The noise with this id; draw() makes a new one."""
+        if name in self._kept:
+            return self._kept[name]
+        noise = draw()
+        if self._readers[name] > 1:
+            self._kept[name] = noise
+        return noise
+
+    def copy(self) -> Draws:
+        twin = object.__new__(Draws)
+        twin._readers, twin._kept = self._readers, dict(self._kept)
+        return twin

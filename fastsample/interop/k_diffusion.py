@@ -1,0 +1,139 @@
+"""k_sample: a Plan with the signature of k-diffusion's samplers, which ComfyUI, A1111 and Forge share.
+
+x = k_sample(plan, model, torch.randn(...) * sigma_max, extra_args={"cond": c}, callback=show)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import to_kind
+from ..plan import Plan
+from ..run import Run
+from ..schedules import from_json
+from .draws import Draws
+
+
+@torch.no_grad()
+def k_sample(
+    plan: Plan, model: Callable, x: Tensor, extra_args: dict | None = None, callback: Callable | None = None, disable: bool | None = None,
+    noise_sampler: Callable | None = None,
+) -> Tensor:  # fmt: skip
+    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where x = x0 + sigma·eps.
+
+    plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it was made for. Plans on VP or flow
+    schedules run on their own state alpha·x; x in and out, and sigma, are k-diffusion's (sigma/alpha here).
+    x [B,*]: already scaled, by sigma_max for noise. The state is float32, float64 for a float64 x.
+    callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat, denoised; its tensors are its to keep.
+    disable: tqdm's. noise_sampler(sigma, sigma_next) -> [B,*]: the noises of a stochastic plan, in its order; by default
+    torch.randn_like(x) (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
+
+    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for a plan that starts at alpha = 0 or reads a
+    model's raw output, too.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(
+            f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating torch tensor [B, *] is accepted"
+        )
+    plan = _denoising(plan)
+    alpha, levels, starts = plan.alpha, _levels(plan), _starts(plan)
+    state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sigmas = torch.tensor(levels, dtype=state, device=x.device)
+    draw = _sampler(plan, noise_sampler, x, sigmas)
+    run = Run(
+        plan, latent=_first(plan, x.to(state), draw), start=1, state_dtype=state, model_dtype=x.dtype, noise_source=draw, preview=False
+    )
+    ones, extra_args, step = x.new_ones([x.shape[0]]), extra_args or {}, 0
+    before = _before_churn(plan)
+    bar = iter(_progress(len(starts), disable))
+    while not run.done:
+        row = run.row
+        asked = (run.x / float(alpha[row])).to(x.dtype)
+        denoised = model(asked, sigmas[row].to(x.dtype) * ones, **extra_args)
+        if row in starts:
+            next(bar, None)
+            if callback is not None:
+                hat = sigmas[row]
+                sigma = hat if before is None else torch.as_tensor(before[step], dtype=state, device=x.device)
+                callback({"x": asked, "i": step, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
+            step += 1
+        run.step(denoised.to(x.dtype) if isinstance(denoised, Tensor) else denoised)
+    next(bar, None)
+    return (run.x / float(alpha[-1])).to(x.dtype)
+
+
+def _denoising(plan: Plan) -> Plan:
+    """The same rows for a model that returns x0: m = p·x + q·x0 in the stored kind."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+    if plan.G > 1 or plan.K > 0 or plan.E > 1 or int(plan.call.max()) > 0:
+        raise ValueError(
+            "k_sample: the plan has several branches, models or model scalars; one of each is accepted, and guidance is the model's"
+        )
+    raw = (plan.reads >> (2 + plan.S)) & 3  # f and its branch
+    calls = plan.call >= 0
+    if raw.any():
+        raise ValueError(
+            f"k_sample: row {int(np.argmax(raw > 0))} reads the model's raw output; plans that read only x and predictions are accepted"
+        )
+    if (plan.alpha[1:] == 0.0).any():
+        raise ValueError("k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that starts below is accepted")
+    p, q = plan.p.copy(), plan.q.copy()
+    p[calls], q[calls] = to_kind(plan.stored, "x0", plan.alpha[calls], plan.sigma[calls])
+    return replace(plan, p=p, q=q)
+
+
+def _levels(plan: Plan) -> np.ndarray:
+    """sigma/alpha where each row begins [R]; row 0, which does not run, as row 1."""
+    levels = plan.sigma[1:] / plan.alpha[1:]
+    return np.append(levels[0], levels)
+
+
+def _starts(plan: Plan) -> list[int]:
+    """Rows at which a step begins: every call, or with stages in between those that read nothing older."""
+    calls = np.flatnonzero(plan.call >= 0).tolist()
+    steps = len(plan.note["times"]) - 1 if "times" in plan.note else len(calls)
+    return calls if len(calls) == steps else [i for i in calls if i in plan.entries]
+
+
+def _before_churn(plan: Plan) -> np.ndarray | None:
+    """sigma/alpha of the plan's grid [n+1], before churn raised it; None where the note names no schedule."""
+    if "schedule" not in plan.note or "times" not in plan.note:
+        return None
+    schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
+    return schedule.sigma(times) / schedule.alpha(times)
+
+
+def _first(plan: Plan, x: Tensor, draw: Callable) -> Tensor:
+    """The state at row 1: alpha·x, and the churn of the first step where row 0 draws it."""
+    noises = [k for k in range(plan.L) if plan.reads[0] >> (3 + plan.S + plan.G + k) & 1 and plan.ids[0, k] != 0]
+    if not noises:
+        return x * float(plan.alpha[1])
+    churn = sum(float(plan.M[0, 0, 3 + plan.S + plan.G + k]) * draw(0, int(plan.ids[0, k])).to(x.dtype) for k in noises)
+    return x * float(plan.alpha[1]) + churn
+
+
+def _sampler(plan: Plan, noise_sampler: Callable | None, x: Tensor, sigmas: Tensor) -> Callable[[int, int], Tensor]:
+    """(row, id) -> noise; a row's noise goes from its own level to the next row's."""
+    draws = Draws(plan)
+
+    def new(row: int) -> Tensor:
+        return torch.randn_like(x) if noise_sampler is None else noise_sampler(sigmas[row], sigmas[row + 1])
+
+    return lambda row, name: draws(name, lambda: new(row))
+
+
+def _progress(steps: int, disable: bool | None) -> Iterable[int]:
+    """tqdm's range where it is installed."""
+    if disable:
+        return range(steps)
+    try:
+        from tqdm.auto import trange
+    except ImportError:
+        return range(steps)
+    return trange(steps, disable=disable)

@@ -1,0 +1,138 @@
+"""k_sample against k-diffusion's own samplers in float64: samples, callbacks, noise, and plans k-diffusion has no counterpart of."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample
+from fastsample import solvers
+from fastsample.grids import from_sigmas, karras
+from fastsample.interop import k_sample
+from fastsample.schedules import EDM, DiscreteVP, Flow
+from tests.oracle import peers
+
+SCHEDULE = EDM(sigma_min=0.03, sigma_max=14.6)
+SIGMAS = karras(SCHEDULE, 9)
+EPS = np.finfo(np.float64).eps
+CASES = [
+    ("euler", {}, {}, True), ("heun", {}, {}, True), ("dpmpp_2m", {}, {}, True), ("euler_ancestral", {}, {}, False),
+    ("euler_ancestral", {"eta": 0.5}, {"eta": 0.5}, False), ("dpmpp_2m_sde", {}, {}, False),
+    ("dpmpp_2m_sde", {"eta": 0.4, "variant": "heun"}, {"eta": 0.4, "solver_type": "heun"}, False),
+    ("heun", {"s_churn": 3.0, "s_noise": 1.01}, {"s_churn": 3.0, "s_noise": 1.01}, False),
+]  # fmt: skip
+
+
+def denoiser(x, sigma, gain=1.0):
+    """A smooth x0 that depends on everything, in x's dtype."""
+    s = sigma.double().view(-1, *[1] * (x.dim() - 1))
+    y = (x.double() / torch.sqrt(1 + s**2)).flatten(1)
+    weight = torch.sin(torch.arange(y.shape[1] ** 2, dtype=torch.float64)).view(y.shape[1], -1)
+    return (x / (1 + s**2) + s / torch.sqrt(1 + s**2) * gain * torch.tanh(y @ weight / 4).view(x.shape)).to(x.dtype)
+
+
+def start(dtype=torch.float64, seed=0):
+    return (torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * SIGMAS[0]).to(dtype)
+
+
+def noises():
+    """The same draws for both, one after another, whatever they are asked with."""
+    generator = torch.Generator().manual_seed(9)
+    return lambda *_: torch.randn(2, 4, 2, 2, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("k_diffusion") is None, reason="k-diffusion, the peer, is not installed")
+@pytest.mark.parametrize(("name", "ours", "theirs", "still"), CASES, ids=[f"{c[0]}{'-'.join(map(str, c[1].values()))}" for c in CASES])
+def test_samples_and_callbacks_are_the_peers(name, ours, theirs, still):
+    """Equal within rounding: 64 ulps of the largest state, which is 40 operations a step with gains below 1."""
+    code, seen, mine, asked = peers.k_diffusion(), [], [], []
+
+    def model(x, sigma, gain):
+        asked.append(float(sigma[0]))
+        return denoiser(x, sigma, gain)
+
+    given = {"extra_args": {"gain": 0.9}, "disable": True}
+    peer = getattr(code, f"sample_{name}")
+    own = {} if still or name == "heun" else {"noise_sampler": noises()}
+    draw = noises() if "s_churn" in ours else torch.zeros_like
+    with peers._replaced(code, torch=peers._Instead(torch, randn_like=draw)):
+        expected = peer(model, start(), torch.tensor(SIGMAS), callback=seen.append, **given, **theirs, **own)
+    their_calls = asked.copy()
+    asked.clear()
+    plan = getattr(solvers, name)(SCHEDULE, SIGMAS, prediction="edm", **ours)
+    found = k_sample(plan, model, start(), callback=mine.append, noise_sampler=None if still else noises(), **given)
+    bound = 64 * EPS * SIGMAS[0]
+    assert (found - expected).abs().max() <= bound
+    assert np.allclose(asked, their_calls, rtol=8 * EPS, atol=0) and len(mine) == len(seen) == len(SIGMAS) - 1
+    for a, b in zip(mine, seen, strict=True):
+        assert a.keys() == b.keys() and a["i"] == b["i"]
+        assert all(np.abs(np.asarray(a[k]) - np.asarray(b[k])).max() <= bound for k in ("x", "sigma", "sigma_hat", "denoised"))
+
+
+def test_any_plan_runs_on_a_denoiser():
+    """Plans on VP and flow schedules, for eps and flow models, keep their own state; x in and out is k-diffusion's. One ODE, one answer."""
+    levels = [12.0, 5.0, 2.0, 0.8, 0.3, 0.0]
+    table, flow = DiscreteVP.scaled_linear(), Flow(shift=3.0)
+    kinds, grids = ("edm", "eps", "flow"), {SCHEDULE: levels, table: levels, flow: [s / (1 + s) for s in levels]}
+    for name in ("ddim", "dpmpp_2m", "unipc"):
+        make = getattr(solvers, name)
+        plans = [make(s, from_sigmas(s, grid), prediction=kind) for (s, grid), kind in zip(grids.items(), kinds, strict=True)]
+        runs = [k_sample(plan, denoiser, start() * 12 / SIGMAS[0], disable=True) for plan in plans]
+        assert all((r - runs[0]).abs().max() <= 1e3 * EPS * 12 for r in runs[1:])  # levels went through a table and back: 1e-14 each
+
+
+def test_dtypes_noise_and_kept_tensors():
+    """fp16 in, fp16 out, float32 state; noise from torch's own generator by default; what a callback keeps stays as it was."""
+    plan = solvers.euler_ancestral(SCHEDULE, SIGMAS, prediction="edm")
+    dtypes, kept = [], []
+
+    def model(x, sigma):
+        dtypes.append((x.dtype, sigma.dtype, tuple(sigma.shape)))
+        return denoiser(x, sigma)
+
+    torch.manual_seed(4)
+    half = k_sample(plan, model, start(torch.float16), callback=lambda d: kept.append((d["x"], d["x"].clone())))
+    assert half.dtype == torch.float16 and set(dtypes) == {(torch.float16, torch.float16, (2,))}
+    assert all(torch.equal(a, b) for a, b in kept)
+    torch.manual_seed(4)
+    again = k_sample(
+        plan, denoiser, start(torch.float16), disable=True, noise_sampler=lambda a, b: torch.randn(2, 4, 2, 2, dtype=torch.float16)
+    )
+    assert torch.equal(half, again)
+    levels = []
+    k_sample(
+        plan, denoiser, start(), disable=True, noise_sampler=lambda a, b: levels.append((float(a), float(b))) or torch.zeros(2, 4, 2, 2)
+    )
+    assert np.allclose(levels, list(zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True)), rtol=1e-6)
+
+
+def test_a_callback_may_stop_the_run():
+    class Stop(Exception):
+        pass
+
+    def stop(state):
+        if state["i"] == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        k_sample(solvers.euler(SCHEDULE, SIGMAS, prediction="edm"), denoiser, start(), callback=stop, disable=True)
+
+
+def test_bad_input_is_refused():
+    plan, noisy = (f(SCHEDULE, SIGMAS, prediction="edm") for f in (solvers.euler, solvers.euler_ancestral))
+    flow = Flow()
+    whole = solvers.ddim(flow, from_sigmas(flow, [1.0, 0.5, 0.0]), prediction="flow")
+    cases = [
+        ((None, denoiser, start()), "plan is a NoneType"),
+        ((plan, denoiser, "x"), "x is str"),
+        ((plan, denoiser, start().long()), "x is torch.int64"),
+        ((plan, denoiser, start() * torch.nan), "NaN or Inf"),
+        ((plan, lambda x, s: x[:1], start()), "nothing is broadcast"),
+        ((fastsample.guidance.guided(plan), denoiser, start()), "guidance is the model's"),
+        ((whole, denoiser, start()), "alpha = 0"),
+        ((noisy, denoiser, start(), None, None, True, lambda a, b: 0.0), "noise_source gave float"),
+    ]
+    for given, sentence in cases:
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            k_sample(*given)
