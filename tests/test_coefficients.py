@@ -14,6 +14,8 @@ from oracle.linear import EPS, mp
 from oracle.marginals import Point, point
 from oracle.probe import follow
 
+from fastsample.solvers import jump
+
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
 LONG = ("ddim-eta=0.3", "euler_ancestral", "heun-space=rho-s_churn=2.0-s_tmin=0.05-s_tmax=30.0", "dpmpp_2s-r=0.3", "dpmpp_2m", "dpmpp_3m",
         "dpmpp_2m_sde-eta=0.4-variant=heun", "unipc-order=2-variant=bh1", "unipc-order=3-variant=bh2", "euler", "lcm")
@@ -34,6 +36,40 @@ def test_rows_equal_their_derivation(case, schedule):
         assert found.agrees(), f"{len(t) - 1} steps to {t[-1]:g}: {found}"
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
+def test_rows_that_keep_their_anchor_for_a_mask_are_the_same(schedule):
+    """inpaint=True keeps the anchor in a slot instead of eliminating it; without a mask the states are those of the same loop."""
+    for name in ("heun", "dpmpp_2s-r=0.3", "dpmpp_3m", "unipc-order=2-variant=bh1", "unipc-order=3-variant=bh2"):
+        case = by_id[name]
+        for t in grids(case, schedule, (2, 5)):
+            found = follow(case.plan(schedule, t, inpaint=True), schedule, case.loop, case.loop_options(schedule, t))
+            assert found.agrees(), f"{name}, {len(t) - 1} steps: {found}"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "s_churn" not in c.options], ids=lambda c: c.id)
+def test_rows_from_an_image_are_those_of_the_rest_of_the_grid(case):
+    """start=k: row 0 makes alpha_k y + sigma_k n of an image y, the rest is the plan of grid[k:]. (Churn is part of row 0 too.)"""
+    schedule = SCHEDULES[1]
+    t = grid(schedule, 5, whole=True)
+    image, rest = case.plan(schedule, t, start=2), case.plan(schedule, t[2:])
+    for name in ("p", "q", "c", "t", "preview", "alpha", "sigma"):
+        np.testing.assert_array_equal(getattr(image, name)[1:], getattr(rest, name)[1:], err_msg=name)
+    np.testing.assert_array_equal(image.M[1:, :, :rest.W], rest.M[1:])          # the image's noise may be one column more
+    assert not image.M[1:, :, rest.W:].any() and list(image.ids[0]) == [0]
+    assert (image.M[0, 0, 0], image.M[0, 0, -1]) == (schedule.alpha(t[2]), schedule.sigma(t[2]))
+    assert (image.alpha[0], image.sigma[0]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_rows_read_what_has_a_coefficient_and_nothing_else(case):
+    """A declared read is a load, and carries a NaN: at sigma = 0 no row reads the x it does not use."""
+    for schedule in SCHEDULES:
+        for t in grids(case, schedule, (1, 5)):
+            plan = case.plan(schedule, t)
+            used = sum((plan.M[:, :, k] != 0).any(1).astype(int) << k for k in range(plan.W))
+            assert (plan.reads == used).all(), f"{schedule_id(schedule)}: rows {np.flatnonzero(plan.reads != used)}"
+
+
 @pytest.mark.parametrize("name", LONG)
 def test_rows_of_a_thousand_steps(name):
     case, schedule = by_id[name], SCHEDULES[LONG.index(name) % 6]
@@ -52,6 +88,18 @@ def test_rows_over_raw_model_outputs(schedule, prediction):
         t = grid(schedule, 4, whole=schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm"))
         found = follow(case.plan(schedule, t, prediction), schedule, case.loop, case.loop_options(schedule, t), raw=True)
         assert found.agrees(), f"{name}: {found}"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
+def test_jump_is_the_first_order_step_between_any_two_times(schedule):
+    """(a, b) with x' = a x + b x0, for arrays of times, the ends included."""
+    t = grid(schedule, 6, whole=True)
+    first, second = np.array([(i, j) for i in range(6) for j in range(i + 1, 7)]).T
+    a, b = jump(schedule, t[first], t[second])
+    for k, (s, e) in enumerate((point(schedule, t[i]), point(schedule, t[j])) for i, j in zip(first, second, strict=True)):
+        assert abs(float(mp.mpf(float(a[k])) - d.transfer(s, e)[0])) <= 1e-12 * float(e.sigma / s.sigma)
+        want = e.alpha * d.gain(s, e)
+        assert abs(float(mp.mpf(float(b[k])) - want)) <= 1e-12 * float(want)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)

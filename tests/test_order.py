@@ -179,3 +179,28 @@ def test_c_slope_as_users_run_it(method):
     slope, error, n = orders.slope(lambda n: method.error(n, exact_history=False))
     print(f"{method.id}: order {slope:.2f} as run")
     assert slope >= method.as_run - 0.15, f"order {slope:.2f} at n = {n}, error {error:.1e}"
+    assert method.plan(8).note["order"] == method.as_run
+
+
+def test_notes_state_the_order_of_every_step():
+    """note["order"] is that of a run as it is started, note["orders"] that of each step: 1 into sigma = 0. A run with noise has order 1."""
+    schedule, t = CONTINUOUS[3], grid(CONTINUOUS[3], 4, whole=True)
+    due = {"ddim": [1, 1, 1, 1], "euler": [1, 1, 1, 1], "euler_ancestral": [1, 1, 1, 1], "lcm": [1, 1, 1, 1], "heun": [2, 2, 2, 1],
+           "dpmpp_2s": [2, 2, 2, 1], "dpmpp_2m": [1, 2, 2, 1], "dpmpp_2m_sde": [1, 2, 2, 1], "dpmpp_3m": [1, 2, 3, 1],
+           "unipc": [1, 2, 2, 1]}
+    assert due.keys() == SOLVERS.keys()
+    for name, orders_of_steps in due.items():
+        note = SOLVERS[name](schedule, t, prediction="x0").note
+        assert list(note["orders"]) == orders_of_steps, name
+    assert SOLVERS["dpmpp_2m_sde"](schedule, t, prediction="x0", eta=1.0).note["order"] == 1
+
+
+def test_docs_print_the_orders_measured_here():
+    """docs/orders.md has every method with the order as run; written by `python -m oracle.orders`."""
+    lines = [line for line in orders.DOCUMENT.read_text().splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
+    printed = {row[0]: (float(row[1]), float(row[2])) for row in rows}
+    assert list(printed) == [m.id for m in orders.METHODS]
+    for method in orders.METHODS:
+        from_history, as_run, _ = orders.measured(method)
+        assert np.allclose(printed[method.id], (as_run, from_history), rtol=0, atol=0.05), method.id

@@ -38,7 +38,7 @@ class Case:
             return {"stage": "of the plan", **self.expect}
         if self.loop is loops.euler_ancestral:
             return {"form": "rf" if type(schedule).__name__ == "Flow" else "ve", **self.expect}
-        if self.loop is loops.lcm and type(schedule).__name__ == "DiscreteVP":
+        if self.loop is loops.lcm and "scaling" not in self.expect and type(schedule).__name__ == "DiscreteVP":
             return {"scaling": 10.0, **self.expect}
         return dict(self.expect)
 
@@ -56,7 +56,8 @@ CASES = [
     Case("heun", loops.heun, {"space": "rho", "s_churn": 2.0, "s_tmin": 0.05, "s_tmax": 30.0}, {"churn": 2.0, "low": 0.05, "high": 30.0}),
     Case("dpmpp_2s", loops.dpmpp_2s), Case("dpmpp_2s", loops.dpmpp_2s, {"r": 0.3}, {"r": 0.3}),
     Case("dpmpp_2m", loops.dpmpp_2m), Case("dpmpp_2m", loops.dpmpp_2m, {"variant": "heun"}, {"kind": "heun"}),
-    Case("dpmpp_3m", loops.dpmpp_3m),
+    Case("dpmpp_2m", loops.dpmpp_2m, {"lower_order_final": True}, {"fall_below": 10**6}),
+    Case("dpmpp_3m", loops.dpmpp_3m), Case("dpmpp_3m", loops.dpmpp_3m, {"lower_order_final": True}, {"fall_below": 10**6}),
     Case("dpmpp_3m", loops.dpmpp_3m, {"compat": "k-diffusion"}, {"half": True}),
     Case("dpmpp_3m", loops.dpmpp_3m, {"compat": "diffusers"}, {"half": True, "second": "midpoint", "fall_below": 15}),
     Case("dpmpp_2m_sde", loops.dpmpp_2m, {}, {"eta": 1.0}),
@@ -64,7 +65,8 @@ CASES = [
     Case("dpmpp_2m_sde", loops.dpmpp_2m, {"eta": 1.3}, {"eta": 1.3}),
     _unipc(1, "bh1"), _unipc(1, "bh2"), _unipc(2, "bh1"), _unipc(2, "bh2"), _unipc(3, "bh1"), _unipc(3, "bh2"), _unipc(3, "vary"),
     _unipc(2, "vary"), _unipc(3, "bh2", corrector=False), _unipc(2, "bh2", corrector=False),
-    Case("lcm", loops.lcm),
+    Case("unipc", loops.unipc, {"lower_order_final": False}, {"order": 3}),
+    Case("lcm", loops.lcm), Case("lcm", loops.lcm, {"boundary": False}, {"scaling": None}),
 ]
 
 SCHEDULES = [VP(), DiscreteVP.scaled_linear(), VE(), EDM(), Flow(3.0), TrigFlow(0.5), DiscreteVP.cosine().zero_terminal_snr()]

@@ -134,17 +134,21 @@ def multistep(points, x, ask, draw, weights, *, rate=1):
     return x
 
 
-def _ramp(history, t, order: int) -> list:
-    return history[: 1 if t.sigma == 0 else order]
+def _ramp(points, fall_below: int):
+    """used(history, t, order): the outputs a step to t uses; one to sigma = 0, and with fewer steps than fall_below at most the steps
+    left."""
+    n = len(points) - 1
+    left = {id(t): n - i if n < fall_below else n for i, t in enumerate(points[1:])}
+    return lambda history, t, order: history[: 1 if t.sigma == 0 else min(order, left[id(t)])]
 
 
-def dpmpp_2m(points, x, ask, draw, *, kind="midpoint", eta=0.0):
+def dpmpp_2m(points, x, ask, draw, *, kind="midpoint", eta=0.0, fall_below=0):
     """DPM-Solver++(2M), and with eta > 0 its SDE form: kind midpoint (algorithm 2 of Lu et al. 2022b) or heun (exact two-node
-    integral)."""
-    rate = 1 + mp.mpf(eta)
+    integral). fall_below: with fewer steps than that, the last is of order 1."""
+    rate, ramp = 1 + mp.mpf(eta), _ramp(points, fall_below)
 
     def weights(history, t):
-        used = _ramp(history, t, 2)
+        used = ramp(history, t, 2)
         if len(used) == 2 and kind == "midpoint":
             return d.midpoint_weights(used[1], used[0], t, rate)
         return d.exact_weights([p.lam for p in used], used[0].lam, t.lam, rate)
@@ -157,10 +161,10 @@ def dpmpp_3m(points, x, ask, draw, *, half=False, second="exact", fall_below=0):
 
     fall_below: with fewer steps than that, the last two are of order 2 and 1.
     """
-    left = {id(t): len(points) - 1 - i if len(points) - 1 < fall_below else 3 for i, t in enumerate(points[1:])}
+    ramp = _ramp(points, fall_below)
 
     def weights(history, t):
-        used = _ramp(history, t, min(3, left[id(t)]))
+        used = ramp(history, t, 3)
         if len(used) == 2 and second == "midpoint":
             return d.midpoint_weights(used[1], used[0], t)
         if len(used) == 3 and half:

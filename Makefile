@@ -1,0 +1,97 @@
+# fastsample: the commands. The first one that needs it sets up .venv from constraints.txt; after that set-up costs nothing.
+# Needs python3 (>= 3.10), gcc, git and make; CMake and Ninja come as Python packages. Another interpreter: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+WERROR := $(if $(CI),ON,OFF)
+DATE ?= $(shell date +%F)
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
+TORCH := $(VENV)/.torch
+READY := $(VENV)/.ready
+NATIVE := $(VENV)/.native
+C_FILES := $(shell find csrc examples tests/c \( -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+BENCH := -m pytest -q -c bench/pytest.ini --benchmark-json=build/bench.json --date=$(DATE)
+
+.PHONY: help demo test soak lint bench tables native gpu gpu-there clean
+help:
+	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
+	@echo "make test    every test that needs no GPU;  make soak: the property tests with 2,000 examples each"
+	@echo "make lint    ruff and clang-format"
+	@echo "make bench   measure, write bench/results/, refresh README's tables"
+	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter)"
+	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks"
+	@echo "make clean   remove everything the above made, .venv included"
+
+# --- set-up ---
+# torch goes first and alone: with the pinned build there, nothing that follows asks for another.
+# k-diffusion, an oracle of the tests, comes without what it asks for (torchvision, wandb, ...).
+$(TORCH): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than Python 3.10; pass PYTHON=..."; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module (Debian: python3-venv)"; exit 1; }
+	@echo "setting up $(VENV): torch"
+	@$(PIP) torch
+	@touch $@
+
+$(READY): $(TORCH) pyproject.toml setup.py
+	@echo "setting up $(VENV): fastsample with its demo, optimize, bench and dev extras"
+	@$(PIP) setuptools wheel pybind11 cmake ninja
+	@FASTSAMPLE_NATIVE=off $(PIP) --no-build-isolation -e '.[demo,optimize,bench,dev]'
+	@$(PIP) --no-deps k-diffusion
+	@touch $@
+
+# The native code is built in place, so that a changed file is compiled alone. Without a compiler the backend `reference` runs everything.
+$(NATIVE): $(READY) $(C_FILES)
+	@if command -v c++ >/dev/null || command -v g++ >/dev/null; then $(MAKE) --no-print-directory native PYTHON=$(PY); \
+	else echo "make: no C++ compiler was found; going on with the backend reference"; fi
+	@touch $@
+
+# --- what users and developers run ---
+demo: $(NATIVE)
+	@$(PY) -m fastsample demo
+
+test: $(NATIVE)
+	$(PY) -m pytest -q --durations=20 -m "not gpu"
+
+soak: $(NATIVE)
+	$(PY) -m pytest -q --hypothesis-profile=soak -m "hypothesis and not gpu"
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+
+bench: $(NATIVE)
+	@mkdir -p build
+	$(PY) $(BENCH) -m "not gpu" bench
+	@$(MAKE) --no-print-directory tables
+
+tables: $(READY)
+	$(PY) tools/readme_tables.py
+
+# --- native code and GPU: PYTHON's own torch, no pip, no network ---
+# The interpreter's own cmake comes first: in .venv that is the wheel's, elsewhere the system's.
+native:
+	@mkdir -p build
+	@set -e; python=$$($(PYTHON) -c 'import sys; print(sys.executable)'); tag=$$($$python -c 'import sys; print(sys.implementation.cache_tag)'); \
+	PATH="$$(dirname $$python):$$PATH"; unset MAKEFLAGS MAKELEVEL; \
+	command -v cmake >/dev/null || { echo "make native: no cmake beside $$python or on PATH; pip install cmake"; exit 1; }; \
+	cmake -S csrc -B build/native-$$tag -G "Unix Makefiles" -DFASTSAMPLE_PYTHON=ON -DFASTSAMPLE_LIBRARY=OFF -DFASTSAMPLE_WERROR=$(WERROR) \
+	  -DFASTSAMPLE_PYTHON_DIR=$(CURDIR)/fastsample -DPython_EXECUTABLE=$$python >build/native.log 2>&1 \
+	  || { cat build/native.log; echo "make native: CMake could not configure the build"; exit 1; }; \
+	cmake --build build/native-$$tag --parallel >build/native.log 2>&1 || { cat build/native.log; echo "make native: the build failed"; exit 1; }; \
+	$$python -c 'import torch; from fastsample import _C; print("built fastsample/_C:", _C.build_info())'
+
+gpu-there:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
+	  || { echo "make gpu: $(PYTHON) has no torch that sees an NVIDIA GPU; run it on a machine with one, or pass PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import pytest, pytest_benchmark' 2>/dev/null \
+	  || { echo "make gpu: $(PYTHON) lacks pytest or pytest-benchmark; pip install pytest pytest-benchmark"; exit 1; }
+
+gpu: gpu-there native
+	$(PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu tests/gpu
+	@mkdir -p build
+	$(PYTHON) $(BENCH) -m gpu bench/bench_step_cuda.py
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""One step on the CPU: `Run.step` against diffusers' `scheduler.step`, and against a triad that moves the same bytes.
+
+Both sides are given the same model outputs, float32, and the same threads; a round is a whole trajectory, set up outside the clock.
+"""
+
+import diffusers
+import pytest
+import torch
+from measure import figure, interleaved, outputs
+from triad import moves, step_bytes
+
+import fastsample as fs
+
+SIZES = {(1, 4, 64, 64): 20, (1, 16, 128, 128): 20, (1, 16, 21, 60, 104): 8}  # shape -> evaluations in a round
+WORDS = {"dpmpp_2m": {}, "unipc": {"order": 2}}
+TARGETS = {"dpmpp_2m": (25, 10, 10), "unipc": (35, 10, 5)}
+BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+def peer_scheduler(solver, nfe):
+    """diffusers' scheduler of the same method, its defaults kept: order 2, a last step of order 1, sigma = 0 at the end."""
+    kind = {"dpmpp_2m": diffusers.DPMSolverMultistepScheduler, "unipc": diffusers.UniPCMultistepScheduler}[solver]
+    scheduler = kind(**BETAS)
+    scheduler.set_timesteps(nfe)
+    return scheduler
+
+
+def our_plan(solver, scheduler):
+    """The same method on the same grid: the times are read off the peer's sigmas."""
+    schedule = fs.schedules.DiscreteVP.linear()
+    grid = fs.grids.from_sigmas(schedule, scheduler.sigmas.double().numpy())
+    return fs.solvers.SOLVERS[solver](schedule, grid, prediction="eps", **WORDS[solver])
+
+
+def check(plan, scheduler, noise, model_outputs):
+    """Ours in float32 against ours in float64 (rounding only), and both against the peer: the two do the same work."""
+    last = {}
+    for dtype in (torch.float32, torch.float64):
+        run = fs.Run(plan, noise=noise.to(dtype), state_dtype=dtype)
+        for f in model_outputs:
+            run.step(f.to(run.model_input.dtype))
+        last[dtype] = run.x.double()
+    x = noise.clone()
+    for t, f in zip(scheduler.timesteps, model_outputs, strict=True):
+        x = scheduler.step(f, t, x, return_dict=False)[0]
+    size = float(last[torch.float64].abs().max())
+    own = float((last[torch.float32] - last[torch.float64]).abs().max()) / size
+    foreign = float((x.double() - last[torch.float64]).abs().max()) / size
+    bound = 2.0**-24 * plan.W * plan.rows * float(abs(plan.M).max())
+    if not own <= bound:
+        raise AssertionError(f"step: float32 differs from float64 by {own:.1e} of its range; rounding explains {bound:.1e}")
+    if not foreign <= 1e-3:  # the peer rounds its sigmas and coefficients to float32 before it uses them
+        raise AssertionError(f"step: differs from {type(scheduler).__name__} by {foreign:.1e} of its range")
+
+
+@pytest.mark.parametrize("solver", TARGETS)
+@pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+def bench_step(benchmark, solver, shape):
+    benchmark.group = "step"
+    nfe, elements = SIZES[shape], torch.Size(shape).numel()
+    plan = our_plan(solver, peer_scheduler(solver, nfe))
+    noise, model_outputs = torch.randn(shape, generator=torch.Generator().manual_seed(0)), outputs(shape, nfe)
+    with torch.inference_mode():
+        check(plan, peer_scheduler(solver, nfe), noise, model_outputs)
+        per_step = step_bytes(fs.Run(plan, noise=noise, preview=False))
+        loops = {name: _rounds(move, nfe) for name, move in moves(per_step, elements).items()}
+
+        def ours():
+            run = fs.Run(plan, noise=noise, preview=False)
+            return lambda: [run.step(f) for f in model_outputs]
+
+        def theirs():
+            scheduler = peer_scheduler(solver, nfe)
+            scheduler.set_begin_index(0)
+            pairs = list(zip(scheduler.timesteps, model_outputs, strict=True))
+
+            def loop():
+                x = noise
+                for t, f in pairs:
+                    x = scheduler.step(f, t, x, return_dict=False)[0]
+
+            return loop
+
+        own, peers = interleaved(benchmark, ours, {"diffusers": theirs, **loops})
+    name = f"{solver}, {'×'.join(map(str, shape))}"
+    target = TARGETS[solver][list(SIZES).index(shape)]
+    benchmark.extra_info.update(evaluations=nfe, bytes_per_step=per_step, threads=torch.get_num_threads())
+    figure(benchmark, f"{name}: one step", [s / nfe * 1e6 for s in own], "µs")
+    figure(benchmark, f"{name}: against diffusers", [p / s for p, s in zip(peers["diffusers"], own, strict=True)], "x", target=target)
+    shares = {loop: [100 * p / s for p, s in zip(peers[loop], own, strict=True)] for loop in loops}
+    why = "the call from Python is most of it: the triad is one ctypes call with its arguments made beforehand" if elements < 65536 else ""
+    figure(benchmark, f"{name}: share of a triad's speed", shares["triad"], "%", target=85, missed=why)
+    figure(benchmark, f"{name}: of an in-place loop's", shares["in place"], "%")
+
+
+def _rounds(move, nfe):
+    return lambda: lambda: [move() for _ in range(nfe)]

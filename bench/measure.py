@@ -1,0 +1,68 @@
+"""Timing in interleaved pairs, quartiles, and figures with their targets: what every benchmark here shares.
+
+A benchmark checks its result first and raises when it is wrong, so no number comes from a wrong answer. Then it measures in turn: peer,
+ours, peer, ours; a machine drifts more between two blocks of runs than within a pair. Reported are median and quartiles.
+"""
+
+import gc
+from time import perf_counter
+
+import numpy as np
+import torch
+
+PAIRS = 11
+
+
+def quartiles(values):
+    """(median, first quartile, third quartile) of a sequence of numbers."""
+    q1, median, q3 = np.percentile(np.asarray(values, dtype=float), [25, 50, 75])
+    return float(median), float(q1), float(q3)
+
+
+def interleaved(benchmark, ours, peers, pairs=PAIRS):
+    """Seconds of ours and of each peer, taken in turn `pairs` times -> (ours [pairs], {peer: [pairs]}).
+
+    ours, peers[name]: () -> work, a callable of no arguments. Making the work is not timed, so each round starts from fresh state. Two
+    rounds of warm-up are thrown away. The pytest-benchmark fixture times ours, in the same rounds.
+    """
+    seconds = {name: [] for name in peers}
+
+    def setup():
+        for name, make in peers.items():
+            work = make()
+            gc.disable()
+            start = perf_counter()
+            work()
+            seconds[name].append(perf_counter() - start)
+            gc.enable()
+        return (ours(),), {}
+
+    benchmark.pedantic(lambda work: work(), setup=setup, rounds=pairs, warmup_rounds=2, iterations=1)
+    return list(benchmark.stats.stats.data), {name: values[-pairs:] for name, values in seconds.items()}
+
+
+def figure(benchmark, what, values, unit="", target=None, better="higher", missed=""):
+    """Adds one line of the results table: what was measured, its median and quartiles, its target.
+
+    values: one number (a count, exact) or a sequence of measurements. better: "higher", "lower" or "equal", the side of the target that
+    meets it. missed: what stands in the way; kept only when the target is missed.
+    """
+    exact = np.ndim(values) == 0
+    median, q1, q3 = (values, values, values) if exact else quartiles(values)
+    line = {"what": what, "value": median, "unit": unit}
+    if not exact:
+        line.update(q1=q1, q3=q3, n=len(values))
+    if target is not None:
+        met = {"higher": median >= target, "lower": median <= target, "equal": median == target}[better]
+        line.update(target=target, better=better, met=bool(met))
+        if not met and missed:
+            line["note"] = missed
+    benchmark.extra_info.setdefault("figures", []).append(line)
+    return line
+
+
+def outputs(shape, nfe):
+    """Model outputs [nfe] that no model made: fixed numbers, the same for both sides."""
+    generator = torch.Generator().manual_seed(1)
+    distinct = [torch.randn(shape, generator=generator) for _ in range(min(nfe, 4))]  # four are enough to tell a wrong order of history
+    return [distinct[i % len(distinct)] for i in range(nfe)]

@@ -1,0 +1,269 @@
+"""The command line: fastsample demo | optimize | sample | show | doctor.
+
+optimize and sample take the embedded model, or the user's own as --model package.module:factory, where factory() returns a fastsample.Model
+and the shape of a sample comes from --shape or from an attribute `shape` of the model's callable. Exit codes: 0 done, 2 bad input (one
+sentence on stderr), 130 interrupted. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .plan import Plan
+from .plan_file import printable, write_whole
+
+EXAMPLES = """examples:
+  fastsample demo                                    find schedules for the embedded model and show the gain, in demo/
+  fastsample optimize --budget 8 --out plans         one plan for each of 1..8 evaluations
+  fastsample sample plans/plan-8.fsplan --out a.png  64 images with one of them
+  fastsample show plans/plan-8.fsplan                the plan as a table
+  fastsample doctor                                  what is installed, which backend runs, what is missing"""
+UNSEEN = 1_000_000  # seeds of noises no search has seen begin here
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        args.command(args)
+    except KeyboardInterrupt:
+        print("fastsample: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: say nothing more, at exit neither
+        return 0
+    except (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError, ArithmeticError) as error:
+        if args.traceback:
+            raise
+        print(f"fastsample {args.name}: {printable(error) or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    top = argparse.ArgumentParser("fastsample", description="Few-step sampling for diffusion and flow models.", epilog=EXAMPLES, **form)
+    commands = top.add_subparsers(dest="name", required=True, metavar="demo | optimize | sample | show | doctor")
+
+    def command(run: Callable, about: str, example: str) -> Callable:
+        name = run.__name__
+        sub = commands.add_parser(name, help=about, description=about, epilog=f"example:\n  fastsample {name} {example}".rstrip(), **form)
+        sub.set_defaults(command=run)
+        sub.add_argument("--traceback", action="store_true", help="on an error show where it came from")
+        return sub.add_argument
+
+    add = command(demo, "search schedules for the embedded model, sample, and show the gain", "--out demo")
+    add("--out", default="demo", help="folder for plans and pictures (default: demo)")
+    add("--samples", type=_count, default=64, help="unseen noises to compare on (default: 64)")
+    add("--search-samples", type=_count, default=32, help="noises to search with (default: 32)")
+    _progress_option(add)
+    add = command(optimize, "search time grids for a model by OSS", "--model mine:make --shape 4,64,64 --budget 8 --out plans")
+    add("--budget", type=_count, default=8, help="largest number of evaluations; every smaller one is found too (default: 8)")
+    add("--solver", default="euler", help="a one-step solver (default: euler)")
+    add("--teacher", type=_count, default=40, help="steps of the fine grid (default: 40)")
+    add("--start", choices=("free", "fixed"), default="free", help="free: the noise may carry a lower label (default)")
+    add(
+        "--aggregate", choices=("joint", "median"), default="joint", help="joint: one schedule for all (default); median: of one per sample"
+    )
+    add("--out", default="plans", help="folder for the plan files (default: plans)")
+    _model_options(add, 32)
+    _progress_option(add)
+    add = command(sample, "run a plan and write its samples", "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy")
+    add("plan", help="a .fsplan file")
+    add("--out", action="append", metavar="FILE", help="a .png grid or a .npy array; may be given twice (default: samples.png)")
+    _model_options(add, 64)
+    add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
+    add("plan", help="a .fsplan file")
+    add("--json", action="store_true", help="the whole plan as JSON")
+    add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
+    command(doctor, "print versions, the backends with the reason for each, and what is missing", "")
+    return top
+
+
+def _model_options(add: Callable, samples: int) -> None:
+    add("--model", metavar="MODULE:FACTORY", help="a factory of a fastsample.Model (default: the embedded model)")
+    add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
+    add("--samples", type=_count, default=samples, help=f"noises (default: {samples})")
+    add("--seed", type=int, default=0, help="seed of the first; sample b has seed + b (default: 0)")
+    add("--batch-size", type=_count, default=256, help="rows of one model call (default: 256)")
+    add("--label", type=int, help="embedded model: one class 0..9 (default: each in turn; -1: none)")
+    add("--guidance", type=float, help="embedded model: classifier-free guidance scale")
+
+
+def _progress_option(add: Callable) -> None:
+    add("--progress", action=argparse.BooleanOptionalAction, default=None, help="progress bars (default: on a terminal)")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 to 1000000")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(_count(part.strip()) for part in text.split(","))
+
+
+# -- models ----------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Subject:
+    """A model to work on: the Model, the shape of one sample, and the words for a batch: words(count) -> {cond, uncond, guidance}."""
+
+    model: Any
+    shape: tuple[int, ...]
+    words: Callable[[int], dict[str, Any]]
+
+    def noise(self, count: int, seed: int) -> Any:
+        """Unit noise [count, *shape] of seeds seed, seed + 1, ..."""
+        import torch
+
+        from .kernels.noise import normal
+
+        seeds = torch.arange(count, dtype=torch.int64) + seed
+        size = 1
+        for n in self.shape:
+            size *= n
+        return normal(seeds, torch.zeros(count, dtype=torch.int64), size).reshape(count, *self.shape)
+
+
+def subject(args: argparse.Namespace) -> Subject:
+    """The model a command was asked to work on."""
+    spec = getattr(args, "model", None)
+    if spec is None:
+        return embedded(getattr(args, "label", None), getattr(args, "guidance", None))
+    if args.label is not None or args.guidance is not None:
+        raise ValueError("--label and --guidance belong to the embedded model; close over your own model's words in its factory")
+    from .model import Model
+
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise ValueError(f"--model {spec}: no factory is named; package.module:factory is needed")
+    sys.path.insert(0, os.getcwd())  # as python -m does: a module beside the user is found
+    found = getattr(importlib.import_module(module), name, None)
+    if not callable(found):
+        raise ValueError(f"--model {spec}: {module} has no callable {name}; a factory that returns a fastsample.Model is needed")
+    model = found()
+    if not isinstance(model, Model):
+        raise TypeError(f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is needed")
+    shape = args.shape or getattr(model.fn, "shape", None)
+    if shape is None:
+        raise ValueError(
+            f"--model {spec}: the shape of a sample is not known; pass --shape C,H,W or give the model's callable an attribute shape"
+        )
+    return Subject(model, tuple(int(n) for n in shape), lambda count: {})
+
+
+def embedded(label: int | None = None, guidance: float | None = None) -> Subject:
+    """The embedded model, its classes in turn or one class, with or without guidance."""
+    import torch
+
+    from . import models
+
+    if label is not None and not -1 <= label <= 9:
+        raise ValueError(f"--label {label}: there is no such class; 0 to 9, or -1 for none, is accepted")
+
+    def words(count: int) -> dict[str, Any]:
+        labels = torch.arange(count) % 10 if label is None else torch.full((count,), label % 11)  # -1: the eleventh, "no class"
+        plain = {"cond": {"label": labels}}
+        return plain if guidance is None else {**plain, "uncond": {"label": torch.full((count,), 10)}, "guidance": guidance}
+
+    return Subject(models.fashion(), (1, 28, 28), words)
+
+
+# -- commands --------------------------------------------------------------------------------------------------------------
+def optimize(args: argparse.Namespace) -> None:
+    _folder(args.out)
+    from . import metrics, report
+    from .optimize import oss
+
+    it, options = subject(args), {"solver": args.solver, "start": args.start, "aggregate": args.aggregate, "batch_size": args.batch_size}
+    words = {**options, **it.words(args.samples)}
+    z = it.noise(args.samples, args.seed)
+    search = oss(it.model, z, args.budget, teacher=args.teacher, seed=args.seed, progress=_progress(args), **words)
+    rows = []
+    for m, path in zip(sorted(search.plans), search.save(args.out), strict=True):
+        error, plan = search.error[m], search.plans[m]
+        level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
+        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, path))
+    print(report.table(("evaluations", "error", "PSNR dB", "start sigma/alpha", "file"), rows))
+    spent = f"{search.nfe:g} evaluations for each of {search.samples} samples, {search.seconds:.1f} s"
+    print(f"{spent}; error and PSNR to the teacher on these samples")
+
+
+def sample(args: argparse.Namespace) -> None:
+    plan, outs = _load(args.plan), [Path(out) for out in args.out or ["samples.png"]]
+    for out in outs:
+        _folder(out.parent, must_exist=True)
+        if out.suffix not in (".png", ".npy"):
+            raise ValueError(f"--out {out}: a .png or a .npy file is accepted")
+    from . import metrics, report
+
+    it = subject(args)
+    z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
+    end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
+    print(f"{args.samples} samples of {plan.nfe} evaluations in {time.perf_counter() - begin:.2f} s")
+    for out in outs:
+        if out.suffix == ".png":
+            report.save_images(out, end)
+        else:
+            write_whole(out, report.npy(end))
+        print(f"wrote {out}")
+
+
+def show(args: argparse.Namespace) -> None:
+    plan = _load(args.plan)
+    print(plan.to_json() if args.json else plan.describe())
+    if args.picture:
+        from . import report
+
+        report.schedules_picture(
+            args.picture, {printable(plan.note.get("solver", "plan")): plan}, f"Where {Path(args.plan).name} asks the model"
+        )
+
+
+def doctor(args: argparse.Namespace) -> None:
+    from . import report
+
+    lines = report.doctor()
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name.ljust(width)}  {finding}" for name, finding in lines))
+
+
+def demo(args: argparse.Namespace) -> None:
+    _folder(args.out)
+    from . import report
+
+    it = embedded()
+    search_noise, search_words = it.noise(args.search_samples, 0), it.words(args.search_samples)
+    noise, words = it.noise(args.samples, UNSEEN), it.words(args.samples)
+    report.demo(it.model, search_noise, search_words, noise, words, Path(args.out), _progress(args))
+
+
+def _folder(path: str | Path, must_exist: bool = False) -> None:
+    """Refuse, before any work, an output folder that cannot be one."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path}: a file of that name is there; the name of a folder is needed")
+    if must_exist and not path.is_dir():
+        raise ValueError(f"--out {path}: there is no such folder; a file in an existing folder is needed")
+
+
+def _load(path: str) -> Plan:
+    try:
+        return Plan.load(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}; the path of a .fsplan file is needed") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _progress(args: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() if args.progress is None else args.progress

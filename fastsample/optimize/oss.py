@@ -1,0 +1,290 @@
+"""OSS: the subset of a fine grid a one-step solver does best on, by dynamic programming over a batch of noises.
+
+    z_k[j] = a_ij z_{k-1}[i*] + b_ij x0(z_{k-1}[i*], t_i)      i* = argmin_{i>j} mean_samples mean_d |a_ij z_{k-1}[i] + b_ij x0_i - X[j]|^p
+
+Nodes are counted from the data end: 0 = data, N = noise. z_k[j] [B,D] is the student after exactly k evaluations, standing at node j;
+X[j] is the teacher there; a_ij, b_ij is the solver's jump from t_i to t_j, x' = a x + b x0. One state is kept per (k, j): the search is
+greedy. It follows Pei et al. 2025 (arXiv 2503.21774, alg. 1) with three changes: the cost is averaged over the samples before the argmin
+(one schedule for all, instead of the median of one per sample), layer k means k evaluations and not fewer, and one search answers every
+budget.
+
+Evaluations per sample, the N of the teacher included and its first output used again:
+
+    fixed start, budget M      N + (M-1)(N-M+1)              every budget <= M      N + (M-1)N - M(M-1)/2
+    free start, budget M       N + M(N-M+1) - 1              every budget <= M      N + MN - M(M-1)/2 - 1
+
+A free start may label the noise with any node i: the run begins at sigma_i times the unit noise. Two things cost more. The median form
+walks its schedule once to know its error: + M for each budget M it answers. `amplitude` begins the run at c sigma_i times the unit noise
+instead: few Euler steps shrink what they should keep, and noise too large by 0.5/M or so makes up for most of it. c is the vertex of a
+parabola through the errors at 1, 1 + 0.5/M and 1 + 1/M, or the best of the three: + 3 M for each budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import grids, solvers
+from ..guidance import guided
+from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
+from ..kernels.noise import normal
+from ..model import Model
+from ..plan import Plan
+from ..trajectories import Denoiser, visits
+from .search import Search
+
+TEACHER_STEPS = 40
+TEACHER_SOLVER = "dpmpp_3m"
+
+
+def oss(
+    model: Model, z: Tensor | Sequence[int], budget: int = 6, *, solver: str = "euler", teacher: None | int | Sequence[float] | Plan = None,
+    start: str = "free", all_budgets: bool = True, cond: Mapping | None = None, uncond: Mapping | None = None,
+    guidance: float | None = None, seed: int | None = None, aggregate: str = "joint", p: float = 2.0, batch_size: int = 256,
+    amplitude: bool | None = None, state_dtype: torch.dtype | None = None, progress: bool = False,
+) -> Search:  # fmt: skip
+    """Search time grids of 1..budget evaluations (all_budgets=False: of exactly budget) for `solver` on `model`.
+
+    z            unit noise [B,*], or its shape with a seed; every sample pulls on the same schedule
+    solver       a one-step solver with a jump: a key of solvers.JUMPS
+    teacher      None: 40 steps of dpmpp_3m on Karras' grid; N: that many steps; a grid in the schedule's t; or a deterministic Plan
+    start        "free": the noise may be labelled with any node of the grid; "fixed": with the first one
+    cond, uncond, guidance   model words; tensors whose first dimension is B belong to samples; guidance needs uncond
+    aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the middle node at each position
+    p            exponent of the cost;   batch_size   rows of one model call, per branch
+    amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint form
+    state_dtype  float32, or float64 (default: float64 for float64 noise, else float32)
+
+    Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
+    """
+    begin = time.perf_counter()
+    z, seed = _noise(z, seed)
+    words = {"cond": cond, "uncond": uncond, "guidance": guidance}
+    _check(model, {"budget": budget, "batch_size": batch_size}, solver, start, aggregate, p, **words)
+    plan, grid = _teacher(model, teacher, uncond)
+    N = len(grid) - 1
+    if budget > N:
+        raise ValueError(f"oss: budget={budget} on a teacher grid of {N} steps; a budget of at most {N}, or a finer teacher, is needed")
+    words |= {"batch_size": batch_size}
+    dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
+    scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
+    budgets = range(1, budget + 1) if all_budgets else [budget]
+    total = plan.nfe + _evaluations(N, budgets, start, aggregate, scaled)
+    with torch.no_grad(), _bar(progress, len(z) * total) as bar:
+        ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=bar and bar.update, **words)
+        X, first = _walk_teacher(plan, ask, z, grid, words)
+        layers = _Layers(ask, _jumps(model, solver, grid, z.device), z, X, first, budget, start, all_budgets, aggregate, p)
+        layers.fill()
+        paths = {m: layers.path(m) for m in budgets}
+        ends = {m: layers.end(m, path, scaled) for m, path in paths.items()}
+    error, places = {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}
+    search = Search({}, error, places, grid, plan, ask.rows / len(z), len(z), time.perf_counter() - begin)
+    found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": _digest(z), "guidance": guidance}
+    search.plans.update({m: _compile(model, solver, search, m, uncond, {**found, "amplitude": c}) for m, (c, _) in ends.items()})
+    return search
+
+
+@dataclass
+class _Layers:
+    """The dynamic program. X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jump [2,N+1,N+1]: a, b."""
+
+    ask: Denoiser
+    jump: Tensor
+    z: Tensor
+    X: Tensor
+    first: Tensor
+    budget: int
+    start: str
+    every: bool
+    aggregate: str
+    p: float
+    parents: list[tuple[int, np.ndarray]] = field(default_factory=list)  # layer k at [k-1]: lowest target, its source nodes [1 or B, J]
+    reached: list[float] = field(default_factory=list)  # mean cost at the data end after k evaluations
+
+    def fill(self) -> None:
+        N, M, device = self.X.shape[1] - 1, self.budget, self.X.device
+        at, states = self._starts(N)
+        for k in range(1, M + 1):
+            x0 = self._answers(k, states, at)
+            low, high = (0, 0) if k == M else (0 if self.every else M - k, N - k)  # targets: from where the budget can be spent
+            jump = self.jump[:, at][:, :, low : high + 1].contiguous()
+            band = np.stack([np.zeros_like(at), np.clip(at - low, 0, high + 1 - low)], 1)  # from i only to j < i
+            band = torch.as_tensor(band, dtype=torch.int32, device=device)
+            cost = cost_matrix([states, x0], jump, self.X[:, low : high + 1].contiguous(), band, self.p)
+            joint = self.aggregate == "joint"
+            best = argmin_source(cost.mean(0) if joint else cost)
+            if (best < 0).any():
+                raise ValueError(f"oss: after {k} evaluations every jump to some node overflows; a model with bounded output is needed")
+            self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
+            self.reached.append(float(cost[:, best[0], 0].mean()) if joint else float("nan"))
+            keep = max(0, 1 - low)  # the data end asks no model
+            states = cost_gather([states, x0], jump[:, :, keep:].contiguous(), best[..., keep:].contiguous())
+            at = np.arange(low + keep, high + 1)
+
+    def _starts(self, N: int) -> tuple[np.ndarray, Tensor]:
+        """Layer 0: the teacher's start, or the noise under every label from which the budget can still be spent."""
+        if self.start == "fixed":
+            return np.array([N]), self.X[:, N:].contiguous()
+        at = np.arange(1 if self.every else self.budget, N + 1)
+        return at, torch.stack([self._noise(i) for i in at], 1)
+
+    def _noise(self, node: int) -> Tensor:
+        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
+
+    def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
+        """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first answer."""
+        if k > 1:
+            return self.ask(states, at)
+        return torch.cat([self.ask(states[:, :-1], at[:-1]), self.first[:, None]], 1) if len(at) > 1 else self.first[:, None]
+
+    def path(self, m: int) -> np.ndarray:
+        """Nodes [m+1] of the schedule of m evaluations, start first, 0 last. The median form walks back every sample's own path and takes
+        the middle node at each position."""
+        nodes = [np.zeros(1 if self.aggregate == "joint" else len(self.X), np.int64)]
+        for low, sources in reversed(self.parents[:m]):
+            nodes.append(sources[np.arange(len(sources)), nodes[-1] - low])
+        ranked = np.sort(np.stack(nodes[::-1]), axis=1)  # [m+1, 1 or B]
+        return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
+
+    def end(self, m: int, path: np.ndarray, scaled: bool) -> tuple[float, float]:
+        """(c, mean |x - X[0]|^p) of the schedule begun at c times its noise: c = 1 and the search's own figure, walked only where no sample
+        walked it (a median), or the best c found."""
+        errors = {1.0: self.reached[m - 1] if self.aggregate == "joint" else self._walk(path)}
+        if scaled:
+            step = 0.5 / m
+            errors |= {c: self._walk(path, c) for c in (1 + step, 1 + 2 * step)}
+            here, rise, fall = errors[1.0], errors[1 + 2 * step] - errors[1 + step], errors[1.0] - errors[1 + step]
+            vertex = 1 + step * float(np.clip(0.5 + fall / (rise + fall), -1, 6)) if here and rise + fall > 0 else 1 + 0.5 * step
+            errors[vertex] = self._walk(path, vertex)
+        c = min(errors, key=errors.get)
+        return c, errors[c]
+
+    def _walk(self, path: np.ndarray, amplitude: float = 1.0) -> float:
+        """mean |x - X[0]|^p of the schedule, run."""
+        x = (self._noise(path[0])[:, None] if path[0] < self.X.shape[1] - 1 else self.X[:, -1:]) * amplitude
+        for i, j in pairwise(path):
+            x = float(self.jump[0, i, j]) * x + float(self.jump[1, i, j]) * self.ask(x, np.array([i]))
+        return float(((x[:, 0] - self.X[:, 0]).abs().double() ** self.p).mean())
+
+
+def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
+    """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes from the data end."""
+    t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
+    for i in range(1, len(t)):
+        for j in range(i):
+            jump[:, i, j] = solvers.JUMPS[solver](model.schedule, float(t[i]), float(t[j]))
+    return torch.as_tensor(jump, device=device)
+
+
+def _compile(model: Model, solver: str, search: Search, m: int, uncond: Mapping | None, found: dict) -> Plan:
+    """The plan of m evaluations, with its provenance in note["found"]."""
+    at, teacher = search.indices[m], search.teacher
+    plan = solvers.SOLVERS[solver](model, search.grid[at])
+    plan = replace(plan, M=np.concatenate([plan.M[:1] * found["amplitude"], plan.M[1:]]))  # row 0 scales the unit noise
+    found = {
+        "method": "oss", **found, "budget": m, "N": len(search.grid) - 1, "indices": at.tolist(), "start_label": float(search.grid[at[0]]),
+        "teacher": {"solver": teacher.note.get("solver", "unnamed"), "nfe": teacher.nfe}, "samples": search.samples,
+        "error": search.error[m], "evaluations": search.nfe, "seconds": round(search.seconds, 3),
+    }  # fmt: skip
+    return (plan if uncond is None else guided(plan)).with_note(found=found)
+
+
+def _teacher(model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None) -> tuple[Plan, np.ndarray]:
+    """The teacher plan and the grid it visits, noise to data."""
+    if isinstance(teacher, Plan):
+        plan, grid = teacher, np.asarray(teacher.note.get("times", []), np.float64)
+        if plan.L or plan.entries[:1] != (0,) or len(grid) < 2:
+            raise ValueError(f"oss: the teacher {plan!r} draws noise or names no times; a solver's deterministic plan is needed")
+    else:
+        steps = TEACHER_STEPS if teacher is None else teacher
+        grid = grids.karras(model.schedule, steps) if isinstance(steps, (int, np.integer)) else np.asarray(steps, np.float64)
+        grids.check(model.schedule, grid)
+        plan = solvers.SOLVERS[TEACHER_SOLVER](model, grid)
+    return guided(plan) if uncond is not None and plan.G == 1 else plan, grid
+
+
+def _walk_teacher(plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: dict) -> tuple[Tensor, Tensor]:
+    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state is that of the last row there."""
+    N, schedule, levels = len(grid) - 1, ask.model.schedule, np.stack([plan.alpha[1:], plan.sigma[1:]])
+    node_of = {}
+    for k, (a, s) in enumerate(zip(schedule.alpha(grid), schedule.sigma(grid), strict=True)):
+        here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
+        if not len(here):
+            raise ValueError(f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this model's schedule is needed")
+        node_of[int(here[-1]) + 1] = N - k
+    X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
+    first = torch.empty_like(X[:, 0])
+    for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.dtype, **words):
+        if row in node_of:
+            X[samples, node_of[row]] = x.flatten(1)
+        if row == 1:
+            first[samples] = ask.x0(x.flatten(1), f.flatten(1), N)
+        if f is not None:
+            ask.count(len(x))
+    return X, first
+
+
+def _evaluations(N: int, budgets: Sequence[int], start: str, aggregate: str, scaled: bool) -> int:
+    """Evaluations per sample beside the teacher's (module docstring)."""
+    M, every = max(budgets), len(budgets) > 1
+    starts = (N if every else N - M + 1) - 1 if start == "free" else 0
+    walks = (aggregate == "median") + 3 * bool(scaled)
+    return starts + sum(N - k if every else N - M + 1 for k in range(1, M)) + walks * sum(budgets)
+
+
+def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | None]:
+    if not isinstance(z, Tensor):
+        shape = tuple(int(n) for n in z)
+        if len(shape) < 2 or min(shape) < 1:
+            raise ValueError(f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, is needed")
+        seeds = torch.arange(shape[0]) + (seed or 0)
+        return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed or 0
+    if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
+        raise ValueError(f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at least one element is needed")
+    if not z.isfinite().all():
+        raise ValueError("oss: z holds a number that is not finite; unit normal noise is needed")
+    return z, seed
+
+
+def _check(model: Any, counts: dict, solver: str, start: str, aggregate: str, p: float, cond: Any, uncond: Any, guidance: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"oss: the model is a {type(model).__name__}; an fs.Model is needed")
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"oss: {name}={value!r}; an integer of at least 1 is needed")
+    accepted = {"solver": (solver, solvers.JUMPS), "start": (start, ("fixed", "free")), "aggregate": (aggregate, ("joint", "median"))}
+    for name, (value, words) in accepted.items():
+        if value not in words:
+            raise ValueError(f"oss: {name}={value!r}; {' or '.join(map(repr, words))} is accepted")
+    if not (np.isfinite(p) and p > 0):
+        raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
+    if (uncond is None) != (guidance is None):
+        raise ValueError("oss: one of guidance and uncond is given; pass both, or neither")
+    for name, value in (("cond", cond), ("uncond", uncond)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"oss: {name} is a {type(value).__name__}; a dict of model words is needed")
+
+
+def _digest(z: Tensor) -> str:
+    """The first 64 bits of SHA-256 over the noise as little-endian float32: enough to tell two searches apart."""
+    return hashlib.sha256(z.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).hexdigest()[:16]
+
+
+def _bar(wanted: bool, total: int) -> Any:
+    """A progress bar counted in model evaluations, or nothing."""
+    if not wanted:
+        return nullcontext()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError("oss: progress=True needs tqdm; pip install 'fastsample[demo]'") from None
+    return tqdm(total=total, unit=" evaluations", desc="oss")

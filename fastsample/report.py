@@ -1,0 +1,277 @@
+"""Tables, pictures, the state of an installation: what people read. Pictures need matplotlib (extra `demo`), image grids nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .plan import Plan
+from .plan_file import printable, write_whole
+
+# Okabe & Ito's eight colours, told apart with any colour vision; every line also has its own marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = "osD^vPX*"
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
+    """A table as text: the first column to the left, the others to the right; floats as they come, so format them before."""
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
+    if any(len(line) != len(header) for line in lines):
+        raise ValueError(f"table: a row has another length than the header's {len(header)}; rows of equal length are needed")
+    if markdown:
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        rule = ["---", *["---:"] * (len(header) - 1)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    width = [max(len(line[k]) for line in lines) for k in range(len(header))]
+    out = [
+        "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, width, strict=True))) for line in lines
+    ]
+    return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
+
+
+# -- images ----------------------------------------------------------------------------------------------------------------
+def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndarray:
+    """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values outside are clipped, NaN is shown black."""
+    x = np.asarray(images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32)
+    x = x[:, None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        raise ValueError(f"image_grid: images of shape {list(np.shape(images))}; [B,C,H,W] with C = 1 or 3, or [B,H,W], is accepted")
+    B, C, H, W = x.shape
+    columns = columns or int(np.ceil(np.sqrt(B)))
+    rows = -(-B // columns)
+    pixels = np.rint(np.clip(np.nan_to_num(x, nan=-1.0), -1, 1) * 127.5 + 127.5).astype(np.uint8)
+    sheet = np.full((rows * (H + pad) + pad, columns * (W + pad) + pad, C), 255, np.uint8)
+    for b in range(B):
+        top, left = pad + (b // columns) * (H + pad), pad + (b % columns) * (W + pad)
+        sheet[top : top + H, left : left + W] = pixels[b].transpose(1, 2, 0)
+    return sheet[..., 0] if C == 1 else sheet
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG file (RFC 2083) of uint8 [H,W] (grey) or [H,W,3] (RGB)."""
+    height, width = pixels.shape[:2]
+    lines = np.concatenate(
+        [np.zeros((height, 1), np.uint8), np.ascontiguousarray(pixels).reshape(height, -1)], axis=1
+    )  # filter 0 before each line
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + chunk(b"IEND", b"")
+
+
+def save_images(path: str | Path, images: Any, columns: int | None = None, zoom: int = 3) -> None:
+    """Write images [B,C,H,W] in [-1,1] as one PNG, each pixel zoom x zoom, whole or not at all."""
+    sheet = image_grid(images, columns)
+    write_whole(path, png(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)))
+
+
+def npy(images: Any) -> bytes:
+    """A .npy file (format 1.0) of a tensor or array, float32."""
+    data = io.BytesIO()
+    np.save(
+        data, np.asarray(images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32), allow_pickle=False
+    )
+    return data.getvalue()
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------------
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("report: pictures need matplotlib; pip install 'fastsample[demo]'") from None
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: no global state, no screen
+    return figure
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_whole(path, data.getvalue())
+
+
+def _axes(figure: Any, title: str, x: str, y: str) -> Any:
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def samples_picture(path: str | Path, rows: Mapping[str, Any], title: str, columns: int = 12) -> None:
+    """One row of images per method, from the same noises in the same columns. rows: {label: images [B,C,H,W] in [-1,1]}."""
+    figure = _figure(1.9 + 0.62 * columns, 0.5 + 0.64 * len(rows))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for axes, (label, images) in zip(np.atleast_1d(figure.subplots(len(rows), 1)), rows.items(), strict=True):
+        sheet = image_grid(images[:columns], columns)
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+def schedules_picture(path: str | Path, plans: Mapping[str, Plan], title: str) -> None:
+    """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the evaluation. plans: {label: Plan}."""
+    figure = _figure(7.6, 4.6)
+    axes = _axes(figure, title, "evaluation", "noise level sigma / alpha where the model is asked")
+    for k, (label, plan) in enumerate(plans.items()):
+        asked = plan.call >= 0
+        with np.errstate(divide="ignore"):
+            level = plan.sigma[asked] / plan.alpha[asked]
+        axes.plot(
+            np.arange(1, len(level) + 1),
+            np.where(np.isfinite(level), level, np.nan),
+            color=COLOURS[k % 8],
+            marker=MARKERS[k % 8],
+            markersize=4.5,
+            linewidth=1.5,
+            label=label,
+        )
+    axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], title: str) -> None:
+    """PSNR to the teacher's end points against evaluations. curves: {label: {evaluations: dB}}."""
+    figure = _figure(7.6, 4.6)
+    axes = _axes(figure, title, "model evaluations per sample", "PSNR to the teacher's end points (dB)")
+    for k, (label, curve) in enumerate(curves.items()):
+        budgets = sorted(curve)
+        axes.plot(
+            budgets, [curve[m] for m in budgets], color=COLOURS[k % 8], marker=MARKERS[k % 8], markersize=5, linewidth=1.6, label=label
+        )
+    axes.set_xticks(sorted({m for curve in curves.values() for m in curve}))
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+# -- installation ----------------------------------------------------------------------------------------------------------
+def doctor() -> list[tuple[str, str]]:
+    """What is installed, which backend runs where and why, and the command that supplies what is missing: [(what, finding)]."""
+    lines = [("python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")]
+    for name in ("fastsample", "numpy", "torch"):
+        lines.append((name, _version(name) or f"missing; pip install {name}"))
+    for extra, names in (("demo", ("matplotlib", "tqdm")), ("optimize", ("scipy", "cma")), ("bench", ("diffusers", "k-diffusion"))):
+        for name in names:
+            lines.append((name, _version(name) or f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'"))
+    if _version("torch"):
+        lines += _backends()
+    return lines
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        from . import __version__
+
+        return f"{__version__}, from its source tree" if name == "fastsample" else None
+
+
+def _backends() -> list[tuple[str, str]]:
+    import torch
+
+    from .kernels import native
+    from .kernels.select import select
+
+    lines = [("threads", f"{torch.get_num_threads()} in torch")]
+    built = (
+        "missing: " + native.MISSING + "; make native in the source tree, or reinstall where a C++ compiler is"
+        if native.MISSING
+        else ", ".join(f"{k} {v}" for k, v in native._C.build_info().items())
+    )
+    lines.append(("native code", built))
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        for dtype in (torch.float32, torch.float64):
+            choice = select(device, dtype)
+            lines.append((f"{device}, {str(dtype)[6:]}", f"{choice.name} ({choice.reason})"))
+    if len(devices) == 1:
+        lines.append(("cuda", "no device that torch can use"))
+    return lines
+
+
+# -- the demonstration -----------------------------------------------------------------------------------------------------
+def demo(
+    model: Any, search_noise: Any, search_words: Mapping, noise: Any, words: Mapping, out: Path, progress: bool = False, *,
+    budgets: Sequence[int] = (4, 5, 6, 8, 10), grid: int = 40, teacher_nfe: int = 100, at_least: float = 60.0,
+) -> dict[str, Any]:  # fmt: skip
+    """Search schedules for the embedded model, run them beside the usual ones on unseen noises, print the table, draw the pictures.
+
+    search_noise, noise: unit noise [B,1,28,28]; search_words, words: their model words. Writes plans, samples.png, schedules.png and
+    error_vs_evaluations.png to `out`. Returns {"rows": table rows, "search": Search, "agreement": dB, "target": end points}.
+    """
+    from . import metrics
+    from .models.classifier import class_accuracy, frechet_distance
+    from .optimize import oss
+
+    out.mkdir(parents=True, exist_ok=True)
+    teacher, agreement, target = metrics.find_teacher(model, noise, nfe=teacher_nfe, at_least=at_least, **words)
+    name = f"{teacher.note['solver']}, {teacher.nfe} evaluations"
+    print(f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as many")
+    search = oss(model, search_noise, max(budgets), solver="euler", teacher=grid, progress=progress, **search_words)
+    search.save(out)
+    print(f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.1f} s; every budget from this one search")
+    plans = _demo_plans(model, search_noise, search_words, search, budgets)
+    judges = {"accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0], "distance": frechet_distance}
+    judge = lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)  # noqa: E731
+    scores = {label: {m: judge(plan) for m, plan in row.items()} for label, row in plans.items()}
+    rows = [_demo_row("teacher", judge(teacher))] + [_demo_row(f"{label}, Euler", scores[label][m]) for m in budgets for label in scores]
+    header = ("method", "evaluations", "PSNR dB", "quartiles dB", "class accuracy", "Fréchet distance", "seconds")
+    print(f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded classifier's features")
+    print(table(header, rows))
+    _demo_pictures(out, plans, scores, target, agreement)
+    print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
+    return {"rows": rows, "search": search, "agreement": agreement, "target": target}
+
+
+def _demo_plans(model: Any, noise: Any, words: Mapping, search: Any, budgets: Sequence[int]) -> dict[str, dict[int, Plan]]:
+    """{method: {evaluations: plan}}; the best by hand is chosen on the noises OSS searched with, to the same teacher."""
+    from . import grids, metrics, solvers
+
+    target = metrics.run(search.teacher, model, noise, **words)
+    best = {m: metrics.best_hand_made(model, noise, m, target, **words) for m in budgets}
+    usual = {"Karras": grids.karras, "log-uniform": grids.exponential}
+    plans = {name: {m: solvers.euler(model, spaced(model.schedule, m)) for m in budgets} for name, spaced in usual.items()}
+    return {**plans, "best by hand": best, "OSS": {m: search.plans[m] for m in budgets}}
+
+
+def _demo_row(label: str, score: Any) -> tuple[str, ...]:
+    low, _, high = score.quartiles
+    psnr = (f"{score.psnr:.2f}", f"{low:.1f} .. {high:.1f}") if np.isfinite(score.psnr) else ("-", "-")  # the teacher against itself
+    judged = (f"{100 * score.judged['accuracy']:.1f} %", f"{score.judged['distance']:.2f}")
+    return (label, str(score.nfe), *psnr, *judged, f"{score.seconds:.2f}")
+
+
+def _demo_pictures(out: Path, plans: Mapping, scores: Mapping, target: Any, agreement: float) -> None:
+    budgets = sorted(plans["OSS"])
+    shown = {"teacher": target}
+    for m in sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}):
+        shown |= {f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end for label in ("Karras", "best by hand", "OSS")}
+    samples_picture(out / "samples.png", shown, "The same noises, by schedule and number of Euler evaluations (PSNR to the teacher)")
+    drawn = {f"OSS, {m} evaluations": plans["OSS"][m] for m in budgets}
+    drawn[f"Karras, {budgets[-1]} evaluations"] = plans["Karras"][budgets[-1]]
+    schedules_picture(out / "schedules.png", drawn, "Where the schedules ask the model")
+    curves = {label: {m: score.psnr for m, score in row.items()} for label, row in scores.items()}
+    title = f"Euler on unseen noises (the teacher agrees with its double to {agreement:.0f} dB)"
+    error_picture(out / "error_vs_evaluations.png", curves, title)

@@ -1,0 +1,178 @@
+"""Record a run: the state wherever the model was asked, what the model said there as x0, and the end point.
+
+x_0 --model--> x_1 --model--> ... x_n          x0_i = p(alpha_i, sigma_i) x_i + q(alpha_i, sigma_i) f_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .model import Model, to_x0
+from .plan import Plan
+from .run import Run
+
+__all__ = ["Denoiser", "Trajectory", "record", "visits"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A recorded run of n evaluations over B samples, everything in the state's dtype.
+
+    x      [n+1, B, *]   states as the model was asked, and the end point last
+    x0     [n, B, *]     the (guided) model's data predictions there
+    alpha, sigma [n+1]   float64 levels of those states
+    time   [n]           the model's own time label at each call
+    """
+
+    x: Tensor
+    x0: Tensor
+    alpha: np.ndarray
+    sigma: np.ndarray
+    time: np.ndarray
+
+    @property
+    def end(self) -> Tensor:
+        """The end points [B, *]."""
+        return self.x[-1]
+
+
+def _per_sample(words: Mapping[str, Any] | None, chosen: Tensor | slice, batch: int) -> dict[str, Any]:
+    """The model words of some samples: tensors whose first dimension is the batch are indexed, everything else is passed on as it is."""
+    return {k: v[chosen] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v for k, v in (words or {}).items()}
+
+
+def _branch_weights(plan: Plan, row: int, guidance: float | None) -> list[float]:
+    """w_g = U_g + V_g0 * guidance of the branches in f; a branch outside the row's bits weighs 0."""
+    scale = 0.0 if guidance is None else float(guidance)
+    weights = plan.U[row] + (plan.V[row, :, 0] * scale if plan.K else 0.0)
+    return [float(w) if (int(plan.branches[row]) >> g) & 1 else 0.0 for g, w in enumerate(weights)]
+
+
+def visits(
+    plan: Plan,
+    model: Model,
+    noise: Tensor,
+    *,
+    cond: Mapping | None = None,
+    uncond: Mapping | None = None,
+    guidance: float | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    state_dtype: torch.dtype | None = None,
+) -> Iterator[tuple[slice, int, Tensor, Tensor | None]]:
+    """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields (samples, row, x, f) before each row.
+
+    x is the run's own state (copy what you keep); f the guided raw output there, None in the last row, where x is the end point.
+    """
+    branches = [cond or {}] if uncond is None else [cond or {}, uncond]
+    if len(branches) != plan.G:
+        raise ValueError(
+            f"trajectories: the plan combines {plan.G} branches and {len(branches)} are given; "
+            "pass uncond= with a guided plan and none with a plain one"
+        )
+    dtype = state_dtype or (torch.float64 if noise.dtype == torch.float64 else torch.float32)
+    for first in range(0, len(noise), batch_size):
+        samples = slice(first, min(first + batch_size, len(noise)))
+        words = [_per_sample(branch, samples, len(noise)) for branch in branches]
+        run = Run(
+            plan,
+            noise=noise[samples],
+            seed=seed + first,
+            guidance=guidance if len(branches) > 1 else None,
+            state_dtype=dtype,
+            preview=False,
+        )
+        while not run.done:
+            f = [model(run.model_input, run.t, **branch) for branch in words]
+            yield samples, run.row, run.x, _weighted(_branch_weights(plan, run.row, guidance), f, dtype)
+            run.step(f if len(f) > 1 else f[0])
+        yield samples, plan.rows - 1, run.x, None
+
+
+def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajectory:
+    """The whole run of `plan` on unit noise [B,*]. Options (cond, uncond, guidance, batch_size, seed, state_dtype) as in `visits`."""
+    asked = np.flatnonzero(plan.call >= 0)
+    place = {int(row): k for k, row in enumerate(asked)} | {plan.rows - 1: len(asked)}
+    states, clean = None, None
+    with torch.no_grad():
+        for samples, row, x, f in visits(plan, model, noise, **options):
+            if states is None:
+                states = x.new_empty((len(asked) + 1, *noise.shape))
+                clean = x.new_empty((len(asked), *noise.shape))
+            states[place[row], samples] = x
+            if f is not None:
+                p, q = to_x0(model.prediction, float(plan.alpha[row]), float(plan.sigma[row]), model.sigma_data)
+                clean[place[row], samples] = p * x + q * f
+    rows = np.append(asked, plan.rows - 1)
+    return Trajectory(states, clean, plan.alpha[rows].copy(), plan.sigma[rows].copy(), plan.t[asked - 1, 0].copy())
+
+
+def _weighted(weights: list[float], f: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """sum_g w_g f_g from left to right, in the state's dtype."""
+    terms = [w * g.to(dtype) if w != 1.0 else g.to(dtype) for w, g in zip(weights, f, strict=True) if w]
+    return sum(terms[1:], terms[0]) if terms else torch.zeros_like(f[0], dtype=dtype)
+
+
+class Denoiser:
+    """x0 of a model at the points of a grid: many states, each at its own point, in calls of at most batch_size rows per branch.
+
+    t        [n] points in the schedule's time; states are addressed by their place in it
+    noise    [B,*], whose samples the words belong to; the model is given its shape, device and dtype
+    dtype    of the states;   asked: called with the number of rows after every call
+    rows     how many rows have been asked in all
+    """
+
+    def __init__(
+        self, model: Model, t: np.ndarray, noise: Tensor, *, cond: Mapping | None = None, uncond: Mapping | None = None,
+        guidance: float | None = None, batch_size: int = 256, dtype: torch.dtype = torch.float32, asked: Callable[[int], Any] | None = None,
+    ):  # fmt: skip
+        alpha, self.sigma = model.schedule.alpha(t), model.schedule.sigma(t)
+        live = self.sigma > 0  # the model is never asked at the data end
+        words = np.ones((4, len(t)))
+        words[:2, live] = model.times(t[live]), model.scales(t[live])
+        words[2:, live] = to_x0(model.prediction, alpha[live], self.sigma[live], model.sigma_data)
+        self.model, self.shape, self.model_dtype, self.batch_size, self.dtype = model, noise.shape, noise.dtype, batch_size, dtype
+        self._time, scale, p, q = (torch.as_tensor(v, device=noise.device).to(dtype) for v in words)
+        self._scale, self._p, self._q = scale[:, None], p[:, None], q[:, None]
+        self._branches = [(1.0, cond)] if uncond is None else [(float(guidance), cond), (1.0 - float(guidance), uncond)]
+        self._asked, self.rows = asked, 0
+
+    def __call__(self, states: Tensor, at: np.ndarray) -> Tensor:
+        """x0 [B,I,D] of states [B,I,D] standing at places `at` [I]. ValueError for a model output of another shape or not finite."""
+        B, points, D = states.shape
+        flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
+        place = torch.as_tensor(at, device=states.device).repeat(B)
+        sample = torch.arange(B, device=states.device).repeat_interleave(points)
+        for first in range(0, len(flat), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            x, i = flat[rows], place[rows]
+            given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
+            x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)
+            if not x0[rows].isfinite().all():
+                label = float(self._time[i][(~x0[rows].isfinite()).any(1)][0])
+                raise ValueError(f"trajectories: the model's output at its time {label:.6g} is not finite; a finite output is needed")
+            self.count(len(x))
+        return x0.reshape(B, points, D)
+
+    def x0(self, x: Tensor, f: Tensor, at: Tensor | int) -> Tensor:
+        """p x + q f: states x [n,D] at place(s) `at` and the model's raw outputs there."""
+        return self._p[at] * x + self._q[at] * f
+
+    def _guided(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
+        outputs = [self.model(x, t, **_per_sample(words, sample, self.shape[0])) for _, words in self._branches]
+        for out in outputs:
+            if out.shape != x.shape:
+                raise ValueError(f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the input's shape is needed")
+        return _weighted([w for w, _ in self._branches], [out.reshape(len(x), -1) for out in outputs], self.dtype)
+
+    def count(self, rows: int) -> None:
+        """Count evaluations; also for those made outside, in a teacher's own run."""
+        self.rows += rows
+        if self._asked is not None:
+            self._asked(rows)

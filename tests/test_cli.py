@@ -1,0 +1,195 @@
+"""The command line, as a user types it: results, files, one-sentence errors with exit code 2, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastsample as fs
+from fastsample import cli
+
+FACTORY = """
+import numpy as np
+import fastsample as fs
+from fastsample.models.analytic import GaussianMixture
+
+LAW = GaussianMixture(np.random.default_rng(0).standard_normal((3, 1, 4, 4)), np.ones(3), 0.3)
+
+def make():
+    return LAW.model(fs.schedules.Flow(), "flow")
+
+def interrupted():
+    def fn(x, t):
+        raise KeyboardInterrupt
+    return fs.Model(fn, schedule=fs.schedules.Flow(), prediction="flow")
+
+def broken():
+    return fs.Model(lambda x, t: x[:1], schedule=fs.schedules.Flow(), prediction="flow")
+
+def no_model():
+    return 3
+
+class Shaped:
+    shape = (1, 4, 4)
+    def __call__(self, x, t):
+        return make().fn(x, t)
+
+def shaped():
+    return fs.Model(Shaped(), schedule=fs.schedules.Flow(), prediction="flow")
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a model of the user's own, and nothing else."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return tmp_path
+
+
+MINE = ["--model", "mine:make", "--shape", "1,4,4", "--samples", "4"]
+
+
+def test_optimize_then_sample_then_show(here, capsys):
+    assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "12", "--out", "plans"]) == 0
+    said = capsys.readouterr().out
+    assert "plans/plan-3.fsplan" in said and "50 evaluations" not in said.splitlines()[0]
+    assert f"{12 + 3 * 12 - 3 - 1 + 3 * (1 + 2 + 3)} evaluations for each of 4 samples" in said
+    assert sorted(os.listdir("plans")) == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
+    plan = fs.Plan.load("plans/plan-3.fsplan")
+    assert plan.nfe == 3 and plan.note["found"]["seed"] == 0
+
+    assert cli.main(["sample", "plans/plan-3.fsplan", *MINE, "--seed", "9", "--out", "a.png", "--out", "a.npy"]) == 0
+    assert "4 samples of 3 evaluations" in capsys.readouterr().out
+    got = np.load("a.npy", allow_pickle=False)
+    it = cli.subject(cli.parser().parse_args(["sample", "x", *MINE]))
+    want = fs.Sampler(plan, it.model)(shape=(4, 1, 4, 4), seed=9)
+    np.testing.assert_array_equal(got, want.numpy())
+    assert Path("a.png").read_bytes()[:4] == b"\x89PNG"
+
+    assert cli.main(["show", "plans/plan-3.fsplan", "--picture", "p.png"]) == 0
+    assert capsys.readouterr().out.strip() == plan.describe().strip()
+    assert Path("p.png").read_bytes()[:4] == b"\x89PNG"
+    assert cli.main(["show", "plans/plan-3.fsplan", "--json"]) == 0
+    assert fs.Plan.from_json(capsys.readouterr().out).to_bytes() == plan.to_bytes()
+
+
+def test_the_shape_may_be_the_models_own(here, capsys):
+    assert cli.main(["optimize", "--model", "mine:shaped", "--samples", "2", "--budget", "1", "--teacher", "5"]) == 0
+    assert cli.main(["optimize", "--model", "mine:make", "--samples", "2"]) == 2
+    assert "pass --shape" in capsys.readouterr().err
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("python", "torch", "native code", "cpu, float32"))
+
+
+def test_show_escapes_what_a_terminal_would_obey(here, capsys):
+    s = fs.schedules.Flow()
+    plan = fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").with_note(solver="\x1b[2J", remark="\x9b\u202e")
+    plan.save("bad.fsplan")
+    assert cli.main(["show", "bad.fsplan"]) == 0 and cli.main(["show", "bad.fsplan", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert not any(ch in said for ch in "\x1b\x9b\u202e") and "\\x1b[2J" in said
+
+
+BAD = [
+    (["show", "absent.fsplan"], "absent.fsplan: No such file"),
+    (["show", "."], "."),
+    (["show", "mine.py"], "mine.py"),
+    (["sample", "p.fsplan", *MINE, "--out", "a.gif"], ".png or a .npy"),
+    (["sample", "p.fsplan", *MINE, "--out", "no/folder/a.png"], "no/folder"),
+    (["sample", "p.fsplan", "--model", "mine", "--shape", "1"], "package.module:factory"),
+    (["sample", "p.fsplan", "--model", "absent:make", "--shape", "1"], "absent"),
+    (["sample", "p.fsplan", "--model", "mine:nothing"], "no callable nothing"),
+    (["sample", "p.fsplan", "--model", "mine:no_model"], "returned a int"),
+    (["sample", "p.fsplan", "--model", "mine:broken", "--shape", "1,4,4"], "returned"),
+    (["sample", "p.fsplan", *MINE, "--guidance", "2"], "embedded model"),
+    (["optimize", *MINE, "--solver", "heun"], "solver='heun'"),
+    (["optimize", *MINE, "--budget", "9", "--teacher", "5"], "budget=9"),
+    (["sample", "p.fsplan", "--label", "10"], "--label 10"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", BAD, ids=[" ".join(a[:3]) + f" {k}" for k, (a, _) in enumerate(BAD)])
+def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, words):
+    s = fs.schedules.Flow()
+    fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").save("p.fsplan")
+    before = sorted(os.listdir())
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(f"fastsample {arguments[0]}: ") and words in said
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["show"], ["sample", "p", "--samples", "0"], ["sample", "p", "--shape", "1,x"], ["optimize", "--budget", "-1"]],
+)
+def test_what_argparse_refuses_also_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and "usage: fastsample" in capsys.readouterr().err
+
+
+def test_traceback_on_demand(here):
+    with pytest.raises(ValueError, match="absent"):
+        cli.main(["show", "absent.fsplan", "--traceback"])
+
+
+def test_an_interrupt_leaves_nothing(here, capsys):
+    assert cli.main(["optimize", "--model", "mine:interrupted", "--shape", "4", "--samples", "2", "--budget", "2", "--out", "plans"]) == 130
+    assert "interrupted" in capsys.readouterr().err and sorted(os.listdir()) == ["mine.py"]
+
+
+def test_help_has_an_example_for_every_command(capsys):
+    for name in ("demo", "optimize", "sample", "show", "doctor"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, "--help"])
+        assert stop.value.code == 0 and f"example:\n  fastsample {name}" in capsys.readouterr().out
+
+
+def test_python_dash_m_is_the_command_and_help_is_light():
+    code = """
+import sys, runpy
+sys.argv = ["fastsample", "--help"]
+try:
+    runpy.run_module("fastsample", run_name="__main__")
+except SystemExit:
+    print(sorted({"torch", "matplotlib", "scipy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=60)
+    assert done.returncode == 0 and "fastsample demo" in done.stdout and done.stdout.rstrip().endswith("[]"), done.stderr
+
+
+def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
+    """A small demo: every part of it runs, OSS beats Karras at every budget, the plans and pictures are there."""
+    monkeypatch.setattr(fs.metrics, "STARTS", (None, 10.0))
+    it = cli.embedded()
+    made = fs.report.demo(
+        it.model,
+        it.noise(4, 0),
+        it.words(4),
+        it.noise(4, cli.UNSEEN),
+        it.words(4),
+        Path("demo"),
+        budgets=(2, 4),
+        teacher_nfe=24,
+        grid=12,
+        at_least=20.0,
+    )
+    said = capsys.readouterr().out
+    assert "class accuracy" in said and "noises the search never saw" in said
+    assert {"samples.png", "schedules.png", "error_vs_evaluations.png", "plan-2.fsplan", "plan-4.fsplan"} <= set(os.listdir("demo"))
+    psnr = {(row[0], row[1]): float(row[2]) for row in made["rows"] if row[2] != "-"}
+    assert all(psnr["OSS, Euler", m] > psnr["Karras, Euler", m] for m in ("2", "4"))
+    assert json.loads(fs.Plan.load("demo/plan-4.fsplan").to_json())["note"]["found"]["method"] == "oss"

@@ -1,0 +1,120 @@
+"""How the package gets onto a machine: twice, editable, from a wheel, without a compiler. No network: the build tools are lent."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from c import build
+
+pytestmark = pytest.mark.slow
+PARTS = ("csrc", "fastsample", "pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in")
+SAY = "import fastsample, importlib.util as u; print(fastsample.__file__, u.find_spec('fastsample._C') is not None)"
+USE = "from fastsample import _C; print(_C.build_info()['version'])"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the sources, as a fresh clone has them: nothing built."""
+    folder = tmp_path_factory.mktemp("clone")
+    for part in PARTS:
+        path = build.ROOT / part
+        ignore = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(path, folder / part, ignore=ignore) if path.is_dir() else shutil.copy(path, folder / part)
+    return folder
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """A virtual environment with nothing of its own; NumPy and torch are lent to it by a .pth file, as a search path."""
+    folder = tmp_path / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin" / "python"
+
+
+def pip(python, *arguments, tools=None, **environment):
+    """pip of this environment, working on another; tools: a folder that holds the only ninja on PATH."""
+    env = build.environment(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", **environment)
+    env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}" if tools else env["PATH"]
+    return build.run(sys.executable, "-m", "pip", "--python", python, *arguments, env=env)
+
+
+def say(python, code, cwd):
+    """What an interpreter prints; it runs away from the sources and without this one's settings."""
+    return build.run(python, "-I", "-c", code, cwd=cwd).split()
+
+
+def tools(folder):
+    """A folder with a ninja of its own, like a build environment that is deleted after use."""
+    folder.mkdir()
+    found = shutil.which("ninja", path=build.environment()["PATH"])
+    (folder / "ninja").symlink_to(Path(found).resolve())
+    return folder
+
+
+def test_installed_twice_and_from_a_wheel(source, clean, tmp_path):
+    """The second build finds the first one's cache, whose ninja is gone; the wheel holds one binary that runs in a clean environment."""
+    editable = ["install", "--no-deps", "--no-build-isolation", "--editable", source]
+    for name in ("first", "second"):
+        pip(clean, *editable, tools=tools(tmp_path / name))
+        shutil.rmtree(tmp_path / name)
+        where, native = say(clean, SAY, tmp_path)
+        assert Path(where).parent == source / "fastsample" and native == "True"
+    version = say(clean, USE, tmp_path)
+    pip(clean, "uninstall", "--yes", "fastsample")
+
+    pip(clean, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source)
+    wheel = next(tmp_path.glob("fastsample-*.whl"))
+    names = build.run(sys.executable, "-m", "zipfile", "-l", wheel).split()
+    binaries = [name for name in names if name.endswith((".so", ".a"))]
+    assert len(binaries) == 1 and binaries[0].startswith("fastsample/_C.")
+    assert any(name.endswith("fashion.safetensors") for name in names) and not any(name.startswith(("csrc/", "tests/")) for name in names)
+    pip(clean, "install", "--no-deps", wheel)
+    where, native = say(clean, SAY, tmp_path)
+    assert Path(where).is_relative_to(clean.parents[1]) and native == "True"
+    assert say(clean, USE, tmp_path) == version
+    dynamic = build.run("readelf", "-d", Path(where).parent / Path(binaries[0]).name)
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic and "torch" not in dynamic
+
+
+FAILING = """#!/bin/sh
+case "$*" in *csrc*) echo "out of luck" >&2; exit 1;; esac
+exec c++ "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    "setting", [{"FASTSAMPLE_NATIVE": "off"}, {"CXX": "/nonexistent/c++"}, {"CXX": "failing"}], ids=["off", "none", "failing"]
+)
+def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_path):
+    if setting.get("CXX") == "failing":  # good for a two-line program, and for no more
+        setting = {"CXX": str(tmp_path / "failing")}
+        Path(setting["CXX"]).write_text(FAILING)
+        Path(setting["CXX"]).chmod(0o755)
+        shutil.rmtree(source / "build", ignore_errors=True)
+    pip(clean, "install", "--no-deps", "--no-build-isolation", source, **setting)
+    where, native = say(clean, SAY, tmp_path)
+    assert Path(where).is_relative_to(clean.parents[1]) and native == "False"
+    run = "import fastsample as fs, torch; s = fs.schedules.VP(); p = fs.solvers.ddim(s, fs.grids.uniform(s, 2), prediction='eps'); "
+    run += "r = fs.Run(p, shape=(1, 5), seed=1); r.step(r.model_input); r.step(r.model_input); print(r.done, bool(r.x.isfinite().all()))"
+    assert say(clean, run, tmp_path) == ["True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"FASTSAMPLE_CUDA": "on"}, "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version"),
+        ({"FASTSAMPLE_NATIVE": "on", "CXX": "/nonexistent/c++"}, "FASTSAMPLE_NATIVE=on: /nonexistent/c++ does not start"),
+        ({"FASTSAMPLE_NATIVE": "maybe"}, "FASTSAMPLE_NATIVE: 'maybe'; auto, on and off are accepted"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused(source, setting, sentence):
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=build.environment(**setting))
+    assert done.returncode != 0 and sentence in done.stderr

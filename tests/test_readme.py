@@ -1,0 +1,69 @@
+"""README keeps its word: the example prints what README shows, and the tables are those of bench/results."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import fastsample
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def readme_tables():
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "tools" / "readme_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_prints_what_readme_shows(tmp_path):
+    example, shown = blocks("python")[0], blocks("text")[0]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 8
+    tree = {**os.environ, "PYTHONPATH": str(ROOT)}  # from the tree, installed or not
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path, env=tree)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
+
+
+def test_the_second_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    z = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    names = {"fs": fastsample, "fn": lambda x, t: x, "z": z}
+    exec(blocks("python")[1].replace("{...}", "{}"), names)
+    assert names["run"].done and names["x0"].shape == z.shape
+    assert "dpmpp_2m" in capsys.readouterr().out
+
+
+def test_the_tables_are_those_of_the_results():
+    tables = readme_tables()
+    assert tables.BLOCK.search(TEXT)
+    assert tables.filled(TEXT, tables.results()) == TEXT, "run make tables"
+
+
+def test_a_changed_result_is_seen():
+    tables = readme_tables()
+    figure = {"what": "a step", "value": 2.0, "q1": 1.5, "q3": 2.5, "n": 11, "unit": "x"}
+    figure.update(target=3, better="higher", met=False, note="why")
+    record = {"machine": "m", "processor": "P", "vector": "", "cores": 2, "date": "2026-01-02"}
+    record["rows"] = [{"group": "step", "figures": [figure]}]
+    older = {**record, "date": "2026-01-01", "rows": [{"group": "step", "figures": [{**figure, "value": 9.0}]}]}
+    made = tables.filled("<!-- table: step -->\nold\n<!-- end -->", [record, older])
+    assert made == (
+        "<!-- table: step -->\n| what | median (quartiles) | target |\n|---|---|---|\n| a step | 2 x (1.5–2.5) | ≥ 3 x **missed** |\n\n"
+        "Missed: a step: why.\nMeasured on P, 2 cores, 2026-01-02.\n<!-- end -->"
+    )
+
+
+def test_every_path_in_readme_exists():
+    for path in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / path).exists(), path

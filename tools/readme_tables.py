@@ -1,0 +1,101 @@
+"""Writes README's tables from bench/results/*.json, between `<!-- table: GROUPS -->` and `<!-- end -->`.
+
+GROUPS: benchmark groups, by commas, in the order of the table. For each machine the newest file that has them is shown, its date beneath.
+`--check` writes nothing and fails when README is out of step.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results"
+BLOCK = re.compile(r"(<!-- table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SIGN = {"higher": "≥", "lower": "≤", "equal": "="}
+
+
+def number(value):
+    """Three significant digits, whole numbers whole, no exponent."""
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+
+
+def measured(figure):
+    """ "12.3 x (11.9–12.8)": the median and, where there were several measurements, the quartiles."""
+    unit = f" {figure['unit']}" if figure["unit"] else ""
+    spread = f" ({number(figure['q1'])}–{number(figure['q3'])})" if "q1" in figure else ""
+    return number(figure["value"]) + unit + spread
+
+
+def goal(figure):
+    if "target" not in figure:
+        return ""
+    unit = f" {figure['unit']}" if figure["unit"] else ""
+    return f"{SIGN[figure['better']]} {number(figure['target'])}{unit}" + ("" if figure["met"] else " **missed**")
+
+
+def newest(records, group):
+    """The newest record of each machine that measured the group."""
+    found = {}
+    for record in sorted(records, key=lambda r: r["date"]):
+        if any(row["group"] == group for row in record["rows"]):
+            found[record["machine"]] = record
+    return list(found.values())
+
+
+def table(groups, records):
+    """The Markdown of one table, the machines and notes on missed targets beneath; a plain sentence when nothing was measured."""
+    shown = [(record, row) for group in groups for record in newest(records, group) for row in record["rows"] if row["group"] == group]
+    if not shown:
+        return "Not measured yet: `make bench`.\n"
+    lines = pivot([row for _, row in shown]) or plain([row for _, row in shown])
+    notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for _, row in shown for f in row["figures"] if "note" in f)
+    sources = dict.fromkeys(", ".join(filter(None, (r["processor"], f"{r['cores']} cores", r["vector"], r["date"]))) for r, _ in shown)
+    return "\n".join([*lines, "", *notes, *(f"Measured on {source}." for source in sources)]) + "\n"
+
+
+def plain(rows):
+    """One line a figure."""
+    lines = [f"| {f['what']} | {measured(f)} | {goal(f)} |" for row in rows for f in row["figures"]]
+    return ["| what | median (quartiles) | target |", "|---|---|---|", *lines]
+
+
+def pivot(rows):
+    """One line a benchmark, one column a figure, where every benchmark has the same figures "case: figure"; None where not."""
+    names = [[f["what"].partition(": ")[2] for f in row["figures"]] for row in rows]
+    if len(rows) < 2 or not all(names[0]) or any(other != names[0] for other in names):
+        return None
+    lines = []
+    for row in rows:
+        cells = [measured(f) + (f"; {goal(f)}" if goal(f) else "") for f in row["figures"]]
+        lines.append(f"| {row['figures'][0]['what'].partition(': ')[0]} | {' | '.join(cells)} |")
+    return [f"| median (quartiles); target | {' | '.join(names[0])} |", "|---" * (1 + len(names[0])) + "|", *lines]
+
+
+def filled(text, records):
+    """README's text with every marked table made anew."""
+    return BLOCK.sub(lambda m: m[1] + table([g.strip() for g in m[2].split(",")], records) + m[3], text)
+
+
+def results():
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="fail when README is out of step; write nothing")
+    check = parser.parse_args().check
+    text = README.read_text()
+    new = filled(text, results())
+    if check and new != text:
+        sys.exit("README.md: its tables are not those of bench/results; run make tables")
+    if not check:
+        README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
