@@ -103,7 +103,7 @@ def test_remake_keeps_every_option():
 BAD = [
     ("ddim", {"eta": -0.1}, "ddim: eta = -0.1; a number from 0 to 1"),
     ("ddim", {"eta": np.nan}, "ddim: eta = nan"),
-    ("ddim", {"prediction": None}, "prediction: none given with a bare schedule"),
+    ("ddim", {"prediction": None}, "prediction: none given with a schedule"),
     ("ddim", {"prediction": "noise"}, "prediction = 'noise'"),
     ("ddim", {"grid": [1.0, 2.0, 0.0]}, "grid: entry 1 is 2 after 1"),
     ("ddim", {"grid": [np.nan, 0.0]}, "1 NaN"),
