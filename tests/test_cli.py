@@ -61,7 +61,7 @@ def test_optimize_then_sample_then_show(here, capsys):
     assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "12", "--out", "plans"]) == 0
     said = capsys.readouterr().out
     assert "plans/plan-3.fsplan" in said and "50 evaluations" not in said.splitlines()[0]
-    assert f"{12 + 3 * 12 - 3 - 1 + 3 * (1 + 2 + 3)} evaluations for each of 4 samples" in said
+    assert f"{12 + 3 * 12 - 3 - 1 + 2 * (1 + 2 + 3)} evaluations for each of 4 samples" in said
     assert sorted(os.listdir("plans")) == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
     plan = fs.Plan.load("plans/plan-3.fsplan")
     assert plan.nfe == 3 and plan.note["found"]["seed"] == 0

@@ -88,6 +88,14 @@ def test_a_perfect_model_lands_after_a_thousand_steps(case):
     assert over <= 0 and room < 1e-10 and plan.consistency() <= 1e-12
 
 
+@pytest.mark.parametrize("name, options", [("euler_ancestral", {}), ("dpmpp_2m_sde", {}), ("heun", {"s_churn": 2.0})])
+def test_scaled_noise_leaves_the_schedule_and_the_note_says_so(name, options):
+    t = grid(EDM(), 4, whole=True)
+    for s_noise, consistent in ((1.0, True), (1.1, False)):
+        plan = SOLVERS[name](EDM(), t, prediction="x0", s_noise=s_noise, **options)
+        assert plan.note["consistent"] == consistent == (plan.consistency() <= 1e-12)
+
+
 # -- properties over random grids -----------------------------------------------------------------------------------------
 @st.composite
 def random_grids(draw, schedules=CONTINUOUS, longest: int = 8):

@@ -15,8 +15,8 @@ Evaluations per sample, the N of the teacher included and its first output used 
 
 A free start may label the noise with any node i: the run begins at sigma_i times the unit noise. Two things cost more. The median form
 walks its schedule once to know its error: + M for each budget M it answers. `amplitude` begins the run at c sigma_i times the unit noise
-instead: few Euler steps shrink what they should keep, and noise too large by 0.5/M or so makes up for most of it. c is the vertex of a
-parabola through the errors at 1, 1 + 0.5/M and 1 + 1/M, or the best of the three: + 3 M for each budget.
+instead: few Euler steps shrink what they should keep, and noise too large by 0.5/M or so makes up for most of it. With x(c) the end points,
+c = 1 + <X[0] - x(1), g> / <g, g>, g the slope of x between 1 and 1 + 0.5/M; the best of the three is kept: + 2 M for each budget.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def oss(
         layers = _Layers(ask, _jumps(model, solver, grid, z.device), z, X, first, budget, start, all_budgets, aggregate, p)
         layers.fill()
         paths = {m: layers.path(m) for m in budgets}
-        ends = {m: layers.end(m, path, scaled) for m, path in paths.items()}
+        ends = layers.ends(paths, scaled)
     error, places = {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}
     search = Search({}, error, places, grid, plan, ask.rows / len(z), len(z), time.perf_counter() - begin)
     found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": _digest(z), "guidance": guidance}
@@ -108,7 +107,7 @@ class _Layers:
     aggregate: str
     p: float
     parents: list[tuple[int, np.ndarray]] = field(default_factory=list)  # layer k at [k-1]: lowest target, its source nodes [1 or B, J]
-    reached: list[float] = field(default_factory=list)  # mean cost at the data end after k evaluations
+    finals: dict[int, Tensor] = field(default_factory=dict)  # end points [B,D] after k evaluations
 
     def fill(self) -> None:
         N, M, device = self.X.shape[1] - 1, self.budget, self.X.device
@@ -125,10 +124,10 @@ class _Layers:
             if (best < 0).any():
                 raise ValueError(f"oss: after {k} evaluations every jump to some node overflows; a model with bounded output is needed")
             self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
-            self.reached.append(float(cost[:, best[0], 0].mean()) if joint else float("nan"))
-            keep = max(0, 1 - low)  # the data end asks no model
-            states = cost_gather([states, x0], jump[:, :, keep:].contiguous(), best[..., keep:].contiguous())
-            at = np.arange(low + keep, high + 1)
+            landed = cost_gather([states, x0], jump, best)
+            if low == 0:  # the data end asks no model
+                self.finals[k] = landed[:, 0].clone()
+            states, at = landed[:, max(0, 1 - low) :], np.arange(max(low, 1), high + 1)
 
     def _starts(self, N: int) -> tuple[np.ndarray, Tensor]:
         """Layer 0: the teacher's start, or the noise under every label from which the budget can still be spent."""
@@ -155,25 +154,35 @@ class _Layers:
         ranked = np.sort(np.stack(nodes[::-1]), axis=1)  # [m+1, 1 or B]
         return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
 
-    def end(self, m: int, path: np.ndarray, scaled: bool) -> tuple[float, float]:
-        """(c, mean |x - X[0]|^p) of the schedule begun at c times its noise: c = 1 and the search's own figure, walked only where no sample
-        walked it (a median), or the best c found."""
-        errors = {1.0: self.reached[m - 1] if self.aggregate == "joint" else self._walk(path)}
-        if scaled:
-            step = 0.5 / m
-            errors |= {c: self._walk(path, c) for c in (1 + step, 1 + 2 * step)}
-            here, rise, fall = errors[1.0], errors[1 + 2 * step] - errors[1 + step], errors[1.0] - errors[1 + step]
-            vertex = 1 + step * float(np.clip(0.5 + fall / (rise + fall), -1, 6)) if here and rise + fall > 0 else 1 + 0.5 * step
-            errors[vertex] = self._walk(path, vertex)
-        c = min(errors, key=errors.get)
-        return c, errors[c]
+    def ends(self, paths: dict[int, np.ndarray], scaled: bool) -> dict[int, tuple[float, float]]:
+        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1, or the best found. A median is run to know its error."""
+        plain = {m: self.finals[m] for m in paths} if self.aggregate == "joint" else self._walk(paths, dict.fromkeys(paths, 1.0))
+        best = {m: (1.0, self._error(x)) for m, x in plain.items()}
+        if not scaled:
+            return best
+        probe = {m: 1 + 0.5 / m for m in paths}
+        moved, tuned = self._walk(paths, probe), {}
+        for m in paths:
+            gap, slope = (self.X[:, 0] - plain[m]).double(), (moved[m] - plain[m]).double() / (probe[m] - 1)
+            tuned[m] = float(np.clip(1 + float((gap * slope).sum() / (slope * slope).sum().clamp(min=1e-300)), 0.1, 100.0))
+        for amplitude, x in ((probe, moved), (tuned, self._walk(paths, tuned))):
+            best = {m: min(best[m], (amplitude[m], self._error(x[m])), key=lambda pair: pair[1]) for m in paths}
+        return best
 
-    def _walk(self, path: np.ndarray, amplitude: float = 1.0) -> float:
-        """mean |x - X[0]|^p of the schedule, run."""
-        x = (self._noise(path[0])[:, None] if path[0] < self.X.shape[1] - 1 else self.X[:, -1:]) * amplitude
-        for i, j in pairwise(path):
-            x = float(self.jump[0, i, j]) * x + float(self.jump[1, i, j]) * self.ask(x, np.array([i]))
-        return float(((x[:, 0] - self.X[:, 0]).abs().double() ** self.p).mean())
+    def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
+        """End points [B,D] of several schedules, run in step with one another so that each model call has work of all of them."""
+        top = self.X.shape[1] - 1
+        x = {m: (self._noise(path[0]) if path[0] < top else self.X[:, top]) * amplitude[m] for m, path in paths.items()}
+        for k in range(max(paths)):
+            going = [m for m in paths if k < m]
+            x0 = self.ask(torch.stack([x[m] for m in going], 1), np.array([paths[m][k] for m in going]))
+            for n, m in enumerate(going):
+                a, b = self.jump[:, paths[m][k], paths[m][k + 1]]
+                x[m] = float(a) * x[m] + float(b) * x0[:, n]
+        return x
+
+    def _error(self, x: Tensor) -> float:
+        return float(((x - self.X[:, 0]).abs().double() ** self.p).mean())
 
 
 def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
@@ -237,7 +246,7 @@ def _evaluations(N: int, budgets: Sequence[int], start: str, aggregate: str, sca
     """Evaluations per sample beside the teacher's (module docstring)."""
     M, every = max(budgets), len(budgets) > 1
     starts = (N if every else N - M + 1) - 1 if start == "free" else 0
-    walks = (aggregate == "median") + 3 * bool(scaled)
+    walks = (aggregate == "median") + 2 * bool(scaled)
     return starts + sum(N - k if every else N - M + 1 for k in range(1, M)) + walks * sum(budgets)
 
 
