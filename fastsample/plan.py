@@ -145,12 +145,14 @@ class Plan:
     # -- other forms ---------------------------------------------------------------------------------------------------
     def table(self, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:
         """The rows as kernels read them: (numbers [R, WF] of `dtype`, words [R, 7+L] int32), rounded once. Layout: csrc/core/row.h."""
-        return plan_file.records(self, np.dtype(dtype))
+        return plan_file.records(self, dtype)
 
     def padded(self, **dims: int) -> Plan:
         """The same plan with larger S, G, L, K, E (a pool of plans shares one width). Padding is never read."""
+        if not set(dims) <= set("SGLKE"):
+            raise PlanError(f"padded: {', '.join(sorted(dims))} given; S, G, L, K and E can grow")
         size = {**self.dims, **dims}
-        for name in ("S", "G", "L", "K", "E"):
+        for name in "SGLKE":
             if size[name] < self.dims[name]:
                 raise PlanError(f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; pass at least that")
         S, G, L, R = size["S"], size["G"], size["L"], self.rows
@@ -205,8 +207,10 @@ class Plan:
         (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables (note: consistent = False)
         may leave the schedule by design.
         """
-        return max((max(abs(a - self.alpha[i]), abs(s - self.sigma[i])) / (self.alpha[i] + self.sigma[i])
-                    for i, a, s in self._exact_levels()), default=0.0)
+        with np.errstate(all="ignore"):      # a foreign table may hold any finite number; its defect is then inf
+            defects = [max(abs(a - self.alpha[i]), abs(s - self.sigma[i])) / (self.alpha[i] + self.sigma[i])
+                       for i, a, s in self._exact_levels()]
+        return float(max(np.nan_to_num(defects, nan=np.inf), default=0.0))
 
     def _exact_levels(self) -> Iterator[tuple[int, float, float]]:
         noises = {k: 2 + n for n, k in enumerate(sorted({int(k) for k in self.ids.ravel() if k >= 0}))}
@@ -236,7 +240,7 @@ class Plan:
         a, s = self.alpha[i], self.sigma[i]
         if self.call[i] < 0:
             return self.p[i] * x, np.zeros_like(x)
-        m = {"x0": lambda: x0, "flow": lambda: (x - (a + s) * x0) / s}.get(self.stored, lambda: (x - a * x0) / s)()
+        m = x0 if self.stored == "x0" else (x - (a + s if self.stored == "flow" else a) * x0) / s
         f = (m - self.p[i] * x) / self.q[i] if self.q[i] else np.zeros_like(x)
         return m, f
 

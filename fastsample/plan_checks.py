@@ -10,6 +10,7 @@ from .plan_file import CAPS, PlanError
 if TYPE_CHECKING:
     from .plan import Plan
 
+STORED = ("x0", "eps", "flow", "d")     # kinds of the prediction m
 # Every array of a Plan and its shape: R rows, W operands, Y = 1 + L, the other letters as in Plan.
 FLOATS = {"M": "R3W", "p": "R", "q": "R", "clip": "R", "U": "RG", "V": "RGK", "known": "RY", "c": "R", "t": "RE", "preview": "R2",
            "alpha": "R", "sigma": "R"}
@@ -42,6 +43,8 @@ def _check_shapes(plan: Plan) -> None:
             raise PlanError(f"plan: {name} has shape {list(getattr(plan, name).shape)}; {list(want)} is needed")
     if not isinstance(plan.note, dict):
         raise PlanError(f"plan: the note is a {type(plan.note).__name__}; a dict is needed")
+    if plan.note.get("stored", "x0") not in list(STORED):
+        raise PlanError(f"plan: the note's stored kind is {plan.note['stored']!r}; {', '.join(STORED)} are accepted")
 
 
 def _check_values(plan: Plan) -> None:

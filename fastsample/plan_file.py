@@ -53,19 +53,19 @@ def _float_width(dims: dict[str, int]) -> int:
     return sum(math.prod(shape) for _, shape in _layout(dims))
 
 
-def records(plan: Plan, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def records(plan: Plan, dtype: type | str) -> tuple[np.ndarray, np.ndarray]:
     """(numbers [R, WF] of `dtype`, words [R, 7+L] int32): the rows as kernels read them. Words: reads low and high 24 bits, branches,
     known_reads, du, dv, call, noise ids as uint32 bits."""
     rows = plan.rows
+    if dtype not in (np.float32, np.float64, "float32", "float64"):
+        raise PlanError(f"table: dtype {dtype!r} is not a state dtype; float32 and float64 are")
     numbers = np.concatenate([getattr(plan, name).reshape(rows, -1) for name, _ in _layout(plan.dims)], axis=1)
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise PlanError(f"table: dtype {dtype} is not a state dtype; float32 and float64 are")
     words = np.concatenate([plan.reads[:, None] & 0xFFFFFF, plan.reads[:, None] >> 24, plan.branches[:, None], plan.known_reads[:, None],
                             plan.dst, plan.call[:, None], plan.ids & 0xFFFFFFFF], axis=1)
     with np.errstate(over="ignore"):
         numbers = numbers.astype(dtype)
     if not np.isfinite(numbers).all():
-        raise PlanError(f"table: a coefficient is beyond the range of {dtype}; use a float64 state")
+        raise PlanError(f"table: a coefficient is beyond the range of {np.dtype(dtype)}; use a float64 state")
     return np.ascontiguousarray(numbers), np.ascontiguousarray(words.astype(np.uint32).view(np.int32))
 
 
@@ -135,6 +135,8 @@ def save(plan: Plan, path: Any) -> None:
 def write_whole(path: Any, data: bytes) -> None:
     """Write `data` to `path` whole or not at all."""
     path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(f"save: {path} is a folder, or lies in none; a file name in a folder that exists is accepted")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -155,11 +157,15 @@ def _umask() -> int:
 
 
 def load(path: Any, cls: type[Plan]) -> Plan:
-    size = os.path.getsize(path)
+    """Read at most as much as the longest plan has: a pipe or a device tells no size beforehand."""
     longest = HEADER.size + NOTE_CAP + 8 * CAPS["R"] * (_float_width(CAPS) + 6 + CAPS["L"])
-    if size > longest:
-        raise PlanError(f"load: {os.fspath(path)} has {size} bytes; no plan is longer than {longest}")
-    return decode(Path(path).read_bytes(), cls)
+    with open(path, "rb") as file:
+        data = file.read(HEADER.size)
+        if data[:len(MAGIC)] == MAGIC:
+            data += file.read(longest + 1 - len(data))
+    if len(data) > longest:
+        raise PlanError(f"load: {os.fspath(path)} has more than {longest} bytes; no plan is longer")
+    return decode(data, cls)
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------------
@@ -225,8 +231,9 @@ def to_json(plan: Plan) -> str:
 
 
 def from_json(text: str, cls: type[Plan]) -> Plan:
-    if len(text) > JSON_CAP:
-        raise PlanError(f"from_json: {len(text)} characters; at most {JSON_CAP} are accepted")
+    if not isinstance(text, str) or len(text) > JSON_CAP:
+        given = f"{len(text)} characters" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise PlanError(f"from_json: {given}; a str of at most {JSON_CAP} characters is accepted")
     value = load_note(text.encode("utf-8", "surrogatepass"), "from_json")
     names = {name for name, _ in _layout(CAPS)} | set(_WORDS)
     if value.pop("fastsample_plan", None) != VERSION or set(value) != names | {"dims", "note"}:
@@ -269,7 +276,7 @@ def describe(plan: Plan) -> str:
     times = np.concatenate([[np.nan], plan.t[:-1, 0]])
     for i in range(plan.rows):
         a, s = plan.alpha[i], plan.sigma[i]
-        log = "inf" if s == 0 else "-inf" if a == 0 else f"{math.log(a / s):.3f}"
+        log = "inf" if s == 0 else "-inf" if a == 0 else f"{math.log(a) - math.log(s):.3f}"
         asked = (f"{plan.call[i]:5d}", f"{times[i]:10.5g}") if plan.call[i] >= 0 else (" " * 4 + "-", " " * 9 + "-")
         lines.append(f"  {i:4d} {asked[0]} {asked[1]} {a:9.5f} {s:9.5f} {log:>8}   {_update(plan, i)}")
     return "\n".join(lines)

@@ -46,6 +46,12 @@ def test_consistency_of_a_hand_made_plan():
     assert small_plan(M=M).consistency() == pytest.approx(0.1 / 1.5)
 
 
+def test_facts_of_a_wild_table_are_numbers():
+    """A sound file may hold any finite numbers; what is printed of it must not be a traceback or a warning."""
+    wild = small_plan(note={"stored": "flow"}, sigma=[1, 4, 0, 0.5], alpha=[0, 1, 1, 1e-300], p=[0, 1e308, 1e308, 0])
+    assert wild.consistency() == np.inf and "log a/s" in wild.describe()
+
+
 def test_arrays_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         small_plan().M[0, 0, 0] = 1.0
@@ -62,8 +68,9 @@ def test_table_layout():
     assert words[2].tolist() == [0b100111, 0, 1, 0, -1, -1, 0, 2] and words[1].tolist() == [0b101, 0, 1, 0, 0, -1, 0, -1]
     with pytest.raises(PlanError, match="beyond the range of float32"):
         small_plan(c=[1e300, 1, 1, 1]).table(np.float32)
-    with pytest.raises(PlanError, match="float16 is not a state dtype"):
-        plan.table(np.float16)
+    for wrong in (np.float16, "abc", 3):
+        with pytest.raises(PlanError, match="is not a state dtype"):
+            plan.table(wrong)
 
 
 def test_padding_changes_nothing_a_run_sees():
@@ -76,6 +83,8 @@ def test_padding_changes_nothing_a_run_sees():
     assert np.array_equal(run(plan, x, model, noise), run(wide, x, both, noise))
     with pytest.raises(PlanError, match="S=0 is less"):
         plan.padded(S=0)
+    with pytest.raises(PlanError, match="R given"):
+        plan.padded(R=30)
 
 
 @pytest.mark.parametrize("changes, sentence", [
@@ -92,6 +101,8 @@ def test_padding_changes_nothing_a_run_sees():
     (dict(call=[0, 0, 0, -1]), "first and the last row call no model"),
     (dict(clip=[0, 0, -1, 0]), "negative"),
     (dict(note=[]), "note is a list"),
+    (dict(note={"stored": [1]}), r"stored kind is \[1\]"),
+    (dict(note={"stored": "noise"}), "stored kind is 'noise'"),
     (dict(M=np.zeros((4, 3))), "M and V must have 3"),
 ])
 def test_unsound_plans_are_refused(changes, sentence):
@@ -112,6 +123,17 @@ def test_file_and_json_round_trip(tmp_path):
     assert same(Plan.load(path), plan) and path.read_bytes() == plan.to_bytes() == Plan.from_bytes(plan.to_bytes()).to_bytes()
     assert same(Plan.from_json(plan.to_json()), plan)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.fsplan"]
+
+
+def test_save_and_load_name_the_path_and_read_within_bounds(tmp_path):
+    for wrong in (tmp_path, tmp_path / "none" / "mine.fsplan"):
+        with pytest.raises(FileNotFoundError, match=f"save: {wrong} is a folder, or lies in none"):
+            small_plan().save(wrong)
+    with pytest.raises(PlanError, match="a plan file starts with"):
+        Plan.load("/dev/zero")                             # endless: a reader that trusts a size would not come back
+    for wrong in (None, b"{}", 3):
+        with pytest.raises(PlanError, match="from_json: a "):
+            Plan.from_json(wrong)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
