@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-PAIRS = 11
+PAIRS = 21
 
 
 def quartiles(values):

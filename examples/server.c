@@ -53,8 +53,13 @@ static void model(const float* input, const float* t, float* f, int batch, int64
 
 static void load_plan(server* s, const char* path) {
   fs_dims dims;
+  fs_row_info first;
   int64_t floats, ints;
   check(fs_plan_load(path, &s->plan));
+  first.struct_size = sizeof first;
+  check(fs_plan_row(s->plan, 0, &first));
+  if (first.sigma == 0) /* x = x0: the plan was made with start=, for an image, and a request here begins as noise */
+    exit((fprintf(stderr, "server: %s starts from an image; a plan made without start= is accepted\n", path), 1));
   s->info.struct_size = sizeof s->info;
   check(fs_plan_info(s->plan, &s->info));
   memset(&dims, 0, sizeof dims);

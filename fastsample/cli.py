@@ -192,8 +192,9 @@ def optimize(args: argparse.Namespace) -> None:
     for m, path in zip(sorted(search.plans), search.save(args.out), strict=True):
         error, plan = search.error[m], search.plans[m]
         level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
-        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, path))
-    print(report.table(("evaluations", "error", "PSNR dB", "start sigma/alpha", "file"), rows))
+        scale = f"{plan.note['found']['amplitude']:.3f}"
+        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, path))
+    print(report.table(("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", "file"), rows))
     spent = f"{search.nfe:g} evaluations for each of {search.samples} samples, {search.seconds:.1f} s"
     print(f"{spent}; error and PSNR to the teacher on these samples")
 
@@ -206,6 +207,8 @@ def sample(args: argparse.Namespace) -> None:
             raise ValueError(f"--out {out}: a .png or a .npy file is accepted")
     from . import metrics, report
 
+    if args.model is None and args.guidance is None and plan.G > 1:
+        args.guidance = _found_guidance(plan)
     it = subject(args)
     z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
@@ -216,6 +219,15 @@ def sample(args: argparse.Namespace) -> None:
         else:
             write_whole(out, report.npy(end))
         print(f"wrote {out}")
+
+
+def _found_guidance(plan: Plan) -> float:
+    """The guidance scale a guided plan was found with."""
+    found = plan.note.get("found")
+    scale = found.get("guidance") if isinstance(found, dict) else None
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise ValueError(f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass --guidance")
+    return float(scale)
 
 
 def show(args: argparse.Namespace) -> None:

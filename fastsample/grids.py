@@ -25,6 +25,7 @@ def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
 
     Where sigma = 0 is a time apart (-1 of DiscreteVP and VE) the n levels are spread over t_max..t_min and it follows them.
     """
+    _schedule("uniform", schedule)
     n = _steps("uniform", n)
     _end("uniform", end)
     if end == "min" or schedule.t_zero >= 0.0:
@@ -34,6 +35,7 @@ def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
 
 def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then sigma = 0 (Lu et al. 2022, arXiv:2206.00927)."""
+    _schedule("uniform_half_log_snr", schedule)
     n = _steps("uniform_half_log_snr", n)
     noisiest, cleanest = schedule.half_log_snr(schedule.t_finite), schedule.half_log_snr(schedule.t_min)
     levels = np.linspace(noisiest, cleanest, n if _end("uniform_half_log_snr", end) else n + 1)
@@ -45,6 +47,7 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
 
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
+    _schedule("karras", schedule)
     if isinstance(rho, bool) or not isinstance(rho, (int, float, np.number)) or not 0.0 < rho < np.inf:
         raise ValueError(f"grids.karras: rho = {rho!r}; a number > 0 is accepted")
     return _ramp(schedule, _steps("karras", n), end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
@@ -52,6 +55,7 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
 
 def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0, s = sigma/(alpha + sigma)."""
+    _schedule("exponential", schedule)
     return _ramp(schedule, _steps("exponential", n), end, np.log, np.exp)
 
 
@@ -66,6 +70,8 @@ def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = Fal
     size, n = _table("leading", schedule), _steps("leading", n)
     if n > size:
         raise ValueError(f"grids.leading: n = {n} for a table of {size} levels; n up to {size} is accepted")
+    if isinstance(offset, bool) or not isinstance(offset, (int, float, np.integer, np.floating)):
+        raise ValueError(f"grids.leading: offset = {offset!r:.60}; a number of levels is accepted")
     return _indices("leading", schedule, np.arange(n)[::-1] * float(size // n) + offset, rounded)
 
 
@@ -80,9 +86,11 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
 
     The last one is where a run ends: put 0 there for x0. inf is the end with alpha = 0.
     """
+    _schedule("from_sigmas", schedule)
     sigmas = _list("from_sigmas", sigmas)
     if (sigmas < 0.0).any():
         raise ValueError(f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are accepted")
+    _decreasing("grids.from_sigmas", sigmas)  # here, for its own times would name numbers the caller never gave
     if isinstance(schedule, EDM):
         return check(schedule, sigmas)
     top = float(schedule.sigma(schedule.t_max)) if isinstance(schedule, Flow) else float(np.exp(-schedule.half_log_snr(schedule.t_max)))
@@ -101,6 +109,7 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
 
     end="zero" appends the time at which sigma = 0 unless the list ends in it; end="keep" takes the list as it is.
     """
+    _schedule("from_timesteps", schedule)
     times = _list("from_timesteps", timesteps)
     if end not in ("zero", "keep"):
         raise ValueError(f"grids.from_timesteps: end = {end!r}; 'zero' or 'keep' is accepted")
@@ -109,6 +118,7 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
 
 def check(schedule: Schedule, grid) -> np.ndarray:
     """The grid as float64 [n+1], or a ValueError: one axis, 2 to 65,535 finite times, strictly decreasing, inside the schedule."""
+    _schedule("check", schedule)
     grid = _list("check", grid)
     if not 2 <= len(grid) <= MAX_STEPS + 1:
         raise ValueError(f"grid: {len(grid)} times; 2 to {MAX_STEPS + 1} are accepted, one more than the steps")
@@ -116,15 +126,27 @@ def check(schedule: Schedule, grid) -> np.ndarray:
         at = int(np.argmin(np.isfinite(grid)))
         raise ValueError(f"grid: entry {at} is {grid[at]:g}; finite times are accepted")
     levels = schedule.half_log_snr(grid)  # refuses a time outside the schedule
-    steps = np.diff(grid) < 0.0
-    if not steps.all():
-        at = int(np.argmin(steps))
-        raise ValueError(f"grid: entry {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; strictly decreasing times are accepted")
+    _decreasing("grid", grid)
     steps = levels[1:] > levels[:-1]
     if not steps.all():
         at = int(np.argmin(steps))
         raise ValueError(f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times further apart are accepted")
     return grid
+
+
+def _schedule(where: str, schedule) -> None:
+    """Refuses anything that has not what the grids read of a schedule, and names the commonest slip."""
+    if isinstance(schedule, type) or not all(hasattr(schedule, name) for name in ("half_log_snr", "t_max", "t_min", "t_zero")):
+        found = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
+        accepted = "pass model.schedule" if hasattr(schedule, "schedule") else "a schedule of fastsample.schedules is accepted"
+        raise ValueError(f"grids.{where}: schedule is {found}; {accepted}")
+
+
+def _decreasing(where: str, values: np.ndarray) -> None:
+    steps = values[1:] < values[:-1]
+    if not steps.all():
+        at = int(np.argmin(steps))
+        raise ValueError(f"{where}: entry {at + 1} is {values[at + 1]:g} after {values[at]:g}; strictly decreasing numbers are accepted")
 
 
 def _steps(where: str, n) -> int:
@@ -170,6 +192,7 @@ def _finish(schedule: Schedule, times: np.ndarray, end: str) -> np.ndarray:
 
 def _table(where: str, schedule) -> int:
     if not isinstance(schedule, DiscreteVP):
+        _schedule(where, schedule)
         raise ValueError(f"grids.{where}: schedule is a {type(schedule).__name__}; a DiscreteVP is accepted")
     return len(schedule.alphas_cumprod)
 

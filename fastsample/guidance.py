@@ -17,20 +17,20 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     """The same plan reading `branches` model outputs f_1..f_G, weighted by K = G-1 run-time scales as above; the last branch is the base.
 
     plan: one branch. branches: 2..8. interval: (low, high) in half_log_snr = log(alpha / sigma) of the row's point; rows outside it use
-    f_1 alone (Kynkaanniemi et al. 2024). Raises PlanError for a plan that has branches already, and for an interval that is not low <
-    high.
+    f_1 alone (Kynkaanniemi et al. 2024). Raises TypeError for anything but a Plan, PlanError for a plan that has branches already, and
+    for an interval that is not low < high.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"guided: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
     if plan.G != 1 or plan.K != 0:
         raise PlanError(f"guided: the plan has {plan.G} branches and {plan.K} scales already; one branch and none is accepted")
-    if not 2 <= branches <= 8:
-        raise PlanError(f"guided: branches={branches}; 2 to 8 is accepted")
-    if interval is not None and not interval[0] < interval[1]:
-        raise PlanError(f"guided: interval={tuple(interval)}; (low, high) in half_log_snr with low < high is accepted")
+    if not isinstance(branches, (int, np.integer)) or not 2 <= branches <= 8:
+        raise PlanError(f"guided: branches={branches!r}; 2 to 8 is accepted")
+    low, high = (-np.inf, np.inf) if interval is None else _ends(interval)
     if (plan.reads >> (3 + plan.S) & 1).any():
         raise PlanError("guided: the plan reads a single branch's raw output; compile it for guidance instead")
     with np.errstate(divide="ignore"):
         half_log_snr = np.log(plan.alpha) - np.log(plan.sigma)
-    low, high = (-np.inf, np.inf) if interval is None else interval
     inside = (half_log_snr >= low) & (half_log_snr <= high)
     wide = plan.padded(G=branches, K=branches - 1)
     called = plan.branches != 0
@@ -41,5 +41,16 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     for k in range(branches - 1):
         V[on, k, k], V[on, -1, k] = base[on], -base[on]
     bits = np.where(on, (1 << branches) - 1, np.where(called, 1, 0))
-    note = {"form": "linear", "branches": branches, "interval": None if interval is None else [float(v) for v in interval]}
+    note = {"form": "linear", "branches": int(branches), "interval": None if interval is None else [low, high]}
     return replace(wide, U=U, V=V, branches=bits, note={**plan.note, "guidance": note})
+
+
+def _ends(interval: object) -> tuple[float, float]:
+    """Both ends of an interval as numbers."""
+    try:
+        low, high = map(float, interval)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not low < high:
+        raise PlanError(f"guided: interval={interval!r}; (low, high) in half_log_snr with low < high is accepted")
+    return low, high

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -101,7 +101,7 @@ def _refuse(where: np.ndarray, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A callable fn(x [B, ...], t [B], **cond) -> output [B, ...] and what its words mean.
 
@@ -130,21 +130,31 @@ class Model:
     def __post_init__(self):
         if self.fn is not None and not callable(self.fn):
             raise ValueError(f"Model: fn is a {type(self.fn).__name__}; a callable fn(x, t, **cond), or None, is accepted")
+        if isinstance(self.schedule, type):
+            raise ValueError(f"Model: schedule is the class {self.schedule.__name__}; {self.schedule.__name__}(...) is accepted")
         if not all(hasattr(self.schedule, name) for name in ("alpha", "sigma", "half_log_snr", "time", "label")):
             raise ValueError(f"Model: schedule is a {type(self.schedule).__name__}; a schedule of fastsample.schedules is accepted")
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"Model: prediction = {self.prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+        if not isinstance(self.prediction, str) or self.prediction not in PREDICTIONS:
+            raise ValueError(f"Model: prediction = {self.prediction!r:.60}; one of {', '.join(PREDICTIONS)} is accepted")
         number = isinstance(self.time, (int, float, np.number)) and not isinstance(self.time, bool)
-        if not (self.time is None or self.time == "log_sigma" or callable(self.time) or (number and math.isfinite(self.time))):
-            raise ValueError(f"Model: time = {self.time!r}; None, a finite number, 'log_sigma' or a callable is accepted")
-        if not (self.input_scale is None or self.input_scale == "vp" or callable(self.input_scale)):
-            raise ValueError(f"Model: input_scale = {self.input_scale!r}; None, 'vp' or a callable is accepted")
+        if not (self.time is None or _is(self.time, "log_sigma") or callable(self.time) or (number and math.isfinite(self.time))):
+            raise ValueError(f"Model: time = {self.time!r:.60}; None, a finite number, 'log_sigma' or a callable is accepted")
+        if not (self.input_scale is None or _is(self.input_scale, "vp") or callable(self.input_scale)):
+            raise ValueError(f"Model: input_scale = {self.input_scale!r:.60}; None, 'vp' or a callable is accepted")
+        if not _is_number_type(self.time_dtype):
+            raise ValueError(f"Model: time_dtype = {self.time_dtype!r:.60}; None, or a torch or NumPy dtype of numbers, is accepted")
         spread = self.sigma_data
         if spread is None:
             spread = getattr(self.schedule, "sigma_data", DEFAULT_SIGMA_DATA)
         if isinstance(spread, bool) or not isinstance(spread, (int, float, np.number)) or not 0.0 < spread < math.inf:
             raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
         object.__setattr__(self, "sigma_data", float(spread))
+
+    def __repr__(self) -> str:
+        name = "None" if self.fn is None else getattr(self.fn, "__qualname__", type(self.fn).__name__)  # a network's own repr is long
+        words = ("time", "input_scale", "sigma_data", "model_id", "time_dtype")
+        said = [f"{word}={getattr(self, word)!r}" for word in words if getattr(self, word) is not None]
+        return f"Model({', '.join([name, repr(self.schedule), repr(self.prediction), *said])})"
 
     def times(self, t) -> np.ndarray:
         """What fn is told at the schedule's times t [n]: float64 [n], finite."""
@@ -190,6 +200,48 @@ class Model:
             digest.update(f"{name} {tuple(value.shape)} {value.dtype} {first}\n".encode())
         return f"sha256:{digest.hexdigest()[:32]}"
 
+    def difference(self, note: dict) -> tuple[str, Any, Any] | None:
+        """(word, note's, ours) of the first word by which a plan with this note shows fn something else at the same noise level, or None.
+
+        Words may differ and mean the same (None and "log_sigma" of edm, the shift of Flow, a table that was float32): where they do, what
+        fn sees is compared at 32 levels, to 1e-3. A callable, and a schedule that cannot be made from the note, is not compared.
+        """
+        told = note["model"] if isinstance(note.get("model"), dict) else {}
+        theirs = {word: told[word] for word in ("time", "input_scale", "sigma_data") if told.get(word, "callable") != "callable"}
+        theirs |= {"schedule": note["schedule"]} if note.get("schedule") is not None else {}
+        ours = {word: getattr(self, word) for word in theirs if word != "schedule"}
+        ours |= {"schedule": self.schedule.to_json()} if "schedule" in theirs and hasattr(self.schedule, "to_json") else {}
+        words = [word for word in ours if ours[word] != theirs[word] and not callable(ours[word])]
+        try:
+            schedule = self.schedule.from_json(theirs["schedule"]) if "schedule" in words else self.schedule
+            made = replace(self, schedule=schedule, **{word: theirs[word] for word in words if word != "schedule"})
+            seen = {*made._seen(self)} if words else set()
+        except (AttributeError, TypeError, ValueError):
+            return None
+        for word, signs in (("sigma_data", {"sigma_data"}), ("time", {"time"}), ("input_scale", {"input_scale"}), ("schedule", seen)):
+            if word in words and signs & seen:
+                return word, theirs[word], ours[word]
+        return None
+
+    def _seen(self, other: Model) -> Iterator[str]:
+        """Names of what the networks of two models see or return differently at one half_log_snr."""
+        mine, yours = self.schedule, other.schedule
+        t = np.linspace(mine.t_min, mine.t_finite, 34)[1:-1]
+        there = np.asarray(yours.time(mine.half_log_snr(t)))
+        both = (there >= yours.t_min) & (there <= yours.t_finite)
+        t, there = t[both], there[both]
+        unlike = lambda a, b: not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))  # noqa: E731
+        scaled = self.prediction in ("edm", "trigflow")
+        if scaled and self.sigma_data != other.sigma_data:
+            yield "sigma_data"
+        if not (callable(self.time) or callable(other.time)) and unlike(self.times(t), other.times(there)):
+            yield "time"
+        told = not (callable(self.input_scale) or callable(other.input_scale))
+        if told and unlike(self.scales(t) * mine.alpha(t), other.scales(there) * yours.alpha(there)):
+            yield "input_scale"
+        if not both.any() or (self.prediction not in ("x0", "eps") and unlike(mine.alpha(t), yours.alpha(there))):
+            yield "schedule"  # x0 and eps are the same however x is scaled; the others are not
+
     def to_json(self) -> dict:
         """The words, JSON-able: what a plan's note keeps of the model. A callable is written as "callable"."""
         words = {name: "callable" if callable(value) else value for name, value in (("time", self.time), ("input_scale", self.input_scale))}
@@ -206,6 +258,18 @@ def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:
         at = int(np.argmin(np.isfinite(values.ravel())))
         raise ValueError(f"Model.{where}: {word} gives {values.flat[at]:g} at t = {t.flat[at]:g}; a finite number is accepted")
     return values
+
+
+def _is(value, word: str) -> bool:
+    return isinstance(value, str) and value == word  # an array compared with a word is an array
+
+
+def _is_number_type(dtype) -> bool:
+    """None, torch's dtype (known by what it answers, as torch is not imported here), or anything NumPy takes for a real number's."""
+    try:
+        return dtype is None or hasattr(dtype, "is_floating_point") or np.dtype(dtype).kind in "iuf"
+    except TypeError:
+        return False
 
 
 def _cast(t, dtype):

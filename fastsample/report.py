@@ -100,7 +100,7 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: str | Path) -> None:
     data = io.BytesIO()
-    figure.savefig(data, format="png")
+    figure.savefig(data, format="png", bbox_inches="tight", pad_inches=0.1)
     write_whole(path, data.getvalue())
 
 
@@ -116,37 +116,37 @@ def _axes(figure: Any, title: str, x: str, y: str) -> Any:
 
 def samples_picture(path: str | Path, rows: Mapping[str, Any], title: str, columns: int = 12) -> None:
     """One row of images per method, from the same noises in the same columns. rows: {label: images [B,C,H,W] in [-1,1]}."""
-    figure = _figure(1.9 + 0.62 * columns, 0.5 + 0.64 * len(rows))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    for axes, (label, images) in zip(np.atleast_1d(figure.subplots(len(rows), 1)), rows.items(), strict=True):
-        sheet = image_grid(images[:columns], columns)
-        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    columns = min(columns, *(len(images) for images in rows.values()))
+    sheet = np.concatenate([image_grid(images[:columns], columns) for images in rows.values()])
+    high, wide = len(sheet) / len(rows), sheet.shape[1]
+    width = 0.62 * columns
+    figure = _figure(width + 0.1 * max(map(len, rows)) + 0.3, width * len(sheet) / wide + 0.5)  # room for the labels and the title
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_yticks([(k + 0.5) * high for k in range(len(rows))], rows)
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelsize=10)
+    axes.spines[:].set_visible(False)
     _save(figure, path)
 
 
-def schedules_picture(path: str | Path, plans: Mapping[str, Plan], title: str) -> None:
-    """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the evaluation. plans: {label: Plan}."""
+def schedules_picture(path: str | Path, plans: Mapping[str, Plan], title: str, dashed: Sequence[str] = ()) -> None:
+    """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the evaluation.
+
+    plans: {label: Plan}; dashed: labels drawn in black dashes, to compare with.
+    """
     figure = _figure(7.6, 4.6)
     axes = _axes(figure, title, "evaluation", "noise level sigma / alpha where the model is asked")
     for k, (label, plan) in enumerate(plans.items()):
         asked = plan.call >= 0
         with np.errstate(divide="ignore"):
             level = plan.sigma[asked] / plan.alpha[asked]
-        axes.plot(
-            np.arange(1, len(level) + 1),
-            np.where(np.isfinite(level), level, np.nan),
-            color=COLOURS[k % 8],
-            marker=MARKERS[k % 8],
-            markersize=4.5,
-            linewidth=1.5,
-            label=label,
-        )
+        numbers, level = np.arange(1, len(level) + 1), np.where(np.isfinite(level), level, np.nan)
+        style = {"color": "#000000", "linestyle": "--"} if label in dashed else {"color": COLOURS[k % 8]}
+        axes.plot(numbers, level, marker=MARKERS[k % 8], markersize=4.5, linewidth=1.5, label=label, **style)
+    axes.set_xticks(range(1, 1 + max(plan.nfe for plan in plans.values())), minor=False)
     axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
@@ -214,7 +214,7 @@ def _backends() -> list[tuple[str, str]]:
 # -- the demonstration -----------------------------------------------------------------------------------------------------
 def demo(
     model: Any, search_noise: Any, search_words: Mapping, noise: Any, words: Mapping, out: Path, progress: bool = False, *,
-    budgets: Sequence[int] = (4, 5, 6, 8, 10), grid: int = 40, teacher_nfe: int = 100, at_least: float = 60.0,
+    budgets: Sequence[int] = (4, 5, 6, 8, 10), grid: int = 40, teacher_nfe: int = 50, at_least: float = 60.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Search schedules for the embedded model, run them beside the usual ones on unseen noises, print the table, draw the pictures.
 
@@ -240,6 +240,8 @@ def demo(
     header = ("method", "evaluations", "PSNR dB", "quartiles dB", "class accuracy", "Fréchet distance", "seconds")
     print(f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded classifier's features")
     print(table(header, rows))
+    named = ", ".join(f"{m}: {plans['best by hand'][m].note['found']['grid']}" for m in budgets)
+    print(f"best by hand, of {len(metrics.hand_made(model.schedule, budgets[-1]))} grids judged on the noises OSS had: {named}")
     _demo_pictures(out, plans, scores, target, agreement)
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
     return {"rows": rows, "search": search, "agreement": agreement, "target": target}
@@ -270,8 +272,9 @@ def _demo_pictures(out: Path, plans: Mapping, scores: Mapping, target: Any, agre
         shown |= {f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end for label in ("Karras", "best by hand", "OSS")}
     samples_picture(out / "samples.png", shown, "The same noises, by schedule and number of Euler evaluations (PSNR to the teacher)")
     drawn = {f"OSS, {m} evaluations": plans["OSS"][m] for m in budgets}
-    drawn[f"Karras, {budgets[-1]} evaluations"] = plans["Karras"][budgets[-1]]
-    schedules_picture(out / "schedules.png", drawn, "Where the schedules ask the model")
+    usual = f"Karras, {budgets[-1]} evaluations"
+    drawn[usual] = plans["Karras"][budgets[-1]]
+    schedules_picture(out / "schedules.png", drawn, "Where the schedules ask the model", dashed=[usual])
     curves = {label: {m: score.psnr for m, score in row.items()} for label, row in scores.items()}
     title = f"Euler on unseen noises (the teacher agrees with its double to {agreement:.0f} dB)"
     error_picture(out / "error_vs_evaluations.png", curves, title)

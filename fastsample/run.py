@@ -16,12 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .kernels import arguments, inplace, native, select
+from .kernels import arguments, inplace, native, outputs, select
 from .kernels.inplace import Buffers
-from .kernels.select import STATES
 from .plan import Plan
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Run:
@@ -31,7 +28,7 @@ class Run:
     latent        [B,*] instead: for a plan made with start= the image (noise= may stand beside it), else the state at row `start`
                   (1 if not given), which must be one of plan.entries
     seed          int s (sample b takes s + b), B ints, or int64 [B]; noise id 0 of a plan is the noise the run started with
-    guidance      a number, K numbers, or a tensor [B] or [B,K]
+    guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
     noise_scale   a number or [B], times every draw of the plan (0: none)
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in the order the rows first draw it
     mask, known   inpainting: mask in [0,1], 1 keeps the known image
@@ -54,10 +51,7 @@ class Run:
         given, size, device = arguments.start(noise, latent, shape, device, image=plan.sigma[0] == 0)
         self.plan, self._row = plan, arguments.entry(plan, latent is not None, start)
         model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
-        if state_dtype not in STATES or model_dtype not in FLOATS:
-            raise TypeError(
-                f"Run: state_dtype {state_dtype}, model_dtype {model_dtype}; a float32 or float64 state and a floating model are accepted"
-            )
+        arguments.dtypes("Run", state_dtype, model_dtype)
         self._choice = select(device, state_dtype, backend)
         self._table, self._model_dtype = inplace.table(plan, state_dtype, device), model_dtype
         empty = lambda *lead, dtype=state_dtype: torch.empty(*lead, *size[1:], dtype=dtype, device=device)  # noqa: E731
@@ -110,15 +104,16 @@ class Run:
 
     @property
     def x(self) -> Tensor:
-        """The state [B,*]. Assigning copies the values in and refreshes the model input; a multistep plan keeps its history."""
+        """The state [B,*]. Assigning copies finite values in and refreshes the model input; a multistep plan keeps its history."""
         return self._buffers.x
 
     @x.setter
     def x(self, value: Tensor) -> None:
         if not isinstance(value, Tensor) or value.shape != self.x.shape or not value.is_floating_point():
             raise ValueError(
-                f"Run.x: {_words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted"
+                f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted"
             )
+        arguments.check_values("x", value)
         self._buffers.x.copy_(value.detach())
         self._refresh()
 
@@ -230,49 +225,15 @@ class Run:
 
     def _outputs(self, f: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
         """The model's output as G contiguous tensors [B,*], checked."""
-        G, B = self.plan.G, self._shape[0]
+        G = self.plan.G
+        outputs.check("Run.step", f, self._buffers.x, self._model_dtype, [self._uses(g) for g in range(G)], self._row)
         if isinstance(f, Tensor):
-            if G > 1 and f.shape[:1] == (G * B,) and f.shape[1:] == self._shape[1:]:
-                f = f.unflatten(0, (G, B)).unbind(0)
-            elif G > 1:
-                raise ValueError(
-                    f"Run.step: the model returned {list(f.shape)}; {[G * B, *self._shape[1:]]} ({G} branches) or a list of {G} is accepted"
-                )
-            else:
-                f = [f]
-        if not isinstance(f, (list, tuple)) or len(f) != G:
-            raise TypeError(f"Run.step: the model returned {_words(f)}; a tensor, or a list of {G} tensors, is accepted")
-        return [self._output(g, v) for g, v in enumerate(f)]
-
-    def _output(self, g: int, f: Tensor | None) -> Tensor | None:
-        if f is None:
-            if self._uses(g):
-                raise ValueError(f"Run.step: branch {g} is None and row {self._row} uses it; a tensor of {list(self._shape)} is needed")
-            return None
-        if not isinstance(f, Tensor) or f.layout != torch.strided:
-            raise TypeError(f"Run.step: the model returned {_words(f)}; a dense tensor of {list(self._shape)} is accepted")
-        if f.shape != self._shape:
-            raise ValueError(
-                f"Run.step: the model returned {list(f.shape)} for a sample of {list(self._shape)}; only that shape is accepted, "
-                f"nothing is broadcast"
-            )
-        if f.dtype != self._model_dtype:
-            raise TypeError(
-                f"Run.step: the model returned {f.dtype}, asked in {self._model_dtype}; cast its output or pass model_dtype={f.dtype}"
-            )
-        if f.device != self._device:
-            raise ValueError(
-                f"Run.step: the model returned a tensor on {f.device} for a sample on {self._device}; the same device is needed"
-            )
-        if f.requires_grad:
+            f = [f] if G == 1 else f.unflatten(0, (G, self._shape[0])).unbind(0)
+        if any(v is not None and v.requires_grad for v in f):
             raise RuntimeError(
                 "Run.step: the model's output requires grad, and a Run keeps none; use torch.no_grad() or Sampler(..., differentiable=True)"
             )
-        return f.contiguous()
+        return [None if v is None else v.contiguous() for v in f]
 
     def _uses(self, g: int) -> bool:
         return bool((self.plan.branches[self._row] >> g | self.plan.reads[self._row] >> (3 + self.plan.S + g)) & 1)
-
-
-def _words(value: object) -> str:
-    return f"a {value.layout} tensor of {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

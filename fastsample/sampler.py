@@ -5,13 +5,14 @@
 
 mode "eager": a Run and the model as they are.  "compile-model": the model under torch.compile.  "compile-loop": the whole loop as one graph
 (fullgraph; the model is a nested region, compiled once however many rows ask it; plans of one `plan.program` share the graph through
-`for_plan`).
+`for_plan`). There a float among the keywords of the model is part of the graph, and each new value compiles and keeps another: pass a
+number that changes often as a tensor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from threading import Lock
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from .guidance import guided
 from .kernels import arguments, conditioning, inplace, normal, reference, select
-from .kernels.loop import Program, distinct
+from .kernels.loop import Program, compiled, distinct
+from .kernels.select import BACKENDS
 from .kernels.step import step
 from .model import Model
 from .plan import Plan
@@ -33,7 +35,7 @@ class Sampler:
     """Immutable, safe from any number of threads: everything that changes lives in the Run of a call.
 
     plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan
-    asks several. mode: one of MODES.  differentiable=True: gradients reach noise, conditions and (as table=) the plan's numbers.
+    asks several. mode: one of MODES.  differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers.
     state_dtype, model_dtype, backend: as for Run. Raises ValueError or TypeError, one sentence.
     """
 
@@ -50,13 +52,11 @@ class Sampler:
         models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
         if not models or not all(callable(m) for m in models) or plan.call.max() >= len(models):
             raise TypeError(f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; that many callables are needed")
-        said = plan.note.get("prediction")
-        for m in models:
-            if isinstance(m, Model) and said is not None and m.prediction != said:
-                raise ValueError(
-                    f"Sampler: the plan was made for prediction {said!r} and the model predicts {m.prediction!r}; make it for this model"
-                )
-        ask = tuple(torch.compile(_plain(m)) for m in models) if mode == "compile-model" else models
+        arguments.dtypes("Sampler", state_dtype, model_dtype)
+        if backend not in (None, *BACKENDS):
+            raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
+        _agree(plan, models)
+        ask = tuple(torch.compile(distinct(_plain(m))) for m in models) if mode == "compile-model" else models
         self._set(plan=plan, models=models, mode=mode, differentiable=differentiable, _ask=ask, _graphs={}, _guided={}, _lock=Lock(),
                   _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend})  # fmt: skip
 
@@ -65,6 +65,10 @@ class Sampler:
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Sampler.{name}: a Sampler is immutable; make another, or use for_plan(plan)")
+
+    def __deepcopy__(self, memo: dict) -> Sampler:
+        """Itself: nothing in it changes."""
+        return self
 
     def for_plan(self, plan: Plan) -> Sampler:
         """The same sampler for another plan; compiled graphs are shared, so a plan of the same `plan.program` compiles nothing anew."""
@@ -79,12 +83,14 @@ class Sampler:
         known: Tensor | None = None, batched_guidance: bool = True, noise_scale=None, noise_source=None, start: int | None = None,
         device=None, table: Tensor | None = None,
     ):  # fmt: skip
-        """x0 [B,*] in the state dtype, or (x0, states [rows+1, B, *]) with trajectory=True.
+        """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the model with trajectory=True: states[0] is
+        what the model was first asked with, and in a whole run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
 
         noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond: keywords for the model. uncond (with
         guidance): a second branch, f = f_uncond + s (f_cond - f_uncond). branches: keywords of every branch, the last being the base.
         batched_guidance: all branches in one call of G*B samples (tensors in them are concatenated), else one call each. callback(step,
-        x, x0): may return a new x, and may raise to stop. table: numbers of the plan [R, WF] in place of its own (differentiable=True).
+        x, x0): may return a new x, and may raise to stop; x and x0 are the run's own memory, to be cloned if kept beyond the next step.
+        table: numbers of the plan [R, WF] in place of its own (differentiable=True).
         Raises FloatingPointError naming samples and row if a state became non-finite.
         """
         conditions = conditioning.branches_of(cond, uncond, branches)
@@ -93,12 +99,15 @@ class Sampler:
                   "noise_scale": noise_scale, "noise_source": noise_source, "mask": mask, "known": known}  # fmt: skip
         if table is not None and not self.differentiable:
             raise ValueError("Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise")
+        if callback is not None and not callable(callback):
+            raise TypeError(f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is accepted")
         if self.mode == "compile-loop" or self.differentiable:
             if callback is not None or progress:
                 raise ValueError(
                     f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
                 )
-            return self._functional(plan, conditions, batched_guidance, trajectory, table, **start_)
+            with nullcontext() if self.differentiable else torch.no_grad():
+                return self._functional(plan, conditions, batched_guidance, trajectory, table, **start_)
         with torch.no_grad():
             return self._eager(plan, conditions, batched_guidance, trajectory, callback, progress, **start_)
 
@@ -129,8 +138,11 @@ class Sampler:
             for number in range(plan.rows):
                 if run.done:
                     break
-                row = run.row
-                run.step(self._outputs(run, row, conditions, merged))
+                row, before = run.row, _versions(run)
+                f = self._outputs(run, row, conditions, merged)
+                if _versions(run) != before:  # the input may be the state itself, and t is every later row's too
+                    raise ValueError(f"Sampler: the model changed its input in place at row {row}; let it work on a copy (x = x + ...)")
+                run.step(f)
                 if watch and bad_row is None and run.status().numpy().any():
                     bad_row = row
                 if callback is not None:
@@ -163,13 +175,15 @@ class Sampler:
         first = arguments.entry(plan, latent is not None, start)
         model_dtype = self._options["model_dtype"] or (state if given is None else given.dtype)
         own = inplace.table(plan, state, device)
-        if table is not None and (table.shape != own.f.shape or table.dtype != state):
-            raise ValueError(f"Sampler: table is {table.dtype} {list(table.shape)}; {state} {list(own.f.shape)} is needed")
-        mask, known = arguments.blend(plan, mask, known, size, state, device)
-        draws = arguments.sources(noise_source, plan, size, state, device, mask is not None, noise)
+        if table is not None and (not isinstance(table, Tensor) or table.shape != own.f.shape or table.dtype != state):
+            got = f"{table.dtype} {list(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
+            raise ValueError(f"Sampler: table is {got}; a tensor {state} {list(own.f.shape)} is needed")
+        mask, known = arguments.blend(plan, mask, known, size, state, device, self.differentiable)
+        draws = arguments.sources(noise_source, plan, size, state, device, mask is not None, noise, self.differentiable)
         requested = {
-            "seed": arguments.seeds(seed, size[0], device), "scale": arguments.scales(plan, guidance, size[0], state, device),
-            "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device),
+            "seed": arguments.seeds(seed, size[0], device),
+            "scale": arguments.scales(plan, guidance, size[0], state, device, self.differentiable),
+            "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device, self.differentiable),
             "mask": None if mask is None else mask.expand(size), "known": None if known is None else known.expand(size),
         }  # fmt: skip
         requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
@@ -179,26 +193,47 @@ class Sampler:
         together = batched and len(conditions) > 1
         conditions = [conditioning.merged(conditions, size[0])] if together else conditions
         conditions = conditions if self.differentiable else conditioning.unshared(conditions)
-        program = self._program(plan, first, model_dtype, trajectory, together, mask is not None)
-        with nullcontext() if self.differentiable else torch.no_grad():
-            rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
-            x, states, words = program(given.to(state), own.f if table is None else table, own.i, rows, conditions, requested)
+        form = conditioning.form([given, conditions, requested])
+        program = self._program(plan, first, model_dtype, trajectory, together, form)
+        rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
+        x, states, words = program(given.to(state), own.f if table is None else table, own.i, rows, conditions, requested)
         bad = words.flatten(1).any(1) if words.numel() else words
         _raise_if_bad(words.amax(0) if words.numel() else words, first + int(bad.int().argmax()) if bool(bad.any()) else None)
         return (x, torch.stack(states)) if trajectory else x
 
-    def _program(self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, masked: bool) -> Callable:
+    def _program(self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, form: Hashable) -> Callable:
         if self.differentiable:
             backend = self._options["backend"]
             op = lambda *a, **k: step(*a, **k, backend=backend)  # noqa: E731
             return Program(plan, first, op, [_asked([m] * plan.G, together) for m in self._ask], model_dtype, keep).run
-        key = (plan.program, first, model_dtype, keep, together, masked)
+        key = (plan.program, first, model_dtype, keep, together, form)
         with self._lock:
             if key not in self._graphs:
                 region, G = torch.compiler.nested_compile_region, plan.G
-                ask = [_asked([region(distinct(_plain(m), k * G + g)) for g in range(G)], together) for k, m in enumerate(self.models)]
-                self._graphs[key] = torch.compile(Program(plan, first, reference.step, ask, model_dtype, keep, region).run, fullgraph=True)
+                ask = [_asked([region(distinct(_plain(m))) for _ in range(G)], together) for m in self.models]
+                self._graphs[key] = compiled(Program(plan, first, reference.step, ask, model_dtype, keep, region))
             return self._graphs[key]
+
+
+def _agree(plan: Plan, models: Sequence[Callable]) -> None:
+    """Refuse an fs.Model that the plan was not made for, as far as the plan's note says."""
+    said = plan.note.get("prediction")
+    for m in models:
+        if isinstance(m, Model) and said is not None and m.prediction != said:
+            raise ValueError(
+                f"Sampler: the plan was made for prediction {said!r} and the model predicts {m.prediction!r}; make it for this model"
+            )
+        unlike = m.difference(plan.note) if isinstance(m, Model) else None
+        if unlike is not None:
+            word, theirs, ours = unlike
+            raise ValueError(
+                f"Sampler: the plan was made for {word} = {theirs!r:.80} and the model's is {ours!r:.80}; make it for this model"
+            )
+
+
+def _versions(run: Run) -> tuple[int, ...]:
+    """How often what the model is given was written to; () in inference mode, where nobody counts."""
+    return () if run.model_input.is_inference() else (run.model_input._version, run.t._version)
 
 
 def _draws(plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool) -> list[list]:

@@ -17,18 +17,20 @@ Esser et al. 2024 (2403.03206, shift), Lu & Song 2025 (2410.11081, TrigFlow), Li
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from .plan_file import load_note
 
 
 def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float strictly between low and high, or a ValueError."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not low < float(value) < high:  # a NaN compares false
-        raise ValueError(f"{where} = {value!r}; a number between {low:g} and {high:g}, ends excluded, is accepted")
+    if not number or not low < value < min(high, sys.float_info.max):  # a NaN compares false; an int of 400 digits is no float
+        raise ValueError(f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is accepted")
     return float(value)
 
 
@@ -36,7 +38,7 @@ class Schedule:
     """What every schedule shares: range checks, the JSON form. A subclass gives _point(t) -> (alpha, sigma, lambda) and the inverse."""
 
     t_zero = 0.0
-    t_top = None  # largest accepted time where that is not t_max
+    t_top = property(lambda self: self.t_max)  # largest accepted time
     t_finite = property(lambda self: self.t_max)
 
     def alpha(self, t):
@@ -60,10 +62,9 @@ class Schedule:
 
     def _at(self, t, what: str) -> tuple[np.ndarray, ...]:
         t = np.asarray(t, dtype=np.float64)
-        top = self.t_max if self.t_top is None else self.t_top
-        bad = ~((t >= self.t_zero) & (t <= top))
+        bad = ~((t >= self.t_zero) & (t <= self.t_top))
         if bad.any():
-            raise ValueError(f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= {top:g} is accepted")
+            raise ValueError(f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= {self.t_top:g} is accepted")
         with np.errstate(over="ignore", divide="ignore"):
             return tuple(np.asarray(value) for value in self._point(t))
 
@@ -73,7 +74,21 @@ class Schedule:
 
     @staticmethod
     def from_json(data) -> Schedule:
-        return from_json(data)
+        """The schedule that to_json wrote: a dict, or its JSON text, read strictly. Anything else is a ValueError."""
+        words = load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json") if isinstance(data, str) else data
+        if not isinstance(words, dict) or words.get("name") not in list(SCHEDULES):
+            raise ValueError(f"schedules.from_json: {words!r:.80}; a dict whose name is one of {', '.join(SCHEDULES)} is accepted")
+        words, make, zero = {k: v for k, v in words.items() if k != "name"}, SCHEDULES[words["name"]], False
+        if make is DiscreteVP:
+            kind, zero = words.pop("kind", None), words.pop("zero_terminal_snr", False)
+            if kind not in (None, "linear", "scaled_linear", "cosine") or not isinstance(zero, bool) or "recipe" in words:
+                raise ValueError(f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that to_json writes is accepted")
+            make = DiscreteVP if kind is None else getattr(DiscreteVP, kind)
+        try:
+            schedule = make(**words)
+        except TypeError as error:
+            raise ValueError(f"schedules.from_json: {error!s:.120}; the parameters that to_json writes are accepted") from None
+        return schedule.zero_terminal_snr() if zero else schedule
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,7 @@ class EDM(Schedule):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
-    t_top = float(np.finfo(np.float64).max)  # churn and hand-made lists go above sigma_max
+    t_top = sys.float_info.max  # churn and hand-made lists go above sigma_max
     t_min = property(lambda self: self.sigma_min)
     t_max = property(lambda self: self.sigma_max)
 
@@ -198,31 +213,30 @@ class DiscreteVP(Schedule):
 
     alphas_cumprod [T]: strictly decreasing inside (0, 1); the last may be 0 (zero terminal SNR). At a fractional t half_log_snr is linear
     in t (log-linear sigma/alpha); in the two intervals with an infinite end, -1..0 and the last of a zero-terminal-SNR table, sigma/alpha
-    and alpha/sigma are linear in t instead. recipe names the constructor and its arguments, so that to_json stays short."""
+    and alpha/sigma are linear in t instead. recipe names the constructor and its arguments, so that to_json and repr stay short."""
 
-    alphas_cumprod: np.ndarray
+    alphas_cumprod: np.ndarray = field(repr=False)
     recipe: dict | None = None
     t_min, t_zero = 0.0, -1.0
     t_max = property(lambda self: float(len(self.alphas_cumprod) - 1))
     t_finite = property(lambda self: float(len(self._table) - 1))  # _table: half_log_snr at t = 0, 1, .., t_finite
 
     def __post_init__(self):
-        table = np.array(self.alphas_cumprod, dtype=np.float64)
+        try:
+            table = np.array(self.alphas_cumprod, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is accepted") from None
         if table.ndim != 1 or not 2 <= len(table) <= 100_000:
             raise ValueError(f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to 100000 entries is accepted")
-        inside = (table > 0.0) & (table < 1.0)
-        inside[-1] |= table[-1] == 0.0
-        if not inside.all():
-            at = int(np.argmin(inside))
-            raise ValueError(f"DiscreteVP: alphas_cumprod[{at}] = {table[at]:g}; values inside (0, 1), or a last 0, are accepted")
-        if not (np.diff(table) < 0.0).all():
-            at = int(np.argmax(np.diff(table) >= 0.0))
-            raise ValueError(f"DiscreteVP: alphas_cumprod[{at + 1}] = {table[at + 1]:g} after {table[at]:g}; they must decrease")
+        sound = (table >= 0.0) & (np.diff(table, prepend=1.0) < 0.0)
+        if not sound.all():
+            at = int(np.argmin(sound))
+            found = f"alphas_cumprod[{at}] = {table[at]:g} after {table[:at][-1:]}"
+            raise ValueError(f"DiscreteVP: {found}; decreasing values inside (0, 1), the last may be 0, are accepted")
         table.setflags(write=False)
-        with np.errstate(divide="ignore"):
-            levels = 0.5 * (np.log(table) - np.log1p(-table))
+        finite = table[: len(table) - (table[-1] == 0.0)]
         object.__setattr__(self, "alphas_cumprod", table)
-        object.__setattr__(self, "_table", levels[: len(table) - (table[-1] == 0.0)])
+        object.__setattr__(self, "_table", 0.5 * (np.log(finite) - np.log1p(-finite)))
 
     @classmethod
     def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVP:
@@ -282,18 +296,4 @@ def _recipe(kind: str, steps, **values) -> dict:
 
 
 SCHEDULES = {cls.__name__: cls for cls in (VP, DiscreteVP, VE, EDM, Flow, TrigFlow)}
-
-
-def from_json(data) -> Schedule:
-    """The schedule that to_json wrote (a dict, or its JSON text); an unknown name or key is a ValueError."""
-    data = dict(json.loads(data) if isinstance(data, str) else data)
-    name, kind, zero = data.pop("name", None), data.pop("kind", None), data.pop("zero_terminal_snr", False)
-    if name not in SCHEDULES:
-        raise ValueError(f"schedules.from_json: name = {name!r}; one of {', '.join(SCHEDULES)} is accepted")
-    if kind is not None and (name != "DiscreteVP" or kind not in ("linear", "scaled_linear", "cosine")):
-        raise ValueError(f"schedules.from_json: kind = {kind!r} of {name}; linear, scaled_linear or cosine of DiscreteVP is accepted")
-    try:
-        schedule = (SCHEDULES[name] if kind is None else getattr(DiscreteVP, kind))(**data)
-    except TypeError as error:
-        raise ValueError(f"schedules.from_json: {error}; the parameters of {name} are accepted") from None
-    return schedule.zero_terminal_snr() if zero is True else schedule
+from_json = Schedule.from_json

@@ -1,6 +1,7 @@
 """The C interface, as C programs and foreign callers meet it: the header, the binary, a saved plan, hostile input."""
 
 import ctypes
+import dataclasses
 import hashlib
 import json
 import re
@@ -108,32 +109,9 @@ def test_rows_and_entries(lib, plan_files):
 
 def test_a_coefficient_beyond_float32_is_refused(lib):
     plan = plans()["dpmpp_2m"]
-    big = fs.Plan.from_bytes(plan.to_bytes())
-    numbers = {
-        name: np.array(getattr(big, name))
-        for name in (
-            "M",
-            "p",
-            "q",
-            "clip",
-            "U",
-            "V",
-            "known",
-            "c",
-            "t",
-            "preview",
-            "alpha",
-            "sigma",
-            "reads",
-            "branches",
-            "known_reads",
-            "dst",
-            "call",
-            "ids",
-        )
-    }
-    numbers["M"][1, 0, 0] = 1e39
-    handle = lib.parse(fs.Plan(**numbers, note=plan.note).to_bytes())
+    M = np.array(plan.M)
+    M[1, 0, 0] = 1e39
+    handle = lib.parse(dataclasses.replace(plan, M=M).to_bytes())
     with pytest.raises(StatusError, match="row 1 .*beyond float32; pack as FS_F64") as error:
         lib.pack(handle, np.float32)
     assert error.value.status == interface.E_UNSUPPORTED
@@ -253,6 +231,21 @@ def test_the_example_server_serves_each_request_as_if_alone(made, plan_files, tm
     for request in served:
         build.run(made[1] / "plan_run", path, tmp_path / "alone.bin", 1, D, request["number"])
         assert np.fromfile(tmp_path / "alone.bin", np.float32)[-D:].tobytes() == request["x"].tobytes()
+
+
+def test_the_example_server_refuses_a_plan_that_starts_from_an_image(made, plan_files, tmp_path):
+    path = tmp_path / "image.fsplan"
+    plan_files["dpmpp_2m"][0].remake(start=2).save(path)
+    done = subprocess.run([made[1] / "server", path, "1", "1", "4", tmp_path / "served.bin"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"server: {path} starts from an image; a plan made without start= is accepted\n")
+
+
+def test_a_file_that_is_no_plan_is_named(lib, tmp_path):
+    path = tmp_path / "no.fsplan"
+    path.write_bytes(bytes(100))
+    with pytest.raises(StatusError, match=rf"^fs_plan_load: {path}: .*first 8 bytes") as error:
+        lib.fs_plan_load(str(path).encode(), ctypes.byref(ctypes.c_void_p()))
+    assert error.value.status == interface.E_FORMAT
 
 
 @pytest.mark.parametrize("arguments", [[], ["no.fsplan", "states.bin", "1", "4", "0"]])

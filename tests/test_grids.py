@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import grids
+from fastsample.model import Model
 from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 
 EPS = np.finfo(np.float64).eps
@@ -129,6 +130,17 @@ def test_a_number_of_steps_that_is_none(make, n):
 
 
 @pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(Model(None, SD), "a Model; pass model.schedule"), (None, "a NoneType; a"), (VP, "the class VP; a"), ("vp", "a str; a")],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("make", [*EVERY, *INDEXED, grids.from_sigmas, grids.from_timesteps, grids.check])
+def test_what_is_no_schedule_is_refused(make, value, sentence):
+    with pytest.raises(ValueError, match=rf"grids\.{make.__name__}: schedule is {sentence}"):
+        make(value, 8 if make in (*EVERY, *INDEXED) else [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (lambda: grids.check(EDM(), [1, 2, 3]), "grid: entry 1 is 2 after 1; strictly decreasing"),
@@ -149,6 +161,8 @@ def test_a_number_of_steps_that_is_none(make, n):
         (lambda: grids.from_sigmas(SD, [np.inf, 1]), "inf is above"),
         (lambda: grids.from_sigmas(EDM(), [3, -1]), "-1 is negative"),
         (lambda: grids.from_sigmas(EDM(), [1, 3]), "entry 1 is 3 after 1"),
+        (lambda: grids.from_sigmas(Flow(3.0), [1, 0.5, 0.5, 0]), "grids.from_sigmas: entry 2 is 0.5 after 0.5"),
+        (lambda: grids.leading(SD, 4, offset="a"), "grids.leading: offset = 'a'; a number"),
         (lambda: grids.trailing(EDM(), 3), "schedule is a EDM; a DiscreteVP is accepted"),
         (lambda: grids.leading(SD, 2000), "n = 2000 for a table of 1000 levels"),
         (lambda: grids.leading(SD, 2, offset=600), "t = 1100"),

@@ -6,6 +6,7 @@ import torch
 from cases import same
 from test_run import BACKENDS, close, net, plan_of, unit
 
+from fastsample import schedules
 from fastsample.guidance import guided
 from fastsample.plan import PlanError
 from fastsample.run import Run
@@ -20,15 +21,17 @@ def test_guidance_by_linear_weights(backend):
     made = guided(plan)
     run = Run(made, noise=z, guidance=scale, state_dtype=torch.float64, backend=backend)
     joined = Run(made, noise=z, guidance=scale[:, None], state_dtype=torch.float64, copies=2, backend=backend)
-    plain = Run(plan, noise=z, state_dtype=torch.float64, backend=backend)
+    plain, largest = Run(plan, noise=z, state_dtype=torch.float64, backend=backend), 0.0
     while not run.done:
         run.step(branches(run.model_input, run.t))
         one, two = joined.model_input.chunk(2)
         assert torch.equal(one, two)
         joined.step(torch.cat(branches(one, joined.t[:3])))
         c, u = branches(plain.model_input, plain.t)
+        largest = max(largest, float((scale.view(-1, 1, 1) * (c.abs() + u.abs())).max()))
         plain.step(u + scale.view(-1, 1, 1) * (c - u))
-    assert close(run.x, plain.x) and same(run.x, joined.x)
+    # f is rounded three times by hand and four times by weights (1 - s, two products, a sum); a row of this plan does not enlarge it
+    assert close(run.x, plain.x, 7 * plan.nfe, largest) and same(run.x, joined.x)
     levels = np.log(np.maximum(plan.alpha[1:-1], 1e-300) / plan.sigma[1:-1])
     part = guided(plan, interval=(float(levels[2]) - 1e-9, float(levels[3]) + 1e-9))
     assert (part.branches[1:-1] == 3).tolist() == [False, False, True, True, False, False]
@@ -45,6 +48,11 @@ def test_guidance_by_linear_weights(backend):
     [
         ({"branches": 1}, "branches=1"),
         ({"branches": 9}, "branches=9"),
+        ({"branches": 2.0}, "branches=2.0"),
+        ({"branches": True}, "branches=True"),
+        ({"interval": 3}, "interval=3"),
+        ({"interval": (1.0, 2.0, 3.0)}, "interval="),
+        ({"interval": ("a", "b")}, "interval="),
         ({"interval": (1.0, 1.0)}, "interval="),
         ({"interval": (2.0, np.nan)}, "interval="),
     ],
@@ -52,6 +60,24 @@ def test_guidance_by_linear_weights(backend):
 def test_what_does_not_fit_is_refused(options, sentence):
     with pytest.raises(PlanError, match=f"guided: {sentence}.* accepted"):
         guided(plan_of(), **options)
+
+
+def test_only_a_plan_can_be_guided():
+    with pytest.raises(TypeError, match="guided: plan is a Flow; a fastsample.Plan is needed"):
+        guided(schedules.Flow())
+
+
+def test_numbers_are_one_scale_each_where_a_plan_has_several():
+    """K numbers are K scales for every sample; [B] is only for K = 1."""
+    made, z = guided(plan_of(), branches=3), unit()
+    branches = lambda run: [net(run.model_input, run.t) * k for k in (1.0, 0.5, 0.2)]  # noqa: E731
+    runs = [Run(made, noise=z, guidance=g) for g in ([2.0, 0.5], torch.tensor([[2.0, 0.5]] * 3))]
+    for run in runs:
+        while not run.done:
+            run.step(branches(run))
+    assert same(runs[0].x, runs[1].x)
+    with pytest.raises(ValueError, match=r"Run: guidance has shape \[3\]; a number or \[3, 2\] is accepted"):
+        Run(made, noise=z, guidance=torch.ones(3))
 
 
 def test_a_guided_plan_keeps_its_levels_and_says_so():

@@ -210,6 +210,20 @@ def test_identity():
     assert one.startswith("sha256:")
 
 
+def test_repr_names_the_network_and_does_not_print_it():
+    class Network:
+        def __call__(self, x, t):
+            return x
+
+        def __repr__(self):
+            return "layer\n" * 90
+
+    assert repr(Model(Network(), Flow(3.0), "flow", time=1000)) == (
+        "Model(Network, Flow(shift=3.0, t_min=0.001), 'flow', time=1000, sigma_data=0.5)"
+    )
+    assert repr(Model(None, VP())).startswith("Model(None, VP(")
+
+
 def test_to_json():
     words = Model(None, EDM(), "edm", time=np.float64(2), input_scale=lambda t: t, model_id="m").to_json()
     assert words == {"prediction": "edm", "time": 2.0, "input_scale": "callable", "sigma_data": 0.5, "model_id": "m"}
@@ -220,6 +234,12 @@ def test_to_json():
     [
         (lambda: Model(3, VP()), "fn is a int"),
         (lambda: Model(None, "vp"), "schedule is a str"),
+        (lambda: Model(None, VP), r"schedule is the class VP; VP\(...\) is accepted"),
+        (lambda: Model(None, VP(), T), "prediction = array"),
+        (lambda: Model(None, VP(), time=T), "time = array"),
+        (lambda: Model(None, VP(), input_scale=T), "input_scale = array"),
+        (lambda: Model(None, VP(), time_dtype="zz"), "time_dtype = 'zz'; None, or a torch or NumPy dtype of numbers"),
+        (lambda: Model(None, VP(), time_dtype=str), "time_dtype = <class 'str'>"),
         (lambda: Model(None, VP(), time="sigma"), "time = 'sigma'"),
         (lambda: Model(None, VP(), time=np.nan), "time = nan"),
         (lambda: Model(None, VP(), time=True), "time = True"),

@@ -28,6 +28,12 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"noise": unit().requires_grad_()}, RuntimeError, "differentiable=True"),
         ({"noise": unit(), "device": "meta"}, ValueError, "noise is on cpu and device=meta"),
         ({"noise": None, "shape": (2, -1)}, ValueError, "shape is"),
+        ({"noise": None, "shape": 5}, ValueError, "shape is 5; a batch size"),
+        ({"noise": None, "shape": "ab"}, ValueError, "shape is 'ab'; a batch size"),
+        ({"noise": None, "shape": (2.5, 3)}, ValueError, r"shape is \(2.5, 3\); a batch size"),
+        ({"noise": None, "shape": (2, 3), "device": "cuda:99"}, ValueError, "device='cuda:99' cannot be used .*'cpu'"),
+        ({"noise": None, "shape": (2, 3), "device": "bogus"}, ValueError, "device='bogus' cannot be used .*'cpu'"),
+        ({"device": "bogus"}, ValueError, "device='bogus' cannot be used .*'cpu'"),
         (
             {"noise": None, "latent": unit(), "start": 3},
             ValueError,
@@ -35,14 +41,21 @@ GOOD = {"noise": unit(1, 32, 32)}
         ),
         ({"noise": None, "latent": unit(), "start": 0}, ValueError, "start=0 is not an entry"),
         ({"noise": None, "latent": unit(), "start": 99}, ValueError, "start=99 is not an entry"),
+        ({"noise": None, "latent": unit(), "start": 1.0}, TypeError, "start is 1.0; a row number"),
+        ({"noise": None, "latent": unit(), "start": True}, TypeError, "start is True; a row number"),
+        ({"start": False}, TypeError, "start is False; a row number"),
         ({"start": 2}, ValueError, "start=2 needs the state at that row"),
         ({"seed": [1, 2]}, ValueError, "seed holds 2 values for a batch of 1"),
         ({"seed": 2**64}, ValueError, "seed spans"),
         ({"seed": 1.5}, TypeError, "seed is a float"),
+        ({"seed": True}, TypeError, "seed is a bool"),
+        ({"seed": [True]}, TypeError, "seed holds True for sample 0; an int"),
+        ({"seed": np.array([1.5])}, TypeError, "seed holds .*1.5.* for sample 0; an int"),
         ({"seed": torch.zeros(1)}, ValueError, "seed is torch.float32"),
         ({"guidance": 3.0}, ValueError, "the plan has no guidance scale; .*guided"),
         ({"noise_scale": [1.0, 2.0]}, ValueError, "noise_scale has shape"),
         ({"noise_scale": math.nan}, ValueError, "noise_scale is not finite"),
+        ({"noise_scale": torch.ones(1, requires_grad=True)}, RuntimeError, "noise_scale requires grad"),
         ({"mask": torch.ones(1, 32, 32)}, ValueError, "known is given without|mask is given without"),
         ({"mask": torch.ones(1, 32, 32), "known": unit(1, 32, 32)}, ValueError, "no row of this plan blends .*inpaint=True"),
         ({"state_dtype": torch.bfloat16}, TypeError, "state_dtype torch.bfloat16"),
@@ -52,6 +65,27 @@ GOOD = {"noise": unit(1, 32, 32)}
 def test_what_does_not_fit_is_refused(change, error, sentence):
     with pytest.raises(error, match=sentence):
         Run(plan_of("dpmpp_2m"), **{**GOOD, **change})
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    plan = plan_of("dpmpp_2m_sde", 3)
+    want = finish(Run(plan, shape=(2, 5), seed=[3, 4])).x
+    for seed in (np.int64(3), np.arange(3, 5), list(np.arange(3, 5)), torch.arange(3, 5)):
+        assert same(finish(Run(plan, shape=np.array([2, 5]), seed=seed)).x, want)
+    run = Run(plan, noise=unit())
+    assert same(finish(Run(plan, latent=run.x, start=np.int32(1))).x, finish(run).x)
+
+
+def test_values_that_are_not_finite_are_laid_to_whoever_gave_them():
+    bad = unit().clone()
+    bad[1, 0, 0] = math.nan
+    run = Run(plan_of("euler_ancestral"), noise=unit())
+    with pytest.raises(ValueError, match="Run: x holds NaN or Inf in sample 1"):
+        run.x = bad
+    assert same(run.x, Run(run.plan, noise=unit()).x)
+    for source in ([bad] * 5, lambda row, k: bad):
+        with pytest.raises(ValueError, match="Run: noise_source holds NaN or Inf in sample 1"):
+            finish(Run(plan_of("euler_ancestral", 6), noise=unit(), noise_source=source))
 
 
 def test_masks_that_do_not_fit_are_refused():

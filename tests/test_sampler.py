@@ -243,8 +243,14 @@ def test_a_non_finite_sample_is_named_at_the_end(options, value):
 
 
 @pytest.mark.parametrize("options", [{}, {"differentiable": True}], ids=["eager", "differentiable"])
-@pytest.mark.parametrize("f", [torch.zeros(1, 2, 5), torch.zeros(3, 1, 5), torch.zeros(3, 2, 5, dtype=torch.float64)])
-def test_outputs_are_never_broadcast(options, f):
+@pytest.mark.parametrize(
+    "f",
+    [
+        torch.zeros(1, 2, 5), torch.zeros(3, 1, 5), torch.zeros(3, 2, 5, dtype=torch.float64), torch.zeros(3, 2, 5).numpy(), None,
+        (torch.zeros(3, 2, 5),) * 2,
+    ],
+)  # fmt: skip
+def test_outputs_that_do_not_fit_are_refused(options, f):
     with pytest.raises((ValueError, TypeError), match="the model returned"):
         Sampler(plan_of(), lambda x, t: f, **options)(noise=unit())
 

@@ -199,11 +199,12 @@ def test_a_level_above_the_table_is_refused():
         (lambda: Flow(np.nan), "Flow: shift = nan"),
         (lambda: Flow(True), "Flow: shift = True"),
         (lambda: TrigFlow(0.0), "TrigFlow: sigma_data = 0.0"),
-        (lambda: DiscreteVP([0.5, 0.5]), r"alphas_cumprod\[1\] = 0.5 after 0.5"),
-        (lambda: DiscreteVP([0.2, 0.5]), r"alphas_cumprod\[1\] = 0.5 after 0.2"),
-        (lambda: DiscreteVP([1.0, 0.5]), r"alphas_cumprod\[0\] = 1;"),
+        (lambda: DiscreteVP([0.5, 0.5]), r"alphas_cumprod\[1\] = 0.5 after \[0.5\]"),
+        (lambda: DiscreteVP([0.2, 0.5]), r"alphas_cumprod\[1\] = 0.5 after \[0.2\]"),
+        (lambda: DiscreteVP([1.0, 0.5]), r"alphas_cumprod\[0\] = 1 after \[\];"),
         (lambda: DiscreteVP([1.5, 0.5]), r"alphas_cumprod\[0\] = 1.5"),
-        (lambda: DiscreteVP([0.5, 0.0, -0.1]), r"alphas_cumprod\[1\] = 0;"),
+        (lambda: DiscreteVP([0.5, 0.0, -0.1]), r"alphas_cumprod\[2\] = -0.1 after \[0.\]"),
+        (lambda: DiscreteVP([0.5, 0.0, 0.0]), r"alphas_cumprod\[2\] = 0 after \[0.\]"),
         (lambda: DiscreteVP([0.5, np.nan]), r"alphas_cumprod\[1\] = nan"),
         (lambda: DiscreteVP([0.5]), r"shape \[1\]"),
         (lambda: DiscreteVP([[0.5, 0.4]]), r"shape \[1, 2\]"),
@@ -212,15 +213,45 @@ def test_a_level_above_the_table_is_refused():
         (lambda: DiscreteVP.linear(1000, -0.1), "beta_start = -0.1"),
         (lambda: DiscreteVP.scaled_linear(1000, 0.1, 1.5), "beta_end = 1.5"),
         (lambda: DiscreteVP.cosine(beta_max=np.nan), "beta_max = nan"),
-        (lambda: from_json({"name": "os.system"}), "name = 'os.system'"),
-        (lambda: from_json({"name": "Flow", "shfit": 3.0}), "shfit"),
-        (lambda: from_json({"name": "Flow", "kind": "linear"}), "kind = 'linear' of Flow"),
-        (lambda: from_json('{"name": "VP", "beta_min": NaN}'), "VP: beta_min = nan"),
+        (lambda: DiscreteVP("abc"), "alphas_cumprod = 'abc'; a list of numbers is accepted"),
+        (lambda: Flow(10**400), "Flow: shift = 1000"),
     ],
 )
 def test_bad_parameters_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"name": "os.system"}, "'os.system'}; a dict whose name is one of VP,"),
+        ({"name": ["Flow"]}, "a dict whose name is one of"),
+        (None, "None; a dict whose name"),
+        ({"name": "Flow", "shfit": 3.0}, "unexpected keyword argument 'shfit'; the parameters that to_json writes are accepted"),
+        ({"name": "Flow", "kind": "linear"}, "unexpected keyword argument 'kind'"),
+        ({"name": "Flow", "zero_terminal_snr": True}, "unexpected keyword argument 'zero_terminal_snr'"),
+        ({"name": "DiscreteVP", "kind": "zero_terminal_snr"}, "a kind, zero_terminal_snr or table that to_json writes is accepted"),
+        ({"name": "DiscreteVP", "kind": "linear", "zero_terminal_snr": 1}, "a kind, zero_terminal_snr or table"),
+        ({"name": "DiscreteVP", "alphas_cumprod": [0.5, 0.2], "recipe": [1]}, "a kind, zero_terminal_snr or table"),
+        ({"name": "DiscreteVP", "alphas_cumprod": {}}, "alphas_cumprod = {}"),
+        ({"name": "VP", "beta_min": float("nan")}, "VP: beta_min = nan"),
+        ('{"name": "VP", "beta_min": NaN}', "JSON holds NaN"),
+        ('{"name": "Flow", "shift": 1, "shift": 2}', "repeats a key"),
+        ("[" * 100_000, "nested more than 32 deep"),
+        ("null", "the JSON is a NoneType"),
+        ("x", "not sound UTF-8 JSON"),
+        ("\ud800", "not sound UTF-8 JSON"),
+    ],
+)
+def test_json_that_to_json_did_not_write_is_refused(data, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        from_json(data)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_repr_is_short():
+    assert repr(DiscreteVP.linear(9)) == "DiscreteVP(recipe={'kind': 'linear', 'steps': 9, 'beta_start': 0.0001, 'beta_end': 0.02})"
 
 
 def test_the_table_is_read_only():

@@ -5,6 +5,7 @@ import pytest
 
 from fastsample import grids
 from fastsample.model import Model
+from fastsample.plan import PlanError
 from fastsample.schedules import EDM, VP, DiscreteVP, Flow, TrigFlow
 from fastsample.solvers import JUMPS, SOLVERS, jump
 
@@ -98,6 +99,49 @@ def test_remake_keeps_every_option():
     again = plan.remake(start=2)
     assert (again.nfe, again.note["inpaint"], again.note["clip"], again.note["arguments"]["eta"]) == (3, True, 1.5, 0.5)
     assert (again.clip[1:-1] == 1.5).all()
+
+
+@pytest.mark.parametrize("kind", [float, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("strength", [0.05, 0.3, 0.7, 1.0])
+def test_a_strength_is_a_strength_in_every_float(kind, strength):
+    grid = grids.karras(EDM(), 10)
+    plan = SOLVERS["ddim"](EDM(), grid, prediction="x0", start=kind(strength))
+    assert plan.note["start"] == 10 - max(1, int(10 * strength))
+
+
+HOSTILE = [
+    ("solver", [1]),
+    ("schedule", [1]),
+    ("schedule", {"name": ["VP"]}),
+    ("schedule", "["),
+    ("grid", None),
+    ("grid", [[1]]),
+    ("grid", ["x", 0.0]),
+    ("model", [1]),
+    ("model", {"time": [1]}),
+    ("model", {"time": 10**400}),
+    ("prediction", {}),
+    ("arguments", [1]),
+    ("arguments", {"start": 1}),
+    ("arguments", {"key": 1}),
+    ("arguments", {"eta": {}}),
+    ("inpaint", [[1]]),
+    ("clip", "x"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), HOSTILE)
+def test_remake_names_what_is_wrong_in_a_note_from_elsewhere(key, value):
+    plan = SOLVERS["ddim"](VP(), grids.karras(VP(), 4), prediction="eps").with_note(**{key: value})
+    error = ValueError if key == "solver" else PlanError
+    with pytest.raises(error, match=rf"^remake: (the note's )?{key}.*accepted|^remake: the note's {key}: .*JSON") as caught:
+        plan.remake(start=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_remake_does_not_blame_the_note_for_start():
+    with pytest.raises(ValueError, match="^start: 9 for a grid of 4 steps"):
+        SOLVERS["ddim"](VP(), grids.karras(VP(), 4), prediction="eps").remake(start=9)
 
 
 BAD = [

@@ -186,7 +186,11 @@ Plan load_plan(const char* path) {
   }
   if (std::ferror(file.get()))
     throw Error(FS_E_FILE, std::string("fs_plan_load: ") + path + " cannot be read; a readable .fsplan file is accepted");
-  return parse_plan(data.data(), data.size());
+  try {
+    return parse_plan(data.data(), data.size());
+  } catch (const Error& error) {  // the caller knows the file by its name
+    throw Error(error.status(), std::string("fs_plan_load: ") + path + ": " + error.what());
+  }
 }
 
 }  // namespace fs

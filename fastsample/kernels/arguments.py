@@ -5,13 +5,33 @@ kernel runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..plan import Plan
+from .select import STATES
 
+MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 STD_RANGE, STD_ELEMENTS = (0.8, 1.25), 1024  # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
+
+
+def dtypes(where: str, state: object, model: object) -> None:
+    """Refuse a state dtype outside STATES and a model dtype outside MODELS (None: not said yet)."""
+    if state not in STATES or model not in (None, *MODELS):
+        raise TypeError(
+            f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a floating model are accepted"
+        )
+
+
+def integer(value: object) -> int | None:
+    """A whole number of Python, NumPy or torch as an int; None for anything else, True and False included."""
+    try:
+        return None if isinstance(value, (bool, np.bool_)) else index(value)
+    except TypeError:
+        return None
 
 
 def start(
@@ -25,11 +45,12 @@ def start(
             "take noise= beside it)"
             " and shape= (noise is drawn from the seeds)"
         )
+    device = None if device is None else _device(device)
     if shape is not None:
-        size = tuple(int(n) for n in shape)
-        if len(size) < 1 or min(size) < 0:
-            raise ValueError(f"Run: shape is {list(size)}; a batch size and sizes of 0 or more are accepted")
-        return None, size, torch.device(device or "cpu")
+        size = tuple(map(integer, shape)) if isinstance(shape, (Sequence, np.ndarray)) else ()
+        if len(size) < 1 or any(n is None or n < 0 for n in size):
+            raise ValueError(f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are accepted")
+        return None, size, device or torch.device("cpu")
     for name, given in (("noise", noise), ("latent", latent)):
         if given is not None:
             _checked(name, given, device, gradients)
@@ -41,16 +62,28 @@ def start(
     return given, tuple(given.shape), given.device
 
 
+def _device(wish: object) -> torch.device:
+    """The device, which this torch can put a tensor on."""
+    try:
+        return torch.empty(0, device=wish).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', is accepted") from error
+
+
 def _checked(name: str, given: object, device, gradients: bool) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"Run: {name} is a {type(given).__name__}; a torch tensor [B, *] is needed")
     if given.layout != torch.strided or not given.is_floating_point() or given.dim() < 1:
         raise TypeError(f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating tensor [B, *] is accepted")
-    if device is not None and torch.device(device).type != given.device.type:
+    if device is not None and device.type != given.device.type:
         raise ValueError(f"Run: {name} is on {given.device} and device={device}; move it, or leave device out")
-    if given.requires_grad and not gradients:
-        raise RuntimeError(f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)")
+    _gradients(name, given, gradients)
     check_values(name, given)
+
+
+def _gradients(name: str, given: Tensor, kept: bool) -> None:
+    if given.requires_grad and not kept:
+        raise RuntimeError(f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)")
 
 
 def check_values(name: str, given: Tensor) -> None:
@@ -68,13 +101,15 @@ def check_values(name: str, given: Tensor) -> None:
 def entry(plan: Plan, latent: bool, row: int | None) -> int:
     """The first row to run: 0 for noise and for the image of a plan made with start=, else an entry the state is handed in at."""
     image = plan.sigma[0] == 0
+    if row is not None and integer(row) is None:
+        raise TypeError(f"Run: start is {row!r}; a row number of the plan, one of plan.entries, is accepted")
     if not latent:
         if image:
             raise ValueError("Run: this plan was made with start= and begins from an image; pass latent=")
         if row not in (None, 0):
             raise ValueError(f"Run: start={row} needs the state at that row; pass latent=, or noise= without start")
         return 0
-    row = row if row is not None else 0 if image else 1
+    row = integer(row) if row is not None else 0 if image else 1
     entries = [k for k in plan.entries if k > 0 or image]
     if row not in entries:
         raise ValueError(
@@ -91,22 +126,26 @@ def seeds(seed, batch: int, device) -> Tensor:
         if seed.dtype != torch.int64 or seed.shape != (batch,):
             raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
         return seed.to(device).contiguous()
-    if isinstance(seed, bool) or not isinstance(seed, (int, Sequence)) or isinstance(seed, str):
+    first = integer(seed)
+    if first is None and (not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))):
         raise TypeError(f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted")
-    values = [seed + b for b in range(batch)] if isinstance(seed, int) else list(seed)
-    if len(values) != batch or not all(isinstance(v, int) for v in values):
+    values = [first + b for b in range(batch)] if first is not None else [integer(v) for v in seed]
+    if len(values) != batch:
         raise ValueError(f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed")
+    if None in values:
+        raise TypeError(f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int for each sample is accepted")
     if values and not -(2**63) <= min(values) <= max(values) < 2**64:
         raise ValueError(f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted")
     return torch.tensor([(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device)
 
 
-def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device) -> Tensor:
+def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device, gradients: bool) -> Tensor:
     """[B] or [B, columns] finite numbers of a number, `columns` numbers, or a tensor."""
     try:
-        value = torch.as_tensor(value, dtype=dtype, device=device).detach()
+        value = torch.as_tensor(value, dtype=dtype, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"Run: {name} is {value!r}; a number or a tensor is accepted") from error
+    _gradients(name, value, gradients)
     shape = (batch,) if columns is None else (batch, columns)
     if columns == 1 and value.shape == (batch,):
         value = value[:, None]
@@ -117,7 +156,7 @@ def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.
     return value.expand(shape).contiguous()
 
 
-def scales(plan: Plan, guidance, batch: int, dtype: torch.dtype, device) -> Tensor | None:
+def scales(plan: Plan, guidance, batch: int, dtype: torch.dtype, device, gradients: bool = False) -> Tensor | None:
     """Guidance scales [B, K] for a plan with K of them."""
     if plan.K == 0:
         if guidance is not None:
@@ -125,14 +164,16 @@ def scales(plan: Plan, guidance, batch: int, dtype: torch.dtype, device) -> Tens
         return None
     if guidance is None:
         raise ValueError(f"Run: the plan takes {plan.K} guidance scale(s) and guidance is missing; pass guidance=")
-    return _per_sample("guidance", guidance, batch, plan.K, dtype, device)
+    return _per_sample("guidance", guidance, batch, plan.K, dtype, device, gradients)
 
 
-def noise_scales(value, batch: int, dtype: torch.dtype, device) -> Tensor | None:
-    return None if value is None else _per_sample("noise_scale", value, batch, None, dtype, device)
+def noise_scales(value, batch: int, dtype: torch.dtype, device, gradients: bool = False) -> Tensor | None:
+    return None if value is None else _per_sample("noise_scale", value, batch, None, dtype, device, gradients)
 
 
-def blend(plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, device) -> tuple[Tensor | None, Tensor | None]:
+def blend(
+    plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, device, gradients: bool = False
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a sample (size 1 where it repeats)."""
     if mask is None and known is None:
         return None, None
@@ -145,6 +186,7 @@ def blend(plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, devi
     for name, value in (("mask", mask), ("known", known)):
         if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:
             raise ValueError(f"Run: {name} must be a tensor on {device}")
+        _gradients(name, value, gradients)
     mask = mask.to(dtype)
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError(
@@ -159,7 +201,7 @@ def blend(plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, devi
             f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted"
         )
     check_values("known", known)
-    return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.detach().to(dtype).contiguous()
+    return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.to(dtype).contiguous()
 
 
 def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
@@ -170,8 +212,9 @@ def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
 
 
 def sources(
-    given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None
-) -> Callable[[int], list] | None:
+    given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None,
+    gradients: bool = False,
+) -> Callable[[int], list] | None:  # fmt: skip
     """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or None where Philox draws everything.
 
     given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every
@@ -194,7 +237,9 @@ def sources(
         ):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
-        return value.detach().to(dtype).contiguous()
+        _gradients("noise_source", value, gradients)
+        check_values("noise_source", value)
+        return value.to(dtype).contiguous()
 
     held = {} if initial is None else {0: initial}
     if given is not None and not callable(given):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ def unshared(conditions: Sequence[dict]) -> list[dict]:
         return value
 
     return [{key: own(value) for key, value in c.items()} for c in conditions]
+
+
+def form(value: object) -> Hashable:
+    """What a graph for these arguments is made for: keywords, kinds of tensors (sizes apart, but 0 and 1 are never "any size") and the
+    values of floats and text. Each form has a graph of its own: of the few recompiles torch allows a graph, only changing sizes take any.
+    """
+    if isinstance(value, dict):
+        return tuple((key, form(v)) for key, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(form(v) for v in value)
+    if isinstance(value, Tensor):
+        return value.dtype, str(value.device), tuple(min(n, 2) for n in value.shape)
+    return repr(value) if isinstance(value, (float, str, bool)) else type(value)
 
 
 def branches_of(cond: dict | None, uncond: dict | None, branches: Sequence[dict] | None) -> list[dict]:

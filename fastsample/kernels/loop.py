@@ -6,21 +6,30 @@ every plan of one `plan.program`.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from ..plan import Plan
+from . import outputs
 from .layout import Layout
 
+_numbers = count()
 
-def distinct(function: Callable, number: int) -> Callable:
-    """The function under a code object of its own. torch re-uses a nested region by its code alone: closures of one source line look
-    equal to it.
+
+def distinct(function: Callable) -> Callable:
+    """The function under a code object that nothing else in the process has.
+
+    torch keeps compiled graphs, and re-uses nested regions, by the code alone, and code objects compare by value: functions of one source
+    line would share one cache, hence its limit of recompiles (8), and graphs made for one another's closures.
     """
-    function.__code__ = function.__code__.replace(co_name=f"{function.__name__}_{number}")
-    return function
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
+    twin = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
 
 
 class Program:
@@ -37,7 +46,7 @@ class Program:
         self.dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
         self.rows, self.first, self.ask, self.model_dtype, self.keep = plan.program[5], first, tuple(ask), model_dtype, keep
         kinds = sorted({(tuple(row[1:]), own) for row in self.rows for own in (False, True)})
-        self.steps = {kind: region(distinct(self._bound(step, kind[0]), k)) for k, kind in enumerate(kinds)}
+        self.steps = {kind: region(distinct(self._bound(step, kind[0]))) for kind in kinds}
 
     def _bound(self, step: Callable, structure: tuple[int, ...]) -> Callable:
         def row_of(x, table_f, table_i, row, used):
@@ -87,8 +96,10 @@ class Program:
             states.append(x)
         for i in range(self.first, len(self.rows) - 1):
             call, *structure = self.rows[i]
-            f = self.ask[call](model_input, t, conditions, self.used(i)) if call >= 0 else None
-            self._fits(f, x)
+            f = None
+            if call >= 0:
+                f = self.ask[call](model_input, t, conditions, self.used(i))
+                outputs.check("Sampler", f, x, self.model_dtype, self.used(i), i)
             used = self._operands(i, slots, f, requested)
             own = any(f"n{k}" in used for k in range(at.L))
             x, model_input, word, written = self.steps[tuple(structure), own](x, table_f, table_i, rows[i], used)
@@ -104,12 +115,36 @@ class Program:
         c = self.dims.c
         return rows[:, c + 1] if self.dims.E == 1 else rows[:, c + 1 : c + 1 + self.dims.E]
 
-    def _fits(self, f: Tensor | list | None, x: Tensor) -> None:
-        whole = isinstance(f, Tensor)
-        shape = (self.dims.G * x.shape[0], *x.shape[1:]) if whole else tuple(x.shape)
-        for value in [f] if whole else f or []:
-            if value is not None and (value.shape != shape or value.dtype != self.model_dtype):
-                raise ValueError(
-                    f"Sampler: the model returned {list(value.shape)} {value.dtype} where {list(shape)} {self.model_dtype} is needed; "
-                    "only that shape and dtype are accepted, nothing is broadcast"
-                )
+    def refuse(self, error: Exception, x: Tensor, table_f: Tensor, conditions: Sequence[dict]) -> None:
+        """Raise ValueError, one sentence, for the error torch gave instead of a graph: each model is asked once as it is, because a wrong
+        output names its sizes there and a model's own error is raised as such.
+        """
+        used, before = (True,) * self.dims.G, table_f[max(self.first, 1) - 1]
+        first_asked = {self.rows[i][0]: i for i in reversed(range(self.first, len(self.rows) - 1)) if self.rows[i][0] >= 0}
+        for call, row in first_asked.items():
+            f = self.ask[call](x.to(self.model_dtype, copy=True), self._time(before.expand(x.shape[0], -1)), conditions, used)
+            try:
+                outputs.check("Sampler", f, x, self.model_dtype, used, row)
+            except (TypeError, ValueError) as wrong:
+                raise ValueError(str(wrong)) from error
+        raise ValueError(
+            "Sampler: mode='compile-loop' could not take the model as one graph (a graph break, a write into its input, an output that "
+            "shares memory with its input); mode='compile-model' is accepted"
+        ) from error
+
+
+def compiled(program: Program) -> Callable:
+    """program.run as one graph. Raises ValueError, one sentence, chained from torch's, for a model that does not fit or is not one graph;
+    a failure of the code generator behind the graph is raised as it is.
+    """
+    run = torch.compile(types.MethodType(distinct(Program.run), program), fullgraph=True)
+
+    def call(x: Tensor, table_f: Tensor, table_i: Tensor, rows: Tensor, conditions: Sequence[dict], requested: dict):
+        try:
+            return run(x, table_f, table_i, rows, conditions, requested)
+        except torch._dynamo.exc.BackendCompilerFailed:
+            raise
+        except torch._dynamo.exc.TorchDynamoException as error:
+            program.refuse(error, x, table_f, conditions)
+
+    return call

@@ -155,7 +155,7 @@ class _Layers:
         return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
 
     def ends(self, paths: dict[int, np.ndarray], scaled: bool) -> dict[int, tuple[float, float]]:
-        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1, or the best found. A median is run to know its error."""
+        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best found. A median is run to know its error."""
         plain = {m: self.finals[m] for m in paths} if self.aggregate == "joint" else self._walk(paths, dict.fromkeys(paths, 1.0))
         best = {m: (1.0, self._error(x)) for m, x in plain.items()}
         if not scaled:
@@ -189,8 +189,7 @@ def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) ->
     """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes from the data end."""
     t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
     for i in range(1, len(t)):
-        for j in range(i):
-            jump[:, i, j] = solvers.JUMPS[solver](model.schedule, float(t[i]), float(t[j]))
+        jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
     return torch.as_tensor(jump, device=device)
 
 

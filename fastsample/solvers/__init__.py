@@ -15,9 +15,14 @@ The plan's note has `order`, of a run as it is started here, and `orders`, of ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ..grids import check
 from ..model import Model
-from ..plan import Plan
+from ..plan import Plan, PlanError
 from ..schedules import from_json
+from ._begin import number
+from ._build import start_index
 from ._exponential import jump
 from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
@@ -40,21 +45,40 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     """The same solver on the same grid for an image noised to grid[start], compiled from the plan's own note.
 
     start is an index into the plan's whole grid, or a strength in (0.0, 1.0]; None compiles it for noise. Raises ValueError for plans that
-    a solver of this registry did not make (learned tables), that guidance was added to, or whose model gave its times by a callable.
+    a solver of this registry did not make (learned tables), that guidance was added to, or whose model gave its times by a callable, and
+    PlanError, which names the key, for a note that no solver wrote.
     """
     note = plan.note
-    name, words = note.get("solver"), note.get("model") or {}
-    if name not in SOLVERS or not {"arguments", "schedule", "grid", "prediction"} <= note.keys():
-        raise ValueError(f"remake: solver = {name!r}; plans of {', '.join(SOLVERS)} are accepted (not learned tables)")
+    name = note.get("solver")
+    if name not in list(SOLVERS) or not {"arguments", "schedule", "grid", "prediction"} <= note.keys():
+        raise ValueError(f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not learned tables)")
     if note.get("guidance") is not None:
         raise ValueError("remake: the plan has guidance; the plan from before guidance was added is accepted")
+    words, arguments, inpaint = note.get("model") or {}, note["arguments"], note.get("inpaint", False)
+    for key, value, kind in (("model", words, dict), ("arguments", arguments, dict), ("inpaint", inpaint, bool)):
+        if not isinstance(value, kind):
+            raise PlanError(f"remake: the note's {key}: {value!r:.60}; a {kind.__name__}, as a solver writes it, is accepted")
     for word in ("time", "input_scale"):
         if words.get(word) == "callable":
             raise ValueError(f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} with start= is accepted")
     said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
-    model = Model(None, from_json(note["schedule"]), note["prediction"], **said)
-    options = {"inpaint": note.get("inpaint", False), "clip": note.get("clip", 0.0), **note["arguments"]}
-    return SOLVERS[name](model, note["grid"], start=start, **options)
+    schedule = _read("schedule", lambda: from_json(note["schedule"]))
+    grid = _read("grid", lambda: check(schedule, note["grid"]))
+    _read("prediction", lambda: Model(None, schedule, note["prediction"]))
+    model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
+    clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
+    index = start_index(grid, start)  # the caller's word, not the note's
+    return _read("arguments", lambda: SOLVERS[name](model, grid, start=index, inpaint=inpaint, clip=clip, **arguments))
+
+
+def _read(key: str, make: Callable):
+    """make(), which uses what the note says under key. A note may come from any file: what it breaks is named after it, in one sentence."""
+    try:
+        return make()
+    except ValueError as error:
+        raise PlanError(f"remake: the note's {key}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise PlanError(f"remake: the note's {key}: {error}; what a solver of fastsample writes is accepted") from None
 
 
 Plan._makers["remake"] = remake

@@ -205,8 +205,8 @@ def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
     if start is None:
         return None
     steps = len(grid) - 1
-    if isinstance(start, float) and 0.0 < start <= 1.0:
-        return steps - max(1, int(steps * start))
+    if isinstance(start, (float, np.floating)) and 0.0 < start <= 1.0:
+        return steps - max(1, int(steps * float(str(start))))  # float32(0.7) is meant as 0.7, not as 0.69999999
     if isinstance(start, (int, np.integer)) and not isinstance(start, bool) and 0 <= start < steps:
         return int(start)
     raise ValueError(f"start: {start!r} for a grid of {steps} steps; an index 0..{steps - 1} or a float strength in (0.0, 1.0] is accepted")
