@@ -21,9 +21,7 @@ STD_RANGE, STD_ELEMENTS = (0.8, 1.25), 1024  # a unit normal of 1,024 numbers le
 def dtypes(where: str, state: object, model: object) -> None:
     """Refuse a state dtype outside STATES and a model dtype outside MODELS (None: not said yet)."""
     if state not in STATES or model not in (None, *MODELS):
-        raise TypeError(
-            f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a floating model are accepted"
-        )
+        raise TypeError(f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a floating model are accepted")
 
 
 def integer(value: object) -> int | None:
