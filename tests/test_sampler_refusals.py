@@ -39,8 +39,6 @@ def made_for(schedule, prediction, **words):
 def test_a_plan_of_another_model_is_refused(plan, model, word):
     sentence = f"Sampler: the plan was made for {word} = .* and the model's is .*; make it for this model"
     with pytest.raises(ValueError, match=sentence) as said:
-        ValueError, match=f"Sampler: the plan was made for {word} = .* and the model's is .*; make it for this model"
-    ) as said:
         Sampler(Plan.from_json(plan.to_json()), [model])
     assert "\n" not in str(said.value)
 
