@@ -7,7 +7,7 @@ A maker describes each model evaluation by what it does to the state, in symbols
         b.row(b.t[i], to=b.t[i + 1], x=a * X + g * M, keep={f"m{i}": M})   # slots are named; reading R("m3") finds the slot
     return b.build("ddim", order=1, eta=eta, citations=[...])
 
-X is the state where the model is asked, M the prediction in the stored kind, F the weighted raw output, R(name) a kept value, N(id) a
+X is the state where the model is asked, M the prediction in the stored kind, R(name) a kept value, N(id) a
 noise. `x=` is the next state, at the point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before it.
 `anchor=` names the value a later row comes back to (the x a Runge-Kutta step starts from, the corrected x of UniPC): R("anchor"). It is
 eliminated: written as a combination of x', slots and noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the
@@ -57,7 +57,7 @@ class Lin(dict):
         return rest + self[name] * value if name in self else rest
 
 
-X, M, F, ZERO = Lin({"x": 1.0}), Lin({"m": 1.0}), Lin({"f": 1.0}), Lin()
+X, M, ZERO = Lin({"x": 1.0}), Lin({"m": 1.0}), Lin()
 
 
 def R(name: str) -> Lin:
