@@ -25,8 +25,8 @@ class Run:
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
-    latent        [B,*] instead: for a plan made with start= the image (noise= may stand beside it), else the state at row `start`
-                  (1 if not given), which must be one of plan.entries
+    latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand beside it); with start= the state there
+    start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps; a plan for noise needs it for a latent
     seed          int s (sample b takes s + b), B ints, or int64 [B]; noise id 0 of a plan is the noise the run started with
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
     noise_scale   a number or [B], times every draw of the plan (0: none)
@@ -49,7 +49,7 @@ class Run:
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
         given, size, device = arguments.start(noise, latent, shape, device, image=plan.sigma[0] == 0)
-        self.plan, self._row = plan, arguments.entry(plan, latent is not None, start)
+        self.plan, self._row = plan, arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
         model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
         arguments.dtypes("Run", state_dtype, model_dtype)
         self._choice = select(device, state_dtype, backend)

@@ -172,7 +172,7 @@ class Sampler:
                     noise_source, mask, known):  # fmt: skip
         state = self._options["state_dtype"]
         given, size, device = arguments.start(noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable)
-        first = arguments.entry(plan, latent is not None, start)
+        first = arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
         model_dtype = self._options["model_dtype"] or (state if given is None else given.dtype)
         own = inplace.table(plan, state, device)
         if table is not None and (not isinstance(table, Tensor) or table.shape != own.f.shape or table.dtype != state):
