@@ -93,7 +93,7 @@ def _model_options(add: Callable, samples: int) -> None:
     add("--model", metavar="MODULE:FACTORY", help="a factory of a fastsample.Model (default: the embedded model)")
     add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
     add("--samples", type=_count, default=samples, help=f"noises (default: {samples})")
-    add("--seed", type=int, default=0, help="seed of the first; sample b has seed + b (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)")
     add("--batch-size", type=_count, default=256, help="rows of one model call (default: 256)")
     add("--label", type=int, help="embedded model: one class 0..9 (default: each in turn; -1: none)")
     add("--guidance", type=float, help="embedded model: classifier-free guidance scale")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from .noise import drawn_seed
 from .select import STATES
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -133,8 +134,10 @@ def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked
     return row
 
 
-def seeds(seed, batch: int, device) -> Tensor:
-    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]."""
+def seeds(seed, batch: int, device, needed: bool) -> Tensor:
+    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if it is needed, else 0."""
+    if seed is None:
+        seed = drawn_seed() if needed else 0
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape != (batch,):
             raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
@@ -228,6 +231,12 @@ def drawn_from(plan: Plan, first: int, masked: bool) -> np.ndarray:
     """Noise ids [rows, L] that the rows from `first` on draw, -1 where they draw none."""
     used = plan.reads[first:-1] >> (3 + plan.S + plan.G) | (plan.known_reads[first:-1] >> 1 if masked else 0)
     return np.where(used[:, None] >> np.arange(plan.L) & 1, plan.ids[first:-1], -1)
+
+
+def seeded(plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool) -> bool:
+    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
+    still = noise_scale is not None and not noise_scale.requires_grad and not bool(noise_scale.any())
+    return source is None and not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
 
 
 def sources(
