@@ -247,6 +247,8 @@ def describe(plan: Plan) -> str:
     sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
     lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {sizes}"]
     lines += [f"  {printable(k):14s} {_short(v)}" for k, v in sorted(note.items())]
+    if plan.sigma[0]:
+        lines.append(f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)")
     lines.append(f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with exact predictions)")
     lines.append(f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update")
     times = np.concatenate([[np.nan], plan.t[:-1, 0]])

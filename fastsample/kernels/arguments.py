@@ -94,9 +94,8 @@ def check_values(name: str, given: Tensor) -> None:
     if name == "noise" and given.numel() >= STD_ELEMENTS:
         std = float(given.detach().float().std())
         if not STD_RANGE[0] <= std <= STD_RANGE[1]:
-            raise ValueError(
-                f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; already scaled by sigma? pass latent= with start=1"
-            )
+            hint = "already scaled by sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
+            raise ValueError(f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; {hint}")
 
 
 def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked: bool = False) -> int:
@@ -110,13 +109,16 @@ def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked
         if image:
             raise ValueError("Run: this plan was made with start= and begins from an image; pass latent=")
         if row not in (None, 0):
-            raise ValueError(f"Run: start={row} needs the state at that row; pass latent=, or noise= without start")
+            raise ValueError(
+                f"Run: start={row} needs the state at that row (row 1: noise times plan.init_scale); pass latent=, or noise= without start"
+            )
         return 0
     entries = [k for k in plan.entries if k > 0 or image]
     if row is None and not image:
         raise ValueError(
             f"Run: latent= is given without start= and this plan was made for noise; to resume, pass start= (one of {entries}) with the "
-            f"state at that row, which stands at alpha x0 + sigma eps ({plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps at row 1); "
+            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise alone "
+            f"begins there as plan.init_scale = {plan.init_scale:.4g} times itself); "
             "to begin from an image, make the plan with start=, or plan.remake(start=...), and pass the clean image as latent="
         )
     row = 0 if row is None else integer(row)
