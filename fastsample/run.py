@@ -26,7 +26,8 @@ class Run:
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
     latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand beside it); with start= the state there
-    start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps; a plan for noise needs it for a latent
+    start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps (row 1 of a plan for noise, begun from
+                  noise alone: plan.init_scale times it); a plan for noise needs it for a latent
     seed          int s (sample b takes s + b), B ints, or int64 [B]; None: a fresh s of torch's default CPU generator, taken only where the
                   run draws noise of its own (`seeds` says which). Noise id 0 of a plan is the noise the run started with
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1

@@ -29,7 +29,7 @@ from . import diffusers_config
 from .diffusers_config import layout, trained_levels
 from .diffusers_grids import Points, noise_schedule
 from .diffusers_loop import Loop, Loops
-from .diffusers_plan import check_length, checked_plan, decoded, from_point, is_whole, scale_of
+from .diffusers_plan import check_length, checked_plan, decoded, from_point, init_scale, is_whole, scale_of
 from .diffusers_sources import PREDICTIONS, SOURCES, class_of, defaults, output_sign, scale, settings
 
 KEPT_PLANS = 16  # compiled plans that a scheduler and its copies remember
@@ -135,12 +135,12 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         else:
             points = layout(self.config.source, self._settings, *asked, peer=self._peer(*asked))
         compile = partial(self._compile, asked, points)
-        self._loops.set(Loop(compile(0, 0.0), compile, points.whole, calls_per_point=self.order, device=device, preview=self._pair))
+        words = {"calls_per_point": self.order, "device": device, "preview": self._pair, "unit": self._exact and self._scale == "flow"}
+        self._loops.set(Loop(compile(0, 0.0), compile, points.whole, **words))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep. The sample itself where c = 1."""
-        loop = self._loops.get("scale_model_input")
-        c = float(loop.scales[min(loop.find(timestep), len(loop) - 1)])
+        c = self._loops.get("scale_model_input").input_scale(timestep)
         return sample if c == 1.0 else sample * c
 
     def step(
@@ -197,11 +197,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What unit noise is multiplied by: the first point's sigma, as in Sampler. compat: 1, and diffusers' rules on sigma scale."""
-        loop = self._loops.get()
-        if loop is None or (self.config.compat and self._scale != "sigma"):
+        """What unit noise is multiplied by: plan.init_scale; 1 on flow scale, where the first step does it. compat: diffusers' rules."""
+        plan = self.plan
+        if plan is None or self._scale == "flow" or (not self._exact and self._scale != "sigma"):
             return 1.0
-        return math.hypot(loop.sigma[0], bool(self.config.compat) and self._settings["timestep_spacing"] == "leading")
+        return init_scale(plan) if self._exact else math.hypot(plan.sigma[1], self._settings["timestep_spacing"] == "leading")
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -251,6 +251,8 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         self.__dict__.update(state, _loops=Loops(), _compiled={})
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
+    _exact = property(lambda self: self._given is not None or self.config.compat != "diffusers")  # begins as plans do, not as the source
+
     def _compile(self, asked: tuple, points: Points, first: int, eta: float) -> Plan:
         """The plan from grid point `first` on, remembered."""
         key = (asked, first, eta)
@@ -289,12 +291,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
-        if loop is not None and (loop.begin is not None or loop.index is not None):
-            at = np.full(timesteps.numel(), loop.find(None))
-            return loop.alpha[at], loop.sigma[at]
-        found = [None if loop is None else loop.where(t) for t in timesteps.flatten().cpu()]
-        if None not in found:
-            return loop.alpha[found], loop.sigma[found]
+        found = None if loop is None else loop.levels(timesteps)
+        if found is not None:
+            return found
         if self._given is not None:
             raise ValueError(f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are accepted")
         return trained_levels(self._scale, self._settings, timesteps.double().flatten().cpu().numpy())
