@@ -90,7 +90,10 @@ ROADS = {
 def test_a_latent_is_a_state_or_an_image_and_the_call_says_which(road):
     """A plan for noise takes a state at the row that start= names; the image belongs to a plan made with start=."""
     run, image = ROADS[road], unit(seed=5)
-    either = r"to resume, pass start= \(one of \[1, 2, 5\]\) .*0 x0 \+ 1 eps at row 1\); .*begin from an image, .*plan.remake\(start="
+    either = (
+        r"to resume, pass start= \(one of \[1, 2, 5\]\) .*row 1: 0 x0 \+ 1 eps; .*plan.init_scale = 1 times itself\); "
+        r".*begin from an image, .*plan.remake\(start="
+    )
     for plan in (plan_of("dpmpp_2m"), plan_of("dpmpp_2m", inpaint=True)):
         with pytest.raises(ValueError, match=f"latent= is given without start= .*made for noise; {either}"):
             run(plan, latent=image)

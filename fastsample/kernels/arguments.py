@@ -117,8 +117,8 @@ def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked
     if row is None and not image:
         raise ValueError(
             f"Run: latent= is given without start= and this plan was made for noise; to resume, pass start= (one of {entries}) with the "
-            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise alone "
-            f"begins there as plan.init_scale = {plan.init_scale:.4g} times itself); "
+            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise "
+            f"alone begins there as plan.init_scale = {plan.init_scale:.4g} times itself); "
             "to begin from an image, make the plan with start=, or plan.remake(start=...), and pass the clean image as latent="
         )
     row = 0 if row is None else integer(row)
