@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .kernels import arguments, inplace, native, outputs, select
+from .kernels import arguments, inplace, native, outputs, select, transforms
 from .kernels.inplace import Buffers
+from .kernels.transforms import forward_ad, fx, tracing
 from .plan import Plan
 
 
@@ -50,6 +51,7 @@ class Run:
     ) -> None:  # fmt: skip
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
+        transforms.refuse("Run", noise, latent, seed, guidance, noise_scale, mask, known)
         given, size, device = arguments.start(noise, latent, shape, device, image=plan.sigma[0] == 0)
         self.plan, self._row = plan, arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
         model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
@@ -118,6 +120,7 @@ class Run:
             raise ValueError(
                 f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted"
             )
+        transforms.refuse("Run.x", value)
         arguments.check_values("x", value)
         self._buffers.x.copy_(value.detach())
         self._refresh()
@@ -147,17 +150,26 @@ class Run:
         Raises IndexError past the end; ValueError, TypeError or RuntimeError, one sentence, for outputs that do not fit (nothing is
         broadcast).
         """
-        if (
-            self._fast
-            and f.__class__ is Tensor
-            and f.shape == self._shape
-            and f.dtype is self._model_dtype
-            and not f.requires_grad
-            and f.device == self._device
-            and f.is_contiguous()
-        ):
-            self._kernel(self._address[self._row], f.data_ptr())
+        try:
+            address = (
+                self._fast
+                and f.__class__ is Tensor
+                and not tracing()
+                and not fx._is_fx_tracing_flag
+                and forward_ad._current_level < 0
+                and f.shape == self._shape
+                and f.dtype is self._model_dtype
+                and not f.requires_grad
+                and f.is_cpu
+                and f.is_contiguous()
+                and f.data_ptr()
+            )
+        except RuntimeError:  # a tensor of torch.func has no address
+            address = 0
+        if address:
+            self._kernel(self._address[self._row], address)
         else:
+            transforms.refuse("Run.step", *(f if isinstance(f, (list, tuple)) else (f,)))
             if self._row >= self._end:
                 raise IndexError(f"Run.step: the plan's {self.plan.nfe} model rows have all run; make a new Run to sample again")
             self._apply(self._row, self._outputs(f))
@@ -170,6 +182,7 @@ class Run:
         """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row re-uses an earlier draw, which belongs
         to the mean.
         """
+        transforms.refuse("Run.mean", *(f if isinstance(f, (list, tuple)) else (f,)))
         if self._row >= self._end:
             raise IndexError("Run.mean: the run is done; there is no row left to take the mean of")
         row, plan, b = self._row, self.plan, self._buffers
@@ -184,6 +197,7 @@ class Run:
 
     def __deepcopy__(self, memo: dict) -> Run:
         """A run of its own from here on: state copied, plan and table shared."""
+        transforms.refuse("Run: a copy")
         twin = object.__new__(Run)
         twin.__dict__.update(self.__dict__)
         twin._buffers = self._buffers.copied()

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from .guidance import guided
-from .kernels import arguments, conditioning, inplace, normal, reference, select
+from .kernels import arguments, conditioning, inplace, reference, transforms
 from .kernels.loop import Program, compiled, distinct
 from .kernels.select import BACKENDS
-from .kernels.step import step
 from .model import Model
 from .plan import Plan
 from .run import Run
@@ -106,6 +105,8 @@ class Sampler:
                 raise ValueError(
                     f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
                 )
+            if not self.differentiable:
+                transforms.refuse("Sampler", *start_.values())
             with nullcontext() if self.differentiable else torch.no_grad():
                 return self._functional(plan, conditions, batched_guidance, trajectory, table, **start_)
         with torch.no_grad():
@@ -189,8 +190,7 @@ class Sampler:
         requested["seed"] = arguments.seeds(seed, size[0], device, needed)
         requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
         if given is None:
-            given = torch.empty(size, dtype=state, device=device)
-            select(device, state, self._options["backend"]).module.fill(given, requested["seed"], 0)
+            given = _unit(requested["seed"], 0, size, state)
         together = batched and len(conditions) > 1
         conditions = [conditioning.merged(conditions, size[0])] if together else conditions
         conditions = conditions if self.differentiable else conditioning.unshared(conditions)
@@ -198,15 +198,14 @@ class Sampler:
         program = self._program(plan, first, model_dtype, trajectory, together, form)
         rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
         x, states, words = program(given.to(state), own.f if table is None else table, own.i, rows, conditions, requested)
-        bad = words.flatten(1).any(1) if words.numel() else words
-        _raise_if_bad(words.amax(0) if words.numel() else words, first + int(bad.int().argmax()) if bool(bad.any()) else None)
+        if words.numel() and transforms.active(words) is None:
+            bad = words.flatten(1).any(1)
+            _raise_if_bad(words.amax(0), first + int(bad.int().argmax()) if bool(bad.any()) else None)
         return (x, torch.stack(states)) if trajectory else x
 
     def _program(self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, form: Hashable) -> Callable:
         if self.differentiable:
-            backend = self._options["backend"]
-            op = lambda *a, **k: step(*a, **k, backend=backend)  # noqa: E731
-            return Program(plan, first, op, [_asked([m] * plan.G, together) for m in self._ask], model_dtype, keep).run
+            return Program(plan, first, reference.step, [_asked([m] * plan.G, together) for m in self._ask], model_dtype, keep).run
         key = (plan.program, first, model_dtype, keep, together, form)
         with self._lock:
             if key not in self._graphs:
@@ -245,10 +244,14 @@ def _draws(plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state
     for row in range(plan.rows):
         draws, ids = given(row), arguments.drawn(plan, row, masked)
         if any(n is not None for n in draws):
-            own = lambda k: normal(seed, torch.full_like(seed, k), math.prod(size[1:])).view(size).to(state)  # noqa: E731
-            draws = [None if k is None else own(k) if n is None else n for n, k in zip(draws, ids, strict=True)]
+            draws = [None if k is None else _unit(seed, k, size, state) if n is None else n for n, k in zip(draws, ids, strict=True)]
         rows.append(draws if any(n is not None for n in draws) else [])
     return rows
+
+
+def _unit(seed: Tensor, k: int, size: Sequence[int], state: torch.dtype) -> Tensor:
+    """Unit normal noise of one id, as a function: a transform sees it."""
+    return reference.normal(seed, torch.full_like(seed, k), math.prod(size[1:])).view(size).to(state)
 
 
 def _plain(model: Callable) -> Callable:

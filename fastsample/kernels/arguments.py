@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from . import transforms
 from .noise import drawn_seed
 from .select import STATES
 
@@ -77,7 +78,13 @@ def _checked(name: str, given: object, device, gradients: bool) -> None:
     if device is not None and device.type != given.device.type:
         raise ValueError(f"Run: {name} is on {given.device} and device={device}; move it, or leave device out")
     _gradients(name, given, gradients)
-    check_values(name, given)
+    if _readable(gradients, given):
+        check_values(name, given)
+
+
+def _readable(gradients: bool, given: Tensor) -> bool:
+    """Are there values to check? Without gradients yes: whatever hides them has been refused by then."""
+    return not gradients or transforms.active(given) is None
 
 
 def _gradients(name: str, given: Tensor, kept: bool) -> None:
@@ -169,7 +176,7 @@ def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.
         value = value[:, None]
     if value.dim() > 0 and value.shape != shape and (columns is None or value.shape != (columns,)):
         raise ValueError(f"Run: {name} has shape {list(value.shape)}; a number or {list(shape)} is accepted")
-    if not bool(torch.isfinite(value).all()):
+    if _readable(gradients, value) and not bool(torch.isfinite(value).all()):
         raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
     return value.expand(shape).contiguous()
 
@@ -206,7 +213,7 @@ def blend(
             raise ValueError(f"Run: {name} must be a tensor on {device}")
         _gradients(name, value, gradients)
     mask = mask.to(dtype)
-    if not bool(((mask >= 0) & (mask <= 1)).all()):
+    if _readable(gradients, mask) and not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError(
             f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted"
         )
@@ -218,7 +225,8 @@ def blend(
         raise ValueError(
             f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted"
         )
-    check_values("known", known)
+    if _readable(gradients, known):
+        check_values("known", known)
     return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.to(dtype).contiguous()
 
 
@@ -267,8 +275,11 @@ def sources(
         ):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
+        if not gradients:
+            transforms.refuse("Run: noise_source", value)
         _gradients("noise_source", value, gradients)
-        check_values("noise_source", value)
+        if _readable(gradients, value):
+            check_values("noise_source", value)
         return value.to(dtype).contiguous()
 
     held = {} if initial is None else {0: initial}

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, transforms
 from .ops import register
 from .select import select
 
-register(
+_matrix = register(
     "cost_matrix", "(Tensor[] U, Tensor c, Tensor X, Tensor band, float p, str? backend) -> Tensor",
     lambda U, c, X, band, p, backend: select(X.device, X.dtype, backend).module.cost_matrix(U, c, X, band, p),
     lambda U, c, X, band, p, backend: X.new_empty(X.shape[0], c.shape[1], X.shape[1], dtype=torch.float64),
     lambda U, c, X, band, p, backend: reference.cost_matrix(U, c, X, band, p),
 )  # fmt: skip
-register(
+_gather = register(
     "cost_gather", "(Tensor[] U, Tensor c, Tensor i_star, str? backend) -> Tensor",
     lambda U, c, i_star, backend: select(c.device, U[0].dtype, backend).module.cost_gather(U, c, i_star),
     lambda U, c, i_star, backend: U[0].new_empty(U[0].shape[0], c.shape[2], U[0].shape[2]),
@@ -55,7 +55,7 @@ def cost_matrix(
         band = torch.tensor([[0, c.shape[2]]], dtype=torch.int32, device=X.device).expand(c.shape[1], 2)
     if band.shape != (c.shape[1], 2):
         raise ValueError(f"cost_matrix: band has shape {list(band.shape)}; [{c.shape[1]}, 2] is needed")
-    return torch.ops.fastsample.cost_matrix(list(U), c.double(), X, band, float(p), backend)
+    return _matrix(list(U), c.double(), X, band, float(p), backend)
 
 
 def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor, *, backend: str | None = None) -> Tensor:
@@ -67,9 +67,9 @@ def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor, *, backend: str 
     _check("cost_gather", U, c)
     if i_star.shape not in ((c.shape[2],), (U[0].shape[0], c.shape[2])):
         raise ValueError(f"cost_gather: i_star has shape {list(i_star.shape)}; [{c.shape[2]}] or [{U[0].shape[0]}, {c.shape[2]}] is needed")
-    if i_star.numel() and not torch.compiler.is_compiling() and not -1 <= int(i_star.min()) <= int(i_star.max()) < c.shape[1]:
+    if i_star.numel() and not torch.compiler.is_compiling() and not transforms.active(i_star) and not -1 <= int(i_star.min()) <= int(i_star.max()) < c.shape[1]:
         raise ValueError(f"cost_gather: i_star spans {int(i_star.min())}..{int(i_star.max())}; -1 to {c.shape[1] - 1} is accepted")
-    return torch.ops.fastsample.cost_gather(list(U), c.double(), i_star, backend)
+    return _gather(list(U), c.double(), i_star, backend)
 
 
 def argmin_source(C: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
-from . import native
+from . import native, transforms
 from .layout import Layout
 from .select import Choice
 
@@ -33,9 +33,11 @@ _lock = Lock()
 
 
 def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
-    """The plan's table in `dtype` on `device`, made once and shared by every run of the plan; never written to."""
+    """The plan's table in `dtype` on `device`, made once and shared by every run of the plan; never written to. A transform makes
+    tensors of its own kind, which do not outlive it and are not kept.
+    """
     with _lock:
-        made = _tables.setdefault(plan, {})
+        made = {} if transforms.active() else _tables.setdefault(plan, {})
         if (dtype, device) not in made:
             numbers, words = plan.table(np.float32 if dtype == torch.float32 else np.float64)
             dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)

@@ -27,7 +27,7 @@ def _fake(a, b, backend):
     return a[0].new_empty(batch, len(a), len(b), dtype=torch.float64), a[0].new_empty(batch, len(a), dtype=torch.float64)
 
 
-register(
+_run = register(
     "moments", "(Tensor[] a, Tensor[] b, str? backend) -> (Tensor, Tensor)",
     lambda a, b, backend: select(a[0].device, a[0].dtype, backend).module.moments(a, b), _fake, lambda a, b,
     backend: reference.moments(a, b),
@@ -42,4 +42,4 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor] = (), *, backend: str | Non
         raise ValueError(f"moments: {len(a)} x {len(b)} tensors; 1 to {MOST_A} by 0 to {MOST_B} are accepted")
     if any(t.shape != a[0].shape or not t.is_floating_point() for t in (*a, *b)) or a[0].dim() < 1:
         raise ValueError(f"moments: tensors are {[list(t.shape) for t in (*a, *b)]}; one shape [B, *] and float dtypes are accepted")
-    return torch.ops.fastsample.moments(list(a), list(b), backend)
+    return _run(list(a), list(b), backend)

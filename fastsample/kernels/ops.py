@@ -12,20 +12,33 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from . import transforms
+
 LIBRARY = torch.library.Library("fastsample", "DEF")
 
 
-def register(name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None) -> None:
-    """Define fastsample::name. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same arguments) is run again for the
-    gradient.
+def register(name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None) -> Callable:
+    """Define fastsample::name and return the function that runs it. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same
+    arguments) is run again for the gradient, which can be differentiated again, and in place of the op under a transform.
 
-    Without a definition the op has no gradient: it takes whole numbers only.
+    Without a definition the op has no gradient: it takes whole numbers only. The op by itself has no forward-mode derivative and refuses
+    tangents (RuntimeError).
     """
+
+    def without_tangents(*arguments):
+        given = [v for v in pytree.tree_leaves(arguments) if isinstance(v, Tensor)] if transforms.forward_ad._current_level >= 0 else []
+        if any(transforms.active(v) for v in given):
+            raise RuntimeError(
+                f"fastsample::{name}: an input has a forward-mode tangent, which the op drops; fastsample.kernels.{name} is accepted"
+            )
+        return kernel(*arguments)
+
     LIBRARY.define(f"{name}{schema}")
-    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, without_tangents, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastsample::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.fastsample, name)
     if definition is None:
-        return
+        return op
 
     def setup(ctx, inputs, output):
         leaves, ctx.structure = pytree.tree_flatten(tuple(inputs), is_leaf=_is_leaf)
@@ -36,8 +49,10 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
     def backward(ctx, *gradients):
         leaves = list(ctx.plain)
         for k, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-            leaves[k] = tensor.detach().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
+            with torch.enable_grad():
+                leaves[k] = tensor.view_as(tensor)  # one tensor may be given twice, and each place has a gradient of its own
         wanted = [k for k in ctx.places if leaves[k].requires_grad]
+        again = torch.is_grad_enabled()
         with torch.enable_grad():
             outputs = definition(*pytree.tree_unflatten(leaves, ctx.structure))
         pairs = [
@@ -45,13 +60,20 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
             for o, g in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(gradients), strict=True)
             if g is not None and o.requires_grad
         ]
-        found = torch.autograd.grad([o for o, _ in pairs], [leaves[k] for k in wanted], [g for _, g in pairs], allow_unused=True)
+        found = torch.autograd.grad([o for o, _ in pairs], [leaves[k] for k in wanted], [g for _, g in pairs], allow_unused=True,
+                                    create_graph=again)  # fmt: skip
         result = [None] * len(leaves)
         for k, gradient in zip(wanted, found, strict=True):
             result[k] = gradient
         return tuple(pytree.tree_unflatten(result, ctx.structure))
 
     torch.library.register_autograd(f"fastsample::{name}", backward, setup_context=setup, lib=LIBRARY)
+
+    def run(*arguments):
+        tensors = pytree.tree_leaves(arguments)
+        return definition(*arguments) if transforms.active(*tensors) else op(*arguments)
+
+    return run
 
 
 def _is_leaf(value: object) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import noise as philox
+from . import transforms
 from .layout import BRANCHES, DU, DV, IDS, KNOWN_READS, READS_HI, READS_LO, Layout
 
 BAD_ROW, BAD_PLACE, BAD_INDEX, NON_FINITE = 1, 2, 4, 8  # bits of a sample's status word
@@ -136,11 +137,11 @@ def _prediction(rows: _Rows, at: Layout, x: Tensor, f: list, there: list, scale,
     return fused, torch.where(clip > 0, _clamp(m, clip), m)
 
 
-def _normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
-    """The definition, and in a graph for the CPU the op that gives its bits: Inductor takes longer over Philox than over all the rest of
-    a loop.
+def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
+    """The definition, and the op that gives its bits in a graph for the CPU, where Inductor takes longer over Philox than over all the rest
+    of a loop, and under torch.jit.trace, which knows no tensor.view(dtype).
     """
-    if torch.compiler.is_compiling() and seed.device.type == "cpu" and noise_id.dim() == 1:
+    if noise_id.dim() == 1 and (transforms.tracing() or (torch.compiler.is_compiling() and seed.device.type == "cpu")):
         return torch.ops.fastsample.normal(seed, noise_id, elements, None)
     return philox.normal(seed, noise_id, elements)
 
@@ -152,7 +153,7 @@ def _draws(rows: _Rows, at: Layout, x: Tensor, seed, noise_scale, noise, blend: 
     for k in range(at.L):
         n = None
         if not rows.structure or rows.bit(rows.reads, at.n + k) or (blend and rows.bit(rows.known, 1 + k)):
-            n = noise[k] if noise and noise[k] is not None else _normal(seed, rows.id(k), x[0].numel() if x.shape[0] else 0)
+            n = noise[k] if noise and noise[k] is not None else normal(seed, rows.id(k), x[0].numel() if x.shape[0] else 0)
             n = rows.elements(n.to(x.dtype))
             n = n if noise_scale is None else n * rows.sample(noise_scale, x)
         drawn.append(n)

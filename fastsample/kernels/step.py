@@ -66,7 +66,7 @@ def _fake(x, slots, f, table_f, table_i, row, dims, *options):
     )  # fmt: skip
 
 
-register("step", SCHEMA, _kernel, _fake, _definition)
+_run = register("step", SCHEMA, _kernel, _fake, _definition)
 
 
 def _normal(seed: Tensor, noise_id: Tensor, elements: int, backend: str | None) -> Tensor:
@@ -114,7 +114,7 @@ def step(
             raise ValueError(
                 f"step: {name} has shape {list(value.shape)} for a state of {list(x.shape)}; the same shape or a batch of 1 is accepted"
             )
-    return torch.ops.fastsample.step(
+    return _run(
         x, list(slots), list(f), table_f, table_i, row, list(dims), f_index, scale, seed, noise_scale, weights, bound, list(noise),
         expand(mask), expand(known), inner, model_dtype, preview, None if structure is None else list(structure), backend,
     )  # fmt: skip

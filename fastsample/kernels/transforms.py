@@ -1,0 +1,52 @@
+"""Transforms of torch that look at operations and not at memory: what runs by address is invisible to them, and values cannot be read.
+
+Run, and a Sampler without differentiable=True, refuse to run under one. The definition in plain torch runs under all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._ops import _get_dispatch_mode_pre_dispatch
+from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace as fx
+
+tracing, innermost, modes = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
+
+MODES = {
+    torch._C._TorchDispatchModeKey.PROXY: "make_fx",
+    torch._C._TorchDispatchModeKey.FUNCTIONAL: "functionalization",
+    torch._C._TorchDispatchModeKey.FAKE: "FakeTensorMode",
+}  # fmt: skip
+
+
+def active(*given: object) -> str | None:
+    """The name of the transform that this thread, or a tensor among `given`, is under; None where there is none.
+
+    Of the thread: torch.jit.trace, torch.export, a transform of torch.func, make_fx, FakeTensorMode. Of a tensor: a forward-mode tangent,
+    a subclass that dispatches by itself and so need not have memory.
+    """
+    if tracing():
+        return "torch.jit.trace"
+    functorch = innermost()
+    if functorch is not None:
+        return f"torch.func ({functorch.key().name.lower()})"
+    if modes() or fx._is_fx_tracing_flag:  # the flag is any thread's, and only says that looking is worth while
+        before = _get_dispatch_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)  # make_fx(..., pre_dispatch=True)
+        for key, name in MODES.items():
+            if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before is not None):
+                return "torch.export" if torch.compiler.is_exporting() else name
+    for tensor in given:
+        if isinstance(tensor, Tensor):
+            if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                return type(tensor).__name__
+            if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+                return "forward-mode differentiation"
+    return None
+
+
+def refuse(where: str, *given: object) -> None:
+    """RuntimeError, one sentence, under a transform."""
+    name = active(*given)
+    if name is not None:
+        raise RuntimeError(f"{where}: called under {name}, which cannot see the steps; Sampler(..., differentiable=True) is accepted there")
