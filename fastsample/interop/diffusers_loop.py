@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import transforms
 from ..plan import Plan
 from ..run import Run
 from .diffusers_plan import init_scale
@@ -146,6 +147,7 @@ class Loop:
         if model_output.shape != sample.shape or model_output.device != sample.device:
             got, want = (f"{list(v.shape)} on {v.device}" for v in (model_output, sample))
             raise ValueError(f"FsScheduler.step: model_output is {got} for a sample of {want}; only that is accepted, nothing is broadcast")
+        transforms.refuse("FsScheduler.step", model_output, sample)
         expected = self.find(timestep)
         if not 0 <= expected < len(self):
             raise IndexError(
@@ -210,6 +212,8 @@ class Loops:
 
     def get(self, what: str | None = None) -> Loop | None:
         """The loop; where there is none, None, or a ValueError that says `what` needs one."""
+        if torch.jit.is_tracing():  # levels and scales are looked up by number, which a trace would keep for every later input
+            transforms.refuse("FsScheduler" if what is None else f"FsScheduler.{what}")
         loop = getattr(self._local, "loop", None)
         if loop is not None:
             return loop

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import transforms
 from ..model import to_kind
 from ..plan import Plan
 from ..run import Run
@@ -46,6 +47,7 @@ def k_sample(
         raise TypeError(
             f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating torch tensor [B, *] is accepted"
         )
+    transforms.refuse("k_sample", x)
     plan = _denoising(plan)
     _check_scale(plan, x)
     alpha, levels, starts = plan.alpha, _levels(plan), _starts(plan)

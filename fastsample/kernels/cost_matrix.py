@@ -67,7 +67,8 @@ def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor, *, backend: str 
     _check("cost_gather", U, c)
     if i_star.shape not in ((c.shape[2],), (U[0].shape[0], c.shape[2])):
         raise ValueError(f"cost_gather: i_star has shape {list(i_star.shape)}; [{c.shape[2]}] or [{U[0].shape[0]}, {c.shape[2]}] is needed")
-    if i_star.numel() and not torch.compiler.is_compiling() and not transforms.active(i_star) and not -1 <= int(i_star.min()) <= int(i_star.max()) < c.shape[1]:
+    known = i_star.numel() and not torch.compiler.is_compiling() and transforms.active(i_star) is None
+    if known and not -1 <= int(i_star.min()) <= int(i_star.max()) < c.shape[1]:
         raise ValueError(f"cost_gather: i_star spans {int(i_star.min())}..{int(i_star.max())}; -1 to {c.shape[1] - 1} is accepted")
     return _gather(list(U), c.double(), i_star, backend)
 

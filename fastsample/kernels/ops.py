@@ -19,15 +19,14 @@ LIBRARY = torch.library.Library("fastsample", "DEF")
 
 def register(name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None) -> Callable:
     """Define fastsample::name and return the function that runs it. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same
-    arguments) is run again for the gradient, which can be differentiated again, and in place of the op under a transform.
+    arguments) is run again for the gradient, which can be differentiated again, and in place of the op for the transforms of torch.func
+    and, by the function returned, for forward-mode tangents, which the op refuses (RuntimeError).
 
-    Without a definition the op has no gradient: it takes whole numbers only. The op by itself has no forward-mode derivative and refuses
-    tangents (RuntimeError).
+    Without a definition the op has no gradient: it takes whole numbers only.
     """
 
     def without_tangents(*arguments):
-        given = [v for v in pytree.tree_leaves(arguments) if isinstance(v, Tensor)] if transforms.forward_ad._current_level >= 0 else []
-        if any(transforms.active(v) for v in given):
+        if transforms.tangents(arguments):
             raise RuntimeError(
                 f"fastsample::{name}: an input has a forward-mode tangent, which the op drops; fastsample.kernels.{name} is accepted"
             )
@@ -69,11 +68,8 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
 
     torch.library.register_autograd(f"fastsample::{name}", backward, setup_context=setup, lib=LIBRARY)
 
-    def run(*arguments):
-        tensors = pytree.tree_leaves(arguments)
-        return definition(*arguments) if transforms.active(*tensors) else op(*arguments)
-
-    return run
+    LIBRARY.impl(name, definition, "FuncTorchDynamicLayerFrontMode")
+    return lambda *arguments: definition(*arguments) if transforms.tangents(arguments) else op(*arguments)
 
 
 def _is_leaf(value: object) -> bool:

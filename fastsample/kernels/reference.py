@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from . import noise as philox
-from . import transforms
 from .layout import BRANCHES, DU, DV, IDS, KNOWN_READS, READS_HI, READS_LO, Layout
 
 BAD_ROW, BAD_PLACE, BAD_INDEX, NON_FINITE = 1, 2, 4, 8  # bits of a sample's status word
@@ -141,7 +140,7 @@ def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
     """The definition, and the op that gives its bits in a graph for the CPU, where Inductor takes longer over Philox than over all the rest
     of a loop, and under torch.jit.trace, which knows no tensor.view(dtype).
     """
-    if noise_id.dim() == 1 and (transforms.tracing() or (torch.compiler.is_compiling() and seed.device.type == "cpu")):
+    if noise_id.dim() == 1 and (torch.jit.is_tracing() or (torch.compiler.is_compiling() and seed.device.type == "cpu")):
         return torch.ops.fastsample.normal(seed, noise_id, elements, None)
     return philox.normal(seed, noise_id, elements)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace as fx
+from torch.utils._pytree import tree_leaves
 
 tracing, innermost, modes = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
 
@@ -37,12 +38,16 @@ def active(*given: object) -> str | None:
             if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before is not None):
                 return "torch.export" if torch.compiler.is_exporting() else name
     for tensor in given:
-        if isinstance(tensor, Tensor):
-            if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-                return type(tensor).__name__
-            if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-                return "forward-mode differentiation"
-    return None
+        if isinstance(tensor, Tensor) and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return type(tensor).__name__
+    return "forward-mode differentiation" if tangents(given) else None
+
+
+def tangents(given: object) -> bool:
+    """Has a tensor in this tree a forward-mode tangent? Levels are any thread's, tangents are the tensor's own."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None for v in tree_leaves(given))
 
 
 def refuse(where: str, *given: object) -> None:
