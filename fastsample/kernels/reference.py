@@ -148,7 +148,8 @@ def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
 def _draws(rows: _Rows, at: Layout, x: Tensor, seed, noise_scale, noise, blend: bool) -> list:
     """n_l = normal(seed, id_l) * noise_scale, None where the row is known not to draw."""
     drawn = []
-    seed = torch.arange(x.shape[0], device=x.device) if seed is None else seed
+    # view: seeds held by a trace must not serve another batch size
+    seed = torch.arange(x.shape[0], device=x.device) if seed is None else seed.view(x.shape[0])
     for k in range(at.L):
         n = None
         if not rows.structure or rows.bit(rows.reads, at.n + k) or (blend and rows.bit(rows.known, 1 + k)):

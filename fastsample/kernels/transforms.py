@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace as fx
 from torch.utils._pytree import tree_leaves
@@ -33,9 +32,9 @@ def active(*given: object) -> str | None:
     if functorch is not None:
         return f"torch.func ({functorch.key().name.lower()})"
     if modes() or fx._is_fx_tracing_flag:  # the flag is any thread's, and only says that looking is worth while
-        before = _get_dispatch_mode_pre_dispatch(torch._C._TorchDispatchModeKey.PROXY)  # make_fx(..., pre_dispatch=True)
+        before = torch._C._dispatch_tls_is_dispatch_key_included("PreDispatch")  # make_fx(..., pre_dispatch=True)
         for key, name in MODES.items():
-            if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before is not None):
+            if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before):
                 return "torch.export" if torch.compiler.is_exporting() else name
     for tensor in given:
         if isinstance(tensor, Tensor) and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
