@@ -34,8 +34,9 @@ class Sampler:
     """Immutable, safe from any number of threads: everything that changes lives in the Run of a call.
 
     plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan
-    asks several. mode: one of MODES.  differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers.
-    state_dtype, model_dtype, backend: as for Run. Raises ValueError or TypeError, one sentence.
+    asks several. mode: one of MODES.  differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers;
+    the definition runs in plain torch, so any derivative, torch.func, torch.jit.trace, torch.export and make_fx are right too (there values
+    are not checked). state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one sentence.
     """
 
     def __init__(

@@ -175,8 +175,10 @@ def held():
     }
 
 
-@pytest.mark.parametrize("name", UNDER)
-@pytest.mark.parametrize("door", held()[1])
+FEW = ("torch.jit.trace", "make_fx pre", *SLOPES)
+
+
+@pytest.mark.parametrize(("door", "name"), [(d, n) for d in held()[1] for n in UNDER if d in ("Run ", "Run.step") or n in FEW])
 def test_what_goes_by_address_is_refused(door, name):
     run, doors = held()
     before = run.x.clone()
@@ -201,6 +203,23 @@ def test_what_holds_no_memory_and_what_hides_in_an_argument_is_refused():
         for given in ({"noise_scale": moving}, {"noise_source": lambda row, k: Z * moving[:, None]}, {"cond": {"label": moving}}):
             with pytest.raises(RuntimeError, match="Run.*: called under forward-mode differentiation"):
                 Sampler(plan, MODEL, state_dtype=torch.float64)(noise=Z, **given)
+
+
+def test_a_scheduler_is_refused_under_a_trace_and_under_tangents():
+    scheduler = pytest.importorskip("fastsample.interop.diffusers").FsScheduler()
+    scheduler.set_timesteps(3)
+    t = scheduler.timesteps[0]
+    doors = {
+        "step": lambda x: scheduler.step(x * 0.1, t, x).prev_sample,
+        "scale_model_input": lambda x: scheduler.scale_model_input(x, t),
+        "": lambda x: scheduler.add_noise(x, x, t[None]),
+    }
+    for door, call in doors.items():
+        with pytest.raises(RuntimeError, match=f"FsScheduler.?{door}: called under torch.jit.trace, which"):
+            torch.jit.trace(call, Z)
+    with pytest.raises(RuntimeError, match="FsScheduler.step: called under forward-mode differentiation, which"):
+        dual(doors["step"], Z, W)
+    assert doors["step"](Z).isfinite().all(), "nothing is left behind"
 
 
 def test_a_table_made_under_a_transform_does_not_outlive_it():

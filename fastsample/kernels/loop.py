@@ -33,7 +33,7 @@ def distinct(function: Callable) -> Callable:
 
 
 class Program:
-    """run(x, ...) over the rows of a plan from row `first`, by `step` (reference, to be fused, or the differentiable op).
+    """run(x, ...) over the rows of a plan from row `first`, by `step` (the definition: to be fused, or under autograd).
 
     ask[k](x, t, conditions, used) is model k, conditions one dict a branch; it returns [G*B,*] for all branches, or a list of G with None
     where the row uses no such branch. keep: also return every state. region marks what is compiled once: each kind of row is one, given

@@ -39,6 +39,15 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
     if definition is None:
         return op
 
+    _differentiable(name, definition)
+    LIBRARY.impl(name, definition, "FuncTorchDynamicLayerFrontMode")
+    return lambda *arguments: definition(*arguments) if transforms.tangents(arguments) else op(*arguments)
+
+
+def _differentiable(name: str, definition: Callable) -> None:
+    """Reverse mode for fastsample::name: the definition is run again, under a graph of its own where the gradient itself is differentiated.
+    """
+
     def setup(ctx, inputs, output):
         leaves, ctx.structure = pytree.tree_flatten(tuple(inputs), is_leaf=_is_leaf)
         ctx.plain = [None if isinstance(v, Tensor) else v for v in leaves]
@@ -67,9 +76,6 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
         return tuple(pytree.tree_unflatten(result, ctx.structure))
 
     torch.library.register_autograd(f"fastsample::{name}", backward, setup_context=setup, lib=LIBRARY)
-
-    LIBRARY.impl(name, definition, "FuncTorchDynamicLayerFrontMode")
-    return lambda *arguments: definition(*arguments) if transforms.tangents(arguments) else op(*arguments)
 
 
 def _is_leaf(value: object) -> bool:
