@@ -116,6 +116,15 @@ def test_a_trace_keeps_its_seeds_for_its_own_batch():
             traced(unit(*given))
 
 
+@pytest.mark.parametrize("name", TRACED)
+def test_a_trace_is_given_its_seed(name):
+    """Without one a single draw would be kept in the traced module, for every later call."""
+    sampler = Sampler(plan_of("euler_ancestral", 2), MODEL, differentiable=True, state_dtype=torch.float64)
+    for call in (lambda x: sampler(noise=x), lambda x: sampler(shape=(3, 2)) + x):
+        with pytest.raises(ValueError, match=f"no seed is given under {name.split(' symbolic')[0].split(' pre')[0]}, .*pass seed="):
+            TRACED[name](call, Z.clone())(W)
+
+
 def central(f, x, v, h=2.0**-17):
     return (f(x + h * v) - f(x - h * v)) / (2 * h)
 

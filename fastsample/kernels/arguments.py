@@ -146,6 +146,8 @@ def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked
 def seeds(seed, batch: int, device, needed: bool) -> Tensor:
     """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if it is needed, else 0."""
     if seed is None:
+        if needed and (name := transforms.active()):
+            raise ValueError(f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed=")
         seed = drawn_seed() if needed else 0
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape != (batch,):
