@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .kernels import arguments, inplace, native, outputs, select, transforms
+from .kernels import arguments, inplace, native, outputs, select, sources, transforms
 from .kernels.inplace import Buffers
 from .kernels.transforms import forward_ad, fx, tracing
 from .plan import Plan
@@ -63,14 +63,14 @@ class Run:
         mask, known = arguments.blend(plan, mask, known, size, state_dtype, device)
         scale = arguments.scales(plan, guidance, size[0], state_dtype, device)
         noise_scale = arguments.noise_scales(noise_scale, size[0], state_dtype, device)
-        self._draws = arguments.sources(noise_source, plan, size, state_dtype, device, mask is not None, noise)
-        needed = given is None or arguments.seeded(plan, self._row, noise, noise_source, noise_scale, mask is not None)
+        self._draws = sources.draws(noise_source, plan, size, state_dtype, device, mask is not None, noise)
+        needed = given is None or sources.seeded(plan, self._row, noise, noise_source, noise_scale, mask is not None)
         self._seeded = seed is not None or needed
         rows = torch.arange(plan.rows, dtype=torch.int32, device=device)[:, None].expand(-1, size[0]).contiguous()
         self._buffers = Buffers(
             empty(size[0]), empty(plan.S, size[0]), empty(copies * size[0], dtype=model_dtype) if own_input else None,
             empty(size[0]) if preview else None, torch.zeros(size[0], dtype=torch.int32, device=device), rows,
-            scale, arguments.seeds(seed, size[0], device, needed), noise_scale, mask, known, copies,
+            scale, sources.seeds(seed, size[0], device, needed), noise_scale, mask, known, copies,
         )  # fmt: skip
         times = self._table.f[:, self._table.dims.c + 1 :][:, : plan.E]
         times = times[:, None, :].expand(-1, copies * size[0], -1).contiguous()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .guidance import guided
-from .kernels import arguments, conditioning, inplace, reference, transforms
+from .kernels import arguments, conditioning, inplace, reference, sources, transforms
 from .kernels.loop import Program, compiled, distinct
 from .kernels.select import BACKENDS
 from .model import Model
@@ -181,14 +181,14 @@ class Sampler:
             got = f"{table.dtype} {list(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
             raise ValueError(f"Sampler: table is {got}; a tensor {state} {list(own.f.shape)} is needed")
         mask, known = arguments.blend(plan, mask, known, size, state, device, self.differentiable)
-        draws = arguments.sources(noise_source, plan, size, state, device, mask is not None, noise, self.differentiable)
+        draws = sources.draws(noise_source, plan, size, state, device, mask is not None, noise, self.differentiable)
         requested = {
             "scale": arguments.scales(plan, guidance, size[0], state, device, self.differentiable),
             "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device, self.differentiable),
             "mask": None if mask is None else mask.expand(size), "known": None if known is None else known.expand(size),
         }  # fmt: skip
-        needed = given is None or arguments.seeded(plan, first, noise, noise_source, requested["noise_scale"], mask is not None)
-        requested["seed"] = arguments.seeds(seed, size[0], device, needed)
+        needed = given is None or sources.seeded(plan, first, noise, noise_source, requested["noise_scale"], mask is not None)
+        requested["seed"] = sources.seeds(seed, size[0], device, needed)
         requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
         if given is None:
             given = _unit(requested["seed"], 0, size, state)

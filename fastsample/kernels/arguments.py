@@ -4,7 +4,7 @@ kernel runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import index
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..plan import Plan
 from . import transforms
-from .noise import drawn_seed
 from .select import STATES
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -77,17 +76,17 @@ def _checked(name: str, given: object, device, gradients: bool) -> None:
         raise TypeError(f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating tensor [B, *] is accepted")
     if device is not None and device.type != given.device.type:
         raise ValueError(f"Run: {name} is on {given.device} and device={device}; move it, or leave device out")
-    _gradients(name, given, gradients)
-    if _readable(gradients, given):
+    refuse_gradients(name, given, gradients)
+    if readable(gradients, given):
         check_values(name, given)
 
 
-def _readable(gradients: bool, given: Tensor) -> bool:
+def readable(gradients: bool, given: Tensor) -> bool:
     """Are there values to check? Without gradients yes: whatever hides them has been refused by then."""
     return not gradients or transforms.active(given) is None
 
 
-def _gradients(name: str, given: Tensor, kept: bool) -> None:
+def refuse_gradients(name: str, given: Tensor, kept: bool) -> None:
     if given.requires_grad and not kept:
         raise RuntimeError(f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)")
 
@@ -143,42 +142,19 @@ def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked
     return row
 
 
-def seeds(seed, batch: int, device, needed: bool) -> Tensor:
-    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if it is needed, else 0."""
-    if seed is None:
-        if needed and (name := transforms.active()):
-            raise ValueError(f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed=")
-        seed = drawn_seed() if needed else 0
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.shape != (batch,):
-            raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
-        return seed.to(device).contiguous()
-    first = integer(seed)
-    if first is None and (not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))):
-        raise TypeError(f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted")
-    values = [first + b for b in range(batch)] if first is not None else [integer(v) for v in seed]
-    if len(values) != batch:
-        raise ValueError(f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed")
-    if None in values:
-        raise TypeError(f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int for each sample is accepted")
-    if values and not -(2**63) <= min(values) <= max(values) < 2**64:
-        raise ValueError(f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted")
-    return torch.tensor([(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device)
-
-
 def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device, gradients: bool) -> Tensor:
     """[B] or [B, columns] finite numbers of a number, `columns` numbers, or a tensor."""
     try:
         value = torch.as_tensor(value, dtype=dtype, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"Run: {name} is {value!r}; a number or a tensor is accepted") from error
-    _gradients(name, value, gradients)
+    refuse_gradients(name, value, gradients)
     shape = (batch,) if columns is None else (batch, columns)
     if columns == 1 and value.shape == (batch,):
         value = value[:, None]
     if value.dim() > 0 and value.shape != shape and (columns is None or value.shape != (columns,)):
         raise ValueError(f"Run: {name} has shape {list(value.shape)}; a number or {list(shape)} is accepted")
-    if _readable(gradients, value) and not bool(torch.isfinite(value).all()):
+    if readable(gradients, value) and not bool(torch.isfinite(value).all()):
         raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
     return value.expand(shape).contiguous()
 
@@ -213,9 +189,9 @@ def blend(
     for name, value in (("mask", mask), ("known", known)):
         if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:
             raise ValueError(f"Run: {name} must be a tensor on {device}")
-        _gradients(name, value, gradients)
+        refuse_gradients(name, value, gradients)
     mask = mask.to(dtype)
-    if _readable(gradients, mask) and not bool(((mask >= 0) & (mask <= 1)).all()):
+    if readable(gradients, mask) and not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError(
             f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted"
         )
@@ -227,7 +203,7 @@ def blend(
         raise ValueError(
             f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted"
         )
-    if _readable(gradients, known):
+    if readable(gradients, known):
         check_values("known", known)
     return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.to(dtype).contiguous()
 
@@ -243,60 +219,3 @@ def drawn_from(plan: Plan, first: int, masked: bool) -> np.ndarray:
     """Noise ids [rows, L] that the rows from `first` on draw, -1 where they draw none."""
     used = plan.reads[first:-1] >> (3 + plan.S + plan.G) | (plan.known_reads[first:-1] >> 1 if masked else 0)
     return np.where(used[:, None] >> np.arange(plan.L) & 1, plan.ids[first:-1], -1)
-
-
-def seeded(plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool) -> bool:
-    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
-    still = noise_scale is not None and not noise_scale.requires_grad and not bool(noise_scale.any())
-    return source is None and not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
-
-
-def sources(
-    given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None,
-    gradients: bool = False,
-) -> Callable[[int], list] | None:  # fmt: skip
-    """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or None where Philox draws everything.
-
-    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every
-    draw of id 0.
-    """
-    if given is None and (initial is None or not (plan.ids == 0).any()):
-        return None
-    rows = [drawn(plan, row, masked) for row in range(plan.rows)]
-    order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
-    initial = initial.to(dtype).clone() if initial is not None and 0 in order else None  # the caller's own tensor may change during the run
-    if given is None and initial is None:
-        return None
-
-    def checked(where: str, value: object) -> Tensor:
-        if (
-            not isinstance(value, Tensor)
-            or value.shape != tuple(size)
-            or not value.is_floating_point()
-            or value.device.type != torch.device(device).type
-        ):
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
-        if not gradients:
-            transforms.refuse("Run: noise_source", value)
-        _gradients("noise_source", value, gradients)
-        if _readable(gradients, value):
-            check_values("noise_source", value)
-        return value.to(dtype).contiguous()
-
-    held = {} if initial is None else {0: initial}
-    if given is not None and not callable(given):
-        left = [k for k in order if k not in held]
-        if not isinstance(given, Sequence) or len(given) != len(left):
-            count = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
-            raise ValueError(
-                f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} tensors, one for each noise drawn, are accepted"
-            )
-        held |= {k: checked(f"noise {k}", value) for k, value in zip(left, given, strict=True)}
-
-    def draw(row: int, k: int | None) -> Tensor | None:
-        if k is None or k in held:
-            return held.get(k)
-        return checked(f"row {row}", given(row, k)) if callable(given) else None
-
-    return lambda row: [draw(row, k) for k in rows[row]]

@@ -1,0 +1,95 @@
+"""Where a run's noise comes from: seeds, given or drawn, or the caller's own draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+from . import transforms
+from .arguments import check_values, drawn, drawn_from, integer, readable, refuse_gradients
+from .noise import drawn_seed
+
+
+def seeds(seed, batch: int, device, needed: bool) -> Tensor:
+    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if it is needed, else 0."""
+    if seed is None:
+        if needed and (name := transforms.active()):
+            raise ValueError(f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed=")
+        seed = drawn_seed() if needed else 0
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.shape != (batch,):
+            raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
+        return seed.to(device).contiguous()
+    first = integer(seed)
+    if first is None and (not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))):
+        raise TypeError(f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted")
+    values = [first + b for b in range(batch)] if first is not None else [integer(v) for v in seed]
+    if len(values) != batch:
+        raise ValueError(f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed")
+    if None in values:
+        raise TypeError(f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int for each sample is accepted")
+    if values and not -(2**63) <= min(values) <= max(values) < 2**64:
+        raise ValueError(f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted")
+    return torch.tensor([(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device)
+
+
+def seeded(plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool) -> bool:
+    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
+    known = noise_scale is not None and not noise_scale.requires_grad and readable(True, noise_scale)
+    still = known and not bool(noise_scale.any())
+    return source is None and not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
+
+
+def draws(
+    given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None,
+    gradients: bool = False,
+) -> Callable[[int], list] | None:  # fmt: skip
+    """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or None where Philox draws everything.
+
+    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every
+    draw of id 0.
+    """
+    if given is None and (initial is None or not (plan.ids == 0).any()):
+        return None
+    rows = [drawn(plan, row, masked) for row in range(plan.rows)]
+    order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
+    initial = initial.to(dtype).clone() if initial is not None and 0 in order else None  # the caller's own tensor may change during the run
+    if given is None and initial is None:
+        return None
+
+    def checked(where: str, value: object) -> Tensor:
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != tuple(size)
+            or not value.is_floating_point()
+            or value.device.type != torch.device(device).type
+        ):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
+        if not gradients:
+            transforms.refuse("Run: noise_source", value)
+        refuse_gradients("noise_source", value, gradients)
+        if readable(gradients, value):
+            check_values("noise_source", value)
+        return value.to(dtype).contiguous()
+
+    held = {} if initial is None else {0: initial}
+    if given is not None and not callable(given):
+        left = [k for k in order if k not in held]
+        if not isinstance(given, Sequence) or len(given) != len(left):
+            count = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
+            raise ValueError(
+                f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} tensors, one for each noise drawn, are accepted"
+            )
+        held |= {k: checked(f"noise {k}", value) for k, value in zip(left, given, strict=True)}
+
+    def draw(row: int, k: int | None) -> Tensor | None:
+        if k is None or k in held:
+            return held.get(k)
+        return checked(f"row {row}", given(row, k)) if callable(given) else None
+
+    return lambda row: [draw(row, k) for k in rows[row]]
