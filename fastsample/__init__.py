@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import grids, guidance, interop, kernels, metrics, models, optimize, report, schedules, solvers, trajectories
+    from .conditions import shared
     from .interop.diffusers import FsScheduler
     from .model import Model
     from .plan import Plan, PlanError
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 __version__ = "0.1.0"
-_NAMES = {"FsScheduler": "interop.diffusers", "Model": "model", "Plan": "plan", "PlanError": "plan", "Run": "run", "Sampler": "sampler"}
+_NAMES = {"FsScheduler": "interop.diffusers", "Model": "model", "Plan": "plan", "PlanError": "plan", "Run": "run", "Sampler": "sampler",
+          "shared": "conditions"}  # fmt: skip
 __all__ = [
     "FsScheduler", "Model", "Plan", "PlanError", "Run", "Sampler", "grids", "guidance", "interop", "kernels", "metrics", "models",
-    "optimize", "report", "schedules", "solvers", "trajectories",
+    "optimize", "report", "schedules", "shared", "solvers", "trajectories",
 ]  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def best_hand_made(
     plans = {name: solvers.SOLVERS[solver](model, grid) for name, grid in hand_made(model.schedule, nfe).items()}
 
     def ranked(names: Any, count: int) -> list[tuple[float, str]]:
-        cut = {name: _cut(value, slice(count), len(noise)) for name, value in words.items()}
+        cut = _cut(words, slice(count), noise)
         figures = [(psnr(run(plans[name], model, noise[:count], **cut), target[:count]), name) for name in names]
         return sorted(figures, key=lambda pair: -pair[0] if pair[0] == pair[0] else math.inf)
 
@@ -176,7 +176,8 @@ def run(
     """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples; sample b draws from seed + b.
 
     seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise draws afresh.
-    state_dtype: float64 for float64 noise, else float32. words: cond, uncond, guidance as `Sampler` takes them; tensors of B rows are cut.
+    state_dtype: float64 for float64 noise, else float32. words: cond, uncond, branches, guidance as `Sampler` takes them, cut with their
+    samples: conditions as `fastsample.conditions` says, of the others arrays of B rows.
     """
     import torch
 
@@ -189,16 +190,20 @@ def run(
     parts = []
     for first in range(0, len(noise), batch_size):
         samples = slice(first, first + batch_size)
-        cut = {name: _cut(value, samples, len(noise)) for name, value in words.items()}
-        parts.append(sampler(noise=noise[samples], seed=seed + first, **cut))
+        parts.append(sampler(noise=noise[samples], seed=seed + first, **_cut(words, samples, noise)))
     return torch.cat(parts)
 
 
-def _cut(value: Any, samples: slice, batch: int) -> Any:
-    """The part of a word (or of a dict of words) that belongs to some samples; what has no batch dimension is passed on."""
-    if isinstance(value, Mapping):
-        return {k: _cut(v, samples, batch) for k, v in value.items()}
-    return value[samples] if getattr(value, "ndim", 0) and len(value) == batch else value
+def _cut(words: Mapping[str, Any], samples: slice, noise: Any) -> dict[str, Any]:
+    """The words of some samples of the noise."""
+    from .conditions import branches_of, take
+
+    names = ("cond", "uncond", "branches")
+    trees = branches_of("metrics", *(words.get(name) for name in names), len(noise), noise.device)
+    cut = {name: take(tree, samples) for name, tree in trees.items()}
+    cut = cut if words.get("branches") is None else {"branches": list(cut.values())}
+    others = {name: value for name, value in words.items() if name not in names}
+    return cut | {name: v[samples] if getattr(v, "ndim", 0) and len(v) == len(noise) else v for name, v in others.items()}
 
 
 def _squared(a: Any, b: Any, where: str) -> np.ndarray:

@@ -19,8 +19,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from .conditions import branches_of, form, merged, told, unshared
 from .guidance import guided
-from .kernels import arguments, conditioning, inplace, reference, sources, transforms
+from .kernels import arguments, inplace, reference, sources, transforms
 from .kernels.loop import Program, compiled, distinct
 from .kernels.select import BACKENDS
 from .model import Model
@@ -86,32 +87,35 @@ class Sampler:
         """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the model with trajectory=True: states[0] is
         what the model was first asked with, and in a whole run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
 
-        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond: keywords for the model. uncond (with
-        guidance): a second branch, f = f_uncond + s (f_cond - f_uncond). branches: keywords of every branch, the last being the base.
-        batched_guidance: all branches in one call of G*B samples (tensors in them are concatenated), else one call each. callback(step,
-        x, x0): may return a new x, and may raise to stop; x and x0 are the run's own memory, to be cloned if kept beyond the next step.
+        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond: keywords for the model, a tree that
+        follows its samples as `fastsample.conditions` says. uncond (with guidance): a second branch, f = f_uncond + s (f_cond - f_uncond).
+        branches: keywords of every branch, the last being the base. batched_guidance: all branches in one call of G*B samples where they
+        have one form and share what belongs to no sample, else one call each. callback(step, x, x0): may return a new x, and may raise to
+        stop; x and x0 are the run's own memory, to be cloned if kept beyond the next step.
         table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None: torch.manual_seed governs it (see Run).
         Raises FloatingPointError naming samples and row if a state became non-finite.
         """
-        conditions = conditioning.branches_of(cond, uncond, branches)
-        plan = self._plan_for(len(conditions), guidance)
+        trees = branches_of("Sampler", cond, uncond, branches, *arguments.place(noise, latent, shape, device))
+        plan = self._plan_for(len(trees), guidance)
         start_ = {"noise": noise, "latent": latent, "shape": shape, "seed": seed, "start": start, "device": device, "guidance": guidance,
                   "noise_scale": noise_scale, "noise_source": noise_source, "mask": mask, "known": known}  # fmt: skip
         if table is not None and not self.differentiable:
             raise ValueError("Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise")
         if callback is not None and not callable(callback):
             raise TypeError(f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is accepted")
-        if self.mode == "compile-loop" or self.differentiable:
-            if callback is not None or progress:
-                raise ValueError(
-                    f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
-                )
-            if not self.differentiable:
-                transforms.refuse("Sampler", *start_.values())
-            with nullcontext() if self.differentiable else torch.no_grad():
-                return self._functional(plan, conditions, batched_guidance, trajectory, table, **start_)
-        with torch.no_grad():
-            return self._eager(plan, conditions, batched_guidance, trajectory, callback, progress, **start_)
+        functional = self.mode == "compile-loop" or self.differentiable
+        if functional and (callback is not None or progress):
+            raise ValueError(
+                f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
+            )
+        if not self.differentiable:
+            transforms.refuse("Sampler", *start_.values())
+        with nullcontext() if self.differentiable else torch.no_grad():
+            conditions = [told(tree) for tree in trees.values()]
+            joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
+            if functional:
+                return self._functional(plan, conditions, joint, trajectory, table, **start_)
+            return self._eager(plan, conditions, joint, trajectory, callback, progress, **start_)
 
     def _plan_for(self, branches: int, guidance) -> Plan:
         """The plan for this many branches: itself, or the linear guidance of it, made once."""
@@ -131,17 +135,15 @@ class Sampler:
             return self._guided[branches]
 
     # -- eager -----------------------------------------------------------------------------------------------------------
-    def _eager(self, plan, conditions, batched, trajectory, callback, progress, **start):
-        together = batched and len(conditions) > 1
-        run = Run(plan, **start, **self._options, preview=callback is not None, copies=len(conditions) if together else 1)
-        merged = conditioning.merged(conditions, run.x.shape[0]) if together else None
+    def _eager(self, plan, conditions, joint, trajectory, callback, progress, **start):
+        run = Run(plan, **start, **self._options, preview=callback is not None, copies=1 if joint is None else len(conditions))
         states, bad_row, watch = [run.x.clone()] if trajectory else None, None, run.x.device.type == "cpu"
         with _bar(progress, sum(plan.call[run.row :] >= 0)) as bar:
             for number in range(plan.rows):
                 if run.done:
                     break
                 row, before = run.row, _versions(run)
-                f = self._outputs(run, row, conditions, merged)
+                f = self._outputs(run, row, conditions, joint)
                 if _versions(run) != before:  # the input may be the state itself, and t is every later row's too
                     raise ValueError(f"Sampler: the model changed its input in place at row {row}; let it work on a copy (x = x + ...)")
                 run.step(f)
@@ -158,19 +160,19 @@ class Sampler:
         _raise_if_bad(run.status(), bad_row)
         return (run.x, torch.stack(states)) if trajectory else run.x
 
-    def _outputs(self, run: Run, row: int, conditions: list[dict], merged: dict | None):
+    def _outputs(self, run: Run, row: int, conditions: list[dict], joint: dict | None):
         ask, plan = self._ask[run.call], run.plan
         if len(conditions) == 1:
             return ask(run.model_input, run.t, **conditions[0])
         batch = run.x.shape[0]
         used = [bool((plan.branches[row] >> g | plan.reads[row] >> (3 + plan.S + g)) & 1) for g in range(plan.G)]
-        if merged is not None and all(used):
-            return ask(run.model_input, run.t, **merged)
+        if joint is not None and all(used):
+            return ask(run.model_input, run.t, **joint)
         x, t = run.model_input[:batch], run.t[:batch]
         return [ask(x, t, **conditions[g]) if used[g] else None for g in range(plan.G)]
 
     # -- one pure function -----------------------------------------------------------------------------------------------
-    def _functional(self, plan, conditions, batched, trajectory, table, *, noise, latent, shape, seed, start, device, guidance, noise_scale,
+    def _functional(self, plan, conditions, joint, trajectory, table, *, noise, latent, shape, seed, start, device, guidance, noise_scale,
                     noise_source, mask, known):  # fmt: skip
         state = self._options["state_dtype"]
         given, size, device = arguments.start(noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable)
@@ -192,11 +194,9 @@ class Sampler:
         requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
         if given is None:
             given = _unit(requested["seed"], 0, size, state)
-        together = batched and len(conditions) > 1
-        conditions = [conditioning.merged(conditions, size[0])] if together else conditions
-        conditions = conditions if self.differentiable else conditioning.unshared(conditions)
-        form = conditioning.form([given, conditions, requested])
-        program = self._program(plan, first, model_dtype, trajectory, together, form)
+        conditions = conditions if joint is None else [joint]
+        conditions = conditions if self.differentiable else unshared(conditions)
+        program = self._program(plan, first, model_dtype, trajectory, joint is not None, form([given, conditions, requested]))
         rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
         x, states, words = program(given.to(state), own.f if table is None else table, own.i, rows, conditions, requested)
         if words.numel() and transforms.active(words) is None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .conditions import branches_of, take, told
 from .kernels.noise import seed_of
 from .model import Model, to_x0
 from .plan import Plan
@@ -43,11 +44,6 @@ class Trajectory:
         return self.x[-1]
 
 
-def _per_sample(words: Mapping[str, Any] | None, chosen: Tensor | slice, batch: int) -> dict[str, Any]:
-    """The model words of some samples: tensors whose first dimension is the batch are indexed, everything else is passed on as it is."""
-    return {k: v[chosen] if isinstance(v, Tensor) and v.ndim and len(v) == batch else v for k, v in (words or {}).items()}
-
-
 def _branch_weights(plan: Plan, row: int, guidance: float | None) -> list[float]:
     """w_g = U_g + V_g0 * guidance of the branches in f; a branch outside the row's bits weighs 0."""
     scale = 0.0 if guidance is None else float(guidance)
@@ -69,10 +65,11 @@ def visits(
 ) -> Iterator[tuple[slice, int, Tensor, Tensor | None]]:
     """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields (samples, row, x, f) before each row.
 
-    x is the run's own state (copy what you keep); f the guided raw output there, None in the last row, where x is the end point.
+    x is the run's own state (copy what you keep); f the guided raw output there, None in the last row, where x is the end point. cond and
+    uncond are trees that follow their samples (`fastsample.conditions`).
     Sample b draws from seed + b; None takes the seed from the noise: the same noise is visited alike, fresh noise draws afresh.
     """
-    branches = [cond or {}] if uncond is None else [cond or {}, uncond]
+    branches = list(branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values())
     if len(branches) != plan.G:
         raise ValueError(
             f"trajectories: the plan combines {plan.G} branches and {len(branches)} are given; "
@@ -83,7 +80,7 @@ def visits(
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
     for first in range(0, len(noise), batch_size):
         samples = slice(first, min(first + batch_size, len(noise)))
-        words = [_per_sample(branch, samples, len(noise)) for branch in branches]
+        words = [told(take(branch, samples)) for branch in branches]
         run = Run(
             plan,
             noise=noise[samples],
@@ -127,7 +124,7 @@ class Denoiser:
     """x0 of a model at the points of a grid: many states, each at its own point, in calls of at most batch_size rows per branch.
 
     t        [n] points in the schedule's time; states are addressed by their place in it
-    noise    [B,*], whose samples the words belong to; the model is given its shape, device and dtype
+    noise    [B,*], whose samples cond and uncond belong to (`fastsample.conditions`); the model is given its shape, device and dtype
     dtype    of the states;   asked: called with the number of rows after every call
     rows     how many rows have been asked in all
     """
@@ -144,7 +141,8 @@ class Denoiser:
         self.model, self.shape, self.model_dtype, self.batch_size, self.dtype = model, noise.shape, noise.dtype, batch_size, dtype
         self._time, scale, p, q = (torch.as_tensor(v, device=noise.device).to(dtype) for v in words)
         self._scale, self._p, self._q = scale[:, None], p[:, None], q[:, None]
-        self._branches = [(1.0, cond)] if uncond is None else [(float(guidance), cond), (1.0 - float(guidance), uncond)]
+        self._branches = list(branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values())
+        self._weights = [1.0] if uncond is None else [float(guidance), 1.0 - float(guidance)]
         self._asked, self.rows = asked, 0
 
     def __call__(self, states: Tensor, at: np.ndarray) -> Tensor:
@@ -169,11 +167,11 @@ class Denoiser:
         return self._p[at] * x + self._q[at] * f
 
     def _guided(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        outputs = [self.model(x, t, **_per_sample(words, sample, self.shape[0])) for _, words in self._branches]
+        outputs = [self.model(x, t, **told(take(branch, sample))) for branch in self._branches]
         for out in outputs:
             if out.shape != x.shape:
                 raise ValueError(f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the input's shape is needed")
-        return _weighted([w for w, _ in self._branches], [out.reshape(len(x), -1) for out in outputs], self.dtype)
+        return _weighted(self._weights, [out.reshape(len(x), -1) for out in outputs], self.dtype)
 
     def count(self, rows: int) -> None:
         """Count evaluations; also for those made outside, in a teacher's own run."""

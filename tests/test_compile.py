@@ -9,6 +9,7 @@ import torch
 from cases import same
 from torch._dynamo.utils import counters
 
+import fastsample as fs
 from fastsample import grids, schedules
 from fastsample.kernels import native
 from fastsample.model import Model
@@ -141,6 +142,24 @@ def test_a_float_keyword_may_change_between_calls(traced):
     check = agree(plan_of("euler", 2), lambda x, t, size, how: net(x, t) * size[0] + how["shift"])
     for size in (0.5, 0.7):
         check(noise=unit(), cond={"size": (size, 2), "how": {"shift": size}})
+
+
+def test_a_tree_of_conditions_is_one_form(traced):
+    """Tensors below a keyword are inputs of the graph, strings and what is shared are part of it."""
+
+    def fn(x, t, added, text, w):
+        said = added["maps"][0] + added["maps"][1][:, 0] + torch.tensor([float(len(word)) for word in text])
+        return net(x, t, label=said) * w["size"][0]
+
+    def said(v, words=("a", "bcd"), size=2):
+        return {"added": {"maps": [v, v[:, None]]}, "text": list(words), "w": fs.shared({"size": (size, 3, 3)})}
+
+    check, v = agree(plan_of("euler", 1), fn), torch.tensor([1.0, 2.0])
+    for k in range(2):
+        check(noise=unit(), cond=said(v + k), uncond=said(v * 0), guidance=3.0)
+    assert counters["stats"]["unique_graphs"] == 1
+    check(noise=unit(), cond=said(v), uncond=said(v * 0, ("ef", ""), size=1), guidance=3.0)  # asked one after the other
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def break_graph(x, t):

@@ -18,7 +18,7 @@ FLOORS = (
     ("grids",),
     ("presets", "solvers"),
     ("kernels",),
-    ("run", "guidance"),
+    ("run", "guidance", "conditions"),
     ("sampler",),
     ("trajectories", "metrics"),
     ("optimize",),
@@ -29,13 +29,14 @@ FLOORS = (
 CELLAR = {"files": -3, "plan_file": -2, "plan_checks": -1}  # below the plan
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units} | CELLAR
 MAKERS = {"schedules", "grids", "presets", "solvers"}  # runners never see them: the plan is all they get
-RUNNERS = {"kernels", "run", "guidance", "sampler", "engine"}
+RUNNERS = {"kernels", "run", "guidance", "conditions", "sampler", "engine"}
 # A foreign package and the only files that may import it (relative to the package, as patterns).
 CONFINED = {
     "triton": r"kernels/(.+/)?[a-z_]*triton[a-z_]*\.py|kernels/triton/.+\.py",
     "diffusers": r"interop/diffusers\.py",
     "matplotlib": r"report\.py",
-    "torch": r"(kernels|optimize|models|interop)/.+\.py|(run|guidance|sampler|trajectories|metrics|engine|adaptive|report|cli)\.py",
+    "torch": r"(kernels|optimize|models|interop)/.+\.py"
+    r"|(run|guidance|conditions|sampler|trajectories|metrics|engine|adaptive|report|cli)\.py",
 }
 
 

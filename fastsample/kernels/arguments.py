@@ -61,6 +61,15 @@ def start(
     return given, tuple(given.shape), given.device
 
 
+def place(noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device) -> tuple[int, torch.device]:
+    """Batch size and device of the run that these start, without a look at the numbers; what starts none is refused as by `start`."""
+    given = noise if latent is None else latent
+    if isinstance(given, Tensor) and given.dim() > 0:
+        return given.shape[0], given.device
+    _, size, device = start(noise, latent, shape, device, image=True)
+    return size[0], device
+
+
 def _device(wish: object) -> torch.device:
     """The device, which this torch can put a tensor on."""
     try:

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from .. import grids, solvers
+from ..conditions import branches_of
 from ..guidance import guided
 from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
 from ..kernels.noise import drawn_seed, normal
@@ -57,7 +58,7 @@ def oss(
     solver       a one-step solver with a jump: a key of solvers.JUMPS
     teacher      None: 40 steps of dpmpp_3m on Karras' grid; N: that many steps; a grid in the schedule's t; or a deterministic Plan
     start        "free": the noise may be labelled with any node of the grid; "fixed": with the first one
-    cond, uncond, guidance   model words; tensors whose first dimension is B belong to samples; guidance needs uncond
+    cond, uncond, guidance   model words, trees that follow their samples (`fastsample.conditions`); guidance needs uncond
     aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the middle node at each position
     p            exponent of the cost;   batch_size   rows of one model call, per branch
     amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint form
@@ -67,13 +68,12 @@ def oss(
     """
     begin = time.perf_counter()
     z, seed = _noise(z, seed)
-    words = {"cond": cond, "uncond": uncond, "guidance": guidance}
-    _check(model, {"budget": budget, "batch_size": batch_size}, solver, start, aggregate, p, **words)
+    _check(model, {"budget": budget, "batch_size": batch_size}, solver, start, aggregate, p, uncond, guidance)
     plan, grid = _teacher(model, teacher, uncond)
     N = len(grid) - 1
     if budget > N:
         raise ValueError(f"oss: budget={budget} on a teacher grid of {N} steps; a budget of at most {N}, or a finer teacher, is needed")
-    words |= {"batch_size": batch_size}
+    words = branches_of("oss", cond, uncond, None, len(z), z.device) | {"guidance": guidance, "batch_size": batch_size}
     dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     budgets = range(1, budget + 1) if all_budgets else [budget]
@@ -263,7 +263,7 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
     return z, seed
 
 
-def _check(model: Any, counts: dict, solver: str, start: str, aggregate: str, p: float, cond: Any, uncond: Any, guidance: Any) -> None:
+def _check(model: Any, counts: dict, solver: str, start: str, aggregate: str, p: float, uncond: Any, guidance: Any) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"oss: the model is a {type(model).__name__}; an fs.Model is needed")
     for name, value in counts.items():
@@ -277,9 +277,6 @@ def _check(model: Any, counts: dict, solver: str, start: str, aggregate: str, p:
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
     if (uncond is None) != (guidance is None):
         raise ValueError("oss: one of guidance and uncond is given; pass both, or neither")
-    for name, value in (("cond", cond), ("uncond", uncond)):
-        if value is not None and not isinstance(value, Mapping):
-            raise TypeError(f"oss: {name} is a {type(value).__name__}; a dict of model words is needed")
 
 
 def _digest(z: Tensor) -> str:

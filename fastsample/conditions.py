@@ -1,0 +1,234 @@
+"""Conditions: what the model is told in each branch of guidance, a tree of keywords that follows its samples on every road.
+
+A condition is a dict of keywords; under each, dicts, lists, tuples and named tuples may be nested (as torch's pytree has them). Its leaves:
+
+    tensor [B,*] of one axis or more                goes with its samples: cut, indexed, put side by side
+    list or tuple of strings, numbers, None; B long is one leaf and goes with its samples too
+    0-d tensor, number, string, None, any object    is shared: every sample is told it as it is
+    shared(value)                                   never travels, whatever it holds; the model sees the value
+
+A NumPy array becomes a tensor of its dtype on the noise's device, another kind of mapping a dict. Another length is refused by its path,
+`cond["added"]["text"]`. Whether an axis that happens to be B long is the batch cannot be told: `shared` says that it is not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+PLAIN = (str, bytes, Number, np.generic, type(None))  # what a list is made of that is one leaf
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A value that belongs to no sample."""
+
+    value: Any
+
+
+def shared(value: Any) -> Shared:
+    """The value as a part of a condition that never travels with samples; the model is given the value itself."""
+    return Shared(value)
+
+
+def branches_of(
+    where: str, cond: Mapping | None, uncond: Mapping | None, branches: Sequence[Mapping] | None, batch: int, device: torch.device
+) -> dict[str, dict]:  # fmt: skip
+    """The condition of each branch by its name, for `batch` samples: {"cond"}, {"cond", "uncond"} or {"branches[0]", ...}, as `take`,
+    `told` and `merged` want them. Raises TypeError or ValueError, one sentence.
+    """
+    named = {"cond": {} if cond is None else cond} | ({} if uncond is None else {"uncond": uncond})
+    if branches is not None:
+        alone = cond is None and uncond is None and isinstance(branches, (list, tuple)) and len(branches) > 0
+        if not alone or not all(isinstance(b, Mapping) for b in branches):
+            raise ValueError(f"{where}: branches must be one dict or more, and stand alone; leave out cond and uncond")
+        named = {f"branches[{g}]": branch for g, branch in enumerate(branches)}
+    for name, value in named.items():
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{where}: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted")
+    return {name: _checked(where, name, value, batch, device) for name, value in named.items()}
+
+
+def take(tree: dict, index: slice | Tensor) -> dict:
+    """The condition of some samples: those of a slice, or the sample numbers [n] int64."""
+
+    def part(value):
+        if not _travels(value):
+            return value
+        if isinstance(value, Tensor):
+            return value[index.to(value.device) if isinstance(index, Tensor) else index]
+        items = [value[i] for i in index.tolist()] if isinstance(index, Tensor) else value[index]
+        return list(items) if isinstance(value, list) else tuple(items)
+
+    return pytree.tree_map(part, tree, is_leaf=_is_leaf)
+
+
+def told(tree: dict) -> dict:
+    """The condition as the model sees it, without the wrappers of `shared`."""
+    leaves, spec = pytree.tree_flatten(tree, is_leaf=_is_leaf)
+    return pytree.tree_unflatten([value.value if isinstance(value, Shared) else value for value in leaves], spec)
+
+
+def merged(where: str, branches: Mapping[str, dict]) -> dict | None:
+    """What the model is told in one call for the samples of all branches, branch after branch; None where one call cannot say it: a shared
+    leaf differs, or leaves that travel are not of one shape, dtype and device. ValueError, one sentence, for trees of different form.
+    """
+    flat = [pytree.tree_flatten(tree, is_leaf=_is_leaf) for tree in branches.values()]
+    spec, columns = flat[0][1], list(zip(*(leaves for leaves, _ in flat), strict=False))
+    if any(other != spec for _, other in flat):  # of another order, at best
+        columns = _columns(where, branches)
+    if not all(_one_call(values) for values in columns):
+        return None
+    return pytree.tree_unflatten([_joined(values) for values in columns], spec)
+
+
+def _columns(where: str, branches: Mapping[str, dict]) -> list[list]:
+    """For each leaf of the first branch what every branch says there, by its path."""
+    leaves = [dict(pytree.tree_leaves_with_path(tree, is_leaf=_is_leaf)) for tree in branches.values()]
+    for name, own in zip(branches, leaves, strict=True):
+        for other, theirs in zip(branches, leaves, strict=True):
+            for path in own:
+                if path not in theirs:
+                    raise ValueError(
+                        f"{where}: the branches have keywords of their own, {name}{_written(path)} is not in {other}; make them alike, or "
+                        "pass batched_guidance=False"
+                    )
+    return [[own[path] for own in leaves] for path in leaves[0]]
+
+
+def unshared(conditions: Sequence[dict]) -> list[dict]:
+    """The same keywords with no two tensors in one storage: a nested region of a compiled loop takes no aliases."""
+    seen: set[int] = set()
+
+    def own(value: Tensor) -> Tensor:
+        place = value.untyped_storage().data_ptr()
+        value = value.clone() if place in seen else value
+        seen.add(place)
+        return value
+
+    return pytree.tree_map_only(Tensor, own, list(conditions))
+
+
+def form(value: object) -> Hashable:
+    """What a graph for these arguments is made for: keywords, kinds of tensors (sizes apart, but 0 and 1 are never "any size") and the
+    values of floats and text. Each form has a graph of its own: of the few recompiles torch allows a graph, only changing sizes take any.
+    """
+    leaves, spec = pytree.tree_flatten(value)
+    return str(spec), tuple(_kind(leaf) for leaf in leaves)
+
+
+def _kind(value: object) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.dtype, str(value.device), tuple(min(n, 2) for n in value.shape)
+    return repr(value) if isinstance(value, (float, str, bool)) else type(value)
+
+
+def _is_leaf(value: object) -> bool:
+    """Where a tree ends before torch's does: at lists of plain values, at what is empty, and at kinds that torch does not look into
+    or gives no names (`_checked` makes them ordinary).
+    """
+    if isinstance(value, Mapping):
+        return not value or type(value) not in (dict, OrderedDict, defaultdict)
+    if not isinstance(value, (list, tuple)) or pytree.is_namedtuple(value):
+        return False
+    return not value or type(value) not in (list, tuple) or _is_list(value)
+
+
+def _is_list(value: Sequence) -> bool:
+    return len(value) > 0 and all(isinstance(v, PLAIN) for v in value)
+
+
+def _travels(leaf: object) -> bool:
+    return leaf.dim() > 0 if isinstance(leaf, Tensor) else isinstance(leaf, (list, tuple)) and _is_list(leaf)
+
+
+def _written(path: Sequence) -> str:
+    return pytree.keystr(path).replace("'", '"')
+
+
+def _checked(where: str, name: str, value: object, batch: int, device: torch.device) -> Any:
+    """The tree of one keyword or more with every array a tensor, and every leaf that travels `batch` long."""
+    leaves, spec = pytree.tree_flatten(value, is_leaf=_is_leaf)
+
+    def path(k: int) -> str:
+        return name + _written(pytree.tree_leaves_with_path(value, is_leaf=_is_leaf)[k][0])
+
+    for k, leaf in enumerate(leaves):
+        if isinstance(leaf, Shared):
+            leaves[k] = Shared(_bare(where, path(k), leaf.value, device))
+        elif isinstance(leaf, np.ndarray):
+            leaf = leaves[k] = _tensor(where, path(k), leaf, device)
+        elif isinstance(leaf, Mapping) and leaf:
+            leaves[k] = _checked(where, path(k), dict(leaf), batch, device)
+        elif isinstance(leaf, (list, tuple)) and leaf and not _is_list(leaf):
+            leaves[k] = _checked(where, path(k), list(leaf) if isinstance(leaf, list) else tuple(leaf), batch, device)
+        if _travels(leaf) and len(leaf) != batch:
+            count = f"{len(leaf)} samples for a batch of {batch}"
+            raise ValueError(f"{where}: {path(k)} has {count}; {batch}, or fs.shared(value), is accepted")
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _bare(where: str, name: str, value: object, device: torch.device) -> Any:
+    """A shared value: itself, or rebuilt where it holds arrays or wrappers of its own."""
+
+    def leaf(value):
+        if isinstance(value, Shared):
+            return _bare(where, name, value.value, device)
+        return _tensor(where, name, value, device) if isinstance(value, np.ndarray) else value
+
+    rebuilt = any(isinstance(v, (Shared, np.ndarray)) for v in pytree.tree_leaves(value))
+    return pytree.tree_map(leaf, value) if rebuilt else value
+
+
+def _tensor(where: str, name: str, array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor of its own memory: a model that writes into it leaves the caller's array alone, and torch takes no negative strides."""
+    try:
+        return torch.as_tensor(array.astype(array.dtype.newbyteorder("=")), device=device)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where}: {name} is an array of {array.dtype}; numbers that torch has a dtype for are accepted") from error
+
+
+def _one_call(values: Sequence) -> bool:
+    """Can one call say the leaf of every branch?"""
+    first = values[0]
+    if not all(_travels(v) for v in values):
+        return not any(_travels(v) for v in values) and all(_same(first, v) for v in values[1:])
+    if not isinstance(first, Tensor):
+        return all(type(v) is type(first) for v in values)
+    return all(isinstance(v, Tensor) and (v.shape, v.dtype, v.device) == (first.shape, first.dtype, first.device) for v in values)
+
+
+def _joined(values: Sequence) -> Any:
+    first = values[0]
+    if isinstance(first, Shared):
+        return first.value
+    if not _travels(first):
+        return first
+    return torch.cat(list(values)) if isinstance(first, Tensor) else type(first)(item for value in values for item in value)
+
+
+def _same(a: object, b: object) -> bool:
+    """Is it one value? Tensors by their numbers (read once a call), unless a gradient is to reach each of the two; text and numbers by
+    value and type; anything else by identity. A value taken for two costs a second call and no more.
+    """
+    if isinstance(a, Shared) and isinstance(b, Shared):
+        a, b = a.value, b.value
+    (left, form), (right, other) = (pytree.tree_flatten(value) for value in (a, b))
+    return form == other and all(_equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _equal(a: object, b: object) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        kinds = [(v.shape, v.dtype, v.device, v.requires_grad) for v in (a, b)]
+        return kinds[0] == kinds[1] and not a.requires_grad and torch.equal(a, b)
+    return type(a) is type(b) and isinstance(a, PLAIN) and bool(a == b)
