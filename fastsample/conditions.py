@@ -3,7 +3,7 @@
 A condition is a dict of keywords; under each, dicts, lists, tuples and named tuples may be nested (as torch's pytree has them). Its leaves:
 
     tensor [B,*] of one axis or more                goes with its samples: cut, indexed, put side by side
-    list or tuple of strings, numbers, None; B long is one leaf and goes with its samples too
+    list or tuple of strings, numbers and None      is one leaf, B long, and goes with its samples too
     0-d tensor, number, string, None, any object    is shared: every sample is told it as it is
     shared(value)                                   never travels, whatever it holds; the model sees the value
 
@@ -65,8 +65,7 @@ def take(tree: dict, index: slice | Tensor) -> dict:
             return value
         if isinstance(value, Tensor):
             return value[index.to(value.device) if isinstance(index, Tensor) else index]
-        items = [value[i] for i in index.tolist()] if isinstance(index, Tensor) else value[index]
-        return list(items) if isinstance(value, list) else tuple(items)
+        return _list_like(value, [value[i] for i in index.tolist()] if isinstance(index, Tensor) else value[index])
 
     return pytree.tree_map(part, tree, is_leaf=_is_leaf)
 
@@ -96,10 +95,10 @@ def _columns(where: str, branches: Mapping[str, dict]) -> list[list]:
     for name, own in zip(branches, leaves, strict=True):
         for other, theirs in zip(branches, leaves, strict=True):
             for path in own:
-                if path not in theirs:
+                if path and path not in theirs:  # (): a branch without keywords
+                    lone = f"{name}{_written(path)} has no counterpart in {other}"
                     raise ValueError(
-                        f"{where}: the branches have keywords of their own, {name}{_written(path)} is not in {other}; make them alike, or "
-                        "pass batched_guidance=False"
+                        f"{where}: the branches have keywords of their own, {lone}; make them alike, or pass batched_guidance=False"
                     )
     return [[own[path] for own in leaves] for path in leaves[0]]
 
@@ -200,7 +199,7 @@ def _one_call(values: Sequence) -> bool:
     """Can one call say the leaf of every branch?"""
     first = values[0]
     if not all(_travels(v) for v in values):
-        return not any(_travels(v) for v in values) and all(_same(first, v) for v in values[1:])
+        return all(_same(first, v) for v in values[1:])
     if not isinstance(first, Tensor):
         return all(type(v) is type(first) for v in values)
     return all(isinstance(v, Tensor) and (v.shape, v.dtype, v.device) == (first.shape, first.dtype, first.device) for v in values)
@@ -212,7 +211,11 @@ def _joined(values: Sequence) -> Any:
         return first.value
     if not _travels(first):
         return first
-    return torch.cat(list(values)) if isinstance(first, Tensor) else type(first)(item for value in values for item in value)
+    return torch.cat(list(values)) if isinstance(first, Tensor) else _list_like(first, [item for value in values for item in value])
+
+
+def _list_like(value: Sequence, items: Sequence) -> Sequence:
+    return list(items) if isinstance(value, list) else tuple(items)
 
 
 def _same(a: object, b: object) -> bool:

@@ -137,7 +137,8 @@ PAIRS = [
     (torch.zeros(B), text(SAID), 2), (text(SAID), tuple(text(SAID)), 2), (fs.shared((8, 8)), fs.shared((8, 8)), 1),
     (fs.shared((8, 8)), fs.shared((8, 9)), 2), (fs.shared({"w": torch.ones(2)}), fs.shared({"w": torch.ones(2)}), 1),
     (fs.shared(torch.ones(B)), fs.shared(torch.zeros(B)), 2), (fs.shared(torch.ones(B)), torch.ones(B), 2),
-    (np.ones(B), np.zeros(B), 1), (np.array(1.0), np.array(2.0), 2), ({}, {}, 1), ([], {}, 2),
+    (torch.Size(range(B)), torch.Size(range(B)), 1), (np.ones(B), np.zeros(B), 1), (np.array(1.0), np.array(2.0), 2), ({}, {}, 1),
+    ([], {}, 2),
 ]  # fmt: skip
 
 
@@ -196,10 +197,11 @@ def test_another_length_is_refused_by_its_path(wrong, door):
 @pytest.mark.parametrize(
     ("cond", "uncond", "sentence"),
     [
-        ({"a": {"b": SAID}}, {"a": {}}, 'cond["a"]["b"] is not in uncond'),
-        ({"a": SAID}, {"a": {"b": SAID}}, 'cond["a"] is not in uncond'),
-        ({"a": [SAID]}, {"a": [SAID, SAID]}, 'uncond["a"][1] is not in cond'),
-        ({"a": SAID, "b": 1}, {"b": 1}, 'cond["a"] is not in uncond'),
+        ({"a": {"b": SAID}}, {"a": {}}, 'cond["a"]["b"] has no counterpart in uncond'),
+        ({"a": SAID}, {"a": {"b": SAID}}, 'cond["a"] has no counterpart in uncond'),
+        ({"a": [SAID]}, {"a": [SAID, SAID]}, 'uncond["a"][1] has no counterpart in cond'),
+        ({}, {"a": SAID}, 'uncond["a"] has no counterpart in cond'),
+        ({"a": SAID, "b": 1}, {"b": 1}, 'cond["a"] has no counterpart in uncond'),
     ],
 )
 def test_trees_of_different_form_are_refused_by_path(cond, uncond, sentence):
@@ -244,6 +246,8 @@ def test_an_array_keeps_its_dtype_and_its_memory(dtype):
     assert cond["a"][0].dtype == torch.from_numpy(np.ones(1, dtype)).dtype
     cond["a"][0].zero_()
     assert array.all()
+    (cond,) = branches_of("here", {"a": array, "b": fs.shared([array])}, None, None, B, torch.device("meta")).values()
+    assert cond["a"].device.type == told(cond)["b"][0].device.type == "meta"
 
 
 def test_the_form_of_a_tree_and_its_own_storages():
