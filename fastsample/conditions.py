@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .kernels import transforms
+
 PLAIN = (str, bytes, Number, np.generic, type(None))  # what a list is made of that is one leaf
 
 
@@ -219,8 +221,8 @@ def _list_like(value: Sequence, items: Sequence) -> Sequence:
 
 
 def _same(a: object, b: object) -> bool:
-    """Is it one value? Tensors by their numbers (read once a call), unless a gradient is to reach each of the two; text and numbers by
-    value and type; anything else by identity. A value taken for two costs a second call and no more.
+    """Is it one value? Tensors by their numbers (read once a call), unless a gradient is to reach each of the two or a transform hides
+    them; text and numbers by value and type; anything else by identity. A value taken for two costs a second call and no more.
     """
     if isinstance(a, Shared) and isinstance(b, Shared):
         a, b = a.value, b.value
@@ -233,5 +235,5 @@ def _equal(a: object, b: object) -> bool:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         kinds = [(v.shape, v.dtype, v.device, v.requires_grad) for v in (a, b)]
-        return kinds[0] == kinds[1] and not a.requires_grad and torch.equal(a, b)
+        return kinds[0] == kinds[1] and not a.requires_grad and transforms.active(a, b) is None and torch.equal(a, b)
     return type(a) is type(b) and isinstance(a, PLAIN) and bool(a == b)

@@ -173,7 +173,7 @@ def held():
     denoiser = SOLVERS["euler"](Model(None, schedules.EDM(), "x0"), grids.uniform(schedules.EDM(), 2))
     return run, {
         "Run": lambda x: Run(plan_of(), noise=x, state_dtype=torch.float64).x,
-        "Run ": lambda x: Sampler(plan_of(), MODEL, state_dtype=torch.float64)(noise=x),
+        "Sampler ": lambda x: Sampler(plan_of(), MODEL, state_dtype=torch.float64)(noise=x),
         "Sampler": lambda x: Sampler(plan_of(), MODEL, "compile-loop", state_dtype=torch.float64)(noise=x),
         "Run.step": lambda x: run.step(x * 1.0),
         "Run.step ": lambda x: other.step(x * 1.0),
@@ -187,7 +187,7 @@ def held():
 FEW = ("torch.jit.trace", "make_fx pre", *SLOPES)
 
 
-@pytest.mark.parametrize(("door", "name"), [(d, n) for d in held()[1] for n in UNDER if d in ("Run ", "Run.step") or n in FEW])
+@pytest.mark.parametrize(("door", "name"), [(d, n) for d in held()[1] for n in UNDER if d in ("Sampler ", "Run.step") or n in FEW])
 def test_what_goes_by_address_is_refused(door, name):
     run, doors = held()
     before = run.x.clone()
@@ -209,8 +209,11 @@ def test_what_holds_no_memory_and_what_hides_in_an_argument_is_refused():
     plan = plan_of("euler_ancestral", 2)
     with forward_ad.dual_level():
         moving = forward_ad.make_dual(torch.ones(3).double(), torch.ones(3).double())
-        for given in ({"noise_scale": moving}, {"noise_source": lambda row, k: Z * moving[:, None]}, {"cond": {"label": moving}}):
-            with pytest.raises(RuntimeError, match="Run.*: called under forward-mode differentiation"):
+        source = lambda row, k: Z * moving[:, None]  # noqa: E731
+        for where, given in (
+            ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Run.step", {"cond": {"label": moving}})
+        ):  # fmt: skip
+            with pytest.raises(RuntimeError, match=f"{where}: called under forward-mode differentiation"):
                 Sampler(plan, MODEL, state_dtype=torch.float64)(noise=Z, **given)
 
 
