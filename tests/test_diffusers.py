@@ -115,7 +115,7 @@ def test_a_first_timestep_says_where_a_run_begins(name, begin):
     """Without a begin index: the timestep itself, as a tensor, a view or a number; of Heun's two equal ones the one that starts a step."""
     ends = []
     for given in (lambda v: v, torch.clone, float):
-        ours = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD))
+        ours = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD), compat=None)
         ours.set_timesteps(8)
         x = torch.ones(1, 4)
         for t in ours.timesteps[begin:]:
@@ -128,7 +128,7 @@ def test_a_first_timestep_says_where_a_run_begins(name, begin):
 def test_grid_and_labels_are_the_peers(name, config):
     """compat: the very timesteps, dtype and sigmas. Exact: the same where nothing is rounded, else within the rounding of a label."""
     peer = getattr(diffusers, f"{name}Scheduler")(**made(name, config))
-    ours, exact = FsScheduler.from_config(peer, compat="diffusers"), FsScheduler.from_config(peer)
+    ours, exact = FsScheduler.from_config(peer, compat="diffusers"), FsScheduler.from_config(peer, compat=None)
     for scheduler in (peer, ours, exact):
         scheduler.set_timesteps(12)
     assert torch.equal(peer.timesteps, ours.timesteps) and peer.timesteps.dtype == ours.timesteps.dtype

@@ -31,14 +31,15 @@ class Loop:
     """One run through a plan, or through the plan from a later grid point on.
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64 timesteps, else float32.
-    calls_per_point: 2 for Heun, whose first point has 1. timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the end;
-    scales [calls] of the model's input.
+    calls_per_point: 2 for Heun, whose first point has 1. compat: are the points diffusers' own? timesteps [calls]; alpha, sigma
+    [calls + 1] of x at every call and at the end; scales [calls] of the model's input.
     """
 
     def __init__(
-        self, plan: Plan, compile: Callable[[int, float], Plan], whole: bool, *, calls_per_point: int = 1, device=None, preview: bool = True
-    ):
-        self.plan, self._compile, self._per_point, self._preview = plan, compile, calls_per_point, preview
+        self, plan: Plan, compile: Callable[[int, float], Plan], whole: bool, *, calls_per_point: int = 1, device=None,
+        preview: bool = True, compat: bool = False,
+    ):  # fmt: skip
+        self.compat, self.plan, self._compile, self._per_point, self._preview = compat, plan, compile, calls_per_point, preview
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
         self.timesteps = torch.tensor(self._labels, dtype=torch.int64 if whole else torch.float32, device=device)
