@@ -96,6 +96,8 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
                 warnings.warn(f"{why}; every run is exact instead, as with compat=None", stacklevel=3)
         self._pair = self._given is not None or SOURCES[source].pair
         self._scale = scale_of(self._given) if plan else scale(source, self._settings)
+        self._learned = str(self._settings.get("variance_type")).startswith("learned")
+        self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._runs, self._loops = Runs(self._source, self._settings, self._given), Loops()
 
     # -- from something else -----------------------------------------------------------------------------------------------------------
@@ -165,7 +167,8 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         model output then has the other sign, as in diffusers.
         """
         loop = self._loops.get("step")
-        eta = check_step(eta, generator, variance_noise)
+        if eta.__class__ is not float or generator is not None or variance_noise is not None:
+            eta = check_step(eta, generator, variance_noise)
         if others:
             check_others(others, self.config.source, clipped=loop.compat and bool(self._settings.get("clip_sample")))
         if isinstance(model_output, Tensor) and isinstance(sample, Tensor):
@@ -180,8 +183,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             kind = torch.float32 if self._settings.get("algorithm_type", "").startswith("sde") else model_output.dtype
             return randn_tensor(model_output.shape, generator=generator, device=model_output.device, dtype=kind)
 
-        eta = eta if self._given is None and self.config.source == "DDIMScheduler" else 0.0
-        sample, data = loop.step(model_output, timestep, sample, eta, draw)
+        sample, data = loop.step(model_output, timestep, sample, eta if self._source is diffusers.DDIMScheduler else 0.0, draw)
         if return_dict:
             return FsSchedulerOutput(prev_sample=sample, pred_original_sample=data)
         return (sample,) if data is None else (sample, data)
@@ -276,10 +278,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     # -- inside ------------------------------------------------------------------------------------------------------------------------
     def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""
-        learned = str(self._settings.get("variance_type")).startswith("learned")
-        if learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
+        if self._learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half predicts a variance, which these solvers do not use
-        return -model_output if self._given is None and output_sign(self._scale, self._settings) < 0 else model_output
+        return -model_output if self._negative else model_output
 
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""

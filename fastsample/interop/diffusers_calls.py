@@ -44,12 +44,16 @@ def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Call
     """The function under the signature of the source's method of that name: kept, so that a call makes nothing but a bound method."""
     own = inspect.signature(getattr(source, function.__name__))
     places, name = tuple(own.parameters)[1:], function.__name__
+    ours = tuple(inspect.signature(function).parameters)[1:]
+    alike = next(k for k, (a, b) in enumerate(zip((*places, ""), (*ours, "."), strict=False)) if a != b)  # so many stand in one place
 
     @wraps(function)
     def method(self, *args, **given):
+        if len(args) <= alike:
+            return function(self, *args, **given)
         if len(args) > len(places):
             raise TypeError(f"FsScheduler.{name}: {len(args)} arguments by position; {source.__name__} takes {', '.join(places)}")
-        for place, value in zip(places, args):  # noqa: B905 (as many as were given)
+        for place, value in zip(places, args, strict=False):
             if place in given:
                 raise TypeError(f"FsScheduler.{name}: {place} was given twice; once, by position or by name, is accepted")
             given[place] = value

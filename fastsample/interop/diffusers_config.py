@@ -49,7 +49,8 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     if scale(source, config) == "flow":
         return None
     try:
-        return DiscreteVP(np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64))
+        table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)  # a table whose last entry is set to 2^-24 may rise there
+        return DiscreteVP(np.sort(table)[::-1] if scale(source, config) == "sigma" else table)  # of which sigma scale reads the ends
     except ValueError as error:
         raise ValueError(f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None is accepted") from None
 
@@ -71,7 +72,7 @@ def peer_layout(source: str, config: dict, peer) -> Points:
     if source in STRIDED:
         return Points(grid, labels, schedule, whole)
     if grid[-1] == grid[-2]:  # a last step of length 0
-        grid[-2] += SHORTEST * max(1.0, grid[-2])
+        grid[-1 if len(grid) == 2 else -2] += SHORTEST * max(1.0, grid[-2]) * (-1.0 if len(grid) == 2 else 1.0)
     if not (np.diff(grid) < 0.0).all():
         raise ValueError(
             f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 there; compat=None is accepted"
