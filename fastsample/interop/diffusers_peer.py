@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
+
 from .diffusers_config import peer_layout, peer_table
 from .diffusers_grids import Points, count, falling
 
@@ -20,9 +22,9 @@ def uncovered(source: type, settings: dict) -> str | None:
 def peer_points(source: type, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others) -> Points:
     """The class's own grid and labels after its set_timesteps with these arguments; ValueError for what it, or a plan, does not take."""
     peer = _made(source, settings)
-    asked = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
-    asked |= {"original_inference_steps": original_inference_steps, **dict(others)}
-    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items() if v is not None}
+    lists = {"timesteps": timesteps and list(timesteps), "sigmas": None if sigmas is None else np.array(sigmas)}  # UniPC takes no list
+    asked = {"num_inference_steps": steps, **lists, "mu": mu, "original_inference_steps": original_inference_steps, **dict(others)}
+    asked = {k: v for k, v in asked.items() if v is not None}
     unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
     if unknown:
         raise ValueError(f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it is accepted")
