@@ -143,6 +143,7 @@ def bad_calls():
     yield "DDIMScheduler", (), {"eta": [generator]}, "eta is a list; a number"
     yield "DDIMScheduler", (0.0, generator), {}, "use_clipped_model_output is a Generator; False is accepted, and a generator as generator="
     yield "DDIMScheduler", (0.0, True), {}, "use_clipped_model_output = True of DDIMScheduler is not reproduced; False"
+    yield "DDIMScheduler", (), {"eta": 1.5}, "eta = 1.5; a number from 0 to 1 is accepted"
     yield "DDIMScheduler", (0.0,), {"eta": 0.0}, "eta was given twice"
     yield "DDIMScheduler", (0.0, False, None, None, True, 1), {}, "9 arguments by position; DDIMScheduler takes model_output"
     yield "EulerDiscreteScheduler", (generator,), {}, "s_churn is a Generator"

@@ -10,6 +10,7 @@ import numpy as np
 from .. import solvers
 from ..model import Model, to_eps
 from ..plan import Plan
+from ..solvers._begin import number
 from ..solvers._build import ANCHOR, Builder, Lin, M, N, R, X
 from ..solvers._exponential import gain, weights
 
@@ -57,7 +58,7 @@ def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float 
     direction of the model's raw output, not clipped. Where t - stride is not the next point, x stands off its label by that much. One
     evaluation a step. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     """
-    b = Builder(model, grid, stored="x0", clip=clip)
+    eta, b = number("ddim: eta", eta, 0.0, 1.0), Builder(model, grid, stored="x0", clip=clip)
     for i, t in enumerate(b.t[:-1]):
         to = float(t - stride if t >= stride else b.t[-1])
         (alpha, sigma), at = b.level(t), b.level(to)
