@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import named, place, write_whole
 from .plan import Plan
-from .plan_file import printable, write_whole
+from .plan_file import printable
 
 EXAMPLES = """examples:
   fastsample demo                                    find schedules for the embedded model and show the gain, in demo/
@@ -92,7 +93,7 @@ def _model_options(add: Callable, samples: int) -> None:
     add("--model", metavar="MODULE:FACTORY", help="a factory of a fastsample.Model (default: the embedded model)")
     add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
     add("--samples", type=_count, default=samples, help=f"noises (default: {samples})")
-    add("--seed", type=int, default=0, help="seed of the first; sample b has seed + b (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)")
     add("--batch-size", type=_count, default=256, help="rows of one model call (default: 256)")
     add("--label", type=int, help="embedded model: one class 0..9 (default: each in turn; -1: none)")
     add("--guidance", type=float, help="embedded model: classifier-free guidance scale")
@@ -200,10 +201,10 @@ def optimize(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    plan, outs = _load(args.plan), [Path(out) for out in args.out or ["samples.png"]]
+    plan, outs = _load(args.plan), args.out or ["samples.png"]
     for out in outs:
-        _folder(out.parent, must_exist=True)
-        if out.suffix not in (".png", ".npy"):
+        place(out)
+        if Path(out).suffix not in (".png", ".npy"):
             raise ValueError(f"--out {out}: a .png or a .npy file is accepted")
     from . import metrics, report
 
@@ -214,7 +215,7 @@ def sample(args: argparse.Namespace) -> None:
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
     print(f"{args.samples} samples of {plan.nfe} evaluations in {time.perf_counter() - begin:.2f} s")
     for out in outs:
-        if out.suffix == ".png":
+        if Path(out).suffix == ".png":
             report.save_images(out, end)
         else:
             write_whole(out, report.npy(end))
@@ -259,13 +260,12 @@ def demo(args: argparse.Namespace) -> None:
     report.demo(it.model, search_noise, search_words, noise, words, Path(args.out), _progress(args))
 
 
-def _folder(path: str | Path, must_exist: bool = False) -> None:
+def _folder(name: str) -> None:
     """Refuse, before any work, an output folder that cannot be one."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path}: a file of that name is there; the name of a folder is needed")
-    if must_exist and not path.is_dir():
-        raise ValueError(f"--out {path}: there is no such folder; a file in an existing folder is needed")
+    path = Path(named(name, "--out"))
+    there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)  # it, or the nearest above it that is there
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {path}: {there} is no folder that can be written; the name of a folder, new or writable, is needed")
 
 
 def _load(path: str) -> Plan:

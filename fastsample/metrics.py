@@ -170,15 +170,21 @@ def best_hand_made(
     return plans[best].with_note(found={"method": "by hand", "grid": best, "psnr": figure, "samples": len(noise)})
 
 
-def run(plan: Plan, model: Any, noise: Any, *, batch_size: int = 256, seed: int = 0, state_dtype: Any = None, **words: Any) -> Any:
+def run(
+    plan: Plan, model: Any, noise: Any, *, batch_size: int = 256, seed: int | None = None, state_dtype: Any = None, **words: Any
+) -> Any:  # fmt: skip
     """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples; sample b draws from seed + b.
 
+    seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise draws afresh.
     state_dtype: float64 for float64 noise, else float32. words: cond, uncond, guidance as `Sampler` takes them; tensors of B rows are cut.
     """
     import torch
 
+    from .kernels.noise import seed_of
     from .sampler import Sampler
 
+    if seed is None:
+        seed = seed_of(noise) if (plan.ids >= 0).any() else 0
     sampler = Sampler(plan, model, state_dtype=state_dtype or (torch.float64 if noise.dtype == torch.float64 else torch.float32))
     parts = []
     for first in range(0, len(noise), batch_size):

@@ -114,6 +114,15 @@ class Plan:
         return int((self.call >= 0).sum())
 
     @property
+    def init_scale(self) -> float:
+        """M[0,0,0]: what row 0 multiplies unit noise by, sigma of the first point times the amplitude that a search found (sigma before
+        churn: row 0 draws that beside it). x = init_scale·noise stands at row 1. PlanError for a plan that starts from an image.
+        """
+        if self.sigma[0] == 0:
+            raise PlanError("init_scale: the plan was made with start= and begins from an image; a plan that begins from noise has one")
+        return float(self.M[0, 0, 0]) if self.reads[0] & 1 else 0.0
+
+    @property
     def stored(self) -> str:
         """Kind of the prediction m: x0, eps, flow or d."""
         return self.note.get("stored", "x0")
@@ -168,8 +177,12 @@ class Plan:
         """The same rows with entries of the note replaced or added."""
         return replace(self, note={**self.note, **changes})
 
-    def remake(self, start: int | float) -> Plan:
-        """Compile the same solver on grid[start:] for an image, from this plan's own note; `start` is a grid index or a strength."""
+    def remake(self, start: int | float | None = None) -> Plan:
+        """Compile the same solver on grid[start:] for an image, or with None for noise again, from this plan's own note.
+
+        `start` is a grid index or a strength. A plan for noise keeps this plan's init_scale; an image is noised to the schedule's own
+        level, where a searched amplitude has no meaning: it is kept in the note, for a later remake(None).
+        """
         maker = self._makers.get("remake")
         if maker is None:
             raise PlanError("remake: no makers are loaded; import fastsample.solvers first")

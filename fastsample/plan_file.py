@@ -17,13 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from . import files
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -128,43 +127,20 @@ def _assemble(table: np.ndarray, dims: dict[str, int], floats: int, note: dict, 
 
 
 def save(plan: Plan, path: Any) -> None:
-    """Write the .fsplan file: to a temporary file beside it, then renamed, so that it is there whole or not at all."""
-    write_whole(path, encode(plan))
-
-
-def write_whole(path: Any, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all."""
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise FileNotFoundError(f"save: {path} is a folder, or lies in none; a file name in a folder that exists is accepted")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Write the .fsplan file, whole or not at all."""
+    files.write_whole(path, encode(plan))
 
 
 def load(path: Any, cls: type[Plan]) -> Plan:
     """Read at most as much as the longest plan has: a pipe or a device tells no size beforehand."""
     longest = HEADER.size + NOTE_CAP + 8 * CAPS["R"] * (_float_width(CAPS) + 6 + CAPS["L"])
-    with open(path, "rb") as file:
+    name = files.named(path, "load")
+    with open(name, "rb") as file:
         data = file.read(HEADER.size)
         if data[:len(MAGIC)] == MAGIC:
             data += file.read(longest + 1 - len(data))
     if len(data) > longest:
-        raise PlanError(f"load: {os.fspath(path)} has more than {longest} bytes; no plan is longer")
+        raise PlanError(f"load: {name} has more than {longest} bytes; no plan is longer")
     return decode(data, cls)
 
 
@@ -271,6 +247,8 @@ def describe(plan: Plan) -> str:
     sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
     lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {sizes}"]
     lines += [f"  {printable(k):14s} {_short(v)}" for k, v in sorted(note.items())]
+    if plan.sigma[0]:
+        lines.append(f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)")
     lines.append(f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with exact predictions)")
     lines.append(f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update")
     times = np.concatenate([[np.nan], plan.t[:-1, 0]])

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .files import make_folder, write_whole
 from .plan import Plan
-from .plan_file import printable, write_whole
+from .plan_file import printable
 
 # Okabe & Ito's eight colours, told apart with any colour vision; every line also has its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -225,7 +226,7 @@ def demo(
     from .models.classifier import class_accuracy, frechet_distance
     from .optimize import oss
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     teacher, agreement, target = metrics.find_teacher(model, noise, nfe=teacher_nfe, at_least=at_least, **words)
     name = f"{teacher.note['solver']}, {teacher.nfe} evaluations"
     print(f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as many")

@@ -25,9 +25,11 @@ class Run:
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
-    latent        [B,*] instead: for a plan made with start= the image (noise= may stand beside it), else the state at row `start`
-                  (1 if not given), which must be one of plan.entries
-    seed          int s (sample b takes s + b), B ints, or int64 [B]; noise id 0 of a plan is the noise the run started with
+    latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand beside it); with start= the state there
+    start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps (row 1 of a plan for noise, begun from
+                  noise alone: plan.init_scale times it); a plan for noise needs it for a latent
+    seed          int s (sample b takes s + b), B ints, or int64 [B]; None: a fresh s of torch's default CPU generator, taken only where the
+                  run draws noise of its own (`seeds` says which). Noise id 0 of a plan is the noise the run started with
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
     noise_scale   a number or [B], times every draw of the plan (0: none)
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in the order the rows first draw it
@@ -41,7 +43,7 @@ class Run:
     """
 
     def __init__(
-        self, plan: Plan, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0,
+        self, plan: Plan, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=None,
         guidance=None, state_dtype: torch.dtype = torch.float32, model_dtype: torch.dtype | None = None, device=None, noise_scale=None,
         noise_source: Sequence[Tensor] | Callable | None = None, mask: Tensor | None = None, known: Tensor | None = None,
         start: int | None = None, preview: bool = True, copies: int = 1, backend: str | None = None,
@@ -49,7 +51,7 @@ class Run:
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
         given, size, device = arguments.start(noise, latent, shape, device, image=plan.sigma[0] == 0)
-        self.plan, self._row = plan, arguments.entry(plan, latent is not None, start)
+        self.plan, self._row = plan, arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
         model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
         arguments.dtypes("Run", state_dtype, model_dtype)
         self._choice = select(device, state_dtype, backend)
@@ -57,17 +59,20 @@ class Run:
         empty = lambda *lead, dtype=state_dtype: torch.empty(*lead, *size[1:], dtype=dtype, device=device)  # noqa: E731
         own_input = copies != 1 or model_dtype != state_dtype or bool((plan.c[: plan.rows - 2] != 1).any())
         mask, known = arguments.blend(plan, mask, known, size, state_dtype, device)
+        scale = arguments.scales(plan, guidance, size[0], state_dtype, device)
+        noise_scale = arguments.noise_scales(noise_scale, size[0], state_dtype, device)
+        self._draws = arguments.sources(noise_source, plan, size, state_dtype, device, mask is not None, noise)
+        needed = given is None or arguments.seeded(plan, self._row, noise, noise_source, noise_scale, mask is not None)
+        self._seeded = seed is not None or needed
         rows = torch.arange(plan.rows, dtype=torch.int32, device=device)[:, None].expand(-1, size[0]).contiguous()
         self._buffers = Buffers(
             empty(size[0]), empty(plan.S, size[0]), empty(copies * size[0], dtype=model_dtype) if own_input else None,
             empty(size[0]) if preview else None, torch.zeros(size[0], dtype=torch.int32, device=device), rows,
-            arguments.scales(plan, guidance, size[0], state_dtype, device), arguments.seeds(seed, size[0], device),
-            arguments.noise_scales(noise_scale, size[0], state_dtype, device), mask, known, copies,
+            scale, arguments.seeds(seed, size[0], device, needed), noise_scale, mask, known, copies,
         )  # fmt: skip
         times = self._table.f[:, self._table.dims.c + 1 :][:, : plan.E]
         times = times[:, None, :].expand(-1, copies * size[0], -1).contiguous()
         self._times = (times[..., 0] if plan.E == 1 else times).unbind(0)
-        self._draws = arguments.sources(noise_source, plan, size, state_dtype, device, mask is not None, noise)
         self._bind()
         if given is None:
             self._choice.module.fill(self._buffers.x, self._buffers.seed, 0)
@@ -116,6 +121,11 @@ class Run:
         arguments.check_values("x", value)
         self._buffers.x.copy_(value.detach())
         self._refresh()
+
+    @property
+    def seeds(self) -> Tensor | None:
+        """Seeds [B] int64 of the samples, given or drawn; seed=run.seeds draws the same again. None where none was given or needed."""
+        return self._buffers.seed if self._seeded else None
 
     def status(self) -> Tensor:
         """Status words so far [B] int32: 0, or bits 1 bad row, 4 bad output index, 8 non-finite state."""

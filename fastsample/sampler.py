@@ -77,7 +77,7 @@ class Sampler:
         return twin
 
     def __call__(
-        self, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=0,
+        self, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=None,
         cond: dict | None = None, uncond: dict | None = None, branches: Sequence[dict] | None = None, guidance=None,
         callback: Callable | None = None, progress: bool = False, trajectory: bool = False, mask: Tensor | None = None,
         known: Tensor | None = None, batched_guidance: bool = True, noise_scale=None, noise_source=None, start: int | None = None,
@@ -90,7 +90,7 @@ class Sampler:
         guidance): a second branch, f = f_uncond + s (f_cond - f_uncond). branches: keywords of every branch, the last being the base.
         batched_guidance: all branches in one call of G*B samples (tensors in them are concatenated), else one call each. callback(step,
         x, x0): may return a new x, and may raise to stop; x and x0 are the run's own memory, to be cloned if kept beyond the next step.
-        table: numbers of the plan [R, WF] in place of its own (differentiable=True).
+        table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None: torch.manual_seed governs it (see Run).
         Raises FloatingPointError naming samples and row if a state became non-finite.
         """
         conditions = conditioning.branches_of(cond, uncond, branches)
@@ -172,7 +172,7 @@ class Sampler:
                     noise_source, mask, known):  # fmt: skip
         state = self._options["state_dtype"]
         given, size, device = arguments.start(noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable)
-        first = arguments.entry(plan, latent is not None, start)
+        first = arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
         model_dtype = self._options["model_dtype"] or (state if given is None else given.dtype)
         own = inplace.table(plan, state, device)
         if table is not None and (not isinstance(table, Tensor) or table.shape != own.f.shape or table.dtype != state):
@@ -181,11 +181,12 @@ class Sampler:
         mask, known = arguments.blend(plan, mask, known, size, state, device, self.differentiable)
         draws = arguments.sources(noise_source, plan, size, state, device, mask is not None, noise, self.differentiable)
         requested = {
-            "seed": arguments.seeds(seed, size[0], device),
             "scale": arguments.scales(plan, guidance, size[0], state, device, self.differentiable),
             "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device, self.differentiable),
             "mask": None if mask is None else mask.expand(size), "known": None if known is None else known.expand(size),
         }  # fmt: skip
+        needed = given is None or arguments.seeded(plan, first, noise, noise_source, requested["noise_scale"], mask is not None)
+        requested["seed"] = arguments.seeds(seed, size[0], device, needed)
         requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
         if given is None:
             given = torch.empty(size, dtype=state, device=device)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels.noise import seed_of
 from .model import Model, to_x0
 from .plan import Plan
 from .run import Run
@@ -63,12 +64,13 @@ def visits(
     uncond: Mapping | None = None,
     guidance: float | None = None,
     batch_size: int = 256,
-    seed: int = 0,
+    seed: int | None = None,
     state_dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, int, Tensor, Tensor | None]]:
     """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields (samples, row, x, f) before each row.
 
     x is the run's own state (copy what you keep); f the guided raw output there, None in the last row, where x is the end point.
+    Sample b draws from seed + b; None takes the seed from the noise: the same noise is visited alike, fresh noise draws afresh.
     """
     branches = [cond or {}] if uncond is None else [cond or {}, uncond]
     if len(branches) != plan.G:
@@ -77,6 +79,8 @@ def visits(
             "pass uncond= with a guided plan and none with a plain one"
         )
     dtype = state_dtype or (torch.float64 if noise.dtype == torch.float64 else torch.float32)
+    if seed is None:
+        seed = seed_of(noise) if (plan.ids >= 0).any() else 0
     for first in range(0, len(noise), batch_size):
         samples = slice(first, min(first + batch_size, len(noise)))
         words = [_per_sample(branch, samples, len(noise)) for branch in branches]

@@ -161,7 +161,7 @@ def test_a_plan_is_its_own_schedule():
     x = start(1, 4, 8)
     y = scheduler.step(network(x, 500.0), scheduler.timesteps[2], x).prev_sample
     fresh = solvers.dpmpp_2m(fastsample.Model(None, schedule, "flow", time=1000), from_sigmas(schedule, [0.5, 0.2, 0.0]))
-    run = fastsample.Run(fresh, latent=x)
+    run = fastsample.Run(fresh, latent=x, start=1)
     run.step(network(x, 500.0))
     assert torch.equal(y, run.x)
     edm = fastsample.schedules.EDM()

@@ -26,7 +26,8 @@ FLOORS = (
     ("report",),
     ("cli",),
 )
-FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units} | {"plan_file": -2, "plan_checks": -1}  # the plan's cellar
+CELLAR = {"files": -3, "plan_file": -2, "plan_checks": -1}  # below the plan
+FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units} | CELLAR
 MAKERS = {"schedules", "grids", "presets", "solvers"}  # runners never see them: the plan is all they get
 RUNNERS = {"kernels", "run", "guidance", "sampler", "engine"}
 # A foreign package and the only files that may import it (relative to the package, as patterns).

@@ -1,6 +1,7 @@
 """k_sample against k-diffusion's own samplers in float64: samples, callbacks, noise, and plans k-diffusion has no counterpart of."""
 
 import importlib.util
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import fastsample
 from fastsample import solvers
 from fastsample.grids import from_sigmas, karras
 from fastsample.interop import k_sample
-from fastsample.schedules import EDM, DiscreteVP, Flow
+from fastsample.schedules import EDM, VP, DiscreteVP, Flow
+from tests.cases import louder
 from tests.oracle import peers
 
 SCHEDULE = EDM(sigma_min=0.03, sigma_max=14.6)
@@ -136,3 +138,59 @@ def test_bad_input_is_refused():
     for given, sentence in cases:
         with pytest.raises((ValueError, TypeError), match=sentence):
             k_sample(*given)
+
+
+# -- what x must be ------------------------------------------------------------------------------------------------------------------
+def x0(x, sigma):
+    return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+
+
+def euler(levels, **given):
+    return solvers.euler(EDM(sigma_max=80.0), levels, prediction="edm", **given)
+
+
+def noise_of(n, rms=1.0, dtype=torch.float64):
+    """n numbers of exactly this root mean square."""
+    x = torch.randn(1, 1, 1, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (x / x.square().mean().sqrt() * rms).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("schedule", "kind", "top"), [(EDM(sigma_max=80.0), "edm", 80.0), (VP(), "eps", 100.0), (Flow(), "flow", 9.0)])
+def test_noise_of_another_scale_is_refused(schedule, kind, top, dtype):
+    """Between .97 s (1 - 4/sqrt(2n)) and 1.03 sqrt(s² + 1) (1 + 4/sqrt(2n)), s in k-diffusion's units; both numbers are named."""
+    n, levels = 200, (top, 2.0, 0.5, 0.0)
+    grid = from_sigmas(schedule, [s / (1 + s) for s in levels] if kind == "flow" else levels)
+    plan = louder(solvers.euler(schedule, grid, prediction=kind))
+    s, slack = plan.init_scale / plan.alpha[1], 4 / math.sqrt(2 * n)
+    assert s == pytest.approx(1.3 * top, rel=1e-9)
+    low, high = 0.97 * s * (1 - slack), 1.03 * math.sqrt(s * s + 1) * (1 + slack)
+    near = 4 * torch.finfo(dtype).eps
+    for rms in (s, low * (1 + near), high * (1 - near), math.hypot(s, 1)):
+        assert torch.isfinite(k_sample(plan, x0, noise_of(n, rms, dtype), disable=True)).all()
+    for rms in (1.0, low * (1 - near), high * (1 + near), 2 * s):
+        called = []
+        with pytest.raises(ValueError, match=f"root mean square of [0-9.]+ where {s:.4g} is meant; .* = {s:.6g} is accepted") as error:
+            k_sample(plan, lambda *a, c=called: c.append(1), noise_of(n, rms, dtype), disable=True)
+        named = float(str(error.value).split("square of ")[1].split()[0])
+        assert named == pytest.approx(rms, rel=near + 1e-3) and not called
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 10_000])
+def test_the_bounds_are_wider_for_few_numbers(n):
+    plan, slack = euler([80.0, 5.0, 0.5, 0.0]), 4 / math.sqrt(2 * n)
+    k_sample(plan, x0, noise_of(n, 1.03 * math.hypot(80, 1) * (1 + slack) * (1 - 1e-9)), disable=True)
+    with pytest.raises(ValueError, match="where 80 is meant"):
+        k_sample(plan, x0, noise_of(n, 1.03 * math.hypot(80, 1) * (1 + slack) * (1 + 1e-9)), disable=True)
+
+
+def test_neither_low_levels_nor_images_nor_empty_batches_are_checked():
+    quiet = euler([3.99, 1.0, 0.0])
+    assert torch.isfinite(k_sample(quiet, x0, noise_of(10_000, 40.0), disable=True)).all()
+    with pytest.raises(ValueError, match="where 4 is meant"):
+        k_sample(euler([4.0, 1.0, 0.0]), x0, noise_of(10_000, 5.0), disable=True)
+    image = euler([80.0, 5.0, 0.5, 0.0], start=0)
+    assert torch.isfinite(k_sample(image, x0, noise_of(10_000, 300.0), disable=True)).all()
+    assert k_sample(euler([80.0, 5.0, 0.5, 0.0]), x0, torch.zeros(0, 1, 4, 4), disable=True).shape == (0, 1, 4, 4)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        k_sample(euler([80.0, 5.0, 0.5, 0.0]), x0, noise_of(64, 80.0) * torch.nan, disable=True)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from cases import same
-from test_run import BACKENDS, finish, plan_of, unit
+from test_run import BACKENDS, finish, net, plan_of, unit
 
 from fastsample.guidance import guided
 from fastsample.run import Run
+from fastsample.sampler import MODES, Sampler
 
 GOOD = {"noise": unit(1, 32, 32)}
 
@@ -43,6 +44,8 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"noise": None, "latent": unit(), "start": 99}, ValueError, "start=99 is not an entry"),
         ({"noise": None, "latent": unit(), "start": 1.0}, TypeError, "start is 1.0; a row number"),
         ({"noise": None, "latent": unit(), "start": True}, TypeError, "start is True; a row number"),
+        ({"noise": None, "latent": unit(), "start": torch.tensor(True)}, TypeError, r"start is tensor\(True\); a row number"),
+        ({"noise": None, "latent": unit(), "start": np.float64(1)}, TypeError, "start is .*1.0.*; a row number"),
         ({"start": False}, TypeError, "start is False; a row number"),
         ({"start": 2}, ValueError, "start=2 needs the state at that row"),
         ({"seed": [1, 2]}, ValueError, "seed holds 2 values for a batch of 1"),
@@ -72,8 +75,47 @@ def test_whole_numbers_of_numpy_are_taken():
     want = finish(Run(plan, shape=(2, 5), seed=[3, 4])).x
     for seed in (np.int64(3), np.arange(3, 5), list(np.arange(3, 5)), torch.arange(3, 5)):
         assert same(finish(Run(plan, shape=np.array([2, 5]), seed=seed)).x, want)
-    run = Run(plan, noise=unit())
-    assert same(finish(Run(plan, latent=run.x, start=np.int32(1))).x, finish(run).x)
+    run = Run(plan, noise=unit(), seed=3)
+    assert same(finish(Run(plan, latent=run.x, start=np.int32(1), seed=3)).x, finish(run).x)
+
+
+ROADS = {
+    "Run": lambda plan, **call: finish(Run(plan, **call)).x,
+    **{mode: lambda plan, mode=mode, **call: Sampler(plan, net, mode)(**call) for mode in MODES},
+    "differentiable": lambda plan, **call: Sampler(plan, net, differentiable=True)(**call),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_latent_is_a_state_or_an_image_and_the_call_says_which(road):
+    """A plan for noise takes a state at the row that start= names; the image belongs to a plan made with start=."""
+    run, image = ROADS[road], unit(seed=5)
+    either = (
+        r"to resume, pass start= \(one of \[1, 2, 5\]\) .*row 1: 0 x0 \+ 1 eps; .*plan.init_scale = 1 times itself\); "
+        r".*begin from an image, .*plan.remake\(start="
+    )
+    for plan in (plan_of("dpmpp_2m"), plan_of("dpmpp_2m", inpaint=True)):
+        with pytest.raises(ValueError, match=f"latent= is given without start= .*made for noise; {either}"):
+            run(plan, latent=image)
+    made = plan_of("dpmpp_2m", 8, start=3)
+    with pytest.raises(ValueError, match="noise= stands beside the state at row 1, and no row from there on reads it"):
+        run(made, latent=image, noise=unit(), start=1)
+    if road in ("Run", "eager", "differentiable"):  # compiled in test_compile
+        whole = Run(made, latent=image, noise=unit())
+        state = whole.x.clone()
+        assert same(run(made, latent=state, start=1), finish(whole).x)
+        assert same(run(made, latent=image, noise=unit(), start=0), whole.x), "row 0 takes the image, said or not"
+        assert same(run(plan_of("dpmpp_2m"), latent=unit(), start=torch.tensor(1)), run(plan_of("dpmpp_2m"), noise=unit()))
+
+
+def test_noise_stands_beside_a_state_where_a_later_row_reads_it():
+    plan, image, z = plan_of("dpmpp_2m", 8, start=3, inpaint=True), unit(seed=5), unit()
+    mask = {"mask": torch.full((1, 1, 1), 0.5), "known": unit(seed=6)}
+    run = Run(plan, latent=image, noise=z, **mask)
+    state = run.x.clone()
+    assert same(finish(Run(plan, latent=state, noise=z, start=1, **mask)).x, finish(run).x)
+    with pytest.raises(ValueError, match="noise= stands beside the state at row 1"):
+        Run(plan, latent=state, noise=z, start=1)
 
 
 def test_values_that_are_not_finite_are_laid_to_whoever_gave_them():

@@ -155,6 +155,17 @@ int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* row) {
   });
 }
 
+int fs_plan_init_scale(const fs_plan* handle, double* scale) {
+  return guard("fs_plan_init_scale: internal error", [&] {
+    const fs::Plan& plan = fs::plan_of("fs_plan_init_scale", handle);
+    if (!scale) fail(FS_E_ARG, "fs_plan_init_scale: scale is NULL; the address of a double is needed");
+    const double* row = plan.row_floats(0);
+    if (row[plan.dims.alpha() + 1] == 0)
+      fail(FS_E_ARG, "fs_plan_init_scale: the plan was made with start= and begins from an image; a plan that begins from noise has one");
+    *scale = (plan.row_ints(0)[fs::kReadsLow] & 1) != 0 ? row[0] : 0;
+  });
+}
+
 const char* fs_plan_note(const fs_plan* handle) {
   const char* note = nullptr;
   guard("fs_plan_note: internal error", [&] { note = fs::plan_of("fs_plan_note", handle).note.c_str(); });

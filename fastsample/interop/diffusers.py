@@ -31,7 +31,7 @@ from .diffusers_config import trained_levels
 from .diffusers_grids import noise_schedule
 from .diffusers_loop import Loops
 from .diffusers_peer import uncovered
-from .diffusers_plan import checked_plan, decoded, scale_of
+from .diffusers_plan import checked_plan, decoded, init_scale, scale_of
 from .diffusers_runs import Runs
 from .diffusers_sources import PREDICTIONS, SOURCES, class_of, defaults, output_sign, scale, settings
 
@@ -146,13 +146,12 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         """
         lists = [None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v) for v in (timesteps, sigmas)]
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
-        about = {"calls_per_point": self.order, "device": device, "preview": self._pair}
+        about = {"calls_per_point": self.order, "device": device, "preview": self._pair, "unit": self._scale == "flow"}
         self._loops.set(self._runs.loop(asked, self.config.compat is not None, self._auto, **about))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep. The sample itself where c = 1."""
-        loop = self._loops.get("scale_model_input")
-        c = float(loop.scales[min(loop.find(timestep), len(loop) - 1)])
+        c = self._loops.get("scale_model_input").input_scale(timestep)
         return sample if c == 1.0 else sample * c
 
     @AsSource
@@ -221,11 +220,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What unit noise is multiplied by: the first point's sigma, as in Sampler. compat: 1, and diffusers' rules on sigma scale."""
-        loop = self._loops.get()
-        if loop is None or (loop.compat and self._scale != "sigma"):
+        """What unit noise is multiplied by: plan.init_scale; 1 on flow scale, where the first step does it. compat: diffusers' rules."""
+        plan = self.plan
+        if plan is None or self._scale == "flow" or (not self._exact and self._scale != "sigma"):
             return 1.0
-        return math.hypot(loop.sigma[0], loop.compat and self._settings["timestep_spacing"] == "leading")
+        return init_scale(plan) if self._exact else math.hypot(plan.sigma[1], self._settings["timestep_spacing"] == "leading")
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -276,6 +275,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         self.__dict__.update(state, _loops=Loops())
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
+    @property
+    def _exact(self) -> bool:
+        """Does this thread's run begin as plans do, not as the source?"""
+        return not getattr(self._loops.get(), "compat", self.config.compat)
+
     def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""
         if self._learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
@@ -285,12 +289,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
-        if loop is not None and (loop.begin is not None or loop.index is not None):
-            at = np.full(timesteps.numel(), loop.find(None))
-            return loop.alpha[at], loop.sigma[at]
-        found = [None if loop is None else loop.where(t) for t in timesteps.flatten().cpu()]
-        if None not in found:
-            return loop.alpha[found], loop.sigma[found]
+        found = None if loop is None else loop.levels(timesteps)
+        if found is not None:
+            return found
         if self._given is not None:
             raise ValueError(f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are accepted")
         return trained_levels(self._scale, self._settings, timesteps.double().flatten().cpu().numpy())

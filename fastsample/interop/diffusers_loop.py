@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from ..run import Run
+from .diffusers_plan import init_scale
 from .draws import Draws
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
@@ -31,20 +32,25 @@ class Loop:
     """One run through a plan, or through the plan from a later grid point on.
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64 timesteps, else float32.
-    calls_per_point: 2 for Heun, whose first point has 1. compat: are the points diffusers' own? timesteps [calls]; alpha, sigma
-    [calls + 1] of x at every call and at the end; scales [calls] of the model's input.
+    calls_per_point: 2 for Heun, whose first point has 1. compat: the points are diffusers' own. unit: the pipeline begins with unit noise,
+    and without compat init_scale is for the first step to multiply it by (flow pipelines know no init_noise_sigma). timesteps [calls];
+    alpha, sigma [calls + 1] of x at every call and at the end.
+
+    A first sample was made by add_noise where this loop took anything to its first level before its first step: pipelines pack, cast and
+    cut what add_noise gave them, so the tensor itself cannot say.
     """
 
     def __init__(
         self, plan: Plan, compile: Callable[[int, float], Plan], whole: bool, *, calls_per_point: int = 1, device=None,
-        preview: bool = True, compat: bool = False,
+        preview: bool = True, compat: bool = False, unit: bool = False,
     ):  # fmt: skip
         self.compat, self.plan, self._compile, self._per_point, self._preview = compat, plan, compile, calls_per_point, preview
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
         self.timesteps = torch.tensor(self._labels, dtype=torch.int64 if whole else torch.float32, device=device)
         self.alpha, self.sigma = np.append(plan.alpha[rows], plan.alpha[-1]), np.append(plan.sigma[rows], plan.sigma[-1])
-        self.scales = plan.c[rows - 1]
+        self._scales = plan.c[rows - 1]
+        self._factor, self._noised = init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0, False
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
         self.begin: int | None = None
         self.index: int | None = None
@@ -75,6 +81,27 @@ class Loop:
             )
         return at
 
+    def factor(self, at: int) -> float:
+        """What a sample that comes to step `at` is multiplied by: init_scale where a run begins with a pipeline's unit noise, else 1."""
+        return self._factor if at == 0 and not self._noised else 1.0
+
+    def input_scale(self, timestep: int | float | Tensor | None) -> float:
+        """What the sample that comes to the timestep is multiplied by for the model."""
+        at = min(self.find(timestep), len(self) - 1)
+        return float(self._scales[at]) * self.factor(at)
+
+    def levels(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """(alpha, sigma) [n] that add_noise takes a sample to: at the running step or the begin index if there is one, else at the
+        timesteps; None if one of them is not of this loop."""
+        if self.begin is not None or self.index is not None:
+            at = [self.find(None)] * timesteps.numel()
+        else:
+            at = [self.where(t) for t in timesteps.flatten().cpu()]
+        if None in at:
+            return None
+        self._noised = self._noised or (self.index is None and 0 in at)
+        return self.alpha[at], self.sigma[at]
+
     def step(self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
         """(next sample, predicted data or None), in the sample's dtype; draw() gives one noise tensor."""
         with self._lock, torch.inference_mode(False), torch.no_grad():  # inference tensors do not count writes
@@ -84,7 +111,7 @@ class Loop:
             elif eta != self._eta:
                 raise ValueError(f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run is accepted")
             elif not self._is_ours(sample):
-                self._run.x = sample
+                self._run.x = self._begun(sample, self.index)
             _drawing.draw = lambda name: self._draws(name, draw)
             try:
                 self._run.step(model_output)
@@ -101,8 +128,13 @@ class Loop:
         point = (at + self._per_point - 1) // self._per_point
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
         words = {"state_dtype": torch.float64 if sample.dtype == torch.float64 else torch.float32, "model_dtype": model_output.dtype}
-        run = Run(_unscaled(plan), latent=sample, start=1, noise_source=_drawn, preview=self._preview, **words)
+        run = Run(_unscaled(plan), latent=self._begun(sample, at), start=1, noise_source=_drawn, preview=self._preview, **words)
         self._run, self._eta, self._draws, self.index = run, eta, Draws(plan), at
+
+    def _begun(self, sample: Tensor, at: int) -> Tensor:
+        """The sample that comes to step `at` as the state there, not rounded to half precision again."""
+        factor = self.factor(at)
+        return sample if factor == 1.0 else factor * (sample if sample.dtype == torch.float64 else sample.float())
 
     def _check(self, model_output: Tensor, timestep, sample: Tensor) -> None:
         """What must fit before a kernel runs. A timestep on another device is trusted where reading it would wait for that device."""

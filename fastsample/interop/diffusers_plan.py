@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 
 import numpy as np
 
@@ -51,6 +52,16 @@ def from_point(plan: Plan, first: int) -> Plan:
     if plan.nfe != len(plan.note.get("grid") or []) - 1:
         raise ValueError(f"FsScheduler: begin_index = {first} of a plan that makes several calls a grid step; 0 is accepted")
     return plan.remake(start=first)
+
+
+def init_scale(plan: Plan) -> float:
+    """What a pipeline's unit noise is multiplied by to stand at row 1: plan.init_scale, or sigma for a plan made for an image.
+
+    Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model before step could add another.
+    """
+    first = 3 + plan.S + plan.G
+    drawn = [float(plan.M[0, 0, first + k]) for k in range(plan.L) if plan.reads[0] >> (first + k) & 1]
+    return math.hypot(plan.init_scale if plan.sigma[0] else 0.0, *drawn)
 
 
 def scale_of(plan: Plan) -> str:

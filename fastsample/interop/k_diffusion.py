@@ -1,10 +1,11 @@
 """k_sample: a Plan with the signature of k-diffusion's samplers, which ComfyUI, A1111 and Forge share.
 
-x = k_sample(plan, model, torch.randn(...) * sigma_max, extra_args={"cond": c}, callback=show)
+x = k_sample(plan, model, torch.randn(...) * plan.init_scale / plan.alpha[1], extra_args={"cond": c}, callback=show)   # alpha: 1 on EDM
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from ..run import Run
 from ..schedules import from_json
 from .draws import Draws
 
+LEAST_CHECKED = 4.0  # sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
+
 
 @torch.no_grad()
 def k_sample(
@@ -28,19 +31,23 @@ def k_sample(
 
     plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it was made for. Plans on VP or flow
     schedules run on their own state alpha·x; x in and out, and sigma, are k-diffusion's (sigma/alpha here).
-    x [B,*]: already scaled, by sigma_max for noise. The state is float32, float64 for a float64 x.
+    x [B,*]: already scaled: s·noise, s = plan.init_scale / plan.alpha[1], which is sigma_max times the amplitude that a search found. Where
+    s >= 4, rms(x) from 0.97 s to 1.03 sqrt(s² + 1) is accepted (data of up to unit variance may be mixed in), each end widened by
+    4/sqrt(2n) of it, 4 standard errors for n numbers. For a plan made with start=: the noised image x0 + sigma/alpha·noise, of any size.
+    The state is float32, float64 for a float64 x.
     callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat, denoised; its tensors are its to keep.
     disable: tqdm's. noise_sampler(sigma, sigma_next) -> [B,*]: the noises of a stochastic plan, in its order; by default
     torch.randn_like(x) (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
 
-    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for a plan that starts at alpha = 0 or reads a
-    model's raw output, too.
+    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for noise of another scale, for a plan that
+    starts at alpha = 0 or reads a model's raw output, too.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(
             f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating torch tensor [B, *] is accepted"
         )
     plan = _denoising(plan)
+    _check_scale(plan, x)
     alpha, levels, starts = plan.alpha, _levels(plan), _starts(plan)
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigmas = torch.tensor(levels, dtype=state, device=x.device)
@@ -107,6 +114,20 @@ def _before_churn(plan: Plan) -> np.ndarray | None:
         return None
     schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
     return schedule.sigma(times) / schedule.alpha(times)
+
+
+def _check_scale(plan: Plan, x: Tensor) -> None:
+    """Refuse noise that was scaled by another number than the plan's. Data of standard deviation up to 1 may be mixed in."""
+    if plan.sigma[0] == 0:  # an image, and only its owner knows how large it is
+        return
+    scale = plan.init_scale / float(plan.alpha[1])
+    rms, slack = float(x.detach().double().square().mean().sqrt()), 4 / math.sqrt(2 * max(x.numel(), 1))
+    low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, 1) * (1 + slack)
+    if scale >= LEAST_CHECKED and (rms < low or rms > high):
+        raise ValueError(
+            f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit noise times"
+            f" plan.init_scale / plan.alpha[1] = {scale:.6g} is accepted"
+        )
 
 
 def _first(plan: Plan, x: Tensor, draw: Callable) -> Tensor:

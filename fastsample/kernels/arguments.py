@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from .noise import drawn_seed
 from .select import STATES
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -25,9 +26,9 @@ def dtypes(where: str, state: object, model: object) -> None:
 
 
 def integer(value: object) -> int | None:
-    """A whole number of Python, NumPy or torch as an int; None for anything else, True and False included."""
+    """A whole number of Python, NumPy or torch as an int; None for anything else, True and False of each included."""
     try:
-        return None if isinstance(value, (bool, np.bool_)) else index(value)
+        return None if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool else index(value)
     except TypeError:
         return None
 
@@ -39,7 +40,7 @@ def start(
     both = noise is not None and latent is not None and shape is None and image  # the image, and the noise that row 0 adds to it
     if not both and sum(v is not None for v in (noise, latent, shape)) != 1:
         raise ValueError(
-            "Run: pass exactly one of noise= (unit normal), latent= (a state; an image for a plan made with start=, which may "
+            "Run: pass exactly one of noise= (unit normal), latent= (a state, with start=; an image for a plan made with start=, which may "
             "take noise= beside it)"
             " and shape= (noise is drawn from the seeds)"
         )
@@ -93,11 +94,14 @@ def check_values(name: str, given: Tensor) -> None:
     if name == "noise" and given.numel() >= STD_ELEMENTS:
         std = float(given.detach().float().std())
         if not STD_RANGE[0] <= std <= STD_RANGE[1]:
-            raise ValueError(f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; already scaled by sigma? pass latent=")
+            hint = "already scaled by sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
+            raise ValueError(f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; {hint}")
 
 
-def entry(plan: Plan, latent: bool, row: int | None) -> int:
-    """The first row to run: 0 for noise and for the image of a plan made with start=, else an entry the state is handed in at."""
+def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked: bool = False) -> int:
+    """The first row to run: 0 for noise and for the image of a plan made with start=, else the entry a state is handed in at, which is
+    always said. noise: some was given, which a later row than 0 must read.
+    """
     image = plan.sigma[0] == 0
     if row is not None and integer(row) is None:
         raise TypeError(f"Run: start is {row!r}; a row number of the plan, one of plan.entries, is accepted")
@@ -105,21 +109,37 @@ def entry(plan: Plan, latent: bool, row: int | None) -> int:
         if image:
             raise ValueError("Run: this plan was made with start= and begins from an image; pass latent=")
         if row not in (None, 0):
-            raise ValueError(f"Run: start={row} needs the state at that row; pass latent=, or noise= without start")
+            raise ValueError(
+                f"Run: start={row} needs the state at that row (row 1: noise times plan.init_scale); pass latent=, or noise= without start"
+            )
         return 0
-    row = integer(row) if row is not None else 0 if image else 1
     entries = [k for k in plan.entries if k > 0 or image]
+    if row is None and not image:
+        raise ValueError(
+            f"Run: latent= is given without start= and this plan was made for noise; to resume, pass start= (one of {entries}) with the "
+            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise "
+            f"alone begins there as plan.init_scale = {plan.init_scale:.4g} times itself); "
+            "to begin from an image, make the plan with start=, or plan.remake(start=...), and pass the clean image as latent="
+        )
+    row = 0 if row is None else integer(row)
     if row not in entries:
         raise ValueError(
             f"Run: start={row} is not an entry of this plan (a later row reads history, or there is no such row); entries for a "
             f"latent are {entries};"
             " elsewhere make the plan with start=, or use plan.remake(start=...)"
         )
+    if noise and row > 0 and not (drawn_from(plan, row, masked) == 0).any():
+        raise ValueError(
+            f"Run: noise= stands beside the state at row {row}, and no row from there on reads it; leave it out, or start= to have the "
+            "image noised with it"
+        )
     return row
 
 
-def seeds(seed, batch: int, device) -> Tensor:
-    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]."""
+def seeds(seed, batch: int, device, needed: bool) -> Tensor:
+    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if it is needed, else 0."""
+    if seed is None:
+        seed = drawn_seed() if needed else 0
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape != (batch,):
             raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
@@ -207,6 +227,18 @@ def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
     first = 3 + plan.S + plan.G
     used = plan.reads[row] >> first | (plan.known_reads[row] >> 1 if masked else 0)
     return [int(plan.ids[row, k]) if used >> k & 1 else None for k in range(plan.L)]
+
+
+def drawn_from(plan: Plan, first: int, masked: bool) -> np.ndarray:
+    """Noise ids [rows, L] that the rows from `first` on draw, -1 where they draw none."""
+    used = plan.reads[first:-1] >> (3 + plan.S + plan.G) | (plan.known_reads[first:-1] >> 1 if masked else 0)
+    return np.where(used[:, None] >> np.arange(plan.L) & 1, plan.ids[first:-1], -1)
+
+
+def seeded(plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool) -> bool:
+    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
+    still = noise_scale is not None and not noise_scale.requires_grad and not bool(noise_scale.any())
+    return source is None and not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
 
 
 def sources(

@@ -12,6 +12,7 @@ Philox: Salmon et al., SC 2011.
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -28,6 +29,17 @@ LOG = (
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+
+
+def drawn_seed() -> int:
+    """One int64 of torch's default CPU generator, which torch.manual_seed governs: the seed of a call that was given none."""
+    return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
+
+
+def seed_of(noise: Tensor) -> int:
+    """An int64 made of the start noise, by SHA-256 over its float32: measurements on one noise draw the same, on fresh noise others."""
+    data = noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from torch import Tensor
 from .. import grids, solvers
 from ..guidance import guided
 from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
-from ..kernels.noise import normal
+from ..kernels.noise import drawn_seed, normal
 from ..model import Model
 from ..plan import Plan
 from ..trajectories import Denoiser, visits
@@ -53,7 +53,7 @@ def oss(
 ) -> Search:  # fmt: skip
     """Search time grids of 1..budget evaluations (all_budgets=False: of exactly budget) for `solver` on `model`.
 
-    z            unit noise [B,*], or its shape with a seed; every sample pulls on the same schedule
+    z            unit noise [B,*], or its shape with a seed (None: a fresh one, kept in the note); every sample pulls on the same schedule
     solver       a one-step solver with a jump: a key of solvers.JUMPS
     teacher      None: 40 steps of dpmpp_3m on Karras' grid; N: that many steps; a grid in the schedule's t; or a deterministic Plan
     start        "free": the noise may be labelled with any node of the grid; "fixed": with the first one
@@ -254,8 +254,8 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
         shape = tuple(int(n) for n in z)
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, is needed")
-        seeds = torch.arange(shape[0]) + (seed or 0)
-        return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed or 0
+        seeds = torch.arange(shape[0]) + (seed := drawn_seed() if seed is None else seed)
+        return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
         raise ValueError(f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at least one element is needed")
     if not z.isfinite().all():

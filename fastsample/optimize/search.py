@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import make_folder
 from ..plan import Plan
 
 
@@ -41,8 +42,7 @@ class Search:
 
     def save(self, folder: str | Path, name: str = "plan") -> list[Path]:
         """Write every plan as folder/name-<evaluations>.fsplan, each whole or not at all; the folder is made. Returns the paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         paths = [folder / f"{name}-{budget}.fsplan" for budget in sorted(self.plans)]
         for path, budget in zip(paths, sorted(self.plans), strict=True):
             self.plans[budget].save(path)

@@ -16,6 +16,7 @@ The plan's note has `order`, of a run as it is started here, and `orders`, of ev
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..grids import check
 from ..model import Model
@@ -44,7 +45,9 @@ __all__ = ["JUMPS", "SOLVERS", "jump", "remake", *SOLVERS]
 def remake(plan: Plan, start: int | float | None) -> Plan:
     """The same solver on the same grid for an image noised to grid[start], compiled from the plan's own note.
 
-    start is an index into the plan's whole grid, or a strength in (0.0, 1.0]; None compiles it for noise. Raises ValueError for plans that
+    start is an index into the plan's whole grid, or a strength in (0.0, 1.0]; None compiles it for noise, with the plan's init_scale. An
+    image is noised to alpha x0 + sigma eps: the amplitude by which a search scales the start noise makes up for what few steps from pure
+    noise lose, and has no meaning there. note["found"]["amplitude"] keeps it for a later remake(None). Raises ValueError for plans that
     a solver of this registry did not make (learned tables), that guidance was added to, or whose model gave its times by a callable, and
     PlanError, which names the key, for a note that no solver wrote.
     """
@@ -54,8 +57,8 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
         raise ValueError(f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not learned tables)")
     if note.get("guidance") is not None:
         raise ValueError("remake: the plan has guidance; the plan from before guidance was added is accepted")
-    words, arguments, inpaint = note.get("model") or {}, note["arguments"], note.get("inpaint", False)
-    for key, value, kind in (("model", words, dict), ("arguments", arguments, dict), ("inpaint", inpaint, bool)):
+    words, arguments, inpaint, found = note.get("model") or {}, note["arguments"], note.get("inpaint", False), note.get("found") or {}
+    for key, value, kind in (("model", words, dict), ("arguments", arguments, dict), ("inpaint", inpaint, bool), ("found", found, dict)):
         if not isinstance(value, kind):
             raise PlanError(f"remake: the note's {key}: {value!r:.60}; a {kind.__name__}, as a solver writes it, is accepted")
     for word in ("time", "input_scale"):
@@ -68,7 +71,19 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
     clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
     index = start_index(grid, start)  # the caller's word, not the note's
-    return _read("arguments", lambda: SOLVERS[name](model, grid, start=index, inpaint=inpaint, clip=clip, **arguments))
+    make = lambda at: _read("arguments", lambda: SOLVERS[name](model, grid, start=at, inpaint=inpaint, clip=clip, **arguments))  # noqa: E731
+    made = make(index)
+    if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
+        amplitude = plan.init_scale / (made if index is None else make(None)).init_scale
+    else:
+        amplitude = _read("found", lambda: number("amplitude", found.get("amplitude", 1.0)))
+    if amplitude == 1.0:
+        return made
+    if index is None:
+        table = made.M.copy()
+        table[0, 0, 0] = plan.init_scale if plan.sigma[0] else amplitude * made.init_scale
+        made = replace(made, M=table)
+    return made.with_note(found={"amplitude": amplitude})
 
 
 def _read(key: str, make: Callable):

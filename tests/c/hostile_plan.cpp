@@ -115,6 +115,9 @@ void spoil_plan_calls(const char* path) {
   for (const int64_t bad : {int64_t{-1}, int64_t{1} << 40, std::numeric_limits<int64_t>::min()})
     expect_refused(fs_plan_row(plan, bad, &row), "row");
   expect_refused(fs_plan_row(plan, 0, nullptr), "row into NULL");
+  double scale;
+  expect(fs_plan_init_scale(nullptr, &scale) == FS_E_HANDLE, "init_scale of NULL");
+  expect_refused(fs_plan_init_scale(plan, nullptr), "init_scale into NULL");
   double numbers[8];
   int32_t words[8];
   fs_dims dims = sized<fs_dims>();

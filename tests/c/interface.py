@@ -102,6 +102,7 @@ class Library:
         self.dll.fs_plan_parse.argtypes = [c_char_p, c_size_t, POINTER(c_void_p)]
         self.dll.fs_plan_free.argtypes = [c_void_p]
         self.dll.fs_plan_row.argtypes = [c_void_p, c_int64, c_void_p]
+        self.dll.fs_plan_init_scale.argtypes = [c_void_p, POINTER(c_double)]
         self.dll.fs_plan_info.argtypes = [c_void_p, c_void_p]
         self.dll.fs_plan_pack.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64]
 

@@ -119,6 +119,11 @@ FS_API int fs_plan_info(const fs_plan* plan, fs_info* info);
 /* Row i, 0 <= i < rows. Set row->struct_size first. */
 FS_API int fs_plan_row(const fs_plan* plan, int64_t i, fs_row_info* row);
 
+/* *scale = what row 0 multiplies unit noise by: sigma of the first point, times the amplitude that a search found. A host that starts a
+ * run itself, at row 1, hands in scale times its noise (and the churn of a first step, where row 0 draws noise too).
+ * FS_E_ARG: scale is NULL, or the plan begins from an image (sigma of row 0 is 0) and has none. */
+FS_API int fs_plan_init_scale(const fs_plan* plan, double* scale);
+
 /* The plan's JSON note, NUL-terminated, owned by the plan; NULL (and an error) if the handle is bad. */
 FS_API const char* fs_plan_note(const fs_plan* plan);
 
