@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from numbers import Real
 from types import MethodType
 
@@ -28,20 +28,22 @@ class AsSource:
 
     def __init__(self, function: Callable, only_exact: tuple[str, ...] = ()):
         self._function, self._only_exact, self.__doc__ = function, only_exact, function.__doc__
+        self._methods: dict[object, Callable] = {None: function}  # of every source met, so that a call makes nothing but a bound method
 
     def __get__(self, scheduler, owner=None) -> Callable:
         if scheduler is None:
             return self._function
-        source = scheduler._source
-        if source is None:
-            return MethodType(self._function, scheduler)
-        extra = self._only_exact if self._only_exact and scheduler.config.compat is None else ()
-        return MethodType(_called_as(self._function, source, extra), scheduler)
+        source = key = scheduler._source
+        if source and self._only_exact:
+            key = source, scheduler.config.compat is None
+        method = self._methods.get(key)
+        if method is None:
+            method = self._methods[key] = _called_as(self._function, source, self._only_exact if key == (source, True) else ())
+        return MethodType(method, scheduler)
 
 
-@cache
 def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Callable:
-    """The function under the signature of the source's method of that name: kept, so that a call makes nothing but a bound method."""
+    """The function under the signature of the source's method of that name."""
     own = inspect.signature(getattr(source, function.__name__))
     places, name = tuple(own.parameters)[1:], function.__name__
     ours = tuple(inspect.signature(function).parameters)[1:]
