@@ -22,11 +22,14 @@ FsScheduler = fastsample.FsScheduler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+PLMS = {"skip_prk_steps": True, "steps_offset": 1}
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
 FINER = 2.0**-29  # float64 rounding, in units of float32 rounding
 MODULES = {
     "DDIM": "ddim", "DDPM": "ddpm", "EulerDiscrete": "euler_discrete", "EulerAncestralDiscrete": "euler_ancestral_discrete",
     "HeunDiscrete": "heun_discrete", "DPMSolverMultistep": "dpmsolver_multistep", "DPMSolverSinglestep": "dpmsolver_singlestep",
     "UniPCMultistep": "unipc_multistep", "LCM": "lcm", "FlowMatchEulerDiscrete": "flow_match_euler_discrete",
+    "PNDM": "pndm",
 }  # fmt: skip
 NO_CLIP = ("DDIM", "DDPM")  # clipping is not linear; it has a test of its own
 CASES = [
@@ -46,8 +49,21 @@ CASES = [
     ("UniPCMultistep", {"use_exponential_sigmas": True}), ("EulerDiscrete", {"use_beta_sigmas": True, "timestep_spacing": "trailing"}),
     ("EulerDiscrete", {"timestep_spacing": "leading", "final_sigmas_type": "sigma_min", "steps_offset": 1}),
     ("DDIM", {"set_alpha_to_one": False, "steps_offset": 1}), ("FlowMatchEulerDiscrete", {"shift": 3.0}),
+    *(("PNDM", PLMS | {"prediction_type": kind}) for kind in ("epsilon", "v_prediction")),
 ]  # fmt: skip
-IDS = [f"{name}-{'-'.join(map(str, config.values()))}" for name, config in CASES]
+TO_SIGMA_MIN = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
+PEERS_OWN = [  # grids that only the class itself has: steps off the next timestep, or of length 0; orders that follow the whole run
+    *(("DDIM", {"timestep_spacing": kind, "prediction_type": "v_prediction"}) for kind in ("linspace", "trailing")),
+    ("DDIM", {"set_alpha_to_one": False}), ("DDIM", ZERO_SNR),
+    *(("PNDM", PLMS | {"timestep_spacing": kind, "prediction_type": "v_prediction"}) for kind in ("linspace", "trailing")),
+    ("PNDM", {"skip_prk_steps": True}), ("PNDM", PLMS | {"set_alpha_to_one": True}),
+    *((name, TO_SIGMA_MIN) for name in ("DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete")),
+    *(("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"} | more) for more in
+      ({}, {"euler_at_final": True})),
+    *(("DPMSolverMultistep", {"solver_order": 3, "final_sigmas_type": "sigma_min"} | more) for more in
+      ({"lower_order_final": False}, {"lower_order_final": False, "solver_type": "heun"}, {"euler_at_final": True})),
+]  # fmt: skip
+IDS, OWN_IDS = ([f"{name}-{'-'.join(map(str, config.values()))}" for name, config in cases] for cases in (CASES, PEERS_OWN))
 
 
 def made(name, config):
@@ -69,7 +85,7 @@ def table(scheduler, steps, dtype, begin=0, **settings):
     basis = torch.eye(1 + 2 * len(times), dtype=dtype)
     noise = iter(basis[1 + len(times) :])
     takes = inspect.signature(scheduler.step).parameters
-    if begin:
+    if begin and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     x, states = basis[:1], []
     code = __import__("fastsample.interop.diffusers" if isinstance(scheduler, FsScheduler) else type(scheduler).__module__, fromlist=["x"])
@@ -94,7 +110,7 @@ def both(name, config, steps, begin=0, **settings):
 
 
 @pytest.mark.parametrize("steps", [6, 17])
-@pytest.mark.parametrize(("name", "config"), CASES, ids=IDS)
+@pytest.mark.parametrize(("name", "config"), CASES + PEERS_OWN, ids=IDS + OWN_IDS)
 def test_coefficients_are_the_peers(name, config, steps):
     """compat reproduces every coefficient to float64: within 32 times what the peer's own rounding becomes there."""
     ours, exact, rounded = both(name, made(name, config), steps)
@@ -103,10 +119,11 @@ def test_coefficients_are_the_peers(name, config, steps):
 
 
 @pytest.mark.parametrize(("name", "begin"), [("DPMSolverMultistep", 3), ("UniPCMultistep", 3), ("HeunDiscrete", 6), ("EulerDiscrete", 3),
-                                             ("DPMSolverSinglestep", 3), ("DPMSolverSinglestep", 4), ("LCM", 2)])  # fmt: skip
+                                             ("DPMSolverSinglestep", 3), ("DPMSolverSinglestep", 4), ("LCM", 2), ("DDIM", 3),
+                                             ("PNDM", 1), ("PNDM", 2), ("PNDM", 5)])  # fmt: skip
 def test_a_run_from_the_middle_is_the_peers(name, begin):
     """img2img: the plan is compiled from the begin index; orders ramp up again and the last steps count from the whole run."""
-    ours, exact, rounded = both(name, made(name, {}), 8, begin)
+    ours, exact, rounded = both(name, made(name, PLMS if name == "PNDM" else {}), 8, begin)
     assert np.abs(ours - exact).max() <= 32 * (FINER * np.abs(rounded - exact).max() + np.finfo(float).eps * np.abs(exact).max())
 
 
@@ -115,7 +132,7 @@ def test_a_first_timestep_says_where_a_run_begins(name, begin):
     """Without a begin index: the timestep itself, as a tensor, a view or a number; of Heun's two equal ones the one that starts a step."""
     ends = []
     for given in (lambda v: v, torch.clone, float):
-        ours = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD))
+        ours = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD), compat=None)
         ours.set_timesteps(8)
         x = torch.ones(1, 4)
         for t in ours.timesteps[begin:]:
@@ -128,7 +145,7 @@ def test_a_first_timestep_says_where_a_run_begins(name, begin):
 def test_grid_and_labels_are_the_peers(name, config):
     """compat: the very timesteps, dtype and sigmas. Exact: the same where nothing is rounded, else within the rounding of a label."""
     peer = getattr(diffusers, f"{name}Scheduler")(**made(name, config))
-    ours, exact = FsScheduler.from_config(peer, compat="diffusers"), FsScheduler.from_config(peer)
+    ours, exact = FsScheduler.from_config(peer, compat="diffusers"), FsScheduler.from_config(peer, compat=None)
     for scheduler in (peer, ours, exact):
         scheduler.set_timesteps(12)
     assert torch.equal(peer.timesteps, ours.timesteps) and peer.timesteps.dtype == ours.timesteps.dtype

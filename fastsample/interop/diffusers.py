@@ -1,6 +1,6 @@
 """FsScheduler: a Plan behind the contract of a diffusers scheduler (set_timesteps, timesteps, scale_model_input, step; diffusers 0.42).
 
-    pipe.scheduler = FsScheduler.from_config(pipe.scheduler)              # the pipeline's own solver and grid, right to float64
+    pipe.scheduler = FsScheduler.from_config(pipe.scheduler)              # the pipeline's own solver and grid: the same pictures
     pipe.scheduler = FsScheduler.from_plan(fs.Plan.load("mine.fsplan"))   # a plan found for this model
 
 The only file that imports diffusers.
@@ -12,6 +12,7 @@ import base64
 import copy
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,14 +26,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..plan import Plan
-from . import diffusers_config
-from .diffusers_config import layout, trained_levels
-from .diffusers_grids import Points, noise_schedule
-from .diffusers_loop import Loop, Loops
-from .diffusers_plan import check_length, checked_plan, decoded, from_point, init_scale, is_whole, scale_of
+from .diffusers_calls import AsSource, check_others, check_step, check_tokens
+from .diffusers_config import trained_levels
+from .diffusers_grids import noise_schedule
+from .diffusers_loop import Loops
+from .diffusers_peer import uncovered
+from .diffusers_plan import checked_plan, decoded, init_scale, scale_of
+from .diffusers_runs import Runs
 from .diffusers_sources import PREDICTIONS, SOURCES, class_of, defaults, output_sign, scale, settings
-
-KEPT_PLANS = 16  # compiled plans that a scheduler and its copies remember
 
 
 @dataclass
@@ -47,9 +48,13 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over (diffusers_sources.SOURCES); every other argument is that class's
-    own. Defaults are DPMSolverMultistepScheduler's where classes differ, so prefer from_config. compat: None, or "diffusers" for that
-    class's own grid (float32 levels, rounded labels, init_noise_sigma) and its deviations. plan: a Plan as base64 text, in place of all
-    that (from_plan).
+    own. Defaults are DPMSolverMultistepScheduler's where classes differ, so prefer from_config. compat: "diffusers" for that class's own
+    grid (float32 levels, rounded labels, init_noise_sigma) and its deviations, None for exact ones; "auto", the default, becomes
+    "diffusers", or with a warning None where that cannot be reproduced (a single run that cannot be is exact, with a warning). plan: a
+    Plan as base64 text, in place of all that (from_plan).
+
+    step and set_timesteps take their arguments in the order of the source's own, as inspect.signature says; eta, generator and
+    variance_noise, timesteps and sigmas are taken by name from every source.
 
     The state is float32 whatever the sample's dtype, see diffusers_loop. eta is DDIM's, taken from step(); other sources ignore it, as in
     diffusers. Noise is drawn as there: torch.randn from `generator`, or torch's own generator without one. A thread that calls
@@ -61,9 +66,10 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02, beta_schedule: str = "linear",
+        self, num_train_timesteps: int = 1000, *, beta_start: float = 0.0001, beta_end: float = 0.02, beta_schedule: str = "linear",
         trained_betas: list[float] | None = None, prediction_type: str = "epsilon", timestep_spacing: str = "linspace",
-        steps_offset: int = 0, rescale_betas_zero_snr: bool = False, source: str = "DPMSolverMultistepScheduler", compat: str | None = None,
+        steps_offset: int = 0, rescale_betas_zero_snr: bool = False, source: str = "DPMSolverMultistepScheduler",
+        compat: str | None = "auto",
         plan: str | None = None, solver_order: int = 2, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
         lower_order_final: bool = True, euler_at_final: bool = False, predict_x0: bool = True, solver_p: object = None,
         disable_corrector: list[int] = [],  # noqa: B006 (diffusers' own default; never written to)
@@ -75,29 +81,39 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         original_inference_steps: int = 50, timestep_scaling: float = 10.0, shift: float = 1.0, use_dynamic_shifting: bool = False,
         base_shift: float = 0.5, max_shift: float = 1.15, base_image_seq_len: int = 256, max_image_seq_len: int = 4096,
         invert_sigmas: bool = False, shift_terminal: float | None = None, time_shift_type: str = "exponential",
-        stochastic_sampling: bool = False,
+        stochastic_sampling: bool = False, skip_prk_steps: bool = False,
     ):  # fmt: skip
-        if compat not in (None, "diffusers"):
-            raise ValueError(f"FsScheduler: compat = {compat!r}; None or 'diffusers' is accepted")
+        if compat not in ("auto", None, "diffusers") or (plan and compat == "diffusers"):
+            accepted = "a plan is exact, None" if plan else "'auto', None or 'diffusers'"
+            raise ValueError(f"FsScheduler: compat = {compat!r}; {accepted} is accepted")
         self._given = None if plan is None else checked_plan(decoded(plan))
         self._settings = {} if plan else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
+        self._source, self._auto = None if plan else getattr(diffusers, source), compat == "auto"
+        if self._auto:
+            why = None if plan else uncovered(self._source, self._settings)
+            self.register_to_config(compat=None if plan or why else "diffusers")
+            if why:
+                warnings.warn(f"{why}; every run is exact instead, as with compat=None", stacklevel=3)
         self._pair = self._given is not None or SOURCES[source].pair
         self._scale = scale_of(self._given) if plan else scale(source, self._settings)
-        self._compiled, self._loops = {}, Loops()
+        self._learned = str(self._settings.get("variance_type")).startswith("learned")
+        self._negative = plan is None and output_sign(self._scale, self._settings) < 0
+        self._runs, self._loops = Runs(self._source, self._settings, self._given), Loops()
 
     # -- from something else -----------------------------------------------------------------------------------------------------------
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
         """From any diffusers scheduler, or its config (or an FsScheduler's). source= puts another class's solver on the same schedule."""
         name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
-        config = config.config if name else config
+        config, ours = config.config if name else config, {"source", "compat", "plan"}
         if not isinstance(config, dict):
             raise TypeError(f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its config is accepted")
-        if {"source", "compat", "plan"} <= config.keys():
+        if ours <= config.keys() and not hasattr(diffusers, name or config.get("_class_name", "")):
+            kwargs.setdefault("compat", config["compat"] and "auto")  # "diffusers" is asked for again: other arguments may have changed
             return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         source = kwargs.pop("source", None) or name or config.get("_class_name") or class_of(diffusers, config)
         own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
-        given = {k: v for k, v in config.items() if not k.startswith("_")}
+        given = {k: v for k, v in config.items() if not k.startswith("_") and k not in ours}
         for key in usual.keys() - own:
             if given.get(key, usual[key]) != usual[key]:
                 raise ValueError(f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted")
@@ -118,39 +134,47 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return cls(num_train_timesteps=num_train_timesteps, prediction_type=kind, use_flow_sigmas=scale_of(plan) == "flow", plan=text)
 
     # -- the contract ------------------------------------------------------------------------------------------------------------------
+    @partial(AsSource, only_exact=("timesteps", "sigmas"))
     def set_timesteps(
         self, num_inference_steps: int | None = None, device=None, timesteps: list | None = None, sigmas: list | None = None,
-        mu: float | None = None, original_inference_steps: int | None = None,
+        mu: float | None = None, original_inference_steps: int | None = None, **others,
     ) -> None:  # fmt: skip
         """Compile the plan and start this thread's loop.
 
         timesteps [n] or sigmas for every source: sigma/alpha, the level the run ends at included, [n+1]; on flow scale sigma before the
-        shift, [n]. mu: the dynamic shift of flow schedules; original_inference_steps: LCM's.
+        shift, [n]. mu: the dynamic shift of flow schedules; original_inference_steps: LCM's; others: what else the source's own takes.
         """
         lists = [None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v) for v in (timesteps, sigmas)]
-        asked = (num_inference_steps, *lists, mu, original_inference_steps)
-        if self._given is not None:
-            check_length(self._given, *asked[:3])
-            points = Points(None, None, whole=is_whole(self._given))
-        else:
-            points = layout(self.config.source, self._settings, *asked, peer=self._peer(*asked))
-        compile = partial(self._compile, asked, points)
-        words = {"calls_per_point": self.order, "device": device, "preview": self._pair, "unit": self._exact and self._scale == "flow"}
-        self._loops.set(Loop(compile(0, 0.0), compile, points.whole, **words))
+        asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
+        about = {"calls_per_point": self.order, "device": device, "preview": self._pair, "unit": self._scale == "flow"}
+        self._loops.set(self._runs.loop(asked, self.config.compat is not None, self._auto, **about))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep. The sample itself where c = 1."""
         c = self._loops.get("scale_model_input").input_scale(timestep)
         return sample if c == 1.0 else sample * c
 
+    @AsSource
     def step(
-        self, model_output: Tensor, timestep, sample: Tensor, eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None, variance_noise: Tensor | None = None, return_dict: bool = True,
+        self, model_output: Tensor, timestep, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None, return_dict: bool = True, *, eta: float = 0.0, per_token_timesteps: Tensor | None = None,
+        **others,
     ) -> FsSchedulerOutput | tuple:  # fmt: skip
-        """One step: [B,*] in, [B,*] out in the sample's dtype. timestep: the next of `timesteps`. variance_noise: in place of a draw."""
+        """One step: [B,*] in, [B,*] out in the sample's dtype. timestep: the next of `timesteps`. variance_noise: in place of a draw.
+
+        Of a source's own arguments (others) those that would change the step are refused. per_token_timesteps: all at the timestep; the
+        model output then has the other sign, as in diffusers.
+        """
         loop = self._loops.get("step")
+        if eta.__class__ is not float or generator is not None or variance_noise is not None:
+            eta = check_step(eta, generator, variance_noise)
+        if others:
+            check_others(others, self.config.source, clipped=loop.compat and bool(self._settings.get("clip_sample")))
         if isinstance(model_output, Tensor) and isinstance(sample, Tensor):
             model_output = self._prediction(model_output, sample)
+            if per_token_timesteps is not None:
+                check_tokens(per_token_timesteps, timestep)
+                model_output = -model_output
 
         def draw() -> Tensor:
             if variance_noise is not None:
@@ -158,8 +182,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             kind = torch.float32 if self._settings.get("algorithm_type", "").startswith("sde") else model_output.dtype
             return randn_tensor(model_output.shape, generator=generator, device=model_output.device, dtype=kind)
 
-        eta = float(eta) if self._given is None and self.config.source == "DDIMScheduler" else 0.0
-        sample, data = loop.step(model_output, timestep, sample, eta, draw)
+        sample, data = loop.step(model_output, timestep, sample, eta if self._source is diffusers.DDIMScheduler else 0.0, draw)
         if return_dict:
             return FsSchedulerOutput(prev_sample=sample, pred_original_sample=data)
         return (sample,) if data is None else (sample, data)
@@ -217,7 +240,8 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def num_inference_steps(self) -> int | None:
-        return getattr(self._loops.get(), "steps", None)
+        steps = getattr(self._loops.get(), "steps", None)
+        return steps - 1 if steps is not None and steps > 1 and self._source is diffusers.PNDMScheduler else steps
 
     @property
     def step_index(self) -> int | None:
@@ -245,48 +269,22 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return twin
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_loops", "_compiled")}
+        return {k: v for k, v in self.__dict__.items() if k != "_loops"}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _loops=Loops(), _compiled={})
+        self.__dict__.update(state, _loops=Loops())
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
-    _exact = property(lambda self: self._given is not None or self.config.compat != "diffusers")  # begins as plans do, not as the source
-
-    def _compile(self, asked: tuple, points: Points, first: int, eta: float) -> Plan:
-        """The plan from grid point `first` on, remembered."""
-        key = (asked, first, eta)
-        plan = self._compiled.get(key)
-        if plan is None:
-            if self._given is not None:
-                plan = from_point(self._given, first)
-            else:
-                words = {"first": first, "eta": eta, "compat": self.config.compat is not None}
-                plan = diffusers_config.plan(self.config.source, self._settings, points, **words)
-            if len(self._compiled) >= KEPT_PLANS:
-                self._compiled.clear()
-            self._compiled[key] = plan
-        return plan
-
-    def _peer(self, steps, timesteps, sigmas, mu, original):
-        """With compat the source class itself, its timesteps set; else None."""
-        if self.config.compat is None:
-            return None
-        peer = getattr(diffusers, self.config.source)(**self._settings)
-        asked = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu, "original_inference_steps": original}
-        asked = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items() if v is not None}
-        unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
-        if unknown:
-            raise ValueError(f"FsScheduler.set_timesteps: {self.config.source} takes no {unknown}; with compat=None it is accepted")
-        peer.set_timesteps(**asked)
-        return peer
+    @property
+    def _exact(self) -> bool:
+        """Does this thread's run begin as plans do, not as the source?"""
+        return not getattr(self._loops.get(), "compat", self.config.compat)
 
     def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""
-        learned = str(self._settings.get("variance_type")).startswith("learned")
-        if learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
+        if self._learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half predicts a variance, which these solvers do not use
-        return -model_output if self._given is None and output_sign(self._scale, self._settings) < 0 else model_output
+        return -model_output if self._negative else model_output
 
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""

@@ -33,8 +33,9 @@ class Loop:
     """One run through a plan, or through the plan from a later grid point on.
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64 timesteps, else float32.
-    calls_per_point: 2 for Heun, whose first point has 1. unit: the pipeline begins with unit noise, and init_scale is for the first step to
-    multiply it by (flow pipelines know no init_noise_sigma). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the end.
+    calls_per_point: 2 for Heun, whose first point has 1. compat: the points are diffusers' own. unit: the pipeline begins with unit noise,
+    and without compat init_scale is for the first step to multiply it by (flow pipelines know no init_noise_sigma). timesteps [calls];
+    alpha, sigma [calls + 1] of x at every call and at the end.
 
     A first sample was made by add_noise where this loop took anything to its first level before its first step: pipelines pack, cast and
     cut what add_noise gave them, so the tensor itself cannot say.
@@ -42,15 +43,15 @@ class Loop:
 
     def __init__(
         self, plan: Plan, compile: Callable[[int, float], Plan], whole: bool, *, calls_per_point: int = 1, device=None,
-        preview: bool = True, unit: bool = False,
+        preview: bool = True, compat: bool = False, unit: bool = False,
     ):  # fmt: skip
-        self.plan, self._compile, self._per_point, self._preview = plan, compile, calls_per_point, preview
+        self.compat, self.plan, self._compile, self._per_point, self._preview = compat, plan, compile, calls_per_point, preview
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
         self.timesteps = torch.tensor(self._labels, dtype=torch.int64 if whole else torch.float32, device=device)
         self.alpha, self.sigma = np.append(plan.alpha[rows], plan.alpha[-1]), np.append(plan.sigma[rows], plan.sigma[-1])
         self._scales = plan.c[rows - 1]
-        self._factor, self._noised = init_scale(plan) if unit and plan.sigma[0] else 1.0, False
+        self._factor, self._noised = init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0, False
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
         self.begin: int | None = None
         self.index: int | None = None

@@ -7,6 +7,7 @@
                                                 with eta = 1, dpmpp_2m_sde                          lower_order_final, euler_at_final
     DPMSolverSinglestepScheduler     vp, flow   ddim, dpmpp_2s on pairs of grid points              solver_order, solver_type
     UniPCMultistepScheduler          vp, flow   unipc                                               solver_order, solver_type
+    PNDMScheduler                    vp         plms (Liu et al. 2022)                              skip_prk_steps=True alone
     LCMScheduler                     vp         lcm                                                 timestep_scaling, clip_sample
     EulerDiscreteScheduler           sigma      euler
     EulerAncestralDiscreteScheduler  sigma      euler_ancestral
@@ -77,6 +78,7 @@ SOURCES = {
         _WITH_FLOW,
         pair=False,
     ),
+    "PNDMScheduler": Source(Family(), {"skip_prk_steps": (True,)}, ("epsilon", "v_prediction"), pair=False),
     "LCMScheduler": Source(Family(), _NO_THRESHOLD),
     "EulerDiscreteScheduler": Source(_SIGMA, {"timestep_type": ("discrete", "continuous"), "interpolation_type": ("linear", "log_linear")}),
     "EulerAncestralDiscreteScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction")),

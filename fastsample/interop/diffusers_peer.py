@@ -1,0 +1,59 @@
+"""The source class itself, asked for its own grid: what compat="diffusers" reproduces, and whether it can be. Imports no diffusers."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+
+from .diffusers_config import peer_layout, peer_table
+from .diffusers_grids import Points, count, falling
+
+
+def uncovered(source: type, settings: dict) -> str | None:
+    """Why no run of the class with these settings can be reproduced, in words; None where runs can. Some runs may still not be."""
+    try:
+        peer_table(source.__name__, settings, _made(source, settings))
+    except ValueError as error:
+        return words(error)
+    return None
+
+
+def peer_points(source: type, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others) -> Points:
+    """The class's own grid and labels after its set_timesteps with these arguments; ValueError for what it, or a plan, does not take."""
+    peer = _made(source, settings)
+    lists = {"timesteps": timesteps and list(timesteps), "sigmas": None if sigmas is None else np.array(sigmas)}  # UniPC takes no list
+    asked = {"num_inference_steps": steps, **lists, "mu": mu, "original_inference_steps": original_inference_steps, **dict(others)}
+    asked = {k: v for k, v in asked.items() if v is not None}
+    unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
+    if unknown:
+        raise ValueError(f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it is accepted")
+    if steps is not None:
+        count(steps)
+    if timesteps is not None:
+        size = settings["num_train_timesteps"]
+        falling("timesteps", timesteps, size - (0.0 if source.__name__.startswith("FlowMatch") else 1.0))
+    try:
+        peer.set_timesteps(**asked)
+    except Exception as error:
+        where = f"FsScheduler.set_timesteps: {source.__name__} itself fails there"
+        raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None
+    return peer_layout(source.__name__, settings, peer)
+
+
+def words(error: ValueError) -> str:
+    """What was wrong, without what is accepted instead."""
+    return str(error).rpartition(";")[0] or str(error)
+
+
+# -- inside ------------------------------------------------------------------------------------------------------------------
+def _made(source: type, settings: dict) -> object:
+    try:
+        return source(**settings)
+    except Exception as error:
+        where = f"FsScheduler: {source.__name__} itself cannot be made with this config"
+        raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]

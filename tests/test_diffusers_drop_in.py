@@ -1,0 +1,176 @@
+"""The drop-in keeps the pictures: a peer's config in, by whatever door, the peer's own samples out; and what is said where it cannot."""
+
+import copy
+import inspect
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample
+from fastsample import solvers
+from fastsample.grids import trailing
+from fastsample.schedules import DiscreteVP
+from tests.oracle.pipelines import loop, start
+
+diffusers = pytest.importorskip("diffusers")
+diffusers.utils.logging.set_verbosity_error()
+pytestmark = pytest.mark.filterwarnings("error::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")  # its own
+FsScheduler = fastsample.FsScheduler
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD15 = SD | {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}
+ZERO_SNR = SD | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+WAN = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+PUBLISHED = [
+    *((f"{name}Scheduler", {}) for name in ("DDIM", "DDPM", "LCM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
+      "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "FlowMatchEulerDiscrete")),
+    ("PNDMScheduler", SD15), ("DDIMScheduler", ZERO_SNR | {"clip_sample": False}), ("LCMScheduler", SD | {"clip_sample": False}),
+    ("DDIMScheduler", SD | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    *((f"{name}DiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1}) for name in ("Euler", "EulerAncestral")),
+    ("EulerDiscreteScheduler", ZERO_SNR), ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    *(("DPMSolverMultistepScheduler", SD | {"use_karras_sigmas": True, "algorithm_type": kind}) for kind in
+      ("dpmsolver++", "sde-dpmsolver++")),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "timestep_spacing": "trailing"}), ("UniPCMultistepScheduler", WAN),
+    ("UniPCMultistepScheduler", WAN | {"use_karras_sigmas": True}), ("DDIMScheduler", {"timestep_spacing": "linspace"}),
+]  # fmt: skip
+
+
+def model(x, t):
+    return torch.tanh(0.7 * x + torch.sin(x.roll(1, -1))) * (1 + 0.1 * np.sin(0.017 * float(t))) + 0.2 * x
+
+
+def walk(scheduler, x, steps, begin=0):
+    """(end, sum of the sizes of the states) of a pipeline's loop."""
+    scheduler.set_timesteps(steps)
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    x, sizes = x * float(getattr(scheduler, "init_noise_sigma", 1.0)), 0.0
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    given = {"generator": torch.Generator().manual_seed(3)} if takes else {}
+    for t in scheduler.timesteps[begin:]:
+        sizes += float(x.abs().max())
+        told = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(model(told, t), t, x, **given, return_dict=False)[0]
+    return x, sizes + float(x.abs().max())
+
+
+@pytest.mark.parametrize(("source", "config"), PUBLISHED, ids=[f"{s}-{'-'.join(map(str, c.values()))}" for s, c in PUBLISHED])
+def test_the_peers_pictures(source, config):
+    """At 1 to 50 steps and from the middle. Bound: 16 float32 roundings of every state, through what a loop makes of a moved start."""
+    ours = FsScheduler.from_config(getattr(diffusers, source)(**config))
+    assert ours.config.compat == "diffusers"
+    for steps, begin in ((1, 0), (2, 0), (6, 0), (20, 0), (50, 0), (20, 8)):
+        theirs = getattr(diffusers, source)(**config)
+        x = start(1, 3, 8, 8)
+        (a, sizes), (b, _), (moved, _) = (walk(s, y, steps, begin) for s, y in ((theirs, x), (ours, x), (ours, x * (1 + 1e-3))))
+        growth = max(1.0, float((moved - b).abs().max()) / (1e-3 * float(x.abs().max())))
+        assert (a - b).abs().max() <= 16 * np.finfo(np.float32).eps * sizes * growth
+
+
+DOORS = {
+    "scheduler": lambda peer, path: FsScheduler.from_config(peer),
+    "config": lambda peer, path: FsScheduler.from_config(peer.config, source=type(peer).__name__),
+    "json": lambda peer, path: FsScheduler.from_config(json.loads(peer.to_json_string())),
+    "constructor": lambda peer, path: FsScheduler(source=type(peer).__name__, **peer.config),
+    "peer's folder": lambda peer, path: (peer.save_pretrained(path), FsScheduler.from_pretrained(path))[1],
+    "own config": lambda peer, path: FsScheduler.from_config(FsScheduler.from_config(peer).config),
+    "own json": lambda peer, path: FsScheduler.from_config(json.loads(FsScheduler.from_config(peer).to_json_string())),
+    "own folder": lambda peer, path: (FsScheduler.from_config(peer).save_pretrained(path), FsScheduler.from_pretrained(path))[1],
+    "copy": lambda peer, path: copy.deepcopy(FsScheduler.from_config(peer)),
+    "pickle": lambda peer, path: pickle.loads(pickle.dumps(FsScheduler.from_config(peer))),
+    "a peer made from ours": lambda peer, path: FsScheduler.from_config(
+        type(peer).from_config(FsScheduler.from_config(peer, source="EulerDiscreteScheduler", compat=None).config, **peer.config)
+    ),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("source", "config"), [("DDIMScheduler", {}), ("PNDMScheduler", SD15)])
+def test_every_door_keeps_them(door, source, config, tmp_path):
+    peer = getattr(diffusers, source)(**config)
+    made = DOORS[door](peer, tmp_path)
+    assert (made.config.source, made.config.compat) == (source, "diffusers")
+    x = start(1, 3, 8, 8)
+    assert torch.equal(loop(made, x, 6, model), loop(FsScheduler.from_config(peer, compat="diffusers"), x, 6, model))
+    assert not torch.equal(loop(FsScheduler.from_config(peer, compat=None), x, 6, model), loop(made, x, 6, model))
+
+
+def test_exact_is_asked_for_and_stays(tmp_path):
+    """compat=None is told from nothing given, after save and load too; a plan has none."""
+    peer = diffusers.DDIMScheduler()
+    exact = FsScheduler.from_config(peer, compat=None)
+    exact.save_pretrained(tmp_path)
+    for made in (exact, FsScheduler.from_pretrained(tmp_path), FsScheduler.from_config(exact.config), FsScheduler.from_config(exact),
+                 copy.deepcopy(exact), pickle.loads(pickle.dumps(exact)), FsScheduler(compat=None)):  # fmt: skip
+        assert made.config.compat is None
+    assert FsScheduler().config.compat == FsScheduler(compat="auto").config.compat == "diffusers"
+    assert FsScheduler.from_config(exact.config, compat="auto").config.compat == "diffusers"
+    schedule = DiscreteVP.linear()
+    planned = FsScheduler.from_plan(solvers.ddim(schedule, trailing(schedule, 4), prediction="eps"))
+    planned.save_pretrained(tmp_path)
+    assert planned.config.compat is FsScheduler.from_pretrained(tmp_path).config.compat is None
+    with pytest.raises(ValueError, match="compat = 'diffusers'; a plan is exact, None is accepted"):
+        FsScheduler.from_config(planned.config, compat="diffusers")
+
+
+@pytest.mark.parametrize(("config", "what"), [
+    ({"beta_schedule": "sigmoid"}, "DPMSolverMultistepScheduler itself cannot be made with this config .NotImplementedError"),
+    ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "itself cannot be made with this config .ValueError: Only one"),
+    ({"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]}, "own noise table has no falling levels"),
+])  # fmt: skip
+def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, what, tmp_path):
+    with pytest.warns(UserWarning, match=what) as said:
+        made = FsScheduler(**config)
+    assert len(said) == 1 and "every run is exact instead" in str(said[0].message) and made.config.compat is None
+    made.set_timesteps(2)
+    made.save_pretrained(tmp_path)
+    assert FsScheduler.from_pretrained(tmp_path).config.compat is None  # as it became, and without a second warning
+    copy.deepcopy(made)
+
+
+@pytest.mark.parametrize(("config", "steps", "what"), [
+    ({}, {"num_inference_steps": 1000}, "repeats a noise level"), ({}, {"sigmas": [14.0, 3.0, 0.5, 0.0]}, "takes no sigmas"),
+    ({"source": "UniPCMultistepScheduler"}, {"num_inference_steps": 1000}, "repeats a noise level"),
+    ({"source": "DDIMScheduler"}, {"timesteps": [900, 500, 100]}, "takes no timesteps"),
+    ({"source": "LCMScheduler"}, {"num_inference_steps": 3, "timesteps": [900, 500, 100]}, "fails there .ValueError: Can only pass one"),
+])  # fmt: skip
+def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps, what):
+    scheduler, exact, strict = (FsScheduler(**config, compat=c) for c in ("auto", None, "diffusers"))
+    with pytest.warns(UserWarning, match=what) as said:
+        scheduler.set_timesteps(**steps)
+    said = [w for w in said if w.category is UserWarning]  # the class divides by 0 on the way
+    assert len(said) == 1 and "this run is exact instead" in str(said[0].message)
+    exact.set_timesteps(**steps)
+    assert scheduler.plan.to_bytes() == exact.plan.to_bytes() and scheduler.init_noise_sigma == exact.init_noise_sigma
+    with pytest.raises(ValueError, match="compat=None"):
+        strict.set_timesteps(**steps)
+    ends = [loop(s, start(1, 3, 8, 8), 6, model, generator=torch.Generator().manual_seed(1)) for s in (scheduler, strict)]
+    assert torch.equal(*ends)  # the next run is the peer's again
+
+
+def test_exact_plms_meets_its_schedule_and_its_order():
+    """Rows leave x on the schedule (1e-9, the makers' own check); on a smooth model PLMS converges, v as eps."""
+    x = start(1, 3, 8, 8, dtype=torch.float64)
+
+    def ends(kind, steps):  # one model in two words: eps, or v = alpha eps - sigma x0 of the same eps
+        scheduler = FsScheduler(source="PNDMScheduler", **SD15, prediction_type=kind, timestep_spacing="trailing", compat=None)
+        table = scheduler.alphas_cumprod.double()
+
+        def told(x, t):
+            alpha, sigma = table[int(t)].sqrt(), (1 - table[int(t)]).sqrt()
+            eps = model(x, t)
+            return eps if kind == "epsilon" else (eps - sigma * x) / alpha
+
+        return loop(scheduler, x, steps, told), scheduler
+
+    (a, scheduler), (b, _) = ends("epsilon", 20), ends("v_prediction", 20)
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)  # the float32 table above
+    assert scheduler.plan.consistency() < 1e-9 and scheduler.num_inference_steps == 20 and len(scheduler.timesteps) == 21
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(1)
+    y = x
+    for t in scheduler.timesteps[1:]:
+        y = scheduler.step(model(y, t), t, y)[0]
+    assert scheduler.plan.nfe == 21 and torch.isfinite(y).all()
