@@ -59,6 +59,43 @@ def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     return _ramp(schedule, _steps("exponential", n), end, np.log, np.exp)
 
 
+def fine(schedule: Schedule, n: int) -> np.ndarray:
+    """n steps for a teacher or a search: Karras' where sigma/alpha is finite at t_max, uniform in half_log_snr where alpha(t_max) = 0.
+
+    40 steps of dpmpp_3m on the embedded model, dB to 320 of them, Karras' and the other: EDM 68 and 64, VE 66 and 63, VP 67 and 67,
+    DiscreteVP 67 and 60; Flow 30 and 58, TrigFlow 30 and 60, zero terminal SNR 35 and 63.
+    """
+    _schedule("fine", schedule)
+    return (uniform_half_log_snr if _endless(schedule) else karras)(schedule, n)
+
+
+def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
+    """The grid with every interval cut in `parts` equal ones, its own times bit for bit among them.
+
+    They are equal in the variable of `fine`: (sigma/alpha)^(1/7) where that is finite at t_max, else half_log_snr, which starts at t_finite
+    for an interval from alpha = 0. An interval to sigma = 0 is cut down to t_min, its last part the step from there; where it starts at
+    t_min or below it stays whole, as every solver takes that step in one of first order. (Cut on towards 0 in the same variable, 40
+    steps of dpmpp_3m made 80 fall from 66 to 41 dB on EDM, and from 64 to 26 on DiscreteVP: steps that long in lambda are unstable.)
+    """
+    grid, parts = check(schedule, grid), _steps("refined", parts)
+    endless, times = _endless(schedule), []
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
+        whole = schedule.half_log_snr(b) == np.inf
+        ends = schedule.half_log_snr(np.array([a, schedule.t_min if whole else b]))
+        if ends[0] == -np.inf:
+            ends[0] = min(schedule.half_log_snr(schedule.t_finite), ends[1] - 1.0)
+        share = np.arange(1, parts) / max(parts - whole, 1)
+        if ends[0] >= ends[1]:
+            share = share[:0]
+        if endless:
+            levels = ends[0] + share * (ends[1] - ends[0])
+        else:
+            high, low = np.exp(-ends / 7.0)
+            levels = -7.0 * np.log(high + share * (low - high))
+        times += [a, *schedule.time(levels)]
+    return check(schedule, np.append(times, grid[-1]))
+
+
 def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
     """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table 2)."""
     size, n = _table("trailing", schedule), _steps("trailing", n)
@@ -140,6 +177,11 @@ def _schedule(where: str, schedule) -> None:
         found = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
         accepted = "pass model.schedule" if hasattr(schedule, "schedule") else "a schedule of fastsample.schedules is accepted"
         raise ValueError(f"grids.{where}: schedule is {found}; {accepted}")
+
+
+def _endless(schedule: Schedule) -> bool:
+    """Is sigma/alpha infinite at t_max?"""
+    return schedule.half_log_snr(schedule.t_max) == -np.inf
 
 
 def _decreasing(where: str, values: np.ndarray) -> None:

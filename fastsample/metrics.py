@@ -18,6 +18,7 @@ from .plan import Plan
 __all__ = [
     "Score",
     "best_hand_made",
+    "by_hand",
     "decibel",
     "find_teacher",
     "hand_made",
@@ -27,6 +28,7 @@ __all__ = [
     "psnr_quartiles",
     "run",
     "score",
+    "settled",
     "teacher_agreement",
 ]
 
@@ -68,27 +70,41 @@ def teacher_agreement(plan: Plan, finer: Plan, model: Any, noise: Any, **words: 
     return psnr(end, run(finer, model, noise, **words)), end
 
 
+def settled(
+    make: Callable[[int], Plan], run: Callable[[Plan], Any], at_least: float, most: int
+) -> tuple[Plan, float, Any]:  # fmt: skip
+    """The first of make(1), make(2), make(4), ... whose end points agree to `at_least` dB with those of the next; (plan, dB, end points).
+
+    Each is run once. The last of up to `most` evaluations if none does.
+    """
+    parts, plan = 1, make(1)
+    end = run(plan)
+    while True:
+        parts *= 2
+        finer = make(parts)
+        closer = run(finer)
+        agreement = psnr(end, closer)
+        if agreement >= at_least or finer.nfe > most:
+            return plan, agreement, end
+        plan, end = finer, closer
+
+
 def find_teacher(
     model: Any, noise: Any, *, solver: str = "dpmpp_3m", nfe: int = 100, at_least: float = 60.0, most: int = 1600, **words: Any
 ) -> tuple[Plan, float, Any]:
-    """The first plan of nfe, 2 nfe, 4 nfe, ... evaluations whose end points agree to `at_least` dB with those at twice as many.
+    """The first plan of nfe, 2 nfe, 4 nfe, ... steps whose end points agree to `at_least` dB with those at twice as many.
 
-    Karras' grid. Returns (plan, dB, end points [B,*]). RuntimeError if none of up to `most` evaluations does.
+    On `grids.fine` of the schedule. Returns (plan, dB, end points [B,*]). RuntimeError if none does, the finer one of at most `most`
+    evaluations.
     """
     from . import grids, solvers
 
-    make = lambda n: solvers.SOLVERS[solver](model, grids.karras(model.schedule, n))  # noqa: E731
-    agreement, plan = -math.inf, make(nfe)
-    end = run(plan, model, noise, **words)
-    while 2 * plan.nfe <= most:
-        finer = make(2 * plan.nfe)
-        closer = run(finer, model, noise, **words)
-        agreement = psnr(end, closer)
-        if agreement >= at_least:
-            return plan, agreement, end
-        plan, end = finer, closer
+    make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))  # noqa: E731
+    plan, agreement, end = settled(make, lambda plan: run(plan, model, noise, **words), at_least, most // 2)
+    if agreement >= at_least:
+        return plan, agreement, end
     raise RuntimeError(
-        f"find_teacher: {solver} with {plan.nfe} evaluations agrees with half as many to {agreement:.1f} dB only; "
+        f"find_teacher: {solver} with {plan.nfe} evaluations agrees with twice as many to {agreement:.1f} dB only; "
         f"{at_least:g} dB is needed: a smoother model, another solver or a larger `most`"
     )
 
@@ -149,25 +165,51 @@ def hand_made(schedule: Any, nfe: int, starts: Sequence[float | None] | None = N
     return {name: grid for name, grid in out.items() if (np.diff(grid) < 0).all()}
 
 
-def best_hand_made(
-    model: Any, noise: Any, nfe: int, target: Any, *, solver: str = "euler", screen: int = 16, finalists: int = 6, **words: Any
-) -> Plan:  # fmt: skip
-    """Of every `hand_made` grid of nfe steps the one that ends nearest to `target` [B,*] (PSNR); note["found"] names it.
+def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, str, Plan]]:
+    """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver makes of a `hand_made` grid, each once.
 
-    All are judged on the first `screen` noises, the best `finalists` of them on every noise.
+    solver: a name, or None for all of them. Solvers that share a jump (ddim and euler) are one.
     """
     from . import solvers
 
-    plans = {name: solvers.SOLVERS[solver](model, grid) for name, grid in hand_made(model.schedule, nfe).items()}
+    if solver is not None and solver not in list(solvers.SOLVERS):
+        raise ValueError(f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted")
+    names = [solver] if solver else {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}.values()
+    found = {}
+    for name in names:
+        for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1))):
+            for grid, times in hand_made(model.schedule, steps).items():
+                plan = solvers.SOLVERS[name](model, times)
+                if plan.L or abs(plan.nfe - nfe) > 2:
+                    break  # draws noise, or spends another number of evaluations a step
+                if plan.nfe == nfe:
+                    found.setdefault((plan.M.tobytes(), plan.t.tobytes()), (name, grid, plan))
+    return list(found.values())
 
-    def ranked(names: Any, count: int) -> list[tuple[float, str]]:
+
+def best_hand_made(
+    model: Any, noise: Any, nfe: int, target: Any, *, solver: str | None = "euler", screen: int = 4, finalists: int = 5, **words: Any
+) -> Plan:  # fmt: skip
+    """Of the plans `by_hand` of nfe evaluations (solver=None: of any solver) the one that ends nearest to `target` [B,*] (PSNR).
+
+    All are judged on the first `screen` noises, the best `finalists` of them on every noise. note["found"] names its solver and grid, its
+    dB, and the evaluations of the whole comparison, all noises together. ValueError where there is no such plan.
+    """
+    plans = by_hand(model, nfe, solver)
+    if not plans:
+        raise ValueError(f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another solver or number is needed")
+
+    def ranked(chosen: Sequence[tuple], count: int) -> list[tuple]:
         cut = _cut(words, slice(count), noise)
-        figures = [(psnr(run(plans[name], model, noise[:count], **cut), target[:count]), name) for name in names]
-        return sorted(figures, key=lambda pair: -pair[0] if pair[0] == pair[0] else math.inf)
+        figures = [(psnr(run(one[-1], model, noise[:count], **cut), target[:count]), *one) for one in chosen]
+        return sorted(figures, key=lambda figure: -figure[0] if figure[0] == figure[0] else math.inf)
 
-    names = [name for _, name in ranked(plans, min(screen, len(noise)))[:finalists]]
-    figure, best = ranked(names, len(noise))[0]
-    return plans[best].with_note(found={"method": "by hand", "grid": best, "psnr": figure, "samples": len(noise)})
+    few = min(screen, len(noise))
+    last = [figure[1:] for figure in ranked(plans, few)[:finalists]]
+    figure, name, grid, plan = ranked(last, len(noise))[0]
+    spent = nfe * (few * len(plans) + len(noise) * len(last))
+    found = {"solver": name, "grid": grid, "psnr": figure, "samples": len(noise), "evaluations": spent}
+    return plan.with_note(found={"method": "by hand", **found})
 
 
 def run(

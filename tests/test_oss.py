@@ -23,6 +23,11 @@ def problem(schedule="edm", prediction="x0", B=3, D=5, N=7, seed=0, std=0.15):
     return law.model(SCHEDULES[schedule], prediction), z, fs.grids.karras(SCHEDULES[schedule], N)
 
 
+def taught(model, grid):
+    """A teacher of one evaluation a step, which a search leaves as it is."""
+    return fs.solvers.dpmpp_3m(model, grid)
+
+
 def teacher_states(model, plan, z, grid):
     """X [B,N+1,D] from the data end, by the interpreter."""
     out = []
@@ -74,14 +79,14 @@ def brute(model, solver, z, grid, X, M, start, p):
 )
 def test_equals_brute_force(schedule, prediction, solver, start, p):
     model, z, grid = problem(schedule, prediction)
-    found = oss(model, z, 4, solver=solver, teacher=grid, start=start, p=p, amplitude=False)
+    found = oss(model, z, 4, solver=solver, teacher=taught(model, grid), start=start, p=p, amplitude=False)
     X = teacher_states(model, found.teacher, z, grid)
     for k, (nodes, error) in brute(model, solver, z, grid, X, 4, start, p).items():
         assert (len(grid) - 1 - found.indices[k]).tolist() == nodes
         assert found.error[k] == pytest.approx(error, rel=1e-9)
         np.testing.assert_array_equal(found.plans[k].note["times"], grid[found.indices[k]])
     one = oss(
-        model, z, 4, solver=solver, teacher=grid, start=start, p=p, amplitude=False, all_budgets=False
+        model, z, 4, solver=solver, teacher=taught(model, grid), start=start, p=p, amplitude=False, all_budgets=False
     )  # the band cuts states no path can use
     assert one.indices[4].tolist() == found.indices[4].tolist() and one.error[4] == pytest.approx(found.error[4], rel=1e-12)
 
@@ -92,33 +97,34 @@ def test_evaluations(N, M, every):
     model, z, grid = problem(N=N)
     rows = []
     counted = fs.Model(lambda x, t: (rows.append(len(x)), model.fn(x, t))[1], schedule=model.schedule, prediction="x0")
+    T, A = N, N + 2 * N - 1  # the teacher's, and those of its agreement: its last step starts at t_min and is not cut
     formula = {
-        ("fixed", False): N + (M - 1) * (N - M + 1),
-        ("fixed", True): N + (M - 1) * N - M * (M - 1) // 2,
-        ("free", False): N + M * (N - M + 1) - 1,
-        ("free", True): N + M * N - M * (M - 1) // 2 - 1,
+        ("fixed", False): T + A + (M - 1) * (N - M + 1),
+        ("fixed", True): T + A + (M - 1) * N - M * (M - 1) // 2,
+        ("free", False): T + A + M * (N - M + 1) - 1,
+        ("free", True): T + A + M * N - M * (M - 1) // 2 - 1,
     }
     for start in ("fixed", "free"):
         rows.clear()
-        found = oss(counted, z, M, teacher=grid, start=start, all_budgets=every, batch_size=4, amplitude=False)
-        assert found.nfe == sum(rows) / len(z) == formula[start, every]
+        found = oss(counted, z, M, teacher=taught(model, grid), start=start, all_budgets=every, batch_size=4, amplitude=False)
+        assert found.nfe == sum(rows) / len(z) == formula[start, every] and (found.teacher.nfe, found.agreement_nfe) == (T, A)
         assert max(rows) <= 4
         assert sorted(found.plans) == (list(range(1, M + 1)) if every else [M])
         assert all(plan.nfe == m for m, plan in found.plans.items())
         assert found.plan.note["found"]["evaluations"] == found.nfe
     walk = M * (M + 1) // 2 if every else M
     rows.clear()
-    scaled = oss(counted, z, M, teacher=grid, all_budgets=every)
+    scaled = oss(counted, z, M, teacher=taught(model, grid), all_budgets=every)
     assert scaled.nfe == sum(rows) / len(z) == formula["free", every] + 2 * walk
     rows.clear()
-    median = oss(counted, z, M, teacher=grid, start="fixed", all_budgets=every, aggregate="median")
+    median = oss(counted, z, M, teacher=taught(model, grid), start="fixed", all_budgets=every, aggregate="median")
     assert median.nfe == sum(rows) / len(z) == formula["fixed", every] + walk
 
 
 def test_the_plan_lands_where_the_search_said():
     for aggregate, start in itertools.product(("joint", "median"), ("free", "fixed")):
         model, z, grid = problem("vp", "v", B=4)
-        found = oss(model, z, 3, teacher=grid, aggregate=aggregate, start=start)
+        found = oss(model, z, 3, teacher=taught(model, grid), aggregate=aggregate, start=start)
         target = fs.metrics.run(found.teacher, model, z, state_dtype=torch.float64)
         for m, plan in found.plans.items():
             end = fs.metrics.run(plan, model, z, state_dtype=torch.float64)
@@ -127,7 +133,7 @@ def test_the_plan_lands_where_the_search_said():
 
 def test_one_evaluation_is_the_best_label_of_all():
     model, z, grid = problem(B=6, N=9)
-    found = oss(model, z, 1, teacher=grid, amplitude=False)
+    found = oss(model, z, 1, teacher=taught(model, grid), amplitude=False)
     target = fs.metrics.run(found.teacher, model, z, state_dtype=torch.float64)
     ends = [fs.metrics.run(fs.solvers.euler(model, grid[[i, 9]]), model, z, state_dtype=torch.float64) for i in range(9)]
     assert found.error[1] == pytest.approx(min(fs.metrics.mse(end, target) for end in ends), rel=1e-12)
@@ -136,7 +142,7 @@ def test_one_evaluation_is_the_best_label_of_all():
 def test_joint_is_no_worse_than_what_it_replaces():
     """On the noises searched with: the median form, and every evenly spaced subset from any label of the same grid."""
     model, z, grid = problem(B=24, D=16, N=24, seed=3)
-    joint, median = (oss(model, z, 6, teacher=grid, aggregate=a, amplitude=False) for a in ("joint", "median"))
+    joint, median = (oss(model, z, 6, teacher=taught(model, grid), aggregate=a, amplitude=False) for a in ("joint", "median"))
     target = fs.metrics.run(joint.teacher, model, z, state_dtype=torch.float64)
     for m in (2, 4, 6):
         even = [grid[np.unique(np.rint(np.linspace(first, 24, m + 1)).astype(int))] for first in range(0, 24 - m)]
@@ -151,7 +157,7 @@ def test_joint_is_no_worse_than_what_it_replaces():
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_no_worse_than_the_usual_grids_on_noise_it_never_saw(schedule):
     model, z, grid = problem(schedule, B=48, D=16, N=24, seed=5, std=0.5)  # modes that touch: no sample hangs on a knife's edge
-    found = oss(model, z[:24], 6, teacher=grid)
+    found = oss(model, z[:24], 6, teacher=taught(model, grid))
     target = fs.metrics.run(found.teacher, model, z[24:])
     for m in range(2, 7):
         ours = fs.metrics.mse(fs.metrics.run(found.plans[m], model, z[24:]), target)
@@ -166,7 +172,7 @@ def test_amplitude_is_the_best_scale_of_the_noise():
     model = Gaussian(np.zeros(6), np.linspace(0.2, 1.5, 6)).model(SCHEDULES["edm"], "x0")
     z, grid = torch.tensor(draw.standard_normal((5, 6))), fs.grids.karras(SCHEDULES["edm"], 16)
     for start in ("free", "fixed"):
-        plain, scaled = (oss(model, z, 4, teacher=grid, start=start, amplitude=a) for a in (False, True))
+        plain, scaled = (oss(model, z, 4, teacher=taught(model, grid), start=start, amplitude=a) for a in (False, True))
         target = fs.metrics.run(scaled.teacher, model, z)
         for m, plan in scaled.plans.items():
             c, sigma = plan.note["found"]["amplitude"], plan.sigma[1]
@@ -179,13 +185,13 @@ def test_amplitude_is_the_best_scale_of_the_noise():
 def test_median_is_the_middle_of_searches_of_one():
     model, z, grid = problem(B=5)
     for B in (4, 5):
-        alone = [oss(model, z[b : b + 1], 3, teacher=grid, amplitude=False) for b in range(B)]
-        together = oss(model, z[:B], 3, teacher=grid, aggregate="median")
+        alone = [oss(model, z[b : b + 1], 3, teacher=taught(model, grid), amplitude=False) for b in range(B)]
+        together = oss(model, z[:B], 3, teacher=taught(model, grid), aggregate="median")
         for m in (1, 2, 3):
             ranked = np.sort([len(grid) - 1 - one.indices[m] for one in alone], axis=0)
             middle = ranked[2] if B == 5 else (ranked[1] + ranked[2]) // 2
             assert (len(grid) - 1 - together.indices[m]).tolist() == middle.tolist()
-    lone = oss(model, z[:1], 3, teacher=grid, aggregate="median")
+    lone = oss(model, z[:1], 3, teacher=taught(model, grid), aggregate="median")
     assert lone.error[3] == pytest.approx(alone[0].error[3], rel=1e-9)
 
 
@@ -203,6 +209,7 @@ def test_model_words_follow_their_samples():
     """Words with a batch dimension are cut with the samples, others passed on; guidance equals a model that combines its branches."""
     schedule, shift = SCHEDULES["flow"], torch.linspace(-1, 1, 6, **TORCH64)
     law, z, grid = problem("flow", "x0", B=6)
+    plan = taught(law, grid)
 
     def fn(x, t, shift, gain):
         return law.fn(x, t) * gain + shift.reshape(-1, 1)
@@ -211,10 +218,10 @@ def test_model_words_follow_their_samples():
         return 2.5 * fn(x, t, shift, 1.0) + (1 - 2.5) * fn(x, t, torch.zeros(len(x), **TORCH64), 0.8)
 
     cond, uncond = {"shift": shift, "gain": 1.0}, {"shift": torch.zeros(6, **TORCH64), "gain": 0.8}
-    whole = oss(fs.Model(fused, schedule=schedule, prediction="x0"), z, 3, teacher=grid, cond={"shift": shift})
+    whole = oss(fs.Model(fused, schedule=schedule, prediction="x0"), z, 3, teacher=plan, cond={"shift": shift})
     for batch in (2, 5, 256):
         split = oss(
-            fs.Model(fn, schedule=schedule, prediction="x0"), z, 3, teacher=grid, cond=cond, uncond=uncond, guidance=2.5, batch_size=batch
+            fs.Model(fn, schedule=schedule, prediction="x0"), z, 3, teacher=plan, cond=cond, uncond=uncond, guidance=2.5, batch_size=batch
         )
         assert split.error == pytest.approx(whole.error, rel=1e-12) and split.nfe == whole.nfe
         assert [at.tolist() for at in split.indices.values()] == [at.tolist() for at in whole.indices.values()]
@@ -227,7 +234,7 @@ def test_any_deterministic_plan_teaches(teacher):
     plan = fs.solvers.SOLVERS[teacher](model, grid)
     found = oss(model, z, 2, teacher=plan, amplitude=False)
     np.testing.assert_array_equal(found.grid, grid)
-    assert found.nfe == plan.nfe + 2 * 7 - 1 - 1
+    assert found.nfe == plan.nfe + found.agreement_nfe + 2 * 7 - 1 - 1
     target = fs.metrics.run(plan, model, z, state_dtype=torch.float64)
     assert fs.metrics.mse(fs.metrics.run(found.plan, model, z, state_dtype=torch.float64), target) == pytest.approx(
         found.error[2], rel=1e-9
@@ -236,21 +243,21 @@ def test_any_deterministic_plan_teaches(teacher):
 
 def test_shape_and_seed_draw_the_noise_and_float32_is_the_default():
     model, _, grid = problem()
-    found, again, other = (oss(model, (4, 5), 2, teacher=grid, seed=seed) for seed in (7, 7, 8))
+    found, again, other = (oss(model, (4, 5), 2, teacher=taught(model, grid), seed=seed) for seed in (7, 7, 8))
     assert found.error == again.error != other.error
     assert found.plan.note["found"]["noise"] == again.plan.note["found"]["noise"] != other.plan.note["found"]["noise"]
     assert found.plan.note["found"]["seed"] == 7 and found.samples == 4
-    exact = oss(model, (4, 5), 2, teacher=grid, seed=7, state_dtype=torch.float64)
+    exact = oss(model, (4, 5), 2, teacher=taught(model, grid), seed=7, state_dtype=torch.float64)
     assert exact.error != found.error and exact.error == pytest.approx(found.error, rel=1e-4)
     asked = []
     half = fs.Model(lambda x, t: (asked.append(x.dtype), model.fn(x, t))[1], schedule=model.schedule, prediction="x0")
-    oss(half, torch.ones(2, 5, dtype=torch.bfloat16), 2, teacher=grid)
+    oss(half, torch.ones(2, 5, dtype=torch.bfloat16), 2, teacher=taught(model, grid))
     assert set(asked) == {torch.bfloat16}
 
 
 def test_provenance():
     model, z, grid = problem()
-    found = oss(model, z, 3, teacher=grid, seed=5).plans[2].note["found"]
+    found = oss(model, z, 3, teacher=taught(model, grid), seed=5).plans[2].note["found"]
     expected = {
         "method": "oss",
         "N": 7,
@@ -263,13 +270,13 @@ def test_provenance():
         "guidance": None,
     }
     assert expected.items() <= found.items()
-    assert found["teacher"] == {"solver": "dpmpp_3m", "nfe": 7}
+    assert found["teacher"].items() >= {"solver": "dpmpp_3m", "nfe": 7}.items() and found["compared"] == "not compared"
     assert found["start_label"] == grid[found["indices"][0]] and found["error"] > 0 and found["seconds"] >= 0
 
 
 def test_plans_are_saved_whole(tmp_path):
     model, z, grid = problem()
-    found = oss(model, z, 3, teacher=grid)
+    found = oss(model, z, 3, teacher=taught(model, grid))
     paths = found.save(tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
     assert fs.Plan.load(paths[1]).to_bytes() == found.plans[2].to_bytes()
@@ -278,6 +285,6 @@ def test_plans_are_saved_whole(tmp_path):
 
 def test_progress_counts_every_row(capsys):
     model, z, grid = problem()
-    oss(model, z, 3, teacher=grid, progress=True)
-    total = len(z) * (7 + 3 * 7 - 3 - 1 + 2 * (1 + 2 + 3))
+    oss(model, z, 3, teacher=taught(model, grid), progress=True)
+    total = len(z) * (7 + (7 + 13) + 3 * 7 - 3 - 1 + 2 * (1 + 2 + 3))
     assert f"{total}/{total}" in capsys.readouterr().err

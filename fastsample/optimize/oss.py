@@ -8,10 +8,15 @@ greedy. It follows Pei et al. 2025 (arXiv 2503.21774, alg. 1) with three changes
 (one schedule for all, instead of the median of one per sample), layer k means k evaluations and not fewer, and one search answers every
 budget.
 
-Evaluations per sample, the N of the teacher included and its first output used again:
+Evaluations per sample, with the teacher's T, whose first output is used again, and the A that its agreement with its double took:
 
-    fixed start, budget M      N + (M-1)(N-M+1)              every budget <= M      N + (M-1)N - M(M-1)/2
-    free start, budget M       N + M(N-M+1) - 1              every budget <= M      N + MN - M(M-1)/2 - 1
+    fixed start, budget M      T + A + (M-1)(N-M+1)          every budget <= M      T + A + (M-1)N - M(M-1)/2
+    free start, budget M       T + A + M(N-M+1) - 1          every budget <= M      T + A + MN - M(M-1)/2 - 1
+
+T = `search.teacher.nfe` and A = `search.agreement_nfe`: the steps of T, 2T, ... on at most 4 of the B samples, times 4/B.
+
+The teacher is dpmpp_3m on the searched grid, whose every interval is cut in 1, 2, 4, ... parts (`grids.refined`), up to 320 steps, until
+its end points agree to 60 dB PSNR with those at twice its evaluations; below 45 dB at the end a warning says so.
 
 A free start may label the noise with any node i: the run begins at sigma_i times the unit noise. Two things cost more. The median form
 walks its schedule once to know its error: + M for each budget M it answers. `amplitude` begins the run at c sigma_i times the unit noise
@@ -32,64 +37,76 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import grids, solvers
+from .. import solvers
 from ..conditions import branches_of
 from ..guidance import guided
 from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
 from ..kernels.noise import drawn_seed, normal
 from ..model import Model
 from ..plan import Plan
-from ..trajectories import Denoiser, visits
+from ..trajectories import Denoiser
+from . import _compare, _teacher
 from .search import Search
-
-TEACHER_STEPS = 40
-TEACHER_SOLVER = "dpmpp_3m"
 
 
 def oss(
     model: Model, z: Tensor | Sequence[int], budget: int = 6, *, solver: str = "euler", teacher: None | int | Sequence[float] | Plan = None,
     start: str = "free", all_budgets: bool = True, cond: Mapping | None = None, uncond: Mapping | None = None,
     guidance: float | None = None, seed: int | None = None, aggregate: str = "joint", p: float = 2.0, batch_size: int = 256,
-    amplitude: bool | None = None, state_dtype: torch.dtype | None = None, progress: bool = False,
+    amplitude: bool | None = None, state_dtype: torch.dtype | None = None, held_out: Tensor | None = None, progress: bool = False,
 ) -> Search:  # fmt: skip
     """Search time grids of 1..budget evaluations (all_budgets=False: of exactly budget) for `solver` on `model`.
 
     z            unit noise [B,*], or its shape with a seed (None: a fresh one, kept in the note); every sample pulls on the same schedule
     solver       a one-step solver with a jump: a key of solvers.JUMPS
-    teacher      None: 40 steps of dpmpp_3m on Karras' grid; N: that many steps; a grid in the schedule's t; or a deterministic Plan
+    teacher      the grid searched, its plan as above: None: 40 steps of `grids.fine`; N: that many; or a grid in the schedule's t.
+                 A deterministic Plan stays the teacher as it is, on its own times
     start        "free": the noise may be labelled with any node of the grid; "fixed": with the first one
     cond, uncond, guidance   model words, trees that follow their samples (`fastsample.conditions`); guidance needs uncond
     aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the middle node at each position
     p            exponent of the cost;   batch_size   rows of one model call, per branch
     amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint form
     state_dtype  float32, or float64 (default: float64 for float64 noise, else float32)
+    held_out     unit noise [B2,*] the search never saw: each plan is compared on it with the schedules made by hand, every grid of
+                 `metrics.hand_made` with every deterministic solver. Noise b has the words of sample b mod B. None: nothing is spent
 
     Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
     """
     begin = time.perf_counter()
     z, seed = _noise(z, seed)
     _check(model, {"budget": budget, "batch_size": batch_size}, solver, start, aggregate, p, uncond, guidance)
-    plan, grid = _teacher(model, teacher, uncond)
-    N = len(grid) - 1
-    if budget > N:
-        raise ValueError(f"oss: budget={budget} on a teacher grid of {N} steps; a budget of at most {N}, or a finer teacher, is needed")
     words = branches_of("oss", cond, uncond, None, len(z), z.device) | {"guidance": guidance, "batch_size": batch_size}
+    held_out = _compare.held_out_noise(held_out, z)
+    teacher = _teacher.choose(model, teacher, uncond, budget)
+    grid, N = teacher.grid, len(teacher.grid) - 1
     dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     budgets = range(1, budget + 1) if all_budgets else [budget]
-    total = plan.nfe + _evaluations(N, budgets, start, aggregate, scaled)
-    with torch.no_grad(), _bar(progress, len(z) * total) as bar:
+    rows = lambda: len(z) * (teacher.plan.nfe + _evaluations(N, budgets, start, aggregate, scaled))  # noqa: E731
+    with torch.no_grad(), _bar(progress, rows(), " evaluations", "oss") as bar:
         ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=bar and bar.update, **words)
-        X, first = _walk_teacher(plan, ask, z, grid, words)
+        teacher = _teacher.settle(teacher, ask, z, words)
+        if bar is not None:
+            bar.total = ask.rows + rows()  # known now
+        X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
         layers = _Layers(ask, _jumps(model, solver, grid, z.device), z, X, first, budget, start, all_budgets, aggregate, p)
         layers.fill()
         paths = {m: layers.path(m) for m in budgets}
         ends = layers.ends(paths, scaled)
-    error, places = {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}
-    search = Search({}, error, places, grid, plan, ask.rows / len(z), len(z), time.perf_counter() - begin)
+    spent = (ask.rows / len(z), len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
+    search = Search({}, {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}, grid, teacher.plan, *spent)
     found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": _digest(z), "guidance": guidance}
+    found |= {"teacher": teacher.note(), "compared": "not compared"}
     search.plans.update({m: _compile(model, solver, search, m, uncond, {**found, "amplitude": c}) for m, (c, _) in ends.items()})
-    return search
+    return search if held_out is None else _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
+
+
+def _compared(search: Search, model: Model, held_out: Tensor, words: dict, progress: bool) -> Search:
+    """The search with its plans beside the best made by hand, in itself and in their notes."""
+    with _bar(progress, len(search.plans), " budgets", "by hand") as bar:
+        found, spent = _compare.compare(model, search.teacher, search.plans, held_out, search.samples, words, bar and bar.update)
+    noted = {m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()}) for m, plan in search.plans.items()}
+    return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)
 
 
 @dataclass
@@ -195,50 +212,14 @@ def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) ->
 
 def _compile(model: Model, solver: str, search: Search, m: int, uncond: Mapping | None, found: dict) -> Plan:
     """The plan of m evaluations, with its provenance in note["found"]."""
-    at, teacher = search.indices[m], search.teacher
+    at = search.indices[m]
     plan = solvers.SOLVERS[solver](model, search.grid[at])
     plan = replace(plan, M=np.concatenate([plan.M[:1] * found["amplitude"], plan.M[1:]]))  # row 0 scales the unit noise
     found = {
         "method": "oss", **found, "budget": m, "N": len(search.grid) - 1, "indices": at.tolist(), "start_label": float(search.grid[at[0]]),
-        "teacher": {"solver": teacher.note.get("solver", "unnamed"), "nfe": teacher.nfe}, "samples": search.samples,
-        "error": search.error[m], "evaluations": search.nfe, "seconds": round(search.seconds, 3),
+        "samples": search.samples, "error": search.error[m], "evaluations": search.nfe, "seconds": round(search.seconds, 3),
     }  # fmt: skip
     return (plan if uncond is None else guided(plan)).with_note(found=found)
-
-
-def _teacher(model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None) -> tuple[Plan, np.ndarray]:
-    """The teacher plan and the grid it visits, noise to data."""
-    if isinstance(teacher, Plan):
-        plan, grid = teacher, np.asarray(teacher.note.get("times", []), np.float64)
-        if plan.L or plan.entries[:1] != (0,) or len(grid) < 2:
-            raise ValueError(f"oss: the teacher {plan!r} draws noise or names no times; a solver's deterministic plan is needed")
-    else:
-        steps = TEACHER_STEPS if teacher is None else teacher
-        grid = grids.karras(model.schedule, steps) if isinstance(steps, (int, np.integer)) else np.asarray(steps, np.float64)
-        grids.check(model.schedule, grid)
-        plan = solvers.SOLVERS[TEACHER_SOLVER](model, grid)
-    return guided(plan) if uncond is not None and plan.G == 1 else plan, grid
-
-
-def _walk_teacher(plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: dict) -> tuple[Tensor, Tensor]:
-    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state is that of the last row there."""
-    N, schedule, levels = len(grid) - 1, ask.model.schedule, np.stack([plan.alpha[1:], plan.sigma[1:]])
-    node_of = {}
-    for k, (a, s) in enumerate(zip(schedule.alpha(grid), schedule.sigma(grid), strict=True)):
-        here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
-        if not len(here):
-            raise ValueError(f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this model's schedule is needed")
-        node_of[int(here[-1]) + 1] = N - k
-    X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
-    first = torch.empty_like(X[:, 0])
-    for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.dtype, **words):
-        if row in node_of:
-            X[samples, node_of[row]] = x.flatten(1)
-        if row == 1:
-            first[samples] = ask.x0(x.flatten(1), f.flatten(1), N)
-        if f is not None:
-            ask.count(len(x))
-    return X, first
 
 
 def _evaluations(N: int, budgets: Sequence[int], start: str, aggregate: str, scaled: bool) -> int:
@@ -284,12 +265,12 @@ def _digest(z: Tensor) -> str:
     return hashlib.sha256(z.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).hexdigest()[:16]
 
 
-def _bar(wanted: bool, total: int) -> Any:
-    """A progress bar counted in model evaluations, or nothing."""
+def _bar(wanted: bool, total: int, unit: str, what: str) -> Any:
+    """A progress bar, or nothing."""
     if not wanted:
         return nullcontext()
     try:
         from tqdm import tqdm
     except ImportError:
         raise ImportError("oss: progress=True needs tqdm; pip install 'fastsample[demo]'") from None
-    return tqdm(total=total, unit=" evaluations", desc="oss")
+    return tqdm(total=total, unit=unit, desc=what)

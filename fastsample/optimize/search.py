@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..files import make_folder
 from ..plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A found plan beside the best one made by hand, both on held-out noises: PSNR in dB to the teacher's end points.
+
+    plan     Plan    the best by hand of as many evaluations; `solver` and `grid` are its names
+    by_hand, found   float   dB of that plan, and of the plan the search found
+    samples  int     held-out noises
+    """
+
+    plan: Plan
+    solver: str
+    grid: str
+    by_hand: float
+    found: float
+    samples: int
+
+    @property
+    def beats(self) -> bool:
+        """Is the found plan better than every schedule made by hand?"""
+        return self.found > self.by_hand
+
+    def note(self) -> dict[str, Any]:
+        """The same as JSON; a figure that is not finite is its name."""
+        figures = {k: v if np.isfinite(v) else str(v) for k, v in (("by_hand", self.by_hand), ("found", self.found))}
+        return {"solver": self.solver, "grid": self.grid, **figures, "beats": self.beats, "samples": self.samples}
+
+    def __str__(self) -> str:
+        verdict = "beats" if self.beats else "does not beat"
+        return f"{self.found:.1f} dB {verdict} {self.solver} by hand ({self.grid}), {self.by_hand:.1f} dB"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,7 +55,12 @@ class Search:
     teacher  Plan             the plan that drew the target trajectory
     nfe      float            model evaluations spent per sample, the teacher's included (one = one row's call, however many branches)
     samples  int              noises searched with
-    seconds  float            wall-clock time of the whole search
+    seconds  float            wall-clock time of the search, the comparison apart
+    agreement  float | None   PSNR in dB of the teacher's end points to those at twice its evaluations, on at most 4 of the samples; None
+                              where it cannot be measured (a user's own plan that its note does not make again)
+    agreement_nfe  float      model evaluations per sample spent on it, part of nfe
+    compared {M: Compared}    each plan beside the best made by hand, on held-out noise; empty where none was given
+    compared_nfe  float       model evaluations per sample searched with, spent on that and not part of nfe
     """
 
     plans: Mapping[int, Plan]
@@ -34,6 +71,10 @@ class Search:
     nfe: float
     samples: int
     seconds: float
+    agreement: float | None = None
+    agreement_nfe: float = 0.0
+    compared: Mapping[int, Compared] = field(default_factory=dict)
+    compared_nfe: float = 0.0
 
     @property
     def plan(self) -> Plan:
@@ -48,9 +89,17 @@ class Search:
             self.plans[budget].save(path)
         return paths
 
+    def about_teacher(self) -> str:
+        """The teacher and its agreement in words."""
+        name = f"{self.teacher.note.get('solver', 'unnamed')}, {self.teacher.nfe} evaluations"
+        if self.agreement is None:
+            return f"teacher: {name}; its agreement with twice as many was not measured"
+        return f"teacher: {name}; it agrees to {self.agreement:.1f} dB with twice as many"
+
     def __repr__(self) -> str:
         budgets = ", ".join(f"{m}: {self.error[m]:.3g}" for m in sorted(self.plans))
+        by_hand = "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared)) or "not compared with schedules made by hand"
         return (
-            f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations {{{budgets}}}, "
+            f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations {{{budgets}}}, {self.about_teacher()}, {by_hand}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"
         )

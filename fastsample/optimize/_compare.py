@@ -1,0 +1,54 @@
+"""A search's plans beside the best schedules made by hand, of any deterministic solver, on noises the search never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import metrics
+from ..conditions import take
+from ..model import Model
+from ..plan import Plan
+from .search import Compared
+
+
+def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
+    """The held-out noise in z's dtype and device, or a sentence."""
+    if held_out is None:
+        return None
+    if not isinstance(held_out, Tensor) or held_out.shape[1:] != z.shape[1:] or not len(held_out) or not held_out.is_floating_point():
+        found = f"{str(held_out.dtype)[6:]} {list(held_out.shape)}" if isinstance(held_out, Tensor) else f"a {type(held_out).__name__}"
+        raise ValueError(f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise {['B2', *z.shape[1:]]} is needed")
+    if not held_out.isfinite().all():
+        raise ValueError("oss: held_out holds a number that is not finite; unit normal noise is needed")
+    held_out = held_out.to(z)
+    seen = {row.cpu().double().numpy().tobytes() for row in z}
+    same = [b for b, row in enumerate(held_out) if row.cpu().double().numpy().tobytes() in seen]
+    if same:
+        raise ValueError(f"oss: noise {same[0]} of held_out is one of those searched with; noise the search never saw is needed")
+    return held_out
+
+
+def compare(
+    model: Model, teacher: Plan, plans: Mapping[int, Plan], held_out: Tensor, samples: int, words: Mapping[str, Any], asked: Any = None
+) -> tuple[dict[int, Compared], int]:
+    """({M: Compared}, evaluations of all held-out noises together); the words of held-out noise b are those of sample b mod `samples`.
+
+    asked: called after every budget.
+    """
+    at = torch.arange(len(held_out), device=held_out.device) % samples
+    given = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in words.items()}
+    target = metrics.run(teacher, model, held_out, **given)
+    found, spent = {}, teacher.nfe * len(held_out)
+    for m, plan in plans.items():
+        best = metrics.best_hand_made(model, held_out, m, target, solver=None, **given)
+        note = best.note["found"]
+        ours = metrics.psnr(metrics.run(plan, model, held_out, **given), target)
+        found[m] = Compared(best, note["solver"], note["grid"], note["psnr"], ours, len(held_out))
+        spent += note["evaluations"] + m * len(held_out)
+        if asked is not None:
+            asked()
+    return found, spent

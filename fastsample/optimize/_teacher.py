@@ -1,0 +1,150 @@
+"""The teacher of a search: a plan that visits every node of the search's grid, and how far its end points agree with those at twice its
+evaluations. The search's grid and the teacher's steps are chosen apart: the second is the first with every interval cut in equal parts.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import grids, metrics, solvers
+from ..conditions import take
+from ..guidance import guided
+from ..model import Model
+from ..plan import Plan
+from ..trajectories import Denoiser, visits
+
+STEPS = 40  # of the search's grid
+MOST_STEPS = 320  # of the teacher's, in refining
+SOLVER = "dpmpp_3m"
+JUDGED = 4  # samples the agreement is measured on
+SETTLED, POOR = 60.0, 45.0  # dB: no more steps are needed; the end points are no target
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """make(parts): the plan with every interval of `grid` [N+1] cut in so many; for a user's own plan parts is 1, or 2 to judge it by.
+
+    agreement [dB] is None before `settle`, and where no finer plan can be made; nfe counts the evaluations per sample it took.
+    """
+
+    grid: np.ndarray
+    plan: Plan
+    make: Callable[[int], Plan] | None
+    most: int
+    agreement: float | None = None
+    nfe: float = 0.0
+
+    def note(self) -> dict[str, Any]:
+        """JSON: an agreement of inf (equal to the last bit) is the word "inf", one that nobody knows "not measured"."""
+        agreement = "not measured" if self.agreement is None else self.agreement if math.isfinite(self.agreement) else str(self.agreement)
+        name = self.plan.note.get("solver", "unnamed")
+        return {"solver": name, "nfe": self.plan.nfe, "agreement": agreement, "agreement_evaluations": self.nfe}
+
+
+def choose(model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None, budget: int) -> Teacher:
+    """The search's grid, of at least `budget` steps, and the teacher before it is refined."""
+    wrap = lambda plan: guided(plan) if uncond is not None and plan.G == 1 else plan  # noqa: E731
+    if isinstance(teacher, Plan):
+        grid = np.asarray(teacher.note.get("times", []), np.float64)
+        if teacher.L or teacher.entries[:1] != (0,) or len(grid) < 2:
+            raise ValueError(f"oss: the teacher {teacher!r} draws noise or names no times; a solver's deterministic plan is needed")
+        _steps(grid, budget)
+        plan = wrap(teacher)
+        _nodes(plan, model, grid)  # refuses a plan of another schedule before the model is asked
+        return Teacher(grid, plan, _remade(plan, model, grid), most=0)
+    steps = STEPS if teacher is None else teacher
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
+    _steps(grid, budget)
+    make = lambda parts: wrap(solvers.SOLVERS[SOLVER](model, grids.refined(model.schedule, grid, parts)))  # noqa: E731
+    return Teacher(grid, make(1), make, MOST_STEPS)
+
+
+def _steps(grid: np.ndarray, budget: int) -> None:
+    if budget >= len(grid):
+        found = f"oss: budget={budget} on a teacher grid of {len(grid) - 1} steps"
+        raise ValueError(f"{found}; a budget of at most {len(grid) - 1}, or a finer teacher, is needed")
+
+
+def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
+    """{row before which the plan stands at a time of the grid: that node, counted from the data end}; the last such row of each."""
+    node_of, levels = {}, np.stack([plan.alpha[1:], plan.sigma[1:]])
+    for k, (a, s) in enumerate(zip(model.schedule.alpha(grid), model.schedule.sigma(grid), strict=True)):
+        here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
+        if not len(here):
+            raise ValueError(f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this model's schedule is needed")
+        node_of[int(here[-1]) + 1] = len(grid) - 1 - k
+    return node_of
+
+
+def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan] | None:
+    """parts -> the plan's own solver on its grid cut in so many, from its note; None where the note does not give the plan itself back."""
+    added = plan.note.get("guidance")
+
+    def make(parts: int) -> Plan:
+        times = grids.refined(model.schedule, grid, parts).tolist()
+        made = solvers.remake(plan.with_note(grid=times, guidance=None), None)
+        return made if added is None else guided(made, added["branches"], added["interval"])
+
+    try:
+        make(2)
+        pairs = zip(make(1).table(np.float64), plan.table(np.float64), strict=True)
+        return make if all(np.array_equal(a, b) for a, b in pairs) else None
+    except (ValueError, TypeError, LookupError):  # a learned table, a model that tells its times by a callable, a strange note
+        return None
+
+
+def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any]) -> Teacher:
+    """The teacher with as many steps as it takes, judged on the first samples with their own words; their rows are counted in `ask`.
+
+    Below 60 dB of agreement its steps are doubled up to 320; below 45 dB at the end a warning says so. A user's own plan is only judged.
+    """
+    if teacher.make is None:
+        return teacher
+    few, before = z[:JUDGED], ask.rows
+    given = {k: take(v, slice(JUDGED)) if k in ("cond", "uncond") else v for k, v in words.items()}
+
+    def end(plan: Plan) -> Tensor:
+        out = torch.empty_like(few, dtype=ask.dtype)
+        for samples, _, x, f in visits(plan, ask.model, few, state_dtype=ask.dtype, **given):
+            if f is None:
+                out[samples] = x
+            else:
+                ask.count(len(x))
+        if not out.isfinite().all():
+            found = f"the end points of {plan.nfe} evaluations of the teacher are not finite"
+            raise ValueError(f"oss: {found}; a model with finite output is needed")
+        return out
+
+    plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most)
+    if agreement < POOR:
+        name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
+        warnings.warn(
+            f"oss: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many evaluations; a target needs {POOR:g} dB: "
+            "pass teacher= with more steps, or a plan that fits the model better",
+            stacklevel=3,
+        )
+    return Teacher(teacher.grid, plan, teacher.make, teacher.most, agreement, (ask.rows - before) / len(z))
+
+
+def walk(plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state is that of the last row there."""
+    N, node_of = len(grid) - 1, _nodes(plan, ask.model, grid)
+    X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
+    first = torch.empty_like(X[:, 0])
+    for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.dtype, **words):
+        if row in node_of:
+            X[samples, node_of[row]] = x.flatten(1)
+        if row == 1:
+            first[samples] = ask.x0(x.flatten(1), f.flatten(1), N)
+        if f is not None:
+            ask.count(len(x))
+    return X, first
