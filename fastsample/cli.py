@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     add = command(optimize, "search time grids for a model by OSS", "--model mine:make --shape 4,64,64 --budget 8 --out plans")
     add("--budget", type=_count, default=8, help="largest number of evaluations; every smaller one is found too (default: 8)")
     add("--solver", default="euler", help="a one-step solver (default: euler)")
-    add("--teacher", type=_count, default=40, help="steps of the fine grid (default: 40)")
+    add("--teacher", type=_count, default=40, help="steps of the grid searched; the teacher takes as many or more (default: 40)")
+    add("--held-out", type=_whole, default=16, help="noises to compare on with schedules made by hand; 0: no comparison (default: 16)")
     add("--start", choices=("free", "fixed"), default="free", help="free: the noise may carry a lower label (default)")
     add(
         "--aggregate", choices=("joint", "median"), default="joint", help="joint: one schedule for all (default); median: of one per sample"
@@ -107,6 +108,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 to 1000000")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    return 0 if text.strip() == "0" else _count(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -188,16 +193,25 @@ def optimize(args: argparse.Namespace) -> None:
     it, options = subject(args), {"solver": args.solver, "start": args.start, "aggregate": args.aggregate, "batch_size": args.batch_size}
     words = {**options, **it.words(args.samples)}
     z = it.noise(args.samples, args.seed)
-    search = oss(it.model, z, args.budget, teacher=args.teacher, seed=args.seed, progress=_progress(args), **words)
+    fresh = it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None
+    search = oss(it.model, z, args.budget, teacher=args.teacher, seed=args.seed, held_out=fresh, progress=_progress(args), **words)
     rows = []
     for m, path in zip(sorted(search.plans), search.save(args.out), strict=True):
         error, plan = search.error[m], search.plans[m]
         level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
         scale = f"{plan.note['found']['amplitude']:.3f}"
-        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, path))
-    print(report.table(("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", "file"), rows))
+        beside = search.compared.get(m)
+        held = (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", f"{beside.solver}, {beside.grid}") if beside else ("-", "-", "not compared")
+        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, *held, path))
+    held = ("held out dB", "by hand dB", "best by hand")
+    print(report.table(("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file"), rows))
+    print(search.about_teacher())
     spent = f"{search.nfe:g} evaluations for each of {search.samples} samples, {search.seconds:.1f} s"
     print(f"{spent}; error and PSNR to the teacher on these samples")
+    if search.compared:
+        beaten = [str(m) for m in sorted(search.compared) if not search.compared[m].beats]
+        verdict = f"the plans of {', '.join(beaten)} evaluations do not beat the best made by hand" if beaten else "every plan beats them"
+        print(f"beside the schedules made by hand, of any solver, on {args.held_out} noises held out: {verdict}")
 
 
 def sample(args: argparse.Namespace) -> None:

@@ -80,19 +80,16 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     grid, parts = check(schedule, grid), _steps("refined", parts)
     endless, times = _endless(schedule), []
     for a, b in zip(grid[:-1], grid[1:], strict=True):
-        whole = schedule.half_log_snr(b) == np.inf
-        ends = schedule.half_log_snr(np.array([a, schedule.t_min if whole else b]))
-        if ends[0] == -np.inf:
-            ends[0] = min(schedule.half_log_snr(schedule.t_finite), ends[1] - 1.0)
-        share = np.arange(1, parts) / max(parts - whole, 1)
-        if ends[0] >= ends[1]:
-            share = share[:0]
+        clean = schedule.half_log_snr(b) == np.inf
+        low, high = schedule.half_log_snr(np.array([a, schedule.t_min if clean else b]))
+        cuts = np.arange(1, parts) / max(parts - clean, 1) if high - low > SAME_LEVEL * abs(high) else np.empty(0)
+        if low == -np.inf:
+            low = min(schedule.half_log_snr(schedule.t_finite), high - 1.0)
         if endless:
-            levels = ends[0] + share * (ends[1] - ends[0])
+            inside = schedule.time(low + cuts * (high - low))
         else:
-            high, low = np.exp(-ends / 7.0)
-            levels = -7.0 * np.log(high + share * (low - high))
-        times += [a, *schedule.time(levels)]
+            inside = schedule.time(-7.0 * np.log(np.exp(-low / 7.0) + cuts * (np.exp(-high / 7.0) - np.exp(-low / 7.0))))
+        times += [a, *np.where(cuts == 1.0, schedule.t_min, inside)]
     return check(schedule, np.append(times, grid[-1]))
 
 

@@ -159,8 +159,7 @@ def hand_made(schedule: Any, nfe: int, starts: Sequence[float | None] | None = N
             )
         for name, grid in grids.items():
             label = name if start is None else f"{name} from {start:g}"
-            if nfe > 1:
-                out[label] = np.append(grid(nfe), schedule.t_zero)
+            out[label] = np.append(grid(nfe) if nfe > 1 else ends[:1], schedule.t_zero)
             out[f"{label}, not to zero"] = grid(nfe + 1)
     return {name: grid for name, grid in out.items() if (np.diff(grid) < 0).all()}
 

@@ -21,6 +21,7 @@ from .plan_file import printable
 # Okabe & Ito's eight colours, told apart with any colour vision; every line also has its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
+ANY = "by hand, any solver"  # the demonstration's name of the best schedule made by hand
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------------
@@ -219,8 +220,9 @@ def demo(
 ) -> dict[str, Any]:  # fmt: skip
     """Search schedules for the embedded model, run them beside the usual ones on unseen noises, print the table, draw the pictures.
 
-    search_noise, noise: unit noise [B,1,28,28]; search_words, words: their model words. Writes plans, samples.png, schedules.png and
-    error_vs_evaluations.png to `out`. Returns {"rows": table rows, "search": Search, "agreement": dB, "target": end points}.
+    search_noise, noise: unit noise [B,1,28,28]; search_words, words: their model words. As many of the unseen noises as were searched with
+    are held out for the search's own comparison, so sample b of both should have the same words. Writes plans, samples.png, schedules.png
+    and error_vs_evaluations.png to `out`. Returns {"rows": table rows, "search": Search, "agreement": dB, "target": end points}.
     """
     from . import metrics
     from .models.classifier import class_accuracy, frechet_distance
@@ -230,19 +232,25 @@ def demo(
     teacher, agreement, target = metrics.find_teacher(model, noise, nfe=teacher_nfe, at_least=at_least, **words)
     name = f"{teacher.note['solver']}, {teacher.nfe} evaluations"
     print(f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as many")
-    search = oss(model, search_noise, max(budgets), solver="euler", teacher=grid, progress=progress, **search_words)
+    held_out = noise[: len(search_noise)]
+    search = oss(model, search_noise, max(budgets), solver="euler", teacher=grid, held_out=held_out, progress=progress, **search_words)
     search.save(out)
     print(f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.1f} s; every budget from this one search")
-    plans = _demo_plans(model, search_noise, search_words, search, budgets)
+    print(search.about_teacher())
+    plans = _demo_plans(model, noise, words, target, search, budgets)
     judges = {"accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0], "distance": frechet_distance}
     judge = lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)  # noqa: E731
     scores = {label: {m: judge(plan) for m, plan in row.items()} for label, row in plans.items()}
-    rows = [_demo_row("teacher", judge(teacher))] + [_demo_row(f"{label}, Euler", scores[label][m]) for m in budgets for label in scores]
+    beside = {m: f"by hand, {one.solver} ({one.grid})" for m, one in search.compared.items()}
+    named = lambda label, m: beside[m] if label == ANY else f"{label}, Euler"  # noqa: E731
+    rows = [_demo_row("teacher", judge(teacher))] + [_demo_row(named(label, m), scores[label][m]) for m in budgets for label in scores]
     header = ("method", "evaluations", "PSNR dB", "quartiles dB", "class accuracy", "Fréchet distance", "seconds")
     print(f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded classifier's features")
     print(table(header, rows))
     named = ", ".join(f"{m}: {plans['best by hand'][m].note['found']['grid']}" for m in budgets)
-    print(f"best by hand, of {len(metrics.hand_made(model.schedule, budgets[-1]))} grids judged on the noises OSS had: {named}")
+    print(f"best by hand, of {len(metrics.hand_made(model.schedule, budgets[-1]))} grids for Euler, chosen on these noises: {named}")
+    print(f"OSS beside the best of any solver by hand, chosen on the {len(held_out)} noises held out of the search:")
+    print("\n".join(f"  {m} evaluations: {search.compared[m]}" for m in sorted(search.compared)))
     scales = ", ".join(f"{m}: {search.plans[m].note['found']['amplitude']:.3f}" for m in budgets)
     print(f"OSS also scales the noise it starts from ({scales}); times alone: the same times without that")
     _demo_pictures(out, plans, scores, target, agreement)
@@ -250,16 +258,16 @@ def demo(
     return {"rows": rows, "search": search, "agreement": agreement, "target": target}
 
 
-def _demo_plans(model: Any, noise: Any, words: Mapping, search: Any, budgets: Sequence[int]) -> dict[str, dict[int, Plan]]:
-    """{method: {evaluations: plan}}; the best by hand is chosen on the noises OSS searched with, to the same teacher."""
+def _demo_plans(model: Any, noise: Any, words: Mapping, target: Any, search: Any, budgets: Sequence[int]) -> dict[str, dict[int, Plan]]:
+    """{method: {evaluations: plan}}; the best by hand are chosen on the noises they are judged on, which favours them."""
     from . import grids, metrics, solvers
 
-    target = metrics.run(search.teacher, model, noise, **words)
-    best = {m: metrics.best_hand_made(model, noise, m, target, **words) for m in budgets}
     usual = {"Karras": grids.karras, "log-uniform": grids.exponential}
     plans = {name: {m: solvers.euler(model, spaced(model.schedule, m)) for m in budgets} for name, spaced in usual.items()}
-    plain = {m: solvers.euler(model, search.grid[search.indices[m]]) for m in budgets}  # what the times gain without the amplitude
-    return {**plans, "best by hand": best, "OSS, times alone": plain, "OSS": {m: search.plans[m] for m in budgets}}
+    plans["best by hand"] = {m: metrics.best_hand_made(model, noise, m, target, **words) for m in budgets}
+    plans[ANY] = {m: search.compared[m].plan for m in budgets}
+    plans["OSS, times alone"] = {m: solvers.euler(model, search.grid[search.indices[m]]) for m in budgets}  # without the amplitude
+    return {**plans, "OSS": {m: search.plans[m] for m in budgets}}
 
 
 def _demo_row(label: str, score: Any) -> tuple[str, ...]:
@@ -273,12 +281,14 @@ def _demo_pictures(out: Path, plans: Mapping, scores: Mapping, target: Any, agre
     budgets = sorted(plans["OSS"])
     shown = {"teacher": target}
     for m in sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}):
-        shown |= {f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end for label in ("Karras", "best by hand", "OSS")}
-    samples_picture(out / "samples.png", shown, "The same noises, by schedule and number of Euler evaluations (PSNR to the teacher)")
+        shown |= {f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end for label in ("Karras", ANY, "OSS")}
+    samples_picture(out / "samples.png", shown, "The same noises, by schedule and number of evaluations (PSNR to the teacher)")
     drawn = {f"OSS, {m} evaluations": plans["OSS"][m] for m in budgets}
     usual = f"Karras, {budgets[-1]} evaluations"
     drawn[usual] = plans["Karras"][budgets[-1]]
     schedules_picture(out / "schedules.png", drawn, "Where the schedules ask the model", dashed=[usual])
-    curves = {label: {m: score.psnr for m, score in row.items()} for label, row in scores.items()}
-    title = f"Euler on unseen noises (the teacher agrees with its double to {agreement:.0f} dB)"
+    solvers = dict.fromkeys(plans[ANY][m].note["found"]["solver"] for m in budgets)
+    legend = {label: f"{label} ({', '.join(solvers)})" if label == ANY else label for label in scores}
+    curves = {legend[label]: {m: score.psnr for m, score in row.items()} for label, row in scores.items()}
+    title = f"Euler beside any solver, on unseen noises (the teacher agrees with its double to {agreement:.0f} dB)"
     error_picture(out / "error_vs_evaluations.png", curves, title)

@@ -57,14 +57,23 @@ def here(tmp_path, monkeypatch):
 MINE = ["--model", "mine:make", "--shape", "1,4,4", "--samples", "4"]
 
 
-def test_optimize_then_sample_then_show(here, capsys):
-    assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "12", "--out", "plans"]) == 0
+def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
+    monkeypatch.setattr(fs.metrics, "STARTS", (None,))
+    assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "12", "--held-out", "3", "--out", "plans"]) == 0
     said = capsys.readouterr().out
-    assert "plans/plan-3.fsplan" in said and "50 evaluations" not in said.splitlines()[0]
-    assert f"{12 + 3 * 12 - 3 - 1 + 2 * (1 + 2 + 3)} evaluations for each of 4 samples" in said
     assert sorted(os.listdir("plans")) == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
     plan = fs.Plan.load("plans/plan-3.fsplan")
-    assert plan.nfe == 3 and plan.note["found"]["seed"] == 0
+    found = plan.note["found"]
+    assert plan.nfe == 3 and found["seed"] == 0
+    T, A = found["teacher"]["nfe"], found["teacher"]["agreement_evaluations"]
+    assert f"{T + A + 3 * 12 - 3 - 1 + 2 * (1 + 2 + 3):g} evaluations for each of 4 samples" in said
+    assert f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB with twice as many" in said
+    row = next(line for line in said.splitlines() if "plans/plan-3.fsplan" in line)
+    compared = found["compared"]
+    assert row.split()[5:7] == [f"{compared['found']:.2f}", f"{compared['by_hand']:.2f}"] and compared["samples"] == 3
+    assert f"{compared['solver']}, {compared['grid']}" in row
+    beaten = [m for m in (1, 2, 3) if not fs.Plan.load(f"plans/plan-{m}.fsplan").note["found"]["compared"]["beats"]]
+    assert beaten and f"the plans of {', '.join(map(str, beaten))} evaluations do not beat the best made by hand" in said
 
     assert cli.main(["sample", "plans/plan-3.fsplan", *MINE, "--seed", "9", "--out", "a.png", "--out", "a.npy"]) == 0
     assert "4 samples of 3 evaluations" in capsys.readouterr().out
@@ -82,7 +91,8 @@ def test_optimize_then_sample_then_show(here, capsys):
 
 
 def test_the_shape_may_be_the_models_own(here, capsys):
-    assert cli.main(["optimize", "--model", "mine:shaped", "--samples", "2", "--budget", "1", "--teacher", "5"]) == 0
+    assert cli.main(["optimize", "--model", "mine:shaped", "--samples", "2", "--budget", "1", "--teacher", "5", "--held-out", "0"]) == 0
+    assert "not compared" in capsys.readouterr().out
     assert cli.main(["optimize", "--model", "mine:make", "--samples", "2"]) == 2
     assert "pass --shape" in capsys.readouterr().err
 
@@ -185,7 +195,7 @@ except SystemExit:
 
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     """A small demo: every part of it runs, OSS beats Karras at every budget, the plans and pictures are there."""
-    monkeypatch.setattr(fs.metrics, "STARTS", (None, 10.0))
+    monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
     it = cli.embedded()
     made = fs.report.demo(
         it.model,
@@ -194,14 +204,20 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
         it.noise(4, cli.UNSEEN),
         it.words(4),
         Path("demo"),
-        budgets=(2, 4),
+        budgets=(2, 3),
         teacher_nfe=24,
-        grid=12,
+        grid=40,
         at_least=20.0,
     )
     said = capsys.readouterr().out
     assert "class accuracy" in said and "noises the search never saw" in said
-    assert {"samples.png", "schedules.png", "error_vs_evaluations.png", "plan-2.fsplan", "plan-4.fsplan"} <= set(os.listdir("demo"))
+    assert {"samples.png", "schedules.png", "error_vs_evaluations.png", "plan-2.fsplan", "plan-3.fsplan"} <= set(os.listdir("demo"))
     psnr = {(row[0], row[1]): float(row[2]) for row in made["rows"] if row[2] != "-"}
-    assert all(psnr["OSS, Euler", m] > psnr["Karras, Euler", m] for m in ("2", "4"))
-    assert json.loads(fs.Plan.load("demo/plan-4.fsplan").to_json())["note"]["found"]["method"] == "oss"
+    assert all(psnr["OSS, Euler", m] > psnr["Karras, Euler", m] for m in ("2", "3"))
+    for m in (2, 3):
+        beside = made["search"].compared[m]
+        apart = 20 * np.log10(1 + 10 ** ((beside.by_hand - 60) / 20))  # two teachers, each within 60 dB of the truth
+        assert psnr[f"by hand, {beside.solver} ({beside.grid})", str(m)] == pytest.approx(beside.by_hand, abs=2 * apart + 5e-3)
+        assert f"{m} evaluations: {beside}" in said
+    assert made["search"].about_teacher() in said
+    assert json.loads(fs.Plan.load("demo/plan-3.fsplan").to_json())["note"]["found"]["method"] == "oss"

@@ -177,3 +177,36 @@ def test_what_is_no_schedule_is_refused(make, value, sentence):
 def test_a_bad_grid_is_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("name", list(ALL))
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+def test_refined_grids_hold_every_node(name, parts):
+    """Equal parts of one variable between the grid's own times, kept bit for bit; the step to sigma = 0 starts at t_min or below."""
+    schedule = ALL[name]
+    given = (grids.fine(schedule, 9), grids.uniform(schedule, 5), grids.exponential(schedule, 1), grids.uniform(schedule, 3, end="min"))
+    for grid in given:
+        whole = grid[-1] == schedule.t_zero and grid[-2] <= schedule.t_min
+        times = grids.refined(schedule, grid, parts)
+        assert len(times) - 1 == parts * (len(grid) - 1) - (parts - 1) * whole
+        assert np.isin(grid, times).all() and (parts > 1 or (times == grid).all())
+        assert parts == 1 or grid[-1] > schedule.t_zero or times[-2] == min(schedule.t_min, grid[-2])
+        assert len(grids.refined(schedule, times, 2)) > len(times)  # what was cut can be cut again
+        level = schedule.half_log_snr(times)
+        variable = level if schedule.half_log_snr(schedule.t_max) == -np.inf else np.exp(-level / 7)
+        inside = range(1, len(grid) - 1 - (grid[-1] == schedule.t_zero))  # the first may start at alpha = 0
+        for i in inside:
+            cut = np.diff(variable[i * parts : (i + 1) * parts + 1])
+            assert np.abs(cut - cut.mean()).max() <= 1e4 * EPS * max(1.0, np.abs(variable[i * parts]))
+
+
+def test_fine_is_karras_where_its_variable_is_finite():
+    for schedule in ALL.values():
+        usual = grids.karras if schedule.alpha(schedule.t_max) > 0 else grids.uniform_half_log_snr
+        np.testing.assert_array_equal(grids.fine(schedule, 12), usual(schedule, 12))
+
+
+def test_a_cut_from_alpha_0_begins_at_t_finite():
+    """lambda -ln 4 (t = .8) to 0 in two: t = 1/(1 + e^(-ln 2))."""
+    assert near(grids.refined(Flow(t_min=0.2), [1.0, 0.5, 0.2, 0.0], 2), [1.0, 2 / 3, 0.5, 1 / 3, 0.2, 0.0])
+    assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 3), [2.0**7, 1.5**7, 1.0, 0.0])

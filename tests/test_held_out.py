@@ -1,0 +1,128 @@
+"""A search beside the schedules made by hand: the best of any deterministic solver on noise held out, counted apart, and said honestly."""
+
+import numpy as np
+import pytest
+import torch
+from test_oss import problem, taught
+
+import fastsample as fs
+from fastsample import metrics
+from fastsample.optimize import oss
+
+DETERMINISTIC = {  # steps that give M evaluations, by where the grid ends
+    "euler": lambda M, zero: [M], "dpmpp_2m": lambda M, zero: [M], "dpmpp_3m": lambda M, zero: [M], "unipc": lambda M, zero: [M],
+    "heun": lambda M, zero: [(M + zero) / 2], "dpmpp_2s": lambda M, zero: [(M + zero) / 2],
+}  # fmt: skip
+
+
+def by_hand(model, z, M, target, solvers=DETERMINISTIC):
+    """{(solver, grid): dB} by the definition, one after the other, on a schedule where no step starts at alpha = 0."""
+    figures = {}
+    for name in solvers:
+        for zero in (True, False):
+            for n in DETERMINISTIC[name](M, zero):
+                for label, grid in metrics.hand_made(model.schedule, int(n)).items() if n == int(n) and n >= 1 else ():
+                    if ("not to zero" not in label) == zero:
+                        plan = fs.solvers.SOLVERS[name](model, grid)
+                        assert plan.nfe == M
+                        figures[name, label] = metrics.psnr(metrics.run(plan, model, z), target)
+    return figures
+
+
+@pytest.mark.parametrize("solver, M", [(None, 1), (None, 2), (None, 3), (None, 4), ("unipc", 3), ("heun", 1), ("heun", 4)])
+def test_the_best_by_hand_is_the_best_of_all(M, solver, monkeypatch):
+    monkeypatch.setattr(metrics, "STARTS", (5.0,))
+    model, z, grid = problem("vp", "eps", B=4)
+    target = metrics.run(taught(model, grid), model, z)
+    figures = by_hand(model, z, M, target, [solver] if solver else DETERMINISTIC)
+    best = metrics.best_hand_made(model, z, M, target, solver=solver)
+    found = best.note["found"]
+    assert found["psnr"] == max(figures.values()) == figures[found["solver"], found["grid"]] and best.nfe == M
+    assert found["psnr"] == metrics.psnr(metrics.run(best, model, z), target) and best.note["solver"] == found["solver"]
+    tables = {plan.M.tobytes() + plan.t.tobytes() for _, _, plan in metrics.by_hand(model, M, solver)}
+    assert found["evaluations"] == M * 4 * (len(tables) + min(5, len(tables)))
+
+
+def test_what_makes_no_such_plan_is_named():
+    model, z, _ = problem()
+    for solver, sentence in (("euler_ancestral", "euler_ancestral makes no plan of 3 evaluations without noise"), ("rk4", "solver='rk4'")):
+        with pytest.raises(ValueError, match=sentence):
+            metrics.best_hand_made(model, z, 3, z, solver=solver)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_every_budget_is_compared_and_counted_apart(guided, monkeypatch):
+    """Held-out noise b has the words of sample b mod B; float64, so that the figures are those of the definition."""
+    monkeypatch.setattr(metrics, "STARTS", (None,))
+    law, z, grid = problem("edm", "x0", B=2)
+    rows = []
+
+    def fn(x, t, shift):
+        rows.append(len(x))
+        return law.fn(x, t) + shift
+
+    model = fs.Model(fn, schedule=law.schedule, prediction="x0")
+    fresh = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    shift = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    words = {"cond": {"shift": shift}} | ({"uncond": {"shift": 0 * shift}, "guidance": 1.5} if guided else {})
+    at = torch.arange(5) % 2
+    given = {"cond": {"shift": shift[at]}} | ({"uncond": {"shift": 0 * shift[at]}, "guidance": 1.5} if guided else {})
+    alone = oss(model, z, 3, teacher=taught(model, grid), **words)
+    spent = sum(rows)
+    assert alone.compared == {} and alone.compared_nfe == 0 and "not compared" in repr(alone)
+    assert all(plan.note["found"]["compared"] == "not compared" for plan in alone.plans.values())
+    rows.clear()
+    found = oss(model, z, 3, teacher=taught(model, grid), held_out=fresh, **words)
+    assert sum(rows) == (1 + guided) * len(z) * (found.nfe + found.compared_nfe) and spent == (1 + guided) * len(z) * found.nfe
+    assert found.error == alone.error and list(found.compared) == [1, 2, 3]
+    target = metrics.run(found.teacher, model, fresh, **given)
+    for m, one in found.compared.items():
+        assert one.found == pytest.approx(metrics.psnr(metrics.run(found.plans[m], model, fresh, **given), target), abs=1e-9)
+        assert one.by_hand == pytest.approx(metrics.psnr(metrics.run(one.plan, model, fresh, **given), target), abs=1e-9)
+        assert one.plan.nfe == m and one.samples == 5 and one.beats == (one.found > one.by_hand)
+        noted = found.plans[m].note["found"]["compared"]
+        assert noted == {name: getattr(one, name) for name in ("solver", "grid", "by_hand", "found", "beats", "samples")}
+        assert f"{m}: {one}" in repr(found)
+        assert ("does not beat" in str(one)) == (not one.beats)
+
+
+def test_one_budget_is_compared_alone(monkeypatch):
+    monkeypatch.setattr(metrics, "STARTS", (5.0,))
+    model, z, grid = problem("flow", "flow")
+    fresh = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert list(oss(model, z, 3, teacher=taught(model, grid), all_budgets=False, held_out=fresh).compared) == [3]
+
+
+def test_unipc_by_hand_beats_the_found_euler_plan_of_8_evaluations(monkeypatch):
+    """The embedded model: about 32 dB against 30. The plan found says so itself."""
+    monkeypatch.setattr(metrics, "STARTS", (40.0,))
+    model, cond = fs.models.fashion(), {"label": torch.arange(2)}
+    z, fresh = torch.randn(2, 2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = oss(model, z, 8, all_budgets=False, cond=cond, held_out=fresh)
+    one = found.compared[8]
+    assert one.by_hand > one.found and not one.beats and one.solver != "euler"
+    assert "does not beat" in repr(found) and found.plan.note["found"]["compared"]["beats"] is False
+
+
+BAD = {
+    "a list": ([1.0], "held_out is a list"), "another shape": (torch.zeros(2, 4), r"held_out is float32 \[2, 4\]"),
+    "integers": (torch.ones(2, 5).long(), r"held_out is int64 \[2, 5\]"), "none at all": (torch.zeros(0, 5), r"\[0, 5\]"),
+    "not a number": (torch.full((2, 5), np.nan), "not finite"), "no batch": (torch.zeros(5), r"float32 \[5\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_noise_is_refused_before_the_model_is_asked(case):
+    held_out, sentence = BAD[case]
+    _, z, _ = problem()
+    asked = []
+    model = fs.Model(lambda x, t: asked.append(1), schedule=fs.schedules.EDM(), prediction="x0")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        oss(model, z, 2, held_out=held_out)
+    assert "\n" not in str(caught.value) and not asked
+
+
+def test_noise_that_was_searched_with_is_refused():
+    model, z, _ = problem()
+    with pytest.raises(ValueError, match="noise 1 of held_out is one of those searched with"):
+        oss(model, z, 2, held_out=torch.stack([z[0] + 1, z[2]]))
