@@ -9,6 +9,7 @@ import fastsample as fs
 from fastsample import metrics
 from fastsample.optimize import oss
 
+pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")  # these are of few steps
 DETERMINISTIC = {  # steps that give M evaluations, by where the grid ends
     "euler": lambda M, zero: [M], "dpmpp_2m": lambda M, zero: [M], "dpmpp_3m": lambda M, zero: [M], "unipc": lambda M, zero: [M],
     "heun": lambda M, zero: [(M + zero) / 2], "dpmpp_2s": lambda M, zero: [(M + zero) / 2],

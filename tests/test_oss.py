@@ -11,6 +11,7 @@ import fastsample as fs
 from fastsample.models.analytic import Gaussian, GaussianMixture
 from fastsample.optimize import oss
 
+pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")  # most searches here need no good one
 TORCH64 = {"dtype": torch.float64}
 SCHEDULES = {"edm": fs.schedules.EDM(sigma_max=20.0), "flow": fs.schedules.Flow(shift=3.0), "vp": fs.schedules.VP()}
 

@@ -139,7 +139,8 @@ def test_progress_is_exact_when_the_teacher_grows(capsys):
     found = oss(model, z, 3, teacher=grid, progress=True)
     assert found.teacher.nfe > 7
     total = round(found.nfe * len(z))
-    assert f"{total}/{total}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{total}/{total}" in said and f"teacher agrees to {found.agreement:.1f} dB" in said
 
 
 def test_find_teacher_takes_the_grid_of_the_schedule():

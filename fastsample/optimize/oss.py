@@ -86,8 +86,7 @@ def oss(
     with torch.no_grad(), _bar(progress, rows(), " evaluations", "oss") as bar:
         ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=bar and bar.update, **words)
         teacher = _teacher.settle(teacher, ask, z, words)
-        if bar is not None:
-            bar.total = ask.rows + rows()  # known now
+        _known(bar, ask.rows + rows(), teacher.agreement)
         X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
         layers = _Layers(ask, _jumps(model, solver, grid, z.device), z, X, first, budget, start, all_budgets, aggregate, p)
         layers.fill()
@@ -274,3 +273,10 @@ def _bar(wanted: bool, total: int, unit: str, what: str) -> Any:
     except ImportError:
         raise ImportError("oss: progress=True needs tqdm; pip install 'fastsample[demo]'") from None
     return tqdm(total=total, unit=unit, desc=what)
+
+
+def _known(bar: Any, total: int, agreement: float | None) -> None:
+    """The bar once the teacher is chosen: its exact total, and the teacher's agreement beside it."""
+    if bar is not None:
+        bar.total = total
+        bar.set_postfix_str("teacher not measured" if agreement is None else f"teacher agrees to {agreement:.1f} dB")
