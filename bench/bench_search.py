@@ -66,7 +66,7 @@ def compare(model, words, searched=SEARCHED, unseen=UNSEEN, steps=STEPS, budgets
         published = search(model, z, grid, m, cond["z"])
         out["published_seconds"] += published.seconds
         out["published_rows"] += published.rows
-        hand = metrics.best_hand_made(model, fresh, m, target, **words(unseen))  # chosen on the noises it is judged on
+        hand = metrics.best_hand_made(model, fresh, m, target, screen=16, finalists=6, **words(unseen))  # on the noises it is judged on
         best = metrics.best_hand_made(model, fresh, m, target, solver=None, **words(unseen))
         row = {
             "any": best.note["found"]["psnr"],

@@ -59,14 +59,14 @@ MINE = ["--model", "mine:make", "--shape", "1,4,4", "--samples", "4"]
 
 def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     monkeypatch.setattr(fs.metrics, "STARTS", (None,))
-    assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "12", "--held-out", "3", "--out", "plans"]) == 0
+    assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "16", "--held-out", "3", "--out", "plans"]) == 0
     said = capsys.readouterr().out
     assert sorted(os.listdir("plans")) == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
     plan = fs.Plan.load("plans/plan-3.fsplan")
     found = plan.note["found"]
     assert plan.nfe == 3 and found["seed"] == 0
     T, A = found["teacher"]["nfe"], found["teacher"]["agreement_evaluations"]
-    assert f"{T + A + 3 * 12 - 3 - 1 + 2 * (1 + 2 + 3):g} evaluations for each of 4 samples" in said
+    assert f"{T + A + 3 * 16 - 3 - 1 + 2 * (1 + 2 + 3):g} evaluations for each of 4 samples" in said
     assert f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB with twice as many" in said
     row = next(line for line in said.splitlines() if "plans/plan-3.fsplan" in line)
     compared = found["compared"]
@@ -196,6 +196,7 @@ except SystemExit:
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     """A small demo: every part of it runs, OSS beats Karras at every budget, the plans and pictures are there."""
     monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
+    monkeypatch.setattr(fs.solvers, "SOLVERS", {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_3m", "unipc")})
     it = cli.embedded()
     made = fs.report.demo(
         it.model,

@@ -51,7 +51,7 @@ CASES = (("flow", False), ("vp", True), ("trig", True), ("zero snr", False), ("e
 ASKED = {
     "default": lambda model: None,
     "steps": lambda model: 12,
-    "list": lambda model: grids.uniform(model.schedule, 10),
+    "list": lambda model: grids.uniform(model.schedule, 20),
     "coarse list": lambda model: grids.uniform(model.schedule, 4).tolist(),
     "heun": lambda model: fs.solvers.heun(model, grids.karras(model.schedule, 6)),
     "unipc, as made for diffusers": lambda model: fs.solvers.unipc(model, grids.karras(model.schedule, 9), order=2, compat="diffusers"),
