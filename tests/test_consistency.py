@@ -40,8 +40,8 @@ def landing(plan, spread: float) -> tuple[float, float]:
     model answers an error in x, so that of m is (p - q P/Q) times it, with x0 = P x + Q out.
     """
     ids = {int(k): n for n, k in enumerate(sorted({int(k) for k in plan.ids.ravel() if k >= 0}))}
-    x0 = np.eye(1 + len(ids))[0]
-    noise = {k: np.eye(1 + len(ids))[1 + n] for k, n in ids.items()}
+    x0, *units = np.eye(1 + len(ids))
+    noise = {k: units[n] for k, n in ids.items()}
     x, slots, over, off, largest = x0, [np.full(len(x0), np.nan)] * plan.S, 0.0, 0.0, 0.0
     slot_off = np.zeros(plan.S)
     for i in range(plan.rows):
