@@ -174,12 +174,11 @@ class Model:
         t = np.asarray(t, dtype=np.float64)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
-        alpha, sigma, spread = self.schedule.alpha(t), self.schedule.sigma(t), self.sigma_data
-        if self.input_scale == "vp":
-            return _finite("scales", "input_scale", 1.0 / np.hypot(alpha, sigma), t)
-        if self.prediction in ("edm", "trigflow"):  # sd·n of trigflow is the edm norm
-            return _finite("scales", "input_scale", 1.0 / np.hypot(sigma, alpha * spread), t)
-        return np.ones_like(t)
+        spread = 1.0 if self.input_scale == "vp" else self.sigma_data if self.prediction in ("edm", "trigflow") else None
+        if spread is None:
+            return np.ones_like(t)
+        # sd·n of trigflow is the edm norm
+        return _finite("scales", "input_scale", 1.0 / np.hypot(self.schedule.sigma(t), self.schedule.alpha(t) * spread), t)
 
     def __call__(self, x, t, **cond):
         """fn(x, t, **cond), t cast to time_dtype."""

@@ -104,7 +104,8 @@ class Builder:
         self.alpha, self.sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
         if self.n < 1:
             raise ValueError(f"grid: {len(full)} times leave {self.n} steps; at least one step is needed")
-        a, s = float(self.alpha[0]), float(self.sigma[0])
+        self._levels = dict(zip(self.t.tolist(), zip(self.alpha.tolist(), self.sigma.tolist(), strict=True), strict=True))
+        a, s = self.level(self.t[0])
         if self.start is None:
             first = _Row({"x": s * X}, target=(a, s))
         else:
@@ -118,7 +119,7 @@ class Builder:
 
     def level(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
-        return float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
+        return self._levels.get(float(t)) or (float(self.schedule.alpha(t)), float(self.schedule.sigma(t)))
 
     def row(self, t: float, *, to: float | tuple[float, float], x: Lin, keep: dict[str, Lin] | None = None, anchor: Lin | None = None,
             call: int = 0) -> None:
