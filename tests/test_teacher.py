@@ -12,6 +12,7 @@ import fastsample as fs
 from fastsample import grids, metrics
 from fastsample.models.analytic import GaussianMixture
 from fastsample.optimize import oss
+from tests.cases import louder
 
 SD = fs.schedules.DiscreteVP.scaled_linear()
 EMBEDDED = {
@@ -148,3 +149,29 @@ def test_find_teacher_takes_the_grid_of_the_schedule():
         model, z, _ = problem(schedule, "x0", std=0.5)
         plan, agreement, _ = metrics.find_teacher(model, z, nfe=20)
         assert agreement >= 60 and plan.note["times"] == spaced(model.schedule, plan.nfe).tolist()
+
+
+TAUGHT = {
+    "louder": lambda model, z, grid: louder(fs.solvers.dpmpp_2m(model, grid), 1.2),
+    "quieter": lambda model, z, grid: louder(fs.solvers.heun(model, grid), 0.8),
+    "found": lambda model, z, grid: oss(model, z, 5, teacher=grid, all_budgets=False).plan,
+}
+
+
+@pytest.mark.filterwarnings("ignore:oss")
+@pytest.mark.parametrize("aggregate", ["joint", "median"])
+@pytest.mark.parametrize("start", ["fixed", "free"])
+@pytest.mark.parametrize("case", list(TAUGHT))
+def test_a_teacher_that_scales_the_noise_is_met_where_the_search_says(case, start, aggregate):
+    """A schedule that starts at the teacher's own label starts with the teacher's own state there."""
+    model, z, grid = problem("edm", "x0", B=4)
+    teacher = TAUGHT[case](model, z, grid)
+    assert abs(teacher.init_scale / teacher.sigma[1] - 1) > 0.01
+    for amplitude in (False, True):
+        found = oss(model, z, 3, teacher=teacher, start=start, aggregate=aggregate, amplitude=amplitude)
+        target = metrics.run(teacher, model, z)
+        for m, plan in found.plans.items():
+            assert metrics.mse(metrics.run(plan, model, z), target) == pytest.approx(found.error[m], rel=1e-9)
+            assert plan.note["found"]["amplitude"] * plan.sigma[1] == pytest.approx(plan.init_scale, rel=1e-15)
+            if start == "fixed" and not amplitude:
+                assert plan.init_scale == pytest.approx(teacher.init_scale, rel=1e-15)
