@@ -151,16 +151,13 @@ def test_find_teacher_takes_the_grid_of_the_schedule():
         assert agreement >= 60 and plan.note["times"] == spaced(model.schedule, plan.nfe).tolist()
 
 
-@pytest.mark.parametrize("top", [0, 2])
 @pytest.mark.parametrize("name", ["EDM", "Flow(3)", "trig"])
-def test_a_coarse_grid_does_not_agree_by_accident(name, top):
-    """One long step to sigma = 0, alone or after others, is halved as they are: the teacher is as near to the truth as to its double, the
-    6 dB of a first-order step apart.
-    """
+def test_one_step_does_not_agree_by_accident(name):
+    """The step to sigma = 0 is halved as others are: the teacher is as near to the truth as to its double, 6 dB of a first order apart."""
     draw, schedule = np.random.default_rng(0), ON[name] if name in ON else EMBEDDED[name][0]
     model = GaussianMixture(draw.standard_normal((3, 5)), np.ones(3), 0.3).model(schedule, "x0")
     z = torch.tensor(draw.standard_normal((4, 5)))
-    found = oss(model, z, 1, teacher=[*np.linspace(schedule.t_max, 0.5 * schedule.t_max, top + 1), schedule.t_zero])
+    found = oss(model, z, 1, teacher=[schedule.t_max, schedule.t_zero])
     truth = metrics.run(fs.solvers.dpmpp_3m(model, grids.fine(schedule, 300)), model, z)
     assert 45 <= found.agreement <= 6 + metrics.psnr(metrics.run(found.teacher, model, z), truth)
 
