@@ -88,6 +88,8 @@ def find_teacher(
     """
     from . import grids, solvers
 
+    if nfe == 1:
+        raise ValueError("find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from t_min, agree by themselves")
     make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))  # noqa: E731
     plan, agreement, end = settled(make, lambda plan: run(plan, model, noise, **words), at_least, most // 2)
     if agreement >= at_least:

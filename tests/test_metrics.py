@@ -86,6 +86,8 @@ def test_teachers():
     assert plan.nfe == 16 or metrics.psnr(end, metrics.run(half, model, z)) < 60  # the first that passes
     with pytest.raises(RuntimeError, match="200 dB is needed"):
         metrics.find_teacher(model, z, nfe=8, at_least=200, most=32)
+    with pytest.raises(ValueError, match="^find_teacher: nfe=1; at least 2"):  # it would agree to 60 dB, 9 dB from the truth
+        metrics.find_teacher(model, z, nfe=1)
 
 
 @pytest.mark.parametrize(
