@@ -104,14 +104,14 @@ def _progress_option(add: Callable) -> None:
     add("--progress", action=argparse.BooleanOptionalAction, default=None, help="progress bars (default: on a terminal)")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 to 1000000")
+def _count(text: str, low: int = 1) -> int:
+    if not text.isdecimal() or not low <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} to 1000000")
     return int(text)
 
 
 def _whole(text: str) -> int:
-    return 0 if text.strip() == "0" else _count(text)
+    return _count(text, 0)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -76,13 +76,15 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     for an interval from alpha = 0. An interval to sigma = 0 is cut down to t_min, its last part the step from there; where it starts at
     t_min or below it stays whole, as every solver takes that step in one of first order. (Cut on towards 0 in the same variable, 40
     steps of dpmpp_3m made 80 fall from 66 to 41 dB on EDM, and from 64 to 26 on DiscreteVP: steps that long in lambda are unstable.)
+    Of two parts the last begins half way to t_min: begun there, the other is as long as the whole, and one step from noise to 0 agreed to
+    60 dB with such two, 9 dB from the truth.
     """
     grid, parts = check(schedule, grid), _steps("refined", parts)
     endless, times = _endless(schedule), []
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         clean = schedule.half_log_snr(b) == np.inf
         low, high = schedule.half_log_snr(np.array([a, schedule.t_min if clean else b]))
-        cuts = np.arange(1, parts) / max(parts - clean, 1) if high - low > SAME_LEVEL * abs(high) else np.empty(0)
+        cuts = np.arange(1, parts) / (parts - (clean and parts > 2)) if high - low > SAME_LEVEL * abs(high) else np.empty(0)
         if low == -np.inf:
             low = min(schedule.half_log_snr(schedule.t_finite), high - 1.0)
         if endless:

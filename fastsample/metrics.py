@@ -26,10 +26,10 @@ __all__ = [
     "mse",
     "psnr",
     "psnr_quartiles",
+    "reached",
     "run",
     "score",
     "settled",
-    "teacher_agreement",
 ]
 
 DATA_RANGE = 2.0  # data in [-1, 1]
@@ -57,17 +57,6 @@ def psnr_quartiles(a: Any, b: Any, data_range: float = DATA_RANGE) -> tuple[floa
     each = each.reshape(len(each), -1).mean(axis=1)
     low, mid, high = np.quantile(each, [0.75, 0.5, 0.25])  # on the mse, where a sample of error 0 is an ordinary number
     return decibel(low, data_range), decibel(mid, data_range), decibel(high, data_range)
-
-
-def teacher_agreement(plan: Plan, finer: Plan, model: Any, noise: Any, **words: Any) -> tuple[float, Any]:
-    """PSNR in dB between the end points of `plan` and of `finer`, the same solver at twice its evaluations; >= 60 makes `plan` a teacher.
-
-    Returns (dB, end points of `plan` [B,*]). words: cond, uncond, guidance, seed, as `Sampler` takes them.
-    """
-    if finer.nfe < 2 * plan.nfe - 1:  # a solver of 2 evaluations a step spends 2n - 1
-        raise ValueError(f"teacher_agreement: the finer plan has {finer.nfe} evaluations beside {plan.nfe}; about twice as many are needed")
-    end = run(plan, model, noise, **words)
-    return psnr(end, run(finer, model, noise, **words)), end
 
 
 def settled(
@@ -99,6 +88,8 @@ def find_teacher(
     """
     from . import grids, solvers
 
+    if nfe == 1:
+        raise ValueError("find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from t_min, agree by themselves")
     make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))  # noqa: E731
     plan, agreement, end = settled(make, lambda plan: run(plan, model, noise, **words), at_least, most // 2)
     if agreement >= at_least:
@@ -165,7 +156,8 @@ def hand_made(schedule: Any, nfe: int, starts: Sequence[float | None] | None = N
 
 
 def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, str, Plan]]:
-    """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver makes of a `hand_made` grid, each once.
+    """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver makes of a `hand_made` grid, each once;
+    a grid that it refuses for this model is left out.
 
     solver: a name, or None for all of them. Solvers that share a jump (ddim and euler) are one.
     """
@@ -178,7 +170,10 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
     for name in names:
         for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1))):
             for grid, times in hand_made(model.schedule, steps).items():
-                plan = solvers.SOLVERS[name](model, times)
+                try:
+                    plan = solvers.SOLVERS[name](model, times)
+                except ValueError:  # eps where alpha = 0: the grids from below are left
+                    continue
                 if plan.L or abs(plan.nfe - nfe) > 2:
                     break  # draws noise, or spends another number of evaluations a step
                 if plan.nfe == nfe:
@@ -191,16 +186,22 @@ def best_hand_made(
 ) -> Plan:  # fmt: skip
     """Of the plans `by_hand` of nfe evaluations (solver=None: of any solver) the one that ends nearest to `target` [B,*] (PSNR).
 
-    All are judged on the first `screen` noises, the best `finalists` of them on every noise. note["found"] names its solver and grid, its
-    dB, and the evaluations of the whole comparison, all noises together. ValueError where there is no such plan.
+    All are judged on the first `screen` noises, the best `finalists` of them on every noise; one whose run does not stay finite is at
+    -inf dB. note["found"] names its solver and grid, its dB, and the evaluations of the whole comparison, all noises together. ValueError
+    where there is no such plan.
     """
+    for name, value in (("nfe", nfe), ("screen", screen), ("finalists", finalists)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted")
+    if len(target) != len(noise):
+        raise ValueError(f"best_hand_made: {len(target)} end points for {len(noise)} noises; one for each is accepted")
     plans = by_hand(model, nfe, solver)
     if not plans:
         raise ValueError(f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another solver or number is needed")
 
     def ranked(chosen: Sequence[tuple], count: int) -> list[tuple]:
         cut = _cut(words, slice(count), noise)
-        figures = [(psnr(run(one[-1], model, noise[:count], **cut), target[:count]), *one) for one in chosen]
+        figures = [(reached(one[-1], model, noise[:count], target[:count], **cut), *one) for one in chosen]
         return sorted(figures, key=lambda figure: -figure[0] if figure[0] == figure[0] else math.inf)
 
     few = min(screen, len(noise))
@@ -209,6 +210,14 @@ def best_hand_made(
     spent = nfe * (few * len(plans) + len(noise) * len(last))
     found = {"solver": name, "grid": grid, "psnr": figure, "samples": len(noise), "evaluations": spent}
     return plan.with_note(found={"method": "by hand", **found})
+
+
+def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> float:
+    """PSNR in dB of the end points of `plan` to `target` [B,*]; -inf where the run does not stay finite. words as `run` takes them."""
+    try:
+        return psnr(run(plan, model, noise, **words), target)
+    except FloatingPointError:  # one plan asks the model where it cannot answer: that says nothing of the others
+        return -math.inf
 
 
 def run(

@@ -190,7 +190,7 @@ def test_refined_grids_hold_every_node(name, parts):
         times = grids.refined(schedule, grid, parts)
         assert len(times) - 1 == parts * (len(grid) - 1) - (parts - 1) * whole
         assert np.isin(grid, times).all() and (parts > 1 or (times == grid).all())
-        assert parts == 1 or grid[-1] > schedule.t_zero or times[-2] == min(schedule.t_min, grid[-2])
+        assert parts <= 2 or grid[-1] > schedule.t_zero or times[-2] == min(schedule.t_min, grid[-2])
         assert len(grids.refined(schedule, times, 2)) > len(times)  # what was cut can be cut again
         level = schedule.half_log_snr(times)
         variable = level if schedule.half_log_snr(schedule.t_max) == -np.inf else np.exp(-level / 7)
@@ -210,3 +210,4 @@ def test_a_cut_from_alpha_0_begins_at_t_finite():
     """lambda -ln 4 (t = .8) to 0 in two: t = 1/(1 + e^(-ln 2))."""
     assert near(grids.refined(Flow(t_min=0.2), [1.0, 0.5, 0.2, 0.0], 2), [1.0, 2 / 3, 0.5, 1 / 3, 0.2, 0.0])
     assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 3), [2.0**7, 1.5**7, 1.0, 0.0])
+    assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 2), [2.0**7, 1.5**7, 0.0])  # not 1, which the first step would end at

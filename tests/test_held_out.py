@@ -7,6 +7,7 @@ from test_oss import problem, taught
 
 import fastsample as fs
 from fastsample import metrics
+from fastsample.models.analytic import GaussianMixture
 from fastsample.optimize import oss
 
 pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")  # these are of few steps
@@ -129,3 +130,42 @@ def test_noise_that_was_searched_with_is_refused():
     model, z, _ = problem()
     with pytest.raises(ValueError, match="noise 1 of held_out is one of those searched with"):
         oss(model, z, 2, held_out=torch.stack([z[0] + 1, z[2]]))
+
+
+def test_a_level_where_the_model_cannot_answer_costs_no_search(monkeypatch):
+    """Schedules by hand ask at levels that the search never asks at: those are at -inf dB and the others are compared."""
+    monkeypatch.setattr(metrics, "STARTS", (None, 5.0))
+    law, z, _ = problem("edm", "x0")
+    mended = fs.Model(lambda x, t: torch.where(t[:, None] > 19.9, torch.nan, law.fn(x, t)), schedule=law.schedule, prediction="x0")
+    fresh = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = oss(mended, z, 2, teacher=fs.grids.karras(law.schedule, 9)[1:], all_budgets=False, held_out=fresh)
+    for m, one in found.compared.items():
+        target = metrics.run(found.teacher, law, fresh)
+        low = {k: v for k, v in by_hand(law, fresh, m, target).items() if "from 5" in k[1]}
+        assert one.by_hand == max(low.values()) == low[one.solver, one.grid] and np.isfinite(one.found)
+    assert metrics.reached(fs.solvers.euler(law, [20.0, 0.0]), mended, fresh, fresh) == -np.inf
+
+
+ENDLESS = [fs.schedules.Flow(3.0), fs.schedules.TrigFlow(), fs.schedules.DiscreteVP.linear().zero_terminal_snr()]
+
+
+@pytest.mark.parametrize("schedule", ENDLESS, ids=lambda s: type(s).__name__)
+def test_grids_that_a_model_cannot_start_on_are_left_out(schedule, monkeypatch):
+    """eps at alpha = 0 says nothing of x0: a search from below is compared with the schedules from below."""
+    monkeypatch.setattr(metrics, "STARTS", (None, 5.0))
+    model, z = GaussianMixture(np.eye(5)[:2], np.ones(2), 0.5).model(schedule, "eps"), torch.eye(5, dtype=torch.float64)
+    found = oss(model, z[:3], 2, teacher=fs.grids.fine(schedule, 20)[4:], all_budgets=False, held_out=z[3:] - 1)
+    assert np.isfinite(found.compared[2].by_hand) and "from 5" in found.compared[2].grid
+    with pytest.raises(ValueError, match="alpha = 0"):
+        fs.solvers.euler(model, fs.grids.fine(schedule, 20))
+
+
+@pytest.mark.parametrize("bad", [{"nfe": 0}, {"nfe": 1.5}, {"nfe": True}, {"screen": 0}, {"screen": "4"}, {"finalists": -1}])
+def test_counts_are_refused_before_the_model_is_asked(bad):
+    model, z, _ = problem()
+    asked = fs.Model(lambda x, t: pytest.fail("asked"), schedule=model.schedule, prediction="x0")
+    (name, value), *_ = bad.items()
+    with pytest.raises(ValueError, match=f"^best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted$"):
+        metrics.best_hand_made(asked, z, **({"nfe": 2, "target": z} | bad))
+    with pytest.raises(ValueError, match="^best_hand_made: 6 end points for 3 noises; one for each is accepted$"):
+        metrics.best_hand_made(asked, z, 2, torch.cat([z, z]))

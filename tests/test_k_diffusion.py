@@ -84,6 +84,15 @@ def test_any_plan_runs_on_a_denoiser():
         assert all((r - runs[0]).abs().max() <= 1e3 * EPS * 12 for r in runs[1:])  # levels went through a table and back: 1e-14 each
 
 
+@pytest.mark.parametrize("schedule", [{"name": "Mine", "c": 2.0}, None])
+def test_a_schedule_of_ones_own_needs_no_registry(schedule):
+    """The rows hold all a run needs; what sigma was before churn is then not known, and is that at which the model is asked."""
+    plan, seen, usual = solvers.dpmpp_2m(SCHEDULE, SIGMAS, prediction="edm"), [], []
+    own = k_sample(plan.with_note(schedule=schedule), denoiser, start(), callback=seen.append, disable=True)
+    assert torch.equal(own, k_sample(plan, denoiser, start(), callback=usual.append, disable=True))
+    assert [float(d["sigma"]) for d in seen] == pytest.approx([float(d["sigma"]) for d in usual], rel=8 * EPS)
+
+
 def test_dtypes_noise_and_kept_tensors():
     """fp16 in, fp16 out, float32 state; noise from torch's own generator by default; what a callback keeps stays as it was."""
     plan = solvers.euler_ancestral(SCHEDULE, SIGMAS, prediction="edm")

@@ -15,7 +15,8 @@ BAD = [
     ({"z": torch.ones(2, 5).long()}, "z is int64"), ({"z": torch.full((2, 5), float("nan"))}, "not finite"), ({"z": (4,)}, r"z=\[4\]"),
     ({"guidance": 2.0}, "one of guidance and uncond is given"), ({"uncond": {}}, "one of guidance and uncond is given"),
     ({"teacher": 0}, "0"), ({"teacher": [1.0, 2.0]}, "decreasing"), ({"teacher": [1.0]}, "1 times"), ({"cond": [1]}, "cond is a list"),
-    ({"model": "net"}, "the model is a str"),
+    ({"model": "net"}, "the model is a str"), ({"teacher": 9.0}, "teacher=9.0; None, a whole"), ({"teacher": True}, "teacher=True; None"),
+    ({"teacher": "karras"}, "teacher='karras'; None"),
 ]  # fmt: skip
 
 

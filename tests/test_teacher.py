@@ -12,6 +12,7 @@ import fastsample as fs
 from fastsample import grids, metrics
 from fastsample.models.analytic import GaussianMixture
 from fastsample.optimize import oss
+from tests.cases import louder
 
 SD = fs.schedules.DiscreteVP.scaled_linear()
 EMBEDDED = {
@@ -148,3 +149,40 @@ def test_find_teacher_takes_the_grid_of_the_schedule():
         model, z, _ = problem(schedule, "x0", std=0.5)
         plan, agreement, _ = metrics.find_teacher(model, z, nfe=20)
         assert agreement >= 60 and plan.note["times"] == spaced(model.schedule, plan.nfe).tolist()
+
+
+@pytest.mark.parametrize("name", ["EDM", "Flow(3)", "trig"])
+def test_one_step_does_not_agree_by_accident(name):
+    """The step to sigma = 0 is halved as others are: the teacher is as near to the truth as to its double, 6 dB of a first order apart."""
+    draw, schedule = np.random.default_rng(0), ON[name] if name in ON else EMBEDDED[name][0]
+    model = GaussianMixture(draw.standard_normal((3, 5)), np.ones(3), 0.3).model(schedule, "x0")
+    z = torch.tensor(draw.standard_normal((4, 5)))
+    found = oss(model, z, 1, teacher=[schedule.t_max, schedule.t_zero])
+    truth = metrics.run(fs.solvers.dpmpp_3m(model, grids.fine(schedule, 300)), model, z)
+    assert 45 <= found.agreement <= 6 + metrics.psnr(metrics.run(found.teacher, model, z), truth)
+
+
+TAUGHT = {
+    "louder": lambda model, z, grid: louder(fs.solvers.dpmpp_2m(model, grid), 1.2),
+    "quieter": lambda model, z, grid: louder(fs.solvers.heun(model, grid), 0.8),
+    "found": lambda model, z, grid: oss(model, z, 5, teacher=grid, all_budgets=False).plan,
+}
+
+
+@pytest.mark.filterwarnings("ignore:oss")
+@pytest.mark.parametrize("aggregate", ["joint", "median"])
+@pytest.mark.parametrize("start", ["fixed", "free"])
+@pytest.mark.parametrize("case", list(TAUGHT))
+def test_a_teacher_that_scales_the_noise_is_met_where_the_search_says(case, start, aggregate):
+    """A schedule that starts at the teacher's own label starts with the teacher's own state there."""
+    model, z, grid = problem("edm", "x0", B=4)
+    teacher = TAUGHT[case](model, z, grid)
+    assert abs(teacher.init_scale / teacher.sigma[1] - 1) > 0.01
+    for amplitude in (False, True):
+        found = oss(model, z, 3, teacher=teacher, start=start, aggregate=aggregate, amplitude=amplitude)
+        target = metrics.run(teacher, model, z)
+        for m, plan in found.plans.items():
+            assert metrics.mse(metrics.run(plan, model, z), target) == pytest.approx(found.error[m], rel=1e-9)
+            assert plan.note["found"]["amplitude"] * plan.sigma[1] == pytest.approx(plan.init_scale, rel=1e-15)
+            if start == "fixed" and not amplitude:
+                assert plan.init_scale == pytest.approx(teacher.init_scale, rel=1e-15)

@@ -111,10 +111,13 @@ def _starts(plan: Plan) -> list[int]:
 
 
 def _before_churn(plan: Plan) -> np.ndarray | None:
-    """sigma/alpha of the plan's grid [n+1], before churn raised it; None where the note names no schedule."""
+    """sigma/alpha of the plan's grid [n+1], before churn raised it; None where the note names no schedule, or one of somebody's own."""
     if "schedule" not in plan.note or "times" not in plan.note:
         return None
-    schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
+    try:
+        schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
+    except ValueError:
+        return None
     return schedule.sigma(times) / schedule.alpha(times)
 
 

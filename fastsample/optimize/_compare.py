@@ -46,7 +46,7 @@ def compare(
     for m, plan in plans.items():
         best = metrics.best_hand_made(model, held_out, m, target, solver=None, **given)
         note = best.note["found"]
-        ours = metrics.psnr(metrics.run(plan, model, held_out, **given), target)
+        ours = metrics.reached(plan, model, held_out, target, **given)
         found[m] = Compared(best, note["solver"], note["grid"], note["psnr"], ours, len(held_out))
         spent += note["evaluations"] + m * len(held_out)
         if asked is not None:

@@ -62,6 +62,8 @@ def choose(model: Model, teacher: None | int | Sequence[float] | Plan, uncond: M
         return Teacher(grid, plan, _remade(plan, model, grid), most=0)
     steps = STEPS if teacher is None else teacher
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole and np.ndim(steps) == 0:
+        raise ValueError(f"oss: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's Plan is accepted")
     grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
     _steps(grid, budget)
     make = lambda parts: wrap(solvers.SOLVERS[SOLVER](model, grids.refined(model.schedule, grid, parts)))  # noqa: E731

@@ -96,7 +96,7 @@ def oss(
     search = Search({}, {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}, grid, teacher.plan, *spent)
     found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": _digest(z), "guidance": guidance}
     found |= {"teacher": teacher.note(), "compared": "not compared"}
-    search.plans.update({m: _compile(model, solver, search, m, uncond, {**found, "amplitude": c}) for m, (c, _) in ends.items()})
+    search.plans.update({m: _compile(model, solver, search, m, c, uncond, found) for m, (c, _) in ends.items()})
     return search if held_out is None else _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
 
 
@@ -127,7 +127,8 @@ class _Layers:
 
     def fill(self) -> None:
         N, M, device = self.X.shape[1] - 1, self.budget, self.X.device
-        at, states = self._starts(N)
+        at = np.arange(N if self.start == "fixed" else 1 if self.every else M, N + 1)  # labels from which the budget can still be spent
+        states = torch.stack([self._noise(i) for i in at], 1)
         for k in range(1, M + 1):
             x0 = self._answers(k, states, at)
             low, high = (0, 0) if k == M else (0 if self.every else M - k, N - k)  # targets: from where the budget can be spent
@@ -145,15 +146,10 @@ class _Layers:
                 self.finals[k] = landed[:, 0].clone()
             states, at = landed[:, max(0, 1 - low) :], np.arange(max(low, 1), high + 1)
 
-    def _starts(self, N: int) -> tuple[np.ndarray, Tensor]:
-        """Layer 0: the teacher's start, or the noise under every label from which the budget can still be spent."""
-        if self.start == "fixed":
-            return np.array([N]), self.X[:, N:].contiguous()
-        at = np.arange(1 if self.every else self.budget, N + 1)
-        return at, torch.stack([self._noise(i) for i in at], 1)
-
     def _noise(self, node: int) -> Tensor:
-        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
+        """The noise labelled with a node, sigma z; with the first node the teacher's own start, which its row 0 may have scaled."""
+        own = node == self.X.shape[1] - 1
+        return self.X[:, node] if own else float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
 
     def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
         """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first answer."""
@@ -187,8 +183,7 @@ class _Layers:
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
         """End points [B,D] of several schedules, run in step with one another so that each model call has work of all of them."""
-        top = self.X.shape[1] - 1
-        x = {m: (self._noise(path[0]) if path[0] < top else self.X[:, top]) * amplitude[m] for m, path in paths.items()}
+        x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
             x0 = self.ask(torch.stack([x[m] for m in going], 1), np.array([paths[m][k] for m in going]))
@@ -209,14 +204,16 @@ def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) ->
     return torch.as_tensor(jump, device=device)
 
 
-def _compile(model: Model, solver: str, search: Search, m: int, uncond: Mapping | None, found: dict) -> Plan:
-    """The plan of m evaluations, with its provenance in note["found"]."""
+def _compile(model: Model, solver: str, search: Search, m: int, c: float, uncond: Mapping | None, found: dict) -> Plan:
+    """The plan of m evaluations, with its provenance in note["found"]; amplitude: its init_scale over the sigma it starts at."""
     at = search.indices[m]
     plan = solvers.SOLVERS[solver](model, search.grid[at])
-    plan = replace(plan, M=np.concatenate([plan.M[:1] * found["amplitude"], plan.M[1:]]))  # row 0 scales the unit noise
+    amplitude = c * (search.teacher.init_scale / plan.init_scale if at[0] == 0 else 1.0)  # at the first the teacher's own
+    plan = replace(plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]]))  # row 0 scales the unit noise
     found = {
-        "method": "oss", **found, "budget": m, "N": len(search.grid) - 1, "indices": at.tolist(), "start_label": float(search.grid[at[0]]),
-        "samples": search.samples, "error": search.error[m], "evaluations": search.nfe, "seconds": round(search.seconds, 3),
+        "method": "oss", **found, "amplitude": amplitude, "budget": m, "N": len(search.grid) - 1, "indices": at.tolist(),
+        "start_label": float(search.grid[at[0]]), "samples": search.samples, "error": search.error[m], "evaluations": search.nfe,
+        "seconds": round(search.seconds, 3),
     }  # fmt: skip
     return (plan if uncond is None else guided(plan)).with_note(found=found)
 
