@@ -211,7 +211,7 @@ def test_what_holds_no_memory_and_what_hides_in_an_argument_is_refused():
         moving = forward_ad.make_dual(torch.ones(3).double(), torch.ones(3).double())
         source = lambda row, k: Z * moving[:, None]  # noqa: E731
         for where, given in (
-            ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Run.step", {"cond": {"label": moving}})
+            ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Sampler", {"cond": {"label": moving}})
         ):  # fmt: skip
             with pytest.raises(RuntimeError, match=f"{where}: called under forward-mode differentiation"):
                 Sampler(plan, MODEL, state_dtype=torch.float64)(noise=Z, **given)
