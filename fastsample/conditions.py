@@ -56,7 +56,7 @@ def branches_of(
     for name, value in named.items():
         if not isinstance(value, Mapping):
             raise TypeError(f"{where}: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted")
-    return {name: _checked(where, name, value, batch, device) for name, value in named.items()}
+    return {name: dict(value) if _flat(value, batch) else _checked(where, name, value, batch, device) for name, value in named.items()}
 
 
 def take(tree: dict, index: slice | Tensor) -> dict:
@@ -75,6 +75,8 @@ def take(tree: dict, index: slice | Tensor) -> dict:
 def told(tree: dict) -> dict:
     """The condition as the model sees it, without the wrappers of `shared`."""
     leaves, spec = pytree.tree_flatten(tree, is_leaf=_is_leaf)
+    if not any(isinstance(value, Shared) for value in leaves):
+        return tree
     return pytree.tree_unflatten([value.value if isinstance(value, Shared) else value for value in leaves], spec)
 
 
@@ -151,8 +153,18 @@ def _travels(leaf: object) -> bool:
     return leaf.dim() > 0 if isinstance(leaf, Tensor) else isinstance(leaf, (list, tuple)) and _is_list(leaf)
 
 
+def _length(leaf: Sequence | Tensor) -> int:
+    """Samples of a leaf that travels; of a tensor by its shape, which torch.export may leave open, as it may not len()."""
+    return leaf.shape[0] if isinstance(leaf, Tensor) else len(leaf)
+
+
 def _written(path: Sequence) -> str:
     return pytree.keystr(path).replace("'", '"')
+
+
+def _flat(value: Mapping, batch: int) -> bool:
+    """Nothing but tensors of `batch` samples, as most conditions are: known to be right by a look, a tenth of a short eager call sooner."""
+    return all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch for v in value.values())
 
 
 def _checked(where: str, name: str, value: object, batch: int, device: torch.device) -> Any:
@@ -171,8 +183,8 @@ def _checked(where: str, name: str, value: object, batch: int, device: torch.dev
             leaves[k] = _checked(where, path(k), dict(leaf), batch, device)
         elif isinstance(leaf, (list, tuple)) and leaf and not _is_list(leaf):
             leaves[k] = _checked(where, path(k), list(leaf) if isinstance(leaf, list) else tuple(leaf), batch, device)
-        if _travels(leaf) and len(leaf) != batch:
-            count = f"{len(leaf)} samples for a batch of {batch}"
+        if _travels(leaf) and (size := _length(leaf)) != batch:
+            count = f"{size} samples for a batch of {batch}"
             raise ValueError(f"{where}: {path(k)} has {count}; {batch}, or fs.shared(value), is accepted")
     return pytree.tree_unflatten(leaves, spec)
 

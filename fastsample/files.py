@@ -49,7 +49,11 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
         old = None
     except OSError as error:
         raise type(error)(f"save: {name} leads to no file ({error.strerror}); a file name in a folder that exists is accepted") from None
-    target = os.path.realpath(name)
+    try:
+        target = os.path.realpath(name)
+    except FileNotFoundError:
+        gone = f"save: {name} lies in a working folder that is gone"
+        raise FileNotFoundError(f"{gone}; a file name in a folder that exists is accepted") from None
     folder = os.path.basename(name) in ("", ".", "..") or (old and stat.S_ISDIR(old.st_mode))
     if folder or not os.path.isdir(os.path.dirname(target)):
         raise FileNotFoundError(f"save: {name} is a folder, or lies in none; a file name in a folder that exists is accepted")
@@ -65,6 +69,10 @@ def named(path: Any, where: str) -> str:
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"{where}: the path is {path!r:.80}, a {type(path).__name__}; a str, bytes or os.PathLike is accepted")
     name = os.fsdecode(path)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: the path is {ascii(name)}; a name that the file system can write is accepted") from None
     if not name or "\0" in name:
         raise ValueError(f"{where}: the path is {name!r}; a name, without a null character, is accepted")
     return name

@@ -108,10 +108,10 @@ class Sampler:
             raise ValueError(
                 f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
             )
+        conditions = [told(tree) for tree in trees.values()]
         if not self.differentiable:
-            transforms.refuse("Sampler", *start_.values())
+            transforms.refuse("Sampler", *start_.values(), conditions)
         with nullcontext() if self.differentiable else torch.no_grad():
-            conditions = [told(tree) for tree in trees.values()]
             joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
             if functional:
                 return self._functional(plan, conditions, joint, trajectory, table, **start_)
@@ -164,11 +164,10 @@ class Sampler:
         ask, plan = self._ask[run.call], run.plan
         if len(conditions) == 1:
             return ask(run.model_input, run.t, **conditions[0])
-        batch = run.x.shape[0]
         used = [bool((plan.branches[row] >> g | plan.reads[row] >> (3 + plan.S + g)) & 1) for g in range(plan.G)]
         if joint is not None and all(used):
             return ask(run.model_input, run.t, **joint)
-        x, t = run.model_input[:batch], run.t[:batch]
+        x, t = (v[: run.x.shape[0]] for v in (run.model_input, run.t))
         return [ask(x, t, **conditions[g]) if used[g] else None for g in range(plan.G)]
 
     # -- one pure function -----------------------------------------------------------------------------------------------
@@ -206,7 +205,8 @@ class Sampler:
 
     def _program(self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, form: Hashable) -> Callable:
         if self.differentiable:
-            return Program(plan, first, reference.step, [_asked([m] * plan.G, together) for m in self._ask], model_dtype, keep).run
+            ask = self.models if transforms.hides_from_compiler() else self._ask
+            return Program(plan, first, reference.step, [_asked([m] * plan.G, together) for m in ask], model_dtype, keep).run
         key = (plan.program, first, model_dtype, keep, together, form)
         with self._lock:
             if key not in self._graphs:

@@ -194,6 +194,7 @@ def test_every_kind_of_path_is_taken(here, path):
         (b"old/", OSError, r"old/ leads to no file \(Not a directory\)"),
         ("old/it", OSError, r"old/it leads to no file \(Not a directory\)"),
         ("new/.", FileNotFoundError, "new/. is a folder, or lies in none"),
+        ("a\ud800", ValueError, r"the path is 'a\\ud800'"),
         ("x" * 256, OSError, r"leads to no file \(File name too long\)"),
     ],
 )
@@ -202,6 +203,16 @@ def test_what_names_no_file_is_refused(here, path, error, sentence):
     with pytest.raises(error, match=f"^save: .*{sentence}.*; .* accepted$"):
         PLAN.save(path)
     assert os.listdir() == ["old"] and Path("old").read_bytes() == b"old"
+
+
+def test_a_working_folder_that_is_gone_is_named(here):
+    os.mkdir("gone")
+    os.chdir("gone")
+    os.rmdir(here / "gone")
+    with pytest.raises(FileNotFoundError, match="^save: it lies in a working folder that is gone; .* accepted$"):
+        PLAN.save("it")
+    PLAN.save(here / "it")
+    assert os.listdir(here) == ["it"]
 
 
 def test_a_file_descriptor_is_left_to_its_owner(here):

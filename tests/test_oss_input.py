@@ -17,18 +17,20 @@ BAD = [
     ({"teacher": 0}, "0"), ({"teacher": [1.0, 2.0]}, "decreasing"), ({"teacher": [1.0]}, "1 times"), ({"cond": [1]}, "cond is a list"),
     ({"model": "net"}, "the model is a str"), ({"teacher": 9.0}, "teacher=9.0; None, a whole"), ({"teacher": True}, "teacher=True; None"),
     ({"teacher": "karras"}, "teacher='karras'; None"),
+    ({"z": (4, 5), "seed": "a"}, "seed is 'a'"), ({"z": (4, 5), "seed": 1.5}, "seed is 1.5"),
+    ({"z": (4, 5), "seed": 2**64}, "seed spans"), ({"z": (4, 5), "budget": 8}, "budget=8"), ({"z": (4, 5), "guidance": 2.0}, "one of"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("change, sentence", BAD, ids=[str(k) for k in range(len(BAD))])
 def test_bad_input(change, sentence):
     model, z, grid = problem()
-    asked = []
+    asked, state = [], torch.random.get_rng_state()
     watched = fs.Model(lambda x, t: (asked.append(1), model.fn(x, t))[1], schedule=model.schedule, prediction="x0")
     arguments = {"model": watched, "z": z, "budget": 3, "teacher": grid} | change
     with pytest.raises((ValueError, TypeError), match=sentence) as caught:
         oss(**arguments)
-    assert "\n" not in str(caught.value) and not asked
+    assert "\n" not in str(caught.value) and not asked and torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_bad_teachers_and_models():

@@ -10,13 +10,14 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastsample import grids, schedules
+from fastsample import grids, metrics, schedules
 from fastsample.interop import k_sample
 from fastsample.kernels import cost_gather, cost_matrix, inplace, moments, step, transforms
 from fastsample.model import Model
 from fastsample.run import Run
 from fastsample.sampler import Sampler
 from fastsample.solvers import SOLVERS
+from fastsample.trajectories import record
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 Z, W = (unit(3, 2, seed=k, dtype=torch.float64) for k in (0, 1))
@@ -178,6 +179,8 @@ def held():
         "Run.step": lambda x: run.step(x * 1.0),
         "Run.step ": lambda x: other.step(x * 1.0),
         "Run.step  ": lambda x: run.step([x * 1.0]),
+        "seed of the noise": lambda x: metrics.run(plan_of("euler_ancestral", 2), MODEL, x),
+        "seed of the noise ": lambda x: record(plan_of("euler_ancestral", 2), MODEL, x).end,
         "Run.mean": lambda x: run.mean(x * 1.0),
         "Run.x": lambda x: setattr(run, "x", x * 1.0),
         "k_sample": lambda x: k_sample(denoiser, lambda a, s: a * 0.5, x * 80, disable=True),
@@ -211,7 +214,7 @@ def test_what_holds_no_memory_and_what_hides_in_an_argument_is_refused():
         moving = forward_ad.make_dual(torch.ones(3).double(), torch.ones(3).double())
         source = lambda row, k: Z * moving[:, None]  # noqa: E731
         for where, given in (
-            ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Run.step", {"cond": {"label": moving}})
+            ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Sampler", {"cond": {"label": moving}})
         ):  # fmt: skip
             with pytest.raises(RuntimeError, match=f"{where}: called under forward-mode differentiation"):
                 Sampler(plan, MODEL, state_dtype=torch.float64)(noise=Z, **given)

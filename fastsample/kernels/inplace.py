@@ -42,7 +42,7 @@ def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
             numbers, words = plan.table(np.float32 if dtype == torch.float32 else np.float64)
             dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
             structures = tuple(tuple(int(v) for v in row[1:]) for row in plan.program[5])
-            made[dtype, device] = Table(torch.tensor(numbers).to(device), torch.tensor(words).to(device), dims, structures)
+            made[dtype, device] = Table(torch.tensor(numbers, device=device), torch.tensor(words, device=device), dims, structures)
         return made[dtype, device]
 
 

@@ -23,7 +23,7 @@ except ImportError as error:
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-_NOWHERE = torch.zeros(1)  # stands in for an empty tensor, whose address is 0 and would mean "absent"
+_NOWHERE = torch.zeros(1, device="cpu")  # stands in for an empty tensor, whose address is 0 and would mean "absent"
 
 
 def address(tensor: Tensor | None) -> int:
@@ -75,7 +75,7 @@ def step(
         "mask": None if mask is None else fresh(mask), "known": None if known is None else fresh(known),
         "noise": [fresh(n) for n in noise], "f": f, "slots": pool,
         "model_input": torch.zeros_like(new, dtype=given), "preview": torch.zeros_like(new) if preview else None,
-        "status": torch.zeros(x.shape[0], dtype=torch.int32),
+        "status": x.new_zeros(x.shape[0], dtype=torch.int32),
     }  # fmt: skip
     groups = row.shape[1] if row.dim() == 2 else 1
     sizes = {"outputs": f[0].shape[0] if f else x.shape[0], "groups": groups, "inner": inner if groups > 1 else 0}
@@ -111,7 +111,7 @@ def _common(*groups: Sequence[Tensor]) -> tuple[torch.dtype, list[list[Tensor]]]
 def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     dtype, (a, b) = _common(a, b)
     batch = a[0].shape[0]
-    dots, peaks = torch.zeros(batch, len(a), len(b), dtype=torch.float64), torch.zeros(batch, len(a), dtype=torch.float64)
+    dots, peaks = a[0].new_zeros(batch, len(a), len(b), dtype=torch.float64), a[0].new_zeros(batch, len(a), dtype=torch.float64)
     _C.moments(
         a=[t.data_ptr() for t in a], b=[t.data_ptr() for t in b], batch=batch, elements=_elements(a[0]), dots=dots.data_ptr(),
         max_abs=peaks.data_ptr(), dtype=DTYPES[dtype],
@@ -123,7 +123,7 @@ def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: floa
     dtype, (U, (X,)) = _common(U, [X])
     c, band = c.double().contiguous(), band.int().contiguous()
     batch, I, D = U[0].shape  # noqa: E741
-    out = torch.empty(batch, I, X.shape[1], dtype=torch.float64)
+    out = X.new_empty(batch, I, X.shape[1], dtype=torch.float64)
     _C.cost_matrix(
         U=[u.data_ptr() for u in U], c=c.data_ptr(), X=X.data_ptr(), band=band.data_ptr(), out=out.data_ptr(), batch=batch, I=I,
         J=X.shape[1], D=D, p=p, dtype=DTYPES[dtype],
@@ -136,7 +136,7 @@ def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor) -> Tensor:
     c, i_star = c.double().contiguous(), i_star.int().contiguous()
     batch, I, D = U[0].shape  # noqa: E741
     J = c.shape[2]
-    out = torch.empty(batch, J, D, dtype=dtype)
+    out = U[0].new_empty(batch, J, D, dtype=dtype)
     _C.cost_gather(
         U=[u.data_ptr() for u in U], c=c.data_ptr(), i_star=i_star.data_ptr(), i_star_batch_stride=J if i_star.dim() == 2 else 0,
         out=out.data_ptr(), batch=batch, I=I, J=J, D=D, dtype=DTYPES[dtype],

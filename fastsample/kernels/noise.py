@@ -18,6 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import transforms
+
 STREAM = 0
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -38,6 +40,7 @@ def drawn_seed() -> int:
 
 def seed_of(noise: Tensor) -> int:
     """An int64 made of the start noise, by SHA-256 over its float32: measurements on one noise draw the same, on fresh noise others."""
+    transforms.refuse("seed of the noise", noise)
     data = noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
 

@@ -15,11 +15,15 @@ from .noise import drawn_seed
 
 
 def seeds(seed, batch: int, device, needed: bool) -> Tensor:
-    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if it is needed, else 0."""
+    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if needed, else 0 each."""
     if seed is None:
         if needed and (name := transforms.active()):
             raise ValueError(f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed=")
-        seed = drawn_seed() if needed else 0
+        if not needed:
+            return torch.zeros(batch, dtype=torch.int64, device=device)
+        if torch.compiler.is_dynamo_compiling():  # a graph draws otherwise, and Inductor cannot count beyond int64
+            return torch.compiler.disable(seeds)(seed, batch, device, needed)
+        seed = drawn_seed()
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape != (batch,):
             raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
@@ -39,9 +43,11 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
 
 def seeded(plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool) -> bool:
     """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
+    if source is not None or plan.L == 0:
+        return False
     known = noise_scale is not None and not noise_scale.requires_grad and readable(True, noise_scale)
     still = known and not bool(noise_scale.any())
-    return source is None and not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
+    return not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
 
 
 def draws(

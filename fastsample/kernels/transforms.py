@@ -42,6 +42,11 @@ def active(*given: object) -> str | None:
     return "forward-mode differentiation" if tangents(given) else None
 
 
+def hides_from_compiler() -> bool:
+    """Is a transform active that torch.compile refuses, or whose forward-mode tangents, of any tensor, its graphs drop?"""
+    return forward_ad._current_level >= 0 or active() is not None
+
+
 def tangents(given: object) -> bool:
     """Has a tensor in this tree a forward-mode tangent? Levels are any thread's, tangents are the tensor's own."""
     if forward_ad._current_level < 0:

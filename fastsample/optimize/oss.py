@@ -40,8 +40,10 @@ from torch import Tensor
 from .. import solvers
 from ..conditions import branches_of
 from ..guidance import guided
+from ..kernels.arguments import integer
 from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
 from ..kernels.noise import drawn_seed, normal
+from ..kernels.sources import seeds as seeds_of
 from ..model import Model
 from ..plan import Plan
 from ..trajectories import Denoiser
@@ -73,11 +75,11 @@ def oss(
     Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
     """
     begin = time.perf_counter()
-    z, seed = _noise(z, seed)
     _check(model, {"budget": budget, "batch_size": batch_size}, solver, start, aggregate, p, uncond, guidance)
+    teacher = _teacher.choose(model, teacher, uncond, budget)
+    z, seed = _noise(z, seed)
     words = branches_of("oss", cond, uncond, None, len(z), z.device) | {"guidance": guidance, "batch_size": batch_size}
     held_out = _compare.held_out_noise(held_out, z)
-    teacher = _teacher.choose(model, teacher, uncond, budget)
     grid, N = teacher.grid, len(teacher.grid) - 1
     dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
@@ -231,7 +233,10 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
         shape = tuple(int(n) for n in z)
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, is needed")
-        seeds = torch.arange(shape[0]) + (seed := drawn_seed() if seed is None else seed)
+        if seed is not None and integer(seed) is None:
+            raise TypeError(f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted")
+        seed = drawn_seed() if seed is None else integer(seed)
+        seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
         return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
         raise ValueError(f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at least one element is needed")
