@@ -174,3 +174,23 @@ def test_exact_plms_meets_its_schedule_and_its_order():
     for t in scheduler.timesteps[1:]:
         y = scheduler.step(model(y, t), t, y)[0]
     assert scheduler.plan.nfe == 21 and torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("begin", [None, 2])
+@pytest.mark.parametrize("source", [s for s, c in PUBLISHED[:10]] + ["PNDMScheduler"])
+def test_add_noise_goes_where_the_peers_goes(source, begin):
+    """During a run and after it: by timesteps, as noise initialisation does after a run, or by the running step of a begin index."""
+    config = SD15 if source.startswith("PNDM") else {}
+    peer = getattr(diffusers, source)(**config)
+    ours, added, (x, z) = FsScheduler.from_config(peer), ([], []), (start(2, 3, 4, 4, seed=k) for k in (0, 1))
+    for scheduler, found in zip((peer, ours), added, strict=True):
+        noised = (lambda at: peer.scale_noise(x, at, z)) if scheduler is peer and source.startswith("Flow") else (
+            lambda at: scheduler.add_noise(x, z, at))  # noqa: B023 (called in this round alone)
+        scheduler.set_timesteps(6)
+        if begin and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        for t in scheduler.timesteps[begin or 0 :]:
+            found.append(noised(scheduler.timesteps[[1, 4]]))
+            scheduler.step(x, t, x)
+        found.append(noised(scheduler.timesteps[[1, 4]]))
+    assert torch.allclose(*map(torch.stack, added), rtol=1e-5, atol=1e-5)

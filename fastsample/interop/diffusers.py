@@ -33,7 +33,7 @@ from .diffusers_loop import Loops
 from .diffusers_peer import uncovered
 from .diffusers_plan import checked_plan, decoded, init_scale, scale_of
 from .diffusers_runs import Runs
-from .diffusers_sources import PREDICTIONS, SOURCES, class_of, defaults, output_sign, scale, settings
+from .diffusers_sources import PREDICTIONS, SOURCES, UNINDEXED, class_of, defaults, output_sign, scale, settings
 
 
 @dataclass
@@ -188,7 +188,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return (sample,) if data is None else (sample, data)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·original + sigma·noise: at the running step or the begin index if there is one (as diffusers), else at the timesteps."""
+        """alpha·original + sigma·noise at the timesteps; as diffusers, where a begin index was set, at it or the step that runs next."""
         if original_samples.shape != noise.shape:
             raise ValueError(
                 f"FsScheduler.add_noise: noise {list(noise.shape)}, samples {list(original_samples.shape)}; one shape is accepted"
@@ -289,7 +289,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
-        found = None if loop is None else loop.levels(timesteps)
+        found = None if loop is None else loop.levels(timesteps, by_index=self._given is not None or self.config.source not in UNINDEXED)
         if found is not None:
             return found
         if self._given is not None:

@@ -91,10 +91,10 @@ class Loop:
         at = min(self.find(timestep), len(self) - 1)
         return float(self._scales[at]) * self.factor(at)
 
-    def levels(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-        """(alpha, sigma) [n] that add_noise takes a sample to: at the running step or the begin index if there is one, else at the
-        timesteps; None if one of them is not of this loop."""
-        if self.begin is not None or self.index is not None:
+    def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was set, at it or the running step, else at
+        the timesteps; None if one of them is not of this loop."""
+        if by_index and self.begin is not None:
             at = [self.find(None)] * timesteps.numel()
         else:
             at = [self.where(t) for t in timesteps.flatten().cpu()]

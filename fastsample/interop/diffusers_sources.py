@@ -85,6 +85,7 @@ SOURCES = {
     "HeunDiscreteScheduler": Source(_SIGMA),
     "FlowMatchEulerDiscreteScheduler": Source(_FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False),
 }
+UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")  # their add_noise goes by timesteps alone
 CLOSEST = {
     "DDIMParallelScheduler": "DDIMScheduler",
     "CogVideoXDDIMScheduler": "DDIMScheduler",
