@@ -194,3 +194,20 @@ def test_add_noise_goes_where_the_peers_goes(source, begin):
             scheduler.step(x, t, x)
         found.append(noised(scheduler.timesteps[[1, 4]]))
     assert torch.allclose(*map(torch.stack, added), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("source", "config", "given"), [
+    ("EulerAncestralDiscreteScheduler", {}, {}), ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("DDIMScheduler", {}, {"eta": 0.5}), ("DDIMScheduler", {}, {}), ("LCMScheduler", {}, {}), ("DDPMScheduler", {}, {}),
+    ("DDPMScheduler", SD | {"timestep_spacing": "trailing"}, {}), ("EulerDiscreteScheduler", {}, {})])  # fmt: skip
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, given, steps):
+    """A run draws as often as the source's own, its last noise, multiplied by 0, included: from a generator, and from torch's own."""
+    peer, left = getattr(diffusers, source)(**config), []
+    for scheduler in (peer, FsScheduler.from_config(peer)):
+        generator = torch.Generator().manual_seed(3)
+        torch.manual_seed(3)
+        loop(scheduler, start(1, 2, 4, 4), steps, model, generator=generator, **given)
+        loop(scheduler, start(1, 2, 4, 4), steps, model, **given)
+        left.append(torch.stack([generator.get_state(), torch.get_rng_state()]))
+    assert torch.equal(*left)

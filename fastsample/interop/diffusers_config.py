@@ -92,6 +92,13 @@ def plan(source: str, config: dict, at: Points, *, first: int = 0, eta: float = 
     return made.with_note(made_for=f"diffusers {source}")
 
 
+def draws(source: str, config: dict, label: float, eta: float) -> bool:
+    """Does the class draw a noise in every step like the one from this label, also where it multiplies it by 0?"""
+    if source == "DDPMScheduler":
+        return label > 0.0
+    return source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith("sde") or eta > 0.0
+
+
 # -- inside ------------------------------------------------------------------------------------------------------------------
 def _model(source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None) -> Model:
     """The model's words. Its time is the label at each point: a rule where one fits, else a lookup."""
