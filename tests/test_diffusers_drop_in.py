@@ -211,3 +211,48 @@ def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, give
         loop(scheduler, start(1, 2, 4, 4), steps, model, **given)
         left.append(torch.stack([generator.get_state(), torch.get_rng_state()]))
     assert torch.equal(*left)
+
+
+@pytest.mark.parametrize("target", [s for s, c in PUBLISHED[:10]])
+@pytest.mark.parametrize(("source", "config"), [
+    ("DDIMScheduler", {"clip_sample": False}), ("HeunDiscreteScheduler", {"beta_end": 0.02}), ("LCMScheduler", {}), ("PNDMScheduler", SD15),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 2}), ("UniPCMultistepScheduler", {"timestep_spacing": "linspace"})])  # fmt: skip
+def test_another_class_reads_a_config_of_ours_as_the_sources(source, config, target):
+    """What nobody gave is the other class's own default, on the way in, on the way back, and from what was saved."""
+    peer, other = (getattr(diffusers, name) for name in (source, target))
+    peer = peer(**config)
+    ours, names = FsScheduler.from_config(peer), inspect.signature(other.__init__).parameters.keys() - {"self"}
+    for theirs, mine in ((peer.config, ours.config), (json.loads(peer.to_json_string()), json.loads(ours.to_json_string()))):
+        want = other.from_config(theirs).config
+        swapped = [other.from_config(mine)]
+        if target != "DDPMScheduler" or want["variance_type"] is not None:
+            swapped += [FsScheduler.from_config(c, source=target) for c in (theirs, mine)]
+        read = [made.config | getattr(made, "_settings", {}) for made in swapped]  # solver_type is told in the class's own words
+        assert all(config[name] == want[name] for config in read for name in names)
+
+
+@pytest.mark.parametrize(("source", "config", "edit"), [
+    ("DDIMScheduler", {}, {"steps_offset": 1}), ("DDIMScheduler", {}, {"clip_sample": False}), ("PNDMScheduler", SD15, {"steps_offset": 0}),
+    ("EulerDiscreteScheduler", {}, {"timestep_spacing": "trailing"}), ("EulerDiscreteScheduler", {}, {"prediction_type": "v_prediction"}),
+    ("DPMSolverMultistepScheduler", {}, {"use_karras_sigmas": True}), ("UniPCMultistepScheduler", {}, {"final_sigmas_type": "sigma_min"}),
+])  # fmt: skip
+@pytest.mark.parametrize("way", ["register_to_config", "another dict"])
+def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way):
+    """As pipelines edit it when they are made: the Stable Diffusion ones set steps_offset and clip_sample."""
+    peer = getattr(diffusers, source)(**config)
+    ours, ends = FsScheduler.from_config(peer), []
+    plain = loop(ours, start(1, 3, 8, 8), 6, model)
+    for scheduler in (peer, ours):
+        if way == "register_to_config":
+            scheduler.register_to_config(**edit)
+        else:
+            scheduler._internal_dict = type(scheduler.config)({**scheduler.config, **edit})
+        ends.append(loop(scheduler, start(1, 3, 8, 8), 6, model))
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-4) and not torch.allclose(plain, ends[1], rtol=1e-2)
+    for made in (FsScheduler.from_config(peer), FsScheduler.from_config(peer.config), FsScheduler.from_config(peer.config, source=source),
+                 FsScheduler.from_config(ours), FsScheduler.from_config(ours.config), copy.deepcopy(ours)):  # fmt: skip
+        assert torch.equal(loop(made, start(1, 3, 8, 8), 6, model), ends[1])
+    ours.register_to_config(num_train_timesteps=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="num_train_timesteps = 1;"):
+            ours.set_timesteps(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -92,11 +93,11 @@ def plan(source: str, config: dict, at: Points, *, first: int = 0, eta: float = 
     return made.with_note(made_for=f"diffusers {source}")
 
 
-def draws(source: str, config: dict, label: float, eta: float) -> bool:
-    """Does the class draw a noise in every step like the one from this label, also where it multiplies it by 0?"""
-    if source == "DDPMScheduler":
-        return label > 0.0
-    return source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith("sde") or eta > 0.0
+def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
+    """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise by 0; None if it never draws so."""
+    if source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith("sde"):
+        return lambda label, eta: True
+    return {"DDPMScheduler": lambda label, eta: label > 0.0, "DDIMScheduler": lambda label, eta: eta > 0.0}.get(source)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------------

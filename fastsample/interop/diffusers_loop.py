@@ -209,6 +209,17 @@ class Loops:
     def __init__(self) -> None:
         self._local, self._all, self._lock = threading.local(), weakref.WeakSet(), threading.Lock()
 
+    def __deepcopy__(self, memo: dict) -> Loops:
+        """With a copy of this thread's loop, where it stands."""
+        twin, loop = Loops(), self.get()
+        if loop is not None:
+            twin.set(copy.deepcopy(loop, memo))
+        return twin
+
+    def __reduce__(self) -> tuple:
+        """Loops stay in their process."""
+        return Loops, ()
+
     def set(self, loop: Loop) -> None:
         self._local.loop = loop
         with self._lock:
