@@ -174,3 +174,85 @@ def test_exact_plms_meets_its_schedule_and_its_order():
     for t in scheduler.timesteps[1:]:
         y = scheduler.step(model(y, t), t, y)[0]
     assert scheduler.plan.nfe == 21 and torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("begin", [None, 2])
+@pytest.mark.parametrize("source", [s for s, c in PUBLISHED[:10]] + ["PNDMScheduler"])
+def test_add_noise_goes_where_the_peers_goes(source, begin):
+    """During a run and after it: by timesteps, as noise initialisation does after a run, or by the running step of a begin index."""
+    config = SD15 if source.startswith("PNDM") else {}
+    peer = getattr(diffusers, source)(**config)
+    ours, added, (x, z) = FsScheduler.from_config(peer), ([], []), (start(2, 3, 4, 4, seed=k) for k in (0, 1))
+    for scheduler, found in zip((peer, ours), added, strict=True):
+        noised = (lambda at: peer.scale_noise(x, at, z)) if scheduler is peer and source.startswith("Flow") else (
+            lambda at: scheduler.add_noise(x, z, at))  # noqa: B023 (called in this round alone)
+        scheduler.set_timesteps(6)
+        if begin and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        for t in scheduler.timesteps[begin or 0 :]:
+            found.append(noised(scheduler.timesteps[[1, 4]]))
+            scheduler.step(x, t, x)
+        found.append(noised(scheduler.timesteps[[1, 4]]))
+    assert torch.allclose(*map(torch.stack, added), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("source", "config", "given"), [
+    ("EulerAncestralDiscreteScheduler", {}, {}), ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("DDIMScheduler", {}, {"eta": 0.5}), ("DDIMScheduler", {}, {}), ("LCMScheduler", {}, {}), ("DDPMScheduler", {}, {}),
+    ("DDPMScheduler", SD | {"timestep_spacing": "trailing"}, {}), ("EulerDiscreteScheduler", {}, {})])  # fmt: skip
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, given, steps):
+    """A run draws as often as the source's own, its last noise, multiplied by 0, included: from a generator, and from torch's own."""
+    peer, left = getattr(diffusers, source)(**config), []
+    for scheduler in (peer, FsScheduler.from_config(peer)):
+        generator = torch.Generator().manual_seed(3)
+        torch.manual_seed(3)
+        loop(scheduler, start(1, 2, 4, 4), steps, model, generator=generator, **given)
+        loop(scheduler, start(1, 2, 4, 4), steps, model, **given)
+        left.append(torch.stack([generator.get_state(), torch.get_rng_state()]))
+    assert torch.equal(*left)
+
+
+@pytest.mark.parametrize("target", [s for s, c in PUBLISHED[:10]])
+@pytest.mark.parametrize(("source", "config"), [
+    ("DDIMScheduler", {"clip_sample": False}), ("HeunDiscreteScheduler", {"beta_end": 0.02}), ("LCMScheduler", {}), ("PNDMScheduler", SD15),
+    ("DPMSolverSinglestepScheduler", {"solver_order": 2}), ("UniPCMultistepScheduler", {"timestep_spacing": "linspace"})])  # fmt: skip
+def test_another_class_reads_a_config_of_ours_as_the_sources(source, config, target):
+    """What nobody gave is the other class's own default, on the way in, on the way back, and from what was saved."""
+    peer, other = (getattr(diffusers, name) for name in (source, target))
+    peer = peer(**config)
+    ours, names = FsScheduler.from_config(peer), inspect.signature(other.__init__).parameters.keys() - {"self"}
+    for theirs, mine in ((peer.config, ours.config), (json.loads(peer.to_json_string()), json.loads(ours.to_json_string()))):
+        want = other.from_config(theirs).config
+        swapped = [other.from_config(mine)]
+        if target != "DDPMScheduler" or want["variance_type"] is not None:
+            swapped += [FsScheduler.from_config(c, source=target) for c in (theirs, mine)]
+        read = [made.config | getattr(made, "_settings", {}) for made in swapped]  # solver_type is told in the class's own words
+        assert all(config[name] == want[name] for config in read for name in names)
+
+
+@pytest.mark.parametrize(("source", "config", "edit"), [
+    ("DDIMScheduler", {}, {"steps_offset": 1}), ("DDIMScheduler", {}, {"clip_sample": False}), ("PNDMScheduler", SD15, {"steps_offset": 0}),
+    ("EulerDiscreteScheduler", {}, {"timestep_spacing": "trailing"}), ("EulerDiscreteScheduler", {}, {"prediction_type": "v_prediction"}),
+    ("DPMSolverMultistepScheduler", {}, {"use_karras_sigmas": True}), ("UniPCMultistepScheduler", {}, {"final_sigmas_type": "sigma_min"}),
+])  # fmt: skip
+@pytest.mark.parametrize("way", ["register_to_config", "another dict"])
+def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way):
+    """As pipelines edit it when they are made: the Stable Diffusion ones set steps_offset and clip_sample."""
+    peer = getattr(diffusers, source)(**config)
+    ours, ends = FsScheduler.from_config(peer), []
+    plain = loop(ours, start(1, 3, 8, 8), 6, model)
+    for scheduler in (peer, ours):
+        if way == "register_to_config":
+            scheduler.register_to_config(**edit)
+        else:
+            scheduler._internal_dict = type(scheduler.config)({**scheduler.config, **edit})
+        ends.append(loop(scheduler, start(1, 3, 8, 8), 6, model))
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-4) and not torch.allclose(plain, ends[1], rtol=1e-2)
+    for made in (FsScheduler.from_config(peer), FsScheduler.from_config(peer.config), FsScheduler.from_config(peer.config, source=source),
+                 FsScheduler.from_config(ours), FsScheduler.from_config(ours.config), copy.deepcopy(ours)):  # fmt: skip
+        assert torch.equal(loop(made, start(1, 3, 8, 8), 6, model), ends[1])
+    ours.register_to_config(num_train_timesteps=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="num_train_timesteps = 1;"):
+            ours.set_timesteps(4)

@@ -206,8 +206,8 @@ def test_what_brings_its_own_noise_draws_no_seed():
 
 @pytest.mark.parametrize(("source", "count"), [("EulerAncestralDiscreteScheduler", 3), ("LCMScheduler", 3), ("DDIMScheduler", 0)])
 def test_a_scheduler_draws_its_noises_and_nothing_more(source, count):
-    """With a generator of its own none from torch's; without, as many tensors as it draws."""
-    scheduler, x = FsScheduler(source=source), unit(2, 4, 8, 8)
+    """With a generator of its own none from torch's; without, as many tensors as it draws. (compat: as many as its source draws.)"""
+    scheduler, x = FsScheduler(source=source, compat=None), unit(2, 4, 8, 8)
 
     def loop(**words):
         scheduler.set_timesteps(4)

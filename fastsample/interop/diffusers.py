@@ -19,7 +19,7 @@ from functools import partial
 import diffusers
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -33,7 +33,7 @@ from .diffusers_loop import Loops
 from .diffusers_peer import uncovered
 from .diffusers_plan import checked_plan, decoded, init_scale, scale_of
 from .diffusers_runs import Runs
-from .diffusers_sources import PREDICTIONS, SOURCES, class_of, defaults, output_sign, scale, settings
+from .diffusers_sources import OURS, PREDICTIONS, SOURCES, UNINDEXED, class_of, defaults, output_sign, own_config, said, scale, settings
 
 
 @dataclass
@@ -87,39 +87,37 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             accepted = "a plan is exact, None" if plan else "'auto', None or 'diffusers'"
             raise ValueError(f"FsScheduler: compat = {compat!r}; {accepted} is accepted")
         self._given = None if plan is None else checked_plan(decoded(plan))
-        self._settings = {} if plan else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
-        self._source, self._auto = None if plan else getattr(diffusers, source), compat == "auto"
+        if not plan:
+            self._internal_dict = FrozenDict(own_config(self.config, defaults(diffusers, source)))
+        self._loops, self._auto = Loops(), compat == "auto"
+        self._read()
         if self._auto:
             why = None if plan else uncovered(self._source, self._settings)
             self.register_to_config(compat=None if plan or why else "diffusers")
             if why:
                 warnings.warn(f"{why}; every run is exact instead, as with compat=None", stacklevel=3)
-        self._pair = self._given is not None or SOURCES[source].pair
-        self._scale = scale_of(self._given) if plan else scale(source, self._settings)
-        self._learned = str(self._settings.get("variance_type")).startswith("learned")
-        self._negative = plan is None and output_sign(self._scale, self._settings) < 0
-        self._runs, self._loops = Runs(self._source, self._settings, self._given), Loops()
 
     # -- from something else -----------------------------------------------------------------------------------------------------------
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
         """From any diffusers scheduler, or its config (or an FsScheduler's). source= puts another class's solver on the same schedule."""
         name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
-        config, ours = config.config if name else config, {"source", "compat", "plan"}
+        config = config.config if name else config
         if not isinstance(config, dict):
             raise TypeError(f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its config is accepted")
-        if ours <= config.keys() and not hasattr(diffusers, name or config.get("_class_name", "")):
+        if config.keys() >= OURS and not hasattr(diffusers, name or config.get("_class_name", "")):
             kwargs.setdefault("compat", config["compat"] and "auto")  # "diffusers" is asked for again: other arguments may have changed
-            return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        source = kwargs.pop("source", None) or name or config.get("_class_name") or class_of(diffusers, config)
+            if config["plan"]:
+                return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+            name = config["source"]
+        name = name or config.get("_class_name")
+        source = kwargs.pop("source", None) or name or class_of(diffusers, config)
         own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
-        given = {k: v for k, v in config.items() if not k.startswith("_") and k not in ours}
-        for key in usual.keys() - own:
-            if given.get(key, usual[key]) != usual[key]:
-                raise ValueError(f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted")
-        values = {**usual, **given, **{k: kwargs.pop(k) for k in list(kwargs) if k in own}, "source": source}
-        made = cls(**{k: v for k, v in values.items() if k in own})
-        made.register_to_config(**{k: v for k, v in given.items() if k not in own})
+        moved = name != source if name else not usual.keys() <= config.keys()
+        given, asked = said(config, source, usual, own, moved), {k: kwargs.pop(k) for k in list(kwargs) if k in own}
+        made = cls(**{k: v for k, v in {**usual, **given, **asked, "source": source}.items() if k in own})
+        unset = [k for k in usual if k not in asked and (k not in given or k in config.get("_use_default_values", ()))]
+        made.register_to_config(**{k: v for k, v in given.items() if k not in own}, _use_default_values=unset)
         return (made, kwargs) if return_unused_kwargs else made
 
     @classmethod
@@ -144,9 +142,12 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         timesteps [n] or sigmas for every source: sigma/alpha, the level the run ends at included, [n+1]; on flow scale sigma before the
         shift, [n]. mu: the dynamic shift of flow schedules; original_inference_steps: LCM's; others: what else the source's own takes.
         """
+        if self._seen is not self._internal_dict:
+            self._read()
         lists = [None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v) for v in (timesteps, sigmas)]
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
-        about = {"calls_per_point": self.order, "device": device, "preview": self._pair, "unit": self._scale == "flow"}
+        pair = self._source is None or SOURCES[self.config.source].pair
+        about = {"calls_per_point": self.order, "device": device, "preview": pair, "unit": self._scale == "flow"}
         self._loops.set(self._runs.loop(asked, self.config.compat is not None, self._auto, **about))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
@@ -188,7 +189,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return (sample,) if data is None else (sample, data)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·original + sigma·noise: at the running step or the begin index if there is one (as diffusers), else at the timesteps."""
+        """alpha·original + sigma·noise at the timesteps; as diffusers, where a begin index was set, at it or the step that runs next."""
         if original_samples.shape != noise.shape:
             raise ValueError(
                 f"FsScheduler.add_noise: noise {list(noise.shape)}, samples {list(original_samples.shape)}; one shape is accepted"
@@ -262,19 +263,21 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     def __deepcopy__(self, memo: dict) -> FsScheduler:
         """A scheduler of its own, with this thread's loop where it stands."""
-        twin, loop = object.__new__(type(self)), self._loops.get()
-        twin.__dict__.update(self.__dict__, _loops=Loops())
-        if loop is not None:
-            twin._loops.set(copy.deepcopy(loop, memo))
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, _loops=copy.deepcopy(self._loops, memo))
         return twin
 
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_loops"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _loops=Loops())
-
     # -- inside ------------------------------------------------------------------------------------------------------------------------
+    def _read(self) -> None:
+        """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample), and so does register_to_config."""
+        source, plan = self.config.source, self._given
+        self._settings = {} if plan else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
+        self._source = None if plan else getattr(diffusers, source)
+        self._scale = scale_of(plan) if plan else scale(source, self._settings)
+        self._learned = str(self._settings.get("variance_type")).startswith("learned")
+        self._negative = plan is None and output_sign(self._scale, self._settings) < 0
+        self._runs, self._seen = Runs(self._source, self._settings, plan), self._internal_dict
+
     @property
     def _exact(self) -> bool:
         """Does this thread's run begin as plans do, not as the source?"""
@@ -289,7 +292,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
-        found = None if loop is None else loop.levels(timesteps)
+        found = None if loop is None else loop.levels(timesteps, by_index=self._given is not None or self.config.source not in UNINDEXED)
         if found is not None:
             return found
         if self._given is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -90,6 +91,13 @@ def plan(source: str, config: dict, at: Points, *, first: int = 0, eta: float = 
     clip = float(config["clip_sample_range"]) if source in CLIPPING and config["clip_sample"] else 0.0
     made = solver(_model(source, config, grid, labels, at.schedule), grid, **words, **({"clip": clip} if clip else {}))
     return made.with_note(made_for=f"diffusers {source}")
+
+
+def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
+    """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise by 0; None if it never draws so."""
+    if source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith("sde"):
+        return lambda label, eta: True
+    return {"DDPMScheduler": lambda label, eta: label > 0.0, "DDIMScheduler": lambda label, eta: eta > 0.0}.get(source)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------------

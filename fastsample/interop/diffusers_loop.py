@@ -35,7 +35,7 @@ class Loop:
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64 timesteps, else float32.
     calls_per_point: 2 for Heun, whose first point has 1. compat: the points are diffusers' own. unit: the pipeline begins with unit noise,
     and without compat init_scale is for the first step to multiply it by (flow pipelines know no init_noise_sigma). timesteps [calls];
-    alpha, sigma [calls + 1] of x at every call and at the end.
+    alpha, sigma [calls + 1] of x at every call and at the end. draws(label, eta): a step that draws even where its row has no noise.
 
     A first sample was made by add_noise where this loop took anything to its first level before its first step: pipelines pack, cast and
     cut what add_noise gave them, so the tensor itself cannot say.
@@ -43,8 +43,9 @@ class Loop:
 
     def __init__(
         self, plan: Plan, compile: Callable[[int, float], Plan], whole: bool, *, calls_per_point: int = 1, device=None,
-        preview: bool = True, compat: bool = False, unit: bool = False,
+        preview: bool = True, compat: bool = False, unit: bool = False, draws: Callable[[float, float], bool] | None = None,
     ):  # fmt: skip
+        self._draws_at = draws
         self.compat, self.plan, self._compile, self._per_point, self._preview = compat, plan, compile, calls_per_point, preview
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
@@ -91,10 +92,10 @@ class Loop:
         at = min(self.find(timestep), len(self) - 1)
         return float(self._scales[at]) * self.factor(at)
 
-    def levels(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-        """(alpha, sigma) [n] that add_noise takes a sample to: at the running step or the begin index if there is one, else at the
-        timesteps; None if one of them is not of this loop."""
-        if self.begin is not None or self.index is not None:
+    def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was set, at it or the running step, else at
+        the timesteps; None if one of them is not of this loop."""
+        if by_index and self.begin is not None:
             at = [self.find(None)] * timesteps.numel()
         else:
             at = [self.where(t) for t in timesteps.flatten().cpu()]
@@ -113,11 +114,13 @@ class Loop:
                 raise ValueError(f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run is accepted")
             elif not self._is_ours(sample):
                 self._run.x = self._begun(sample, self.index)
-            _drawing.draw = lambda name: self._draws(name, draw)
+            _drawing.draw, _drawing.drawn = lambda name: self._draws(name, draw), False
             try:
                 self._run.step(model_output)
             finally:
                 _drawing.draw = None
+            if self._draws_at is not None and not _drawing.drawn and self._draws_at(self._labels[self.index], eta):
+                draw()  # and leaves the generator where the source does, for whatever is drawn from it next
             self.index += 1
             if self._run.done or sample.device.type == "cpu":  # elsewhere reading the status waits for the device
                 self._refuse_non_finite()
@@ -206,6 +209,17 @@ class Loops:
     def __init__(self) -> None:
         self._local, self._all, self._lock = threading.local(), weakref.WeakSet(), threading.Lock()
 
+    def __deepcopy__(self, memo: dict) -> Loops:
+        """With a copy of this thread's loop, where it stands."""
+        twin, loop = Loops(), self.get()
+        if loop is not None:
+            twin.set(copy.deepcopy(loop, memo))
+        return twin
+
+    def __reduce__(self) -> tuple:
+        """Loops stay in their process."""
+        return Loops, ()
+
     def set(self, loop: Loop) -> None:
         self._local.loop = loop
         with self._lock:
@@ -240,6 +254,7 @@ _drawing = threading.local()
 
 def _drawn(row: int, name: int) -> Tensor:
     """A Run's noise source: what the step now running in this thread draws. It holds no state, so copies of a run do not share one."""
+    _drawing.drawn = True
     return _drawing.draw(name)
 
 

@@ -52,6 +52,7 @@ class Runs:
             points = Points(None, None, whole=is_whole(self.given))
         elif compat:
             points = peer_points(self.source, self.settings, *asked)
+            about = about | {"draws": diffusers_config.draws(self.source.__name__, self.settings)}
         else:
             check_set_timesteps(self.source, dict(asked[-1]), exact=True)
             points = diffusers_config.layout(self.source.__name__, self.settings, *asked[:-1])

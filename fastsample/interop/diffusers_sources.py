@@ -21,6 +21,7 @@ there.)
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +86,8 @@ SOURCES = {
     "HeunDiscreteScheduler": Source(_SIGMA),
     "FlowMatchEulerDiscreteScheduler": Source(_FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False),
 }
+UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")  # their add_noise goes by timesteps alone
+OURS = frozenset({"source", "compat", "plan"})  # what an FsScheduler's config says beside its source's
 CLOSEST = {
     "DDIMParallelScheduler": "DDIMScheduler",
     "CogVideoXDDIMScheduler": "DDIMScheduler",
@@ -155,6 +158,28 @@ def defaults(library: object, source: str) -> dict:
     find(source)
     arguments = inspect.signature(getattr(library, source).__init__).parameters.items()
     return {name: p.default for name, p in arguments if p.default is not p.empty}
+
+
+def own_config(config: dict, usual: dict) -> dict:
+    """What an FsScheduler's config and its source's (with these defaults) both say, so that pipelines and other classes read no more there.
+
+    _use_default_values, as diffusers has it: what nobody gave, and what another class has a default of its own for.
+    """
+    unset = [k for k in config.get("_use_default_values", ()) if k in usual and config[k] == usual[k]]
+    return {k: v for k, v in config.items() if k in usual or k in OURS} | {"_use_default_values": unset}
+
+
+def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
+    """What a config says to the source. moved: it is another class's, and says nothing where nobody gave it anything.
+
+    ValueError for an option of the source that is not among our own and not at its default (usual).
+    """
+    left_out = OURS | set(config.get("_use_default_values", ()) if moved else ())
+    given = {k: v for k, v in config.items() if not k.startswith("_") and k not in left_out}
+    for key in usual.keys() - own:
+        if given.get(key, usual[key]) != usual[key]:
+            raise ValueError(f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted")
+    return given
 
 
 def class_of(library: object, config: dict) -> str:
