@@ -227,27 +227,27 @@ class Plan:
 
     def _exact_levels(self) -> Iterator[tuple[int, float, float]]:
         noises = {k: 2 + n for n, k in enumerate(sorted({int(k) for k in self.ids.ravel() if k >= 0}))}
-        width = 2 + len(noises)
+        width, m, drawn = 2 + len(noises), 1 + self.S, 3 + self.S + self.G
         x0 = np.zeros(width)
         x0[0] = 1.0
-        slots, x = np.zeros((self.S, width)), np.zeros(width)
+        read = self.M * ((self.reads[:, None] >> np.arange(self.W)) & 1)[:, None]
+        operands = np.zeros((self.W, width))      # x, r_1..r_S, m, f, f_1..f_G, n_1..n_L of the row at hand
         for i in range(self.rows):
             if i == 1:        # where the run starts, whatever label its noise was given
-                x = np.zeros(width)
-                x[:2] = self.alpha[1], self.sigma[1]
+                operands[0] = 0.0
+                operands[0, :2] = self.alpha[1], self.sigma[1]
             if i >= 1:
-                yield i, x[0], float(np.sqrt((x[1:] ** 2).sum()))
-            m, f = self._exact_prediction(i, x, x0)
-            n = np.zeros((self.L, width))
+                yield i, operands[0, 0], float(np.sqrt((operands[0, 1:] ** 2).sum()))
+            operands[m], operands[m + 1 : drawn] = self._exact_prediction(i, operands[0], x0)
+            operands[drawn:] = 0.0
             for k, noise in enumerate(self.ids[i]):
                 if noise >= 0:
-                    n[k, noises[int(noise)]] = 1.0
-            operands = np.concatenate([x[None], slots, m[None], f[None], np.repeat(f[None], self.G, 0), n])
-            read = (self.reads[i] >> np.arange(self.W)) & 1
-            x, u, v = (self.M[i] * read) @ operands
-            for d, value in zip(self.dst[i], (u, v), strict=True):
+                    operands[drawn + k, noises[int(noise)]] = 1.0
+            x, *kept = read[i] @ operands
+            for d, value in zip(self.dst[i], kept, strict=True):
                 if d >= 0:
-                    slots[d] = value
+                    operands[1 + d] = value
+            operands[0] = x
 
     def _exact_prediction(self, i: int, x: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         a, s = self.alpha[i], self.sigma[i]

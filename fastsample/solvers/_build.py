@@ -163,18 +163,18 @@ class Builder:
                 "sigma": np.zeros(n), "reads": np.zeros(n, np.int64), "branches": np.zeros(n, np.int64),
                 "known_reads": np.zeros(n, np.int64),
                 "dst": np.full((n, 2), -1), "call": np.full(n, -1), "ids": np.full((n, L), -1)}
-        where: dict[str, int] = {}
+        where, fixed = {}, {"x": 0, "m": 1 + S, "f": 2 + S, ("f", 0): 3 + S}
         for i, r in enumerate(rows):
             plan["ids"][i, :len(ids[i])] = ids[i]
-            column = {"x": 0, "m": 1 + S, "f": 2 + S, **{("f", 0): 3 + S}, **{("n", k): 4 + S + at for at, k in enumerate(ids[i])},
-                      **{("r", name): 1 + s for name, s in where.items()}}
-            kept = [name for name in r.out if name != "x"]
-            for o, name in enumerate(["x", *kept]):
-                for operand, value in r.out[name].items():
-                    plan["M"][i, o, column[operand]] += value
-                    plan["reads"][i] |= 1 << column[operand]
+            noise = {k: 4 + S + at for at, k in enumerate(ids[i])}
+            for o, (name, value) in enumerate(sorted(r.out.items(), key=lambda kept: kept[0] != "x")):
+                for operand, number in value.items():
+                    column = fixed[operand] if operand in fixed else noise[operand[1]] if operand[0] == "n" else 1 + where[operand[1]]
+                    plan["M"][i, o, column] += number
+                    plan["reads"][i] |= 1 << column
                 if o:
-                    plan["dst"][i, o - 1] = where[name] = r.slots[name]
+                    plan["dst"][i, o - 1] = r.slots[name]
+            where |= r.slots
             plan["p"][i], plan["q"][i], plan["clip"][i], plan["preview"][i] = r.p, r.q, r.clip, r.preview
             plan["call"][i], plan["branches"][i] = r.call, int(r.call >= 0)
             plan["alpha"][i], plan["sigma"][i] = r.point
