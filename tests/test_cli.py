@@ -200,10 +200,10 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     it = cli.embedded()
     made = fs.report.demo(
         it.model,
-        it.noise(4, 0),
-        it.words(4),
-        it.noise(4, cli.UNSEEN),
-        it.words(4),
+        it.noise(2, 0),
+        it.words(2),
+        it.noise(2, cli.UNSEEN),
+        it.words(2),
         Path("demo"),
         budgets=(2, 3),
         teacher_nfe=24,
