@@ -166,10 +166,11 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
     if solver is not None and solver not in list(solvers.SOLVERS):
         raise ValueError(f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted")
     names = [solver] if solver else {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}.values()
+    usual = [hand_made(model.schedule, steps) for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))]
     found = {}
     for name in names:
-        for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1))):
-            for grid, times in hand_made(model.schedule, steps).items():
+        for grids in usual:
+            for grid, times in grids.items():
                 try:
                     plan = solvers.SOLVERS[name](model, times)
                 except ValueError:  # eps where alpha = 0: the grids from below are left

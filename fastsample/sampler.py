@@ -36,8 +36,8 @@ class Sampler:
 
     plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan
     asks several. mode: one of MODES.  differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers;
-    the definition runs in plain torch, so any derivative, torch.func, torch.jit.trace, torch.export and make_fx are right too (there values
-    are not checked). state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one sentence.
+    the definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in "eager", any derivative are right too
+    (values are not checked). state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one sentence.
     """
 
     def __init__(

@@ -38,11 +38,15 @@ def drawn_seed() -> int:
     return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
 
 
+def digest(noise: Tensor) -> bytes:
+    """SHA-256 over the noise as little-endian float32: what tells two noises apart."""
+    return hashlib.sha256(noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).digest()
+
+
 def seed_of(noise: Tensor) -> int:
-    """An int64 made of the start noise, by SHA-256 over its float32: measurements on one noise draw the same, on fresh noise others."""
+    """An int64 made of the start noise's digest: measurements on one noise draw the same, on fresh noise others."""
     transforms.refuse("seed of the noise", noise)
-    data = noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
+    return int.from_bytes(digest(noise)[:8], "little", signed=True)
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,6 @@ c = 1 + <X[0] - x(1), g> / <g, g>, g the slope of x between 1 and 1 + 0.5/M; the
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -42,7 +41,7 @@ from ..conditions import branches_of
 from ..guidance import guided
 from ..kernels.arguments import integer
 from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
-from ..kernels.noise import drawn_seed, normal
+from ..kernels.noise import digest, drawn_seed, normal
 from ..kernels.sources import seeds as seeds_of
 from ..model import Model
 from ..plan import Plan
@@ -96,7 +95,7 @@ def oss(
         ends = layers.ends(paths, scaled)
     spent = (ask.rows / len(z), len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
     search = Search({}, {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}, grid, teacher.plan, *spent)
-    found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": _digest(z), "guidance": guidance}
+    found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": digest(z).hex()[:16], "guidance": guidance}
     found |= {"teacher": teacher.note(), "compared": "not compared"}
     search.plans.update({m: _compile(model, solver, search, m, c, uncond, found) for m, (c, _) in ends.items()})
     return search if held_out is None else _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
@@ -259,11 +258,6 @@ def _check(model: Any, counts: dict, solver: str, start: str, aggregate: str, p:
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
     if (uncond is None) != (guidance is None):
         raise ValueError("oss: one of guidance and uncond is given; pass both, or neither")
-
-
-def _digest(z: Tensor) -> str:
-    """The first 64 bits of SHA-256 over the noise as little-endian float32: enough to tell two searches apart."""
-    return hashlib.sha256(z.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).hexdigest()[:16]
 
 
 def _bar(wanted: bool, total: int, unit: str, what: str) -> Any:
