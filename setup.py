@@ -31,14 +31,20 @@ def choice(name: str) -> str:
 
 def compiler_fault() -> str | None:
     """None if a C++ program compiles here, else why not in a few words."""
-    compiler = os.environ.get("CXX", "").split() or [next(filter(shutil.which, ("c++", "g++", "clang++")), "")]
+    compiler = os.environ.get("CXX", "").split() or [
+        next(filter(shutil.which, ("c++", "g++", "clang++")), "")
+    ]
     if not compiler[0]:
         return "no C++ compiler was found"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(PROBE)
         try:
-            done = subprocess.run([*compiler, "-std=c++17", source, "-o", Path(folder, "probe")], capture_output=True, text=True)
+            done = subprocess.run(
+                [*compiler, "-std=c++17", source, "-o", Path(folder, "probe")],
+                capture_output=True,
+                text=True,
+            )
         except OSError as error:
             return f"{compiler[0]} does not start ({error})"
     return None if done.returncode == 0 else f"{compiler[0]} does not compile a two-line program"
@@ -47,14 +53,19 @@ def compiler_fault() -> str | None:
 def extensions() -> list[Extension]:
     """[fastsample._C], or nothing where it is not wanted or cannot be built."""
     if choice("FASTSAMPLE_CUDA") == "on":
-        raise SystemExit("FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version; auto and off are accepted")
+        raise SystemExit(
+            "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version; auto and off are accepted"
+        )
     native = choice("FASTSAMPLE_NATIVE")
     fault = "FASTSAMPLE_NATIVE=off" if native == "off" else compiler_fault()
     if fault is None:
         return [Extension("fastsample._C", sources=[], optional=native == "auto")]
     if native == "on":
         raise SystemExit(f"FASTSAMPLE_NATIVE=on: {fault}; install g++ or clang++, or set CXX")
-    print(f"fastsample: built without _C ({fault}); everything works on the backend `reference`", file=sys.stderr)
+    print(
+        f"fastsample: built without _C ({fault}); everything works on the backend `reference`",
+        file=sys.stderr,
+    )
     return []
 
 
@@ -62,7 +73,10 @@ class CMakeBuild(build_ext):
     """Writes _C where setuptools expects it: into the package (editable) or the build tree (wheel)."""
 
     def build_extension(self, extension: Extension) -> None:
-        target, build = Path(self.get_ext_fullpath(extension.name)).resolve(), ROOT / "build" / f"setup-{sys.implementation.cache_tag}"
+        target, build = (
+            Path(self.get_ext_fullpath(extension.name)).resolve(),
+            ROOT / "build" / f"setup-{sys.implementation.cache_tag}",
+        )
         # Always named: a cached path may lead into the build environment of an earlier install, deleted since.
         ninja = shutil.which("ninja")
         if ninja is None:
@@ -76,16 +90,32 @@ class CMakeBuild(build_ext):
             "FASTSAMPLE_PYBIND11": pybind11_headers(),
             "Python_EXECUTABLE": sys.executable,
         }
-        configure = ["cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja", *(f"-D{name}={value}" for name, value in options.items())]
+        configure = [
+            "cmake",
+            "-S",
+            ROOT / "csrc",
+            "-B",
+            build,
+            "-G",
+            "Ninja",
+            *(f"-D{name}={value}" for name, value in options.items()),
+        ]
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:  # in auto mode setuptools says so and goes on without _C
-            raise CompileError(f"fastsample: CMake could not build _C ({error}); FASTSAMPLE_NATIVE=off installs without it") from error
+        except (
+            OSError,
+            subprocess.CalledProcessError,
+        ) as error:  # in auto mode setuptools says so and goes on without _C
+            raise CompileError(
+                f"fastsample: CMake could not build _C ({error}); FASTSAMPLE_NATIVE=off installs without it"
+            ) from error
         if not target.exists():
-            raise CompileError(f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it was asked to build for?")
+            raise CompileError(
+                f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it was asked to build for?"
+            )
 
 
 def pybind11_headers() -> str:

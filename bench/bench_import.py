@@ -22,7 +22,9 @@ def bench_import(benchmark):
     seconds, heavy = [], set()
 
     def once():
-        words = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
+        words = subprocess.run(
+            [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
+        ).stdout.split()
         seconds.append([float(word) for word in words[:2]])
         heavy.update(words[2:])
 
@@ -31,5 +33,12 @@ def bench_import(benchmark):
     if heavy:
         raise AssertionError(f"import: loads {sorted(heavy)}")
     alone, with_makers = zip(*seconds[-PAIRS:], strict=True)
-    figure(benchmark, "`import fastsample`", [1e3 * s for s in alone], "ms", target=150, better="lower")
-    figure(benchmark, "`import fastsample` and the first use of solvers, grids, schedules", [1e3 * s for s in with_makers], "ms")
+    figure(
+        benchmark, "`import fastsample`", [1e3 * s for s in alone], "ms", target=150, better="lower"
+    )
+    figure(
+        benchmark,
+        "`import fastsample` and the first use of solvers, grids, schedules",
+        [1e3 * s for s in with_makers],
+        "ms",
+    )

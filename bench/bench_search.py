@@ -26,9 +26,18 @@ def subject(analytic=False):
     if not analytic:
         return models.fashion(), lambda count: {"cond": {"label": torch.arange(count) % 10}}
     draw, axis = np.random.default_rng(0), np.linspace(0, np.pi, 28)
-    waves = np.stack([np.cos(i * axis)[:, None] * np.cos(j * axis) for i in range(5) for j in range(5)])
-    means = np.einsum("kn,nhw->khw", draw.standard_normal((40, 25)) / (1 + np.arange(25) / 4), waves)[:, None] * 0.35
-    return models.analytic.GaussianMixture(means, np.ones(40), 0.05).model(fs.schedules.EDM(), "x0"), lambda count: {}
+    waves = np.stack(
+        [np.cos(i * axis)[:, None] * np.cos(j * axis) for i in range(5) for j in range(5)]
+    )
+    means = (
+        np.einsum("kn,nhw->khw", draw.standard_normal((40, 25)) / (1 + np.arange(25) / 4), waves)[
+            :, None
+        ]
+        * 0.35
+    )
+    return models.analytic.GaussianMixture(means, np.ones(40), 0.05).model(
+        fs.schedules.EDM(), "x0"
+    ), lambda count: {}
 
 
 def noise(count, seed):
@@ -40,14 +49,25 @@ def ask_in_batches(plan, model, z, words):
     return metrics.run(plan, model, z, **words)
 
 
-def compare(model, words, searched=SEARCHED, unseen=UNSEEN, steps=STEPS, budgets=BUDGETS, more=0, log=lambda text: None):
+def compare(
+    model,
+    words,
+    searched=SEARCHED,
+    unseen=UNSEEN,
+    steps=STEPS,
+    budgets=BUDGETS,
+    more=0,
+    log=lambda text: None,
+):
     """Every figure of the comparison: {agreement, teacher, rows: {budget: {...dB, seconds}}, joint/published seconds and evaluations}.
 
     more: a further joint search with that many noises (0: none), to show what a larger search brings.
     """
     z, fresh = noise(searched, 0), noise(unseen, 1_000_000)
     teacher, agreement, target = metrics.find_teacher(model, fresh, **words(unseen))
-    log(f"teacher: {teacher.note['solver']}, {teacher.nfe} evaluations, {agreement:.1f} dB to twice as many")
+    log(
+        f"teacher: {teacher.note['solver']}, {teacher.nfe} evaluations, {agreement:.1f} dB to twice as many"
+    )
     begin = time.perf_counter()
     joint = oss(model, z, max(budgets), solver="euler", teacher=steps, **words(searched))
     grid = joint.grid
@@ -60,13 +80,21 @@ def compare(model, words, searched=SEARCHED, unseen=UNSEEN, steps=STEPS, budgets
         "published_rows": 0,
         "rows": {},
     }
-    larger = oss(model, noise(more, 0), max(budgets), solver="euler", teacher=steps, **words(more)) if more else None
-    cond = {name: words(count).get("cond", {}) for name, count in (("z", searched), ("fresh", unseen))}
+    larger = (
+        oss(model, noise(more, 0), max(budgets), solver="euler", teacher=steps, **words(more))
+        if more
+        else None
+    )
+    cond = {
+        name: words(count).get("cond", {}) for name, count in (("z", searched), ("fresh", unseen))
+    }
     for m in budgets:
         published = search(model, z, grid, m, cond["z"])
         out["published_seconds"] += published.seconds
         out["published_rows"] += published.rows
-        hand = metrics.best_hand_made(model, fresh, m, target, screen=16, finalists=6, **words(unseen))  # on the noises it is judged on
+        hand = metrics.best_hand_made(
+            model, fresh, m, target, screen=16, finalists=6, **words(unseen)
+        )  # on the noises it is judged on
         best = metrics.best_hand_made(model, fresh, m, target, solver=None, **words(unseen))
         row = {
             "any": best.note["found"]["psnr"],
@@ -74,9 +102,19 @@ def compare(model, words, searched=SEARCHED, unseen=UNSEEN, steps=STEPS, budgets
             "hand": hand.note["found"]["psnr"],
             "hand_grid": hand.note["found"]["grid"],
             "joint": db(joint.plans[m], model, fresh, target, words),
-            "times": db(fs.solvers.euler(model, joint.grid[joint.indices[m]]), model, fresh, target, words),
-            "karras": db(fs.solvers.euler(model, fs.grids.karras(model.schedule, m)), model, fresh, target, words),
-            "published": metrics.psnr(sample(model, fresh, grid, published.path, cond["fresh"]), target),
+            "times": db(
+                fs.solvers.euler(model, joint.grid[joint.indices[m]]), model, fresh, target, words
+            ),
+            "karras": db(
+                fs.solvers.euler(model, fs.grids.karras(model.schedule, m)),
+                model,
+                fresh,
+                target,
+                words,
+            ),
+            "published": metrics.psnr(
+                sample(model, fresh, grid, published.path, cond["fresh"]), target
+            ),
             "published_seconds": published.seconds,
         }
         if larger:
@@ -100,7 +138,11 @@ def bench_search(benchmark):
             f"the teacher agrees with its double to {found['agreement']:.1f} dB; 60 are needed before anything is compared with it"
         )
     z = noise(SEARCHED, 0)
-    benchmark.pedantic(lambda: oss(model, z, max(BUDGETS), solver="euler", teacher=STEPS, **words(SEARCHED)), rounds=3, iterations=1)
+    benchmark.pedantic(
+        lambda: oss(model, z, max(BUDGETS), solver="euler", teacher=STEPS, **words(SEARCHED)),
+        rounds=3,
+        iterations=1,
+    )
     benchmark.extra_info.update(
         evaluations_per_sample=found["joint"].nfe,
         published_evaluations_per_sample=found["published_rows"] / SEARCHED,
@@ -110,26 +152,58 @@ def bench_search(benchmark):
         best_by_hand_of_any_solver={str(m): row["any_grid"] for m, row in found["rows"].items()},
     )
     for m, row in found["rows"].items():
-        figure(benchmark, f"OSS at {m} evaluations, over the best usual Euler grid", row["joint"] - row["hand"], "dB", target=3)
-        figure(benchmark, f"OSS, with Euler, at {m} evaluations, over the best by hand of any solver", row["joint"] - row["any"], "dB")
-        figure(benchmark, f"OSS at {m} evaluations, over the published per-sample search", row["joint"] - row["published"], "dB", target=-1)
+        figure(
+            benchmark,
+            f"OSS at {m} evaluations, over the best usual Euler grid",
+            row["joint"] - row["hand"],
+            "dB",
+            target=3,
+        )
+        figure(
+            benchmark,
+            f"OSS, with Euler, at {m} evaluations, over the best by hand of any solver",
+            row["joint"] - row["any"],
+            "dB",
+        )
+        figure(
+            benchmark,
+            f"OSS at {m} evaluations, over the published per-sample search",
+            row["joint"] - row["published"],
+            "dB",
+            target=-1,
+        )
     times = [found["published_seconds"] / seconds for seconds in benchmark.stats.stats.data]
     settling = found["joint"].agreement_nfe / found["joint"].nfe
     missed = f"the teacher's agreement with its double takes {settling:.0%} of the search, "
     missed += "and a row of a large batch little less than one alone"
-    figure(benchmark, "OSS for every budget to 10, speed against four published searches", times, "x", target=8, missed=missed)
+    figure(
+        benchmark,
+        "OSS for every budget to 10, speed against four published searches",
+        times,
+        "x",
+        target=8,
+        missed=missed,
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--analytic", action="store_true", help="a mixture of Gaussians in place of the embedded model")
+    parser.add_argument(
+        "--analytic",
+        action="store_true",
+        help="a mixture of Gaussians in place of the embedded model",
+    )
     parser.add_argument("--searched", type=int, default=SEARCHED)
     parser.add_argument("--unseen", type=int, default=UNSEEN)
-    parser.add_argument("--more", type=int, default=64, help="noises of a second, larger joint search (0: none)")
+    parser.add_argument(
+        "--more", type=int, default=64, help="noises of a second, larger joint search (0: none)"
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
     log = lambda text: print(text, flush=True)  # noqa: E731
-    found = compare(*subject(args.analytic), args.searched, args.unseen, args.steps, more=args.more, log=log)
+    found = compare(
+        *subject(args.analytic), args.searched, args.unseen, args.steps, more=args.more, log=log
+    )
     columns = {
         "Karras": "karras", "best by hand": "hand", "which": "hand_grid", "of any solver": "any", "which one": "any_grid",
         "published": "published", "joint, times alone": "times", "joint": "joint", f"joint, {args.more} noises": "larger",
@@ -140,12 +214,21 @@ def main():
         cells = [r[key] if isinstance(r[key], str) else f"{r[key]:.2f}" for key in columns.values()]
         gains = [f"{r['joint'] - r[key]:+.2f}" for key in ("hand", "any", "published")]
         rows.append((m, *cells, *gains, f"{r['published_seconds']:.1f}"))
-    print(f"PSNR in dB on {args.unseen} unseen noises; searched with {args.searched} noises on a grid of {args.steps} steps")
-    print(report.table(("evaluations", *columns, "over hand", "over any", "over published", "its seconds"), rows))
+    print(
+        f"PSNR in dB on {args.unseen} unseen noises; searched with {args.searched} noises on a grid of {args.steps} steps"
+    )
+    print(
+        report.table(
+            ("evaluations", *columns, "over hand", "over any", "over published", "its seconds"),
+            rows,
+        )
+    )
     seconds, other = found["joint_seconds"], found["published_seconds"]
     print(f"joint, every budget: {seconds:.1f} s, {found['joint'].nfe:g} evaluations a sample")
     each = found["published_rows"] / args.searched
-    print(f"published, {len(rows)} budgets: {other:.1f} s, {each:g} evaluations a sample; {other / seconds:.1f} times as long")
+    print(
+        f"published, {len(rows)} budgets: {other:.1f} s, {each:g} evaluations a sample; {other / seconds:.1f} times as long"
+    )
 
 
 if __name__ == "__main__":

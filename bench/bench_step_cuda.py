@@ -10,7 +10,11 @@ from triad import step_bytes
 
 import fastsample as fs
 
-SIZES = {(1, 16, 128, 128): 20, (1, 16, 21, 60, 104): 8, (4, 16, 21, 60, 104): 8}  # shape -> evaluations in a round
+SIZES = {
+    (1, 16, 128, 128): 20,
+    (1, 16, 21, 60, 104): 8,
+    (4, 16, 21, 60, 104): 8,
+}  # shape -> evaluations in a round
 
 
 def run_of(plan, shape, device):
@@ -49,7 +53,10 @@ def bench_step_cuda(benchmark, shape):
 
         def triad():
             torch.cuda.synchronize()
-            return lambda: ([torch.add(b, c, alpha=1.5, out=a) for _ in range(nfe)], torch.cuda.synchronize())
+            return lambda: (
+                [torch.add(b, c, alpha=1.5, out=a) for _ in range(nfe)],
+                torch.cuda.synchronize(),
+            )
 
         own, peers = interleaved(benchmark, ours, {"triad": triad})
     name = f"dpmpp_2m on {torch.cuda.get_device_name()}, {'×'.join(map(str, shape))}"

@@ -11,8 +11,16 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--date", default=None, help="the day of the run, YYYY-MM-DD; without it no results file is written")
-    parser.addoption("--machine", default=None, help="a short name of the machine; default: made from its processor")
+    parser.addoption(
+        "--date",
+        default=None,
+        help="the day of the run, YYYY-MM-DD; without it no results file is written",
+    )
+    parser.addoption(
+        "--machine",
+        default=None,
+        help="a short name of the machine; default: made from its processor",
+    )
     parser.addoption("--results", default=str(RESULTS), help="the folder of the results file")
 
 
@@ -30,7 +38,9 @@ def vector_unit():
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return ""
-    return next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
+    return next(
+        (name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), ""
+    )
 
 
 def versions():
@@ -46,8 +56,18 @@ def versions():
 def compact(item):
     """What is kept of one benchmark: its name, seconds with quartiles, figures and counts."""
     stats, extra = item["stats"], dict(item["extra_info"])
-    seconds = {"median": stats["median"], "q1": stats["q1"], "q3": stats["q3"], "rounds": stats["rounds"]}
-    row = {"name": item["name"], "group": item["group"] or "", "seconds": seconds, "figures": extra.pop("figures", [])}
+    seconds = {
+        "median": stats["median"],
+        "q1": stats["q1"],
+        "q3": stats["q3"],
+        "rounds": stats["rounds"],
+    }
+    row = {
+        "name": item["name"],
+        "group": item["group"] or "",
+        "seconds": seconds,
+        "figures": extra.pop("figures", []),
+    }
     return {**row, "counts": extra} if extra else row
 
 
@@ -65,10 +85,21 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     if date is None or config.getoption("--collect-only"):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = config.getoption("--machine") or re.sub(r"[^a-z0-9]+", "-", f"{processor()} {cores} cores".lower()).strip("-")
-    record = {"machine": name, "processor": processor(), "vector": vector_unit(), "cores": cores, "date": date, "versions": versions()}
+    name = config.getoption("--machine") or re.sub(
+        r"[^a-z0-9]+", "-", f"{processor()} {cores} cores".lower()
+    ).strip("-")
+    record = {
+        "machine": name,
+        "processor": processor(),
+        "vector": vector_unit(),
+        "cores": cores,
+        "date": date,
+        "versions": versions(),
+    }
     path = Path(config.getoption("--results")) / f"{name}-{date}.json"
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []  # a part of the benchmarks replaces its own rows
+    kept = (
+        json.loads(path.read_text())["rows"] if path.exists() else []
+    )  # a part of the benchmarks replaces its own rows
     rows = {row["name"]: row for row in kept}
     rows.update({row["name"]: row for row in map(compact, output_json["benchmarks"])})
     record["rows"] = rounded(list(rows.values()))

@@ -37,8 +37,12 @@ def interleaved(benchmark, ours, peers, pairs=PAIRS):
             gc.enable()
         return (ours(),), {}
 
-    benchmark.pedantic(lambda work: work(), setup=setup, rounds=pairs, warmup_rounds=2, iterations=1)
-    return list(benchmark.stats.stats.data), {name: values[-pairs:] for name, values in seconds.items()}
+    benchmark.pedantic(
+        lambda work: work(), setup=setup, rounds=pairs, warmup_rounds=2, iterations=1
+    )
+    return list(benchmark.stats.stats.data), {
+        name: values[-pairs:] for name, values in seconds.items()
+    }
 
 
 def figure(benchmark, what, values, unit="", target=None, better="higher", missed=""):
@@ -53,7 +57,9 @@ def figure(benchmark, what, values, unit="", target=None, better="higher", misse
     if not exact:
         line.update(q1=q1, q3=q3, n=len(values))
     if target is not None:
-        met = {"higher": median >= target, "lower": median <= target, "equal": median == target}[better]
+        met = {"higher": median >= target, "lower": median <= target, "equal": median == target}[
+            better
+        ]
         line.update(target=target, better=better, met=bool(met))
         if not met and missed:
             line["note"] = missed
@@ -64,5 +70,7 @@ def figure(benchmark, what, values, unit="", target=None, better="higher", misse
 def outputs(shape, nfe):
     """Model outputs [nfe] that no model made: fixed numbers, the same for both sides."""
     generator = torch.Generator().manual_seed(1)
-    distinct = [torch.randn(shape, generator=generator) for _ in range(min(nfe, 4))]  # four are enough to tell a wrong order of history
+    distinct = [
+        torch.randn(shape, generator=generator) for _ in range(min(nfe, 4))
+    ]  # four are enough to tell a wrong order of history
     return [distinct[i % len(distinct)] for i in range(nfe)]

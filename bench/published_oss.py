@@ -36,7 +36,9 @@ class Velocity:
         a, s = float(self.alpha[i]), float(self.sigma[i])
         x = z * (a + s)
         words = {k: v[samples] for k, v in self.cond.items()}
-        f = self.model(x * float(self.scale[i]), torch.full((len(x),), float(self.time[i])), **words)
+        f = self.model(
+            x * float(self.scale[i]), torch.full((len(x),), float(self.time[i])), **words
+        )
         self.rows += len(x)
         p, q = to_x0(self.model.prediction, a, s, self.model.sigma_data)
         x0 = p * x + q * f
@@ -51,13 +53,24 @@ class Published:
 
 
 @torch.no_grad()
-def search(model: Model, noise: Tensor, grid: np.ndarray, budget: int, cond: dict[str, Tensor] | None = None) -> Published:
+def search(
+    model: Model,
+    noise: Tensor,
+    grid: np.ndarray,
+    budget: int,
+    cond: dict[str, Tensor] | None = None,
+) -> Published:
     """The median schedule of `budget` steps over noise [B,*]."""
     begin, velocity, N = time.perf_counter(), Velocity(model, grid, cond or {}), len(grid) - 1
     X = [None] * N + [noise * float(velocity.flow[N])]
     for i in range(N, 0, -1):
-        X[i - 1] = X[i] + float(velocity.flow[i - 1] - velocity.flow[i]) * velocity(X[i], i, slice(None))
-    paths = [_one(velocity, [x[b : b + 1] for x in X], budget, slice(b, b + 1)) for b in range(len(noise))]
+        X[i - 1] = X[i] + float(velocity.flow[i - 1] - velocity.flow[i]) * velocity(
+            X[i], i, slice(None)
+        )
+    paths = [
+        _one(velocity, [x[b : b + 1] for x in X], budget, slice(b, b + 1))
+        for b in range(len(noise))
+    ]
     ranked, half = np.sort(np.array(paths), axis=0), len(paths) // 2
     median = (ranked[half] + ranked[(len(paths) - 1) // 2]) // 2
     return Published(median.tolist(), velocity.rows, time.perf_counter() - begin)
@@ -85,7 +98,14 @@ def _one(velocity: Velocity, X: list[Tensor], budget: int, sample: slice) -> lis
 
 
 @torch.no_grad()
-def sample(model: Model, noise: Tensor, grid: np.ndarray, path: list[int], cond: dict[str, Any] | None = None, batch: int = 128) -> Tensor:
+def sample(
+    model: Model,
+    noise: Tensor,
+    grid: np.ndarray,
+    path: list[int],
+    cond: dict[str, Any] | None = None,
+    batch: int = 128,
+) -> Tensor:
     """End points [B,*] of Euler along a found path; the noise stands at the path's first node as it is."""
     velocity, ends = Velocity(model, grid, cond or {}), []
     for first in range(0, len(noise), batch):

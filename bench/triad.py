@@ -35,7 +35,10 @@ def load():
     BUILD.mkdir(parents=True, exist_ok=True)
     source, library = BUILD / "triad.c", BUILD / "triad.so"
     source.write_text(SOURCE)
-    subprocess.run(["gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-o", library, source], check=True)
+    subprocess.run(
+        ["gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-o", library, source],
+        check=True,
+    )
     return ctypes.CDLL(str(library))
 
 
@@ -45,7 +48,10 @@ def moves(total_bytes, elements):
     threads = torch.get_num_threads() if elements >= PARALLEL_FROM else 1
     a, c, b = torch.zeros(n), torch.rand(n), [torch.rand(n) for _ in range(SOURCES)]
     _check(library, n)
-    return {name: _call(getattr(library, name.replace(" ", "_")), a, b, c, 0.5, n, threads) for name in ("triad", "in place")}
+    return {
+        name: _call(getattr(library, name.replace(" ", "_")), a, b, c, 0.5, n, threads)
+        for name in ("triad", "in place")
+    }
 
 
 def _arguments(a, b, c, s, n, threads):
@@ -69,17 +75,23 @@ def _check(library, n):
         a, b, c = (torch.rand(n) for _ in range(3))
         exact = b.double() + 0.5 * c.double() if name == "triad" else 0.5 * a.double() + b.double()
         getattr(library, name)(*_arguments(a, b, c, 0.5, n, 1))
-        if not (a.double() - exact).abs().max() <= 2.0**-24:  # half of a float is exact, and the sum, below 2, is rounded once
+        if (
+            not (a.double() - exact).abs().max() <= 2.0**-24
+        ):  # half of a float is exact, and the sum, below 2, is rounded once
             raise AssertionError(f"triad: the compiled loop {name} is wrong")
 
 
 def step_bytes(run):
     """Bytes a fused step of this run must move, the mean over its model rows: every operand it reads once, every output once."""
     plan, elements = run.plan, run.x.numel()
-    writes_input = run.model_input.data_ptr() != run.x.data_ptr()  # else the model is asked with the state itself
+    writes_input = (
+        run.model_input.data_ptr() != run.x.data_ptr()
+    )  # else the model is asked with the state itself
     state, model = run.x.element_size(), run.model_input.element_size()
     rows = [row for row in range(plan.rows) if plan.call[row] >= 0]
-    return sum(_row_bytes(plan, row, elements, writes_input, state, model) for row in rows) / len(rows)
+    return sum(_row_bytes(plan, row, elements, writes_input, state, model) for row in rows) / len(
+        rows
+    )
 
 
 def _row_bytes(plan, row, elements, writes_input, state, model):

@@ -1,13 +1,16 @@
-/* Step-level continuous batching from a plan file: requests join and leave between any two model evaluations.
+/* Step-level continuous batching from a plan file: requests join and leave between any two model
+ * evaluations.
  *
  *   server <plan.fsplan> <requests> <places> <elements> <states.bin>
  *
- * Every request has a seed, a place in the pools of state and history, and a row of the plan. One tick is one model call for all
- * requests in flight and one fs_step that takes each of them from its own row to its next. Newcomers take row 0, which calls no model,
- * in the same fs_step. A request ends with the same bits as if it had run alone.
+ * Every request has a seed, a place in the pools of state and history, and a row of the plan. One
+ * tick is one model call for all requests in flight and one fs_step that takes each of them from
+ * its own row to its next. Newcomers take row 0, which calls no model, in the same fs_step. A
+ * request ends with the same bits as if it had run alone.
  *
  * Build, after `cmake --install build/c --prefix <dir>`:
- *   cc -std=c99 examples/server.c -I<dir>/include -L<dir>/lib -lfastsample -Wl,-rpath,<dir>/lib -o server
+ *   cc -std=c99 examples/server.c -I<dir>/include -L<dir>/lib -lfastsample -Wl,-rpath,<dir>/lib -o
+ * server
  */
 #include <fastsample/fastsample.h>
 #include <stdio.h>
@@ -58,19 +61,26 @@ static void load_plan(server* s, const char* path) {
   check(fs_plan_load(path, &s->plan));
   first.struct_size = sizeof first;
   check(fs_plan_row(s->plan, 0, &first));
-  if (first.sigma == 0) /* x = x0: the plan was made with start=, for an image, and a request here begins as noise */
-    exit((fprintf(stderr, "server: %s starts from an image; a plan made without start= is accepted\n", path), 1));
+  if (first.sigma == 0) /* x = x0: the plan was made with start=, for an image, and a request here
+                           begins as noise */
+    exit(
+        (fprintf(stderr,
+                 "server: %s starts from an image; a plan made without start= is accepted\n", path),
+         1));
   s->info.struct_size = sizeof s->info;
   check(fs_plan_info(s->plan, &s->info));
   memset(&dims, 0, sizeof dims);
   dims.struct_size = sizeof dims;
-  dims.S = s->info.S, dims.G = s->info.G, dims.L = s->info.L, dims.K = s->info.K, dims.E = s->info.E;
+  dims.S = s->info.S, dims.G = s->info.G, dims.L = s->info.L, dims.K = s->info.K,
+  dims.E = s->info.E;
   check(fs_table_size(&dims, &floats, &ints));
   floats *= s->info.rows, ints *= s->info.rows;
   s->step.table_f = room((size_t)floats, sizeof(float));
   s->step.table_i = room((size_t)ints, sizeof(int32_t));
-  check(fs_plan_pack(s->plan, &dims, FS_F32, (void*)s->step.table_f, floats, (int32_t*)s->step.table_i, ints));
-  s->step.S = dims.S, s->step.G = dims.G, s->step.L = dims.L, s->step.K = dims.K, s->step.E = dims.E;
+  check(fs_plan_pack(s->plan, &dims, FS_F32, (void*)s->step.table_f, floats,
+                     (int32_t*)s->step.table_i, ints));
+  s->step.S = dims.S, s->step.G = dims.G, s->step.L = dims.L, s->step.K = dims.K,
+  s->step.E = dims.E;
   s->step.table_rows = s->info.rows;
 }
 
@@ -85,16 +95,21 @@ static void open_server(server* s, const char* path, int places, int64_t element
   s->free_place = room(P, sizeof(int));
   for (k = 0; k < places; ++k) s->free_place[k] = k;
   s->running = room(P, sizeof(request));
-  s->row = room(P, sizeof(int32_t)), s->place = room(P, sizeof(int32_t)), s->status = room(P, sizeof(int32_t));
+  s->row = room(P, sizeof(int32_t)), s->place = room(P, sizeof(int32_t)),
+  s->status = room(P, sizeof(int32_t));
   s->f_index = room(P * (size_t)s->info.G, sizeof(int32_t)), s->seed = room(P, sizeof(uint64_t));
   s->input = room(P * D, sizeof(float)), s->f = room(P * D, sizeof(float));
-  s->scale = room(P * (size_t)s->info.K, sizeof(float)), s->t = room(P * (size_t)s->info.E, sizeof(float));
+  s->scale = room(P * (size_t)s->info.K, sizeof(float)),
+  s->t = room(P * (size_t)s->info.E, sizeof(float));
   s->step.device = FS_CPU, s->step.state_dtype = FS_F32, s->step.model_dtype = FS_F32;
   s->step.elements = elements, s->step.pool = places, s->step.groups = 1, s->step.copies = 1;
-  s->step.x = room(P * D, sizeof(float)), s->step.slots = room((size_t)s->info.S * P * D, sizeof(float));
+  s->step.x = room(P * D, sizeof(float)),
+  s->step.slots = room((size_t)s->info.S * P * D, sizeof(float));
   s->step.model_input = s->input, s->step.t_out = s->t, s->step.scale = s->scale;
-  s->step.row = s->row, s->step.place = s->place, s->step.f_index = s->f_index, s->step.seed = s->seed, s->step.status = s->status;
-  for (k = 0; k < s->info.G; ++k) s->step.f[k] = s->f; /* the stand-in gives every branch the same output */
+  s->step.row = s->row, s->step.place = s->place, s->step.f_index = s->f_index,
+  s->step.seed = s->seed, s->step.status = s->status;
+  for (k = 0; k < s->info.G; ++k)
+    s->step.f[k] = s->f; /* the stand-in gives every branch the same output */
 }
 
 /* A new request: a free place, unit noise of its seed there, row 0 next. */
@@ -118,8 +133,9 @@ static void put(server* s, request* batch, int b, request r, int output) {
   s->f_index[b] = output;
 }
 
-/* One model call and one step for everybody. Requests on their last row go to the batch's end: the next call's inputs are then
- * the first ones, already in order. Returns how many have finished; they stand behind the others in s->running. */
+/* One model call and one step for everybody. Requests on their last row go to the batch's end: the
+ * next call's inputs are then the first ones, already in order. Returns how many have finished;
+ * they stand behind the others in s->running. */
 static int tick(server* s, const request* fresh, int newcomers, request* batch) {
   const int last = s->info.rows - 2, before = s->count;
   int b = 0, k, g, ending = 0;
@@ -127,16 +143,19 @@ static int tick(server* s, const request* fresh, int newcomers, request* batch) 
   for (k = 0; k < before; ++k) {
     if (s->running[k].row < last) put(s, batch, b++, s->running[k], k);
   }
-  for (k = 0; k < newcomers; ++k) put(s, batch, b++, fresh[k], -1); /* row 0 reads no model output */
+  for (k = 0; k < newcomers; ++k)
+    put(s, batch, b++, fresh[k], -1); /* row 0 reads no model output */
   for (k = 0; k < before; ++k) {
     if (s->running[k].row == last) put(s, batch, b++, s->running[k], k), ++ending;
   }
-  for (g = 1; g < s->info.G; ++g) memcpy(s->f_index + g * b, s->f_index, (size_t)b * sizeof(int32_t));
+  for (g = 1; g < s->info.G; ++g)
+    memcpy(s->f_index + g * b, s->f_index, (size_t)b * sizeof(int32_t));
   for (k = 0; k < b * s->info.K; ++k) s->scale[k] = 2.0f;
   s->step.batch = b, s->step.outputs = before;
   check(fs_step(&s->step));
   for (k = 0; k < b; ++k) {
-    if (s->status[k]) exit(fprintf(stderr, "server: request %d: status %d\n", batch[k].number, (int)s->status[k]));
+    if (s->status[k])
+      exit(fprintf(stderr, "server: request %d: status %d\n", batch[k].number, (int)s->status[k]));
     ++batch[k].row;
   }
   memcpy(s->running, batch, (size_t)b * sizeof(request));
@@ -149,7 +168,10 @@ int main(int argc, char** argv) {
   request *fresh, *batch;
   int requests, next = 0, done = 0, now, k;
   FILE* out;
-  if (argc != 6) return fprintf(stderr, "usage: server <plan.fsplan> <requests> <places> <elements> <states.bin>\n"), 2;
+  if (argc != 6)
+    return fprintf(stderr,
+                   "usage: server <plan.fsplan> <requests> <places> <elements> <states.bin>\n"),
+           2;
   requests = atoi(argv[2]);
   if (requests < 1 || atoi(argv[3]) < 1 || atoll(argv[4]) < 1)
     return fprintf(stderr, "server: requests, places and elements must be at least 1\n"), 2;
@@ -166,8 +188,8 @@ int main(int argc, char** argv) {
       const request r = s.running[k];
       const float* x = (const float*)s.step.x + r.place * s.step.elements;
       const int32_t number = r.number;
-      printf("request %d: arrived at tick %d, done at tick %d, %d evaluations, x[0] = %.9g\n", r.number, r.arrived, now, s.info.nfe,
-             (double)x[0]);
+      printf("request %d: arrived at tick %d, done at tick %d, %d evaluations, x[0] = %.9g\n",
+             r.number, r.arrived, now, s.info.nfe, (double)x[0]);
       fwrite(&number, sizeof number, 1, out);
       fwrite(x, sizeof *x, (size_t)s.step.elements, out);
       s.free_place[s.free_places++] = r.place;

@@ -7,13 +7,26 @@
 
 Names load on first use; importing the package alone loads NumPy and nothing heavier.
 """
+
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import grids, guidance, interop, kernels, metrics, models, optimize, report, schedules, solvers, trajectories
+    from . import (
+        grids,
+        guidance,
+        interop,
+        kernels,
+        metrics,
+        models,
+        optimize,
+        report,
+        schedules,
+        solvers,
+        trajectories,
+    )
     from .conditions import shared
     from .interop.diffusers import FsScheduler
     from .model import Model
@@ -33,12 +46,16 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _NAMES:
         if name in ("Plan", "PlanError"):
-            importlib.import_module(".solvers", __name__)      # so that plan.remake finds its makers
-        value = globals()[name] = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+            importlib.import_module(".solvers", __name__)  # so that plan.remake finds its makers
+        value = globals()[name] = getattr(
+            importlib.import_module(f".{_NAMES[name]}", __name__), name
+        )
         return value
     if name in __all__:
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'fastsample' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    raise AttributeError(
+        f"module 'fastsample' has no attribute {name!r}; its names are {', '.join(__all__)}"
+    )
 
 
 def __dir__() -> list[str]:

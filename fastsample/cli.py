@@ -39,69 +39,152 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fastsample: interrupted; nothing half-written is left", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: say nothing more, at exit neither
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has gone: say nothing more, at exit neither
         return 0
-    except (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         if args.traceback:
             raise
-        print(f"fastsample {args.name}: {printable(error) or type(error).__name__}", file=sys.stderr)
+        print(
+            f"fastsample {args.name}: {printable(error) or type(error).__name__}", file=sys.stderr
+        )
         return 2
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    top = argparse.ArgumentParser("fastsample", description="Few-step sampling for diffusion and flow models.", epilog=EXAMPLES, **form)
-    commands = top.add_subparsers(dest="name", required=True, metavar="demo | optimize | sample | show | doctor")
+    top = argparse.ArgumentParser(
+        "fastsample",
+        description="Few-step sampling for diffusion and flow models.",
+        epilog=EXAMPLES,
+        **form,
+    )
+    commands = top.add_subparsers(
+        dest="name", required=True, metavar="demo | optimize | sample | show | doctor"
+    )
 
     def command(run: Callable, about: str, example: str) -> Callable:
         name = run.__name__
-        sub = commands.add_parser(name, help=about, description=about, epilog=f"example:\n  fastsample {name} {example}".rstrip(), **form)
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  fastsample {name} {example}".rstrip(),
+            **form,
+        )
         sub.set_defaults(command=run)
-        sub.add_argument("--traceback", action="store_true", help="on an error show where it came from")
+        sub.add_argument(
+            "--traceback", action="store_true", help="on an error show where it came from"
+        )
         return sub.add_argument
 
-    add = command(demo, "search schedules for the embedded model, sample, and show the gain", "--out demo")
+    add = command(
+        demo, "search schedules for the embedded model, sample, and show the gain", "--out demo"
+    )
     add("--out", default="demo", help="folder for plans and pictures (default: demo)")
     add("--samples", type=_count, default=64, help="unseen noises to compare on (default: 64)")
     add("--search-samples", type=_count, default=32, help="noises to search with (default: 32)")
     _progress_option(add)
-    add = command(optimize, "search time grids for a model by OSS", "--model mine:make --shape 4,64,64 --budget 8 --out plans")
-    add("--budget", type=_count, default=8, help="largest number of evaluations; every smaller one is found too (default: 8)")
-    add("--solver", default="euler", help="a one-step solver (default: euler)")
-    add("--teacher", type=_count, default=40, help="steps of the grid searched; the teacher takes as many or more (default: 40)")
-    add("--held-out", type=_whole, default=16, help="noises to compare on with schedules made by hand; 0: no comparison (default: 16)")
-    add("--start", choices=("free", "fixed"), default="free", help="free: the noise may carry a lower label (default)")
+    add = command(
+        optimize,
+        "search time grids for a model by OSS",
+        "--model mine:make --shape 4,64,64 --budget 8 --out plans",
+    )
     add(
-        "--aggregate", choices=("joint", "median"), default="joint", help="joint: one schedule for all (default); median: of one per sample"
+        "--budget",
+        type=_count,
+        default=8,
+        help="largest number of evaluations; every smaller one is found too (default: 8)",
+    )
+    add("--solver", default="euler", help="a one-step solver (default: euler)")
+    add(
+        "--teacher",
+        type=_count,
+        default=40,
+        help="steps of the grid searched; the teacher takes as many or more (default: 40)",
+    )
+    add(
+        "--held-out",
+        type=_whole,
+        default=16,
+        help="noises to compare on with schedules made by hand; 0: no comparison (default: 16)",
+    )
+    add(
+        "--start",
+        choices=("free", "fixed"),
+        default="free",
+        help="free: the noise may carry a lower label (default)",
+    )
+    add(
+        "--aggregate",
+        choices=("joint", "median"),
+        default="joint",
+        help="joint: one schedule for all (default); median: of one per sample",
     )
     add("--out", default="plans", help="folder for the plan files (default: plans)")
     _model_options(add, 32)
     _progress_option(add)
-    add = command(sample, "run a plan and write its samples", "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy")
+    add = command(
+        sample,
+        "run a plan and write its samples",
+        "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy",
+    )
     add("plan", help="a .fsplan file")
-    add("--out", action="append", metavar="FILE", help="a .png grid or a .npy array; may be given twice (default: samples.png)")
+    add(
+        "--out",
+        action="append",
+        metavar="FILE",
+        help="a .png grid or a .npy array; may be given twice (default: samples.png)",
+    )
     _model_options(add, 64)
     add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
     add("plan", help="a .fsplan file")
     add("--json", action="store_true", help="the whole plan as JSON")
     add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
-    command(doctor, "print versions, the backends with the reason for each, and what is missing", "")
+    command(
+        doctor, "print versions, the backends with the reason for each, and what is missing", ""
+    )
     return top
 
 
 def _model_options(add: Callable, samples: int) -> None:
-    add("--model", metavar="MODULE:FACTORY", help="a factory of a fastsample.Model (default: the embedded model)")
+    add(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="a factory of a fastsample.Model (default: the embedded model)",
+    )
     add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
     add("--samples", type=_count, default=samples, help=f"noises (default: {samples})")
-    add("--seed", type=int, default=0, help="seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)",
+    )
     add("--batch-size", type=_count, default=256, help="rows of one model call (default: 256)")
-    add("--label", type=int, help="embedded model: one class 0..9 (default: each in turn; -1: none)")
+    add(
+        "--label", type=int, help="embedded model: one class 0..9 (default: each in turn; -1: none)"
+    )
     add("--guidance", type=float, help="embedded model: classifier-free guidance scale")
 
 
 def _progress_option(add: Callable) -> None:
-    add("--progress", action=argparse.BooleanOptionalAction, default=None, help="progress bars (default: on a terminal)")
+    add(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="progress bars (default: on a terminal)",
+    )
 
 
 def _count(text: str, low: int = 1) -> int:
@@ -137,7 +220,9 @@ class Subject:
         size = 1
         for n in self.shape:
             size *= n
-        return normal(seeds, torch.zeros(count, dtype=torch.int64), size).reshape(count, *self.shape)
+        return normal(seeds, torch.zeros(count, dtype=torch.int64), size).reshape(
+            count, *self.shape
+        )
 
 
 def subject(args: argparse.Namespace) -> Subject:
@@ -146,7 +231,9 @@ def subject(args: argparse.Namespace) -> Subject:
     if spec is None:
         return embedded(getattr(args, "label", None), getattr(args, "guidance", None))
     if args.label is not None or args.guidance is not None:
-        raise ValueError("--label and --guidance belong to the embedded model; close over your own model's words in its factory")
+        raise ValueError(
+            "--label and --guidance belong to the embedded model; close over your own model's words in its factory"
+        )
     from .model import Model
 
     module, _, name = spec.partition(":")
@@ -155,10 +242,14 @@ def subject(args: argparse.Namespace) -> Subject:
     sys.path.insert(0, os.getcwd())  # as python -m does: a module beside the user is found
     found = getattr(importlib.import_module(module), name, None)
     if not callable(found):
-        raise ValueError(f"--model {spec}: {module} has no callable {name}; a factory that returns a fastsample.Model is needed")
+        raise ValueError(
+            f"--model {spec}: {module} has no callable {name}; a factory that returns a fastsample.Model is needed"
+        )
     model = found()
     if not isinstance(model, Model):
-        raise TypeError(f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is needed")
+        raise TypeError(
+            f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is needed"
+        )
     shape = args.shape or getattr(model.fn, "shape", None)
     if shape is None:
         raise ValueError(
@@ -174,12 +265,20 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
     from . import models
 
     if label is not None and not -1 <= label <= 9:
-        raise ValueError(f"--label {label}: there is no such class; 0 to 9, or -1 for none, is accepted")
+        raise ValueError(
+            f"--label {label}: there is no such class; 0 to 9, or -1 for none, is accepted"
+        )
 
     def words(count: int) -> dict[str, Any]:
-        labels = torch.arange(count) % 10 if label is None else torch.full((count,), label % 11)  # -1: the eleventh, "no class"
+        labels = (
+            torch.arange(count) % 10 if label is None else torch.full((count,), label % 11)
+        )  # -1: the eleventh, "no class"
         plain = {"cond": {"label": labels}}
-        return plain if guidance is None else {**plain, "uncond": {"label": torch.full((count,), 10)}, "guidance": guidance}
+        return (
+            plain
+            if guidance is None
+            else {**plain, "uncond": {"label": torch.full((count,), 10)}, "guidance": guidance}
+        )
 
     return Subject(models.fashion(), (1, 28, 28), words)
 
@@ -190,28 +289,62 @@ def optimize(args: argparse.Namespace) -> None:
     from . import metrics, report
     from .optimize import oss
 
-    it, options = subject(args), {"solver": args.solver, "start": args.start, "aggregate": args.aggregate, "batch_size": args.batch_size}
+    it, options = (
+        subject(args),
+        {
+            "solver": args.solver,
+            "start": args.start,
+            "aggregate": args.aggregate,
+            "batch_size": args.batch_size,
+        },
+    )
     words = {**options, **it.words(args.samples)}
     z = it.noise(args.samples, args.seed)
     fresh = it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None
-    search = oss(it.model, z, args.budget, teacher=args.teacher, seed=args.seed, held_out=fresh, progress=_progress(args), **words)
+    search = oss(
+        it.model,
+        z,
+        args.budget,
+        teacher=args.teacher,
+        seed=args.seed,
+        held_out=fresh,
+        progress=_progress(args),
+        **words,
+    )
     rows = []
     for m, path in zip(sorted(search.plans), search.save(args.out), strict=True):
         error, plan = search.error[m], search.plans[m]
         level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
         scale = f"{plan.note['found']['amplitude']:.3f}"
         beside = search.compared.get(m)
-        held = (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", f"{beside.solver}, {beside.grid}") if beside else ("-", "-", "not compared")
+        held = (
+            (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", f"{beside.solver}, {beside.grid}")
+            if beside
+            else ("-", "-", "not compared")
+        )
         rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, *held, path))
     held = ("held out dB", "by hand dB", "best by hand")
-    print(report.table(("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file"), rows))
+    print(
+        report.table(
+            ("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file"),
+            rows,
+        )
+    )
     print(search.about_teacher())
-    spent = f"{search.nfe:g} evaluations for each of {search.samples} samples, {search.seconds:.1f} s"
+    spent = (
+        f"{search.nfe:g} evaluations for each of {search.samples} samples, {search.seconds:.1f} s"
+    )
     print(f"{spent}; error and PSNR to the teacher on these samples")
     if search.compared:
         beaten = [str(m) for m in sorted(search.compared) if not search.compared[m].beats]
-        verdict = f"the plans of {', '.join(beaten)} evaluations do not beat the best made by hand" if beaten else "every plan beats them"
-        print(f"beside the schedules made by hand, of any solver, on {args.held_out} noises held out: {verdict}")
+        verdict = (
+            f"the plans of {', '.join(beaten)} evaluations do not beat the best made by hand"
+            if beaten
+            else "every plan beats them"
+        )
+        print(
+            f"beside the schedules made by hand, of any solver, on {args.held_out} noises held out: {verdict}"
+        )
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -227,7 +360,9 @@ def sample(args: argparse.Namespace) -> None:
     it = subject(args)
     z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
-    print(f"{args.samples} samples of {plan.nfe} evaluations in {time.perf_counter() - begin:.2f} s")
+    print(
+        f"{args.samples} samples of {plan.nfe} evaluations in {time.perf_counter() - begin:.2f} s"
+    )
     for out in outs:
         if Path(out).suffix == ".png":
             report.save_images(out, end)
@@ -241,7 +376,9 @@ def _found_guidance(plan: Plan) -> float:
     found = plan.note.get("found")
     scale = found.get("guidance") if isinstance(found, dict) else None
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise ValueError(f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass --guidance")
+        raise ValueError(
+            f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass --guidance"
+        )
     return float(scale)
 
 
@@ -252,7 +389,9 @@ def show(args: argparse.Namespace) -> None:
         from . import report
 
         report.schedules_picture(
-            args.picture, {printable(plan.note.get("solver", "plan")): plan}, f"Where {Path(args.plan).name} asks the model"
+            args.picture,
+            {printable(plan.note.get("solver", "plan")): plan},
+            f"Where {Path(args.plan).name} asks the model",
         )
 
 
@@ -277,16 +416,22 @@ def demo(args: argparse.Namespace) -> None:
 def _folder(name: str) -> None:
     """Refuse, before any work, an output folder that cannot be one."""
     path = Path(named(name, "--out"))
-    there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)  # it, or the nearest above it that is there
+    there = next(
+        (p for p in (path, *path.parents) if os.path.lexists(p)), path
+    )  # it, or the nearest above it that is there
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {path}: {there} is no folder that can be written; the name of a folder, new or writable, is needed")
+        raise ValueError(
+            f"--out {path}: {there} is no folder that can be written; the name of a folder, new or writable, is needed"
+        )
 
 
 def _load(path: str) -> Plan:
     try:
         return Plan.load(path)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}; the path of a .fsplan file is needed") from None
+        raise ValueError(
+            f"{path}: {error.strerror or error}; the path of a .fsplan file is needed"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -49,14 +49,26 @@ def branches_of(
     """
     named = {"cond": {} if cond is None else cond} | ({} if uncond is None else {"uncond": uncond})
     if branches is not None:
-        alone = cond is None and uncond is None and isinstance(branches, (list, tuple)) and len(branches) > 0
+        alone = (
+            cond is None
+            and uncond is None
+            and isinstance(branches, (list, tuple))
+            and len(branches) > 0
+        )
         if not alone or not all(isinstance(b, Mapping) for b in branches):
-            raise ValueError(f"{where}: branches must be one dict or more, and stand alone; leave out cond and uncond")
+            raise ValueError(
+                f"{where}: branches must be one dict or more, and stand alone; leave out cond and uncond"
+            )
         named = {f"branches[{g}]": branch for g, branch in enumerate(branches)}
     for name, value in named.items():
         if not isinstance(value, Mapping):
-            raise TypeError(f"{where}: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted")
-    return {name: dict(value) if _flat(value, batch) else _checked(where, name, value, batch, device) for name, value in named.items()}
+            raise TypeError(
+                f"{where}: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted"
+            )
+    return {
+        name: dict(value) if _flat(value, batch) else _checked(where, name, value, batch, device)
+        for name, value in named.items()
+    }
 
 
 def take(tree: dict, index: slice | Tensor) -> dict:
@@ -67,7 +79,9 @@ def take(tree: dict, index: slice | Tensor) -> dict:
             return value
         if isinstance(value, Tensor):
             return value[index.to(value.device) if isinstance(index, Tensor) else index]
-        return _list_like(value, [value[i] for i in index.tolist()] if isinstance(index, Tensor) else value[index])
+        return _list_like(
+            value, [value[i] for i in index.tolist()] if isinstance(index, Tensor) else value[index]
+        )
 
     return pytree.tree_map(part, tree, is_leaf=_is_leaf)
 
@@ -77,7 +91,9 @@ def told(tree: dict) -> dict:
     leaves, spec = pytree.tree_flatten(tree, is_leaf=_is_leaf)
     if not any(isinstance(value, Shared) for value in leaves):
         return tree
-    return pytree.tree_unflatten([value.value if isinstance(value, Shared) else value for value in leaves], spec)
+    return pytree.tree_unflatten(
+        [value.value if isinstance(value, Shared) else value for value in leaves], spec
+    )
 
 
 def merged(where: str, branches: Mapping[str, dict]) -> dict | None:
@@ -95,7 +111,9 @@ def merged(where: str, branches: Mapping[str, dict]) -> dict | None:
 
 def _columns(where: str, branches: Mapping[str, dict]) -> list[list]:
     """For each leaf of the first branch what every branch says there, by its path."""
-    leaves = [dict(pytree.tree_leaves_with_path(tree, is_leaf=_is_leaf)) for tree in branches.values()]
+    leaves = [
+        dict(pytree.tree_leaves_with_path(tree, is_leaf=_is_leaf)) for tree in branches.values()
+    ]
     for name, own in zip(branches, leaves, strict=True):
         for other, theirs in zip(branches, leaves, strict=True):
             for path in own:
@@ -150,7 +168,11 @@ def _is_list(value: Sequence) -> bool:
 
 
 def _travels(leaf: object) -> bool:
-    return leaf.dim() > 0 if isinstance(leaf, Tensor) else isinstance(leaf, (list, tuple)) and _is_list(leaf)
+    return (
+        leaf.dim() > 0
+        if isinstance(leaf, Tensor)
+        else isinstance(leaf, (list, tuple)) and _is_list(leaf)
+    )
 
 
 def _length(leaf: Sequence | Tensor) -> int:
@@ -164,7 +186,9 @@ def _written(path: Sequence) -> str:
 
 def _flat(value: Mapping, batch: int) -> bool:
     """Nothing but tensors of `batch` samples, as most conditions are: known to be right by a look, a tenth of a short eager call sooner."""
-    return all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch for v in value.values())
+    return all(
+        isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch for v in value.values()
+    )
 
 
 def _checked(where: str, name: str, value: object, batch: int, device: torch.device) -> Any:
@@ -182,10 +206,14 @@ def _checked(where: str, name: str, value: object, batch: int, device: torch.dev
         elif isinstance(leaf, Mapping) and leaf:
             leaves[k] = _checked(where, path(k), dict(leaf), batch, device)
         elif isinstance(leaf, (list, tuple)) and leaf and not _is_list(leaf):
-            leaves[k] = _checked(where, path(k), list(leaf) if isinstance(leaf, list) else tuple(leaf), batch, device)
+            leaves[k] = _checked(
+                where, path(k), list(leaf) if isinstance(leaf, list) else tuple(leaf), batch, device
+            )
         if _travels(leaf) and (size := _length(leaf)) != batch:
             count = f"{size} samples for a batch of {batch}"
-            raise ValueError(f"{where}: {path(k)} has {count}; {batch}, or fs.shared(value), is accepted")
+            raise ValueError(
+                f"{where}: {path(k)} has {count}; {batch}, or fs.shared(value), is accepted"
+            )
     return pytree.tree_unflatten(leaves, spec)
 
 
@@ -206,7 +234,9 @@ def _tensor(where: str, name: str, array: np.ndarray, device: torch.device) -> T
     try:
         return torch.as_tensor(array.astype(array.dtype.newbyteorder("=")), device=device)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{where}: {name} is an array of {array.dtype}; numbers that torch has a dtype for are accepted") from error
+        raise TypeError(
+            f"{where}: {name} is an array of {array.dtype}; numbers that torch has a dtype for are accepted"
+        ) from error
 
 
 def _one_call(values: Sequence) -> bool:
@@ -216,7 +246,11 @@ def _one_call(values: Sequence) -> bool:
         return all(_same(first, v) for v in values[1:])
     if not isinstance(first, Tensor):
         return all(type(v) is type(first) for v in values)
-    return all(isinstance(v, Tensor) and (v.shape, v.dtype, v.device) == (first.shape, first.dtype, first.device) for v in values)
+    return all(
+        isinstance(v, Tensor)
+        and (v.shape, v.dtype, v.device) == (first.shape, first.dtype, first.device)
+        for v in values
+    )
 
 
 def _joined(values: Sequence) -> Any:
@@ -225,7 +259,11 @@ def _joined(values: Sequence) -> Any:
         return first.value
     if not _travels(first):
         return first
-    return torch.cat(list(values)) if isinstance(first, Tensor) else _list_like(first, [item for value in values for item in value])
+    return (
+        torch.cat(list(values))
+        if isinstance(first, Tensor)
+        else _list_like(first, [item for value in values for item in value])
+    )
 
 
 def _list_like(value: Sequence, items: Sequence) -> Sequence:
@@ -247,5 +285,10 @@ def _equal(a: object, b: object) -> bool:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         kinds = [(v.shape, v.dtype, v.device, v.requires_grad) for v in (a, b)]
-        return kinds[0] == kinds[1] and not a.requires_grad and transforms.active(a, b) is None and torch.equal(a, b)
+        return (
+            kinds[0] == kinds[1]
+            and not a.requires_grad
+            and transforms.active(a, b) is None
+            and torch.equal(a, b)
+        )
     return type(a) is type(b) and isinstance(a, PLAIN) and bool(a == b)

@@ -1,4 +1,5 @@
 """Files that appear whole or not at all: written beside their place under another name, then renamed into it."""
+
 from __future__ import annotations
 
 import os
@@ -18,8 +19,12 @@ def write_whole(path: Any, data: bytes) -> None:
     """
     target, old = place(path)
     folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".fastsample-{os.urandom(8).hex()}")      # the file's own name may be as long as a name can be
-    mode = 0o666 if old is None else 0o600      # the kernel takes the umask off; to read and set it would be every thread's business
+    temporary = os.path.join(
+        folder, f".fastsample-{os.urandom(8).hex()}"
+    )  # the file's own name may be as long as a name can be
+    mode = (
+        0o666 if old is None else 0o600
+    )  # the kernel takes the umask off; to read and set it would be every thread's business
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
@@ -34,7 +39,9 @@ def write_whole(path: Any, data: bytes) -> None:
         if not isinstance(error, OSError):
             raise
         why = f"{os.fsdecode(path)} could not be written in the folder {folder} ({error.strerror or error})"
-        raise type(error)(f"save: {why}; a folder that can be written, with room, is accepted") from None
+        raise type(error)(
+            f"save: {why}; a folder that can be written, with room, is accepted"
+        ) from None
 
 
 def place(path: Any) -> tuple[str, os.stat_result | None]:
@@ -48,33 +55,49 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
     except FileNotFoundError:
         old = None
     except OSError as error:
-        raise type(error)(f"save: {name} leads to no file ({error.strerror}); a file name in a folder that exists is accepted") from None
+        raise type(error)(
+            f"save: {name} leads to no file ({error.strerror}); a file name in a folder that exists is accepted"
+        ) from None
     try:
         target = os.path.realpath(name)
     except FileNotFoundError:
         gone = f"save: {name} lies in a working folder that is gone"
-        raise FileNotFoundError(f"{gone}; a file name in a folder that exists is accepted") from None
+        raise FileNotFoundError(
+            f"{gone}; a file name in a folder that exists is accepted"
+        ) from None
     folder = os.path.basename(name) in ("", ".", "..") or (old and stat.S_ISDIR(old.st_mode))
     if folder or not os.path.isdir(os.path.dirname(target)):
-        raise FileNotFoundError(f"save: {name} is a folder, or lies in none; a file name in a folder that exists is accepted")
+        raise FileNotFoundError(
+            f"save: {name} is a folder, or lies in none; a file name in a folder that exists is accepted"
+        )
     if old and not stat.S_ISREG(old.st_mode):
-        raise FileExistsError(f"save: {name} is no regular file ({stat.filemode(old.st_mode)}); a file, or a new name, is accepted")
+        raise FileExistsError(
+            f"save: {name} is no regular file ({stat.filemode(old.st_mode)}); a file, or a new name, is accepted"
+        )
     if old and not os.access(target, os.W_OK):
-        raise PermissionError(f"save: {name} is protected from writing ({stat.filemode(old.st_mode)}); another name is accepted")
+        raise PermissionError(
+            f"save: {name} is protected from writing ({stat.filemode(old.st_mode)}); another name is accepted"
+        )
     return target, old
 
 
 def named(path: Any, where: str) -> str:
     """The path as text. Raises TypeError for what is none, as a file descriptor; ValueError for a name that no file has."""
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"{where}: the path is {path!r:.80}, a {type(path).__name__}; a str, bytes or os.PathLike is accepted")
+        raise TypeError(
+            f"{where}: the path is {path!r:.80}, a {type(path).__name__}; a str, bytes or os.PathLike is accepted"
+        )
     name = os.fsdecode(path)
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        raise ValueError(f"{where}: the path is {ascii(name)}; a name that the file system can write is accepted") from None
+        raise ValueError(
+            f"{where}: the path is {ascii(name)}; a name that the file system can write is accepted"
+        ) from None
     if not name or "\0" in name:
-        raise ValueError(f"{where}: the path is {name!r}; a name, without a null character, is accepted")
+        raise ValueError(
+            f"{where}: the path is {name!r}; a name, without a null character, is accepted"
+        )
     return name
 
 
@@ -84,13 +107,15 @@ def make_folder(path: Any) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise type(error)(f"save: the folder {folder} cannot be made ({error.strerror}); the name of a folder is accepted") from None
+        raise type(error)(
+            f"save: the folder {folder} cannot be made ({error.strerror}); the name of a folder is accepted"
+        ) from None
     return folder
 
 
 def _keep(name: str, old: os.stat_result) -> None:
     """Owner and group of the old file, then its mode: a change of owner takes bits off."""
     for owner, group in ((old.st_uid, -1), (-1, old.st_gid)):
-        with suppress(OSError, AttributeError):      # only root gives files away; Windows has no owners
+        with suppress(OSError, AttributeError):  # only root gives files away; Windows has no owners
             os.chown(name, owner, group)
     os.chmod(name, stat.S_IMODE(old.st_mode))

@@ -29,15 +29,25 @@ def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     n = _steps("uniform", n)
     _end("uniform", end)
     if end == "min" or schedule.t_zero >= 0.0:
-        return check(schedule, np.linspace(schedule.t_max, schedule.t_zero if end == "zero" else schedule.t_min, n + 1))
-    return check(schedule, np.append(np.linspace(schedule.t_max, schedule.t_min, n), schedule.t_zero))
+        return check(
+            schedule,
+            np.linspace(
+                schedule.t_max, schedule.t_zero if end == "zero" else schedule.t_min, n + 1
+            ),
+        )
+    return check(
+        schedule, np.append(np.linspace(schedule.t_max, schedule.t_min, n), schedule.t_zero)
+    )
 
 
 def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then sigma = 0 (Lu et al. 2022, arXiv:2206.00927)."""
     _schedule("uniform_half_log_snr", schedule)
     n = _steps("uniform_half_log_snr", n)
-    noisiest, cleanest = schedule.half_log_snr(schedule.t_finite), schedule.half_log_snr(schedule.t_min)
+    noisiest, cleanest = (
+        schedule.half_log_snr(schedule.t_finite),
+        schedule.half_log_snr(schedule.t_min),
+    )
     levels = np.linspace(noisiest, cleanest, n if _end("uniform_half_log_snr", end) else n + 1)
     return _finish(schedule, schedule.time(levels), end)
 
@@ -48,7 +58,11 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
     _schedule("karras", schedule)
-    if isinstance(rho, bool) or not isinstance(rho, (int, float, np.number)) or not 0.0 < rho < np.inf:
+    if (
+        isinstance(rho, bool)
+        or not isinstance(rho, (int, float, np.number))
+        or not 0.0 < rho < np.inf
+    ):
         raise ValueError(f"grids.karras: rho = {rho!r}; a number > 0 is accepted")
     return _ramp(schedule, _steps("karras", n), end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
 
@@ -84,13 +98,20 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         clean = schedule.half_log_snr(b) == np.inf
         low, high = schedule.half_log_snr(np.array([a, schedule.t_min if clean else b]))
-        cuts = np.arange(1, parts) / (parts - (clean and parts > 2)) if high - low > SAME_LEVEL * abs(high) else np.empty(0)
+        cuts = (
+            np.arange(1, parts) / (parts - (clean and parts > 2))
+            if high - low > SAME_LEVEL * abs(high)
+            else np.empty(0)
+        )
         if low == -np.inf:
             low = min(schedule.half_log_snr(schedule.t_finite), high - 1.0)
         if endless:
             inside = schedule.time(low + cuts * (high - low))
         else:
-            inside = schedule.time(-7.0 * np.log(np.exp(-low / 7.0) + cuts * (np.exp(-high / 7.0) - np.exp(-low / 7.0))))
+            inside = schedule.time(
+                -7.0
+                * np.log(np.exp(-low / 7.0) + cuts * (np.exp(-high / 7.0) - np.exp(-low / 7.0)))
+            )
         times += [a, *np.where(cuts == 1.0, schedule.t_min, inside)]
     return check(schedule, np.append(times, grid[-1]))
 
@@ -105,7 +126,9 @@ def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = Fal
     """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached (Lin et al. 2024, table 2)."""
     size, n = _table("leading", schedule), _steps("leading", n)
     if n > size:
-        raise ValueError(f"grids.leading: n = {n} for a table of {size} levels; n up to {size} is accepted")
+        raise ValueError(
+            f"grids.leading: n = {n} for a table of {size} levels; n up to {size} is accepted"
+        )
     if isinstance(offset, bool) or not isinstance(offset, (int, float, np.integer, np.floating)):
         raise ValueError(f"grids.leading: offset = {offset!r:.60}; a number of levels is accepted")
     return _indices("leading", schedule, np.arange(n)[::-1] * float(size // n) + offset, rounded)
@@ -125,13 +148,23 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
     _schedule("from_sigmas", schedule)
     sigmas = _list("from_sigmas", sigmas)
     if (sigmas < 0.0).any():
-        raise ValueError(f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are accepted")
-    _decreasing("grids.from_sigmas", sigmas)  # here, for its own times would name numbers the caller never gave
+        raise ValueError(
+            f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are accepted"
+        )
+    _decreasing(
+        "grids.from_sigmas", sigmas
+    )  # here, for its own times would name numbers the caller never gave
     if isinstance(schedule, EDM):
         return check(schedule, sigmas)
-    top = float(schedule.sigma(schedule.t_max)) if isinstance(schedule, Flow) else float(np.exp(-schedule.half_log_snr(schedule.t_max)))
+    top = (
+        float(schedule.sigma(schedule.t_max))
+        if isinstance(schedule, Flow)
+        else float(np.exp(-schedule.half_log_snr(schedule.t_max)))
+    )
     if sigmas[0] > top * (1.0 + ROUNDED_LIST):
-        raise ValueError(f"grids.from_sigmas: {sigmas[0]:g} is above the schedule's largest level; up to {top:g} is accepted")
+        raise ValueError(
+            f"grids.from_sigmas: {sigmas[0]:g} is above the schedule's largest level; up to {top:g} is accepted"
+        )
     sigmas = np.minimum(sigmas, top)
     if isinstance(schedule, Flow):
         return check(schedule, sigmas / (schedule.shift - (schedule.shift - 1.0) * sigmas))
@@ -149,7 +182,12 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
     times = _list("from_timesteps", timesteps)
     if end not in ("zero", "keep"):
         raise ValueError(f"grids.from_timesteps: end = {end!r}; 'zero' or 'keep' is accepted")
-    return check(schedule, times if end == "keep" or times[-1] == schedule.t_zero else np.append(times, schedule.t_zero))
+    return check(
+        schedule,
+        times
+        if end == "keep" or times[-1] == schedule.t_zero
+        else np.append(times, schedule.t_zero),
+    )
 
 
 def check(schedule: Schedule, grid) -> np.ndarray:
@@ -157,7 +195,9 @@ def check(schedule: Schedule, grid) -> np.ndarray:
     _schedule("check", schedule)
     grid = _list("check", grid)
     if not 2 <= len(grid) <= MAX_STEPS + 1:
-        raise ValueError(f"grid: {len(grid)} times; 2 to {MAX_STEPS + 1} are accepted, one more than the steps")
+        raise ValueError(
+            f"grid: {len(grid)} times; 2 to {MAX_STEPS + 1} are accepted, one more than the steps"
+        )
     if not np.isfinite(grid).all():
         at = int(np.argmin(np.isfinite(grid)))
         raise ValueError(f"grid: entry {at} is {grid[at]:g}; finite times are accepted")
@@ -166,15 +206,27 @@ def check(schedule: Schedule, grid) -> np.ndarray:
     steps = levels[1:] > levels[:-1]
     if not steps.all():
         at = int(np.argmin(steps))
-        raise ValueError(f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times further apart are accepted")
+        raise ValueError(
+            f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times further apart are accepted"
+        )
     return grid
 
 
 def _schedule(where: str, schedule) -> None:
     """Refuses anything that has not what the grids read of a schedule, and names the commonest slip."""
-    if isinstance(schedule, type) or not all(hasattr(schedule, name) for name in ("half_log_snr", "t_max", "t_min", "t_zero")):
-        found = f"the class {schedule.__name__}" if isinstance(schedule, type) else f"a {type(schedule).__name__}"
-        accepted = "pass model.schedule" if hasattr(schedule, "schedule") else "a schedule of fastsample.schedules is accepted"
+    if isinstance(schedule, type) or not all(
+        hasattr(schedule, name) for name in ("half_log_snr", "t_max", "t_min", "t_zero")
+    ):
+        found = (
+            f"the class {schedule.__name__}"
+            if isinstance(schedule, type)
+            else f"a {type(schedule).__name__}"
+        )
+        accepted = (
+            "pass model.schedule"
+            if hasattr(schedule, "schedule")
+            else "a schedule of fastsample.schedules is accepted"
+        )
         raise ValueError(f"grids.{where}: schedule is {found}; {accepted}")
 
 
@@ -187,12 +239,16 @@ def _decreasing(where: str, values: np.ndarray) -> None:
     steps = values[1:] < values[:-1]
     if not steps.all():
         at = int(np.argmin(steps))
-        raise ValueError(f"{where}: entry {at + 1} is {values[at + 1]:g} after {values[at]:g}; strictly decreasing numbers are accepted")
+        raise ValueError(
+            f"{where}: entry {at + 1} is {values[at + 1]:g} after {values[at]:g}; strictly decreasing numbers are accepted"
+        )
 
 
 def _steps(where: str, n) -> int:
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_STEPS:
-        raise ValueError(f"grids.{where}: n = {n!r}; a whole number of steps from 1 to {MAX_STEPS} is accepted")
+        raise ValueError(
+            f"grids.{where}: n = {n!r}; a whole number of steps from 1 to {MAX_STEPS} is accepted"
+        )
     return int(n)
 
 
@@ -208,7 +264,9 @@ def _list(where: str, values) -> np.ndarray:
     except (TypeError, ValueError):
         raise ValueError(f"grids.{where}: {values!r:.60}; a list of numbers is accepted") from None
     if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
-        raise ValueError(f"grids.{where}: shape {list(values.shape)}, {int(np.isnan(values).sum())} NaN; a list of numbers is accepted")
+        raise ValueError(
+            f"grids.{where}: shape {list(values.shape)}, {int(np.isnan(values).sum())} NaN; a list of numbers is accepted"
+        )
     return values
 
 
@@ -220,7 +278,11 @@ def _ramp(schedule: Schedule, n: int, end: str, warp, unwarp) -> np.ndarray:
     high, low = warp(sigma / (alpha + sigma if bounded else alpha))
     s = unwarp(np.linspace(high, low, n if _end("karras or grids.exponential", end) else n + 1))
     with np.errstate(divide="ignore"):
-        return _finish(schedule, schedule.time((np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0) - np.log(s)), end)
+        return _finish(
+            schedule,
+            schedule.time((np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0) - np.log(s)),
+            end,
+        )
 
 
 def _finish(schedule: Schedule, times: np.ndarray, end: str) -> np.ndarray:
@@ -234,7 +296,9 @@ def _finish(schedule: Schedule, times: np.ndarray, end: str) -> np.ndarray:
 def _table(where: str, schedule) -> int:
     if not isinstance(schedule, DiscreteVP):
         _schedule(where, schedule)
-        raise ValueError(f"grids.{where}: schedule is a {type(schedule).__name__}; a DiscreteVP is accepted")
+        raise ValueError(
+            f"grids.{where}: schedule is a {type(schedule).__name__}; a DiscreteVP is accepted"
+        )
     return len(schedule.alphas_cumprod)
 
 

@@ -23,12 +23,16 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     if not isinstance(plan, Plan):
         raise TypeError(f"guided: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
     if plan.G != 1 or plan.K != 0:
-        raise PlanError(f"guided: the plan has {plan.G} branches and {plan.K} scales already; one branch and none is accepted")
+        raise PlanError(
+            f"guided: the plan has {plan.G} branches and {plan.K} scales already; one branch and none is accepted"
+        )
     if not isinstance(branches, (int, np.integer)) or not 2 <= branches <= 8:
         raise PlanError(f"guided: branches={branches!r}; 2 to 8 is accepted")
     low, high = (-np.inf, np.inf) if interval is None else _ends(interval)
     if (plan.reads >> (3 + plan.S) & 1).any():
-        raise PlanError("guided: the plan reads a single branch's raw output; compile it for guidance instead")
+        raise PlanError(
+            "guided: the plan reads a single branch's raw output; compile it for guidance instead"
+        )
     with np.errstate(divide="ignore"):
         half_log_snr = np.log(plan.alpha) - np.log(plan.sigma)
     inside = (half_log_snr >= low) & (half_log_snr <= high)
@@ -41,7 +45,11 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     for k in range(branches - 1):
         V[on, k, k], V[on, -1, k] = base[on], -base[on]
     bits = np.where(on, (1 << branches) - 1, np.where(called, 1, 0))
-    note = {"form": "linear", "branches": int(branches), "interval": None if interval is None else [low, high]}
+    note = {
+        "form": "linear",
+        "branches": int(branches),
+        "interval": None if interval is None else [low, high],
+    }
     return replace(wide, U=U, V=V, branches=bits, note={**plan.note, "guidance": note})
 
 
@@ -52,5 +60,7 @@ def _ends(interval: object) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = np.nan
     if not low < high:
-        raise PlanError(f"guided: interval={interval!r}; (low, high) in half_log_snr with low < high is accepted")
+        raise PlanError(
+            f"guided: interval={interval!r}; (low, high) in half_log_snr with low < high is accepted"
+        )
     return low, high

@@ -33,7 +33,14 @@ __all__ = [
 ]
 
 DATA_RANGE = 2.0  # data in [-1, 1]
-STARTS = (None, 40.0, 20.0, 10.0, 5.0, 2.5)  # sigma/alpha the noise is labelled with; None: the schedule's largest
+STARTS = (
+    None,
+    40.0,
+    20.0,
+    10.0,
+    5.0,
+    2.5,
+)  # sigma/alpha the noise is labelled with; None: the schedule's largest
 
 
 def mse(a: Any, b: Any) -> float:
@@ -55,7 +62,9 @@ def psnr_quartiles(a: Any, b: Any, data_range: float = DATA_RANGE) -> tuple[floa
     """The quartiles (25, 50, 75 %) over samples of each sample's own PSNR in dB. a, b [B,*]."""
     each = _squared(a, b, "psnr_quartiles")
     each = each.reshape(len(each), -1).mean(axis=1)
-    low, mid, high = np.quantile(each, [0.75, 0.5, 0.25])  # on the mse, where a sample of error 0 is an ordinary number
+    low, mid, high = np.quantile(
+        each, [0.75, 0.5, 0.25]
+    )  # on the mse, where a sample of error 0 is an ordinary number
     return decibel(low, data_range), decibel(mid, data_range), decibel(high, data_range)
 
 
@@ -79,7 +88,14 @@ def settled(
 
 
 def find_teacher(
-    model: Any, noise: Any, *, solver: str = "dpmpp_3m", nfe: int = 100, at_least: float = 60.0, most: int = 1600, **words: Any
+    model: Any,
+    noise: Any,
+    *,
+    solver: str = "dpmpp_3m",
+    nfe: int = 100,
+    at_least: float = 60.0,
+    most: int = 1600,
+    **words: Any,
 ) -> tuple[Plan, float, Any]:
     """The first plan of nfe, 2 nfe, 4 nfe, ... steps whose end points agree to `at_least` dB with those at twice as many.
 
@@ -89,9 +105,13 @@ def find_teacher(
     from . import grids, solvers
 
     if nfe == 1:
-        raise ValueError("find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from t_min, agree by themselves")
+        raise ValueError(
+            "find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from t_min, agree by themselves"
+        )
     make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))  # noqa: E731
-    plan, agreement, end = settled(make, lambda plan: run(plan, model, noise, **words), at_least, most // 2)
+    plan, agreement, end = settled(
+        make, lambda plan: run(plan, model, noise, **words), at_least, most // 2
+    )
     if agreement >= at_least:
         return plan, agreement, end
     raise RuntimeError(
@@ -113,7 +133,13 @@ class Score:
 
 
 def score(
-    plan: Plan, model: Any, noise: Any, target: Any, *, judges: Mapping[str, Callable[[Any], float]] | None = None, **words: Any
+    plan: Plan,
+    model: Any,
+    noise: Any,
+    target: Any,
+    *,
+    judges: Mapping[str, Callable[[Any], float]] | None = None,
+    **words: Any,
 ) -> Score:
     """Run `plan` on unit noise [B,*] and compare its end points with `target` [B,*]. judges: {name: function of the end points}."""
     begin = time.perf_counter()
@@ -123,7 +149,9 @@ def score(
     return Score(plan.nfe, psnr(end, target), psnr_quartiles(end, target), seconds, judged, end)
 
 
-def hand_made(schedule: Any, nfe: int, starts: Sequence[float | None] | None = None) -> dict[str, np.ndarray]:
+def hand_made(
+    schedule: Any, nfe: int, starts: Sequence[float | None] | None = None
+) -> dict[str, np.ndarray]:
     """The usual time grids of nfe steps in every variant: {label: grid [nfe+1]}.
 
     Even spacing in the schedule's t, in log(sigma/alpha), in Karras' (sigma/alpha)^(1/7), in flow time sigma/(alpha+sigma) and in the angle
@@ -136,17 +164,26 @@ def hand_made(schedule: Any, nfe: int, starts: Sequence[float | None] | None = N
         "uniform flow time": (lambda s: s / (1 + s), lambda w: w / (1 - w)),
         "uniform angle": (np.arctan, np.tan),
     }
-    low, high = (float(np.exp(-schedule.half_log_snr(t))) for t in (schedule.t_min, schedule.t_finite))
+    low, high = (
+        float(np.exp(-schedule.half_log_snr(t))) for t in (schedule.t_min, schedule.t_finite)
+    )
     out = {}
     for start in STARTS if starts is None else starts:
         top = high if start is None else start
         if not low < top <= high:
             continue
-        ends = (schedule.t_max if start is None else float(schedule.time(-np.log(top))), schedule.t_min)
+        ends = (
+            schedule.t_max if start is None else float(schedule.time(-np.log(top))),
+            schedule.t_min,
+        )
         grids = {"uniform t": lambda n, ends=ends: np.linspace(*ends, n)}
         for name, (warp, back) in shapes.items():
             grids[name] = lambda n, warp=warp, back=back, top=top, ends=ends: np.concatenate(
-                [ends[:1], schedule.time(-np.log(back(np.linspace(warp(top), warp(low), n)[1:-1]))), ends[1:]]
+                [
+                    ends[:1],
+                    schedule.time(-np.log(back(np.linspace(warp(top), warp(low), n)[1:-1]))),
+                    ends[1:],
+                ]
             )
         for name, grid in grids.items():
             label = name if start is None else f"{name} from {start:g}"
@@ -164,9 +201,18 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
     from . import solvers
 
     if solver is not None and solver not in list(solvers.SOLVERS):
-        raise ValueError(f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted")
-    names = [solver] if solver else {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}.values()
-    usual = [hand_made(model.schedule, steps) for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))]
+        raise ValueError(
+            f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted"
+        )
+    names = (
+        [solver]
+        if solver
+        else {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}.values()
+    )
+    usual = [
+        hand_made(model.schedule, steps)
+        for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))
+    ]
     found = {}
     for name in names:
         for grids in usual:
@@ -193,23 +239,39 @@ def best_hand_made(
     """
     for name, value in (("nfe", nfe), ("screen", screen), ("finalists", finalists)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted")
+            raise ValueError(
+                f"best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted"
+            )
     if len(target) != len(noise):
-        raise ValueError(f"best_hand_made: {len(target)} end points for {len(noise)} noises; one for each is accepted")
+        raise ValueError(
+            f"best_hand_made: {len(target)} end points for {len(noise)} noises; one for each is accepted"
+        )
     plans = by_hand(model, nfe, solver)
     if not plans:
-        raise ValueError(f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another solver or number is needed")
+        raise ValueError(
+            f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another solver or number is needed"
+        )
 
     def ranked(chosen: Sequence[tuple], count: int) -> list[tuple]:
         cut = _cut(words, slice(count), noise)
-        figures = [(reached(one[-1], model, noise[:count], target[:count], **cut), *one) for one in chosen]
-        return sorted(figures, key=lambda figure: -figure[0] if figure[0] == figure[0] else math.inf)
+        figures = [
+            (reached(one[-1], model, noise[:count], target[:count], **cut), *one) for one in chosen
+        ]
+        return sorted(
+            figures, key=lambda figure: -figure[0] if figure[0] == figure[0] else math.inf
+        )
 
     few = min(screen, len(noise))
     last = [figure[1:] for figure in ranked(plans, few)[:finalists]]
     figure, name, grid, plan = ranked(last, len(noise))[0]
     spent = nfe * (few * len(plans) + len(noise) * len(last))
-    found = {"solver": name, "grid": grid, "psnr": figure, "samples": len(noise), "evaluations": spent}
+    found = {
+        "solver": name,
+        "grid": grid,
+        "psnr": figure,
+        "samples": len(noise),
+        "evaluations": spent,
+    }
     return plan.with_note(found={"method": "by hand", **found})
 
 
@@ -217,7 +279,9 @@ def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> fl
     """PSNR in dB of the end points of `plan` to `target` [B,*]; -inf where the run does not stay finite. words as `run` takes them."""
     try:
         return psnr(run(plan, model, noise, **words), target)
-    except FloatingPointError:  # one plan asks the model where it cannot answer: that says nothing of the others
+    except (
+        FloatingPointError
+    ):  # one plan asks the model where it cannot answer: that says nothing of the others
         return -math.inf
 
 
@@ -237,11 +301,18 @@ def run(
 
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
-    sampler = Sampler(plan, model, state_dtype=state_dtype or (torch.float64 if noise.dtype == torch.float64 else torch.float32))
+    sampler = Sampler(
+        plan,
+        model,
+        state_dtype=state_dtype
+        or (torch.float64 if noise.dtype == torch.float64 else torch.float32),
+    )
     parts = []
     for first in range(0, len(noise), batch_size):
         samples = slice(first, first + batch_size)
-        parts.append(sampler(noise=noise[samples], seed=seed + first, **_cut(words, samples, noise)))
+        parts.append(
+            sampler(noise=noise[samples], seed=seed + first, **_cut(words, samples, noise))
+        )
     return torch.cat(parts)
 
 
@@ -254,7 +325,10 @@ def _cut(words: Mapping[str, Any], samples: slice, noise: Any) -> dict[str, Any]
     cut = {name: take(tree, samples) for name, tree in trees.items()}
     cut = cut if words.get("branches") is None else {"branches": list(cut.values())}
     others = {name: value for name, value in words.items() if name not in names}
-    return cut | {name: v[samples] if getattr(v, "ndim", 0) and len(v) == len(noise) else v for name, v in others.items()}
+    return cut | {
+        name: v[samples] if getattr(v, "ndim", 0) and len(v) == len(noise) else v
+        for name, v in others.items()
+    }
 
 
 def _squared(a: Any, b: Any, where: str) -> np.ndarray:
@@ -268,7 +342,9 @@ def _squared(a: Any, b: Any, where: str) -> np.ndarray:
 
 
 def _float64(a: Any) -> np.ndarray:
-    return np.asarray(a.detach().double().cpu().numpy() if hasattr(a, "detach") else a, dtype=np.float64)
+    return np.asarray(
+        a.detach().double().cpu().numpy() if hasattr(a, "detach") else a, dtype=np.float64
+    )
 
 
 def decibel(error: float, data_range: float = DATA_RANGE) -> float:
@@ -277,4 +353,8 @@ def decibel(error: float, data_range: float = DATA_RANGE) -> float:
         raise ValueError(f"psnr: data_range={data_range}; a finite number above 0 is needed")
     if error == 0:
         return math.inf
-    return 10 * math.log10(data_range**2 / error) if math.isfinite(error) else (-math.inf if error == math.inf else math.nan)
+    return (
+        10 * math.log10(data_range**2 / error)
+        if math.isfinite(error)
+        else (-math.inf if error == math.inf else math.nan)
+    )

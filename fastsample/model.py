@@ -27,7 +27,9 @@ import numpy as np
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
 STORED = ("x0", "eps", "flow", "d")
-DEFAULT_SIGMA_DATA = 0.5  # Karras et al. 2022; used where neither the model nor its schedule names one
+DEFAULT_SIGMA_DATA = (
+    0.5  # Karras et al. 2022; used where neither the model nor its schedule names one
+)
 
 
 def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
@@ -36,7 +38,10 @@ def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA)
     if prediction == "x0":
         p, q = np.zeros_like(alpha), np.ones_like(alpha)
     elif prediction == "eps":
-        _refuse(alpha == 0.0, "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where alpha > 0, is accepted")
+        _refuse(
+            alpha == 0.0,
+            "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where alpha > 0, is accepted",
+        )
         p, q = 1.0 / alpha, -sigma / alpha
     elif prediction == "v":
         n2 = alpha**2 + sigma**2
@@ -50,7 +55,9 @@ def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA)
         n2 = alpha**2 + (sigma / sigma_data) ** 2
         p, q = alpha / n2, -sigma / np.sqrt(n2)
     else:
-        raise ValueError(f"to_x0: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+        raise ValueError(
+            f"to_x0: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+        )
     return p[()], q[()]
 
 
@@ -58,7 +65,10 @@ def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA
     """(p, q) with eps = p·x + q·out, in closed forms that keep their digits as sigma -> 0. ValueError for x0 at sigma = 0."""
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     if prediction == "x0":
-        _refuse(sigma == 0.0, "to_eps: prediction 'x0' at sigma = 0; eps is accepted from x only where sigma > 0")
+        _refuse(
+            sigma == 0.0,
+            "to_eps: prediction 'x0' at sigma = 0; eps is accepted from x only where sigma > 0",
+        )
         p, q = 1.0 / sigma, -alpha / sigma
     elif prediction == "eps":
         p, q = np.zeros_like(alpha), np.ones_like(alpha)
@@ -74,7 +84,9 @@ def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA
         n2 = alpha**2 + (sigma / sigma_data) ** 2
         p, q = sigma / sigma_data**2 / n2, alpha / np.sqrt(n2)
     else:
-        raise ValueError(f"to_eps: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+        raise ValueError(
+            f"to_eps: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+        )
     return p[()], q[()]
 
 
@@ -129,31 +141,63 @@ class Model:
 
     def __post_init__(self):
         if self.fn is not None and not callable(self.fn):
-            raise ValueError(f"Model: fn is a {type(self.fn).__name__}; a callable fn(x, t, **cond), or None, is accepted")
+            raise ValueError(
+                f"Model: fn is a {type(self.fn).__name__}; a callable fn(x, t, **cond), or None, is accepted"
+            )
         if isinstance(self.schedule, type):
-            raise ValueError(f"Model: schedule is the class {self.schedule.__name__}; {self.schedule.__name__}(...) is accepted")
-        if not all(hasattr(self.schedule, name) for name in ("alpha", "sigma", "half_log_snr", "time", "label")):
-            raise ValueError(f"Model: schedule is a {type(self.schedule).__name__}; a schedule of fastsample.schedules is accepted")
+            raise ValueError(
+                f"Model: schedule is the class {self.schedule.__name__}; {self.schedule.__name__}(...) is accepted"
+            )
+        if not all(
+            hasattr(self.schedule, name)
+            for name in ("alpha", "sigma", "half_log_snr", "time", "label")
+        ):
+            raise ValueError(
+                f"Model: schedule is a {type(self.schedule).__name__}; a schedule of fastsample.schedules is accepted"
+            )
         if not isinstance(self.prediction, str) or self.prediction not in PREDICTIONS:
-            raise ValueError(f"Model: prediction = {self.prediction!r:.60}; one of {', '.join(PREDICTIONS)} is accepted")
+            raise ValueError(
+                f"Model: prediction = {self.prediction!r:.60}; one of {', '.join(PREDICTIONS)} is accepted"
+            )
         number = isinstance(self.time, (int, float, np.number)) and not isinstance(self.time, bool)
-        if not (self.time is None or _is(self.time, "log_sigma") or callable(self.time) or (number and math.isfinite(self.time))):
-            raise ValueError(f"Model: time = {self.time!r:.60}; None, a finite number, 'log_sigma' or a callable is accepted")
-        if not (self.input_scale is None or _is(self.input_scale, "vp") or callable(self.input_scale)):
-            raise ValueError(f"Model: input_scale = {self.input_scale!r:.60}; None, 'vp' or a callable is accepted")
+        if not (
+            self.time is None
+            or _is(self.time, "log_sigma")
+            or callable(self.time)
+            or (number and math.isfinite(self.time))
+        ):
+            raise ValueError(
+                f"Model: time = {self.time!r:.60}; None, a finite number, 'log_sigma' or a callable is accepted"
+            )
+        if not (
+            self.input_scale is None or _is(self.input_scale, "vp") or callable(self.input_scale)
+        ):
+            raise ValueError(
+                f"Model: input_scale = {self.input_scale!r:.60}; None, 'vp' or a callable is accepted"
+            )
         if not _is_number_type(self.time_dtype):
-            raise ValueError(f"Model: time_dtype = {self.time_dtype!r:.60}; None, or a torch or NumPy dtype of numbers, is accepted")
+            raise ValueError(
+                f"Model: time_dtype = {self.time_dtype!r:.60}; None, or a torch or NumPy dtype of numbers, is accepted"
+            )
         spread = self.sigma_data
         if spread is None:
             spread = getattr(self.schedule, "sigma_data", DEFAULT_SIGMA_DATA)
-        if isinstance(spread, bool) or not isinstance(spread, (int, float, np.number)) or not 0.0 < spread < math.inf:
+        if (
+            isinstance(spread, bool)
+            or not isinstance(spread, (int, float, np.number))
+            or not 0.0 < spread < math.inf
+        ):
             raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
         object.__setattr__(self, "sigma_data", float(spread))
 
     def __repr__(self) -> str:
-        name = "None" if self.fn is None else getattr(self.fn, "__qualname__", type(self.fn).__name__)  # a network's own repr is long
+        name = (
+            "None" if self.fn is None else getattr(self.fn, "__qualname__", type(self.fn).__name__)
+        )  # a network's own repr is long
         words = ("time", "input_scale", "sigma_data", "model_id", "time_dtype")
-        said = [f"{word}={getattr(self, word)!r}" for word in words if getattr(self, word) is not None]
+        said = [
+            f"{word}={getattr(self, word)!r}" for word in words if getattr(self, word) is not None
+        ]
         return f"Model({', '.join([name, repr(self.schedule), repr(self.prediction), *said])})"
 
     def times(self, t) -> np.ndarray:
@@ -174,11 +218,22 @@ class Model:
         t = np.asarray(t, dtype=np.float64)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
-        spread = 1.0 if self.input_scale == "vp" else self.sigma_data if self.prediction in ("edm", "trigflow") else None
+        spread = (
+            1.0
+            if self.input_scale == "vp"
+            else self.sigma_data
+            if self.prediction in ("edm", "trigflow")
+            else None
+        )
         if spread is None:
             return np.ones_like(t)
         # sd·n of trigflow is the edm norm
-        return _finite("scales", "input_scale", 1.0 / np.hypot(self.schedule.sigma(t), self.schedule.alpha(t) * spread), t)
+        return _finite(
+            "scales",
+            "input_scale",
+            1.0 / np.hypot(self.schedule.sigma(t), self.schedule.alpha(t) * spread),
+            t,
+        )
 
     def __call__(self, x, t, **cond):
         """fn(x, t, **cond), t cast to time_dtype."""
@@ -206,18 +261,39 @@ class Model:
         fn sees is compared at 32 levels, to 1e-3. A callable, and a schedule that cannot be made from the note, is not compared.
         """
         told = note["model"] if isinstance(note.get("model"), dict) else {}
-        theirs = {word: told[word] for word in ("time", "input_scale", "sigma_data") if told.get(word, "callable") != "callable"}
+        theirs = {
+            word: told[word]
+            for word in ("time", "input_scale", "sigma_data")
+            if told.get(word, "callable") != "callable"
+        }
         theirs |= {"schedule": note["schedule"]} if note.get("schedule") is not None else {}
         ours = {word: getattr(self, word) for word in theirs if word != "schedule"}
-        ours |= {"schedule": self.schedule.to_json()} if "schedule" in theirs and hasattr(self.schedule, "to_json") else {}
+        ours |= (
+            {"schedule": self.schedule.to_json()}
+            if "schedule" in theirs and hasattr(self.schedule, "to_json")
+            else {}
+        )
         words = [word for word in ours if ours[word] != theirs[word] and not callable(ours[word])]
         try:
-            schedule = self.schedule.from_json(theirs["schedule"]) if "schedule" in words else self.schedule
-            made = replace(self, schedule=schedule, **{word: theirs[word] for word in words if word != "schedule"})
+            schedule = (
+                self.schedule.from_json(theirs["schedule"])
+                if "schedule" in words
+                else self.schedule
+            )
+            made = replace(
+                self,
+                schedule=schedule,
+                **{word: theirs[word] for word in words if word != "schedule"},
+            )
             seen = {*made._seen(self)} if words else set()
         except (AttributeError, TypeError, ValueError):
             return None
-        for word, signs in (("sigma_data", {"sigma_data"}), ("time", {"time"}), ("input_scale", {"input_scale"}), ("schedule", seen)):
+        for word, signs in (
+            ("sigma_data", {"sigma_data"}),
+            ("time", {"time"}),
+            ("input_scale", {"input_scale"}),
+            ("schedule", seen),
+        ):
             if word in words and signs & seen:
                 return word, theirs[word], ours[word]
         return None
@@ -229,33 +305,57 @@ class Model:
         there = np.asarray(yours.time(mine.half_log_snr(t)))
         both = (there >= yours.t_min) & (there <= yours.t_finite)
         t, there = t[both], there[both]
-        unlike = lambda a, b: not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))  # noqa: E731
+        unlike = lambda a, b: (
+            not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))
+        )  # noqa: E731
         scaled = self.prediction in ("edm", "trigflow")
         if scaled and self.sigma_data != other.sigma_data:
             yield "sigma_data"
-        if not (callable(self.time) or callable(other.time)) and unlike(self.times(t), other.times(there)):
+        if not (callable(self.time) or callable(other.time)) and unlike(
+            self.times(t), other.times(there)
+        ):
             yield "time"
         told = not (callable(self.input_scale) or callable(other.input_scale))
-        if told and unlike(self.scales(t) * mine.alpha(t), other.scales(there) * yours.alpha(there)):
+        if told and unlike(
+            self.scales(t) * mine.alpha(t), other.scales(there) * yours.alpha(there)
+        ):
             yield "input_scale"
-        if not both.any() or (self.prediction not in ("x0", "eps") and unlike(mine.alpha(t), yours.alpha(there))):
+        if not both.any() or (
+            self.prediction not in ("x0", "eps") and unlike(mine.alpha(t), yours.alpha(there))
+        ):
             yield "schedule"  # x0 and eps are the same however x is scaled; the others are not
 
     def to_json(self) -> dict:
         """The words, JSON-able: what a plan's note keeps of the model. A callable is written as "callable"."""
-        words = {name: "callable" if callable(value) else value for name, value in (("time", self.time), ("input_scale", self.input_scale))}
-        words["time"] = float(words["time"]) if isinstance(words["time"], (int, float, np.number)) else words["time"]
-        return {"prediction": self.prediction, **words, "sigma_data": self.sigma_data, "model_id": self.identity}
+        words = {
+            name: "callable" if callable(value) else value
+            for name, value in (("time", self.time), ("input_scale", self.input_scale))
+        }
+        words["time"] = (
+            float(words["time"])
+            if isinstance(words["time"], (int, float, np.number))
+            else words["time"]
+        )
+        return {
+            "prediction": self.prediction,
+            **words,
+            "sigma_data": self.sigma_data,
+            "model_id": self.identity,
+        }
 
 
 def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:
     """values as float64 of t's shape, or a ValueError."""
     values = np.asarray(values, dtype=np.float64)
     if values.shape != t.shape:
-        raise ValueError(f"Model.{where}: {word} returned shape {list(values.shape)} for {list(t.shape)} times; the same shape is accepted")
+        raise ValueError(
+            f"Model.{where}: {word} returned shape {list(values.shape)} for {list(t.shape)} times; the same shape is accepted"
+        )
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values.ravel())))
-        raise ValueError(f"Model.{where}: {word} gives {values.flat[at]:g} at t = {t.flat[at]:g}; a finite number is accepted")
+        raise ValueError(
+            f"Model.{where}: {word} gives {values.flat[at]:g} at t = {t.flat[at]:g}; a finite number is accepted"
+        )
     return values
 
 
@@ -273,6 +373,10 @@ def _is_number_type(dtype) -> bool:
 
 def _cast(t, dtype):
     """t in another dtype; rounded to the nearest whole number first where the dtype has no fraction (998.9999 is 999, not 998)."""
-    fraction = dtype.is_floating_point if hasattr(dtype, "is_floating_point") else np.issubdtype(np.dtype(dtype), np.floating)
+    fraction = (
+        dtype.is_floating_point
+        if hasattr(dtype, "is_floating_point")
+        else np.issubdtype(np.dtype(dtype), np.floating)
+    )
     t = t if fraction else t.round()
     return t.to(dtype) if hasattr(t, "to") else np.asarray(t).astype(dtype)

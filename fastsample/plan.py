@@ -11,6 +11,7 @@ Row i of a plan, applied to a sample with state x, slots r_1..r_S and G raw mode
 Row 0 calls no model: it takes unit noise (or an image) to the first point of the grid. The last row holds: x' = x.
 Everything is float64 and immutable; makers are in `fastsample.solvers`, the file format in `fastsample.plan_file`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from .plan_checks import FLOATS, INTS, check, slots_read
 from .plan_file import CAPS, PlanError
 
 __all__ = ["CAPS", "Plan", "PlanError"]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
@@ -66,7 +68,9 @@ class Plan:
     ids: np.ndarray
     note: dict
 
-    _makers: ClassVar[dict[str, Callable]] = {}      # filled by fastsample.solvers: a plan cannot import its makers
+    _makers: ClassVar[
+        dict[str, Callable]
+    ] = {}  # filled by fastsample.solvers: a plan cannot import its makers
 
     def __post_init__(self) -> None:
         for name, dtype in [*((n, np.float64) for n in FLOATS), *((n, np.int64) for n in INTS)]:
@@ -119,7 +123,9 @@ class Plan:
         churn: row 0 draws that beside it). x = init_scale·noise stands at row 1. PlanError for a plan that starts from an image.
         """
         if self.sigma[0] == 0:
-            raise PlanError("init_scale: the plan was made with start= and begins from an image; a plan that begins from noise has one")
+            raise PlanError(
+                "init_scale: the plan was made with start= and begins from an image; a plan that begins from noise has one"
+            )
         return float(self.M[0, 0, 0]) if self.reads[0] & 1 else 0.0
 
     @property
@@ -130,8 +136,24 @@ class Plan:
     @cached_property
     def program(self) -> tuple:
         """Hashable structure: plans with equal programs share one compiled or captured graph; only numbers differ between them."""
-        per_row = zip(self.call, self.reads, self.branches, self.known_reads, self.dst[:, 0], self.dst[:, 1], self.clip > 0, strict=True)
-        return (self.S, self.G, self.L, self.K, self.E, tuple(tuple(int(v) for v in row) for row in per_row))
+        per_row = zip(
+            self.call,
+            self.reads,
+            self.branches,
+            self.known_reads,
+            self.dst[:, 0],
+            self.dst[:, 1],
+            self.clip > 0,
+            strict=True,
+        )
+        return (
+            self.S,
+            self.G,
+            self.L,
+            self.K,
+            self.E,
+            tuple(tuple(int(v) for v in row) for row in per_row),
+        )
 
     @cached_property
     def entries(self) -> tuple[int, ...]:
@@ -148,7 +170,14 @@ class Plan:
 
     def operand(self, column: int) -> str:
         """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted from 0)."""
-        names = ["x", *(f"r{s}" for s in range(self.S)), "m", "f", *(f"f{g}" for g in range(self.G)), *(f"n{k}" for k in range(self.L))]
+        names = [
+            "x",
+            *(f"r{s}" for s in range(self.S)),
+            "m",
+            "f",
+            *(f"f{g}" for g in range(self.G)),
+            *(f"n{k}" for k in range(self.L)),
+        ]
         return names[column]
 
     # -- other forms ---------------------------------------------------------------------------------------------------
@@ -163,7 +192,9 @@ class Plan:
         size = {**self.dims, **dims}
         for name in "SGLKE":
             if size[name] < self.dims[name]:
-                raise PlanError(f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; pass at least that")
+                raise PlanError(
+                    f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; pass at least that"
+                )
         S, G, L, R = size["S"], size["G"], size["L"], self.rows
         new = _columns(self.S, self.G, self.L, S, G)
         M = np.zeros((R, 3, 3 + S + G + L))
@@ -220,20 +251,29 @@ class Plan:
         (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables (note: consistent = False)
         may leave the schedule by design.
         """
-        with np.errstate(all="ignore"):      # a foreign table may hold any finite number; its defect is then inf
-            defects = [max(abs(a - self.alpha[i]), abs(s - self.sigma[i])) / (self.alpha[i] + self.sigma[i])
-                       for i, a, s in self._exact_levels()]
+        with np.errstate(
+            all="ignore"
+        ):  # a foreign table may hold any finite number; its defect is then inf
+            defects = [
+                max(abs(a - self.alpha[i]), abs(s - self.sigma[i]))
+                / (self.alpha[i] + self.sigma[i])
+                for i, a, s in self._exact_levels()
+            ]
         return float(max(np.nan_to_num(defects, nan=np.inf), default=0.0))
 
     def _exact_levels(self) -> Iterator[tuple[int, float, float]]:
-        noises = {k: 2 + n for n, k in enumerate(sorted({int(k) for k in self.ids.ravel() if k >= 0}))}
+        noises = {
+            k: 2 + n for n, k in enumerate(sorted({int(k) for k in self.ids.ravel() if k >= 0}))
+        }
         width, m, drawn = 2 + len(noises), 1 + self.S, 3 + self.S + self.G
         x0 = np.zeros(width)
         x0[0] = 1.0
         read = self.M * ((self.reads[:, None] >> np.arange(self.W)) & 1)[:, None]
-        operands = np.zeros((self.W, width))      # x, r_1..r_S, m, f, f_1..f_G, n_1..n_L of the row at hand
+        operands = np.zeros(
+            (self.W, width)
+        )  # x, r_1..r_S, m, f, f_1..f_G, n_1..n_L of the row at hand
         for i in range(self.rows):
-            if i == 1:        # where the run starts, whatever label its noise was given
+            if i == 1:  # where the run starts, whatever label its noise was given
                 operands[0] = 0.0
                 operands[0, :2] = self.alpha[1], self.sigma[1]
             if i >= 1:
@@ -249,7 +289,9 @@ class Plan:
                     operands[1 + d] = value
             operands[0] = x
 
-    def _exact_prediction(self, i: int, x: np.ndarray, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _exact_prediction(
+        self, i: int, x: np.ndarray, x0: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         a, s = self.alpha[i], self.sigma[i]
         if self.call[i] < 0:
             return self.p[i] * x, np.zeros_like(x)

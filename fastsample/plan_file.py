@@ -12,6 +12,7 @@ The file (little-endian; the C++ parser of csrc/core/plan.cpp reads the same)::
                            | reads | branches | known_reads | du | dv | call | ids
      .  the note: strict UTF-8 JSON (no NaN, no repeated keys)
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -44,8 +45,20 @@ class PlanError(ValueError):
 def _layout(dims: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
     """The float part of a row, in order: (array, its shape per row)."""
     S, G, L, K, E = (dims[k] for k in "SGLKE")
-    return [("M", (3, 3 + S + G + L)), ("p", ()), ("q", ()), ("clip", ()), ("U", (G,)), ("V", (G, K)), ("known", (1 + L,)), ("c", ()),
-            ("t", (E,)), ("preview", (2,)), ("alpha", ()), ("sigma", ())]
+    return [
+        ("M", (3, 3 + S + G + L)),
+        ("p", ()),
+        ("q", ()),
+        ("clip", ()),
+        ("U", (G,)),
+        ("V", (G, K)),
+        ("known", (1 + L,)),
+        ("c", ()),
+        ("t", (E,)),
+        ("preview", (2,)),
+        ("alpha", ()),
+        ("sigma", ()),
+    ]
 
 
 def _float_width(dims: dict[str, int]) -> int:
@@ -58,14 +71,30 @@ def records(plan: Plan, dtype: type | str) -> tuple[np.ndarray, np.ndarray]:
     rows = plan.rows
     if dtype not in (np.float32, np.float64, "float32", "float64"):
         raise PlanError(f"table: dtype {dtype!r} is not a state dtype; float32 and float64 are")
-    numbers = np.concatenate([getattr(plan, name).reshape(rows, -1) for name, _ in _layout(plan.dims)], axis=1)
-    words = np.concatenate([plan.reads[:, None] & 0xFFFFFF, plan.reads[:, None] >> 24, plan.branches[:, None], plan.known_reads[:, None],
-                            plan.dst, plan.call[:, None], plan.ids & 0xFFFFFFFF], axis=1)
+    numbers = np.concatenate(
+        [getattr(plan, name).reshape(rows, -1) for name, _ in _layout(plan.dims)], axis=1
+    )
+    words = np.concatenate(
+        [
+            plan.reads[:, None] & 0xFFFFFF,
+            plan.reads[:, None] >> 24,
+            plan.branches[:, None],
+            plan.known_reads[:, None],
+            plan.dst,
+            plan.call[:, None],
+            plan.ids & 0xFFFFFFFF,
+        ],
+        axis=1,
+    )
     with np.errstate(over="ignore"):
         numbers = numbers.astype(dtype)
     if not np.isfinite(numbers).all():
-        raise PlanError(f"table: a coefficient is beyond the range of {np.dtype(dtype)}; use a float64 state")
-    return np.ascontiguousarray(numbers), np.ascontiguousarray(words.astype(np.uint32).view(np.int32))
+        raise PlanError(
+            f"table: a coefficient is beyond the range of {np.dtype(dtype)}; use a float64 state"
+        )
+    return np.ascontiguousarray(numbers), np.ascontiguousarray(
+        words.astype(np.uint32).view(np.int32)
+    )
 
 
 # -- .fsplan ---------------------------------------------------------------------------------------------------------------
@@ -87,38 +116,65 @@ def encode(plan: Plan) -> bytes:
 def decode(data: bytes, cls: type[Plan]) -> Plan:
     """A plan from the bytes of a .fsplan file; every size is bounded before anything is allocated."""
     if len(data) < HEADER.size:
-        raise PlanError(f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut short or not a plan")
-    magic, version, header, R, S, G, L, K, E, width, zero, note_bytes, digest = HEADER.unpack_from(data)
+        raise PlanError(
+            f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut short or not a plan"
+        )
+    magic, version, header, R, S, G, L, K, E, width, zero, note_bytes, digest = HEADER.unpack_from(
+        data
+    )
     if magic != MAGIC:
-        raise PlanError(f"load: the file starts with {data[:8].hex()}; a plan file starts with {MAGIC.hex()}")
+        raise PlanError(
+            f"load: the file starts with {data[:8].hex()}; a plan file starts with {MAGIC.hex()}"
+        )
     if version != VERSION or header != HEADER.size or zero != 0:
-        raise PlanError(f"load: version {version} with a header of {header} bytes; version {VERSION} with {HEADER.size} is read here")
+        raise PlanError(
+            f"load: version {version} with a header of {header} bytes; version {VERSION} with {HEADER.size} is read here"
+        )
     dims = dict(R=R, S=S, G=G, L=L, K=K, E=E)
     for name, size in dims.items():
         if size > CAPS[name]:
             raise PlanError(f"load: {name}={size} in the header; at most {CAPS[name]} is accepted")
     floats = _float_width(dims)
     if width != floats + 6 + L:
-        raise PlanError(f"load: {width} numbers per row in the header; its sizes give {floats + 6 + L}")
+        raise PlanError(
+            f"load: {width} numbers per row in the header; its sizes give {floats + 6 + L}"
+        )
     rest = len(data) - HEADER.size
-    if note_bytes > NOTE_CAP or note_bytes > rest or (rest - note_bytes) // (8 * width) != R or (rest - note_bytes) % (8 * width):
-        raise PlanError(f"load: the header announces {R} rows of {width} numbers and a note of {note_bytes} bytes; {rest} bytes follow")
-    if hashlib.sha256(data[:HEADER.size - 32] + data[HEADER.size:]).digest() != digest:
-        raise PlanError("load: the checksum does not match; the file was damaged, fetch or make it again")
+    if (
+        note_bytes > NOTE_CAP
+        or note_bytes > rest
+        or (rest - note_bytes) // (8 * width) != R
+        or (rest - note_bytes) % (8 * width)
+    ):
+        raise PlanError(
+            f"load: the header announces {R} rows of {width} numbers and a note of {note_bytes} bytes; {rest} bytes follow"
+        )
+    if hashlib.sha256(data[: HEADER.size - 32] + data[HEADER.size :]).digest() != digest:
+        raise PlanError(
+            "load: the checksum does not match; the file was damaged, fetch or make it again"
+        )
     table = np.frombuffer(data, "<f8", R * width, HEADER.size).reshape(R, width)
-    return _assemble(table, dims, floats, load_note(data[len(data) - note_bytes:], "load"), cls)
+    return _assemble(table, dims, floats, load_note(data[len(data) - note_bytes :], "load"), cls)
 
 
-def _assemble(table: np.ndarray, dims: dict[str, int], floats: int, note: dict, cls: type[Plan]) -> Plan:
+def _assemble(
+    table: np.ndarray, dims: dict[str, int], floats: int, note: dict, cls: type[Plan]
+) -> Plan:
     arrays, at = {}, 0
     for name, shape in _layout(dims):
         size = math.prod(shape)
-        arrays[name] = table[:, at:at + size].reshape(dims["R"], *shape)
+        arrays[name] = table[:, at : at + size].reshape(dims["R"], *shape)
         at += size
     words = table[:, floats:]
     whole = np.where(np.isfinite(words), words, -2.0)
-    if (whole != np.floor(whole)).any() or (np.abs(whole) >= 2.0**53).any() or not np.isfinite(words).all():
-        raise PlanError("load: a word of a row is not a whole number; the file is not a plan this version wrote")
+    if (
+        (whole != np.floor(whole)).any()
+        or (np.abs(whole) >= 2.0**53).any()
+        or not np.isfinite(words).all()
+    ):
+        raise PlanError(
+            "load: a word of a row is not a whole number; the file is not a plan this version wrote"
+        )
     words = whole.astype(np.int64)
     for k, name in enumerate(("reads", "branches", "known_reads")):
         arrays[name] = words[:, k]
@@ -137,7 +193,7 @@ def load(path: Any, cls: type[Plan]) -> Plan:
     name = files.named(path, "load")
     with open(name, "rb") as file:
         data = file.read(HEADER.size)
-        if data[:len(MAGIC)] == MAGIC:
+        if data[: len(MAGIC)] == MAGIC:
             data += file.read(longest + 1 - len(data))
     if len(data) > longest:
         raise PlanError(f"load: {name} has more than {longest} bytes; no plan is longer")
@@ -150,11 +206,14 @@ def dump_note(note: dict) -> str:
     try:
         return json.dumps(note, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
-        raise PlanError(f"note: {error}; strings, finite numbers, booleans, None, lists and dicts are accepted") from None
+        raise PlanError(
+            f"note: {error}; strings, finite numbers, booleans, None, lists and dicts are accepted"
+        ) from None
 
 
 def load_note(data: bytes, where: str) -> dict:
     """Strict JSON object: UTF-8, finite numbers, no repeated keys, at most 32 levels deep."""
+
     def refuse(text: str) -> None:
         raise PlanError(f"{where}: the JSON holds {text}; numbers must be finite")
 
@@ -169,10 +228,19 @@ def load_note(data: bytes, where: str) -> dict:
         return dict(pairs)
 
     if _depth(data) > DEPTH_CAP:
-        raise PlanError(f"{where}: the JSON is nested more than {DEPTH_CAP} deep; a plan needs far less")
+        raise PlanError(
+            f"{where}: the JSON is nested more than {DEPTH_CAP} deep; a plan needs far less"
+        )
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")      # a lone surrogate would fail only later
+        value = json.loads(
+            data.decode("utf-8"),
+            parse_constant=refuse,
+            parse_float=finite,
+            object_pairs_hook=unique,
+        )
+        json.dumps(value, ensure_ascii=False).encode(
+            "utf-8"
+        )  # a lone surrogate would fail only later
     except PlanError:
         raise
     except (ValueError, RecursionError) as error:
@@ -213,12 +281,27 @@ def from_json(text: str, cls: type[Plan]) -> Plan:
     value = load_note(text.encode("utf-8", "surrogatepass"), "from_json")
     names = {name for name, _ in _layout(CAPS)} | set(_WORDS)
     if value.pop("fastsample_plan", None) != VERSION or set(value) != names | {"dims", "note"}:
-        raise PlanError(f"from_json: keys are {sorted(value)[:20]}; those of a version {VERSION} plan are needed")
+        raise PlanError(
+            f"from_json: keys are {sorted(value)[:20]}; those of a version {VERSION} plan are needed"
+        )
     dims, note = value.pop("dims"), value.pop("note")
-    if not isinstance(dims, dict) or set(dims) != set(CAPS) or any(type(v) is not int or not 0 <= v <= CAPS[k] for k, v in dims.items()):
+    if (
+        not isinstance(dims, dict)
+        or set(dims) != set(CAPS)
+        or any(type(v) is not int or not 0 <= v <= CAPS[k] for k, v in dims.items())
+    ):
         raise PlanError(f"from_json: dims are {dims}; R, S, G, L, K, E within {CAPS} are needed")
-    shapes = dict(_layout(dims)) | {"reads": (), "branches": (), "known_reads": (), "dst": (2,), "call": (), "ids": (dims["L"],)}
-    return cls(**{name: _array(name, value[name], (dims["R"], *shapes[name])) for name in names}, note=note)
+    shapes = dict(_layout(dims)) | {
+        "reads": (),
+        "branches": (),
+        "known_reads": (),
+        "dst": (2,),
+        "call": (),
+        "ids": (dims["L"],),
+    }
+    return cls(
+        **{name: _array(name, value[name], (dims["R"], *shapes[name])) for name in names}, note=note
+    )
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -226,48 +309,78 @@ def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise PlanError(f"from_json: {name} is not a regular array of numbers; shape {list(shape)} is needed") from None
+        raise PlanError(
+            f"from_json: {name} is not a regular array of numbers; shape {list(shape)} is needed"
+        ) from None
     if array.size != math.prod(shape):
-        raise PlanError(f"from_json: {name} holds {array.size} numbers; shape {list(shape)} is needed")
+        raise PlanError(
+            f"from_json: {name} holds {array.size} numbers; shape {list(shape)} is needed"
+        )
     if name in _WORDS and ((array != np.floor(array)).any() or (np.abs(array) >= 2.0**53).any()):
-        raise PlanError(f"from_json: {name} holds a number that is not whole; words of a row are integers")
+        raise PlanError(
+            f"from_json: {name} holds a number that is not whole; words of a row are integers"
+        )
     return array.reshape(shape).astype(np.int64 if name in _WORDS else np.float64)
 
 
 # -- readable --------------------------------------------------------------------------------------------------------------
 def printable(value: Any) -> str:
     """Text with control and non-printing characters escaped: a note comes from a file, and a terminal obeys what it prints."""
-    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in str(value))
+    return "".join(
+        ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in str(value)
+    )
 
 
 def describe(plan: Plan) -> str:
     """The plan as a readable table: the note's lines, then a line per row."""
     silent = {"clip": 0, "inpaint": False, "consistent": True}
-    note = {k: v for k, v in plan.note.items() if v not in (None, [], {}) and not (k in silent and v == silent[k])}
+    note = {
+        k: v
+        for k, v in plan.note.items()
+        if v not in (None, [], {}) and not (k in silent and v == silent[k])
+    }
     sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
     lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {sizes}"]
     lines += [f"  {printable(k):14s} {_short(v)}" for k, v in sorted(note.items())]
     if plan.sigma[0]:
-        lines.append(f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)")
-    lines.append(f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with exact predictions)")
-    lines.append(f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update")
+        lines.append(
+            f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)"
+        )
+    lines.append(
+        f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with exact predictions)"
+    )
+    lines.append(
+        f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update"
+    )
     times = np.concatenate([[np.nan], plan.t[:-1, 0]])
     for i in range(plan.rows):
         a, s = plan.alpha[i], plan.sigma[i]
         log = "inf" if s == 0 else "-inf" if a == 0 else f"{math.log(a) - math.log(s):.3f}"
-        asked = (f"{plan.call[i]:5d}", f"{times[i]:10.5g}") if plan.call[i] >= 0 else (" " * 4 + "-", " " * 9 + "-")
-        lines.append(f"  {i:4d} {asked[0]} {asked[1]} {a:9.5f} {s:9.5f} {log:>8}   {_update(plan, i)}")
+        asked = (
+            (f"{plan.call[i]:5d}", f"{times[i]:10.5g}")
+            if plan.call[i] >= 0
+            else (" " * 4 + "-", " " * 9 + "-")
+        )
+        lines.append(
+            f"  {i:4d} {asked[0]} {asked[1]} {a:9.5f} {s:9.5f} {log:>8}   {_update(plan, i)}"
+        )
     return "\n".join(lines)
 
 
 def _update(plan: Plan, i: int) -> str:
     parts = []
     for name, o in (("x", 0), *((f"r{d}", 1 + k) for k, d in enumerate(plan.dst[i]) if d >= 0)):
-        terms = [f"{plan.M[i, o, k]:+.5g} {plan.operand(k)}" for k in range(plan.W) if (plan.reads[i] >> k) & 1 and plan.M[i, o, k]]
+        terms = [
+            f"{plan.M[i, o, k]:+.5g} {plan.operand(k)}"
+            for k in range(plan.W)
+            if (plan.reads[i] >> k) & 1 and plan.M[i, o, k]
+        ]
         parts.append(f"{name} = {' '.join(terms) or '0'}")
     return "; ".join(parts)
 
 
 def _short(value: Any) -> str:
-    text = printable(value if isinstance(value, str) else dump_note(value) if isinstance(value, dict) else value)
+    text = printable(
+        value if isinstance(value, str) else dump_note(value) if isinstance(value, dict) else value
+    )
     return text if len(text) <= 150 else text[:147] + "..."

@@ -29,14 +29,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
     """A table as text: the first column to the left, the others to the right; floats as they come, so format them before."""
     lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     if any(len(line) != len(header) for line in lines):
-        raise ValueError(f"table: a row has another length than the header's {len(header)}; rows of equal length are needed")
+        raise ValueError(
+            f"table: a row has another length than the header's {len(header)}; rows of equal length are needed"
+        )
     if markdown:
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
         rule = ["---", *["---:"] * (len(header) - 1)]
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
     width = [max(len(line[k]) for line in lines) for k in range(len(header))]
     out = [
-        "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, width, strict=True))) for line in lines
+        "  ".join(
+            cell.ljust(w) if k == 0 else cell.rjust(w)
+            for k, (cell, w) in enumerate(zip(line, width, strict=True))
+        )
+        for line in lines
     ]
     return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
 
@@ -44,10 +50,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
 # -- images ----------------------------------------------------------------------------------------------------------------
 def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values outside are clipped, NaN is shown black."""
-    x = np.asarray(images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32)
+    x = np.asarray(
+        images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32
+    )
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise ValueError(f"image_grid: images of shape {list(np.shape(images))}; [B,C,H,W] with C = 1 or 3, or [B,H,W], is accepted")
+        raise ValueError(
+            f"image_grid: images of shape {list(np.shape(images))}; [B,C,H,W] with C = 1 or 3, or [B,H,W], is accepted"
+        )
     B, C, H, W = x.shape
     columns = columns or int(np.ceil(np.sqrt(B)))
     rows = -(-B // columns)
@@ -67,10 +77,17 @@ def png(pixels: np.ndarray) -> bytes:
     )  # filter 0 before each line
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def save_images(path: str | Path, images: Any, columns: int | None = None, zoom: int = 3) -> None:
@@ -83,7 +100,12 @@ def npy(images: Any) -> bytes:
     """A .npy file (format 1.0) of a tensor or array, float32."""
     data = io.BytesIO()
     np.save(
-        data, np.asarray(images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32), allow_pickle=False
+        data,
+        np.asarray(
+            images.detach().float().cpu().numpy() if hasattr(images, "detach") else images,
+            np.float32,
+        ),
+        allow_pickle=False,
     )
     return data.getvalue()
 
@@ -94,7 +116,9 @@ def _figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("report: pictures need matplotlib; pip install 'fastsample[demo]'") from None
+        raise ImportError(
+            "report: pictures need matplotlib; pip install 'fastsample[demo]'"
+        ) from None
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: no global state, no screen
     return figure
@@ -116,13 +140,17 @@ def _axes(figure: Any, title: str, x: str, y: str) -> Any:
     return axes
 
 
-def samples_picture(path: str | Path, rows: Mapping[str, Any], title: str, columns: int = 12) -> None:
+def samples_picture(
+    path: str | Path, rows: Mapping[str, Any], title: str, columns: int = 12
+) -> None:
     """One row of images per method, from the same noises in the same columns. rows: {label: images [B,C,H,W] in [-1,1]}."""
     columns = min(columns, *(len(images) for images in rows.values()))
     sheet = np.concatenate([image_grid(images[:columns], columns) for images in rows.values()])
     high, wide = len(sheet) / len(rows), sheet.shape[1]
     width = 0.62 * columns
-    figure = _figure(width + 0.1 * max(map(len, rows)) + 0.3, width * len(sheet) / wide + 0.5)  # room for the labels and the title
+    figure = _figure(
+        width + 0.1 * max(map(len, rows)) + 0.3, width * len(sheet) / wide + 0.5
+    )  # room for the labels and the title
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -133,7 +161,9 @@ def samples_picture(path: str | Path, rows: Mapping[str, Any], title: str, colum
     _save(figure, path)
 
 
-def schedules_picture(path: str | Path, plans: Mapping[str, Plan], title: str, dashed: Sequence[str] = ()) -> None:
+def schedules_picture(
+    path: str | Path, plans: Mapping[str, Plan], title: str, dashed: Sequence[str] = ()
+) -> None:
     """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the evaluation.
 
     plans: {label: Plan}; dashed: labels drawn in black dashes, to compare with.
@@ -145,8 +175,20 @@ def schedules_picture(path: str | Path, plans: Mapping[str, Plan], title: str, d
         with np.errstate(divide="ignore"):
             level = plan.sigma[asked] / plan.alpha[asked]
         numbers, level = np.arange(1, len(level) + 1), np.where(np.isfinite(level), level, np.nan)
-        style = {"color": "#000000", "linestyle": "--"} if label in dashed else {"color": COLOURS[k % 8]}
-        axes.plot(numbers, level, marker=MARKERS[k % 8], markersize=4.5, linewidth=1.5, label=label, **style)
+        style = (
+            {"color": "#000000", "linestyle": "--"}
+            if label in dashed
+            else {"color": COLOURS[k % 8]}
+        )
+        axes.plot(
+            numbers,
+            level,
+            marker=MARKERS[k % 8],
+            markersize=4.5,
+            linewidth=1.5,
+            label=label,
+            **style,
+        )
     axes.set_xticks(range(1, 1 + max(plan.nfe for plan in plans.values())), minor=False)
     axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)
@@ -156,11 +198,19 @@ def schedules_picture(path: str | Path, plans: Mapping[str, Plan], title: str, d
 def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], title: str) -> None:
     """PSNR to the teacher's end points against evaluations. curves: {label: {evaluations: dB}}."""
     figure = _figure(7.6, 4.6)
-    axes = _axes(figure, title, "model evaluations per sample", "PSNR to the teacher's end points (dB)")
+    axes = _axes(
+        figure, title, "model evaluations per sample", "PSNR to the teacher's end points (dB)"
+    )
     for k, (label, curve) in enumerate(curves.items()):
         budgets = sorted(curve)
         axes.plot(
-            budgets, [curve[m] for m in budgets], color=COLOURS[k % 8], marker=MARKERS[k % 8], markersize=5, linewidth=1.6, label=label
+            budgets,
+            [curve[m] for m in budgets],
+            color=COLOURS[k % 8],
+            marker=MARKERS[k % 8],
+            markersize=5,
+            linewidth=1.6,
+            label=label,
         )
     axes.set_xticks(sorted({m for curve in curves.values() for m in curve}))
     axes.legend(frameon=False, fontsize=9)
@@ -170,12 +220,24 @@ def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], t
 # -- installation ----------------------------------------------------------------------------------------------------------
 def doctor() -> list[tuple[str, str]]:
     """What is installed, which backend runs where and why, and the command that supplies what is missing: [(what, finding)]."""
-    lines = [("python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")]
+    lines = [
+        ("python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
+    ]
     for name in ("fastsample", "numpy", "torch"):
         lines.append((name, _version(name) or f"missing; pip install {name}"))
-    for extra, names in (("demo", ("matplotlib", "tqdm")), ("optimize", ("scipy", "cma")), ("bench", ("diffusers", "k-diffusion"))):
+    for extra, names in (
+        ("demo", ("matplotlib", "tqdm")),
+        ("optimize", ("scipy", "cma")),
+        ("bench", ("diffusers", "k-diffusion")),
+    ):
         for name in names:
-            lines.append((name, _version(name) or f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'"))
+            lines.append(
+                (
+                    name,
+                    _version(name)
+                    or f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'",
+                )
+            )
     if _version("torch"):
         lines += _backends()
     return lines
@@ -198,7 +260,9 @@ def _backends() -> list[tuple[str, str]]:
 
     lines = [("threads", f"{torch.get_num_threads()} in torch")]
     built = (
-        "missing: " + native.MISSING + "; make native in the source tree, or reinstall where a C++ compiler is"
+        "missing: "
+        + native.MISSING
+        + "; make native in the source tree, or reinstall where a C++ compiler is"
         if native.MISSING
         else ", ".join(f"{k} {v}" for k, v in native._C.build_info().items())
     )
@@ -229,28 +293,62 @@ def demo(
     from .optimize import oss
 
     make_folder(out)
-    teacher, agreement, target = metrics.find_teacher(model, noise, nfe=teacher_nfe, at_least=at_least, **words)
+    teacher, agreement, target = metrics.find_teacher(
+        model, noise, nfe=teacher_nfe, at_least=at_least, **words
+    )
     name = f"{teacher.note['solver']}, {teacher.nfe} evaluations"
-    print(f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as many")
+    print(
+        f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as many"
+    )
     held_out = noise[: len(search_noise)]
-    search = oss(model, search_noise, max(budgets), solver="euler", teacher=grid, held_out=held_out, progress=progress, **search_words)
+    search = oss(
+        model,
+        search_noise,
+        max(budgets),
+        solver="euler",
+        teacher=grid,
+        held_out=held_out,
+        progress=progress,
+        **search_words,
+    )
     search.save(out)
-    print(f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.1f} s; every budget from this one search")
+    print(
+        f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.1f} s; every budget from this one search"
+    )
     print(search.about_teacher())
     plans = _demo_plans(model, search, budgets)
-    judges = {"accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0], "distance": frechet_distance}
+    judges = {
+        "accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0],
+        "distance": frechet_distance,
+    }
     judge = lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)  # noqa: E731
     scores = {label: {m: judge(plan) for m, plan in row.items()} for label, row in plans.items()}
     beside = {m: f"by hand, {one.solver} ({one.grid})" for m, one in search.compared.items()}
     named = lambda label, m: beside[m] if label == ANY else f"{label}, Euler"  # noqa: E731
-    rows = [_demo_row("teacher", judge(teacher))] + [_demo_row(named(label, m), scores[label][m]) for m in budgets for label in scores]
-    header = ("method", "evaluations", "PSNR dB", "quartiles dB", "class accuracy", "Fréchet distance", "seconds")
-    print(f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded classifier's features")
+    rows = [_demo_row("teacher", judge(teacher))] + [
+        _demo_row(named(label, m), scores[label][m]) for m in budgets for label in scores
+    ]
+    header = (
+        "method",
+        "evaluations",
+        "PSNR dB",
+        "quartiles dB",
+        "class accuracy",
+        "Fréchet distance",
+        "seconds",
+    )
+    print(
+        f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded classifier's features"
+    )
     print(table(header, rows))
-    print(f"OSS beside the best of any solver by hand, chosen on the {len(held_out)} noises held out of the search:")
+    print(
+        f"OSS beside the best of any solver by hand, chosen on the {len(held_out)} noises held out of the search:"
+    )
     print("\n".join(f"  {m} evaluations: {search.compared[m]}" for m in sorted(search.compared)))
     scales = ", ".join(f"{m}: {search.plans[m].note['found']['amplitude']:.3f}" for m in budgets)
-    print(f"OSS also scales the noise it starts from ({scales}); times alone: the same times without that")
+    print(
+        f"OSS also scales the noise it starts from ({scales}); times alone: the same times without that"
+    )
     _demo_pictures(out, plans, scores, target, agreement)
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
     return {"rows": rows, "search": search, "agreement": agreement, "target": target}
@@ -261,31 +359,53 @@ def _demo_plans(model: Any, search: Any, budgets: Sequence[int]) -> dict[str, di
     from . import grids, solvers
 
     usual = {"Karras": grids.karras, "log-uniform": grids.exponential}
-    plans = {name: {m: solvers.euler(model, spaced(model.schedule, m)) for m in budgets} for name, spaced in usual.items()}
+    plans = {
+        name: {m: solvers.euler(model, spaced(model.schedule, m)) for m in budgets}
+        for name, spaced in usual.items()
+    }
     plans[ANY] = {m: search.compared[m].plan for m in budgets}
-    plans["OSS, times alone"] = {m: solvers.euler(model, search.grid[search.indices[m]]) for m in budgets}  # without the amplitude
+    plans["OSS, times alone"] = {
+        m: solvers.euler(model, search.grid[search.indices[m]]) for m in budgets
+    }  # without the amplitude
     return {**plans, "OSS": {m: search.plans[m] for m in budgets}}
 
 
 def _demo_row(label: str, score: Any) -> tuple[str, ...]:
     low, _, high = score.quartiles
-    psnr = (f"{score.psnr:.2f}", f"{low:.1f} .. {high:.1f}") if np.isfinite(score.psnr) else ("-", "-")  # the teacher against itself
+    psnr = (
+        (f"{score.psnr:.2f}", f"{low:.1f} .. {high:.1f}") if np.isfinite(score.psnr) else ("-", "-")
+    )  # the teacher against itself
     judged = (f"{100 * score.judged['accuracy']:.1f} %", f"{score.judged['distance']:.2f}")
     return (label, str(score.nfe), *psnr, *judged, f"{score.seconds:.2f}")
 
 
-def _demo_pictures(out: Path, plans: Mapping, scores: Mapping, target: Any, agreement: float) -> None:
+def _demo_pictures(
+    out: Path, plans: Mapping, scores: Mapping, target: Any, agreement: float
+) -> None:
     budgets = sorted(plans["OSS"])
     shown = {"teacher": target}
     for m in sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}):
-        shown |= {f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end for label in ("Karras", ANY, "OSS")}
-    samples_picture(out / "samples.png", shown, "The same noises, by schedule and number of evaluations (PSNR to the teacher)")
+        shown |= {
+            f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end
+            for label in ("Karras", ANY, "OSS")
+        }
+    samples_picture(
+        out / "samples.png",
+        shown,
+        "The same noises, by schedule and number of evaluations (PSNR to the teacher)",
+    )
     drawn = {f"OSS, {m} evaluations": plans["OSS"][m] for m in budgets}
     usual = f"Karras, {budgets[-1]} evaluations"
     drawn[usual] = plans["Karras"][budgets[-1]]
-    schedules_picture(out / "schedules.png", drawn, "Where the schedules ask the model", dashed=[usual])
+    schedules_picture(
+        out / "schedules.png", drawn, "Where the schedules ask the model", dashed=[usual]
+    )
     solvers = dict.fromkeys(plans[ANY][m].note["found"]["solver"] for m in budgets)
-    legend = {label: f"{label} ({', '.join(solvers)})" if label == ANY else label for label in scores}
-    curves = {legend[label]: {m: score.psnr for m, score in row.items()} for label, row in scores.items()}
+    legend = {
+        label: f"{label} ({', '.join(solvers)})" if label == ANY else label for label in scores
+    }
+    curves = {
+        legend[label]: {m: score.psnr for m, score in row.items()} for label, row in scores.items()
+    }
     title = f"Euler beside any solver, on unseen noises (the teacher agrees with its double to {agreement:.0f} dB)"
     error_picture(out / "error_vs_evaluations.png", curves, title)

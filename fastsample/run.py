@@ -52,21 +52,38 @@ class Run:
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
         transforms.refuse("Run", noise, latent, seed, guidance, noise_scale, mask, known)
-        given, size, device = arguments.start(noise, latent, shape, device, image=plan.sigma[0] == 0)
-        self.plan, self._row = plan, arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
+        given, size, device = arguments.start(
+            noise, latent, shape, device, image=plan.sigma[0] == 0
+        )
+        self.plan, self._row = (
+            plan,
+            arguments.entry(plan, latent is not None, start, noise is not None, mask is not None),
+        )
         model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
         arguments.dtypes("Run", state_dtype, model_dtype)
         self._choice = select(device, state_dtype, backend)
         self._table, self._model_dtype = inplace.table(plan, state_dtype, device), model_dtype
-        empty = lambda *lead, dtype=state_dtype: torch.empty(*lead, *size[1:], dtype=dtype, device=device)  # noqa: E731
-        own_input = copies != 1 or model_dtype != state_dtype or bool((plan.c[: plan.rows - 2] != 1).any())
+        empty = lambda *lead, dtype=state_dtype: torch.empty(
+            *lead, *size[1:], dtype=dtype, device=device
+        )  # noqa: E731
+        own_input = (
+            copies != 1 or model_dtype != state_dtype or bool((plan.c[: plan.rows - 2] != 1).any())
+        )
         mask, known = arguments.blend(plan, mask, known, size, state_dtype, device)
         scale = arguments.scales(plan, guidance, size[0], state_dtype, device)
         noise_scale = arguments.noise_scales(noise_scale, size[0], state_dtype, device)
-        self._draws = sources.draws(noise_source, plan, size, state_dtype, device, mask is not None, noise)
-        needed = given is None or sources.seeded(plan, self._row, noise, noise_source, noise_scale, mask is not None)
+        self._draws = sources.draws(
+            noise_source, plan, size, state_dtype, device, mask is not None, noise
+        )
+        needed = given is None or sources.seeded(
+            plan, self._row, noise, noise_source, noise_scale, mask is not None
+        )
         self._seeded = seed is not None or needed
-        rows = torch.arange(plan.rows, dtype=torch.int32, device=device)[:, None].expand(-1, size[0]).contiguous()
+        rows = (
+            torch.arange(plan.rows, dtype=torch.int32, device=device)[:, None]
+            .expand(-1, size[0])
+            .contiguous()
+        )
         self._buffers = Buffers(
             empty(size[0]), empty(plan.S, size[0]), empty(copies * size[0], dtype=model_dtype) if own_input else None,
             empty(size[0]) if preview else None, torch.zeros(size[0], dtype=torch.int32, device=device), rows,
@@ -116,7 +133,11 @@ class Run:
 
     @x.setter
     def x(self, value: Tensor) -> None:
-        if not isinstance(value, Tensor) or value.shape != self.x.shape or not value.is_floating_point():
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != self.x.shape
+            or not value.is_floating_point()
+        ):
             raise ValueError(
                 f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted"
             )
@@ -137,9 +158,18 @@ class Run:
     @property
     def std(self) -> Tensor:
         """Standard deviation [B] of the noise that the current row adds to x' (0 for a deterministic row); mean() is its mean."""
-        first, ids = 3 + self.plan.S + self.plan.G, arguments.drawn(self.plan, self._row, masked=False)
-        drawn = [self.plan.M[self._row, 0, first + k] for k, number in enumerate(ids) if number is not None]
-        std = torch.full_like(self._buffers.x.new_empty(self.x.shape[0]), math.hypot(*drawn) if drawn else 0.0)
+        first, ids = (
+            3 + self.plan.S + self.plan.G,
+            arguments.drawn(self.plan, self._row, masked=False),
+        )
+        drawn = [
+            self.plan.M[self._row, 0, first + k]
+            for k, number in enumerate(ids)
+            if number is not None
+        ]
+        std = torch.full_like(
+            self._buffers.x.new_empty(self.x.shape[0]), math.hypot(*drawn) if drawn else 0.0
+        )
         return std if self._buffers.noise_scale is None else std * self._buffers.noise_scale.abs()
 
     # -- advancing -------------------------------------------------------------------------------------------------------
@@ -171,7 +201,9 @@ class Run:
         else:
             transforms.refuse("Run.step", *(f if isinstance(f, (list, tuple)) else (f,)))
             if self._row >= self._end:
-                raise IndexError(f"Run.step: the plan's {self.plan.nfe} model rows have all run; make a new Run to sample again")
+                raise IndexError(
+                    f"Run.step: the plan's {self.plan.nfe} model rows have all run; make a new Run to sample again"
+                )
             self._apply(self._row, self._outputs(f))
         self._row += 1
         self._seen = True
@@ -189,9 +221,13 @@ class Run:
         masked = b.mask is not None
         earlier = {k for i in range(row) for k in arguments.drawn(plan, i, masked)} - {None}
         if earlier & set(arguments.drawn(plan, row, masked)):
-            raise ValueError(f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 would leave that draw out")
+            raise ValueError(
+                f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 would leave that draw out"
+            )
         f = [b.x if t is None else t for t in self._outputs(f)]
-        still = b._replace(noise_scale=b.x.new_zeros(b.x.shape[0]), preview=None, model_input=None).copied()
+        still = b._replace(
+            noise_scale=b.x.new_zeros(b.x.shape[0]), preview=None, model_input=None
+        ).copied()
         inplace.step(self._table, still, row, f, self._noise(row), self._model_dtype, self._choice)
         return still.x
 
@@ -213,11 +249,22 @@ class Run:
     def _bind(self) -> None:
         b, plan = self._buffers, self.plan
         self._input = b.x if b.model_input is None else b.model_input
-        self._shape, self._device, self._end, self._seen = b.x.shape, b.x.device, plan.rows - 1, getattr(self, "_seen", False)
+        self._shape, self._device, self._end, self._seen = (
+            b.x.shape,
+            b.x.device,
+            plan.rows - 1,
+            getattr(self, "_seen", False),
+        )
         self._stops = [c < 0 for c in plan.call.tolist()]
-        self._kernel = inplace.bind(self._table, b, self._model_dtype) if self._choice.name == "native" else None
+        self._kernel = (
+            inplace.bind(self._table, b, self._model_dtype)
+            if self._choice.name == "native"
+            else None
+        )
         self._address = [b.rows.data_ptr() + 4 * b.rows.shape[1] * k for k in range(plan.rows)]
-        self._simple = self._kernel is not None and plan.G == 1 and self._draws is None and b.x.numel() > 0
+        self._simple = (
+            self._kernel is not None and plan.G == 1 and self._draws is None and b.x.numel() > 0
+        )
         self._fast = False
 
     def _advance(self) -> None:
@@ -250,7 +297,14 @@ class Run:
     def _outputs(self, f: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
         """The model's output as G contiguous tensors [B,*], checked."""
         G = self.plan.G
-        outputs.check("Run.step", f, self._buffers.x, self._model_dtype, [self._uses(g) for g in range(G)], self._row)
+        outputs.check(
+            "Run.step",
+            f,
+            self._buffers.x,
+            self._model_dtype,
+            [self._uses(g) for g in range(G)],
+            self._row,
+        )
         if isinstance(f, Tensor):
             f = [f] if G == 1 else f.unflatten(0, (G, self._shape[0])).unbind(0)
         if any(v is not None and v.requires_grad for v in f):
@@ -260,4 +314,10 @@ class Run:
         return [None if v is None else v.contiguous() for v in f]
 
     def _uses(self, g: int) -> bool:
-        return bool((self.plan.branches[self._row] >> g | self.plan.reads[self._row] >> (3 + self.plan.S + g)) & 1)
+        return bool(
+            (
+                self.plan.branches[self._row] >> g
+                | self.plan.reads[self._row] >> (3 + self.plan.S + g)
+            )
+            & 1
+        )

@@ -47,17 +47,27 @@ class Sampler:
         if mode not in MODES:
             raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
         if differentiable and mode == "compile-loop":
-            raise ValueError("Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in 'eager' and 'compile-model'")
+            raise ValueError(
+                "Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in 'eager' and 'compile-model'"
+            )
         if not isinstance(plan, Plan):
-            raise TypeError(f"Sampler: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
+            raise TypeError(
+                f"Sampler: plan is a {type(plan).__name__}; a fastsample.Plan is needed"
+            )
         models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
         if not models or not all(callable(m) for m in models) or plan.call.max() >= len(models):
-            raise TypeError(f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; that many callables are needed")
+            raise TypeError(
+                f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; that many callables are needed"
+            )
         arguments.dtypes("Sampler", state_dtype, model_dtype)
         if backend not in (None, *BACKENDS):
             raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
         _agree(plan, models)
-        ask = tuple(torch.compile(distinct(_plain(m))) for m in models) if mode == "compile-model" else models
+        ask = (
+            tuple(torch.compile(distinct(_plain(m))) for m in models)
+            if mode == "compile-model"
+            else models
+        )
         self._set(plan=plan, models=models, mode=mode, differentiable=differentiable, _ask=ask, _graphs={}, _guided={}, _lock=Lock(),
                   _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend})  # fmt: skip
 
@@ -65,7 +75,9 @@ class Sampler:
         self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"Sampler.{name}: a Sampler is immutable; make another, or use for_plan(plan)")
+        raise AttributeError(
+            f"Sampler.{name}: a Sampler is immutable; make another, or use for_plan(plan)"
+        )
 
     def __deepcopy__(self, memo: dict) -> Sampler:
         """Itself: nothing in it changes."""
@@ -73,7 +85,9 @@ class Sampler:
 
     def for_plan(self, plan: Plan) -> Sampler:
         """The same sampler for another plan; compiled graphs are shared, so a plan of the same `plan.program` compiles nothing anew."""
-        twin = Sampler(plan, self.models, "eager", differentiable=self.differentiable, **self._options)
+        twin = Sampler(
+            plan, self.models, "eager", differentiable=self.differentiable, **self._options
+        )
         twin._set(mode=self.mode, _ask=self._ask, _graphs=self._graphs, _lock=self._lock)
         return twin
 
@@ -95,14 +109,20 @@ class Sampler:
         table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None: torch.manual_seed governs it (see Run).
         Raises FloatingPointError naming samples and row if a state became non-finite.
         """
-        trees = branches_of("Sampler", cond, uncond, branches, *arguments.place(noise, latent, shape, device))
+        trees = branches_of(
+            "Sampler", cond, uncond, branches, *arguments.place(noise, latent, shape, device)
+        )
         plan = self._plan_for(len(trees), guidance)
         start_ = {"noise": noise, "latent": latent, "shape": shape, "seed": seed, "start": start, "device": device, "guidance": guidance,
                   "noise_scale": noise_scale, "noise_source": noise_source, "mask": mask, "known": known}  # fmt: skip
         if table is not None and not self.differentiable:
-            raise ValueError("Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise")
+            raise ValueError(
+                "Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise"
+            )
         if callback is not None and not callable(callback):
-            raise TypeError(f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is accepted")
+            raise TypeError(
+                f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is accepted"
+            )
         functional = self.mode == "compile-loop" or self.differentiable
         if functional and (callback is not None or progress):
             raise ValueError(
@@ -120,9 +140,13 @@ class Sampler:
     def _plan_for(self, branches: int, guidance) -> Plan:
         """The plan for this many branches: itself, or the linear guidance of it, made once."""
         if branches == 1 and guidance is not None and self.plan.G == 1:
-            raise ValueError("Sampler: guidance is given without uncond; pass uncond= (or branches=)")
+            raise ValueError(
+                "Sampler: guidance is given without uncond; pass uncond= (or branches=)"
+            )
         if branches > 1 and guidance is None and (self.plan.G == 1 or self.plan.K):
-            raise ValueError("Sampler: uncond (or branches) is given without guidance; pass guidance=, a number or one a sample")
+            raise ValueError(
+                "Sampler: uncond (or branches) is given without guidance; pass guidance=, a number or one a sample"
+            )
         if branches == self.plan.G:
             return self.plan
         if self.plan.G > 1:
@@ -136,16 +160,30 @@ class Sampler:
 
     # -- eager -----------------------------------------------------------------------------------------------------------
     def _eager(self, plan, conditions, joint, trajectory, callback, progress, **start):
-        run = Run(plan, **start, **self._options, preview=callback is not None, copies=1 if joint is None else len(conditions))
-        states, bad_row, watch = [run.x.clone()] if trajectory else None, None, run.x.device.type == "cpu"
+        run = Run(
+            plan,
+            **start,
+            **self._options,
+            preview=callback is not None,
+            copies=1 if joint is None else len(conditions),
+        )
+        states, bad_row, watch = (
+            [run.x.clone()] if trajectory else None,
+            None,
+            run.x.device.type == "cpu",
+        )
         with _bar(progress, sum(plan.call[run.row :] >= 0)) as bar:
             for number in range(plan.rows):
                 if run.done:
                     break
                 row, before = run.row, _versions(run)
                 f = self._outputs(run, row, conditions, joint)
-                if _versions(run) != before:  # the input may be the state itself, and t is every later row's too
-                    raise ValueError(f"Sampler: the model changed its input in place at row {row}; let it work on a copy (x = x + ...)")
+                if (
+                    _versions(run) != before
+                ):  # the input may be the state itself, and t is every later row's too
+                    raise ValueError(
+                        f"Sampler: the model changed its input in place at row {row}; let it work on a copy (x = x + ...)"
+                    )
                 run.step(f)
                 if watch and bad_row is None and run.status().numpy().any():
                     bad_row = row
@@ -164,7 +202,10 @@ class Sampler:
         ask, plan = self._ask[run.call], run.plan
         if len(conditions) == 1:
             return ask(run.model_input, run.t, **conditions[0])
-        used = [bool((plan.branches[row] >> g | plan.reads[row] >> (3 + plan.S + g)) & 1) for g in range(plan.G)]
+        used = [
+            bool((plan.branches[row] >> g | plan.reads[row] >> (3 + plan.S + g)) & 1)
+            for g in range(plan.G)
+        ]
         if joint is not None and all(used):
             return ask(run.model_input, run.t, **joint)
         x, t = (v[: run.x.shape[0]] for v in (run.model_input, run.t))
@@ -174,45 +215,90 @@ class Sampler:
     def _functional(self, plan, conditions, joint, trajectory, table, *, noise, latent, shape, seed, start, device, guidance, noise_scale,
                     noise_source, mask, known):  # fmt: skip
         state = self._options["state_dtype"]
-        given, size, device = arguments.start(noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable)
-        first = arguments.entry(plan, latent is not None, start, noise is not None, mask is not None)
+        given, size, device = arguments.start(
+            noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable
+        )
+        first = arguments.entry(
+            plan, latent is not None, start, noise is not None, mask is not None
+        )
         model_dtype = self._options["model_dtype"] or (state if given is None else given.dtype)
         own = inplace.table(plan, state, device)
-        if table is not None and (not isinstance(table, Tensor) or table.shape != own.f.shape or table.dtype != state):
-            got = f"{table.dtype} {list(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
-            raise ValueError(f"Sampler: table is {got}; a tensor {state} {list(own.f.shape)} is needed")
+        if table is not None and (
+            not isinstance(table, Tensor) or table.shape != own.f.shape or table.dtype != state
+        ):
+            got = (
+                f"{table.dtype} {list(table.shape)}"
+                if isinstance(table, Tensor)
+                else f"a {type(table).__name__}"
+            )
+            raise ValueError(
+                f"Sampler: table is {got}; a tensor {state} {list(own.f.shape)} is needed"
+            )
         mask, known = arguments.blend(plan, mask, known, size, state, device, self.differentiable)
-        draws = sources.draws(noise_source, plan, size, state, device, mask is not None, noise, self.differentiable)
+        draws = sources.draws(
+            noise_source, plan, size, state, device, mask is not None, noise, self.differentiable
+        )
         requested = {
             "scale": arguments.scales(plan, guidance, size[0], state, device, self.differentiable),
             "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device, self.differentiable),
             "mask": None if mask is None else mask.expand(size), "known": None if known is None else known.expand(size),
         }  # fmt: skip
-        needed = given is None or sources.seeded(plan, first, noise, noise_source, requested["noise_scale"], mask is not None)
+        needed = given is None or sources.seeded(
+            plan, first, noise, noise_source, requested["noise_scale"], mask is not None
+        )
         requested["seed"] = sources.seeds(seed, size[0], device, needed)
-        requested["noise"] = None if draws is None else _draws(plan, draws, requested["seed"], size, state, mask is not None)
+        requested["noise"] = (
+            None
+            if draws is None
+            else _draws(plan, draws, requested["seed"], size, state, mask is not None)
+        )
         if given is None:
             given = _unit(requested["seed"], 0, size, state)
         conditions = conditions if joint is None else [joint]
         conditions = conditions if self.differentiable else unshared(conditions)
-        program = self._program(plan, first, model_dtype, trajectory, joint is not None, form([given, conditions, requested]))
+        program = self._program(
+            plan,
+            first,
+            model_dtype,
+            trajectory,
+            joint is not None,
+            form([given, conditions, requested]),
+        )
         rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
-        x, states, words = program(given.to(state), own.f if table is None else table, own.i, rows, conditions, requested)
+        x, states, words = program(
+            given.to(state), own.f if table is None else table, own.i, rows, conditions, requested
+        )
         if words.numel() and transforms.active(words) is None:
             bad = words.flatten(1).any(1)
-            _raise_if_bad(words.amax(0), first + int(bad.int().argmax()) if bool(bad.any()) else None)
+            _raise_if_bad(
+                words.amax(0), first + int(bad.int().argmax()) if bool(bad.any()) else None
+            )
         return (x, torch.stack(states)) if trajectory else x
 
-    def _program(self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, form: Hashable) -> Callable:
+    def _program(
+        self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, form: Hashable
+    ) -> Callable:
         if self.differentiable:
             ask = self.models if transforms.hides_from_compiler() else self._ask
-            return Program(plan, first, reference.step, [_asked([m] * plan.G, together) for m in ask], model_dtype, keep).run
+            return Program(
+                plan,
+                first,
+                reference.step,
+                [_asked([m] * plan.G, together) for m in ask],
+                model_dtype,
+                keep,
+            ).run
         key = (plan.program, first, model_dtype, keep, together, form)
         with self._lock:
             if key not in self._graphs:
                 region, G = torch.compiler.nested_compile_region, plan.G
-                ask = [_asked([region(distinct(_plain(m))) for _ in range(G)], together) for m in self.models]
-                self._graphs[key] = compiled(Program(plan, first, reference.step, ask, model_dtype, keep, region))
+                ask = [
+                    _asked([region(distinct(_plain(m))) for _ in range(G)], together)
+                    for m in self.models
+                ]
+                self._graphs[key] = compiled(
+                    Program(plan, first, reference.step, ask, model_dtype, keep, region)
+                )
             return self._graphs[key]
 
 
@@ -237,7 +323,9 @@ def _versions(run: Run) -> tuple[int, ...]:
     return () if run.model_input.is_inference() else (run.model_input._version, run.t._version)
 
 
-def _draws(plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool) -> list[list]:
+def _draws(
+    plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool
+) -> list[list]:
     """For every row its L draws, the caller's and, where that left some to Philox, those: a row takes either kind, not both. [] = all
     Philox.
     """
@@ -245,14 +333,19 @@ def _draws(plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state
     for row in range(plan.rows):
         draws, ids = given(row), arguments.drawn(plan, row, masked)
         if any(n is not None for n in draws):
-            draws = [None if k is None else _unit(seed, k, size, state) if n is None else n for n, k in zip(draws, ids, strict=True)]
+            draws = [
+                None if k is None else _unit(seed, k, size, state) if n is None else n
+                for n, k in zip(draws, ids, strict=True)
+            ]
         rows.append(draws if any(n is not None for n in draws) else [])
     return rows
 
 
 def _unit(seed: Tensor, k: int, size: Sequence[int], state: torch.dtype) -> Tensor:
     """Unit normal noise of one id, as a function: a transform sees it."""
-    return reference.normal(seed, torch.full_like(seed, k), math.prod(size[1:])).view(size).to(state)
+    return (
+        reference.normal(seed, torch.full_like(seed, k), math.prod(size[1:])).view(size).to(state)
+    )
 
 
 def _plain(model: Callable) -> Callable:
@@ -270,7 +363,9 @@ def _asked(models: Sequence[Callable], together: bool) -> Callable:
     """
     branches = len(models)
 
-    def ask(x: Tensor, t: Tensor, conditions: Sequence[dict], used: Sequence[bool]) -> Tensor | list:
+    def ask(
+        x: Tensor, t: Tensor, conditions: Sequence[dict], used: Sequence[bool]
+    ) -> Tensor | list:
         if together:
             return models[0](torch.cat([x] * branches), torch.cat([t] * branches), **conditions[0])
         return [models[g](x, t, **conditions[g]) if used[g] else None for g in range(branches)]
@@ -285,7 +380,9 @@ def _bar(wanted: bool, total: int):
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
-        raise ImportError("Sampler: progress=True needs tqdm; pip install 'fastsample[demo]'") from error
+        raise ImportError(
+            "Sampler: progress=True needs tqdm; pip install 'fastsample[demo]'"
+        ) from error
     return tqdm(total=int(total))
 
 

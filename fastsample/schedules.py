@@ -28,9 +28,15 @@ from .plan_file import load_note
 
 def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float strictly between low and high, or a ValueError."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not low < value < min(high, sys.float_info.max):  # a NaN compares false; an int of 400 digits is no float
-        raise ValueError(f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is accepted")
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
+    if not number or not low < value < min(
+        high, sys.float_info.max
+    ):  # a NaN compares false; an int of 400 digits is no float
+        raise ValueError(
+            f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is accepted"
+        )
     return float(value)
 
 
@@ -56,7 +62,9 @@ class Schedule:
     def time(self, half_log_snr):
         level = np.asarray(half_log_snr, dtype=np.float64)
         if np.isnan(level).any():
-            raise ValueError(f"{type(self).__name__}.time: half_log_snr = nan; a number or an infinity is accepted")
+            raise ValueError(
+                f"{type(self).__name__}.time: half_log_snr = nan; a number or an infinity is accepted"
+            )
         with np.errstate(over="ignore", divide="ignore"):
             return np.asarray(self._time(level))[()]
 
@@ -64,7 +72,9 @@ class Schedule:
         t = np.asarray(t, dtype=np.float64)
         bad = ~((t >= self.t_zero) & (t <= self.t_top))
         if bad.any():
-            raise ValueError(f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= {self.t_top:g} is accepted")
+            raise ValueError(
+                f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= {self.t_top:g} is accepted"
+            )
         with np.errstate(over="ignore", divide="ignore"):
             return tuple(np.asarray(value) for value in self._point(t))
 
@@ -75,19 +85,37 @@ class Schedule:
     @staticmethod
     def from_json(data) -> Schedule:
         """The schedule that to_json wrote: a dict, or its JSON text, read strictly. Anything else is a ValueError."""
-        words = load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json") if isinstance(data, str) else data
+        words = (
+            load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json")
+            if isinstance(data, str)
+            else data
+        )
         if not isinstance(words, dict) or words.get("name") not in list(SCHEDULES):
-            raise ValueError(f"schedules.from_json: {words!r:.80}; a dict whose name is one of {', '.join(SCHEDULES)} is accepted")
-        words, make, zero = {k: v for k, v in words.items() if k != "name"}, SCHEDULES[words["name"]], False
+            raise ValueError(
+                f"schedules.from_json: {words!r:.80}; a dict whose name is one of {', '.join(SCHEDULES)} is accepted"
+            )
+        words, make, zero = (
+            {k: v for k, v in words.items() if k != "name"},
+            SCHEDULES[words["name"]],
+            False,
+        )
         if make is DiscreteVP:
             kind, zero = words.pop("kind", None), words.pop("zero_terminal_snr", False)
-            if kind not in (None, "linear", "scaled_linear", "cosine") or not isinstance(zero, bool) or "recipe" in words:
-                raise ValueError(f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that to_json writes is accepted")
+            if (
+                kind not in (None, "linear", "scaled_linear", "cosine")
+                or not isinstance(zero, bool)
+                or "recipe" in words
+            ):
+                raise ValueError(
+                    f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that to_json writes is accepted"
+                )
             make = DiscreteVP if kind is None else getattr(DiscreteVP, kind)
         try:
             schedule = make(**words)
         except TypeError as error:
-            raise ValueError(f"schedules.from_json: {error!s:.120}; the parameters that to_json writes are accepted") from None
+            raise ValueError(
+                f"schedules.from_json: {error!s:.120}; the parameters that to_json writes are accepted"
+            ) from None
         return schedule.zero_terminal_snr() if zero else schedule
 
 
@@ -107,11 +135,22 @@ class VP(Schedule):
 
     def _point(self, t):
         decay = 0.25 * t * t * (self.beta_max - self.beta_min) + 0.5 * t * self.beta_min
-        return np.exp(-decay), np.sqrt(-np.expm1(-2.0 * decay)), -0.5 * np.log(np.expm1(2.0 * decay))
+        return (
+            np.exp(-decay),
+            np.sqrt(-np.expm1(-2.0 * decay)),
+            -0.5 * np.log(np.expm1(2.0 * decay)),
+        )
 
     def _time(self, level):
         decay = 0.5 * np.logaddexp(0.0, -2.0 * level)
-        return 4.0 * decay / (self.beta_min + np.sqrt(self.beta_min**2 + 4.0 * (self.beta_max - self.beta_min) * decay))
+        return (
+            4.0
+            * decay
+            / (
+                self.beta_min
+                + np.sqrt(self.beta_min**2 + 4.0 * (self.beta_max - self.beta_min) * decay)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -128,13 +167,21 @@ class VE(Schedule):
         _number("VE: sigma_max", self.sigma_max, _number("VE: sigma_min", self.sigma_min))
 
     def _point(self, t):
-        ratio = np.where(t < 0.0, np.log1p(np.minimum(t, 0.0)), t * math.log(self.sigma_max / self.sigma_min))  # ln(sigma/sigma_min)
-        sigma = self.sigma_min * np.where(t < 0.0, 1.0 + t, (self.sigma_max / self.sigma_min) ** np.maximum(t, 0.0))
+        ratio = np.where(
+            t < 0.0, np.log1p(np.minimum(t, 0.0)), t * math.log(self.sigma_max / self.sigma_min)
+        )  # ln(sigma/sigma_min)
+        sigma = self.sigma_min * np.where(
+            t < 0.0, 1.0 + t, (self.sigma_max / self.sigma_min) ** np.maximum(t, 0.0)
+        )
         return np.ones_like(t), sigma, -math.log(self.sigma_min) - ratio
 
     def _time(self, level):
         ratio = -level - math.log(self.sigma_min)
-        return np.where(ratio < 0.0, np.expm1(np.minimum(ratio, 0.0)), ratio / math.log(self.sigma_max / self.sigma_min))
+        return np.where(
+            ratio < 0.0,
+            np.expm1(np.minimum(ratio, 0.0)),
+            ratio / math.log(self.sigma_max / self.sigma_min),
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +223,11 @@ class Flow(Schedule):
 
     def _point(self, t):
         scale = 1.0 + (self.shift - 1.0) * t  # alpha is not 1 - sigma, which cancels near t = 1
-        return (1.0 - t) / scale, self.shift * t / scale, np.log1p(-t) - np.log(t) - math.log(self.shift)
+        return (
+            (1.0 - t) / scale,
+            self.shift * t / scale,
+            np.log1p(-t) - np.log(t) - math.log(self.shift),
+        )
 
     def _time(self, level):
         return 1.0 / (1.0 + self.shift * np.exp(level))
@@ -219,39 +270,56 @@ class DiscreteVP(Schedule):
     recipe: dict | None = None
     t_min, t_zero = 0.0, -1.0
     t_max = property(lambda self: float(len(self.alphas_cumprod) - 1))
-    t_finite = property(lambda self: float(len(self._table) - 1))  # _table: half_log_snr at t = 0, 1, .., t_finite
+    t_finite = property(
+        lambda self: float(len(self._table) - 1)
+    )  # _table: half_log_snr at t = 0, 1, .., t_finite
 
     def __post_init__(self):
         try:
             table = np.array(self.alphas_cumprod, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is accepted") from None
+            raise ValueError(
+                f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is accepted"
+            ) from None
         if table.ndim != 1 or not 2 <= len(table) <= 100_000:
-            raise ValueError(f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to 100000 entries is accepted")
+            raise ValueError(
+                f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to 100000 entries is accepted"
+            )
         sound = (table >= 0.0) & (np.diff(table, prepend=1.0) < 0.0)
         if not sound.all():
             at = int(np.argmin(sound))
             found = f"alphas_cumprod[{at}] = {table[at]:g} after {table[:at][-1:]}"
-            raise ValueError(f"DiscreteVP: {found}; decreasing values inside (0, 1), the last may be 0, are accepted")
+            raise ValueError(
+                f"DiscreteVP: {found}; decreasing values inside (0, 1), the last may be 0, are accepted"
+            )
         table.setflags(write=False)
         finite = table[: len(table) - (table[-1] == 0.0)]
         object.__setattr__(self, "alphas_cumprod", table)
         object.__setattr__(self, "_table", 0.5 * (np.log(finite) - np.log1p(-finite)))
 
     @classmethod
-    def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVP:
+    def linear(
+        cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> DiscreteVP:
         """beta = linspace(beta_start, beta_end, steps), alphas_cumprod = cumprod(1 - beta) (Ho et al. 2020)."""
         recipe = _recipe("linear", steps, beta_start=beta_start, beta_end=beta_end)
         return cls(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)), recipe)
 
     @classmethod
-    def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> DiscreteVP:
+    def scaled_linear(
+        cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> DiscreteVP:
         """sqrt(beta) = linspace(sqrt(beta_start), sqrt(beta_end), steps) (Rombach et al. 2022; Stable Diffusion)."""
         recipe = _recipe("scaled_linear", steps, beta_start=beta_start, beta_end=beta_end)
-        return cls(np.cumprod(1.0 - np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps) ** 2), recipe)
+        return cls(
+            np.cumprod(1.0 - np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps) ** 2),
+            recipe,
+        )
 
     @classmethod
-    def cosine(cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> DiscreteVP:
+    def cosine(
+        cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999
+    ) -> DiscreteVP:
         """beta_i = min(1 - g((i+1)/steps)/g(i/steps), beta_max), g(u) = cos²((u + offset)/(1 + offset)·pi/2) (Nichol & Dhariwal 2021)."""
         recipe = _recipe("cosine", steps, offset=offset, beta_max=beta_max)
         g = np.cos((np.arange(steps + 1) / steps + offset) / (1.0 + offset) * (math.pi / 2)) ** 2
@@ -266,8 +334,14 @@ class DiscreteVP(Schedule):
     def _point(self, t):
         level = np.interp(t, np.arange(len(self._table)), self._table)
         level = np.where(t < 0.0, self._table[0] - np.log1p(np.minimum(t, 0.0)), level)
-        level = np.where(t > self.t_finite, self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0)), level)
-        return 1.0 / np.sqrt(1.0 + np.exp(-2.0 * level)), 1.0 / np.sqrt(1.0 + np.exp(2.0 * level)), level
+        level = np.where(
+            t > self.t_finite, self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0)), level
+        )
+        return (
+            1.0 / np.sqrt(1.0 + np.exp(-2.0 * level)),
+            1.0 / np.sqrt(1.0 + np.exp(2.0 * level)),
+            level,
+        )
 
     def _time(self, level):
         first, last = self._table[0], self._table[-1]
@@ -276,23 +350,40 @@ class DiscreteVP(Schedule):
         if self.t_finite < self.t_max:
             return np.where(level < last, self.t_max - np.exp(np.minimum(level - last, 0.0)), t)
         if (level < last - 1e-9 * abs(last)).any():
-            raise ValueError(f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the table's last, are accepted")
+            raise ValueError(
+                f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the table's last, are accepted"
+            )
         return t
 
     def to_json(self) -> dict:
-        return {"name": "DiscreteVP", **(self.recipe or {"alphas_cumprod": self.alphas_cumprod.tolist()})}
+        return {
+            "name": "DiscreteVP",
+            **(self.recipe or {"alphas_cumprod": self.alphas_cumprod.tolist()}),
+        }
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, DiscreteVP) and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+        return isinstance(other, DiscreteVP) and np.array_equal(
+            self.alphas_cumprod, other.alphas_cumprod
+        )
 
     def __hash__(self) -> int:
         return hash(self.alphas_cumprod.tobytes())
 
 
 def _recipe(kind: str, steps, **values) -> dict:
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 2 <= steps <= 100_000:
-        raise ValueError(f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 2 to 100000 is accepted")
-    return {"kind": kind, "steps": int(steps), **{name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()}}
+    if (
+        isinstance(steps, bool)
+        or not isinstance(steps, (int, np.integer))
+        or not 2 <= steps <= 100_000
+    ):
+        raise ValueError(
+            f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 2 to 100000 is accepted"
+        )
+    return {
+        "kind": kind,
+        "steps": int(steps),
+        **{name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()},
+    }
 
 
 SCHEDULES = {cls.__name__: cls for cls in (VP, DiscreteVP, VE, EDM, Flow, TrigFlow)}

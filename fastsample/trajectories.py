@@ -69,7 +69,9 @@ def visits(
     uncond are trees that follow their samples (`fastsample.conditions`).
     Sample b draws from seed + b; None takes the seed from the noise: the same noise is visited alike, fresh noise draws afresh.
     """
-    branches = list(branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values())
+    branches = list(
+        branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values()
+    )
     if len(branches) != plan.G:
         raise ValueError(
             f"trajectories: the plan combines {plan.G} branches and {len(branches)} are given; "
@@ -91,7 +93,12 @@ def visits(
         )
         while not run.done:
             f = [model(run.model_input, run.t, **branch) for branch in words]
-            yield samples, run.row, run.x, _weighted(_branch_weights(plan, run.row, guidance), f, dtype)
+            yield (
+                samples,
+                run.row,
+                run.x,
+                _weighted(_branch_weights(plan, run.row, guidance), f, dtype),
+            )
             run.step(f if len(f) > 1 else f[0])
         yield samples, plan.rows - 1, run.x, None
 
@@ -108,15 +115,24 @@ def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajector
                 clean = x.new_empty((len(asked), *noise.shape))
             states[place[row], samples] = x
             if f is not None:
-                p, q = to_x0(model.prediction, float(plan.alpha[row]), float(plan.sigma[row]), model.sigma_data)
+                p, q = to_x0(
+                    model.prediction,
+                    float(plan.alpha[row]),
+                    float(plan.sigma[row]),
+                    model.sigma_data,
+                )
                 clean[place[row], samples] = p * x + q * f
     rows = np.append(asked, plan.rows - 1)
-    return Trajectory(states, clean, plan.alpha[rows].copy(), plan.sigma[rows].copy(), plan.t[asked - 1, 0].copy())
+    return Trajectory(
+        states, clean, plan.alpha[rows].copy(), plan.sigma[rows].copy(), plan.t[asked - 1, 0].copy()
+    )
 
 
 def _weighted(weights: list[float], f: list[Tensor], dtype: torch.dtype) -> Tensor:
     """sum_g w_g f_g from left to right, in the state's dtype."""
-    terms = [w * g.to(dtype) if w != 1.0 else g.to(dtype) for w, g in zip(weights, f, strict=True) if w]
+    terms = [
+        w * g.to(dtype) if w != 1.0 else g.to(dtype) for w, g in zip(weights, f, strict=True) if w
+    ]
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(f[0], dtype=dtype)
 
 
@@ -138,10 +154,18 @@ class Denoiser:
         words = np.ones((4, len(t)))
         words[:2, live] = model.times(t[live]), model.scales(t[live])
         words[2:, live] = to_x0(model.prediction, alpha[live], self.sigma[live], model.sigma_data)
-        self.model, self.shape, self.model_dtype, self.batch_size, self.dtype = model, noise.shape, noise.dtype, batch_size, dtype
+        self.model, self.shape, self.model_dtype, self.batch_size, self.dtype = (
+            model,
+            noise.shape,
+            noise.dtype,
+            batch_size,
+            dtype,
+        )
         self._time, scale, p, q = (torch.as_tensor(v, device=noise.device).to(dtype) for v in words)
         self._scale, self._p, self._q = scale[:, None], p[:, None], q[:, None]
-        self._branches = list(branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values())
+        self._branches = list(
+            branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values()
+        )
         self._weights = [1.0] if uncond is None else [float(guidance), 1.0 - float(guidance)]
         self._asked, self.rows = asked, 0
 
@@ -158,7 +182,9 @@ class Denoiser:
             x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)
             if not x0[rows].isfinite().all():
                 label = float(self._time[i][(~x0[rows].isfinite()).any(1)][0])
-                raise ValueError(f"trajectories: the model's output at its time {label:.6g} is not finite; a finite output is needed")
+                raise ValueError(
+                    f"trajectories: the model's output at its time {label:.6g} is not finite; a finite output is needed"
+                )
             self.count(len(x))
         return x0.reshape(B, points, D)
 
@@ -170,7 +196,9 @@ class Denoiser:
         outputs = [self.model(x, t, **told(take(branch, sample))) for branch in self._branches]
         for out in outputs:
             if out.shape != x.shape:
-                raise ValueError(f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the input's shape is needed")
+                raise ValueError(
+                    f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the input's shape is needed"
+                )
         return _weighted(self._weights, [out.reshape(len(x), -1) for out in outputs], self.dtype)
 
     def count(self, rows: int) -> None:

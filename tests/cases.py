@@ -39,7 +39,11 @@ class Case:
     noise_scale: bool = False
 
     def __str__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        changed = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
         return "-".join(changed).replace("torch.", "") or "base"
 
 
@@ -78,7 +82,9 @@ def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.nd
     numbers[:, at.p + 2] = np.where(np.arange(rows) % 2, np.abs(numbers[:, at.p + 2]) + 0.1, 0.0)
     words = np.zeros((rows, at.WI), np.int64)
     reads = rng.integers(0, 2, (rows, at.W)) @ (1 << np.arange(at.W, dtype=np.int64))
-    reads |= np.where(np.arange(rows) % 3, 1 << at.m, 0)  # most rows read the prediction and every noise, whatever chance chose
+    reads |= np.where(
+        np.arange(rows) % 3, 1 << at.m, 0
+    )  # most rows read the prediction and every noise, whatever chance chose
     reads |= np.where(np.arange(rows) % 3 != 1, ((1 << at.L) - 1) << at.n, 0)
     words[:, READS_LO], words[:, READS_HI] = reads & 0xFFFFFF, reads >> 24
     words[:, BRANCHES] = rng.integers(0, 1 << at.G, rows)
@@ -102,7 +108,9 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
     numbers, words = random_table(rng, at, rows)
     normal = lambda *shape: torch.from_numpy(rng.standard_normal(shape))  # noqa: E731
     state = lambda: laid_out(normal(case.batch, case.elements).to(case.state), case.layout)  # noqa: E731
-    row = torch.from_numpy(rng.integers(0, rows, (case.batch, case.groups) if case.groups > 1 else case.batch))
+    row = torch.from_numpy(
+        rng.integers(0, rows, (case.batch, case.groups) if case.groups > 1 else case.batch)
+    )
     slots = [state() for _ in range(case.S)]
     read = 0
     for r in row.flatten().tolist():
@@ -110,7 +118,10 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
     for s, slot in enumerate(slots):
         if not read >> (1 + s) & 1:
             slot.fill_(torch.nan)
-    f = [laid_out(normal(case.batch, case.elements).to(case.model), case.layout) for _ in range(case.G)]
+    f = [
+        laid_out(normal(case.batch, case.elements).to(case.model), case.layout)
+        for _ in range(case.G)
+    ]
     options = {
         "seed": torch.from_numpy(rng.integers(-(2**62), 2**62, case.batch)),
         "scale": normal(case.batch, case.K).to(case.state) if case.K else None,
@@ -125,7 +136,9 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
     if case.groups > 1 and case.elements % (2 * case.groups):
         options["inner"] = case.elements // case.groups
     tables = torch.from_numpy(numbers).to(case.state), torch.from_numpy(words)
-    return SimpleNamespace(case=case, at=at, args=(state(), slots, f, *tables, row, at), options=options)
+    return SimpleNamespace(
+        case=case, at=at, args=(state(), slots, f, *tables, row, at), options=options
+    )
 
 
 def as_plan(at: Layout, numbers: np.ndarray, words: np.ndarray) -> SimpleNamespace:

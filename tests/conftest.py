@@ -24,9 +24,13 @@ def unwritten_memory_is_nan(monkeypatch):
     def poisoned(make):
         def empty(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            if torch.compiler.is_compiling() or not sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
+            if torch.compiler.is_compiling() or not sys._getframe(1).f_code.co_filename.startswith(
+                PACKAGE
+            ):
                 return tensor
-            return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+            return tensor.fill_(
+                torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+            )
 
         return empty
 

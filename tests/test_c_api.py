@@ -40,7 +40,9 @@ def plans():
         "dpmpp_2m": make["dpmpp_2m"](flow, fs.grids.uniform(flow, 6), prediction="flow"),
         "dpmpp_2m_sde": make["dpmpp_2m_sde"](vp, fs.grids.karras(vp, 5), prediction="eps"),
         "unipc": make["unipc"](vp, fs.grids.karras(vp, 6), prediction="v"),
-        "guided": fs.guidance.guided(make["euler_ancestral"](vp, fs.grids.karras(vp, 4), prediction="eps")),
+        "guided": fs.guidance.guided(
+            make["euler_ancestral"](vp, fs.grids.karras(vp, 4), prediction="eps")
+        ),
     }
 
 
@@ -53,12 +55,25 @@ def plan_files(tmp_path_factory):
 
 
 # -- header and binary --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("command", ["gcc -std=c99", "gcc -std=c17", "g++ -x c++ -std=c++11", "g++ -x c++ -std=c++20"])
+@pytest.mark.parametrize(
+    "command", ["gcc -std=c99", "gcc -std=c17", "g++ -x c++ -std=c++11", "g++ -x c++ -std=c++20"]
+)
 def test_header_is_plain_c_and_cpp(command, tmp_path):
     source = tmp_path / "twice.c"
     include = '#include "fastsample/fastsample.h"\n'
-    source.write_text(f"{include}{include}int main(void) {{ return fs_abi_version() - FS_ABI_VERSION; }}\n")
-    build.run(*command.split(), "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{HEADER.parents[1]}", source)
+    source.write_text(
+        f"{include}{include}int main(void) {{ return fs_abi_version() - FS_ABI_VERSION; }}\n"
+    )
+    build.run(
+        *command.split(),
+        "-pedantic",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fsyntax-only",
+        f"-I{HEADER.parents[1]}",
+        source,
+    )
 
 
 def test_every_function_of_the_header_is_exported_and_nothing_else(made):
@@ -70,7 +85,10 @@ def test_every_function_of_the_header_is_exported_and_nothing_else(made):
 
 def test_build_info_is_json(lib):
     info = json.loads(lib.fs_build_info())
-    assert info["version"] == fs.__version__ == lib.fs_version().decode() and info["abi"] == lib.dll.fs_abi_version() == 1
+    assert (
+        info["version"] == fs.__version__ == lib.fs_version().decode()
+        and info["abi"] == lib.dll.fs_abi_version() == 1
+    )
     assert "-ffp-contract=off" in info["flags"] and info["isa"] in ("baseline", "avx2", "avx512")
 
 
@@ -153,7 +171,9 @@ NOTES = [
 def test_both_parsers_agree_on_a_note(lib, note, sound):
     good = plans()["dpmpp_2m"].to_bytes()
     size = int.from_bytes(good[48:56], "little")
-    data = signed(good[:48] + len(note).to_bytes(8, "little") + bytes(32) + good[88 : len(good) - size] + note)
+    data = signed(
+        good[:48] + len(note).to_bytes(8, "little") + bytes(32) + good[88 : len(good) - size] + note
+    )
     if sound:
         assert fs.Plan.from_bytes(data).rows and lib.fs_plan_free(lib.parse(data)) is None
         return
@@ -173,9 +193,15 @@ def test_hostile_input_under_sanitizers(plan_files):
     """A plan cut at every byte, with every bit flipped, signed again or not; every argument of every function spoilt."""
     small = fs.schedules.VP()
     path = plan_files["dpmpp_2m"][1].with_name("small.fsplan")
-    fs.solvers.SOLVERS["dpmpp_2m_sde"](small, fs.grids.karras(small, 1), prediction="eps").save(path)
+    fs.solvers.SOLVERS["dpmpp_2m_sde"](small, fs.grids.karras(small, 1), prediction="eps").save(
+        path
+    )
     done = build.run(
-        build.sanitized(), path, env=build.environment(ASAN_OPTIONS="allocator_may_return_null=1", UBSAN_OPTIONS="print_stacktrace=1")
+        build.sanitized(),
+        path,
+        env=build.environment(
+            ASAN_OPTIONS="allocator_may_return_null=1", UBSAN_OPTIONS="print_stacktrace=1"
+        ),
     )
     assert int(done.split()[0]) > 10_000
 
@@ -191,9 +217,16 @@ def emulated(plan, first_seed):
     dims, states = (plan.S, plan.G, plan.L, plan.K, plan.E), np.empty((plan.rows, B, D), np.float32)
     scale = np.arange(plan.K, dtype=np.float32) + 2
     for b in range(B):
-        x, slots, given = rows.normals(first_seed + b, 0, D), [np.zeros(D, np.float32)] * plan.S, None
+        x, slots, given = (
+            rows.normals(first_seed + b, 0, D),
+            [np.zeros(D, np.float32)] * plan.S,
+            None,
+        )
         for i in range(plan.rows):
-            f = [model(given, g) if plan.call[i] >= 0 else np.full(D, np.nan, np.float32) for g in range(plan.G)]
+            f = [
+                model(given, g) if plan.call[i] >= 0 else np.full(D, np.nan, np.float32)
+                for g in range(plan.G)
+            ]
             draw = lambda k, i=i, b=b: rows.normals(first_seed + b, int(np.uint32(I[i, 7 + k])), D)  # noqa: E731
             x, written, given, _, _ = rows.one_row(dims, F[i], I[i], x, slots, f, draw, scale=scale)
             slots = [written.get(s, slot) for s, slot in enumerate(slots)]
@@ -225,19 +258,32 @@ def test_the_same_run_in_python_has_the_same_bits(plan_files, name, backend):
 def test_the_example_server_serves_each_request_as_if_alone(made, plan_files, tmp_path):
     plan, path = plan_files["dpmpp_2m_sde"]
     printed = build.run(made[1] / "server", path, 7, 3, D, tmp_path / "served.bin").splitlines()
-    served = np.fromfile(tmp_path / "served.bin", np.dtype([("number", np.int32), ("x", np.float32, D)]))
+    served = np.fromfile(
+        tmp_path / "served.bin", np.dtype([("number", np.int32), ("x", np.float32, D)])
+    )
     assert sorted(served["number"]) == list(range(7)) and len(printed) == 7
-    assert len({tuple(re.findall(r"tick (\d+)", line)) for line in printed}) == 7  # no two side by side: rows were mixed
+    assert (
+        len({tuple(re.findall(r"tick (\d+)", line)) for line in printed}) == 7
+    )  # no two side by side: rows were mixed
     for request in served:
         build.run(made[1] / "plan_run", path, tmp_path / "alone.bin", 1, D, request["number"])
-        assert np.fromfile(tmp_path / "alone.bin", np.float32)[-D:].tobytes() == request["x"].tobytes()
+        assert (
+            np.fromfile(tmp_path / "alone.bin", np.float32)[-D:].tobytes() == request["x"].tobytes()
+        )
 
 
 def test_the_example_server_refuses_a_plan_that_starts_from_an_image(made, plan_files, tmp_path):
     path = tmp_path / "image.fsplan"
     plan_files["dpmpp_2m"][0].remake(start=2).save(path)
-    done = subprocess.run([made[1] / "server", path, "1", "1", "4", tmp_path / "served.bin"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, f"server: {path} starts from an image; a plan made without start= is accepted\n")
+    done = subprocess.run(
+        [made[1] / "server", path, "1", "1", "4", tmp_path / "served.bin"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"server: {path} starts from an image; a plan made without start= is accepted\n",
+    )
 
 
 def test_a_file_that_is_no_plan_is_named(lib, tmp_path):
@@ -250,7 +296,9 @@ def test_a_file_that_is_no_plan_is_named(lib, tmp_path):
 
 @pytest.mark.parametrize("arguments", [[], ["no.fsplan", "states.bin", "1", "4", "0"]])
 def test_the_c_program_says_what_is_wrong(made, arguments, tmp_path):
-    done = subprocess.run([made[1] / "plan_run", *arguments], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [made[1] / "plan_run", *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode != 0 and re.search("usage|cannot be opened", done.stderr)
 
 

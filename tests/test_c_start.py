@@ -35,12 +35,17 @@ def test_init_scale_is_what_row_zero_does(lib):
         handle = lib.parse(each.to_bytes())
         lib.fs_plan_init_scale(handle, ctypes.byref(scale))
         assert scale.value == each.init_scale
-        with pytest.raises(StatusError, match="fs_plan_init_scale: scale is NULL; the address of a double is needed") as error:
+        with pytest.raises(
+            StatusError,
+            match="fs_plan_init_scale: scale is NULL; the address of a double is needed",
+        ) as error:
             lib.fs_plan_init_scale(handle, None)
         assert error.value.status == interface.E_ARG
         lib.fs_plan_free(handle)
     handle = lib.parse(plan.remake(1).to_bytes())
-    with pytest.raises(StatusError, match="^fs_plan_init_scale: the plan .* begins from an image; .* has one$") as error:
+    with pytest.raises(
+        StatusError, match="^fs_plan_init_scale: the plan .* begins from an image; .* has one$"
+    ) as error:
         lib.fs_plan_init_scale(handle, ctypes.byref(scale))
     assert error.value.status == interface.E_ARG and scale.value == unread.init_scale == 0.0
     lib.fs_plan_free(handle)
@@ -52,7 +57,10 @@ def test_init_scale_is_what_row_zero_does(lib):
 def test_a_run_that_a_host_begins_itself_has_the_same_bits(lib):
     """From row 1 with init_scale times the noise, as after row 0."""
     plan, scale = louder(multistep()), ctypes.c_double()
-    handle, noise = lib.parse(plan.to_bytes()), np.random.default_rng(0).standard_normal((B, D), np.float32)
+    handle, noise = (
+        lib.parse(plan.to_bytes()),
+        np.random.default_rng(0).standard_normal((B, D), np.float32),
+    )
     lib.fs_plan_init_scale(handle, ctypes.byref(scale))
     floats, ints = lib.pack(handle, np.float32)
     ends = []
@@ -61,7 +69,14 @@ def test_a_run_that_a_host_begins_itself_has_the_same_bits(lib):
         for i in range(first, plan.rows):
             f[:] = np.tanh(x)
             row = np.full(B, i, np.int32)
-            given = {"table_f": floats, "table_i": ints, "x": x, "slots": slots, "f": [f], "row": row}
+            given = {
+                "table_f": floats,
+                "table_i": ints,
+                "x": x,
+                "slots": slots,
+                "f": [f],
+                "row": row,
+            }
             sizes = {"batch": B, "pool": B, "outputs": B, "elements": D, "table_rows": plan.rows}
             lib.fs_step(interface.step_args({k: plan.dims[k] for k in "SGLKE"}, **sizes, **given))
         ends.append(x)

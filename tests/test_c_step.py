@@ -12,7 +12,19 @@ import pytest
 from c import build, cases, rows
 from c.interface import Library, NoiseArgs, address
 
-OPTIONS = ("place", "f_index", "scale", "seed", "noise_scale", "weights", "bound", "noise", "mask", "known", "preview")
+OPTIONS = (
+    "place",
+    "f_index",
+    "scale",
+    "seed",
+    "noise_scale",
+    "weights",
+    "bound",
+    "noise",
+    "mask",
+    "known",
+    "preview",
+)
 ISAS = ("baseline", "avx2", "avx512")
 
 
@@ -30,15 +42,26 @@ def random_cases(seed, count):
     """Cases of every kind: half of any row at all, half of the shapes that have a path of their own."""
     rng = np.random.default_rng(seed)
     for k in range(count):
-        dims = tuple(int(rng.integers(low, high)) for low, high in ((0, 6), (1, 4), (0, 3), (0, 3), (0, 3)))
+        dims = tuple(
+            int(rng.integers(low, high)) for low, high in ((0, 6), (1, 4), (0, 3), (0, 3), (0, 3))
+        )
         groups, inner = ((1, None), (1, None), (3, 1), (3, 5))[rng.integers(4)]
-        D = groups * inner * int(rng.integers(1, 20)) if groups > 1 else int(rng.choice([0, 1, 3, 127, 1025, 2049]))
+        D = (
+            groups * inner * int(rng.integers(1, 20))
+            if groups > 1
+            else int(rng.choice([0, 1, 3, 127, 1025, 2049]))
+        )
         wish = {name: rng.random() < 0.4 for name in OPTIONS}
         dtype, model = str(rng.choice(["float32", "float64"])), str(rng.choice(list(cases.FLOATS)))
         if k % 2 and dims[0]:
             dtype, wish["bound"], wish["mask"] = "float32", False, False
             table = cases.fused_table(
-                rng, int(rng.integers(0, dims[0] + 1)), dims[2] > 0 and rng.random() < 0.5, rng.random() < 0.6, dims, np.float32
+                rng,
+                int(rng.integers(0, dims[0] + 1)),
+                dims[2] > 0 and rng.random() < 0.5,
+                rng.random() < 0.6,
+                dims,
+                np.float32,
             )
         else:
             table = cases.random_table(rng, 3, dims, cases.FLOATS[dtype])
@@ -75,13 +98,20 @@ def test_random_rows_bit_for_bit(lib):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_gives_the_same_bits(path, isa):
-    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    flags = (
+        set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    )
     runs = isa == "baseline" or {"avx2": "avx2", "avx512": "avx512vl"}[isa] in flags
     script = (
         f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_c_step as t; lib = t.Library({str(path)!r}); "
         "print(json.dumps([json.loads(lib.fs_build_info())['isa'], t.failures(lib, 1, 60), t.noise_digest(lib)]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "FASTSAMPLE_ISA": isa})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FASTSAMPLE_ISA": isa},
+    )
     assert done.returncode == 0, done.stderr
     chosen, found, digest = json.loads(done.stdout)
     assert found == [] and digest == NOISE_DIGEST
@@ -91,7 +121,16 @@ def test_every_instruction_set_gives_the_same_bits(path, isa):
 def test_threads_do_not_change_a_bit(lib):
     rng = np.random.default_rng(3)
     dims, size = (2, 2, 1, 1, 1), 40_003
-    case = cases.Case(rng, dims, cases.random_table(rng, 2, dims, np.float32, dense=True), B=3, D=size, scale=True, seed=True, preview=True)
+    case = cases.Case(
+        rng,
+        dims,
+        cases.random_table(rng, 2, dims, np.float32, dense=True),
+        B=3,
+        D=size,
+        scale=True,
+        seed=True,
+        preview=True,
+    )
     results = []
     for threads in (1, 2, 3):
         got = case.clone()
@@ -103,7 +142,9 @@ def test_threads_do_not_change_a_bit(lib):
 def test_a_row_of_a_batch_is_the_row_alone(lib):
     rng = np.random.default_rng(4)
     dims = (2, 1, 1, 0, 1)
-    case = cases.Case(rng, dims, cases.random_table(rng, 4, dims, np.float32), B=5, D=1500, seed=True)
+    case = cases.Case(
+        rng, dims, cases.random_table(rng, 4, dims, np.float32), B=5, D=1500, seed=True
+    )
     whole = case.clone()
     lib.fs_step(case.args(whole))
     for b in range(5):
@@ -117,7 +158,8 @@ def test_a_row_of_a_batch_is_the_row_alone(lib):
         args.batch = args.pool = args.outputs = 1
         lib.fs_step(args)
         assert (
-            one["x"][0].tobytes() == whole["x"][b].tobytes() and one["model_input"][0, 0].tobytes() == whole["model_input"][0, b].tobytes()
+            one["x"][0].tobytes() == whole["x"][b].tobytes()
+            and one["model_input"][0, 0].tobytes() == whole["model_input"][0, b].tobytes()
         )
 
 
@@ -125,7 +167,10 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
     rng = np.random.default_rng(5)
     dims = (2, 2, 0, 0, 1)
     table = cases.random_table(rng, 2, dims, np.float32)
-    table[1][:, 0], table[1][:, 2] = 1 | 1 << 3 | 1 << 6, 1  # reads x, m and f_2 itself; only f_1 enters f
+    table[1][:, 0], table[1][:, 2] = (
+        1 | 1 << 3 | 1 << 6,
+        1,
+    )  # reads x, m and f_2 itself; only f_1 enters f
     case = cases.Case(rng, dims, table, B=6, D=300, P=6, place=True, f_index=True)
     a = case.arrays
     a["row"][1], a["place"][2], a["f_index"][0, 3], a["f_index"][1, 4] = 2, -1, 6, -1
@@ -136,9 +181,17 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
     for b in range(1, 5):
         if b != 2:
             k = a["place"][b]
-            assert got["x"][k].tobytes() == a["x"][k].tobytes() and got["slots"][:, k].tobytes() == a["slots"][:, k].tobytes()
+            assert (
+                got["x"][k].tobytes() == a["x"][k].tobytes()
+                and got["slots"][:, k].tobytes() == a["slots"][:, k].tobytes()
+            )
         assert (got["model_input"][0, b] == -7).all() and (got["t_out"][b] == -7).all()
-    case.arrays["row"][1], case.arrays["place"][2], case.arrays["f_index"][0, 3], case.arrays["f_index"][1, 4] = 0, 0, 0, 0
+    (
+        case.arrays["row"][1],
+        case.arrays["place"][2],
+        case.arrays["f_index"][0, 3],
+        case.arrays["f_index"][1, 4],
+    ) = 0, 0, 0, 0
     want = case.expected()
     for b in sound:
         k = a["place"][b]
@@ -158,7 +211,11 @@ def test_absent_branches_are_never_read(lib):
     args = case.args(got)
     args.f[1] = None
     lib.fs_step(args)
-    assert cases.differences(got, want) == [] and list(got["status"]) == [0, 8, 0] and np.isfinite(got["x"][[0, 2]]).all()
+    assert (
+        cases.differences(got, want) == []
+        and list(got["status"]) == [0, 8, 0]
+        and np.isfinite(got["x"][[0, 2]]).all()
+    )
     got["f_index"][1, 2] = 0
     lib.fs_step(case.args(got, f=[got["f"][0], None]))
     assert got["status"][2] & 4
@@ -168,7 +225,11 @@ def test_absent_branches_are_never_read(lib):
 KNOWN = [  # Random123's known answers for philox4x32-10: counter, key, words
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 NOISE_DIGEST = "07bac16937305ab7c29829cb117039c3b5222e748bc03e83399ee9fccbd9fd53"  # of noise_digest(), for ever
 
@@ -181,7 +242,14 @@ def test_philox_known_answers(counter, key, words):
 def fill(lib, seeds, noise_id, size, dtype=np.float32):
     out, seed = np.empty((len(seeds), size), dtype), np.array(seeds, np.uint64)
     lib.fs_noise_fill(
-        NoiseArgs(dtype=int(dtype == np.float64), id=noise_id, batch=len(seeds), elements=size, seed=address(seed), out=address(out))
+        NoiseArgs(
+            dtype=int(dtype == np.float64),
+            id=noise_id,
+            batch=len(seeds),
+            elements=size,
+            seed=address(seed),
+            out=address(out),
+        )
     )
     return out
 

@@ -59,7 +59,23 @@ MINE = ["--model", "mine:make", "--shape", "1,4,4", "--samples", "4"]
 
 def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     monkeypatch.setattr(fs.metrics, "STARTS", (None,))
-    assert cli.main(["optimize", *MINE, "--budget", "3", "--teacher", "16", "--held-out", "3", "--out", "plans"]) == 0
+    assert (
+        cli.main(
+            [
+                "optimize",
+                *MINE,
+                "--budget",
+                "3",
+                "--teacher",
+                "16",
+                "--held-out",
+                "3",
+                "--out",
+                "plans",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert sorted(os.listdir("plans")) == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
     plan = fs.Plan.load("plans/plan-3.fsplan")
@@ -67,15 +83,44 @@ def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     assert plan.nfe == 3 and found["seed"] == 0
     T, A = found["teacher"]["nfe"], found["teacher"]["agreement_evaluations"]
     assert f"{T + A + 3 * 16 - 3 - 1 + 2 * (1 + 2 + 3):g} evaluations for each of 4 samples" in said
-    assert f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB with twice as many" in said
+    assert (
+        f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB with twice as many"
+        in said
+    )
     row = next(line for line in said.splitlines() if "plans/plan-3.fsplan" in line)
     compared = found["compared"]
-    assert row.split()[5:7] == [f"{compared['found']:.2f}", f"{compared['by_hand']:.2f}"] and compared["samples"] == 3
+    assert (
+        row.split()[5:7] == [f"{compared['found']:.2f}", f"{compared['by_hand']:.2f}"]
+        and compared["samples"] == 3
+    )
     assert f"{compared['solver']}, {compared['grid']}" in row
-    beaten = [m for m in (1, 2, 3) if not fs.Plan.load(f"plans/plan-{m}.fsplan").note["found"]["compared"]["beats"]]
-    assert beaten and f"the plans of {', '.join(map(str, beaten))} evaluations do not beat the best made by hand" in said
+    beaten = [
+        m
+        for m in (1, 2, 3)
+        if not fs.Plan.load(f"plans/plan-{m}.fsplan").note["found"]["compared"]["beats"]
+    ]
+    assert (
+        beaten
+        and f"the plans of {', '.join(map(str, beaten))} evaluations do not beat the best made by hand"
+        in said
+    )
 
-    assert cli.main(["sample", "plans/plan-3.fsplan", *MINE, "--seed", "9", "--out", "a.png", "--out", "a.npy"]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                "plans/plan-3.fsplan",
+                *MINE,
+                "--seed",
+                "9",
+                "--out",
+                "a.png",
+                "--out",
+                "a.npy",
+            ]
+        )
+        == 0
+    )
     assert "4 samples of 3 evaluations" in capsys.readouterr().out
     got = np.load("a.npy", allow_pickle=False)
     it = cli.subject(cli.parser().parse_args(["sample", "x", *MINE]))
@@ -91,7 +136,24 @@ def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
 
 
 def test_the_shape_may_be_the_models_own(here, capsys):
-    assert cli.main(["optimize", "--model", "mine:shaped", "--samples", "2", "--budget", "1", "--teacher", "5", "--held-out", "0"]) == 0
+    assert (
+        cli.main(
+            [
+                "optimize",
+                "--model",
+                "mine:shaped",
+                "--samples",
+                "2",
+                "--budget",
+                "1",
+                "--teacher",
+                "5",
+                "--held-out",
+                "0",
+            ]
+        )
+        == 0
+    )
     assert "not compared" in capsys.readouterr().out
     assert cli.main(["optimize", "--model", "mine:make", "--samples", "2"]) == 2
     assert "pass --shape" in capsys.readouterr().err
@@ -106,7 +168,10 @@ def test_a_guided_plan_is_run_with_the_scale_it_was_found_with(here, capsys):
     np.testing.assert_array_equal(np.load("g.npy"), want.numpy())
     for found in (None, {"guidance": "2"}, {"guidance": True}, [1]):
         plan.with_note(found=found).save("bad.fsplan")
-        assert cli.main(["sample", "bad.fsplan", "--samples", "2"]) == 2 and "pass --guidance" in capsys.readouterr().err
+        assert (
+            cli.main(["sample", "bad.fsplan", "--samples", "2"]) == 2
+            and "pass --guidance" in capsys.readouterr().err
+        )
 
 
 def test_doctor(capsys):
@@ -117,7 +182,9 @@ def test_doctor(capsys):
 
 def test_show_escapes_what_a_terminal_would_obey(here, capsys):
     s = fs.schedules.Flow()
-    plan = fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").with_note(solver="\x1b[2J", remark="\x9b\u202e")
+    plan = fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").with_note(
+        solver="\x1b[2J", remark="\x9b\u202e"
+    )
     plan.save("bad.fsplan")
     assert cli.main(["show", "bad.fsplan"]) == 0 and cli.main(["show", "bad.fsplan", "--json"]) == 0
     said = capsys.readouterr().out
@@ -142,20 +209,31 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("arguments, words", BAD, ids=[" ".join(a[:3]) + f" {k}" for k, (a, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    "arguments, words", BAD, ids=[" ".join(a[:3]) + f" {k}" for k, (a, _) in enumerate(BAD)]
+)
 def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, words):
     s = fs.schedules.Flow()
     fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").save("p.fsplan")
     before = sorted(os.listdir())
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith(f"fastsample {arguments[0]}: ") and words in said
+    assert (
+        said.count("\n") == 1 and said.startswith(f"fastsample {arguments[0]}: ") and words in said
+    )
     assert sorted(os.listdir()) == before
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["show"], ["sample", "p", "--samples", "0"], ["sample", "p", "--shape", "1,x"], ["optimize", "--budget", "-1"]],
+    [
+        [],
+        ["fly"],
+        ["show"],
+        ["sample", "p", "--samples", "0"],
+        ["sample", "p", "--shape", "1,x"],
+        ["optimize", "--budget", "-1"],
+    ],
 )
 def test_what_argparse_refuses_also_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -169,7 +247,24 @@ def test_traceback_on_demand(here):
 
 
 def test_an_interrupt_leaves_nothing(here, capsys):
-    assert cli.main(["optimize", "--model", "mine:interrupted", "--shape", "4", "--samples", "2", "--budget", "2", "--out", "plans"]) == 130
+    assert (
+        cli.main(
+            [
+                "optimize",
+                "--model",
+                "mine:interrupted",
+                "--shape",
+                "4",
+                "--samples",
+                "2",
+                "--budget",
+                "2",
+                "--out",
+                "plans",
+            ]
+        )
+        == 130
+    )
     assert "interrupted" in capsys.readouterr().err and sorted(os.listdir()) == ["mine.py"]
 
 
@@ -189,14 +284,28 @@ try:
 except SystemExit:
     print(sorted({"torch", "matplotlib", "scipy"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=60)
-    assert done.returncode == 0 and "fastsample demo" in done.stdout and done.stdout.rstrip().endswith("[]"), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=60,
+    )
+    assert (
+        done.returncode == 0
+        and "fastsample demo" in done.stdout
+        and done.stdout.rstrip().endswith("[]")
+    ), done.stderr
 
 
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     """A small demo: every part of it runs, OSS beats Karras at every budget, the plans and pictures are there."""
     monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
-    monkeypatch.setattr(fs.solvers, "SOLVERS", {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_3m", "unipc")})
+    monkeypatch.setattr(
+        fs.solvers,
+        "SOLVERS",
+        {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_3m", "unipc")},
+    )
     it = cli.embedded()
     made = fs.report.demo(
         it.model,
@@ -212,13 +321,25 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     )
     said = capsys.readouterr().out
     assert "class accuracy" in said and "noises the search never saw" in said
-    assert {"samples.png", "schedules.png", "error_vs_evaluations.png", "plan-2.fsplan", "plan-3.fsplan"} <= set(os.listdir("demo"))
+    assert {
+        "samples.png",
+        "schedules.png",
+        "error_vs_evaluations.png",
+        "plan-2.fsplan",
+        "plan-3.fsplan",
+    } <= set(os.listdir("demo"))
     psnr = {(row[0], row[1]): float(row[2]) for row in made["rows"] if row[2] != "-"}
     assert all(psnr["OSS, Euler", m] > psnr["Karras, Euler", m] for m in ("2", "3"))
     for m in (2, 3):
         beside = made["search"].compared[m]
-        apart = 20 * np.log10(1 + 10 ** ((beside.by_hand - 60) / 20))  # two teachers, each within 60 dB of the truth
-        assert psnr[f"by hand, {beside.solver} ({beside.grid})", str(m)] == pytest.approx(beside.by_hand, abs=2 * apart + 5e-3)
+        apart = 20 * np.log10(
+            1 + 10 ** ((beside.by_hand - 60) / 20)
+        )  # two teachers, each within 60 dB of the truth
+        assert psnr[f"by hand, {beside.solver} ({beside.grid})", str(m)] == pytest.approx(
+            beside.by_hand, abs=2 * apart + 5e-3
+        )
         assert f"{m} evaluations: {beside}" in said
     assert made["search"].about_teacher() in said
-    assert json.loads(fs.Plan.load("demo/plan-3.fsplan").to_json())["note"]["found"]["method"] == "oss"
+    assert (
+        json.loads(fs.Plan.load("demo/plan-3.fsplan").to_json())["note"]["found"]["method"] == "oss"
+    )

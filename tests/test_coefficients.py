@@ -3,6 +3,7 @@
 A plan is run on basis vectors, so that each state is the list of its coefficients over the start noise, every prediction and every
 noise; a direct loop with explicit anchors follows it. Both reduce to the same thing whatever the plan stores, eliminates or folds.
 """
+
 from __future__ import annotations
 
 import mpmath
@@ -17,15 +18,30 @@ from oracle.probe import follow
 from fastsample.solvers import jump
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
-LONG = ("ddim-eta=0.3", "euler_ancestral", "heun-space=rho-s_churn=2.0-s_tmin=0.05-s_tmax=30.0", "dpmpp_2s-r=0.3", "dpmpp_2m", "dpmpp_3m",
-        "dpmpp_2m_sde-eta=0.4-variant=heun", "unipc-order=2-variant=bh1", "unipc-order=3-variant=bh2", "euler", "lcm")
+LONG = (
+    "ddim-eta=0.3",
+    "euler_ancestral",
+    "heun-space=rho-s_churn=2.0-s_tmin=0.05-s_tmax=30.0",
+    "dpmpp_2s-r=0.3",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde-eta=0.4-variant=heun",
+    "unipc-order=2-variant=bh1",
+    "unipc-order=3-variant=bh2",
+    "euler",
+    "lcm",
+)
 by_id = {case.id: case for case in CASES}
 
 
 def grids(case, schedule, sizes) -> list[np.ndarray]:
     """Uneven grids of every size: between finite levels, and (unless the solver needs a finite rho) from the noise end to sigma = 0."""
     finite = "space" in case.options and schedule.alpha(schedule.t_max) == 0
-    return [grid(schedule, n, whole=whole) for n in sizes for whole in ((False,) if finite else (False, True))]
+    return [
+        grid(schedule, n, whole=whole)
+        for n in sizes
+        for whole in ((False,) if finite else (False, True))
+    ]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
@@ -39,23 +55,40 @@ def test_rows_equal_their_derivation(case, schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_rows_that_keep_their_anchor_for_a_mask_are_the_same(schedule):
     """inpaint=True keeps the anchor in a slot instead of eliminating it; without a mask the states are those of the same loop."""
-    for name in ("heun", "dpmpp_2s-r=0.3", "dpmpp_3m", "unipc-order=2-variant=bh1", "unipc-order=3-variant=bh2"):
+    for name in (
+        "heun",
+        "dpmpp_2s-r=0.3",
+        "dpmpp_3m",
+        "unipc-order=2-variant=bh1",
+        "unipc-order=3-variant=bh2",
+    ):
         case = by_id[name]
         for t in grids(case, schedule, (2, 5)):
-            found = follow(case.plan(schedule, t, inpaint=True), schedule, case.loop, case.loop_options(schedule, t))
+            found = follow(
+                case.plan(schedule, t, inpaint=True),
+                schedule,
+                case.loop,
+                case.loop_options(schedule, t),
+            )
             assert found.agrees(), f"{name}, {len(t) - 1} steps: {found}"
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "s_churn" not in c.options], ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if "s_churn" not in c.options], ids=lambda c: c.id
+)
 def test_rows_from_an_image_are_those_of_the_rest_of_the_grid(case):
     """start=k: row 0 makes alpha_k y + sigma_k n of an image y, the rest is the plan of grid[k:]. (Churn is part of row 0 too.)"""
     schedule = SCHEDULES[1]
     t = grid(schedule, 5, whole=True)
     image, rest = case.plan(schedule, t, start=2), case.plan(schedule, t[2:])
     for name in ("p", "q", "c", "t", "preview", "alpha", "sigma"):
-        np.testing.assert_array_equal(getattr(image, name)[1:], getattr(rest, name)[1:], err_msg=name)
-    np.testing.assert_array_equal(image.M[1:, :, :rest.W], rest.M[1:])          # the image's noise may be one column more
-    assert not image.M[1:, :, rest.W:].any() and list(image.ids[0]) == [0]
+        np.testing.assert_array_equal(
+            getattr(image, name)[1:], getattr(rest, name)[1:], err_msg=name
+        )
+    np.testing.assert_array_equal(
+        image.M[1:, :, : rest.W], rest.M[1:]
+    )  # the image's noise may be one column more
+    assert not image.M[1:, :, rest.W :].any() and list(image.ids[0]) == [0]
     assert (image.M[0, 0, 0], image.M[0, 0, -1]) == (schedule.alpha(t[2]), schedule.sigma(t[2]))
     assert (image.alpha[0], image.sigma[0]) == (1.0, 0.0)
 
@@ -67,7 +100,9 @@ def test_rows_read_what_has_a_coefficient_and_nothing_else(case):
         for t in grids(case, schedule, (1, 5)):
             plan = case.plan(schedule, t)
             used = sum((plan.M[:, :, k] != 0).any(1).astype(int) << k for k in range(plan.W))
-            assert (plan.reads == used).all(), f"{schedule_id(schedule)}: rows {np.flatnonzero(plan.reads != used)}"
+            assert (plan.reads == used).all(), (
+                f"{schedule_id(schedule)}: rows {np.flatnonzero(plan.reads != used)}"
+            )
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -82,11 +117,29 @@ def test_rows_of_a_thousand_steps(name):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_rows_over_raw_model_outputs(schedule, prediction):
     """The map from a network's output to the stored prediction, for every prediction on every schedule, within each shape of row."""
-    for name in ("ddim-eta=0.3", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc-order=3-variant=bh2", "lcm"):
+    for name in (
+        "ddim-eta=0.3",
+        "euler",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_3m",
+        "unipc-order=3-variant=bh2",
+        "lcm",
+    ):
         case = by_id[name]
         # eps and edm have no meaning at alpha = 0
-        t = grid(schedule, 4, whole=schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm"))
-        found = follow(case.plan(schedule, t, prediction), schedule, case.loop, case.loop_options(schedule, t), raw=True)
+        t = grid(
+            schedule,
+            4,
+            whole=schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm"),
+        )
+        found = follow(
+            case.plan(schedule, t, prediction),
+            schedule,
+            case.loop,
+            case.loop_options(schedule, t),
+            raw=True,
+        )
         assert found.agrees(), f"{name}: {found}"
 
 
@@ -96,8 +149,12 @@ def test_jump_is_the_first_order_step_between_any_two_times(schedule):
     t = grid(schedule, 6, whole=True)
     first, second = np.array([(i, j) for i in range(6) for j in range(i + 1, 7)]).T
     a, b = jump(schedule, t[first], t[second])
-    for k, (s, e) in enumerate((point(schedule, t[i]), point(schedule, t[j])) for i, j in zip(first, second, strict=True)):
-        assert abs(float(mp.mpf(float(a[k])) - d.transfer(s, e)[0])) <= 1e-12 * float(e.sigma / s.sigma)
+    for k, (s, e) in enumerate(
+        (point(schedule, t[i]), point(schedule, t[j])) for i, j in zip(first, second, strict=True)
+    ):
+        assert abs(float(mp.mpf(float(a[k])) - d.transfer(s, e)[0])) <= 1e-12 * float(
+            e.sigma / s.sigma
+        )
         want = e.alpha * d.gain(s, e)
         assert abs(float(mp.mpf(float(b[k])) - want)) <= 1e-12 * float(want)
 
@@ -107,14 +164,25 @@ def test_levels_of_the_schedules(schedule):
     """alpha, sigma and half log-SNR of a thousand times against their definitions, near both ends too."""
     rng, low, high = np.random.default_rng(4), schedule.t_zero, schedule.t_max
     near = (high - schedule.t_min) * 10.0 ** rng.uniform(-7, 0, 60)
-    times = np.concatenate([[low, high, schedule.t_min], rng.uniform(schedule.t_min, high, 60), schedule.t_min + near, high - near])
+    times = np.concatenate(
+        [
+            [low, high, schedule.t_min],
+            rng.uniform(schedule.t_min, high, 60),
+            schedule.t_min + near,
+            high - near,
+        ]
+    )
     for t in times:
         p, lam = point(schedule, t), float(schedule.half_log_snr(t))
         # the circle's alpha and sigma are functions of lambda: an error eps (1 + |lambda|) there is one of as much, relatively, here
         room = 8 * EPS * (1 + (abs(float(p.lam)) if mp.isfinite(p.lam) else 0))
         for have, want in ((schedule.alpha(t), p.alpha), (schedule.sigma(t), p.sigma)):
             assert abs(float(mp.mpf(float(have)) - want)) <= room * float(want), f"t = {t!r}"
-        assert lam == float(p.lam) if not mp.isfinite(p.lam) else abs(float(mp.mpf(lam) - p.lam)) <= room, f"t = {t!r}"
+        assert (
+            lam == float(p.lam)
+            if not mp.isfinite(p.lam)
+            else abs(float(mp.mpf(lam) - p.lam)) <= room
+        ), f"t = {t!r}"
 
 
 @pytest.mark.parametrize("h", [0.001, 0.1, 1.0, 6.0])
@@ -123,7 +191,13 @@ def test_derived_weights_equal_quadrature_of_the_integral(h, rate):
     nodes = [mp.mpf(0), -0.7 * mp.mpf(h), -1.9 * mp.mpf(h)]
     for n in (1, 2, 3):
         where = (nodes[:n], nodes[0], mp.mpf(h), rate)
-        assert max(abs(a - b) for a, b in zip(d.exact_weights(*where), d.quadrature_weights(*where), strict=True)) < mp.mpf(10) ** -30
+        assert (
+            max(
+                abs(a - b)
+                for a, b in zip(d.exact_weights(*where), d.quadrature_weights(*where), strict=True)
+            )
+            < mp.mpf(10) ** -30
+        )
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
@@ -134,10 +208,20 @@ def test_unipc_system_equals_lagrange_weights(variant, corrector, order):
     past = [Point(None, *_circle(lam)) for lam in ("0.3", "-0.2", "-1.1")][:order]
     t = Point(None, *_circle("0.9"))
     system = d.unipc_system([p.lam for p in past], t.lam, variant, corrector)
-    assert max(abs(a - b) for a, b in zip(system, d.unipc_weights(past, t, variant, corrector), strict=True)) < mp.mpf(10) ** -40
+    assert (
+        max(
+            abs(a - b)
+            for a, b in zip(system, d.unipc_weights(past, t, variant, corrector), strict=True)
+        )
+        < mp.mpf(10) ** -40
+    )
     if order + corrector > 2:
-        far = d.unipc_system([*(p.lam for p in past[:-1]), mp.mpf(-10) ** 25], t.lam, variant, corrector)
-        limit = d.unipc_weights([*past[:-1], Point(None, mp.mpf(0), mp.mpf(1))], t, variant, corrector)
+        far = d.unipc_system(
+            [*(p.lam for p in past[:-1]), mp.mpf(-10) ** 25], t.lam, variant, corrector
+        )
+        limit = d.unipc_weights(
+            [*past[:-1], Point(None, mp.mpf(0), mp.mpf(1))], t, variant, corrector
+        )
         assert max(abs(a - b) for a, b in zip(far, limit, strict=True)) < mp.mpf(10) ** -20
 
 

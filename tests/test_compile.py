@@ -47,12 +47,22 @@ def one_process():
 def traced(monkeypatch):
     """torch.compile without a code generator: what Dynamo captures, run as captured."""
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, **{**options, "backend": "eager"}))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, **options: real(function, **{**options, "backend": "eager"}),
+    )
 
 
 def test_the_compiled_loop_gives_the_bits_of_eager_native_and_eager_reference():
     plan, z, label = plan_of("dpmpp_2m_sde"), unit(), torch.tensor([1.0, 2.0])
-    call = {"noise": z, "seed": 9, "cond": {"label": label}, "uncond": {"label": label * 0}, "guidance": torch.tensor([1.5, 4.0])}
+    call = {
+        "noise": z,
+        "seed": 9,
+        "cond": {"label": label},
+        "uncond": {"label": label * 0},
+        "guidance": torch.tensor([1.5, 4.0]),
+    }
     compiled = Sampler(plan, MODEL, mode="compile-loop")
     x0, states = compiled(**call, trajectory=True)
     for backend in ["reference"] + ([] if native.MISSING else ["native"]):
@@ -64,15 +74,30 @@ def test_the_compiled_loop_gives_the_bits_of_eager_native_and_eager_reference():
     call = {**call, "noise": unit(seed=3), "seed": 1, "guidance": 2.0}
     swapped, _ = compiled.for_plan(other)(**call, trajectory=True)
     assert same(swapped, Sampler(other, MODEL)(**call))
-    assert counters["stats"]["unique_graphs"] == 1, "a plan of the same program must not compile again"
+    assert counters["stats"]["unique_graphs"] == 1, (
+        "a plan of the same program must not compile again"
+    )
 
 
 CASES = {
     "unipc": ("unipc", {}, {}),
     "heun": ("heun", {}, {}),
     "lcm": ("lcm", {}, {"noise_scale": 0.5}),
-    "two calls": ("dpmpp_2m", {}, {"cond": {"shift": 0.3}, "uncond": {"shift": -0.2}, "guidance": 3.0, "batched_guidance": False}),
-    "mask": ("euler_ancestral", {"inpaint": True}, {"mask": torch.rand(2, 3, 7), "known": unit(seed=4)}),
+    "two calls": (
+        "dpmpp_2m",
+        {},
+        {
+            "cond": {"shift": 0.3},
+            "uncond": {"shift": -0.2},
+            "guidance": 3.0,
+            "batched_guidance": False,
+        },
+    ),
+    "mask": (
+        "euler_ancestral",
+        {"inpaint": True},
+        {"mask": torch.rand(2, 3, 7), "known": unit(seed=4)},
+    ),
     "image": ("dpmpp_2m", {"start": 2}, {"noise": None, "latent": unit(seed=4)}),
     "image and its noise": ("dpmpp_2m", {"start": 2}, {"latent": unit(seed=4)}),
     "entry": ("heun", {}, {"noise": None, "latent": unit(seed=4), "start": 5}),
@@ -85,7 +110,10 @@ CASES = {
 def test_the_traced_loop_is_eager(case, traced):
     name, options, call = CASES[case]
     plan, call = plan_of(name, **options), {"noise": unit(), "seed": 2, **call}
-    assert same(Sampler(plan, MODEL, mode="compile-loop")(**call), Sampler(plan, MODEL, backend="reference")(**call))
+    assert same(
+        Sampler(plan, MODEL, mode="compile-loop")(**call),
+        Sampler(plan, MODEL, backend="reference")(**call),
+    )
     assert counters["stats"]["unique_graphs"] == 1
 
 
@@ -95,12 +123,17 @@ def test_rows_that_ask_different_models_are_not_confused(traced):
     call = plan.call.copy()
     call[3:5] = 1
     two, models = replace(plan, call=call), [MODEL, lambda x, t: net(x, t) * 0.5]
-    assert same(Sampler(two, models, mode="compile-loop")(noise=unit()), Sampler(two, models)(noise=unit()))
+    assert same(
+        Sampler(two, models, mode="compile-loop")(noise=unit()), Sampler(two, models)(noise=unit())
+    )
 
 
 def agree(plan, model):
     """A check that the compiled loop of one Sampler gives the bits of eager, call after call."""
-    compiled, eager = Sampler(plan, model, mode="compile-loop"), Sampler(plan, model, backend="reference")
+    compiled, eager = (
+        Sampler(plan, model, mode="compile-loop"),
+        Sampler(plan, model, backend="reference"),
+    )
 
     def check(**call):
         assert same(compiled(**call), eager(**call))
@@ -148,17 +181,27 @@ def test_a_tree_of_conditions_is_one_form(traced):
     """Tensors below a keyword are inputs of the graph, strings and what is shared are part of it."""
 
     def fn(x, t, added, text, w):
-        said = added["maps"][0] + added["maps"][1][:, 0] + torch.tensor([float(len(word)) for word in text])
+        said = (
+            added["maps"][0]
+            + added["maps"][1][:, 0]
+            + torch.tensor([float(len(word)) for word in text])
+        )
         return net(x, t, label=said) * w["size"][0]
 
     def said(v, words=("a", "bcd"), size=2):
-        return {"added": {"maps": [v, v[:, None]]}, "text": list(words), "w": fs.shared({"size": (size, 3, 3)})}
+        return {
+            "added": {"maps": [v, v[:, None]]},
+            "text": list(words),
+            "w": fs.shared({"size": (size, 3, 3)}),
+        }
 
     check, v = agree(plan_of("euler", 1), fn), torch.tensor([1.0, 2.0])
     for k in range(2):
         check(noise=unit(), cond=said(v + k), uncond=said(v * 0), guidance=3.0)
     assert counters["stats"]["unique_graphs"] == 1
-    check(noise=unit(), cond=said(v), uncond=said(v * 0, ("ef", ""), size=1), guidance=3.0)  # asked one after the other
+    check(
+        noise=unit(), cond=said(v), uncond=said(v * 0, ("ef", ""), size=1), guidance=3.0
+    )  # asked one after the other
     assert counters["stats"]["unique_graphs"] == 2
 
 
@@ -168,13 +211,25 @@ def break_graph(x, t):
 
 
 WRONG = {
-    "batch 1": (lambda x, t: x[:1] * 2, r"the model returned \[1, 3, 7\] for a sample of \[2, 3, 7\]; .* nothing is broadcast"),
+    "batch 1": (
+        lambda x, t: x[:1] * 2,
+        r"the model returned \[1, 3, 7\] for a sample of \[2, 3, 7\]; .* nothing is broadcast",
+    ),
     "dtype": (lambda x, t: x.double(), r"the model returned torch.float64, asked in torch.float32"),
     "nothing": (lambda x, t: None, r"the model returned None for branch 0, which row 1 uses"),
     "a tuple": (lambda x, t: (x, x), r"the model returned a tuple; a dense tensor of \[2, 3, 7\]"),
-    "its input": (lambda x, t: x, "could not take the model as one graph .*; mode='compile-model' is accepted"),
-    "in place": (lambda x, t: x.mul_(0.5), "could not take the model as one graph .*; mode='compile-model' is accepted"),
-    "two graphs": (break_graph, "could not take the model as one graph .*; mode='compile-model' is accepted"),
+    "its input": (
+        lambda x, t: x,
+        "could not take the model as one graph .*; mode='compile-model' is accepted",
+    ),
+    "in place": (
+        lambda x, t: x.mul_(0.5),
+        "could not take the model as one graph .*; mode='compile-model' is accepted",
+    ),
+    "two graphs": (
+        break_graph,
+        "could not take the model as one graph .*; mode='compile-model' is accepted",
+    ),
 }
 
 
@@ -183,7 +238,9 @@ def test_a_model_that_does_not_fit_is_refused_in_one_sentence(case, traced):
     model, sentence = WRONG[case]
     with pytest.raises(ValueError, match=f"^Sampler: .*{sentence}[^\n]*$") as caught:
         Sampler(plan_of("euler"), model, mode="compile-loop")(noise=unit())
-    assert "\n" not in str(caught.value) and isinstance(caught.value.__cause__, torch._dynamo.exc.TorchDynamoException)
+    assert "\n" not in str(caught.value) and isinstance(
+        caught.value.__cause__, torch._dynamo.exc.TorchDynamoException
+    )
 
 
 def test_an_error_of_the_model_itself_and_a_bad_sample_are_reported(traced):
@@ -194,7 +251,9 @@ def test_an_error_of_the_model_itself_and_a_bad_sample_are_reported(traced):
         Sampler(plan_of("euler"), fails, mode="compile-loop")(noise=unit())
     poison = torch.tensor([0.0, torch.nan]).view(2, 1, 1)
     with pytest.raises(FloatingPointError, match="sample 1 became non-finite at row 1"):
-        Sampler(plan_of("euler"), lambda x, t, p: x + p, mode="compile-loop")(noise=unit(), cond={"p": poison})
+        Sampler(plan_of("euler"), lambda x, t, p: x + p, mode="compile-loop")(
+            noise=unit(), cond={"p": poison}
+        )
 
 
 def test_the_compiled_model_in_an_eager_loop(traced):
@@ -211,5 +270,7 @@ def test_the_compiled_model_in_an_eager_loop(traced):
 
 
 def test_a_loop_in_one_graph_takes_no_callback():
-    with pytest.raises(ValueError, match="callback and progress need mode='eager' or 'compile-model'"):
+    with pytest.raises(
+        ValueError, match="callback and progress need mode='eager' or 'compile-model'"
+    ):
         Sampler(plan_of("euler"), MODEL, mode="compile-loop")(noise=unit(), callback=print)

@@ -112,7 +112,9 @@ def test_flat_keywords_are_what_a_model_of_its_own_says(flat):
     own = fs.Model(lambda x, t: FLAT.fn(x, t, v=SAID), SCHEDULE, prediction="flow")
     assert same(flat["one"], fs.Sampler(PLAN, own)(noise=unit()))
     sampler = fs.Sampler(PLAN, FLAT)
-    one_by_one = sampler(noise=unit(), cond={"v": SAID}, uncond={"v": SAID * 0}, guidance=3.0, batched_guidance=False)
+    one_by_one = sampler(
+        noise=unit(), cond={"v": SAID}, uncond={"v": SAID * 0}, guidance=3.0, batched_guidance=False
+    )
     assert same(flat["guided"], one_by_one) and same(flat["differentiable"], one_by_one)
     assert not same(flat["one"], flat["guided"])
 
@@ -124,8 +126,15 @@ def test_hand_made_grids_are_judged_on_some_samples_first():
         return length(text) + a["v"] * 0 + (len(a["w"]) - 2)
 
     found = []
-    for model, cond in ((FLAT, {"v": SAID}), (model_of(read), {"text": text(SAID), "a": {"v": SAID, "w": fs.shared(torch.ones(2))}})):
-        found.append(metrics.best_hand_made(model, unit(), 2, unit(), screen=2, finalists=2, cond=cond).note["found"])
+    for model, cond in (
+        (FLAT, {"v": SAID}),
+        (model_of(read), {"text": text(SAID), "a": {"v": SAID, "w": fs.shared(torch.ones(2))}}),
+    ):
+        found.append(
+            metrics.best_hand_made(model, unit(), 2, unit(), screen=2, finalists=2, cond=cond).note[
+                "found"
+            ]
+        )
     assert found[0] == found[1]
 
 
@@ -153,7 +162,12 @@ def test_branches_are_asked_together_where_one_call_can_say_both(pair):
 
     calls = []
     sampler = fs.Sampler(PLAN, model_of(read, calls))
-    call = {"noise": unit(), "cond": {"v": SAID, "other": first}, "uncond": {"other": second, "v": SAID * 0}, "guidance": 3.0}
+    call = {
+        "noise": unit(),
+        "cond": {"v": SAID, "other": first},
+        "uncond": {"other": second, "v": SAID * 0},
+        "guidance": 3.0,
+    }
     got = sampler(**call)
     assert calls == [2 * B // each] * each * PLAN.nfe
     assert same(got, sampler(**call, batched_guidance=False))
@@ -205,7 +219,9 @@ def test_another_length_is_refused_by_its_path(wrong, door):
     ],
 )
 def test_trees_of_different_form_are_refused_by_path(cond, uncond, sentence):
-    with pytest.raises(ValueError, match="have keywords of their own.*batched_guidance=False") as caught:
+    with pytest.raises(
+        ValueError, match="have keywords of their own.*batched_guidance=False"
+    ) as caught:
         fs.Sampler(PLAN, FLAT)(noise=unit(), cond=cond, uncond=uncond, guidance=2.0)
     assert sentence in str(caught.value)
 
@@ -223,18 +239,36 @@ def test_gradients_reach_leaves_and_what_two_branches_share(batched):
 
 
 def test_cut_leaves_keep_their_kind():
-    cond = {"t": SAID, "l": text(SAID), "n": tuple(range(B)), "w": fs.shared(SAID), "m": Maps(SAID, None), "k": OrderedDict(s="all")}
+    cond = {
+        "t": SAID,
+        "l": text(SAID),
+        "n": tuple(range(B)),
+        "w": fs.shared(SAID),
+        "m": Maps(SAID, None),
+        "k": OrderedDict(s="all"),
+    }
     tree = branches_of("here", cond, None, None, B, torch.device("cpu"))["cond"]
     for index, numbers in ((slice(1, 3), [1, 2]), (torch.tensor([4, 4, 0]), [4, 4, 0])):
         got = told(take(tree, index))
-        assert same(got["t"], SAID[numbers]) and got["l"] == [text(SAID)[i] for i in numbers] and got["n"] == tuple(numbers)
-        assert got["w"] is SAID and isinstance(got["m"], Maps) and same(got["m"].low, SAID[numbers]) and got["k"] == cond["k"]
+        assert (
+            same(got["t"], SAID[numbers])
+            and got["l"] == [text(SAID)[i] for i in numbers]
+            and got["n"] == tuple(numbers)
+        )
+        assert (
+            got["w"] is SAID
+            and isinstance(got["m"], Maps)
+            and same(got["m"].low, SAID[numbers])
+            and got["k"] == cond["k"]
+        )
     assert told(take(take(tree, slice(0, 2)), slice(1, 2)))["w"] is SAID
 
 
 def test_a_shared_value_is_passed_on_as_it_is():
     seen, value = [], {"log": [SAID, {"deep": SAID}]}
-    fs.Sampler(PLAN, model_of(lambda v, w: (seen.append(w), v)[1]))(noise=unit(), cond={"v": SAID, "w": fs.shared(value)})
+    fs.Sampler(PLAN, model_of(lambda v, w: (seen.append(w), v)[1]))(
+        noise=unit(), cond={"v": SAID, "w": fs.shared(value)}
+    )
     assert all(w is value for w in seen)
 
 
@@ -246,13 +280,17 @@ def test_an_array_keeps_its_dtype_and_its_memory(dtype):
     assert cond["a"][0].dtype == torch.from_numpy(np.ones(1, dtype)).dtype
     cond["a"][0].zero_()
     assert array.all()
-    (cond,) = branches_of("here", {"a": array, "b": fs.shared([array])}, None, None, B, torch.device("meta")).values()
+    (cond,) = branches_of(
+        "here", {"a": array, "b": fs.shared([array])}, None, None, B, torch.device("meta")
+    ).values()
     assert cond["a"].device.type == told(cond)["b"][0].device.type == "meta"
 
 
 def test_the_form_of_a_tree_and_its_own_storages():
     make = lambda word="a", rows=B: [{"a": {"t": torch.zeros(rows, 2), "l": [word] * B}}]  # noqa: E731
-    assert form(make()) == form(make(rows=B + 1)) != form(make("b")) and form(make()) != form([{"a": {"t": 0, "l": ["a"] * B}}])
+    assert form(make()) == form(make(rows=B + 1)) != form(make("b")) and form(make()) != form(
+        [{"a": {"t": 0, "l": ["a"] * B}}]
+    )
     assert form([{"a": SAID}]) != form([{"b": SAID}]) != form([{"b": [SAID]}])
     (one,) = unshared([{"a": {"t": SAID}, "b": [SAID, SAID[1:]]}])
     own = [one["a"]["t"], *one["b"]]
@@ -260,7 +298,15 @@ def test_the_form_of_a_tree_and_its_own_storages():
 
 
 def test_what_starts_a_run_says_its_batch():
-    assert arguments.place(None, None, (4, 2), None)[0] == 4 and arguments.place(unit(), unit()[:2], None, None)[0] == 2
-    for bad in ((None, None, None, None), (5, None, None, None), (torch.tensor(0.0), None, None, None), (None, None, (), None)):
+    assert (
+        arguments.place(None, None, (4, 2), None)[0] == 4
+        and arguments.place(unit(), unit()[:2], None, None)[0] == 2
+    )
+    for bad in (
+        (None, None, None, None),
+        (5, None, None, None),
+        (torch.tensor(0.0), None, None, None),
+        (None, None, (), None),
+    ):
         with pytest.raises((TypeError, ValueError), match="^Run: "):
             arguments.place(*bad)

@@ -3,6 +3,7 @@ plan's too.
 
 Rounding bounds are computed: eps times the sizes of the terms that were added, row by row.
 """
+
 from __future__ import annotations
 
 import interpreter
@@ -19,14 +20,31 @@ from fastsample.schedules import EDM, VE, VP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
 by_id = {case.id: case for case in CASES}
-MARGINAL = [c for c in CASES if c.name != "lcm" and "space" not in c.options]       # lcm's boundary leaves the schedule by design
-EACH = [by_id[i] for i in ("ddim-eta=0.3", "euler", "euler_ancestral", "heun", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde",
-                           "unipc-order=3-variant=bh2", "unipc-order=2-variant=bh1")]
+MARGINAL = [
+    c for c in CASES if c.name != "lcm" and "space" not in c.options
+]  # lcm's boundary leaves the schedule by design
+EACH = [
+    by_id[i]
+    for i in (
+        "ddim-eta=0.3",
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "dpmpp_2s",
+        "dpmpp_2m",
+        "dpmpp_3m",
+        "dpmpp_2m_sde",
+        "unipc-order=3-variant=bh2",
+        "unipc-order=2-variant=bh1",
+    )
+]
 ONE_STEP = [c for c in EACH if c.name in ("ddim", "euler", "euler_ancestral", "heun", "dpmpp_2s")]
 CONTINUOUS = (VP(), VE(), EDM(), Flow(3.0), TrigFlow(0.5))
 
 
-def exact_output(prediction: str, x: np.ndarray, x0: np.ndarray, alpha: float, sigma: float, spread: float) -> np.ndarray:
+def exact_output(
+    prediction: str, x: np.ndarray, x0: np.ndarray, alpha: float, sigma: float, spread: float
+) -> np.ndarray:
     """What a perfect network of this prediction returns at x: the out with p x + q out = x0 (x0 itself at sigma = 0 is never asked)."""
     p, q = to_x0(prediction, alpha, sigma, spread)
     return (x0 - p * x) / q
@@ -46,7 +64,11 @@ def landing(plan, spread: float) -> tuple[float, float]:
     slot_off = np.zeros(plan.S)
     for i in range(plan.rows):
         alpha, sigma, asked = plan.alpha[i], plan.sigma[i], plan.call[i] >= 0
-        f = exact_output(plan.note["prediction"], x, x0, alpha, sigma, spread) if asked else np.zeros_like(x)
+        f = (
+            exact_output(plan.note["prediction"], x, x0, alpha, sigma, spread)
+            if asked
+            else np.zeros_like(x)
+        )
         if i:
             distance = max(abs(x[0] - alpha), abs(np.linalg.norm(x[1:]) - sigma))
             over = max(over, distance - off - 8 * EPS * (alpha + sigma))
@@ -54,10 +76,16 @@ def landing(plan, spread: float) -> tuple[float, float]:
         reply = plan.p[i] - plan.q[i] * P / Q
         m = abs(plan.p[i]) * np.abs(x).max() + abs(plan.q[i]) * np.abs(f).max()
         kept = [np.nan_to_num(np.abs(s).max()) for s in slots]
-        sizes = np.array([np.abs(x).max(), *kept, m, *[np.abs(f).max()] * (1 + plan.G), *[1.0] * plan.L])
+        sizes = np.array(
+            [np.abs(x).max(), *kept, m, *[np.abs(f).max()] * (1 + plan.G), *[1.0] * plan.L]
+        )
         read = (plan.reads[i] >> np.arange(plan.W)) & 1
         M = plan.M[i] * read
-        errors = np.abs(M[:, 0] + M[:, 1 + plan.S] * reply) * off + np.abs(M[:, 1:1 + plan.S]) @ slot_off + 4 * EPS * (np.abs(M) @ sizes)
+        errors = (
+            np.abs(M[:, 0] + M[:, 1 + plan.S] * reply) * off
+            + np.abs(M[:, 1 : 1 + plan.S]) @ slot_off
+            + 4 * EPS * (np.abs(M) @ sizes)
+        )
         x, _, _ = interpreter.step(plan, i, x, slots, [f], noise.__getitem__)
         off, largest = errors[0], max(largest, errors[0])
         for o, d in enumerate(plan.dst[i]):
@@ -69,18 +97,31 @@ def landing(plan, spread: float) -> tuple[float, float]:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_a_perfect_model_lands_on_the_schedule(schedule, prediction):
-    whole = schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm")             # these have no meaning at alpha = 0
+    whole = schedule.alpha(schedule.t_max) > 0 or prediction not in (
+        "eps",
+        "edm",
+    )  # these have no meaning at alpha = 0
     for case in MARGINAL if prediction == "x0" else EACH:
         for n in (1, 2, 3, 10):
             plan = case.plan(schedule, grid(schedule, n, whole=whole), prediction, start=0)
             over, room = landing(plan, plan.note["model"]["sigma_data"])
             assert over <= 0, f"{case.id}, {n} steps: {over:.1e} beyond the {room:.1e} of rounding"
             # a Heun step far down the noise multiplies what its stage rounded by half the ratio of the levels; eps, by sigma/alpha
-            limit = 1e-6 if case.name == "heun" else 1e-12 * (1 + plan.sigma[1] / plan.alpha[1] if prediction == "eps" else 1)
-            assert room < limit and plan.consistency() <= max(1e-12, room), f"{case.id}, {n} steps: room {room:.1e}"
+            limit = (
+                1e-6
+                if case.name == "heun"
+                else 1e-12 * (1 + plan.sigma[1] / plan.alpha[1] if prediction == "eps" else 1)
+            )
+            assert room < limit and plan.consistency() <= max(1e-12, room), (
+                f"{case.id}, {n} steps: room {room:.1e}"
+            )
 
 
-@pytest.mark.parametrize("case", [c for c in EACH if c.name not in ("heun", "ddim", "euler_ancestral")], ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in EACH if c.name not in ("heun", "ddim", "euler_ancestral")],
+    ids=lambda c: c.id,
+)
 def test_a_perfect_model_lands_after_a_thousand_steps(case):
     schedule = SCHEDULES[EACH.index(case) % 6]
     plan = case.plan(schedule, grid(schedule, 1000, whole=True), "v", start=0)
@@ -88,7 +129,9 @@ def test_a_perfect_model_lands_after_a_thousand_steps(case):
     assert over <= 0 and room < 1e-10 and plan.consistency() <= 1e-12
 
 
-@pytest.mark.parametrize("name, options", [("euler_ancestral", {}), ("dpmpp_2m_sde", {}), ("heun", {"s_churn": 2.0})])
+@pytest.mark.parametrize(
+    "name, options", [("euler_ancestral", {}), ("dpmpp_2m_sde", {}), ("heun", {"s_churn": 2.0})]
+)
 def test_scaled_noise_leaves_the_schedule_and_the_note_says_so(name, options):
     t = grid(EDM(), 4, whole=True)
     for s_noise, consistent in ((1.0, True), (1.1, False)):
@@ -119,12 +162,20 @@ def denoiser(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
     return np.tanh(1.3 * y + 0.2) + 0.1 * np.sin(3 * y)
 
 
-def run(plan, start: np.ndarray, D=denoiser, noise=lambda k: np.cos(np.arange(4.0) * (k + 1)), spread: float = 0.5) -> np.ndarray:
+def run(
+    plan,
+    start: np.ndarray,
+    D=denoiser,
+    noise=lambda k: np.cos(np.arange(4.0) * (k + 1)),
+    spread: float = 0.5,
+) -> np.ndarray:
     """The plan from x = start at its first point, with the denoiser D as the plan's own kind of network."""
+
     def model(x, t, row, call):
         alpha, sigma = plan.alpha[row], plan.sigma[row]
         x = x / plan.c[row - 1]
         return [exact_output(plan.note["prediction"], x, D(x, alpha, sigma), alpha, sigma, spread)]
+
     return interpreter.run(plan, start, model, noise, first=1)
 
 
@@ -134,7 +185,13 @@ START = np.array([-1.1, 0.2, 0.9, 2.4])
 def amplification(plan) -> float:
     """How much a rounding error of one row may grow, at most: the largest sum of |coefficients| times the rows, and sigma/alpha for
     eps."""
-    largest = max(1.0, *(np.abs(plan.M[i, 0]).sum() * max(1.0, abs(plan.p[i]) + abs(plan.q[i])) for i in range(plan.rows)))
+    largest = max(
+        1.0,
+        *(
+            np.abs(plan.M[i, 0]).sum() * max(1.0, abs(plan.p[i]) + abs(plan.q[i]))
+            for i in range(plan.rows)
+        ),
+    )
     return float(plan.rows * largest**2)
 
 
@@ -152,12 +209,14 @@ def test_constant_denoiser_is_a_fixed_point(where, case, value):
     0."""
     schedule, t = where
     if case.name in ("ddim", "euler_ancestral", "dpmpp_2m_sde"):
-        case = by_id["ddim"]                                                   # without noise
+        case = by_id["ddim"]  # without noise
     plan = case.plan(schedule, t)
     end = run(plan, START, lambda x, alpha, sigma: np.full_like(x, value))
     a0, s0, a1, s1 = plan.alpha[1], plan.sigma[1], plan.alpha[-1], plan.sigma[-1]
     size = amplification(plan) * (np.abs(START).max() + abs(value))
-    np.testing.assert_allclose(end, a1 * value + s1 / s0 * (START - a0 * value), rtol=0, atol=8 * EPS * size)
+    np.testing.assert_allclose(
+        end, a1 * value + s1 / s0 * (START - a0 * value), rtol=0, atol=8 * EPS * size
+    )
 
 
 @given(random_grids(), case_of, st.floats(-2, 2))
@@ -179,10 +238,12 @@ def test_scaling_sigma_scales_the_noise_and_nothing_else(where, case, by):
     one, scaled = states(plan, raw=True), states(case.plan(schedule, by * t), raw=True)
     want = one.states.copy()
     want[:, 0] *= by
-    want[:, 1 + one.calls:] *= by
+    want[:, 1 + one.calls :] *= by
     lam = np.abs(np.log(t[t > 0])).max() + abs(np.log(by)) + 1
     gap = np.min(-np.diff(np.log(t[t > 0])), initial=1.0)
-    size = max(lam / gap * len(t) * np.abs(want).max(), amplification(plan) * max(by, 1))      # knowledge of h, or cancelling terms
+    size = max(
+        lam / gap * len(t) * np.abs(want).max(), amplification(plan) * max(by, 1)
+    )  # knowledge of h, or cancelling terms
     assert np.abs(scaled.states - want).max() <= 64 * EPS * size
 
 
@@ -193,7 +254,9 @@ def test_predictions_of_one_denoiser_agree(where, case):
     ends = {kind: run(case.plan(schedule, t, kind), START) for kind in PREDICTIONS}
     for kind in PREDICTIONS:
         plan = case.plan(schedule, t, kind)
-        np.testing.assert_allclose(ends[kind], ends["x0"], rtol=0, atol=64 * EPS * amplification(plan), err_msg=kind)
+        np.testing.assert_allclose(
+            ends[kind], ends["x0"], rtol=0, atol=64 * EPS * amplification(plan), err_msg=kind
+        )
 
 
 @given(random_grids())
@@ -201,7 +264,11 @@ def test_first_order_solvers_are_one_solver(where):
     """DDIM, Euler, ancestral Euler without noise, UniPC-1 without corrector: one row in four spellings."""
     schedule, t = where
     want = states(SOLVERS["ddim"](schedule, t, prediction="v"), raw=True).states
-    for name, options in (("euler", {}), ("euler_ancestral", {"eta": 0.0}), ("unipc", {"order": 1, "corrector": False})):
+    for name, options in (
+        ("euler", {}),
+        ("euler_ancestral", {"eta": 0.0}),
+        ("unipc", {"order": 1, "corrector": False}),
+    ):
         have = states(SOLVERS[name](schedule, t, prediction="v", **options), raw=True).states
         assert np.abs(have - want).max() <= 64 * EPS * len(t) * np.abs(want).max(), name
 
@@ -211,11 +278,24 @@ def test_exact_multistep_rows_have_one_form(where):
     """The exact two- and three-node integrals under their three names: 2M heun, its SDE at eta = 0, UniP; and 3M, UniP-3."""
     schedule, t = where
     unip = {"variant": "vary", "corrector": False, "lower_order_final": False}
-    groups = [[("dpmpp_2m", {"variant": "heun"}), ("dpmpp_2m_sde", {"eta": 0.0, "variant": "heun"}), ("unipc", {"order": 2, **unip})],
-              [("dpmpp_3m", {}), ("unipc", {"order": 3, **unip})],
-              [("dpmpp_2m", {}), ("dpmpp_2m_sde", {"eta": 0.0}), ("unipc", {"order": 2, **unip, "variant": "bh2"})]]
+    groups = [
+        [
+            ("dpmpp_2m", {"variant": "heun"}),
+            ("dpmpp_2m_sde", {"eta": 0.0, "variant": "heun"}),
+            ("unipc", {"order": 2, **unip}),
+        ],
+        [("dpmpp_3m", {}), ("unipc", {"order": 3, **unip})],
+        [
+            ("dpmpp_2m", {}),
+            ("dpmpp_2m_sde", {"eta": 0.0}),
+            ("unipc", {"order": 2, **unip, "variant": "bh2"}),
+        ],
+    ]
     for group in groups:
-        want, *others = (states(SOLVERS[name](schedule, t, prediction="x0", **options)).states for name, options in group)
+        want, *others = (
+            states(SOLVERS[name](schedule, t, prediction="x0", **options)).states
+            for name, options in group
+        )
         for have in others:
             assert np.abs(have - want).max() <= 64 * EPS * len(t) * np.abs(want).max()
 
@@ -224,9 +304,11 @@ def test_exact_multistep_rows_have_one_form(where):
 def test_splitting_a_one_step_plan_and_resuming_equals_the_whole(where, case, data):
     schedule, t = where
     if len(t) < 3 or case.name in ("ddim", "euler_ancestral"):
-        case = by_id["euler"]                                                  # noise ids start again in a second plan
+        case = by_id["euler"]  # noise ids start again in a second plan
     k = data.draw(st.integers(1, len(t) - 1)) if len(t) > 2 else 1
     whole = case.plan(schedule, t)
-    first = run(case.plan(schedule, t[:k + 1]), START)
+    first = run(case.plan(schedule, t[: k + 1]), START)
     second = run(case.plan(schedule, t[k:]), first) if k < len(t) - 1 else first
-    np.testing.assert_allclose(second, run(whole, START), rtol=0, atol=64 * EPS * amplification(whole))
+    np.testing.assert_allclose(
+        second, run(whole, START), rtol=0, atol=64 * EPS * amplification(whole)
+    )

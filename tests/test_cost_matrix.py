@@ -15,7 +15,12 @@ def problem(R=2, B=2, I=5, J=4, D=37, dtype=torch.float32, seed=0):  # noqa: E74
     generator = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     band = torch.tensor([[min(i, J), J - (i % 2)] for i in range(I)], dtype=torch.int32)
-    return [normal(B, I, D).to(dtype) for _ in range(R)], normal(R, I, J), normal(B, J, D).to(dtype), band
+    return (
+        [normal(B, I, D).to(dtype) for _ in range(R)],
+        normal(R, I, J),
+        normal(B, J, D).to(dtype),
+        band,
+    )
 
 
 def exact(U, c, X, band, p):
@@ -37,9 +42,17 @@ def test_costs(backend, dtype, p):
         U, c, X, band = problem(dtype=dtype, **sizes)
         got, want = cost_matrix(U, c, X, band, p, backend=backend), exact(U, c, X, band, p)
         n, unit = len(U) + 2, 2**-53 if dtype == torch.float64 else 2**-24
-        size = sum(u.double().abs()[:, :, None] * c[r].abs()[None, :, :, None] for r, u in enumerate(U)) + X.double().abs()[:, None]
+        size = (
+            sum(
+                u.double().abs()[:, :, None] * c[r].abs()[None, :, :, None] for r, u in enumerate(U)
+            )
+            + X.double().abs()[:, None]
+        )
         e = n * unit / (1 - n * unit) * size
-        gap = (sum(u.double()[:, :, None] * c[r][None, :, :, None] for r, u in enumerate(U)) - X.double()[:, None]).abs()
+        gap = (
+            sum(u.double()[:, :, None] * c[r][None, :, :, None] for r, u in enumerate(U))
+            - X.double()[:, None]
+        ).abs()
         # partial sums: blocks of up to 256 products in the difference's own precision, and float64 beyond
         sums = (256 + 4) * unit * gap.add(e).pow(p).mean(-1) * (1 + p)
         bound = ((gap + e) ** p - gap**p).mean(-1) + sums
@@ -52,10 +65,13 @@ def test_costs(backend, dtype, p):
 def test_argmins_match_float64(backend):
     """Costs that differ by parts in 10^4: each target's source is that of the float64 loop."""
     generator = torch.Generator().manual_seed(3)
-    path = torch.randn(1, 64, 2048, generator=generator, dtype=torch.float64).cumsum(1) * 0.01 + torch.randn(
-        1, 1, 2048, generator=generator, dtype=torch.float64
+    path = torch.randn(1, 64, 2048, generator=generator, dtype=torch.float64).cumsum(
+        1
+    ) * 0.01 + torch.randn(1, 1, 2048, generator=generator, dtype=torch.float64)
+    U, c = (
+        [path[:, :-1].float()],
+        1 + 1e-3 * torch.randn(1, 63, 63, generator=generator, dtype=torch.float64),
     )
-    U, c = [path[:, :-1].float()], 1 + 1e-3 * torch.randn(1, 63, 63, generator=generator, dtype=torch.float64)
     X, band = path[:, 1:].float(), torch.tensor([[i, 63] for i in range(63)], dtype=torch.int32)
     got = argmin_source(cost_matrix(U, c, X, band, backend=backend)[0])
     want = argmin_source(exact(U, c, X, band, 2.0)[0])
@@ -68,7 +84,10 @@ def test_argmins_match_float64(backend):
 def test_gather(backend, dtype):
     U, c, _, _ = problem(dtype=dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    for pick in (torch.tensor([4, -1, 0, 2], dtype=torch.int32), torch.tensor([[4, -1, 0, 2], [1, 1, -1, 3]])):
+    for pick in (
+        torch.tensor([4, -1, 0, 2], dtype=torch.int32),
+        torch.tensor([[4, -1, 0, 2], [1, 1, -1, 3]]),
+    ):
         got = cost_gather(U, c, pick, backend=backend)
         rows = pick.expand(2, 4)
         for b in range(2):
@@ -77,7 +96,9 @@ def test_gather(backend, dtype):
                 if i < 0:
                     assert bool(got[b, j].isnan().all())
                 else:
-                    want = U[0][b, i].to(wide) * c[0, i, j].to(wide) + U[1][b, i].to(wide) * c[1, i, j].to(wide)
+                    want = U[0][b, i].to(wide) * c[0, i, j].to(wide) + U[1][b, i].to(wide) * c[
+                        1, i, j
+                    ].to(wide)
                     assert same(got[b, j], want.to(dtype))
 
 
@@ -114,9 +135,13 @@ def test_gradients(backend):
     U, c, X, band = problem(B=1, I=3, J=3, D=4, dtype=torch.float64)
     given = [t.requires_grad_() for t in (*U, c, X)]
     inside = torch.isfinite(cost_matrix(U, c, X, band)).detach()
-    assert torch.autograd.gradcheck(lambda u, v, c, X: cost_matrix([u, v], c, X, band, backend=backend)[inside], given)
+    assert torch.autograd.gradcheck(
+        lambda u, v, c, X: cost_matrix([u, v], c, X, band, backend=backend)[inside], given
+    )
     pick = torch.tensor([0, 2, 1], dtype=torch.int32)
-    assert torch.autograd.gradcheck(lambda u, v, c: cost_gather([u, v], c, pick, backend=backend), given[:3])
+    assert torch.autograd.gradcheck(
+        lambda u, v, c: cost_gather([u, v], c, pick, backend=backend), given[:3]
+    )
 
 
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
@@ -124,9 +149,13 @@ def test_opcheck(dtype):
     U, c, X, band = problem(B=1, I=3, J=3, D=4, dtype=dtype)
     U, c, X = [u.requires_grad_() for u in U], c.requires_grad_(), X.requires_grad_()
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.fastsample.cost_matrix.default, (U, c, X, band, 2.0, None), test_utils=quick)
     torch.library.opcheck(
-        torch.ops.fastsample.cost_gather.default, (U, c, torch.tensor([0, 2, 1], dtype=torch.int32), None), test_utils=quick
+        torch.ops.fastsample.cost_matrix.default, (U, c, X, band, 2.0, None), test_utils=quick
+    )
+    torch.library.opcheck(
+        torch.ops.fastsample.cost_gather.default,
+        (U, c, torch.tensor([0, 2, 1], dtype=torch.int32), None),
+        test_utils=quick,
     )
 
 

@@ -16,14 +16,20 @@ import fastsample
 from tests.oracle import peers
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # diffusers' own
 diffusers.utils.logging.set_verbosity_error()
 FsScheduler = fastsample.FsScheduler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 PLMS = {"skip_prk_steps": True, "steps_offset": 1}
-ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+ZERO_SNR = {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
 FINER = 2.0**-29  # float64 rounding, in units of float32 rounding
 MODULES = {
     "DDIM": "ddim", "DDPM": "ddpm", "EulerDiscrete": "euler_discrete", "EulerAncestralDiscrete": "euler_ancestral_discrete",
@@ -63,7 +69,10 @@ PEERS_OWN = [  # grids that only the class itself has: steps off the next timest
     *(("DPMSolverMultistep", {"solver_order": 3, "final_sigmas_type": "sigma_min"} | more) for more in
       ({"lower_order_final": False}, {"lower_order_final": False, "solver_type": "heun"}, {"euler_at_final": True})),
 ]  # fmt: skip
-IDS, OWN_IDS = ([f"{name}-{'-'.join(map(str, config.values()))}" for name, config in cases] for cases in (CASES, PEERS_OWN))
+IDS, OWN_IDS = (
+    [f"{name}-{'-'.join(map(str, config.values()))}" for name, config in cases]
+    for cases in (CASES, PEERS_OWN)
+)
 
 
 def made(name, config):
@@ -75,7 +84,11 @@ def made(name, config):
 def in_double(name):
     """The peer's module reads float64 where it says float32, or says nothing, as long as this lasts."""
     code = __import__(f"diffusers.schedulers.scheduling_{MODULES[name]}", fromlist=["x"])
-    return peers._replaced(code, torch=peers._Instead(torch, float32=torch.float64), np=peers._Instead(np, float32=np.float64))
+    return peers._replaced(
+        code,
+        torch=peers._Instead(torch, float32=torch.float64),
+        np=peers._Instead(np, float32=np.float64),
+    )
 
 
 def table(scheduler, steps, dtype, begin=0, **settings):
@@ -88,15 +101,30 @@ def table(scheduler, steps, dtype, begin=0, **settings):
     if begin and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     x, states = basis[:1], []
-    code = __import__("fastsample.interop.diffusers" if isinstance(scheduler, FsScheduler) else type(scheduler).__module__, fromlist=["x"])
+    code = __import__(
+        "fastsample.interop.diffusers"
+        if isinstance(scheduler, FsScheduler)
+        else type(scheduler).__module__,
+        fromlist=["x"],
+    )
     drawn = mock.patch.object(code, "randn_tensor", lambda *a, **k: next(noise)[None])
     with drawn if hasattr(code, "randn_tensor") else contextlib.nullcontext():
         for k, t in enumerate(times):
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, t)
             states.append(x)
-            given = {"variance_noise": basis[1 + len(times) + k][None]} if isinstance(scheduler, FsScheduler) else {}
-            x = scheduler.step(basis[1 + k][None], t, x, **{n: v for n, v in given.items() if n in takes}, return_dict=False)[0]
+            given = (
+                {"variance_noise": basis[1 + len(times) + k][None]}
+                if isinstance(scheduler, FsScheduler)
+                else {}
+            )
+            x = scheduler.step(
+                basis[1 + k][None],
+                t,
+                x,
+                **{n: v for n, v in given.items() if n in takes},
+                return_dict=False,
+            )[0]
     return torch.cat([*states, x]).double().numpy()
 
 
@@ -105,8 +133,24 @@ def both(name, config, steps, begin=0, **settings):
     with in_double(name):
         peer = getattr(diffusers, f"{name}Scheduler")(**config)
         exact = table(peer, steps, torch.float64, begin, **settings)
-        ours = table(FsScheduler.from_config(peer, compat="diffusers"), steps, torch.float64, begin, **settings)
-    return ours, exact, table(getattr(diffusers, f"{name}Scheduler")(**config), steps, torch.float32, begin, **settings)
+        ours = table(
+            FsScheduler.from_config(peer, compat="diffusers"),
+            steps,
+            torch.float64,
+            begin,
+            **settings,
+        )
+    return (
+        ours,
+        exact,
+        table(
+            getattr(diffusers, f"{name}Scheduler")(**config),
+            steps,
+            torch.float32,
+            begin,
+            **settings,
+        ),
+    )
 
 
 @pytest.mark.parametrize("steps", [6, 17])
@@ -124,7 +168,9 @@ def test_coefficients_are_the_peers(name, config, steps):
 def test_a_run_from_the_middle_is_the_peers(name, begin):
     """img2img: the plan is compiled from the begin index; orders ramp up again and the last steps count from the whole run."""
     ours, exact, rounded = both(name, made(name, PLMS if name == "PNDM" else {}), 8, begin)
-    assert np.abs(ours - exact).max() <= 32 * (FINER * np.abs(rounded - exact).max() + np.finfo(float).eps * np.abs(exact).max())
+    assert np.abs(ours - exact).max() <= 32 * (
+        FINER * np.abs(rounded - exact).max() + np.finfo(float).eps * np.abs(exact).max()
+    )
 
 
 @pytest.mark.parametrize(("name", "begin"), [("HeunDiscrete", 6), ("EulerDiscrete", 3)])
@@ -138,18 +184,28 @@ def test_a_first_timestep_says_where_a_run_begins(name, begin):
         for t in ours.timesteps[begin:]:
             x = ours.step(0.1 * ours.scale_model_input(x, given(t)), given(t), x).prev_sample
         ends.append(x)
-    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2]) and torch.isfinite(x).all()
+    assert (
+        torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2]) and torch.isfinite(x).all()
+    )
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=IDS)
 def test_grid_and_labels_are_the_peers(name, config):
     """compat: the very timesteps, dtype and sigmas. Exact: the same where nothing is rounded, else within the rounding of a label."""
     peer = getattr(diffusers, f"{name}Scheduler")(**made(name, config))
-    ours, exact = FsScheduler.from_config(peer, compat="diffusers"), FsScheduler.from_config(peer, compat=None)
+    ours, exact = (
+        FsScheduler.from_config(peer, compat="diffusers"),
+        FsScheduler.from_config(peer, compat=None),
+    )
     for scheduler in (peer, ours, exact):
         scheduler.set_timesteps(12)
-    assert torch.equal(peer.timesteps, ours.timesteps) and peer.timesteps.dtype == ours.timesteps.dtype
-    assert len(peer.timesteps) == len(exact.timesteps) and (peer.timesteps - exact.timesteps).abs().max() <= 1.0
+    assert (
+        torch.equal(peer.timesteps, ours.timesteps) and peer.timesteps.dtype == ours.timesteps.dtype
+    )
+    assert (
+        len(peer.timesteps) == len(exact.timesteps)
+        and (peer.timesteps - exact.timesteps).abs().max() <= 1.0
+    )
     if hasattr(peer, "sigmas"):
         assert torch.allclose(peer.sigmas[: len(ours.sigmas)], ours.sigmas, rtol=4e-7, atol=0)
     if hasattr(peer, "init_noise_sigma"):

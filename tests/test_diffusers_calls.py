@@ -18,10 +18,15 @@ from tests.oracle.pipelines import network, start
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # diffusers' own
 FsScheduler = fastsample.FsScheduler
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-CONFIG = {"PNDMScheduler": {"skip_prk_steps": True}, "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"}}
+CONFIG = {
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},
+}
 
 
 def peer(source, **config):
@@ -50,13 +55,22 @@ def seeded():
 def test_signatures_are_the_sources_own(source, compat):
     theirs = peer(source)
     ours = FsScheduler.from_config(theirs, compat=compat)
-    for method in (FsScheduler.from_config(ours.config), copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), ours):
+    for method in (
+        FsScheduler.from_config(ours.config),
+        copy.deepcopy(ours),
+        pickle.loads(pickle.dumps(ours)),
+        ours,
+    ):
         assert inspect.signature(method.step) == inspect.signature(theirs.step)
     own, said = (inspect.signature(s.set_timesteps).parameters for s in (theirs, ours))
     assert list(said)[: len(own)] == list(own) and all(said[name] == own[name] for name in own)
-    extra = {name for name in ("timesteps", "sigmas") if name not in own}  # pipelines look for them: exact runs take any list
+    extra = {
+        name for name in ("timesteps", "sigmas") if name not in own
+    }  # pipelines look for them: exact runs take any list
     assert said.keys() - own.keys() == (extra if compat is None else set())
-    assert all(said[name].kind is inspect.Parameter.KEYWORD_ONLY for name in said.keys() - own.keys())
+    assert all(
+        said[name].kind is inspect.Parameter.KEYWORD_ONLY for name in said.keys() - own.keys()
+    )
 
 
 @pytest.mark.parametrize(("source", "before"), [
@@ -74,7 +88,9 @@ def test_a_positional_generator_is_the_generator(source, before):
     assert torch.equal(placed, last(ours, **named)) != draws
 
 
-@pytest.mark.parametrize("source", ["UniPCMultistepScheduler", "HeunDiscreteScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize(
+    "source", ["UniPCMultistepScheduler", "HeunDiscreteScheduler", "PNDMScheduler"]
+)
 def test_return_dict_stands_where_it_does_there(source):
     ours = FsScheduler.from_config(peer(source))
     ours.set_timesteps(3)
@@ -96,8 +112,12 @@ def test_set_timesteps_by_position_is_the_peers(source, config, places):
     ours, named = FsScheduler.from_config(theirs), FsScheduler.from_config(theirs)
     theirs.set_timesteps(*places)
     ours.set_timesteps(*places)
-    named.set_timesteps(**dict(zip(inspect.signature(theirs.set_timesteps).parameters, places, strict=False)))
-    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.timesteps, named.timesteps)
+    named.set_timesteps(
+        **dict(zip(inspect.signature(theirs.set_timesteps).parameters, places, strict=False))
+    )
+    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(
+        ours.timesteps, named.timesteps
+    )
 
 
 def test_neutral_arguments_are_taken():
@@ -106,8 +126,12 @@ def test_neutral_arguments_are_taken():
     plain = last(ddim, eta=0.0)
     assert torch.equal(last(ddim, eta=0, use_clipped_model_output=None, generator=None), plain)
     loose = FsScheduler.from_config(diffusers.DDIMScheduler(clip_sample=False))
-    assert torch.equal(last(loose, use_clipped_model_output=True), last(loose))  # nothing is clipped
-    euler, flow = (FsScheduler(source=f"{name}DiscreteScheduler") for name in ("Euler", "FlowMatchEuler"))
+    assert torch.equal(
+        last(loose, use_clipped_model_output=True), last(loose)
+    )  # nothing is clipped
+    euler, flow = (
+        FsScheduler(source=f"{name}DiscreteScheduler") for name in ("Euler", "FlowMatchEuler")
+    )
     assert torch.equal(last(euler, s_tmin=0.5, s_noise=1.003), last(euler))  # read by churn alone
     assert torch.equal(last(flow, s_churn=5.0), last(flow))  # FlowMatchEuler never reads it
     x = start(2, 6, 3)
@@ -117,7 +141,9 @@ def test_neutral_arguments_are_taken():
         scheduler.set_timesteps(4)
         y = x
         for t in scheduler.timesteps:
-            y = scheduler.step(-network(y, t), t, y, per_token_timesteps=t.expand(2, 6), return_dict=False)[0]
+            y = scheduler.step(
+                -network(y, t), t, y, per_token_timesteps=t.expand(2, 6), return_dict=False
+            )[0]
         ends.append(y)
     assert torch.allclose(*ends, rtol=1e-5, atol=1e-6)
     assert torch.equal(ends[1], last(flow, model=network, shape=(2, 6, 3)))
@@ -138,22 +164,57 @@ def test_a_ddim_pipeline_runs_as_with_its_own_scheduler():
 def bad_calls():
     """(source, arguments by position, by name, sentence)"""
     generator, noise = seeded(), torch.zeros(1, 2, 4, 4)
-    yield "DDIMScheduler", (generator,), {}, "eta is a Generator; a number is accepted, and a generator as generator="
+    yield (
+        "DDIMScheduler",
+        (generator,),
+        {},
+        "eta is a Generator; a number is accepted, and a generator as generator=",
+    )
     yield "DDIMScheduler", (), {"eta": "1"}, "eta is '1'; a number"
     yield "DDIMScheduler", (), {"eta": [generator]}, "eta is a list; a number"
-    yield "DDIMScheduler", (0.0, generator), {}, "use_clipped_model_output is a Generator; False is accepted, and a generator as generator="
-    yield "DDIMScheduler", (0.0, True), {}, "use_clipped_model_output = True of DDIMScheduler is not reproduced; False"
+    yield (
+        "DDIMScheduler",
+        (0.0, generator),
+        {},
+        "use_clipped_model_output is a Generator; False is accepted, and a generator as generator=",
+    )
+    yield (
+        "DDIMScheduler",
+        (0.0, True),
+        {},
+        "use_clipped_model_output = True of DDIMScheduler is not reproduced; False",
+    )
     yield "DDIMScheduler", (), {"eta": 1.5}, "eta = 1.5; a number from 0 to 1 is accepted"
     yield "DDIMScheduler", (0.0,), {"eta": 0.0}, "eta was given twice"
-    yield "DDIMScheduler", (0.0, False, None, None, True, 1), {}, "9 arguments by position; DDIMScheduler takes model_output"
+    yield (
+        "DDIMScheduler",
+        (0.0, False, None, None, True, 1),
+        {},
+        "9 arguments by position; DDIMScheduler takes model_output",
+    )
     yield "EulerDiscreteScheduler", (generator,), {}, "s_churn is a Generator"
     yield "EulerDiscreteScheduler", (0.0, 0.0, [generator]), {}, "s_tmax is a Generator"
-    yield "EulerDiscreteScheduler", (), {"s_churn": 3.0}, "s_churn = 3.0 of EulerDiscreteScheduler is not reproduced; 0.0"
+    yield (
+        "EulerDiscreteScheduler",
+        (),
+        {"s_churn": 3.0},
+        "s_churn = 3.0 of EulerDiscreteScheduler is not reproduced; 0.0",
+    )
     yield "EulerAncestralDiscreteScheduler", (0.0,), {}, "generator is 0.0; a torch.Generator"
     yield "LCMScheduler", (noise,), {}, "generator is a Tensor; a torch.Generator"
     yield "DPMSolverMultistepScheduler", (None, False), {}, "variance_noise is False; a tensor"
-    yield "FlowMatchEulerDiscreteScheduler", (), {"per_token_timesteps": torch.tensor([[1e3, 0.0]])}, "per_token_timesteps from 0 to 1000"
-    yield "FlowMatchEulerDiscreteScheduler", (), {"per_token_timesteps": generator}, "per_token_timesteps is a Generator"
+    yield (
+        "FlowMatchEulerDiscreteScheduler",
+        (),
+        {"per_token_timesteps": torch.tensor([[1e3, 0.0]])},
+        "per_token_timesteps from 0 to 1000",
+    )
+    yield (
+        "FlowMatchEulerDiscreteScheduler",
+        (),
+        {"per_token_timesteps": generator},
+        "per_token_timesteps is a Generator",
+    )
     yield "UniPCMultistepScheduler", (), {"gamma": 1.0}, "gamma is not known"
 
 
@@ -183,16 +244,26 @@ def test_what_set_timesteps_does_not_take_is_said(source, places, given, sentenc
 def test_a_plan_takes_what_pipelines_hand():
     """Its own signature: generator and variance_noise by position, as the sources that draw have them; eta by name alone."""
     schedule = DiscreteVP.linear()
-    scheduler = FsScheduler.from_plan(solvers.ddim(schedule, trailing(schedule, 4, rounded=True), prediction="eps", eta=1.0))
+    scheduler = FsScheduler.from_plan(
+        solvers.ddim(schedule, trailing(schedule, 4, rounded=True), prediction="eps", eta=1.0)
+    )
     names = list(inspect.signature(scheduler.step).parameters)
-    assert names[:6] == ["model_output", "timestep", "sample", "generator", "variance_noise", "return_dict"] and "eta" in names
+    assert (
+        names[:6]
+        == ["model_output", "timestep", "sample", "generator", "variance_noise", "return_dict"]
+        and "eta" in names
+    )
     drawn = last(scheduler, seeded())
-    assert torch.equal(drawn, last(scheduler, generator=seeded(), eta=0.0, use_clipped_model_output=None))
+    assert torch.equal(
+        drawn, last(scheduler, generator=seeded(), eta=0.0, use_clipped_model_output=None)
+    )
     with pytest.raises(TypeError, match="eta is a Generator"):
         last(scheduler, eta=seeded())
     with pytest.raises(TypeError, match="strength is not known to a plan"):
         scheduler.set_timesteps(4, strength=1.0)
-    with pytest.raises(TypeError, match="positional"):  # classes differ from their second argument on
+    with pytest.raises(
+        TypeError, match="positional"
+    ):  # classes differ from their second argument on
         FsScheduler(1000, 3.0, source="FlowMatchEulerDiscreteScheduler")
 
 
@@ -205,4 +276,6 @@ def test_step_is_a_method_like_any_other():
     assert scheduler.step() == "mine"
     del scheduler.step
     x = start(1, 2, 4, 4)
-    assert torch.equal(FsScheduler.step(copy.deepcopy(scheduler), x, 999, x)[0], scheduler.step(x, 999, x)[0])
+    assert torch.equal(
+        FsScheduler.step(copy.deepcopy(scheduler), x, 999, x)[0], scheduler.step(x, 999, x)[0]
+    )

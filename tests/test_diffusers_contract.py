@@ -18,7 +18,9 @@ from tests.oracle.pipelines import loop, network, start
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # diffusers' own
 FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -31,7 +33,11 @@ def test_from_config_keeps_what_the_config_says(tmp_path):
         peer = getattr(diffusers, f"{name}Scheduler")(**config)
         said = {k: v for k, v in peer.config.items() if not k.startswith("_")}
         ours = FsScheduler.from_config(peer.config)
-        for other in (json.loads(peer.to_json_string()), ours.config, json.loads(ours.to_json_string())):
+        for other in (
+            json.loads(peer.to_json_string()),
+            ours.config,
+            json.loads(ours.to_json_string()),
+        ):
             made = FsScheduler.from_config(other)
             assert made.config.source == ours.config.source == type(peer).__name__
             assert all(made.config[k] == v for k, v in said.items())
@@ -39,11 +45,19 @@ def test_from_config_keeps_what_the_config_says(tmp_path):
         assert type(peer) in ours.compatibles or name == "FlowMatchEulerDiscrete"
     diffusers.HeunDiscreteScheduler(**SD).save_pretrained(tmp_path)
     assert FsScheduler.from_pretrained(tmp_path).config.source == "HeunDiscreteScheduler"
-    bare = FsScheduler.from_config({"_class_name": "HeunDiscreteScheduler"})  # an old config that leaves defaults out: Heun's own, not ours
+    bare = FsScheduler.from_config(
+        {"_class_name": "HeunDiscreteScheduler"}
+    )  # an old config that leaves defaults out: Heun's own, not ours
     assert bare.config.beta_start == 0.00085 and FsScheduler().config.beta_start == 0.0001
     pndm = diffusers.PNDMScheduler(**SD, steps_offset=1, skip_prk_steps=True)
-    swapped = FsScheduler.from_config(pndm, source="DPMSolverMultistepScheduler", use_karras_sigmas=True)
-    assert swapped.config.steps_offset == 1 and swapped.config.beta_schedule == "scaled_linear" and swapped.config.use_karras_sigmas
+    swapped = FsScheduler.from_config(
+        pndm, source="DPMSolverMultistepScheduler", use_karras_sigmas=True
+    )
+    assert (
+        swapped.config.steps_offset == 1
+        and swapped.config.beta_schedule == "scaled_linear"
+        and swapped.config.use_karras_sigmas
+    )
 
 
 @pytest.mark.parametrize(("make", "sentence"), [
@@ -99,7 +113,9 @@ def bad_steps():
     yield "a batch of timesteps", (f, "batch", x), "one timestep for the whole batch"
 
 
-@pytest.mark.parametrize(("what", "given", "sentence"), list(bad_steps()), ids=[b[0] for b in bad_steps()])
+@pytest.mark.parametrize(
+    ("what", "given", "sentence"), list(bad_steps()), ids=[b[0] for b in bad_steps()]
+)
 def test_bad_steps_are_refused_and_leave_nothing_behind(what, given, sentence):
     scheduler = FsScheduler.from_config(diffusers.DPMSolverMultistepScheduler(**SD))
     scheduler.set_timesteps(5)
@@ -129,7 +145,10 @@ def test_steps_past_the_end_and_other_shapes_are_refused():
 def test_one_eta_for_a_run_and_timesteps_that_are_not_read():
     """eta is DDIM's alone. A view of the scheduler's own timesteps says by its place which it is: a device is not waited for."""
     x = start(2, 3, 4, 4)
-    ddim, euler = (FsScheduler(source=f"{name}Scheduler", clip_sample=False) for name in ("DDIM", "EulerDiscrete"))
+    ddim, euler = (
+        FsScheduler(source=f"{name}Scheduler", clip_sample=False)
+        for name in ("DDIM", "EulerDiscrete")
+    )
     ddim.set_timesteps(4)
     ddim.step(x, ddim.timesteps[0], x, eta=0.5)
     with pytest.raises(ValueError, match="eta = 0.0 after 0.5"):
@@ -148,39 +167,71 @@ def test_one_eta_for_a_run_and_timesteps_that_are_not_read():
 # -- plans, copies, threads ----------------------------------------------------------------------------------------------------------
 def test_a_plan_is_its_own_schedule():
     schedule = Flow(shift=3.0)
-    plan = solvers.dpmpp_2m(fastsample.Model(None, schedule, "flow", time=1000), from_sigmas(schedule, [1.0, 0.8, 0.5, 0.2, 0.0]))
+    plan = solvers.dpmpp_2m(
+        fastsample.Model(None, schedule, "flow", time=1000),
+        from_sigmas(schedule, [1.0, 0.8, 0.5, 0.2, 0.0]),
+    )
     scheduler = FsScheduler.from_plan(plan)
-    assert scheduler.config.use_flow_sigmas and scheduler.config.prediction_type == "flow_prediction"
-    scheduler.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25], mu=1.15)  # what a pipeline would compute; the plan stays
-    assert torch.allclose(scheduler.timesteps, torch.tensor([1000.0, 800.0, 500.0, 200.0])) and scheduler.timesteps.dtype == torch.float32
-    assert torch.allclose(scheduler.sigmas, torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])) and scheduler.init_noise_sigma == 1.0
-    with pytest.raises(ValueError, match="num_inference_steps asks for 5 steps and the plan makes 4 calls"):
+    assert (
+        scheduler.config.use_flow_sigmas and scheduler.config.prediction_type == "flow_prediction"
+    )
+    scheduler.set_timesteps(
+        4, sigmas=[1.0, 0.75, 0.5, 0.25], mu=1.15
+    )  # what a pipeline would compute; the plan stays
+    assert (
+        torch.allclose(scheduler.timesteps, torch.tensor([1000.0, 800.0, 500.0, 200.0]))
+        and scheduler.timesteps.dtype == torch.float32
+    )
+    assert (
+        torch.allclose(scheduler.sigmas, torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]))
+        and scheduler.init_noise_sigma == 1.0
+    )
+    with pytest.raises(
+        ValueError, match="num_inference_steps asks for 5 steps and the plan makes 4 calls"
+    ):
         scheduler.set_timesteps(5)
     scheduler.set_timesteps(4)
     scheduler.set_begin_index(2)
     x = start(1, 4, 8)
     y = scheduler.step(network(x, 500.0), scheduler.timesteps[2], x).prev_sample
-    fresh = solvers.dpmpp_2m(fastsample.Model(None, schedule, "flow", time=1000), from_sigmas(schedule, [0.5, 0.2, 0.0]))
+    fresh = solvers.dpmpp_2m(
+        fastsample.Model(None, schedule, "flow", time=1000), from_sigmas(schedule, [0.5, 0.2, 0.0])
+    )
     run = fastsample.Run(fresh, latent=x, start=1)
     run.step(network(x, 500.0))
     assert torch.equal(y, run.x)
     edm = fastsample.schedules.EDM()
     with pytest.raises(ValueError, match="several guidance branches"):
-        FsScheduler.from_plan(fastsample.guidance.guided(solvers.euler(edm, karras(edm, 4), prediction="edm")))
+        FsScheduler.from_plan(
+            fastsample.guidance.guided(solvers.euler(edm, karras(edm, 4), prediction="edm"))
+        )
 
 
 def test_sigmas_and_timesteps_go_to_every_solver():
     """An optimised list feeds the multistep solvers too: the levels asked for, the labels that belong to them, and the end."""
-    for source in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"):
+    for source in (
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+    ):
         scheduler = FsScheduler(source=source, **SD, solver_type="midpoint", compat=None)
         scheduler.set_timesteps(sigmas=[14.0, 6.0, 2.0, 0.5, 0.0])
         levels = scheduler.sigmas[[0, *range(1, len(scheduler.timesteps), scheduler.order), -1]]
         assert torch.allclose(levels, torch.tensor([14.0, 6.0, 2.0, 0.5, 0.0]))
-        told = scheduler.timesteps[[0, *range(1, len(scheduler.timesteps), scheduler.order)]].double().numpy()
-        assert np.allclose(np.exp(-DiscreteVP.scaled_linear().half_log_snr(told)), [14.0, 6.0, 2.0, 0.5], rtol=1e-5)
+        told = (
+            scheduler.timesteps[[0, *range(1, len(scheduler.timesteps), scheduler.order)]]
+            .double()
+            .numpy()
+        )
+        assert np.allclose(
+            np.exp(-DiscreteVP.scaled_linear().half_log_snr(told)), [14.0, 6.0, 2.0, 0.5], rtol=1e-5
+        )
         scheduler.set_timesteps(timesteps=[900, 500, 100])
         assert scheduler.timesteps.unique().tolist() == [100, 500, 900]
-    assert {"timesteps", "sigmas", "mu"} <= inspect.signature(FsScheduler.set_timesteps).parameters.keys()
+    assert {"timesteps", "sigmas", "mu"} <= inspect.signature(
+        FsScheduler.set_timesteps
+    ).parameters.keys()
     assert {"eta", "generator"} <= inspect.signature(FsScheduler.step).parameters.keys()
 
 
@@ -213,19 +264,35 @@ def test_add_noise_is_the_peers():
         ours = FsScheduler.from_config(peer, compat="diffusers")
         for scheduler in (peer, ours):
             scheduler.set_timesteps(8)
-        pairs = [(s.add_noise(x, n, s.timesteps[[2, 5]]), s.add_noise(x, n, s.timesteps[[3]])) for s in (peer, ours)]
+        pairs = [
+            (s.add_noise(x, n, s.timesteps[[2, 5]]), s.add_noise(x, n, s.timesteps[[3]]))
+            for s in (peer, ours)
+        ]
         if hasattr(peer, "set_begin_index"):
             for scheduler in (peer, ours):
                 scheduler.set_begin_index(4)
-            pairs.append((peer.add_noise(x, n, peer.timesteps[:2]), ours.add_noise(x, n, ours.timesteps[:2])))
-        assert all(torch.allclose(a, b, rtol=2e-6, atol=2e-6) for a, b in [*zip(*pairs[:2], strict=True), *pairs[2:]])
-    flow = [make(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)) for make in (lambda s: s, FsScheduler.from_config)]
+            pairs.append(
+                (peer.add_noise(x, n, peer.timesteps[:2]), ours.add_noise(x, n, ours.timesteps[:2]))
+            )
+        assert all(
+            torch.allclose(a, b, rtol=2e-6, atol=2e-6)
+            for a, b in [*zip(*pairs[:2], strict=True), *pairs[2:]]
+        )
+    flow = [
+        make(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+        for make in (lambda s: s, FsScheduler.from_config)
+    ]
     for scheduler in flow:
         scheduler.set_timesteps(8)
     a, b = (s.scale_noise(x, s.timesteps[[3]], n) for s in flow)
     assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
     trained = FsScheduler(**SD).add_noise(x, n, torch.tensor([10, 990]))
-    assert torch.allclose(trained, diffusers.DDIMScheduler(**SD).add_noise(x, n, torch.tensor([10, 990])), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(
+        trained,
+        diffusers.DDIMScheduler(**SD).add_noise(x, n, torch.tensor([10, 990])),
+        rtol=1e-6,
+        atol=1e-6,
+    )
     with pytest.raises(ValueError, match="one shape"):
         ours.add_noise(x, n[:1], torch.tensor([10]))
 
@@ -235,27 +302,45 @@ def test_copies_share_tables_and_nothing_else(name):
     """Servers deep-copy one scheduler for each request and step them in turns, or copy one in the middle of its run."""
     first = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD))
     first.set_timesteps(6)
-    starts, draws = [start(1, 3, 4, 4, seed=s) for s in range(3)], [torch.Generator().manual_seed(s) for s in range(3)]
-    alone = [loop(copy.deepcopy(first), x, 6, generator=torch.Generator().manual_seed(s)) for s, x in enumerate(starts)]
+    starts, draws = (
+        [start(1, 3, 4, 4, seed=s) for s in range(3)],
+        [torch.Generator().manual_seed(s) for s in range(3)],
+    )
+    alone = [
+        loop(copy.deepcopy(first), x, 6, generator=torch.Generator().manual_seed(s))
+        for s, x in enumerate(starts)
+    ]
     copies, xs = [copy.deepcopy(first) for _ in starts], list(starts)
     assert all(c.plan is first.plan and c.config is first.config for c in copies)
     for k, t in enumerate(first.timesteps):
         if k == 3:  # their history comes along, and what the copies do then is their own
             others = copy.deepcopy(copies)
         for i, c in enumerate(copies):
-            xs[i] = c.step(network(c.scale_model_input(xs[i], t), t), t, xs[i], generator=draws[i], return_dict=False)[0]
+            xs[i] = c.step(
+                network(c.scale_model_input(xs[i], t), t),
+                t,
+                xs[i],
+                generator=draws[i],
+                return_dict=False,
+            )[0]
             if k == 3:
                 others[i].step(starts[i], t, xs[i - 1])
     assert all(torch.equal(a, b) for a, b in zip(alone, xs, strict=True))
     again = pickle.loads(pickle.dumps(first))
-    assert torch.equal(loop(again, starts[0], 6, generator=torch.Generator().manual_seed(0)), alone[0])
+    assert torch.equal(
+        loop(again, starts[0], 6, generator=torch.Generator().manual_seed(0)), alone[0]
+    )
 
 
 def test_threads_on_one_scheduler():
     """Each thread that sets timesteps has its own loop; a thread without one is given the only one, or told what to do."""
     scheduler = FsScheduler.from_config(diffusers.UniPCMultistepScheduler(**SD))
     starts = [start(2, 3, 8, 8, seed=s) for s in range(4)]
-    alone, together, gate = [loop(scheduler, x, 5 + s) for s, x in enumerate(starts)], [None] * 4, threading.Barrier(4)
+    alone, together, gate = (
+        [loop(scheduler, x, 5 + s) for s, x in enumerate(starts)],
+        [None] * 4,
+        threading.Barrier(4),
+    )
 
     def work(s):
         gate.wait()
@@ -286,10 +371,15 @@ def test_threads_on_one_scheduler():
     visit()
     assert seen[-1] is scheduler.timesteps  # one loop, driven by worker threads in turn
     other = threading.Event(), threading.Event()
-    second = threading.Thread(target=lambda: (scheduler.set_timesteps(4), other[0].set(), other[1].wait()))
+    second = threading.Thread(
+        target=lambda: (scheduler.set_timesteps(4), other[0].set(), other[1].wait())
+    )
     second.start()
     other[0].wait()
     visit()
     other[1].set()
     second.join()
-    assert "2 other threads have a loop and this one has none; call set_timesteps in the thread that steps" in seen[-1]
+    assert (
+        "2 other threads have a loop and this one has none; call set_timesteps in the thread that steps"
+        in seen[-1]
+    )

@@ -17,11 +17,17 @@ from tests.oracle.pipelines import loop, start
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
-pytestmark = pytest.mark.filterwarnings("error::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")  # its own
+pytestmark = pytest.mark.filterwarnings(
+    "error::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # its own
 FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD15 = SD | {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}
-ZERO_SNR = SD | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+ZERO_SNR = SD | {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
 WAN = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 PUBLISHED = [
     *((f"{name}Scheduler", {}) for name in ("DDIM", "DDPM", "LCM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
@@ -38,7 +44,10 @@ PUBLISHED = [
 
 
 def model(x, t):
-    return torch.tanh(0.7 * x + torch.sin(x.roll(1, -1))) * (1 + 0.1 * np.sin(0.017 * float(t))) + 0.2 * x
+    return (
+        torch.tanh(0.7 * x + torch.sin(x.roll(1, -1))) * (1 + 0.1 * np.sin(0.017 * float(t)))
+        + 0.2 * x
+    )
 
 
 def walk(scheduler, x, steps, begin=0):
@@ -56,7 +65,11 @@ def walk(scheduler, x, steps, begin=0):
     return x, sizes + float(x.abs().max())
 
 
-@pytest.mark.parametrize(("source", "config"), PUBLISHED, ids=[f"{s}-{'-'.join(map(str, c.values()))}" for s, c in PUBLISHED])
+@pytest.mark.parametrize(
+    ("source", "config"),
+    PUBLISHED,
+    ids=[f"{s}-{'-'.join(map(str, c.values()))}" for s, c in PUBLISHED],
+)
 def test_the_peers_pictures(source, config):
     """At 1 to 50 steps and from the middle. Bound: 16 float32 roundings of every state, through what a loop makes of a moved start."""
     ours = FsScheduler.from_config(getattr(diffusers, source)(**config))
@@ -64,7 +77,9 @@ def test_the_peers_pictures(source, config):
     for steps, begin in ((1, 0), (2, 0), (6, 0), (20, 0), (50, 0), (20, 8)):
         theirs = getattr(diffusers, source)(**config)
         x = start(1, 3, 8, 8)
-        (a, sizes), (b, _), (moved, _) = (walk(s, y, steps, begin) for s, y in ((theirs, x), (ours, x), (ours, x * (1 + 1e-3))))
+        (a, sizes), (b, _), (moved, _) = (
+            walk(s, y, steps, begin) for s, y in ((theirs, x), (ours, x), (ours, x * (1 + 1e-3)))
+        )
         growth = max(1.0, float((moved - b).abs().max()) / (1e-3 * float(x.abs().max())))
         assert (a - b).abs().max() <= 16 * np.finfo(np.float32).eps * sizes * growth
 
@@ -74,14 +89,25 @@ DOORS = {
     "config": lambda peer, path: FsScheduler.from_config(peer.config, source=type(peer).__name__),
     "json": lambda peer, path: FsScheduler.from_config(json.loads(peer.to_json_string())),
     "constructor": lambda peer, path: FsScheduler(source=type(peer).__name__, **peer.config),
-    "peer's folder": lambda peer, path: (peer.save_pretrained(path), FsScheduler.from_pretrained(path))[1],
+    "peer's folder": lambda peer, path: (
+        peer.save_pretrained(path),
+        FsScheduler.from_pretrained(path),
+    )[1],
     "own config": lambda peer, path: FsScheduler.from_config(FsScheduler.from_config(peer).config),
-    "own json": lambda peer, path: FsScheduler.from_config(json.loads(FsScheduler.from_config(peer).to_json_string())),
-    "own folder": lambda peer, path: (FsScheduler.from_config(peer).save_pretrained(path), FsScheduler.from_pretrained(path))[1],
+    "own json": lambda peer, path: FsScheduler.from_config(
+        json.loads(FsScheduler.from_config(peer).to_json_string())
+    ),
+    "own folder": lambda peer, path: (
+        FsScheduler.from_config(peer).save_pretrained(path),
+        FsScheduler.from_pretrained(path),
+    )[1],
     "copy": lambda peer, path: copy.deepcopy(FsScheduler.from_config(peer)),
     "pickle": lambda peer, path: pickle.loads(pickle.dumps(FsScheduler.from_config(peer))),
     "a peer made from ours": lambda peer, path: FsScheduler.from_config(
-        type(peer).from_config(FsScheduler.from_config(peer, source="EulerDiscreteScheduler", compat=None).config, **peer.config)
+        type(peer).from_config(
+            FsScheduler.from_config(peer, source="EulerDiscreteScheduler", compat=None).config,
+            **peer.config,
+        )
     ),
 }
 
@@ -93,8 +119,13 @@ def test_every_door_keeps_them(door, source, config, tmp_path):
     made = DOORS[door](peer, tmp_path)
     assert (made.config.source, made.config.compat) == (source, "diffusers")
     x = start(1, 3, 8, 8)
-    assert torch.equal(loop(made, x, 6, model), loop(FsScheduler.from_config(peer, compat="diffusers"), x, 6, model))
-    assert not torch.equal(loop(FsScheduler.from_config(peer, compat=None), x, 6, model), loop(made, x, 6, model))
+    assert torch.equal(
+        loop(made, x, 6, model),
+        loop(FsScheduler.from_config(peer, compat="diffusers"), x, 6, model),
+    )
+    assert not torch.equal(
+        loop(FsScheduler.from_config(peer, compat=None), x, 6, model), loop(made, x, 6, model)
+    )
 
 
 def test_exact_is_asked_for_and_stays(tmp_path):
@@ -123,10 +154,16 @@ def test_exact_is_asked_for_and_stays(tmp_path):
 def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, what, tmp_path):
     with pytest.warns(UserWarning, match=what) as said:
         made = FsScheduler(**config)
-    assert len(said) == 1 and "every run is exact instead" in str(said[0].message) and made.config.compat is None
+    assert (
+        len(said) == 1
+        and "every run is exact instead" in str(said[0].message)
+        and made.config.compat is None
+    )
     made.set_timesteps(2)
     made.save_pretrained(tmp_path)
-    assert FsScheduler.from_pretrained(tmp_path).config.compat is None  # as it became, and without a second warning
+    assert (
+        FsScheduler.from_pretrained(tmp_path).config.compat is None
+    )  # as it became, and without a second warning
     copy.deepcopy(made)
 
 
@@ -137,16 +174,24 @@ def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, wh
     ({"source": "LCMScheduler"}, {"num_inference_steps": 3, "timesteps": [900, 500, 100]}, "fails there .ValueError: Can only pass one"),
 ])  # fmt: skip
 def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps, what):
-    scheduler, exact, strict = (FsScheduler(**config, compat=c) for c in ("auto", None, "diffusers"))
+    scheduler, exact, strict = (
+        FsScheduler(**config, compat=c) for c in ("auto", None, "diffusers")
+    )
     with pytest.warns(UserWarning, match=what) as said:
         scheduler.set_timesteps(**steps)
     said = [w for w in said if w.category is UserWarning]  # the class divides by 0 on the way
     assert len(said) == 1 and "this run is exact instead" in str(said[0].message)
     exact.set_timesteps(**steps)
-    assert scheduler.plan.to_bytes() == exact.plan.to_bytes() and scheduler.init_noise_sigma == exact.init_noise_sigma
+    assert (
+        scheduler.plan.to_bytes() == exact.plan.to_bytes()
+        and scheduler.init_noise_sigma == exact.init_noise_sigma
+    )
     with pytest.raises(ValueError, match="compat=None"):
         strict.set_timesteps(**steps)
-    ends = [loop(s, start(1, 3, 8, 8), 6, model, generator=torch.Generator().manual_seed(1)) for s in (scheduler, strict)]
+    ends = [
+        loop(s, start(1, 3, 8, 8), 6, model, generator=torch.Generator().manual_seed(1))
+        for s in (scheduler, strict)
+    ]
     assert torch.equal(*ends)  # the next run is the peer's again
 
 
@@ -154,8 +199,16 @@ def test_exact_plms_meets_its_schedule_and_its_order():
     """Rows leave x on the schedule (1e-9, the makers' own check); on a smooth model PLMS converges, v as eps."""
     x = start(1, 3, 8, 8, dtype=torch.float64)
 
-    def ends(kind, steps):  # one model in two words: eps, or v = alpha eps - sigma x0 of the same eps
-        scheduler = FsScheduler(source="PNDMScheduler", **SD15, prediction_type=kind, timestep_spacing="trailing", compat=None)
+    def ends(
+        kind, steps
+    ):  # one model in two words: eps, or v = alpha eps - sigma x0 of the same eps
+        scheduler = FsScheduler(
+            source="PNDMScheduler",
+            **SD15,
+            prediction_type=kind,
+            timestep_spacing="trailing",
+            compat=None,
+        )
         table = scheduler.alphas_cumprod.double()
 
         def told(x, t):
@@ -167,7 +220,11 @@ def test_exact_plms_meets_its_schedule_and_its_order():
 
     (a, scheduler), (b, _) = ends("epsilon", 20), ends("v_prediction", 20)
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)  # the float32 table above
-    assert scheduler.plan.consistency() < 1e-9 and scheduler.num_inference_steps == 20 and len(scheduler.timesteps) == 21
+    assert (
+        scheduler.plan.consistency() < 1e-9
+        and scheduler.num_inference_steps == 20
+        and len(scheduler.timesteps) == 21
+    )
     scheduler.set_timesteps(20)
     scheduler.set_begin_index(1)
     y = x
@@ -182,10 +239,17 @@ def test_add_noise_goes_where_the_peers_goes(source, begin):
     """During a run and after it: by timesteps, as noise initialisation does after a run, or by the running step of a begin index."""
     config = SD15 if source.startswith("PNDM") else {}
     peer = getattr(diffusers, source)(**config)
-    ours, added, (x, z) = FsScheduler.from_config(peer), ([], []), (start(2, 3, 4, 4, seed=k) for k in (0, 1))
+    ours, added, (x, z) = (
+        FsScheduler.from_config(peer),
+        ([], []),
+        (start(2, 3, 4, 4, seed=k) for k in (0, 1)),
+    )
     for scheduler, found in zip((peer, ours), added, strict=True):
-        noised = (lambda at: peer.scale_noise(x, at, z)) if scheduler is peer and source.startswith("Flow") else (
-            lambda at: scheduler.add_noise(x, z, at))  # noqa: B023 (called in this round alone)
+        noised = (
+            (lambda at: peer.scale_noise(x, at, z))
+            if scheduler is peer and source.startswith("Flow")
+            else (lambda at: scheduler.add_noise(x, z, at))  # noqa: B023 (called in this round alone)
+        )
         scheduler.set_timesteps(6)
         if begin and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
@@ -221,13 +285,21 @@ def test_another_class_reads_a_config_of_ours_as_the_sources(source, config, tar
     """What nobody gave is the other class's own default, on the way in, on the way back, and from what was saved."""
     peer, other = (getattr(diffusers, name) for name in (source, target))
     peer = peer(**config)
-    ours, names = FsScheduler.from_config(peer), inspect.signature(other.__init__).parameters.keys() - {"self"}
-    for theirs, mine in ((peer.config, ours.config), (json.loads(peer.to_json_string()), json.loads(ours.to_json_string()))):
+    ours, names = (
+        FsScheduler.from_config(peer),
+        inspect.signature(other.__init__).parameters.keys() - {"self"},
+    )
+    for theirs, mine in (
+        (peer.config, ours.config),
+        (json.loads(peer.to_json_string()), json.loads(ours.to_json_string())),
+    ):
         want = other.from_config(theirs).config
         swapped = [other.from_config(mine)]
         if target != "DDPMScheduler" or want["variance_type"] is not None:
             swapped += [FsScheduler.from_config(c, source=target) for c in (theirs, mine)]
-        read = [made.config | getattr(made, "_settings", {}) for made in swapped]  # solver_type is told in the class's own words
+        read = [
+            made.config | getattr(made, "_settings", {}) for made in swapped
+        ]  # solver_type is told in the class's own words
         assert all(config[name] == want[name] for config in read for name in names)
 
 
@@ -248,7 +320,9 @@ def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way)
         else:
             scheduler._internal_dict = type(scheduler.config)({**scheduler.config, **edit})
         ends.append(loop(scheduler, start(1, 3, 8, 8), 6, model))
-    assert torch.allclose(*ends, rtol=1e-4, atol=1e-4) and not torch.allclose(plain, ends[1], rtol=1e-2)
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-4) and not torch.allclose(
+        plain, ends[1], rtol=1e-2
+    )
     for made in (FsScheduler.from_config(peer), FsScheduler.from_config(peer.config), FsScheduler.from_config(peer.config, source=source),
                  FsScheduler.from_config(ours), FsScheduler.from_config(ours.config), copy.deepcopy(ours)):  # fmt: skip
         assert torch.equal(loop(made, start(1, 3, 8, 8), 6, model), ends[1])

@@ -19,7 +19,9 @@ from tests.oracle.pipelines import loop, start
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # diffusers' own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # diffusers' own
 FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -38,7 +40,10 @@ def in_double(*modules):
     """These modules read float64 where they say float32, or say nothing, as long as this lasts."""
     with contextlib.ExitStack() as stack:
         for module in modules:
-            changes = {"torch": peers._Instead(torch, float32=torch.float64), "np": peers._Instead(np, float32=np.float64)}
+            changes = {
+                "torch": peers._Instead(torch, float32=torch.float64),
+                "np": peers._Instead(np, float32=np.float64),
+            }
             stack.enter_context(peers._replaced(module, **changes))
         yield
 
@@ -62,9 +67,16 @@ def pipeline(unet, scheduler, dtype):
 def picture(pipe, steps=7):
     """The pipeline's last sample, before it clamps it; the noise it starts from is the same in every dtype."""
     last, step = [], pipe.scheduler.step
-    takes = inspect.signature(step).parameters  # the pipeline hands a generator to schedulers that know none
-    pipe.scheduler.step = lambda *a, **k: last.append(step(*a, **{n: v for n, v in k.items() if n in takes})) or last[-1]
-    with mock.patch("diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", lambda size, dtype, **k: start(*size, dtype=dtype)):
+    takes = inspect.signature(
+        step
+    ).parameters  # the pipeline hands a generator to schedulers that know none
+    pipe.scheduler.step = lambda *a, **k: (
+        last.append(step(*a, **{n: v for n, v in k.items() if n in takes})) or last[-1]
+    )
+    with mock.patch(
+        "diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor",
+        lambda size, dtype, **k: start(*size, dtype=dtype),
+    ):
         pipe(batch_size=2, num_inference_steps=steps, output_type="pt")
     del pipe.scheduler.step
     return last[-1].prev_sample.double()
@@ -75,22 +87,35 @@ def picture(pipe, steps=7):
     ("unipc_multistep", "UniPCMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True})])  # fmt: skip
 def test_a_ddpm_pipeline_gives_the_peers_picture(module, name, config, unet, tmp_path):
     """compat, one U-Net, one noise: equal to DPM++2M and UniPC to float64, and in float32 no further from that than twice they are."""
-    code, make = __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]), getattr(diffusers, name)
+    code, make = (
+        __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]),
+        getattr(diffusers, name),
+    )
     rounded = picture(pipeline(unet, make(**config), torch.float32))
-    ours = picture(pipeline(unet, FsScheduler.from_config(make(**config), compat="diffusers"), torch.float32))
+    ours = picture(
+        pipeline(unet, FsScheduler.from_config(make(**config), compat="diffusers"), torch.float32)
+    )
     with in_double(code):
         exact = picture(pipeline(unet, make(**config), torch.float64))
-        pipe = pipeline(unet, FsScheduler.from_config(make(**config), compat="diffusers"), torch.float64)
+        pipe = pipeline(
+            unet, FsScheduler.from_config(make(**config), compat="diffusers"), torch.float64
+        )
         ours_exact = picture(pipe)
     rounding = (rounded - exact).abs().max()
     assert rounding < 1e-4 * exact.abs().max()  # one picture: the dtypes differ by rounding alone
-    assert (ours_exact - exact).abs().max() <= 32 * (2.0**-29 * rounding + np.finfo(float).eps * exact.abs().max())
+    assert (ours_exact - exact).abs().max() <= 32 * (
+        2.0**-29 * rounding + np.finfo(float).eps * exact.abs().max()
+    )
     assert (ours - exact).abs().max() <= 2 * rounding  # the network's own rounding is in both
     pipe.save_pretrained(tmp_path)
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64)
     again.set_progress_bar_config(disable=True)
     assert type(again.scheduler) is FsScheduler
-    assert all(again.scheduler.config[k] == v for k, v in pipe.scheduler.config.items() if not k.startswith("_"))
+    assert all(
+        again.scheduler.config[k] == v
+        for k, v in pipe.scheduler.config.items()
+        if not k.startswith("_")
+    )
     with in_double(code):
         assert torch.equal(picture(again), ours_exact)
 
@@ -103,7 +128,9 @@ def test_a_plan_survives_save_and_load(unet, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
-    assert again.scheduler.plan.to_bytes() == plan.to_bytes() and torch.equal(picture(again, 6), first)
+    assert again.scheduler.plan.to_bytes() == plan.to_bytes() and torch.equal(
+        picture(again, 6), first
+    )
     run = fastsample.Run(plan, latent=start(2, 3, 8, 8), start=1)
     with torch.no_grad():
         while not run.done:
@@ -113,10 +140,16 @@ def test_a_plan_survives_save_and_load(unet, tmp_path):
 
 def test_exact_and_compat_differ_by_what_compat_rounds():
     peer = diffusers.DPMSolverMultistepScheduler(**SD)
-    a, b = (loop(FsScheduler.from_config(peer, compat=c), start(2, 3, 4, 4)) for c in (None, "diffusers"))
+    a, b = (
+        loop(FsScheduler.from_config(peer, compat=c), start(2, 3, 4, 4))
+        for c in (None, "diffusers")
+    )
     assert 0 < (a - b).abs().max() < 2e-6 * b.abs().max()  # float32 sigmas
     third = diffusers.DPMSolverMultistepScheduler(solver_order=3, **SD)
-    a, b = (loop(FsScheduler.from_config(third, compat=c), start(2, 3, 4, 4), 12) for c in (None, "diffusers"))
+    a, b = (
+        loop(FsScheduler.from_config(third, compat=c), start(2, 3, 4, 4), 12)
+        for c in (None, "diffusers")
+    )
     assert (a - b).abs().max() > 1e-4 * b.abs().max()  # the third-order term at its whole weight
 
 
@@ -130,11 +163,19 @@ def test_noise_and_clipping_are_the_peers(module, name, config, given):
 
     Bound: 64 roundings a step, through what the loop makes of a small change of its start.
     """
-    with in_double(__import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]), fastsample.interop.diffusers):
+    with in_double(
+        __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]),
+        fastsample.interop.diffusers,
+    ):
         peer = getattr(diffusers, name)(**config)
-        x, ours = start(2, 3, 4, 4, dtype=torch.float64), FsScheduler.from_config(peer, compat="diffusers")
+        x, ours = (
+            start(2, 3, 4, 4, dtype=torch.float64),
+            FsScheduler.from_config(peer, compat="diffusers"),
+        )
         runs = [(peer, x), (ours, x), (peer, x * (1 + 1e-7))]
-        a, b, moved = (loop(s, z, generator=torch.Generator().manual_seed(1), **given) for s, z in runs)
+        a, b, moved = (
+            loop(s, z, generator=torch.Generator().manual_seed(1), **given) for s, z in runs
+        )
         torch.manual_seed(1)
         free = loop(ours, x, **given)
     growth = max(1.0, (moved - a).abs().max() / 1e-7)
@@ -157,7 +198,10 @@ def test_half_precision_keeps_the_state_in_float32():
 def test_an_edited_sample_is_the_new_state(inference):
     """The tensor handed back unwritten stands for its float32 state; a copy of it, or one that was written to, stands for itself."""
     peer = diffusers.EulerDiscreteScheduler(**SD)
-    x, f = start(1, 4, 32, 32, dtype=torch.bfloat16) * 14, start(1, 4, 32, 32, dtype=torch.bfloat16, seed=1)
+    x, f = (
+        start(1, 4, 32, 32, dtype=torch.bfloat16) * 14,
+        start(1, 4, 32, 32, dtype=torch.bfloat16, seed=1),
+    )
 
     def second(edit):
         scheduler = FsScheduler.from_config(peer)
@@ -172,4 +216,7 @@ def test_an_edited_sample_is_the_new_state(inference):
         fresh.set_begin_index(1)
         from_sample = fresh.step(f, fresh.timesteps[1], given).prev_sample
         assert not torch.equal(kept, from_sample)
-        assert all(torch.equal(second(edit)[0], from_sample) for edit in (torch.clone, lambda v: v.mul_(1.0)))
+        assert all(
+            torch.equal(second(edit)[0], from_sample)
+            for edit in (torch.clone, lambda v: v.mul_(1.0))
+        )

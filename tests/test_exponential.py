@@ -10,13 +10,24 @@ from fastsample.solvers._exponential import gain, history, moments, nodes, phi, 
 
 EPS = np.finfo(np.float64).eps
 STEPS = [1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.999, 1.0, 1.5, 3.0, 10.0, 40.0]
-NODES = [(0.0,), (0.0, -1.0), (0.0, -0.3), (0.0, -1.0, -2.0), (0.0, -0.7, -3.1), (0.0, -1.0, 1.0), (0.0, 1.0), (0.0, -0.5, -2.0, 1.0)]
+NODES = [
+    (0.0,),
+    (0.0, -1.0),
+    (0.0, -0.3),
+    (0.0, -1.0, -2.0),
+    (0.0, -0.7, -3.1),
+    (0.0, -1.0, 1.0),
+    (0.0, 1.0),
+    (0.0, -0.5, -2.0, 1.0),
+]
 
 
 def exact_moment(h, j):
     """∫_0^1 h e^{-(1-u)h} u^j du by its series in h, summed with 60 digits: h sum_n (-h)^n j!/(n+j+1)!."""
     h = mpmath.mpf(h)
-    return h * mpmath.nsum(lambda n: (-h) ** n * mpmath.factorial(j) / mpmath.factorial(n + j + 1), [0, mpmath.inf])
+    return h * mpmath.nsum(
+        lambda n: (-h) ** n * mpmath.factorial(j) / mpmath.factorial(n + j + 1), [0, mpmath.inf]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +87,9 @@ def test_a_polynomial_is_integrated_exactly(at):
         w = np.array(weights(at, h))
         for j, integral in enumerate(moments(h, len(at))):
             powers = np.array(at) ** j
-            assert abs(w @ powers - integral) <= 64 * EPS * (np.abs(w) @ np.maximum(1.0, np.abs(powers)))
+            assert abs(w @ powers - integral) <= 64 * EPS * (
+                np.abs(w) @ np.maximum(1.0, np.abs(powers))
+            )
         assert abs(sum(w) - gain(h)) <= 64 * EPS * np.abs(w).sum()
 
 
@@ -86,7 +99,10 @@ def test_infinite_step():
     assert weights([0.0], np.inf) == [1.0]
 
 
-@pytest.mark.parametrize(("k", "z", "wanted"), [(0, 1.0, np.e), (1, 0.0, 1.0), (2, 0.0, 0.5), (3, 0.0, 1 / 6), (1, 2.0, (np.e**2 - 1) / 2)])
+@pytest.mark.parametrize(
+    ("k", "z", "wanted"),
+    [(0, 1.0, np.e), (1, 0.0, 1.0), (2, 0.0, 0.5), (3, 0.0, 1 / 6), (1, 2.0, (np.e**2 - 1) / 2)],
+)
 def test_phi(k, z, wanted):
     assert abs(phi(k, z) - wanted) <= 4 * EPS * wanted
 

@@ -28,7 +28,12 @@ FLOORS = (
 )
 CELLAR = {"files": -3, "plan_file": -2, "plan_checks": -1}  # below the plan
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units} | CELLAR
-MAKERS = {"schedules", "grids", "presets", "solvers"}  # runners never see them: the plan is all they get
+MAKERS = {
+    "schedules",
+    "grids",
+    "presets",
+    "solvers",
+}  # runners never see them: the plan is all they get
 RUNNERS = {"kernels", "run", "guidance", "conditions", "sampler", "engine"}
 # A foreign package and the only files that may import it (relative to the package, as patterns).
 CONFINED = {
@@ -75,8 +80,13 @@ def unit_of(dotted):
 def siblings_allowed(module, target):
     """May a module import this file of its own unit? In kernels, presets, models and interop: yes."""
     unit, here, there = unit_of(module), module.split(".")[2:], target.split(".")[2:]
-    shared = bool(there) and (there[0].startswith("_") or (unit, there[0]) == ("optimize", "search"))  # search: what every search returns
-    if unit in ("solvers", "optimize"):  # one method, one file: they share only private files, and the front lists them all
+    shared = bool(there) and (
+        there[0].startswith("_") or (unit, there[0]) == ("optimize", "search")
+    )  # search: what every search returns
+    if unit in (
+        "solvers",
+        "optimize",
+    ):  # one method, one file: they share only private files, and the front lists them all
         return here == ["__init__"] or shared
     return unit in ("kernels", "presets", "models", "interop")
 
@@ -101,13 +111,17 @@ def breaches(source, module):
                 found.append(f"{where}; the binary is for kernels/ only")
         elif target == unit:
             if not siblings_allowed(module, name):
-                found.append(f"{where}; a {unit} file imports no other {unit} file but a private one")
+                found.append(
+                    f"{where}; a {unit} file imports no other {unit} file but a private one"
+                )
         elif target in FLOOR:
             if FLOOR[target] >= FLOOR[unit]:
                 found.append(f"{where}, floor {FLOOR[target]}, from floor {FLOOR[unit]}")
             elif unit in RUNNERS and target in MAKERS:
                 found.append(f"{where}; a runner knows no maker")
-        elif name != "fastsample.__version__":  # a name of the front, __version__ apart, has a file of its own
+        elif (
+            name != "fastsample.__version__"
+        ):  # a name of the front, __version__ apart, has a file of its own
             found.append(f"{where}; import the file that defines it")
     return found
 
@@ -129,7 +143,9 @@ def test_the_rulebook_names_what_exists():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     kept = re.search(r"Kept for parts that do not exist yet: (.*)", text)[1]
     rows = re.findall(r"^\| [\d, ]+ \| ([^|]*)", text, re.M)
-    here = {unit for unit in FLOOR if (PACKAGE / unit).is_dir() or (PACKAGE / f"{unit}.py").exists()}
+    here = {
+        unit for unit in FLOOR if (PACKAGE / unit).is_dir() or (PACKAGE / f"{unit}.py").exists()
+    }
     assert {name.removesuffix("/*") for row in rows for name in re.findall("`(.*?)`", row)} == here
     assert set(FLOOR) - here == {unit for unit in FLOOR if f"`{unit}`" in kept}
 
@@ -162,11 +178,17 @@ def test_a_breach_is_seen(module, source):
     ("module", "source"),
     [
         ("fastsample.__init__", "from .plan import Plan"),
-        ("fastsample.solvers.euler", "from ._build import Builder\nfrom ..plan import Plan\nimport numpy as np"),
+        (
+            "fastsample.solvers.euler",
+            "from ._build import Builder\nfrom ..plan import Plan\nimport numpy as np",
+        ),
         ("fastsample.solvers.__init__", "from .euler import euler"),
         ("fastsample.kernels.native", "import torch\nfrom .. import _C\nfrom .noise import fill"),
         ("fastsample.kernels.step_triton", "import triton"),
-        ("fastsample.optimize.oss", "import torch\nfrom ..kernels.cost_matrix import cost_matrix\nfrom ..solvers import SOLVERS"),
+        (
+            "fastsample.optimize.oss",
+            "import torch\nfrom ..kernels.cost_matrix import cost_matrix\nfrom ..solvers import SOLVERS",
+        ),
         ("fastsample.interop.diffusers", "import diffusers\nfrom ..run import Run"),
         ("fastsample.plan", "from . import plan_file\nif TYPE_CHECKING:\n    import torch"),
     ],
@@ -202,9 +224,15 @@ def c_breaches(source, relative):
             found.append(f"{where}; no torch header and no CUDA library anywhere")
         if re.match(r"pybind11/|Python\.h$", name) and unit != "python":
             found.append(f"{where}; Python is for python.cpp only")
-        if CUDA_HEADERS.match(name) and (unit != "cuda" or not re.match(r"cuda_(runtime|fp16|bf16)\.h$", name)):
-            found.append(f"{where}; cuda/ sees cuda_runtime.h, cuda_fp16.h and cuda_bf16.h, the others none")
-        target = "include" if name.startswith("fastsample/") else c_unit(name) if "/" in name else None
+        if CUDA_HEADERS.match(name) and (
+            unit != "cuda" or not re.match(r"cuda_(runtime|fp16|bf16)\.h$", name)
+        ):
+            found.append(
+                f"{where}; cuda/ sees cuda_runtime.h, cuda_fp16.h and cuda_bf16.h, the others none"
+            )
+        target = (
+            "include" if name.startswith("fastsample/") else c_unit(name) if "/" in name else None
+        )
         if target in C_FLOOR and target != unit and C_FLOOR[target] >= C_FLOOR[unit]:
             found.append(f"{where}, which stands no lower than {unit}")
         if "../" in name:
@@ -213,7 +241,11 @@ def c_breaches(source, relative):
 
 
 def test_c_floors():
-    paths = [p for p in sorted(CSRC.rglob("*")) if p.suffix in (".h", ".hpp", ".cpp", ".cu", ".cuh", ".c")]
+    paths = [
+        p
+        for p in sorted(CSRC.rglob("*"))
+        if p.suffix in (".h", ".hpp", ".cpp", ".cu", ".cuh", ".c")
+    ]
     assert len(paths) > 5, "csrc was not found"
     found = [s for p in paths for s in c_breaches(p.read_text(), str(p.relative_to(CSRC)))]
     assert not found, "\n".join(found)

@@ -19,6 +19,7 @@ new format gets a new version number and new files. They were written by this sn
         plan.save(f"golden/{name}.fsplan")
         Path(f"golden/{name}.json").write_text(json.dumps(record(plan), indent=1))
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -48,7 +49,7 @@ def end_of_run(plan: Plan) -> np.ndarray:
     number = np.arange(6.0)
 
     def model(x, t, row, call):
-        return [x / 2**(1 + g) - 0.25 * g + number / 8 for g in range(plan.G)]
+        return [x / 2 ** (1 + g) - 0.25 * g + number / 8 for g in range(plan.G)]
 
     def noise(k):
         return (number * (k + 3) % 7 - 3) / 2
@@ -61,20 +62,36 @@ def end_of_run(plan: Plan) -> np.ndarray:
 def record(plan: Plan) -> dict:
     """Everything a plan holds, as JSON: floats in hexadecimal."""
     arrays = {name: getattr(plan, name) for name in (*FLOATS, *INTS)}
-    values = {name: [float(v).hex() for v in a.ravel()] if name in FLOATS else a.ravel().tolist() for name, a in arrays.items()}
-    facts = {"note": plan.note, "entries": list(plan.entries), "nfe": plan.nfe, "end": [float(v).hex() for v in end_of_run(plan)]}
-    return {name: {"shape": list(a.shape), "values": values[name]} for name, a in arrays.items()} | facts
+    values = {
+        name: [float(v).hex() for v in a.ravel()] if name in FLOATS else a.ravel().tolist()
+        for name, a in arrays.items()
+    }
+    facts = {
+        "note": plan.note,
+        "entries": list(plan.entries),
+        "nfe": plan.nfe,
+        "end": [float(v).hex() for v in end_of_run(plan)],
+    }
+    return {
+        name: {"shape": list(a.shape), "values": values[name]} for name, a in arrays.items()
+    } | facts
 
 
 @pytest.mark.parametrize("name", sorted(DIGESTS))
 def test_file_and_record_are_the_ones_written_once(name):
-    digests = [hashlib.sha256((FILES / f"{name}.{kind}").read_bytes()).hexdigest()[:32] for kind in ("fsplan", "json")]
+    digests = [
+        hashlib.sha256((FILES / f"{name}.{kind}").read_bytes()).hexdigest()[:32]
+        for kind in ("fsplan", "json")
+    ]
     assert digests == DIGESTS[name], "a golden file was changed; put it back"
 
 
 @pytest.mark.parametrize("name", sorted(DIGESTS))
 def test_file_is_read_as_recorded(name):
-    plan, want = Plan.load(FILES / f"{name}.fsplan"), json.loads((FILES / f"{name}.json").read_text())
+    plan, want = (
+        Plan.load(FILES / f"{name}.fsplan"),
+        json.loads((FILES / f"{name}.json").read_text()),
+    )
     have = record(plan)
     assert have.keys() == want.keys()
     for key in want:
@@ -83,11 +100,18 @@ def test_file_is_read_as_recorded(name):
     assert record(Plan.from_json(plan.to_json())) == want
 
 
-@pytest.mark.skipif(importlib.util.find_spec("fastsample._C") is None, reason="the native module is not built: make native")
+@pytest.mark.skipif(
+    importlib.util.find_spec("fastsample._C") is None,
+    reason="the native module is not built: make native",
+)
 @pytest.mark.parametrize("name", sorted(DIGESTS))
 def test_c_parser_reads_the_same_facts(name):
     from fastsample import _C
-    facts, plan = _C.parse_plan((FILES / f"{name}.fsplan").read_bytes()), Plan.load(FILES / f"{name}.fsplan")
+
+    facts, plan = (
+        _C.parse_plan((FILES / f"{name}.fsplan").read_bytes()),
+        Plan.load(FILES / f"{name}.fsplan"),
+    )
     want = {**plan.dims, "W": plan.W, "nfe": plan.nfe, "entries": list(plan.entries)}
     assert {key: facts[key] if key != "entries" else list(facts[key]) for key in want} == want
     assert json.loads(facts["note"]) == plan.note
@@ -99,5 +123,7 @@ def test_golden_files_use_every_part_of_the_format():
     for part in ("S", "L", "K"):
         assert max(getattr(plan, part) for plan in plans) > 0, part
     assert max(plan.G for plan in plans) > 2 and max(plan.E for plan in plans) > 1
-    assert any((plan.clip > 0).any() for plan in plans) and any(plan.known_reads.any() for plan in plans)
+    assert any((plan.clip > 0).any() for plan in plans) and any(
+        plan.known_reads.any() for plan in plans
+    )
     assert any((plan.dst[:, 1] >= 0).any() for plan in plans)

@@ -12,8 +12,16 @@ from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 EPS = np.finfo(np.float64).eps
 SD = DiscreteVP.scaled_linear()
 ALL = {
-    "VP": VP(), "VE": VE(), "EDM": EDM(), "Flow": Flow(), "Flow(3)": Flow(3.0), "TrigFlow": TrigFlow(0.5),
-    "linear": DiscreteVP.linear(), "SD": SD, "cosine": DiscreteVP.cosine(), "zero_snr": SD.zero_terminal_snr(),
+    "VP": VP(),
+    "VE": VE(),
+    "EDM": EDM(),
+    "Flow": Flow(),
+    "Flow(3)": Flow(3.0),
+    "TrigFlow": TrigFlow(0.5),
+    "linear": DiscreteVP.linear(),
+    "SD": SD,
+    "cosine": DiscreteVP.cosine(),
+    "zero_snr": SD.zero_terminal_snr(),
 }
 EVERY = (grids.uniform, grids.uniform_half_log_snr, grids.karras, grids.exponential)
 INDEXED = (grids.trailing, grids.leading, grids.linspace)
@@ -21,7 +29,9 @@ INDEXED = (grids.trailing, grids.leading, grids.linspace)
 
 def near(grid, wanted, ulps=64):
     wanted = np.asarray(wanted, dtype=np.float64)
-    return grid.shape == wanted.shape and (np.abs(grid - wanted) <= ulps * EPS * np.abs(wanted)).all()
+    return (
+        grid.shape == wanted.shape and (np.abs(grid - wanted) <= ulps * EPS * np.abs(wanted)).all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,12 +44,18 @@ def near(grid, wanted, ulps=64):
         (grids.uniform(SD, 1), [999.0, -1.0]),
         (grids.uniform_half_log_snr(EDM(0.25, 4.0), 5), [4.0, 2.0, 1.0, 0.5, 0.25, 0.0]),
         (grids.uniform_half_log_snr(EDM(0.25, 4.0), 4, end="min"), [4.0, 2.0, 1.0, 0.5, 0.25]),
-        (grids.uniform_half_log_snr(Flow(t_min=0.2), 3), [1.0, 0.5, 0.2, 0.0]),  # lambda ln(1/4), 0, ln 4; the first moved to t = 1
+        (
+            grids.uniform_half_log_snr(Flow(t_min=0.2), 3),
+            [1.0, 0.5, 0.2, 0.0],
+        ),  # lambda ln(1/4), 0, ln 4; the first moved to t = 1
         (grids.exponential(EDM(0.25, 4.0), 5), [4.0, 2.0, 1.0, 0.5, 0.25, 0.0]),
         (grids.exponential(Flow(t_min=0.25), 3), [1.0, 0.5, 0.25, 0.0]),  # evenly in ln(sigma)
         (grids.karras(EDM(1.0, 27.0), 3, rho=3.0), [27.0, 8.0, 1.0, 0.0]),
         (grids.karras(EDM(1.0, 27.0), 2, rho=3.0, end="min"), [27.0, 8.0, 1.0]),
-        (grids.karras(Flow(t_min=0.25), 3, rho=2.0), [1.0, 0.5625, 0.25, 0.0]),  # in sigma, since sigma/alpha is infinite at t = 1
+        (
+            grids.karras(Flow(t_min=0.25), 3, rho=2.0),
+            [1.0, 0.5625, 0.25, 0.0],
+        ),  # in sigma, since sigma/alpha is infinite at t = 1
         (grids.karras(EDM(), 1), [80.0, 0.0]),
         (grids.trailing(SD, 4), [999.0, 749.0, 499.0, 249.0, -1.0]),
         (grids.trailing(SD, 10, rounded=True), [*range(999, 0, -100), -1.0]),
@@ -96,13 +112,29 @@ def test_spacing_is_what_its_name_says():
     for schedule in (VP(), EDM(), SD):
         levels = schedule.half_log_snr(grids.uniform_half_log_snr(schedule, 12, end="min"))
         assert np.ptp(np.diff(levels)) <= 256 * EPS * np.abs(levels).max()
-        assert near(grids.exponential(schedule, 12), grids.uniform_half_log_snr(schedule, 12), ulps=4096)
-        rho = (schedule.sigma(g := grids.karras(schedule, 9, end="min")) / schedule.alpha(g)) ** (1 / 7)
+        assert near(
+            grids.exponential(schedule, 12), grids.uniform_half_log_snr(schedule, 12), ulps=4096
+        )
+        rho = (schedule.sigma(g := grids.karras(schedule, 9, end="min")) / schedule.alpha(g)) ** (
+            1 / 7
+        )
         assert np.ptp(np.diff(rho)) <= 1024 * EPS * rho.max()
 
 
 def test_a_rounded_published_list_is_taken():
-    published = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]  # 14.615 is above the table's 14.61464
+    published = [
+        14.615,
+        6.475,
+        3.861,
+        2.697,
+        1.886,
+        1.396,
+        0.963,
+        0.652,
+        0.399,
+        0.152,
+        0.0,
+    ]  # 14.615 is above the table's 14.61464
     grid = grids.from_sigmas(SD, published)
     assert np.round(grid[:-1]).tolist() == [999, 850, 736, 645, 545, 455, 343, 233, 125, 24]
     assert grid[-1] == -1.0
@@ -114,7 +146,9 @@ def test_from_sigmas_gives_a_grid_back(n, name, make):
     schedule = ALL[name]
     grid = make(schedule, n)
     with np.errstate(divide="ignore"):
-        sigmas = schedule.sigma(grid) / (1.0 if isinstance(schedule, Flow) else schedule.alpha(grid))
+        sigmas = schedule.sigma(grid) / (
+            1.0 if isinstance(schedule, Flow) else schedule.alpha(grid)
+        )
     again = grids.from_sigmas(schedule, sigmas)
     level, wanted = schedule.half_log_snr(again[1:-1]), schedule.half_log_snr(grid[1:-1])
     # t is rounded, and near the noise end of Flow a step of t moves lambda by 1/alpha = 1 + e^{-lambda}
@@ -125,16 +159,26 @@ def test_from_sigmas_gives_a_grid_back(n, name, make):
 @pytest.mark.parametrize("n", [0, -1, 2.0, 2.5, True, "8", None, 10**9])
 @pytest.mark.parametrize("make", [*EVERY, *INDEXED])
 def test_a_number_of_steps_that_is_none(make, n):
-    with pytest.raises(ValueError, match=rf"grids\.{make.__name__}: n = .*; a whole number of steps from 1 to 65534 is accepted"):
+    with pytest.raises(
+        ValueError,
+        match=rf"grids\.{make.__name__}: n = .*; a whole number of steps from 1 to 65534 is accepted",
+    ):
         make(SD, n)
 
 
 @pytest.mark.parametrize(
     ("value", "sentence"),
-    [(Model(None, SD), "a Model; pass model.schedule"), (None, "a NoneType; a"), (VP, "the class VP; a"), ("vp", "a str; a")],
+    [
+        (Model(None, SD), "a Model; pass model.schedule"),
+        (None, "a NoneType; a"),
+        (VP, "the class VP; a"),
+        ("vp", "a str; a"),
+    ],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("make", [*EVERY, *INDEXED, grids.from_sigmas, grids.from_timesteps, grids.check])
+@pytest.mark.parametrize(
+    "make", [*EVERY, *INDEXED, grids.from_sigmas, grids.from_timesteps, grids.check]
+)
 def test_what_is_no_schedule_is_refused(make, value, sentence):
     with pytest.raises(ValueError, match=rf"grids\.{make.__name__}: schedule is {sentence}"):
         make(value, 8 if make in (*EVERY, *INDEXED) else [2.0, 1.0])
@@ -157,11 +201,17 @@ def test_what_is_no_schedule_is_refused(make, value, sentence):
         (lambda: grids.from_timesteps(SD, [5000, 1]), "t = 5000; -1 <= t <= 999"),
         (lambda: grids.from_timesteps(SD, [1, 999]), "entry 1 is 999 after 1"),
         (lambda: grids.from_timesteps(SD, [9], end="min"), "end = 'min'; 'zero' or 'keep'"),
-        (lambda: grids.from_sigmas(SD, [5000, 1]), "5000 is above the schedule's largest level; up to 14.6146"),
+        (
+            lambda: grids.from_sigmas(SD, [5000, 1]),
+            "5000 is above the schedule's largest level; up to 14.6146",
+        ),
         (lambda: grids.from_sigmas(SD, [np.inf, 1]), "inf is above"),
         (lambda: grids.from_sigmas(EDM(), [3, -1]), "-1 is negative"),
         (lambda: grids.from_sigmas(EDM(), [1, 3]), "entry 1 is 3 after 1"),
-        (lambda: grids.from_sigmas(Flow(3.0), [1, 0.5, 0.5, 0]), "grids.from_sigmas: entry 2 is 0.5 after 0.5"),
+        (
+            lambda: grids.from_sigmas(Flow(3.0), [1, 0.5, 0.5, 0]),
+            "grids.from_sigmas: entry 2 is 0.5 after 0.5",
+        ),
         (lambda: grids.leading(SD, 4, offset="a"), "grids.leading: offset = 'a'; a number"),
         (lambda: grids.trailing(EDM(), 3), "schedule is a EDM; a DiscreteVP is accepted"),
         (lambda: grids.leading(SD, 2000), "n = 2000 for a table of 1000 levels"),
@@ -171,7 +221,10 @@ def test_what_is_no_schedule_is_refused(make, value, sentence):
         (lambda: grids.karras(EDM(), 4, rho=np.nan), "rho = nan"),
         (lambda: grids.uniform(VP(), 3, end="x"), "end = 'x'; 'zero' or 'min'"),
         (lambda: grids.exponential(VP(), 3, end=None), "end = None; 'zero' or 'min'"),
-        (lambda: grids.check(EDM(), [1e-300, np.nextafter(1e-300, 0.0)]), "are one noise level in float64"),
+        (
+            lambda: grids.check(EDM(), [1e-300, np.nextafter(1e-300, 0.0)]),
+            "are one noise level in float64",
+        ),
     ],
 )
 def test_a_bad_grid_is_refused(make, sentence):
@@ -184,20 +237,31 @@ def test_a_bad_grid_is_refused(make, sentence):
 def test_refined_grids_hold_every_node(name, parts):
     """Equal parts of one variable between the grid's own times, kept bit for bit; the step to sigma = 0 starts at t_min or below."""
     schedule = ALL[name]
-    given = (grids.fine(schedule, 9), grids.uniform(schedule, 5), grids.exponential(schedule, 1), grids.uniform(schedule, 3, end="min"))
+    given = (
+        grids.fine(schedule, 9),
+        grids.uniform(schedule, 5),
+        grids.exponential(schedule, 1),
+        grids.uniform(schedule, 3, end="min"),
+    )
     for grid in given:
         whole = grid[-1] == schedule.t_zero and grid[-2] <= schedule.t_min
         times = grids.refined(schedule, grid, parts)
         assert len(times) - 1 == parts * (len(grid) - 1) - (parts - 1) * whole
         assert np.isin(grid, times).all() and (parts > 1 or (times == grid).all())
-        assert parts <= 2 or grid[-1] > schedule.t_zero or times[-2] == min(schedule.t_min, grid[-2])
+        assert (
+            parts <= 2 or grid[-1] > schedule.t_zero or times[-2] == min(schedule.t_min, grid[-2])
+        )
         assert len(grids.refined(schedule, times, 2)) > len(times)  # what was cut can be cut again
         level = schedule.half_log_snr(times)
         variable = level if schedule.half_log_snr(schedule.t_max) == -np.inf else np.exp(-level / 7)
-        inside = range(1, len(grid) - 1 - (grid[-1] == schedule.t_zero))  # the first may start at alpha = 0
+        inside = range(
+            1, len(grid) - 1 - (grid[-1] == schedule.t_zero)
+        )  # the first may start at alpha = 0
         for i in inside:
             cut = np.diff(variable[i * parts : (i + 1) * parts + 1])
-            assert np.abs(cut - cut.mean()).max() <= 1e4 * EPS * max(1.0, np.abs(variable[i * parts]))
+            assert np.abs(cut - cut.mean()).max() <= 1e4 * EPS * max(
+                1.0, np.abs(variable[i * parts])
+            )
 
 
 def test_fine_is_karras_where_its_variable_is_finite():
@@ -208,6 +272,10 @@ def test_fine_is_karras_where_its_variable_is_finite():
 
 def test_a_cut_from_alpha_0_begins_at_t_finite():
     """lambda -ln 4 (t = .8) to 0 in two: t = 1/(1 + e^(-ln 2))."""
-    assert near(grids.refined(Flow(t_min=0.2), [1.0, 0.5, 0.2, 0.0], 2), [1.0, 2 / 3, 0.5, 1 / 3, 0.2, 0.0])
+    assert near(
+        grids.refined(Flow(t_min=0.2), [1.0, 0.5, 0.2, 0.0], 2), [1.0, 2 / 3, 0.5, 1 / 3, 0.2, 0.0]
+    )
     assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 3), [2.0**7, 1.5**7, 1.0, 0.0])
-    assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 2), [2.0**7, 1.5**7, 0.0])  # not 1, which the first step would end at
+    assert near(
+        grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 2), [2.0**7, 1.5**7, 0.0]
+    )  # not 1, which the first step would end at

@@ -20,7 +20,9 @@ def test_guidance_by_linear_weights(backend):
     branches = lambda x, t: (net(x, t), net(x, t) * 0.5 + x * 0.1)  # noqa: E731
     made = guided(plan)
     run = Run(made, noise=z, guidance=scale, state_dtype=torch.float64, backend=backend)
-    joined = Run(made, noise=z, guidance=scale[:, None], state_dtype=torch.float64, copies=2, backend=backend)
+    joined = Run(
+        made, noise=z, guidance=scale[:, None], state_dtype=torch.float64, copies=2, backend=backend
+    )
     plain, largest = Run(plan, noise=z, state_dtype=torch.float64, backend=backend), 0.0
     while not run.done:
         run.step(branches(run.model_input, run.t))
@@ -76,7 +78,9 @@ def test_numbers_are_one_scale_each_where_a_plan_has_several():
         while not run.done:
             run.step(branches(run))
     assert same(runs[0].x, runs[1].x)
-    with pytest.raises(ValueError, match=r"Run: guidance has shape \[3\]; a number or \[3, 2\] is accepted"):
+    with pytest.raises(
+        ValueError, match=r"Run: guidance has shape \[3\]; a number or \[3, 2\] is accepted"
+    ):
         Run(made, noise=z, guidance=torch.ones(3))
 
 

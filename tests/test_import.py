@@ -11,7 +11,9 @@ HEAVY = ("torch", "scipy", "triton", "diffusers", "matplotlib", "safetensors", "
 def loaded_after(code):
     """Names of HEAVY in sys.modules of a fresh interpreter that has run the code."""
     report = f"; import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code + report], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return done.stdout.split()
 
 

@@ -46,7 +46,10 @@ def below(schedule, n=5):
 PLANS = {
     "usual": (edm(), lambda m: solvers.euler(m, grids.karras(EDM80, 5))),
     "amplitude": (edm(), lambda m: louder(solvers.euler(m, grids.karras(EDM80, 5)))),
-    "quieter multistep": (vp(), lambda m: louder(solvers.dpmpp_2m(m, grids.karras(m.schedule, 5)), 0.7)),
+    "quieter multistep": (
+        vp(),
+        lambda m: louder(solvers.dpmpp_2m(m, grids.karras(m.schedule, 5)), 0.7),
+    ),
     "churn": (edm(), lambda m: louder(solvers.heun(m, grids.karras(EDM80, 4), s_churn=1.0))),
     "flow from below": (flow(), lambda m: louder(solvers.euler(m, below(FLOW)), 1.1)),
     "flow multistep": (flow(), lambda m: louder(solvers.unipc(m, below(FLOW)))),
@@ -57,13 +60,18 @@ plans = pytest.mark.parametrize(("model", "make"), PLANS.values(), ids=PLANS)
 def draws(plan):
     """A noise for each id, the same on every road."""
     order = list(dict.fromkeys(int(k) for k in plan.ids.ravel() if k >= 0))
-    noises = {k: torch.randn(Z.shape, generator=torch.Generator().manual_seed(9 + k), dtype=Z.dtype) for k in order}
+    noises = {
+        k: torch.randn(Z.shape, generator=torch.Generator().manual_seed(9 + k), dtype=Z.dtype)
+        for k in order
+    }
     return noises, iter(noises.values())
 
 
 def by_sampler(plan, model):
     noises, _ = draws(plan)
-    return fs.Sampler(plan, model, state_dtype=Z.dtype)(noise=Z, noise_source=lambda row, k: noises[k])
+    return fs.Sampler(plan, model, state_dtype=Z.dtype)(
+        noise=Z, noise_source=lambda row, k: noises[k]
+    )
 
 
 def by_run(plan, model):
@@ -73,7 +81,9 @@ def by_run(plan, model):
     for k in range(plan.L):
         if plan.reads[0] >> (3 + plan.S + plan.G + k) & 1:
             first = first + plan.M[0, 0, 3 + plan.S + plan.G + k] * noises[int(plan.ids[0, k])]
-    run = fs.Run(plan, latent=first, start=1, state_dtype=Z.dtype, noise_source=lambda row, k: noises[k])
+    run = fs.Run(
+        plan, latent=first, start=1, state_dtype=Z.dtype, noise_source=lambda row, k: noises[k]
+    )
     while not run.done:
         run.step(net(run.model_input, run.t))
     return run.x
@@ -82,7 +92,11 @@ def by_run(plan, model):
 def by_interpreter(plan, model):
     noises, _ = draws(plan)
     asked = lambda x, t, row, call: [net(torch.tensor(x), torch.tensor(t)).numpy()]  # noqa: E731
-    return torch.as_tensor(interpreter.run(plan, Z.numpy() * plan.init_scale, asked, lambda k: noises[k].numpy(), first=1))
+    return torch.as_tensor(
+        interpreter.run(
+            plan, Z.numpy() * plan.init_scale, asked, lambda k: noises[k].numpy(), first=1
+        )
+    )
 
 
 def by_k_sample(plan, model):
@@ -96,7 +110,13 @@ def by_k_sample(plan, model):
         told = torch.as_tensor(model.times(t)).expand(len(x))
         return float(p[0]) * x + float(q[0]) * net(float(model.scales(t)[0]) * x, told)
 
-    return k_sample(plan, denoiser, Z * plan.init_scale / plan.alpha[1], disable=True, noise_sampler=lambda a, b: next(drawn))
+    return k_sample(
+        plan,
+        denoiser,
+        Z * plan.init_scale / plan.alpha[1],
+        disable=True,
+        noise_sampler=lambda a, b: next(drawn),
+    )
 
 
 def by_scheduler(plan, model):
@@ -105,7 +125,9 @@ def by_scheduler(plan, model):
     scheduler.set_timesteps(plan.nfe)
     x = Z * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        x = scheduler.step(net(scheduler.scale_model_input(x, t), t.expand(len(x))), t, x).prev_sample
+        x = scheduler.step(
+            net(scheduler.scale_model_input(x, t), t.expand(len(x))), t, x
+        ).prev_sample
     return x
 
 
@@ -124,10 +146,16 @@ ROADS = {
 
 # -- one answer ----------------------------------------------------------------------------------------------------------------------
 # A pipeline's one draw stands for the two of a row 0 with churn (tests/test_diffusers_start.py), and the interpreter's row 0 draws its own.
-PAIRS = [(a, b) for a in PLANS for b in ROADS if a != "churn" or b not in ("FsScheduler", "interpreter")]
+PAIRS = [
+    (a, b) for a in PLANS for b in ROADS if a != "churn" or b not in ("FsScheduler", "interpreter")
+]
 
 
-@pytest.mark.parametrize(("model", "make", "road"), [(*PLANS[a], ROADS[b]) for a, b in PAIRS], ids=[f"{b}, {a}" for a, b in PAIRS])
+@pytest.mark.parametrize(
+    ("model", "make", "road"),
+    [(*PLANS[a], ROADS[b]) for a, b in PAIRS],
+    ids=[f"{b}, {a}" for a, b in PAIRS],
+)
 def test_every_road_ends_where_sampler_ends(model, make, road):
     """Within rounding: 64 ulps of the largest state, x/alpha in k_sample, a row, 16 rows at most; timesteps are float32 in diffusers."""
     plan = make(model)
@@ -141,7 +169,10 @@ def test_every_road_ends_where_sampler_ends(model, make, road):
 
 def test_the_searched_plan_of_the_embedded_model_keeps_its_figure():
     """Few Euler steps from 80: the search scales the noise, and the roads that begin a run themselves reach the same PSNR."""
-    model, z = fs.models.fashion(), torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model, z = (
+        fs.models.fashion(),
+        torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+    )
     teacher = fs.solvers.dpmpp_3m(model, fs.grids.karras(model.schedule, 24))
     search = fs.optimize.oss(model, z, budget=3, teacher=teacher, all_budgets=False)
     plan, target = search.plan, fs.Sampler(search.teacher, model)(noise=z)
@@ -149,7 +180,10 @@ def test_the_searched_plan_of_the_embedded_model_keeps_its_figure():
     amplitude = plan.note["found"]["amplitude"]
     assert plan.init_scale == amplitude * plan.sigma[1] and amplitude > 1.01
     denoiser = lambda x, sigma: model.fn(x, sigma)  # noqa: E731  x0 of x, told sigma
-    roads = {"k_sample": k_sample(plan, denoiser, z * plan.init_scale, disable=True), "remake": fs.Sampler(plan.remake(), model)(noise=z)}
+    roads = {
+        "k_sample": k_sample(plan, denoiser, z * plan.init_scale, disable=True),
+        "remake": fs.Sampler(plan.remake(), model)(noise=z),
+    }
     assert all(torch.equal(x, found) for x in roads.values())
     lost = fs.Sampler(louder(plan, 1 / amplitude), model)(noise=z)
     assert fs.metrics.psnr(found, target) > fs.metrics.psnr(lost, target) + 0.1
@@ -166,7 +200,9 @@ def test_init_scale_is_row_zero_and_stays(model, make, tmp_path):
     assert all(p.init_scale == pytest.approx(plan.init_scale, rel=4 * EPS, abs=0) for p in forms)
     assert all(p.init_scale == plan.init_scale for p in (forms[3], *forms[:3], *forms[5:]))
     assert f"init_scale     {plan.init_scale:.6g} " in plan.describe()
-    x = interpreter.step(plan, 0, np.ones(4), [np.zeros(4)] * plan.S, None, lambda k: np.zeros(4))[0]
+    x = interpreter.step(plan, 0, np.ones(4), [np.zeros(4)] * plan.S, None, lambda k: np.zeros(4))[
+        0
+    ]
     assert (x == plan.init_scale).all()
 
 
@@ -181,15 +217,23 @@ def test_a_plan_for_an_image_has_none(model, make, start):
     """The image is noised to the schedule's own level whatever the amplitude was."""
     plan = make(model)
     image = plan.remake(start)
-    with pytest.raises(PlanError, match="^init_scale: the plan was made with start= and begins from an image; .* has one$"):
+    with pytest.raises(
+        PlanError,
+        match="^init_scale: the plan was made with start= and begins from an image; .* has one$",
+    ):
         _ = image.init_scale
-    assert "init_scale" not in image.describe() and np.array_equal(image.M, louder(plan).remake(start).M)
+    assert "init_scale" not in image.describe() and np.array_equal(
+        image.M, louder(plan).remake(start).M
+    )
     assert image.consistency() <= 1e-12
 
 
 def test_remake_of_a_plan_without_amplitude_changes_nothing():
     plan = solvers.dpmpp_2m(edm(), grids.karras(EDM80, 5))
-    assert plan.remake().to_bytes() == plan.to_bytes() == plan.remake(2).remake().to_bytes() and "found" not in plan.remake(2).note
+    assert (
+        plan.remake().to_bytes() == plan.to_bytes() == plan.remake(2).remake().to_bytes()
+        and "found" not in plan.remake(2).note
+    )
 
 
 @pytest.mark.parametrize(("found", "sentence"), [
@@ -204,7 +248,13 @@ def test_a_note_that_no_search_wrote_is_refused(found, sentence):
 def test_run_says_what_a_state_at_row_one_is():
     plan = solvers.euler(edm(), grids.karras(EDM80, 3))
     noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"start=1 needs the state at that row \(row 1: noise times plan.init_scale\); pass latent="):
+    with pytest.raises(
+        ValueError,
+        match=r"start=1 needs the state at that row \(row 1: noise times plan.init_scale\); pass latent=",
+    ):
         fs.Run(plan, noise=noise, start=1)
-    with pytest.raises(ValueError, match=r"already scaled by sigma\? pass latent= with start=1 \(row 0 multiplies by plan.init_scale\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"already scaled by sigma\? pass latent= with start=1 \(row 0 multiplies by plan.init_scale\)",
+    ):
         fs.Sampler(plan, edm())(noise=noise * plan.init_scale)

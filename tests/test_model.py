@@ -10,7 +10,16 @@ from fastsample.model import PREDICTIONS, STORED, Model, from_x0, to_eps, to_kin
 from fastsample.schedules import EDM, VP, DiscreteVP, Flow, TrigFlow
 
 EPS = np.finfo(np.float64).eps
-POINTS = [(1.0, 0.002), (1.0, 80.0), (0.6, 0.8), (0.9999, 0.0141), (0.3, 0.7), (1e-3, 0.999), (0.0, 1.0), (0.07, 3.0)]
+POINTS = [
+    (1.0, 0.002),
+    (1.0, 80.0),
+    (0.6, 0.8),
+    (0.9999, 0.0141),
+    (0.3, 0.7),
+    (1e-3, 0.999),
+    (0.0, 1.0),
+    (0.07, 3.0),
+]
 SPREAD = 0.5
 
 
@@ -20,11 +29,22 @@ def outputs(alpha, sigma, x0, eps):
     spread = mpmath.mpf(SPREAD)
     y, rho = (x / alpha, sigma / alpha) if alpha else (mpmath.inf, mpmath.inf)
     norm = mpmath.sqrt(alpha**2 + (sigma / spread) ** 2)
-    skip, out = (spread**2 / (rho**2 + spread**2), rho * spread / mpmath.sqrt(rho**2 + spread**2)) if alpha else (mpmath.mpf(0), spread)
+    skip, out = (
+        (spread**2 / (rho**2 + spread**2), rho * spread / mpmath.sqrt(rho**2 + spread**2))
+        if alpha
+        else (mpmath.mpf(0), spread)
+    )
     edm = (x0 - skip * y) / out if alpha else x0 / spread
     cos, sin = alpha / norm, sigma / spread / norm
     trigflow = (cos * x / norm - x0) / (sin * spread)
-    return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "flow": eps - x0, "edm": edm, "trigflow": trigflow}
+    return {
+        "x0": x0,
+        "eps": eps,
+        "v": alpha * eps - sigma * x0,
+        "flow": eps - x0,
+        "edm": edm,
+        "trigflow": trigflow,
+    }
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), POINTS)
@@ -44,7 +64,15 @@ def test_every_kind_from_every_prediction(kind, prediction, alpha, sigma):
     bound = 16 * EPS * (sum(abs(t) for t in terms) + abs(wanted))
     if kind == "flow":
         parts = [part(prediction, alpha, sigma, SPREAD) for part in (to_x0, to_eps)]
-        bound += 16 * EPS * sum(abs(float(c) * value) for part in parts for c, value in zip(part, values, strict=True))
+        bound += (
+            16
+            * EPS
+            * sum(
+                abs(float(c) * value)
+                for part in parts
+                for c, value in zip(part, values, strict=True)
+            )
+        )
     assert abs(sum(terms) - wanted) <= bound
 
 
@@ -165,7 +193,10 @@ class _Dtype:
         self.name, self.is_floating_point = name, is_floating_point
 
 
-@pytest.mark.parametrize(("dtype", "log"), [(None, []), (_Dtype("half", True), ["half"]), (_Dtype("long", False), ["round", "long"])])
+@pytest.mark.parametrize(
+    ("dtype", "log"),
+    [(None, []), (_Dtype("half", True), ["half"]), (_Dtype("long", False), ["round", "long"])],
+)
 def test_calling_casts_the_time(dtype, log):
     seen = []
     model = Model(lambda x, t, **cond: (x, cond), VP(), time_dtype=dtype)
@@ -225,8 +256,16 @@ def test_repr_names_the_network_and_does_not_print_it():
 
 
 def test_to_json():
-    words = Model(None, EDM(), "edm", time=np.float64(2), input_scale=lambda t: t, model_id="m").to_json()
-    assert words == {"prediction": "edm", "time": 2.0, "input_scale": "callable", "sigma_data": 0.5, "model_id": "m"}
+    words = Model(
+        None, EDM(), "edm", time=np.float64(2), input_scale=lambda t: t, model_id="m"
+    ).to_json()
+    assert words == {
+        "prediction": "edm",
+        "time": 2.0,
+        "input_scale": "callable",
+        "sigma_data": 0.5,
+        "model_id": "m",
+    }
 
 
 @pytest.mark.parametrize(
@@ -238,7 +277,10 @@ def test_to_json():
         (lambda: Model(None, VP(), T), "prediction = array"),
         (lambda: Model(None, VP(), time=T), "time = array"),
         (lambda: Model(None, VP(), input_scale=T), "input_scale = array"),
-        (lambda: Model(None, VP(), time_dtype="zz"), "time_dtype = 'zz'; None, or a torch or NumPy dtype of numbers"),
+        (
+            lambda: Model(None, VP(), time_dtype="zz"),
+            "time_dtype = 'zz'; None, or a torch or NumPy dtype of numbers",
+        ),
         (lambda: Model(None, VP(), time_dtype=str), "time_dtype = <class 'str'>"),
         (lambda: Model(None, VP(), time="sigma"), "time = 'sigma'"),
         (lambda: Model(None, VP(), time=np.nan), "time = nan"),
@@ -246,9 +288,18 @@ def test_to_json():
         (lambda: Model(None, VP(), input_scale=2.0), "input_scale = 2.0"),
         (lambda: Model(None, VP(), sigma_data=0.0), "sigma_data = 0.0"),
         (lambda: Model(None, VP())(None, None), "fn is None"),
-        (lambda: Model(None, Flow(), "edm").times(np.array([1.0])), "Model.times: time gives inf at t = 1"),
-        (lambda: Model(None, VP(), time=lambda t: t[:1]).times(T), r"time returned shape \[1\] for \[2\] times"),
-        (lambda: Model(None, VP(), input_scale=lambda t: t / 0).scales(T), "Model.scales: input_scale gives inf"),
+        (
+            lambda: Model(None, Flow(), "edm").times(np.array([1.0])),
+            "Model.times: time gives inf at t = 1",
+        ),
+        (
+            lambda: Model(None, VP(), time=lambda t: t[:1]).times(T),
+            r"time returned shape \[1\] for \[2\] times",
+        ),
+        (
+            lambda: Model(None, VP(), input_scale=lambda t: t / 0).scales(T),
+            "Model.scales: input_scale gives inf",
+        ),
     ],
 )
 def test_bad_words_are_refused(call, sentence):

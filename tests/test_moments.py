@@ -14,12 +14,19 @@ BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
 
 def tensors(count, batch, elements, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, elements, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+    return [
+        torch.randn(batch, elements, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(count)
+    ]
 
 
 def tree(terms):
     """The tree of the docstring over a list of floats, in Python."""
-    halve = lambda v: v[0] if len(v) == 1 else halve([a + b for a, b in zip(v[: len(v) // 2], v[len(v) // 2 :], strict=True)])  # noqa: E731
+    halve = lambda v: (
+        v[0]
+        if len(v) == 1
+        else halve([a + b for a, b in zip(v[: len(v) // 2], v[len(v) // 2 :], strict=True)])
+    )  # noqa: E731
     chunks = [terms[k : k + 1024] for k in range(0, len(terms), 1024)] or [[]]
     sums = []
     for chunk in chunks:
@@ -40,7 +47,9 @@ def test_the_tree_is_the_documented_one(backend, elements):
             left = a[p][s].tolist()
             assert float(peaks[s, p]) == max((abs(v) for v in left), default=0.0)
             for q in range(3):
-                assert float(dots[s, p, q]) == tree([u * v for u, v in zip(left, b[q][s].tolist(), strict=True)])
+                assert float(dots[s, p, q]) == tree(
+                    [u * v for u, v in zip(left, b[q][s].tolist(), strict=True)]
+                )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -56,16 +65,29 @@ def test_dots_are_exact_within_their_bound(backend, dtype, layout):
     bound = depth * 2**-53 / (1 - depth * 2**-53)
     for p in range(2):
         for q in range(2):
-            terms = [Fraction(u) * Fraction(v) for u, v in zip(a[p][1].tolist(), b[q][1].tolist(), strict=True)]
-            assert abs(Fraction(float(dots[1, p, q])) - sum(terms)) <= Fraction(bound) * sum(abs(t) for t in terms)
+            terms = [
+                Fraction(u) * Fraction(v)
+                for u, v in zip(a[p][1].tolist(), b[q][1].tolist(), strict=True)
+            ]
+            assert abs(Fraction(float(dots[1, p, q])) - sum(terms)) <= Fraction(bound) * sum(
+                abs(t) for t in terms
+            )
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
 def test_backend_is_the_reference_bit_for_bit(backend, dtype):
     for count, batch, elements in ((1, 3, 4097), (5, 2, 127), (2, 0, 8), (2, 3, 0), (1, 1, 200003)):
-        a, b = tensors(count, batch, elements, dtype), tensors(min(24, 5 * count), batch, elements, dtype, seed=1)
-        assert all(same(x, y) for x, y in zip(moments(a, b, backend=backend), moments(a, b, backend="reference"), strict=True))
+        a, b = (
+            tensors(count, batch, elements, dtype),
+            tensors(min(24, 5 * count), batch, elements, dtype, seed=1),
+        )
+        assert all(
+            same(x, y)
+            for x, y in zip(
+                moments(a, b, backend=backend), moments(a, b, backend="reference"), strict=True
+            )
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

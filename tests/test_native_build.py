@@ -24,7 +24,9 @@ def source(tmp_path_factory):
     for part in PARTS:
         path = build.ROOT / part
         ignore = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(path, folder / part, ignore=ignore) if path.is_dir() else shutil.copy(path, folder / part)
+        shutil.copytree(path, folder / part, ignore=ignore) if path.is_dir() else shutil.copy(
+            path, folder / part
+        )
     return folder
 
 
@@ -74,7 +76,9 @@ def test_installed_twice_and_from_a_wheel(source, clean, tmp_path):
     names = build.run(sys.executable, "-m", "zipfile", "-l", wheel).split()
     binaries = [name for name in names if name.endswith((".so", ".a"))]
     assert len(binaries) == 1 and binaries[0].startswith("fastsample/_C.")
-    assert any(name.endswith("fashion.safetensors") for name in names) and not any(name.startswith(("csrc/", "tests/")) for name in names)
+    assert any(name.endswith("fashion.safetensors") for name in names) and not any(
+        name.startswith(("csrc/", "tests/")) for name in names
+    )
     pip(clean, "install", "--no-deps", wheel)
     where, native = say(clean, SAY, tmp_path)
     assert Path(where).is_relative_to(clean.parents[1]) and native == "True"
@@ -90,7 +94,9 @@ exec c++ "$@"
 
 
 @pytest.mark.parametrize(
-    "setting", [{"FASTSAMPLE_NATIVE": "off"}, {"CXX": "/nonexistent/c++"}, {"CXX": "failing"}], ids=["off", "none", "failing"]
+    "setting",
+    [{"FASTSAMPLE_NATIVE": "off"}, {"CXX": "/nonexistent/c++"}, {"CXX": "failing"}],
+    ids=["off", "none", "failing"],
 )
 def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_path):
     if setting.get("CXX") == "failing":  # good for a two-line program, and for no more
@@ -109,12 +115,23 @@ def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"FASTSAMPLE_CUDA": "on"}, "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version"),
-        ({"FASTSAMPLE_NATIVE": "on", "CXX": "/nonexistent/c++"}, "FASTSAMPLE_NATIVE=on: /nonexistent/c++ does not start"),
-        ({"FASTSAMPLE_NATIVE": "maybe"}, "FASTSAMPLE_NATIVE: 'maybe'; auto, on and off are accepted"),
+        (
+            {"FASTSAMPLE_CUDA": "on"},
+            "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version",
+        ),
+        (
+            {"FASTSAMPLE_NATIVE": "on", "CXX": "/nonexistent/c++"},
+            "FASTSAMPLE_NATIVE=on: /nonexistent/c++ does not start",
+        ),
+        (
+            {"FASTSAMPLE_NATIVE": "maybe"},
+            "FASTSAMPLE_NATIVE: 'maybe'; auto, on and off are accepted",
+        ),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused(source, setting, sentence):
     command = [sys.executable, "setup.py", "--version"]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=build.environment(**setting))
+    done = subprocess.run(
+        command, cwd=source, capture_output=True, text=True, env=build.environment(**setting)
+    )
     assert done.returncode != 0 and sentence in done.stderr

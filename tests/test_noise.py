@@ -15,7 +15,11 @@ BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
 KNOWN = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 # (seed, noise id) -> float32 bits of the first five normals. Never regenerated: a change of these is a change of every user's images.
 GOLDEN = {
@@ -42,7 +46,9 @@ def test_philox_gives_the_published_vectors(counter, key, result):
 def test_normals_are_the_committed_ones(backend, seed, noise_id):
     out = torch.empty(1, 5)
     select("cpu", torch.float32, backend).module.fill(out, torch.tensor([seed]), noise_id)
-    assert [v & 0xFFFFFFFF for v in out.view(torch.int32)[0].tolist()] == list(GOLDEN[seed, noise_id])
+    assert [v & 0xFFFFFFFF for v in out.view(torch.int32)[0].tolist()] == list(
+        GOLDEN[seed, noise_id]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -68,7 +74,10 @@ def test_ids_of_elements():
 
 def test_seed_and_id_and_stream_all_matter():
     base = normal(torch.tensor([1]), torch.tensor([1]), 64)
-    others = [normal(torch.tensor([s]), torch.tensor([k]), 64) for s, k in ((2, 1), (1 + 2**32, 1), (1, 2))]
+    others = [
+        normal(torch.tensor([s]), torch.tensor([k]), 64)
+        for s, k in ((2, 1), (1 + 2**32, 1), (1, 2))
+    ]
     assert not any(bool((base == other).any()) for other in others)
 
 
@@ -85,13 +94,17 @@ def test_log_sin_cos_are_within_two_units_of_the_last_place():
     word = torch.arange(0, 2**32, 1048583)
     angle = word.double() * (2 * math.pi / 2**32)
     s, c = noise.sin_cos(word)
-    unit = torch.finfo(torch.float32).eps / 2  # of numbers near 1; the polynomials are good to about one rounding of the result
+    unit = (
+        torch.finfo(torch.float32).eps / 2
+    )  # of numbers near 1; the polynomials are good to about one rounding of the result
     assert (s.double() - angle.sin()).abs().max() <= 2 * unit
     assert (c.double() - angle.cos()).abs().max() <= 2 * unit
     u = (word.float() + 0.5) * 2.0**-32
     u = u[u < 1]
     true = u.double().log()
-    assert ((noise.log(u).double() - true).abs() <= 2 * unit * true.abs() + 2 * unit * (u > 0.7)).all()
+    assert (
+        (noise.log(u).double() - true).abs() <= 2 * unit * true.abs() + 2 * unit * (u > 0.7)
+    ).all()
 
 
 def test_extreme_words_stay_finite():

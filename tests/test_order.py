@@ -7,6 +7,7 @@ variable (lambda for
 (b) Slope from exact history on a Gaussian mixture: the rows as such.
 (c) Slope as users run it, started at order 1: what docs/orders.md prints.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -35,13 +36,17 @@ def transitions(run, calls_a_step: int = 1) -> tuple[np.ndarray, np.ndarray]:
 def exact_moment(s, t, degree: int):
     """alpha_t int_s^t e^{lambda - lambda_t} (lambda - lambda_s)^degree dlambda."""
     h = t.lam - s.lam
-    raw = moments(h, mp.mpf(1), degree + 1)                # of (lambda - lambda_t)
-    return t.alpha * sum(mp.binomial(degree, k) * h ** (degree - k) * raw[k] for k in range(degree + 1))
+    raw = moments(h, mp.mpf(1), degree + 1)  # of (lambda - lambda_t)
+    return t.alpha * sum(
+        mp.binomial(degree, k) * h ** (degree - k) * raw[k] for k in range(degree + 1)
+    )
 
 
 def moment_gap(weights, nodes, s, t, degree: int) -> tuple[float, float]:
     """(|sum_j W_j (lambda_j - lambda_s)^degree - exact|, size of its terms)."""
-    terms = [mp.mpf(float(w)) * (p.lam - s.lam) ** degree for w, p in zip(weights, nodes, strict=True)]
+    terms = [
+        mp.mpf(float(w)) * (p.lam - s.lam) ** degree for w, p in zip(weights, nodes, strict=True)
+    ]
     want = exact_moment(s, t, degree)
     return float(abs(sum(terms) - want)), float(sum(abs(v) for v in terms) + abs(want))
 
@@ -59,17 +64,30 @@ def _unip(order: int, variant: str) -> dict:
 
 # name: (options, order, how far the published shortcut may miss the top degree of a second-order row, in alpha h^3)
 MULTISTEP = {
-    "ddim": ({}, 1, 0), "euler_ancestral": ({"eta": 0.0}, 1, 0), "dpmpp_2m": ({}, 2, 1 / 12), "dpmpp_2m heun": ({"variant": "heun"}, 2, 0),
-    "dpmpp_2m_sde": ({"eta": 0.0}, 2, 1 / 12), "dpmpp_3m": ({}, 3, 0),
-    "unipc 1": (_unip(1, "bh1"), 1, 0), "unipc 2 bh1": (_unip(2, "bh1"), 2, 1 / 6), "unipc 2 bh2": (_unip(2, "bh2"), 2, 1 / 12),
-    "unipc 2 vary": (_unip(2, "vary"), 2, 0), "unipc 3 bh2": (_unip(3, "bh2"), 3, 1 / 12), "unipc 3 vary": (_unip(3, "vary"), 3, 0),
+    "ddim": ({}, 1, 0),
+    "euler_ancestral": ({"eta": 0.0}, 1, 0),
+    "dpmpp_2m": ({}, 2, 1 / 12),
+    "dpmpp_2m heun": ({"variant": "heun"}, 2, 0),
+    "dpmpp_2m_sde": ({"eta": 0.0}, 2, 1 / 12),
+    "dpmpp_3m": ({}, 3, 0),
+    "unipc 1": (_unip(1, "bh1"), 1, 0),
+    "unipc 2 bh1": (_unip(2, "bh1"), 2, 1 / 6),
+    "unipc 2 bh2": (_unip(2, "bh2"), 2, 1 / 12),
+    "unipc 2 vary": (_unip(2, "vary"), 2, 0),
+    "unipc 3 bh2": (_unip(3, "bh2"), 3, 1 / 12),
+    "unipc 3 vary": (_unip(3, "vary"), 3, 0),
 }
 
 
 def multistep(name: str, schedule, n: int, **more):
     options, order, shortcut = MULTISTEP[name]
     t = grid(schedule, n, whole=False)
-    return SOLVERS[name.split()[0]](schedule, t, prediction="x0", **(options | more)), points(schedule, t), order, shortcut
+    return (
+        SOLVERS[name.split()[0]](schedule, t, prediction="x0", **(options | more)),
+        points(schedule, t),
+        order,
+        shortcut,
+    )
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=schedule_id)
@@ -80,18 +98,29 @@ def test_a_multistep_rows_integrate_polynomials(name, schedule):
         _, W = transitions(states(plan))
         for i in range(n):
             p = min(i + 1, order)
-            s, t, past = grid_points[i], grid_points[i + 1], grid_points[max(0, i + 1 - order):i + 1]
+            s, t, past = (
+                grid_points[i],
+                grid_points[i + 1],
+                grid_points[max(0, i + 1 - order) : i + 1],
+            )
             for degree in range(p):
-                gap, size = moment_gap(W[i, 1 + i + 1 - len(past):2 + i], past, s, t, degree)
-                top = bool(shortcut) and p == 2 and degree == 1           # the second-order row with the published shortcut
+                gap, size = moment_gap(W[i, 1 + i + 1 - len(past) : 2 + i], past, s, t, degree)
+                top = (
+                    bool(shortcut) and p == 2 and degree == 1
+                )  # the second-order row with the published shortcut
                 room = shortcut * float(t.alpha * (t.lam - s.lam) ** 3) if top else 0.0
-                assert gap <= room + rounding(t, past) * size, f"n = {n}, row {i + 1}, degree {degree}: off by {gap:.1e} of {size:.1e}"
+                assert gap <= room + rounding(t, past) * size, (
+                    f"n = {n}, row {i + 1}, degree {degree}: off by {gap:.1e} of {size:.1e}"
+                )
         if "orders" in plan.note:
             assert list(plan.note["orders"]) == [min(i + 1, order) for i in range(n)]
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=schedule_id)
-@pytest.mark.parametrize("order, variant", [(1, "bh1"), (1, "bh2"), (1, "vary"), (2, "bh1"), (2, "bh2"), (3, "bh1"), (3, "bh2")])
+@pytest.mark.parametrize(
+    "order, variant",
+    [(1, "bh1"), (1, "bh2"), (1, "vary"), (2, "bh1"), (2, "bh2"), (3, "bh1"), (3, "bh2")],
+)
 def test_a_correctors_integrate_one_degree_more(order, variant, schedule):
     """The corrector inside a UniPC plan: peel the predictor (the plan without corrector) off each row, what is left is x_c."""
     name = {1: "unipc 1", 2: f"unipc 2 {variant}", 3: "unipc 3 bh2"}[order]
@@ -100,16 +129,18 @@ def test_a_correctors_integrate_one_degree_more(order, variant, schedule):
     whole, *_ = multistep(name, schedule, n, variant=variant, corrector=True)
     a, W = transitions(states(predictor))
     x = states(whole).states
-    corrected = (x[1:] - W) / a[:, None]                       # x_c at points 0..n-1
+    corrected = (x[1:] - W) / a[:, None]  # x_c at points 0..n-1
     back = corrected[1:] - a[:-1, None] * corrected[:-1]
     for i in range(n - 1):
         p = min(i + 1, order)
-        s, t, nodes = grid_points[i], grid_points[i + 1], grid_points[i + 1 - p:i + 2]
+        s, t, nodes = grid_points[i], grid_points[i + 1], grid_points[i + 1 - p : i + 2]
         for degree in range(p + 1):
-            gap, size = moment_gap(back[i, 1 + i + 1 - p:3 + i], nodes, s, t, degree)
+            gap, size = moment_gap(back[i, 1 + i + 1 - p : 3 + i], nodes, s, t, degree)
             shortcut = {"bh1": 1 / 6, "bh2": 1 / 12, "vary": 0}[variant] if p == 1 == degree else 0
             room = shortcut * float(t.alpha * (t.lam - s.lam) ** 3)
-            assert gap <= room + rounding(t, nodes) * size, f"point {i + 1}, degree {degree}: off by {gap:.1e} of {size:.1e}"
+            assert gap <= room + rounding(t, nodes) * size, (
+                f"point {i + 1}, degree {degree}: off by {gap:.1e} of {size:.1e}"
+            )
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=schedule_id)
@@ -120,11 +151,14 @@ def test_a_two_stage_rows_of_dpmpp_2s(schedule):
         grid_points = points(schedule, t)
         for i, (s, e) in enumerate(zip(grid_points, grid_points[1:], strict=False)):
             h = e.lam - s.lam
-            w = [mp.mpf(float(v)) for v in W[i, 1 + 2 * i:3 + 2 * i]]
+            w = [mp.mpf(float(v)) for v in W[i, 1 + 2 * i : 3 + 2 * i]]
             size = float(abs(w[0]) + abs(w[1]))
             assert abs(float(w[0] + w[1] - exact_moment(s, e, 0))) <= 1e-12 * size
             room = float(e.alpha * h**3) / 12
-            assert abs(float(w[1] * mp.mpf(r) * h - exact_moment(s, e, 1))) <= room + 1e-12 * float(h) * size
+            assert (
+                abs(float(w[1] * mp.mpf(r) * h - exact_moment(s, e, 1)))
+                <= room + 1e-12 * float(h) * size
+            )
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=schedule_id)
@@ -146,13 +180,17 @@ def test_a_heun_rows_integrate_a_linear_slope(schedule):
             first = slope if plan.stored != "x0" else start / scale - u * slope
             ratio = x[2 * i + 1, 0] / x[2 * i, 0]
             guess = ratio * start + x[2 * i + 1, 1 + 2 * i] * first
-            assert abs(guess / scale_next - (0.7 + (u_next - u) * slope)) <= 1e-12 * (1 + abs(u * slope))
+            assert abs(guess / scale_next - (0.7 + (u_next - u) * slope)) <= 1e-12 * (
+                1 + abs(u * slope)
+            )
             second = late if plan.stored != "x0" else guess / scale_next - u_next * late
             ratio = x[2 * i + 2, 0] / x[2 * i + 1, 0]
             rest = x[2 * i + 2] - ratio * x[2 * i + 1]
             end = (ratio * guess + rest[1 + 2 * i] * first + rest[2 + 2 * i] * second) / scale_next
             want = 0.7 + c0 * (u_next - u) + c1 * (u_next**2 - u**2) / 2
-            assert abs(end - want) <= 1e-12 * (1 + u * abs(slope)), f"step {i + 1}, slope {c0} + {c1} u"
+            assert abs(end - want) <= 1e-12 * (1 + u * abs(slope)), (
+                f"step {i + 1}, slope {c0} + {c1} u"
+            )
 
 
 def test_a_half_weight_of_published_3m_is_told_apart():
@@ -171,7 +209,9 @@ def test_a_half_weight_of_published_3m_is_told_apart():
 @pytest.mark.parametrize("method", orders.METHODS, ids=lambda m: m.id)
 def test_b_slope_from_exact_history(method):
     slope, error, n = orders.slope(lambda n: method.error(n, exact_history=True))
-    assert slope >= method.order - (0.15 if method.order <= 3 else 0.3), f"order {slope:.2f} at n = {n}, error {error:.1e}"
+    assert slope >= method.order - (0.15 if method.order <= 3 else 0.3), (
+        f"order {slope:.2f} at n = {n}, error {error:.1e}"
+    )
 
 
 @pytest.mark.parametrize("method", orders.METHODS, ids=lambda m: m.id)
@@ -185,9 +225,18 @@ def test_c_slope_as_users_run_it(method):
 def test_notes_state_the_order_of_every_step():
     """note["order"] is that of a run as it is started, note["orders"] that of each step: 1 into sigma = 0. A run with noise has order 1."""
     schedule, t = CONTINUOUS[3], grid(CONTINUOUS[3], 4, whole=True)
-    due = {"ddim": [1, 1, 1, 1], "euler": [1, 1, 1, 1], "euler_ancestral": [1, 1, 1, 1], "lcm": [1, 1, 1, 1], "heun": [2, 2, 2, 1],
-           "dpmpp_2s": [2, 2, 2, 1], "dpmpp_2m": [1, 2, 2, 1], "dpmpp_2m_sde": [1, 2, 2, 1], "dpmpp_3m": [1, 2, 3, 1],
-           "unipc": [1, 2, 2, 1]}
+    due = {
+        "ddim": [1, 1, 1, 1],
+        "euler": [1, 1, 1, 1],
+        "euler_ancestral": [1, 1, 1, 1],
+        "lcm": [1, 1, 1, 1],
+        "heun": [2, 2, 2, 1],
+        "dpmpp_2s": [2, 2, 2, 1],
+        "dpmpp_2m": [1, 2, 2, 1],
+        "dpmpp_2m_sde": [1, 2, 2, 1],
+        "dpmpp_3m": [1, 2, 3, 1],
+        "unipc": [1, 2, 2, 1],
+    }
     assert due.keys() == SOLVERS.keys()
     for name, orders_of_steps in due.items():
         note = SOLVERS[name](schedule, t, prediction="x0").note

@@ -11,9 +11,15 @@ import fastsample as fs
 from fastsample.models.analytic import Gaussian, GaussianMixture
 from fastsample.optimize import oss
 
-pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")  # most searches here need no good one
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:oss. the teacher"
+)  # most searches here need no good one
 TORCH64 = {"dtype": torch.float64}
-SCHEDULES = {"edm": fs.schedules.EDM(sigma_max=20.0), "flow": fs.schedules.Flow(shift=3.0), "vp": fs.schedules.VP()}
+SCHEDULES = {
+    "edm": fs.schedules.EDM(sigma_max=20.0),
+    "flow": fs.schedules.Flow(shift=3.0),
+    "vp": fs.schedules.VP(),
+}
 
 
 def problem(schedule="edm", prediction="x0", B=3, D=5, N=7, seed=0, std=0.15):
@@ -34,7 +40,9 @@ def teacher_states(model, plan, z, grid):
     out = []
     for x in z.numpy():
         trace = []
-        interpreter.run(plan, x, lambda inp, t, row, call: [model(inp[None], np.asarray(t))[0]], trace=trace)
+        interpreter.run(
+            plan, x, lambda inp, t, row, call: [model(inp[None], np.asarray(t))[0]], trace=trace
+        )
         out.append([state for state, _ in trace[: len(grid)]])
     return np.array(out)[:, ::-1]
 
@@ -47,7 +55,14 @@ def brute(model, solver, z, grid, X, M, start, p):
     def x0(x, i):
         a, b = fs.model.to_x0(model.prediction, s.alpha(t[i]), s.sigma(t[i]), model.sigma_data)
         given = float(model.scales(t[i : i + 1])[0]) * x
-        return a * x + b * model(torch.tensor(given), torch.full((len(x),), float(model.times(t[i : i + 1])[0]), **TORCH64)).numpy()
+        return (
+            a * x
+            + b
+            * model(
+                torch.tensor(given),
+                torch.full((len(x),), float(model.times(t[i : i + 1])[0]), **TORCH64),
+            ).numpy()
+        )
 
     layer = {i: (s.sigma(t[i]) * z, [i]) for i in range(1, N + 1) if i == N or start == "free"}
     found = {}
@@ -80,16 +95,28 @@ def brute(model, solver, z, grid, X, M, start, p):
 )
 def test_equals_brute_force(schedule, prediction, solver, start, p):
     model, z, grid = problem(schedule, prediction)
-    found = oss(model, z, 4, solver=solver, teacher=taught(model, grid), start=start, p=p, amplitude=False)
+    found = oss(
+        model, z, 4, solver=solver, teacher=taught(model, grid), start=start, p=p, amplitude=False
+    )
     X = teacher_states(model, found.teacher, z, grid)
     for k, (nodes, error) in brute(model, solver, z, grid, X, 4, start, p).items():
         assert (len(grid) - 1 - found.indices[k]).tolist() == nodes
         assert found.error[k] == pytest.approx(error, rel=1e-9)
         np.testing.assert_array_equal(found.plans[k].note["times"], grid[found.indices[k]])
     one = oss(
-        model, z, 4, solver=solver, teacher=taught(model, grid), start=start, p=p, amplitude=False, all_budgets=False
+        model,
+        z,
+        4,
+        solver=solver,
+        teacher=taught(model, grid),
+        start=start,
+        p=p,
+        amplitude=False,
+        all_budgets=False,
     )  # the band cuts states no path can use
-    assert one.indices[4].tolist() == found.indices[4].tolist() and one.error[4] == pytest.approx(found.error[4], rel=1e-12)
+    assert one.indices[4].tolist() == found.indices[4].tolist() and one.error[4] == pytest.approx(
+        found.error[4], rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("N, M", [(7, 1), (7, 4), (7, 7), (12, 5)])
@@ -97,8 +124,15 @@ def test_equals_brute_force(schedule, prediction, solver, start, p):
 def test_evaluations(N, M, every):
     model, z, grid = problem(N=N)
     rows = []
-    counted = fs.Model(lambda x, t: (rows.append(len(x)), model.fn(x, t))[1], schedule=model.schedule, prediction="x0")
-    T, A = N, N + 2 * N - 1  # the teacher's, and those of its agreement: its last step starts at t_min and is not cut
+    counted = fs.Model(
+        lambda x, t: (rows.append(len(x)), model.fn(x, t))[1],
+        schedule=model.schedule,
+        prediction="x0",
+    )
+    T, A = (
+        N,
+        N + 2 * N - 1,
+    )  # the teacher's, and those of its agreement: its last step starts at t_min and is not cut
     formula = {
         ("fixed", False): T + A + (M - 1) * (N - M + 1),
         ("fixed", True): T + A + (M - 1) * N - M * (M - 1) // 2,
@@ -107,8 +141,20 @@ def test_evaluations(N, M, every):
     }
     for start in ("fixed", "free"):
         rows.clear()
-        found = oss(counted, z, M, teacher=taught(model, grid), start=start, all_budgets=every, batch_size=4, amplitude=False)
-        assert found.nfe == sum(rows) / len(z) == formula[start, every] and (found.teacher.nfe, found.agreement_nfe) == (T, A)
+        found = oss(
+            counted,
+            z,
+            M,
+            teacher=taught(model, grid),
+            start=start,
+            all_budgets=every,
+            batch_size=4,
+            amplitude=False,
+        )
+        assert found.nfe == sum(rows) / len(z) == formula[start, every] and (
+            found.teacher.nfe,
+            found.agreement_nfe,
+        ) == (T, A)
         assert max(rows) <= 4
         assert sorted(found.plans) == (list(range(1, M + 1)) if every else [M])
         assert all(plan.nfe == m for m, plan in found.plans.items())
@@ -118,7 +164,15 @@ def test_evaluations(N, M, every):
     scaled = oss(counted, z, M, teacher=taught(model, grid), all_budgets=every)
     assert scaled.nfe == sum(rows) / len(z) == formula["free", every] + 2 * walk
     rows.clear()
-    median = oss(counted, z, M, teacher=taught(model, grid), start="fixed", all_budgets=every, aggregate="median")
+    median = oss(
+        counted,
+        z,
+        M,
+        teacher=taught(model, grid),
+        start="fixed",
+        all_budgets=every,
+        aggregate="median",
+    )
     assert median.nfe == sum(rows) / len(z) == formula["fixed", every] + walk
 
 
@@ -136,19 +190,33 @@ def test_one_evaluation_is_the_best_label_of_all():
     model, z, grid = problem(B=6, N=9)
     found = oss(model, z, 1, teacher=taught(model, grid), amplitude=False)
     target = fs.metrics.run(found.teacher, model, z, state_dtype=torch.float64)
-    ends = [fs.metrics.run(fs.solvers.euler(model, grid[[i, 9]]), model, z, state_dtype=torch.float64) for i in range(9)]
-    assert found.error[1] == pytest.approx(min(fs.metrics.mse(end, target) for end in ends), rel=1e-12)
+    ends = [
+        fs.metrics.run(fs.solvers.euler(model, grid[[i, 9]]), model, z, state_dtype=torch.float64)
+        for i in range(9)
+    ]
+    assert found.error[1] == pytest.approx(
+        min(fs.metrics.mse(end, target) for end in ends), rel=1e-12
+    )
 
 
 def test_joint_is_no_worse_than_what_it_replaces():
     """On the noises searched with: the median form, and every evenly spaced subset from any label of the same grid."""
     model, z, grid = problem(B=24, D=16, N=24, seed=3)
-    joint, median = (oss(model, z, 6, teacher=taught(model, grid), aggregate=a, amplitude=False) for a in ("joint", "median"))
+    joint, median = (
+        oss(model, z, 6, teacher=taught(model, grid), aggregate=a, amplitude=False)
+        for a in ("joint", "median")
+    )
     target = fs.metrics.run(joint.teacher, model, z, state_dtype=torch.float64)
     for m in (2, 4, 6):
-        even = [grid[np.unique(np.rint(np.linspace(first, 24, m + 1)).astype(int))] for first in range(0, 24 - m)]
         even = [
-            fs.metrics.mse(fs.metrics.run(fs.solvers.euler(model, g), model, z, state_dtype=torch.float64), target)
+            grid[np.unique(np.rint(np.linspace(first, 24, m + 1)).astype(int))]
+            for first in range(0, 24 - m)
+        ]
+        even = [
+            fs.metrics.mse(
+                fs.metrics.run(fs.solvers.euler(model, g), model, z, state_dtype=torch.float64),
+                target,
+            )
             for g in even
             if len(g) == m + 1
         ]
@@ -157,7 +225,9 @@ def test_joint_is_no_worse_than_what_it_replaces():
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_no_worse_than_the_usual_grids_on_noise_it_never_saw(schedule):
-    model, z, grid = problem(schedule, B=48, D=16, N=24, seed=5, std=0.5)  # modes that touch: no sample hangs on a knife's edge
+    model, z, grid = problem(
+        schedule, B=48, D=16, N=24, seed=5, std=0.5
+    )  # modes that touch: no sample hangs on a knife's edge
     found = oss(model, z[:24], 6, teacher=taught(model, grid))
     target = fs.metrics.run(found.teacher, model, z[24:])
     for m in range(2, 7):
@@ -173,20 +243,33 @@ def test_amplitude_is_the_best_scale_of_the_noise():
     model = Gaussian(np.zeros(6), np.linspace(0.2, 1.5, 6)).model(SCHEDULES["edm"], "x0")
     z, grid = torch.tensor(draw.standard_normal((5, 6))), fs.grids.karras(SCHEDULES["edm"], 16)
     for start in ("free", "fixed"):
-        plain, scaled = (oss(model, z, 4, teacher=taught(model, grid), start=start, amplitude=a) for a in (False, True))
+        plain, scaled = (
+            oss(model, z, 4, teacher=taught(model, grid), start=start, amplitude=a)
+            for a in (False, True)
+        )
         target = fs.metrics.run(scaled.teacher, model, z)
         for m, plan in scaled.plans.items():
             c, sigma = plan.note["found"]["amplitude"], plan.sigma[1]
             assert plan.M[0, 0, 0] == c * sigma and plain.plans[m].M[0, 0, 0] == sigma and c != 1
-            errors = [fs.metrics.mse(fs.metrics.run(plan, model, z * f), target) for f in (0.999, 1.0, 1.001)]
-            assert errors[1] < min(errors[0], errors[2]) and errors[1] == pytest.approx(scaled.error[m], rel=1e-9)
-            assert scaled.error[m] < plain.error[m] and (scaled.indices[m] == plain.indices[m]).all()
+            errors = [
+                fs.metrics.mse(fs.metrics.run(plan, model, z * f), target)
+                for f in (0.999, 1.0, 1.001)
+            ]
+            assert errors[1] < min(errors[0], errors[2]) and errors[1] == pytest.approx(
+                scaled.error[m], rel=1e-9
+            )
+            assert (
+                scaled.error[m] < plain.error[m] and (scaled.indices[m] == plain.indices[m]).all()
+            )
 
 
 def test_median_is_the_middle_of_searches_of_one():
     model, z, grid = problem(B=5)
     for B in (4, 5):
-        alone = [oss(model, z[b : b + 1], 3, teacher=taught(model, grid), amplitude=False) for b in range(B)]
+        alone = [
+            oss(model, z[b : b + 1], 3, teacher=taught(model, grid), amplitude=False)
+            for b in range(B)
+        ]
         together = oss(model, z[:B], 3, teacher=taught(model, grid), aggregate="median")
         for m in (1, 2, 3):
             ranked = np.sort([len(grid) - 1 - one.indices[m] for one in alone], axis=0)
@@ -198,12 +281,25 @@ def test_median_is_the_middle_of_searches_of_one():
 
 def test_ties_go_to_the_noisiest_source():
     """A model of x0 = 0 on powers of two: every jump lands on the teacher to the bit."""
-    model = fs.Model(lambda x, t: torch.zeros_like(x), schedule=fs.schedules.EDM(sigma_max=16.0), prediction="x0")
+    model = fs.Model(
+        lambda x, t: torch.zeros_like(x), schedule=fs.schedules.EDM(sigma_max=16.0), prediction="x0"
+    )
     grid = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.0])
     for start, aggregate in itertools.product(("fixed", "free"), ("joint", "median")):
-        found = oss(model, torch.ones(2, 3), 3, teacher=fs.solvers.euler(model, grid), start=start, aggregate=aggregate)
+        found = oss(
+            model,
+            torch.ones(2, 3),
+            3,
+            teacher=fs.solvers.euler(model, grid),
+            start=start,
+            aggregate=aggregate,
+        )
         assert found.error == {1: 0.0, 2: 0.0, 3: 0.0}
-        assert {m: at.tolist() for m, at in found.indices.items()} == {1: [0, 5], 2: [0, 1, 5], 3: [0, 1, 2, 5]}
+        assert {m: at.tolist() for m, at in found.indices.items()} == {
+            1: [0, 5],
+            2: [0, 1, 5],
+            3: [0, 1, 2, 5],
+        }
 
 
 def test_model_words_follow_their_samples():
@@ -216,16 +312,33 @@ def test_model_words_follow_their_samples():
         return law.fn(x, t) * gain + shift.reshape(-1, 1)
 
     def fused(x, t, shift):
-        return 2.5 * fn(x, t, shift, 1.0) + (1 - 2.5) * fn(x, t, torch.zeros(len(x), **TORCH64), 0.8)
+        return 2.5 * fn(x, t, shift, 1.0) + (1 - 2.5) * fn(
+            x, t, torch.zeros(len(x), **TORCH64), 0.8
+        )
 
     cond, uncond = {"shift": shift, "gain": 1.0}, {"shift": torch.zeros(6, **TORCH64), "gain": 0.8}
-    whole = oss(fs.Model(fused, schedule=schedule, prediction="x0"), z, 3, teacher=plan, cond={"shift": shift})
+    whole = oss(
+        fs.Model(fused, schedule=schedule, prediction="x0"),
+        z,
+        3,
+        teacher=plan,
+        cond={"shift": shift},
+    )
     for batch in (2, 5, 256):
         split = oss(
-            fs.Model(fn, schedule=schedule, prediction="x0"), z, 3, teacher=plan, cond=cond, uncond=uncond, guidance=2.5, batch_size=batch
+            fs.Model(fn, schedule=schedule, prediction="x0"),
+            z,
+            3,
+            teacher=plan,
+            cond=cond,
+            uncond=uncond,
+            guidance=2.5,
+            batch_size=batch,
         )
         assert split.error == pytest.approx(whole.error, rel=1e-12) and split.nfe == whole.nfe
-        assert [at.tolist() for at in split.indices.values()] == [at.tolist() for at in whole.indices.values()]
+        assert [at.tolist() for at in split.indices.values()] == [
+            at.tolist() for at in whole.indices.values()
+        ]
         assert split.plan.G == 2 and split.plan.note["found"]["guidance"] == 2.5
 
 
@@ -237,21 +350,31 @@ def test_any_deterministic_plan_teaches(teacher):
     np.testing.assert_array_equal(found.grid, grid)
     assert found.nfe == plan.nfe + found.agreement_nfe + 2 * 7 - 1 - 1
     target = fs.metrics.run(plan, model, z, state_dtype=torch.float64)
-    assert fs.metrics.mse(fs.metrics.run(found.plan, model, z, state_dtype=torch.float64), target) == pytest.approx(
-        found.error[2], rel=1e-9
-    )
+    assert fs.metrics.mse(
+        fs.metrics.run(found.plan, model, z, state_dtype=torch.float64), target
+    ) == pytest.approx(found.error[2], rel=1e-9)
 
 
 def test_shape_and_seed_draw_the_noise_and_float32_is_the_default():
     model, _, grid = problem()
-    found, again, other = (oss(model, (4, 5), 2, teacher=taught(model, grid), seed=seed) for seed in (7, 7, 8))
+    found, again, other = (
+        oss(model, (4, 5), 2, teacher=taught(model, grid), seed=seed) for seed in (7, 7, 8)
+    )
     assert found.error == again.error != other.error
-    assert found.plan.note["found"]["noise"] == again.plan.note["found"]["noise"] != other.plan.note["found"]["noise"]
+    assert (
+        found.plan.note["found"]["noise"]
+        == again.plan.note["found"]["noise"]
+        != other.plan.note["found"]["noise"]
+    )
     assert found.plan.note["found"]["seed"] == 7 and found.samples == 4
     exact = oss(model, (4, 5), 2, teacher=taught(model, grid), seed=7, state_dtype=torch.float64)
     assert exact.error != found.error and exact.error == pytest.approx(found.error, rel=1e-4)
     asked = []
-    half = fs.Model(lambda x, t: (asked.append(x.dtype), model.fn(x, t))[1], schedule=model.schedule, prediction="x0")
+    half = fs.Model(
+        lambda x, t: (asked.append(x.dtype), model.fn(x, t))[1],
+        schedule=model.schedule,
+        prediction="x0",
+    )
     oss(half, torch.ones(2, 5, dtype=torch.bfloat16), 2, teacher=taught(model, grid))
     assert set(asked) == {torch.bfloat16}
 
@@ -271,8 +394,15 @@ def test_provenance():
         "guidance": None,
     }
     assert expected.items() <= found.items()
-    assert found["teacher"].items() >= {"solver": "dpmpp_3m", "nfe": 7}.items() and found["compared"] == "not compared"
-    assert found["start_label"] == grid[found["indices"][0]] and found["error"] > 0 and found["seconds"] >= 0
+    assert (
+        found["teacher"].items() >= {"solver": "dpmpp_3m", "nfe": 7}.items()
+        and found["compared"] == "not compared"
+    )
+    assert (
+        found["start_label"] == grid[found["indices"][0]]
+        and found["error"] > 0
+        and found["seconds"] >= 0
+    )
 
 
 def test_plans_are_saved_whole(tmp_path):

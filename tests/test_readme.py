@@ -20,7 +20,9 @@ def blocks(language):
 
 
 def readme_tables():
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "tools" / "readme_tables.py")
+    spec = importlib.util.spec_from_file_location(
+        "readme_tables", ROOT / "tools" / "readme_tables.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,7 +32,9 @@ def test_the_example_prints_what_readme_shows(tmp_path):
     example, shown = blocks("python")[0], blocks("text")[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 8
     tree = {**os.environ, "PYTHONPATH": str(ROOT)}  # from the tree, installed or not
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path, env=tree)
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path, env=tree
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == shown
 
@@ -56,7 +60,11 @@ def test_a_changed_result_is_seen():
     figure.update(target=3, better="higher", met=False, note="why")
     record = {"machine": "m", "processor": "P", "vector": "", "cores": 2, "date": "2026-01-02"}
     record["rows"] = [{"group": "step", "figures": [figure]}]
-    older = {**record, "date": "2026-01-01", "rows": [{"group": "step", "figures": [{**figure, "value": 9.0}]}]}
+    older = {
+        **record,
+        "date": "2026-01-01",
+        "rows": [{"group": "step", "figures": [{**figure, "value": 9.0}]}],
+    }
     made = tables.filled("<!-- table: step -->\nold\n<!-- end -->", [record, older])
     assert made == (
         "<!-- table: step -->\n| what | median (quartiles) | target |\n|---|---|---|\n| a step | 2 x (1.5–2.5) | ≥ 3 x **missed** |\n\n"

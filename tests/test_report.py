@@ -17,7 +17,10 @@ def test_table():
     assert report.table(("name", "dB"), [("a", "1.00"), ("longer", "12.50")]) == (
         "name       dB\n-------------\na        1.00\nlonger  12.50"
     )
-    assert report.table(("name", "dB"), [("a|b", 3)], markdown=True) == "| name | dB |\n| --- | ---: |\n| a\\|b | 3 |"
+    assert (
+        report.table(("name", "dB"), [("a|b", 3)], markdown=True)
+        == "| name | dB |\n| --- | ---: |\n| a\\|b | 3 |"
+    )
     assert report.table(("x",), [("\x1b[31mred\n",)]).splitlines()[2] == "\\x1b[31mred\\n"
     with pytest.raises(ValueError, match="another length"):
         report.table(("a", "b"), [("1",)])
@@ -27,7 +30,11 @@ def test_image_grid():
     images = torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     sheet = report.image_grid(images, columns=2, pad=1)
     assert sheet.shape == (7, 7) and sheet.dtype == np.uint8
-    assert (sheet[1:3, 1:3] == 0).all() and (sheet[1:3, 4:6] == 255).all() and (sheet[4:6, 1:3] == 128).all()
+    assert (
+        (sheet[1:3, 1:3] == 0).all()
+        and (sheet[1:3, 4:6] == 255).all()
+        and (sheet[4:6, 1:3] == 128).all()
+    )
     assert (sheet[0] == 255).all() and (sheet[4:6, 4:6] == 255).all()
     wild = np.array([np.nan, np.inf, -np.inf, 5.0]).reshape(4, 1, 1)
     assert report.image_grid(wild, columns=4, pad=0).ravel().tolist() == [0, 255, 0, 255]
@@ -48,7 +55,9 @@ def read_png(data):
     while at < len(data):
         (size,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
         body = data[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(kind + body)
+        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(
+            kind + body
+        )
         chunks[kind], at = body, at + 12 + size
     width, height, depth, colour, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     assert (depth, rest) == (8, [0, 0, 0]) and chunks[b"IEND"] == b""
@@ -66,8 +75,12 @@ def test_png(shape):
 def test_save_images_and_npy(tmp_path):
     images = torch.linspace(-1, 1, 8).reshape(2, 1, 2, 2)
     report.save_images(tmp_path / "a.png", images, columns=2, zoom=2)
-    np.testing.assert_array_equal(read_png((tmp_path / "a.png").read_bytes())[::2, ::2], report.image_grid(images, 2))
-    np.testing.assert_array_equal(np.load(io.BytesIO(report.npy(images)), allow_pickle=False), images.numpy())
+    np.testing.assert_array_equal(
+        read_png((tmp_path / "a.png").read_bytes())[::2, ::2], report.image_grid(images, 2)
+    )
+    np.testing.assert_array_equal(
+        np.load(io.BytesIO(report.npy(images)), allow_pickle=False), images.numpy()
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -79,12 +92,25 @@ def plans():
 def test_pictures_are_png_files(tmp_path):
     from matplotlib.image import imread
 
-    report.samples_picture(tmp_path / "samples.png", {"a": torch.zeros(4, 1, 8, 8), "b": torch.ones(4, 1, 8, 8)}, "title", columns=4)
-    report.schedules_picture(tmp_path / "schedules.png", {f"{n}": plan for n, plan in plans().items()}, "title")
-    report.error_picture(tmp_path / "error.png", {"a": {4: 20.0, 8: 30.0}, "b": {4: 22.0, 8: float("inf")}}, "title")
+    report.samples_picture(
+        tmp_path / "samples.png",
+        {"a": torch.zeros(4, 1, 8, 8), "b": torch.ones(4, 1, 8, 8)},
+        "title",
+        columns=4,
+    )
+    report.schedules_picture(
+        tmp_path / "schedules.png", {f"{n}": plan for n, plan in plans().items()}, "title"
+    )
+    report.error_picture(
+        tmp_path / "error.png", {"a": {4: 20.0, 8: 30.0}, "b": {4: 22.0, 8: float("inf")}}, "title"
+    )
     for path in tmp_path.iterdir():
         pixels = imread(path)
-        assert pixels.shape[0] > 100 and pixels.shape[1] > 300 and 0.01 < (pixels[..., :3].mean(-1) < 0.9).mean() < 0.9
+        assert (
+            pixels.shape[0] > 100
+            and pixels.shape[1] > 300
+            and 0.01 < (pixels[..., :3].mean(-1) < 0.9).mean() < 0.9
+        )
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -121,6 +147,11 @@ def test_doctor_names_every_part_and_a_remedy(monkeypatch):
 
     choice = select("cpu", torch.float32)
     assert found["cpu, float32"] == f"{choice.name} ({choice.reason})"
-    monkeypatch.setattr(report, "_version", lambda name: None if name in ("matplotlib", "cma") else "1.0")
+    monkeypatch.setattr(
+        report, "_version", lambda name: None if name in ("matplotlib", "cma") else "1.0"
+    )
     found = dict(report.doctor())
-    assert "pip install 'fastsample[demo]'" in found["matplotlib"] and "pip install 'fastsample[optimize]'" in found["cma"]
+    assert (
+        "pip install 'fastsample[demo]'" in found["matplotlib"]
+        and "pip install 'fastsample[optimize]'" in found["cma"]
+    )

@@ -25,11 +25,20 @@ def drawing(name, model=MODEL):
 
 
 def plan_of(name="dpmpp_2m", n=5, model=MODEL, **options):
-    return SOLVERS[name](model, grids.uniform(model.schedule, n) if model is MODEL else grids.karras(model.schedule, n), **options)
+    return SOLVERS[name](
+        model,
+        grids.uniform(model.schedule, n) if model is MODEL else grids.karras(model.schedule, n),
+        **options,
+    )
 
 
 def unit(batch=3, *sizes, seed=0, dtype=torch.float32):
-    return torch.randn(batch, *(sizes or (2, 5)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        batch,
+        *(sizes or (2, 5)),
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    ).to(dtype)
 
 
 def tell(t, x):
@@ -49,15 +58,27 @@ def finish(run, model=net):
 
 def by_interpreter(plan, start, seed, *, first=0, model=None, dtype=np.float64, **options):
     """Sample by sample, by the oracle."""
-    model = model or (lambda x, t, row, call: [x * 0.3 + x * x * 0.05 * (dtype(t[0]) * dtype(0.001) + dtype(0.5))])
+    model = model or (
+        lambda x, t, row, call: [x * 0.3 + x * x * 0.05 * (dtype(t[0]) * dtype(0.001) + dtype(0.5))]
+    )
     results, D = [], start[0].numel()
     for b in range(len(start)):
 
         def noise(k, b=b):
-            return options["own"][b] if k == 0 and "own" in options else normal(torch.tensor([seed + b]), torch.tensor([k]), D)[0].numpy()
+            return (
+                options["own"][b]
+                if k == 0 and "own" in options
+                else normal(torch.tensor([seed + b]), torch.tensor([k]), D)[0].numpy()
+            )
 
         one = {k: v[b].numpy().ravel() for k, v in options.items() if k != "own"}
-        results.append(torch.from_numpy(interpreter.run(plan, start[b].numpy().ravel(), model, noise, first=first, dtype=dtype, **one)))
+        results.append(
+            torch.from_numpy(
+                interpreter.run(
+                    plan, start[b].numpy().ravel(), model, noise, first=first, dtype=dtype, **one
+                )
+            )
+        )
     return torch.stack(results).view(start.shape)
 
 
@@ -83,18 +104,36 @@ def test_every_solver_runs_as_the_interpreter(name, model, backend):
 def test_float32_is_the_interpreters_float32_to_the_bit(name, backend):
     plan = plan_of(name, **drawing(name))
     z = unit()
-    model = lambda x, t, row, call: [net(torch.from_numpy(x)[None], torch.tensor([t[0]], dtype=torch.float32))[0].numpy()]  # noqa: E731
-    assert torch.equal(finish(Run(plan, noise=z, seed=11, backend=backend)).x, by_interpreter(plan, z, 11, model=model, dtype=np.float32))
+    model = lambda x, t, row, call: [
+        net(torch.from_numpy(x)[None], torch.tensor([t[0]], dtype=torch.float32))[0].numpy()
+    ]  # noqa: E731
+    assert torch.equal(
+        finish(Run(plan, noise=z, seed=11, backend=backend)).x,
+        by_interpreter(plan, z, 11, model=model, dtype=np.float32),
+    )
 
 
-@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "model_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
 @pytest.mark.skipif(bool(native.MISSING), reason="compares the native backend")
 def test_backends_agree_to_the_bit_in_every_model_dtype(model_dtype):
-    for plan in (plan_of("unipc", 6), plan_of("dpmpp_2m_sde", 6), plan_of("heun", 4, EDM, s_churn=2.0)):
+    for plan in (
+        plan_of("unipc", 6),
+        plan_of("dpmpp_2m_sde", 6),
+        plan_of("heun", 4, EDM, s_churn=2.0),
+    ):
         for state in (torch.float32, torch.float64):
             runs = [
                 finish(
-                    Run(plan, noise=unit(), seed=4, backend=b, model_dtype=model_dtype, state_dtype=state),
+                    Run(
+                        plan,
+                        noise=unit(),
+                        seed=4,
+                        backend=b,
+                        model_dtype=model_dtype,
+                        state_dtype=state,
+                    ),
                     lambda x, t: net(x, t.to(x.dtype)),
                 )
                 for b in BACKENDS
@@ -120,8 +159,12 @@ def test_the_model_is_asked_once_a_row_at_the_plans_times_and_scales(name):
 def test_the_model_reads_the_state_itself_where_nothing_scales_it():
     run = Run(plan_of("dpmpp_2m"), noise=unit())
     assert run.model_input is run.x
-    assert Run(plan_of("dpmpp_2m"), noise=unit(), model_dtype=torch.bfloat16).model_input is not run.x
-    assert Run(plan_of("dpmpp_2m", model=EDM), noise=unit()).model_input.data_ptr() != run.x.data_ptr()
+    assert (
+        Run(plan_of("dpmpp_2m"), noise=unit(), model_dtype=torch.bfloat16).model_input is not run.x
+    )
+    assert (
+        Run(plan_of("dpmpp_2m", model=EDM), noise=unit()).model_input.data_ptr() != run.x.data_ptr()
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,14 +172,21 @@ def test_a_sample_of_a_batch_is_the_sample_alone(backend):
     plan, z = plan_of("dpmpp_2m_sde"), unit(4)
     whole = finish(Run(plan, noise=z, seed=[5, 9, 2**63 + 1, -3], backend=backend))
     for b, seed in enumerate([5, 9, 2**63 + 1, -3]):
-        assert same(finish(Run(plan, noise=z[b : b + 1], seed=seed, backend=backend)).x, whole.x[b : b + 1])
-    assert same(finish(Run(plan, noise=z, seed=torch.tensor([5, 9, -(2**63) + 1, -3]), backend=backend)).x, whole.x)
+        assert same(
+            finish(Run(plan, noise=z[b : b + 1], seed=seed, backend=backend)).x, whole.x[b : b + 1]
+        )
+    assert same(
+        finish(Run(plan, noise=z, seed=torch.tensor([5, 9, -(2**63) + 1, -3]), backend=backend)).x,
+        whole.x,
+    )
 
 
 def test_noise_from_the_seeds():
     plan = plan_of("euler_ancestral")
     drawn = normal(torch.tensor([7, 8]), torch.tensor([0, 0]), 10).view(2, 2, 5)
-    assert same(finish(Run(plan, shape=(2, 2, 5), seed=7)).x, finish(Run(plan, noise=drawn, seed=7)).x)
+    assert same(
+        finish(Run(plan, shape=(2, 2, 5), seed=7)).x, finish(Run(plan, noise=drawn, seed=7)).x
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -147,9 +197,14 @@ def test_an_image_is_noised_and_finished(backend):
     level = float(plan.alpha[1]), float(plan.sigma[1])
     assert torch.allclose(run.x, level[0] * image + level[1] * z, rtol=0, atol=1e-6)
     assert same(finish(run).x, finish(Run(plan, latent=image, noise_source=[z], backend=backend)).x)
-    assert same(finish(Run(plan, latent=image, noise_source=lambda row, k: z, backend=backend)).x, run.x)
+    assert same(
+        finish(Run(plan, latent=image, noise_source=lambda row, k: z, backend=backend)).x, run.x
+    )
     drawn = normal(torch.arange(2, 5), torch.zeros(3, dtype=torch.int64), 10).view(3, 2, 5)
-    assert same(finish(Run(plan, latent=image, seed=2, backend=backend)).x, finish(Run(plan, latent=image, noise=drawn, backend=backend)).x)
+    assert same(
+        finish(Run(plan, latent=image, seed=2, backend=backend)).x,
+        finish(Run(plan, latent=image, noise=drawn, backend=backend)).x,
+    )
 
 
 def test_a_state_enters_at_an_entry():
@@ -170,18 +225,53 @@ def test_inpainting_is_the_interpreters(name, backend):
     plan = plan_of(name, inpaint=True, **drawing(name))
     z, known = unit(dtype=torch.float64), unit(seed=8, dtype=torch.float64)
     mask = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    run = finish(Run(plan, noise=z, seed=11, state_dtype=torch.float64, mask=mask, known=known, backend=backend))
+    run = finish(
+        Run(
+            plan,
+            noise=z,
+            seed=11,
+            state_dtype=torch.float64,
+            mask=mask,
+            known=known,
+            backend=backend,
+        )
+    )
     own = z.flatten(1).numpy()  # noise id 0 is the noise the run began with
     assert same(run.x, by_interpreter(plan, z, 11, mask=mask, known=known, own=own))
-    one = finish(Run(plan, noise=z, seed=11, state_dtype=torch.float64, mask=mask[:1], known=known[:1], backend=backend)).x
+    one = finish(
+        Run(
+            plan,
+            noise=z,
+            seed=11,
+            state_dtype=torch.float64,
+            mask=mask[:1],
+            known=known[:1],
+            backend=backend,
+        )
+    ).x
     many = Run(
-        plan, noise=z, seed=11, state_dtype=torch.float64, mask=mask[:1].expand(3, 2, 5), known=known[:1].expand(3, 2, 5), backend=backend
+        plan,
+        noise=z,
+        seed=11,
+        state_dtype=torch.float64,
+        mask=mask[:1].expand(3, 2, 5),
+        known=known[:1].expand(3, 2, 5),
+        backend=backend,
     )
     assert same(one, finish(many).x)
     kept = finish(
-        Run(plan, noise=z, state_dtype=torch.float64, mask=torch.ones(1, 1, 1, dtype=torch.float64), known=known, backend=backend)
+        Run(
+            plan,
+            noise=z,
+            state_dtype=torch.float64,
+            mask=torch.ones(1, 1, 1, dtype=torch.float64),
+            known=known,
+            backend=backend,
+        )
     )
-    assert close(kept.x, known, 2, (known.abs() + kept.x0.abs()).max())  # x' + (y - x') is y but for two roundings; here x' is x0
+    assert close(
+        kept.x, known, 2, (known.abs() + kept.x0.abs()).max()
+    )  # x' + (y - x') is y but for two roundings; here x' is x0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -202,7 +292,11 @@ def test_mean_and_std_of_a_stochastic_row(backend):
 
 def test_noise_source_replaces_philox():
     plan, z, calls = plan_of("euler_ancestral"), unit(), []
-    own = {int(k): normal(torch.arange(3, 6), torch.full((3,), int(k)), 10).view(3, 2, 5) for k in plan.ids.ravel() if k > 0}
+    own = {
+        int(k): normal(torch.arange(3, 6), torch.full((3,), int(k)), 10).view(3, 2, 5)
+        for k in plan.ids.ravel()
+        if k > 0
+    }
 
     def source(row, k):
         calls.append((row, k))
@@ -210,7 +304,9 @@ def test_noise_source_replaces_philox():
 
     expected = finish(Run(plan, noise=z, seed=3)).x
     assert same(finish(Run(plan, noise=z, noise_source=source)).x, expected)
-    assert calls == [(row, int(plan.ids[row, 0])) for row in range(plan.rows) if plan.ids[row, 0] > 0]
+    assert calls == [
+        (row, int(plan.ids[row, 0])) for row in range(plan.rows) if plan.ids[row, 0] > 0
+    ]
     assert same(finish(Run(plan, noise=z, noise_source=list(own.values()))).x, expected)
 
 
@@ -234,7 +330,9 @@ def test_assigning_the_state_refreshes_the_model_input():
     new = unit(seed=9)
     run.x = new
     assert torch.equal(run.x, new)
-    assert torch.equal(run.model_input, torch.tensor(run.plan.c[run.row - 1], dtype=torch.float32) * new)
+    assert torch.equal(
+        run.model_input, torch.tensor(run.plan.c[run.row - 1], dtype=torch.float32) * new
+    )
     with pytest.raises(ValueError, match="Run.x: .* for a state of"):
         run.x = new[:1]
 

@@ -22,9 +22,21 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"latent": unit()}, ValueError, "pass exactly one of"),
         ({"noise": np.zeros(3)}, TypeError, "noise is a ndarray"),
         ({"noise": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "noise is torch.int64"),
-        ({"noise": torch.tensor([[1.0, math.nan], [0, 0]])}, ValueError, "noise holds NaN or Inf in sample 0"),
-        ({"noise": torch.tensor([[1.0, 0], [math.inf, 0]])}, ValueError, "noise holds NaN or Inf in sample 1"),
-        ({"noise": unit(1, 32, 32) * 14.6}, ValueError, "noise has standard deviation .*already scaled by sigma\\? pass latent="),
+        (
+            {"noise": torch.tensor([[1.0, math.nan], [0, 0]])},
+            ValueError,
+            "noise holds NaN or Inf in sample 0",
+        ),
+        (
+            {"noise": torch.tensor([[1.0, 0], [math.inf, 0]])},
+            ValueError,
+            "noise holds NaN or Inf in sample 1",
+        ),
+        (
+            {"noise": unit(1, 32, 32) * 14.6},
+            ValueError,
+            "noise has standard deviation .*already scaled by sigma\\? pass latent=",
+        ),
         ({"noise": unit(1, 32, 32) * 0.7}, ValueError, "noise has standard deviation"),
         ({"noise": unit().requires_grad_()}, RuntimeError, "differentiable=True"),
         ({"noise": unit(), "device": "meta"}, ValueError, "noise is on cpu and device=meta"),
@@ -32,8 +44,16 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"noise": None, "shape": 5}, ValueError, "shape is 5; a batch size"),
         ({"noise": None, "shape": "ab"}, ValueError, "shape is 'ab'; a batch size"),
         ({"noise": None, "shape": (2.5, 3)}, ValueError, r"shape is \(2.5, 3\); a batch size"),
-        ({"noise": None, "shape": (2, 3), "device": "cuda:99"}, ValueError, "device='cuda:99' cannot be used .*'cpu'"),
-        ({"noise": None, "shape": (2, 3), "device": "bogus"}, ValueError, "device='bogus' cannot be used .*'cpu'"),
+        (
+            {"noise": None, "shape": (2, 3), "device": "cuda:99"},
+            ValueError,
+            "device='cuda:99' cannot be used .*'cpu'",
+        ),
+        (
+            {"noise": None, "shape": (2, 3), "device": "bogus"},
+            ValueError,
+            "device='bogus' cannot be used .*'cpu'",
+        ),
         ({"device": "bogus"}, ValueError, "device='bogus' cannot be used .*'cpu'"),
         (
             {"noise": None, "latent": unit(), "start": 3},
@@ -43,9 +63,21 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"noise": None, "latent": unit(), "start": 0}, ValueError, "start=0 is not an entry"),
         ({"noise": None, "latent": unit(), "start": 99}, ValueError, "start=99 is not an entry"),
         ({"noise": None, "latent": unit(), "start": 1.0}, TypeError, "start is 1.0; a row number"),
-        ({"noise": None, "latent": unit(), "start": True}, TypeError, "start is True; a row number"),
-        ({"noise": None, "latent": unit(), "start": torch.tensor(True)}, TypeError, r"start is tensor\(True\); a row number"),
-        ({"noise": None, "latent": unit(), "start": np.float64(1)}, TypeError, "start is .*1.0.*; a row number"),
+        (
+            {"noise": None, "latent": unit(), "start": True},
+            TypeError,
+            "start is True; a row number",
+        ),
+        (
+            {"noise": None, "latent": unit(), "start": torch.tensor(True)},
+            TypeError,
+            r"start is tensor\(True\); a row number",
+        ),
+        (
+            {"noise": None, "latent": unit(), "start": np.float64(1)},
+            TypeError,
+            "start is .*1.0.*; a row number",
+        ),
         ({"start": False}, TypeError, "start is False; a row number"),
         ({"start": 2}, ValueError, "start=2 needs the state at that row"),
         ({"seed": [1, 2]}, ValueError, "seed holds 2 values for a batch of 1"),
@@ -58,9 +90,21 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"guidance": 3.0}, ValueError, "the plan has no guidance scale; .*guided"),
         ({"noise_scale": [1.0, 2.0]}, ValueError, "noise_scale has shape"),
         ({"noise_scale": math.nan}, ValueError, "noise_scale is not finite"),
-        ({"noise_scale": torch.ones(1, requires_grad=True)}, RuntimeError, "noise_scale requires grad"),
-        ({"mask": torch.ones(1, 32, 32)}, ValueError, "known is given without|mask is given without"),
-        ({"mask": torch.ones(1, 32, 32), "known": unit(1, 32, 32)}, ValueError, "no row of this plan blends .*inpaint=True"),
+        (
+            {"noise_scale": torch.ones(1, requires_grad=True)},
+            RuntimeError,
+            "noise_scale requires grad",
+        ),
+        (
+            {"mask": torch.ones(1, 32, 32)},
+            ValueError,
+            "known is given without|mask is given without",
+        ),
+        (
+            {"mask": torch.ones(1, 32, 32), "known": unit(1, 32, 32)},
+            ValueError,
+            "no row of this plan blends .*inpaint=True",
+        ),
         ({"state_dtype": torch.bfloat16}, TypeError, "state_dtype torch.bfloat16"),
         ({"backend": "fortran"}, ValueError, "'fortran' .* is unknown"),
     ],
@@ -95,17 +139,27 @@ def test_a_latent_is_a_state_or_an_image_and_the_call_says_which(road):
         r".*begin from an image, .*plan.remake\(start="
     )
     for plan in (plan_of("dpmpp_2m"), plan_of("dpmpp_2m", inpaint=True)):
-        with pytest.raises(ValueError, match=f"latent= is given without start= .*made for noise; {either}"):
+        with pytest.raises(
+            ValueError, match=f"latent= is given without start= .*made for noise; {either}"
+        ):
             run(plan, latent=image)
     made = plan_of("dpmpp_2m", 8, start=3)
-    with pytest.raises(ValueError, match="noise= stands beside the state at row 1, and no row from there on reads it"):
+    with pytest.raises(
+        ValueError,
+        match="noise= stands beside the state at row 1, and no row from there on reads it",
+    ):
         run(made, latent=image, noise=unit(), start=1)
     if road in ("Run", "eager", "differentiable"):  # compiled in test_compile
         whole = Run(made, latent=image, noise=unit())
         state = whole.x.clone()
         assert same(run(made, latent=state, start=1), finish(whole).x)
-        assert same(run(made, latent=image, noise=unit(), start=0), whole.x), "row 0 takes the image, said or not"
-        assert same(run(plan_of("dpmpp_2m"), latent=unit(), start=torch.tensor(1)), run(plan_of("dpmpp_2m"), noise=unit()))
+        assert same(run(made, latent=image, noise=unit(), start=0), whole.x), (
+            "row 0 takes the image, said or not"
+        )
+        assert same(
+            run(plan_of("dpmpp_2m"), latent=unit(), start=torch.tensor(1)),
+            run(plan_of("dpmpp_2m"), noise=unit()),
+        )
 
 
 def test_noise_stands_beside_a_state_where_a_later_row_reads_it():
@@ -162,7 +216,11 @@ def test_masks_that_do_not_fit_are_refused():
         ),
         (torch.zeros(3, 2, 5, dtype=torch.int64), TypeError, "returned torch.int64"),
         (torch.zeros(3, 2, 5, device="meta"), ValueError, "on meta"),
-        (torch.zeros(3, 2, 5).requires_grad_(), RuntimeError, "requires grad.*no_grad.*differentiable=True"),
+        (
+            torch.zeros(3, 2, 5).requires_grad_(),
+            RuntimeError,
+            "requires grad.*no_grad.*differentiable=True",
+        ),
         (torch.zeros(3, 2, 5).to_sparse(), (TypeError, ValueError), "sparse"),
         (np.zeros((3, 2, 5)), TypeError, "returned a ndarray"),
         (None, TypeError, "returned a NoneType"),

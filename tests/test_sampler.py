@@ -35,7 +35,12 @@ def plan_of(name="dpmpp_2m", n=5, **options):
 
 
 def unit(batch=3, *sizes, seed=0, dtype=torch.float32):
-    return torch.randn(batch, *(sizes or (2, 5)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        batch,
+        *(sizes or (2, 5)),
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    ).to(dtype)
 
 
 def by_hand(plan, z, model=net, **options):
@@ -49,7 +54,10 @@ def by_hand(plan, z, model=net, **options):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_loop_is_the_runs(name, backend):
     plan, z = plan_of(name), unit()
-    assert same(Sampler(plan, MODEL, backend=backend)(noise=z, seed=3), by_hand(plan, z, seed=3, backend=backend))
+    assert same(
+        Sampler(plan, MODEL, backend=backend)(noise=z, seed=3),
+        by_hand(plan, z, seed=3, backend=backend),
+    )
 
 
 def test_conditions_reach_the_model():
@@ -61,13 +69,23 @@ def test_conditions_reach_the_model():
 @pytest.mark.parametrize("batched", [True, False])
 def test_guidance_in_one_call_or_two(batched):
     plan, z, seen = plan_of(), unit(), []
-    cond, uncond, scale = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3), torch.tensor([1.0, 3.0, 5.0])
+    cond, uncond, scale = (
+        torch.tensor([1.0, 2.0, 3.0]),
+        torch.zeros(3),
+        torch.tensor([1.0, 3.0, 5.0]),
+    )
 
     def recording(x, t, label):
         seen.append((len(x), len(t), len(label)))
         return net(x, t, label=label)
 
-    got = Sampler(plan, recording)(noise=z, cond={"label": cond}, uncond={"label": uncond}, guidance=scale, batched_guidance=batched)
+    got = Sampler(plan, recording)(
+        noise=z,
+        cond={"label": cond},
+        uncond={"label": uncond},
+        guidance=scale,
+        batched_guidance=batched,
+    )
     run = Run(guided(plan), noise=z, guidance=scale)
     while not run.done:
         run.step([net(run.model_input, run.t, label=label) for label in (cond, uncond)])
@@ -77,33 +95,50 @@ def test_guidance_in_one_call_or_two(batched):
 
 def test_rows_outside_the_interval_ask_one_branch():
     levels = plan_of().alpha[1:-1], plan_of().sigma[1:-1]
-    plan, seen = guided(plan_of(), interval=(-0.1 + float(np.log(levels[0][2] / levels[1][2])), np.inf)), []
+    plan, seen = (
+        guided(plan_of(), interval=(-0.1 + float(np.log(levels[0][2] / levels[1][2])), np.inf)),
+        [],
+    )
 
     def recording(x, t, label):
         seen.append(len(x))
         return net(x, t, label=label)
 
-    Sampler(plan, recording)(noise=unit(), cond={"label": torch.ones(3)}, uncond={"label": torch.zeros(3)}, guidance=3.0)
+    Sampler(plan, recording)(
+        noise=unit(), cond={"label": torch.ones(3)}, uncond={"label": torch.zeros(3)}, guidance=3.0
+    )
     assert seen == [3, 3, 6, 6, 6]
 
 
 def test_three_branches():
     plan, z = plan_of(), unit()
     branches = [{"shift": v} for v in (0.1, -0.2, 0.3)]
-    got = Sampler(plan, MODEL)(noise=z, branches=branches, guidance=[2.0, 0.5], batched_guidance=False)
-    want = by_hand(plan, z, lambda x, t: (b := net(x, t, 0.3)) + 2.0 * (net(x, t, 0.1) - b) + 0.5 * (net(x, t, -0.2) - b))
+    got = Sampler(plan, MODEL)(
+        noise=z, branches=branches, guidance=[2.0, 0.5], batched_guidance=False
+    )
+    want = by_hand(
+        plan,
+        z,
+        lambda x, t: (
+            (b := net(x, t, 0.3)) + 2.0 * (net(x, t, 0.1) - b) + 0.5 * (net(x, t, -0.2) - b)
+        ),
+    )
     assert torch.allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_the_callback_sees_and_may_change_the_state_and_may_stop():
     plan, z, seen = plan_of(), unit(), []
-    Sampler(plan, MODEL)(noise=z, callback=lambda step, x, x0: seen.append((step, x.clone(), x0.clone())))
+    Sampler(plan, MODEL)(
+        noise=z, callback=lambda step, x, x0: seen.append((step, x.clone(), x0.clone()))
+    )
     assert [s[0] for s in seen] == list(range(plan.nfe))
     run = Run(plan, noise=z)
     for _, x, x0 in seen:
         run.step(net(run.model_input, run.t))
         assert same(run.x, x) and same(run.x0, x0)
-    changed = Sampler(plan, MODEL)(noise=z, callback=lambda step, x, x0: x * 0 if step == plan.nfe - 1 else None)
+    changed = Sampler(plan, MODEL)(
+        noise=z, callback=lambda step, x, x0: x * 0 if step == plan.nfe - 1 else None
+    )
     assert not changed.any()
 
     class Enough(Exception):
@@ -149,19 +184,30 @@ def test_images_states_and_masks(options):
     assert same(make(plan)(latent=image, noise=z), run.x)
     plan = plan_of()
     assert same(make(plan)(latent=z, start=1), by_hand(plan, z))
-    plan, mask = plan_of("euler_ancestral", inpaint=True), torch.rand(3, 1, 5, generator=torch.Generator().manual_seed(1))
-    assert same(make(plan)(noise=z, seed=4, mask=mask, known=image), by_hand(plan, z, seed=4, mask=mask, known=image))
+    plan, mask = (
+        plan_of("euler_ancestral", inpaint=True),
+        torch.rand(3, 1, 5, generator=torch.Generator().manual_seed(1)),
+    )
+    assert same(
+        make(plan)(noise=z, seed=4, mask=mask, known=image),
+        by_hand(plan, z, seed=4, mask=mask, known=image),
+    )
 
 
 @pytest.mark.parametrize("name", ["unipc", "dpmpp_2m_sde", "heun"])
 def test_the_differentiable_path_gives_the_same_bits(name):
     plan, z = plan_of(name), unit()
-    assert same(Sampler(plan, MODEL, differentiable=True)(noise=z, seed=2), by_hand(plan, z, seed=2))
+    assert same(
+        Sampler(plan, MODEL, differentiable=True)(noise=z, seed=2), by_hand(plan, z, seed=2)
+    )
 
 
 def test_gradients_reach_noise_conditions_and_the_plan():
     plan = plan_of("dpmpp_2m_sde", 3)
-    z, label = unit(2, 3, dtype=torch.float64).requires_grad_(), torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    z, label = (
+        unit(2, 3, dtype=torch.float64).requires_grad_(),
+        torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True),
+    )
     table = inplace.table(plan, torch.float64, torch.device("cpu")).f.clone()
     reads = torch.zeros_like(table)
     reads[1:-1, [0, inplace.Layout(plan.S, plan.G, plan.L, plan.K, plan.E).p]] = 1
@@ -182,7 +228,9 @@ def test_gradients_reach_noise_conditions_and_the_plan():
             moved[k] = value + sign * step * along
             ends.append(run(*moved).square().sum().item())
         slope = (ends[0] - ends[1]) / (2 * step)
-        assert abs(slope - float((gradients[k] * along).sum())) <= 1e-6 * max(1.0, abs(slope)), "central difference, error of order step^2"
+        assert abs(slope - float((gradients[k] * along).sum())) <= 1e-6 * max(1.0, abs(slope)), (
+            "central difference, error of order step^2"
+        )
 
 
 def test_two_threads_on_one_sampler():
@@ -191,7 +239,14 @@ def test_two_threads_on_one_sampler():
     noises = [unit(2, 4, 33, seed=k) for k in range(8)]
 
     def work(k):
-        results[k] = sampler(noise=noises[k], seed=k, cond={"shift": 0.1}, uncond={"shift": 0.0}, guidance=2.0, batched_guidance=False)
+        results[k] = sampler(
+            noise=noises[k],
+            seed=k,
+            cond={"shift": 0.1},
+            uncond={"shift": 0.0},
+            guidance=2.0,
+            batched_guidance=False,
+        )
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
     for thread in threads:
@@ -199,7 +254,14 @@ def test_two_threads_on_one_sampler():
     for thread in threads:
         thread.join()
     for k, z in enumerate(noises):
-        alone = Sampler(plan, MODEL)(noise=z, seed=k, cond={"shift": 0.1}, uncond={"shift": 0.0}, guidance=2.0, batched_guidance=False)
+        alone = Sampler(plan, MODEL)(
+            noise=z,
+            seed=k,
+            cond={"shift": 0.1},
+            uncond={"shift": 0.0},
+            guidance=2.0,
+            batched_guidance=False,
+        )
         assert same(results[k], alone)
 
 
@@ -237,7 +299,9 @@ def test_a_non_finite_sample_is_named_at_the_end(options, value):
         f = net(x, t)
         return torch.where((torch.arange(4) % 2 == 1).view(4, 1, 1) & (len(rows) == 3), value, f)
 
-    with pytest.raises(FloatingPointError, match="sample 1, 3 became non-finite at row 3; the model returned"):
+    with pytest.raises(
+        FloatingPointError, match="sample 1, 3 became non-finite at row 3; the model returned"
+    ):
         Sampler(plan, broken, **options)(noise=z)
     assert len(rows) == plan.nfe
 
@@ -264,8 +328,16 @@ def test_outputs_that_do_not_fit_are_refused(options, f):
         ({"branches": [{}], "cond": {}}, ValueError, "stand alone"),
         ({"branches": []}, ValueError, "one dict or more"),
         ({"cond": torch.zeros(3)}, TypeError, "cond is a Tensor; a dict"),
-        ({"cond": {"label": torch.zeros(3)}, "uncond": {}, "guidance": 2.0}, ValueError, "have keywords"),
-        ({"cond": {"label": torch.zeros(2)}}, ValueError, r'cond\["label"\] has 2 samples for a batch of 3; 3, or fs.shared\(value\)'),
+        (
+            {"cond": {"label": torch.zeros(3)}, "uncond": {}, "guidance": 2.0},
+            ValueError,
+            "have keywords",
+        ),
+        (
+            {"cond": {"label": torch.zeros(2)}},
+            ValueError,
+            r'cond\["label"\] has 2 samples for a batch of 3; 3, or fs.shared\(value\)',
+        ),
         ({"table": torch.zeros(2, 2)}, ValueError, "table= is given without differentiable=True"),
         ({"noise": unit() * torch.nan}, ValueError, "noise holds NaN"),
         ({"noise": unit().requires_grad_()}, RuntimeError, "differentiable=True"),
@@ -277,7 +349,9 @@ def test_what_does_not_fit_is_refused(change, error, sentence):
 
 
 def test_modes_and_arguments_of_a_sampler():
-    with pytest.raises(ValueError, match="mode='graph'; accepted are eager, compile-model, compile-loop"):
+    with pytest.raises(
+        ValueError, match="mode='graph'; accepted are eager, compile-model, compile-loop"
+    ):
         Sampler(plan_of(), MODEL, mode="graph")
     with pytest.raises(ValueError, match="differentiable=True with mode='compile-loop'"):
         Sampler(plan_of(), MODEL, mode="compile-loop", differentiable=True)

@@ -38,7 +38,12 @@ def close(value, wanted, ulps=8.0):
 @pytest.mark.parametrize(
     ("schedule", "t", "alpha", "sigma"),
     [
-        (VP(0.1, 20.0), 0.5, np.exp(-1.26875), np.sqrt(1.0 - np.exp(-2.5375))),  # 19.9/16 + 0.1/4 = 1.26875
+        (
+            VP(0.1, 20.0),
+            0.5,
+            np.exp(-1.26875),
+            np.sqrt(1.0 - np.exp(-2.5375)),
+        ),  # 19.9/16 + 0.1/4 = 1.26875
         (VE(0.01, 100.0), 0.5, 1.0, 1.0),
         (VE(0.01, 100.0), -0.25, 1.0, 0.0075),
         (EDM(), 3.0, 1.0, 3.0),
@@ -84,7 +89,10 @@ def test_half_log_snr_is_the_logarithm(schedule):
     level = schedule.half_log_snr(t)
     assert (np.diff(level) < 0.0).all()
     # ln of a quotient of two rounded numbers: a few ulp of 1 from each, and of the result
-    assert (np.abs(level - np.log(schedule.alpha(t) / schedule.sigma(t))) <= 16 * EPS * (1.0 + np.abs(level))).all()
+    assert (
+        np.abs(level - np.log(schedule.alpha(t) / schedule.sigma(t)))
+        <= 16 * EPS * (1.0 + np.abs(level))
+    ).all()
 
 
 @every_schedule
@@ -93,7 +101,9 @@ def test_time_is_the_inverse(schedule):
     level = schedule.half_log_snr(t)
     # an error of a few ulp in lambda moves t by that over |d lambda / d t|, and lambda itself carries as much
     slope = np.abs(np.gradient(level, t))
-    assert (np.abs(schedule.time(level) - t) <= 16 * EPS * ((1.0 + np.abs(level)) / slope + np.abs(t))).all()
+    assert (
+        np.abs(schedule.time(level) - t) <= 16 * EPS * ((1.0 + np.abs(level)) / slope + np.abs(t))
+    ).all()
 
 
 def test_levels_against_mpmath():
@@ -107,8 +117,14 @@ def test_levels_against_mpmath():
         shifted = 3 * u / (1 + 2 * u)
         assert close(Flow(3.0).sigma(t), float(shifted))
         assert close(Flow(3.0).alpha(t), float(1 - shifted))
-        assert abs(Flow(3.0).half_log_snr(t) - float(mpmath.log((1 - shifted) / shifted))) <= 8 * EPS * 10
-        assert abs(TrigFlow(0.5).half_log_snr(t) - float(-mpmath.log(mpmath.tan(u) / 2))) <= 8 * EPS * 8
+        assert (
+            abs(Flow(3.0).half_log_snr(t) - float(mpmath.log((1 - shifted) / shifted)))
+            <= 8 * EPS * 10
+        )
+        assert (
+            abs(TrigFlow(0.5).half_log_snr(t) - float(-mpmath.log(mpmath.tan(u) / 2)))
+            <= 8 * EPS * 8
+        )
 
 
 def test_published_tables():
@@ -137,7 +153,9 @@ def test_shapes(schedule):
     for function in (schedule.alpha, schedule.sigma, schedule.half_log_snr, schedule.label):
         assert function(t).shape == (2, 3)
         assert isinstance(function(float(t[0, 1])), float)
-        assert close(function(float(t[0, 1])), function(t)[0, 1])  # NumPy's vector and scalar pow differ by an ulp
+        assert close(
+            function(float(t[0, 1])), function(t)[0, 1]
+        )  # NumPy's vector and scalar pow differ by an ulp
     assert schedule.time(schedule.half_log_snr(t)).shape == (2, 3)
 
 
@@ -166,9 +184,13 @@ def test_unequal():
 @every_schedule
 @pytest.mark.parametrize("what", ["alpha", "sigma", "half_log_snr"])
 def test_times_outside_are_refused(schedule, what):
-    outside = [np.nan, np.inf, schedule.t_zero - 1e-3] + ([] if isinstance(schedule, EDM) else [schedule.t_max + 1e-3])
+    outside = [np.nan, np.inf, schedule.t_zero - 1e-3] + (
+        [] if isinstance(schedule, EDM) else [schedule.t_max + 1e-3]
+    )
     for t in outside:
-        with pytest.raises(ValueError, match=rf"{type(schedule).__name__}\.{what}: t = .*is accepted"):
+        with pytest.raises(
+            ValueError, match=rf"{type(schedule).__name__}\.{what}: t = .*is accepted"
+        ):
             getattr(schedule, what)([schedule.t_max, t])
 
 
@@ -228,12 +250,27 @@ def test_bad_parameters_are_refused(make, sentence):
         ({"name": "os.system"}, "'os.system'}; a dict whose name is one of VP,"),
         ({"name": ["Flow"]}, "a dict whose name is one of"),
         (None, "None; a dict whose name"),
-        ({"name": "Flow", "shfit": 3.0}, "unexpected keyword argument 'shfit'; the parameters that to_json writes are accepted"),
+        (
+            {"name": "Flow", "shfit": 3.0},
+            "unexpected keyword argument 'shfit'; the parameters that to_json writes are accepted",
+        ),
         ({"name": "Flow", "kind": "linear"}, "unexpected keyword argument 'kind'"),
-        ({"name": "Flow", "zero_terminal_snr": True}, "unexpected keyword argument 'zero_terminal_snr'"),
-        ({"name": "DiscreteVP", "kind": "zero_terminal_snr"}, "a kind, zero_terminal_snr or table that to_json writes is accepted"),
-        ({"name": "DiscreteVP", "kind": "linear", "zero_terminal_snr": 1}, "a kind, zero_terminal_snr or table"),
-        ({"name": "DiscreteVP", "alphas_cumprod": [0.5, 0.2], "recipe": [1]}, "a kind, zero_terminal_snr or table"),
+        (
+            {"name": "Flow", "zero_terminal_snr": True},
+            "unexpected keyword argument 'zero_terminal_snr'",
+        ),
+        (
+            {"name": "DiscreteVP", "kind": "zero_terminal_snr"},
+            "a kind, zero_terminal_snr or table that to_json writes is accepted",
+        ),
+        (
+            {"name": "DiscreteVP", "kind": "linear", "zero_terminal_snr": 1},
+            "a kind, zero_terminal_snr or table",
+        ),
+        (
+            {"name": "DiscreteVP", "alphas_cumprod": [0.5, 0.2], "recipe": [1]},
+            "a kind, zero_terminal_snr or table",
+        ),
         ({"name": "DiscreteVP", "alphas_cumprod": {}}, "alphas_cumprod = {}"),
         ({"name": "VP", "beta_min": float("nan")}, "VP: beta_min = nan"),
         ('{"name": "VP", "beta_min": NaN}', "JSON holds NaN"),
@@ -251,7 +288,10 @@ def test_json_that_to_json_did_not_write_is_refused(data, sentence):
 
 
 def test_repr_is_short():
-    assert repr(DiscreteVP.linear(9)) == "DiscreteVP(recipe={'kind': 'linear', 'steps': 9, 'beta_start': 0.0001, 'beta_end': 0.02})"
+    assert (
+        repr(DiscreteVP.linear(9))
+        == "DiscreteVP(recipe={'kind': 'linear', 'steps': 9, 'beta_start': 0.0001, 'beta_end': 0.02})"
+    )
 
 
 def test_the_table_is_read_only():

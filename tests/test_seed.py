@@ -18,8 +18,16 @@ from fastsample.run import Run
 from fastsample.sampler import Sampler
 from fastsample.trajectories import record
 
-GAUSSIAN = fs.Model(lambda x, t: x / (1 + tell(t, x) ** 2), fs.schedules.EDM(), "x0", time=1)  # x0 of data N(0, 1), told sigma
-DRAWING = {"euler_ancestral": {}, "ddim": {"eta": 1.0}, "dpmpp_2m_sde": {}, "lcm": {}, "heun": {"s_churn": 3.0}}
+GAUSSIAN = fs.Model(
+    lambda x, t: x / (1 + tell(t, x) ** 2), fs.schedules.EDM(), "x0", time=1
+)  # x0 of data N(0, 1), told sigma
+DRAWING = {
+    "euler_ancestral": {},
+    "ddim": {"eta": 1.0},
+    "dpmpp_2m_sde": {},
+    "lcm": {},
+    "heun": {"s_churn": 3.0},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +42,12 @@ def roads(monkeypatch):
     return {
         "Run": lambda plan, model=net, **call: finish(Run(plan, **call), model).x,
         "eager": lambda plan, model=net, **call: Sampler(plan, model)(**call),
-        "compile-loop": lambda plan, model=net, **call: Sampler(plan, model, "compile-loop")(**call),
-        "differentiable": lambda plan, model=net, **call: Sampler(plan, model, differentiable=True)(**call),
+        "compile-loop": lambda plan, model=net, **call: Sampler(plan, model, "compile-loop")(
+            **call
+        ),
+        "differentiable": lambda plan, model=net, **call: Sampler(plan, model, differentiable=True)(
+            **call
+        ),
     }
 
 
@@ -81,31 +93,71 @@ Z = {"noise": unit()}
 CASES = {
     "shape": (plan_of("dpmpp_2m"), {"shape": (3, 2, 5)}, True),
     "shape, scale 0": (plan_of("euler_ancestral"), {"shape": (3, 2, 5), "noise_scale": 0}, True),
-    "shape, own draws": (plan_of("euler_ancestral"), {"shape": (3, 2, 5), "noise_source": lambda row, k: unit(seed=row)}, True),
+    "shape, own draws": (
+        plan_of("euler_ancestral"),
+        {"shape": (3, 2, 5), "noise_source": lambda row, k: unit(seed=row)},
+        True,
+    ),
     "noise": (plan_of("dpmpp_2m"), Z, False),
     "eta 0": (plan_of("ddim"), Z, False),
     "no churn": (plan_of("heun", 4, EDM), Z, False),
-    "one step": (plan_of("euler_ancestral", 1), Z, False),  # its only row ends at the data and adds no noise
+    "one step": (
+        plan_of("euler_ancestral", 1),
+        Z,
+        False,
+    ),  # its only row ends at the data and adds no noise
     "sde": (plan_of("dpmpp_2m_sde"), Z, True),
     "churn": (plan_of("heun", 4, EDM, s_churn=2.0), Z, True),
     "churn in row 0 alone": (plan_of("heun", 1, EDM, s_churn=2.0), Z, True),
-    "entered after it": (plan_of("heun", 1, EDM, s_churn=2.0), {"latent": IMAGE, "start": 1}, False),
+    "entered after it": (
+        plan_of("heun", 1, EDM, s_churn=2.0),
+        {"latent": IMAGE, "start": 1},
+        False,
+    ),
     "entered": (plan_of("euler_ancestral"), {"latent": IMAGE, "start": 2}, True),
     "entered at the last row": (plan_of("euler_ancestral"), {"latent": IMAGE, "start": 5}, False),
     "image": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE}, True),
     "image and noise": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE, **Z}, False),
     "image and noise, sde": (plan_of("dpmpp_2m_sde", 8, start=3), {"latent": IMAGE, **Z}, True),
-    "image, its draw": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE, "noise_source": [unit()]}, False),
+    "image, its draw": (
+        plan_of("dpmpp_2m", 8, start=3),
+        {"latent": IMAGE, "noise_source": [unit()]},
+        False,
+    ),
     "image, entered": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE, "start": 1}, False),
-    "image, scale 0": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE, "noise_scale": 0.0}, False),
-    "masked": (plan_of("dpmpp_2m", inpaint=True), {**Z, **MASK}, False),  # the known image is noised with the noise given
-    "masked, entered": (plan_of("dpmpp_2m", inpaint=True), {"latent": IMAGE, "start": 1, **MASK}, True),
+    "image, scale 0": (
+        plan_of("dpmpp_2m", 8, start=3),
+        {"latent": IMAGE, "noise_scale": 0.0},
+        False,
+    ),
+    "masked": (
+        plan_of("dpmpp_2m", inpaint=True),
+        {**Z, **MASK},
+        False,
+    ),  # the known image is noised with the noise given
+    "masked, entered": (
+        plan_of("dpmpp_2m", inpaint=True),
+        {"latent": IMAGE, "start": 1, **MASK},
+        True,
+    ),
     "unmasked, entered": (plan_of("dpmpp_2m", inpaint=True), {"latent": IMAGE, "start": 1}, False),
     "scale 0": (plan_of("euler_ancestral"), {**Z, "noise_scale": 0}, False),
     "scales 0": (plan_of("euler_ancestral"), {**Z, "noise_scale": torch.zeros(3)}, False),
-    "a scale": (plan_of("euler_ancestral"), {**Z, "noise_scale": torch.tensor([0.0, 0.5, 0.0])}, True),
-    "own draws": (plan_of("euler_ancestral"), {**Z, "noise_source": lambda row, k: unit(seed=row)}, False),
-    "own tensors": (plan_of("euler_ancestral"), {**Z, "noise_source": [unit(seed=k) for k in range(4)]}, False),
+    "a scale": (
+        plan_of("euler_ancestral"),
+        {**Z, "noise_scale": torch.tensor([0.0, 0.5, 0.0])},
+        True,
+    ),
+    "own draws": (
+        plan_of("euler_ancestral"),
+        {**Z, "noise_source": lambda row, k: unit(seed=row)},
+        False,
+    ),
+    "own tensors": (
+        plan_of("euler_ancestral"),
+        {**Z, "noise_source": [unit(seed=k) for k in range(4)]},
+        False,
+    ),
 }
 
 
@@ -138,7 +190,9 @@ def test_one_int64_a_call_and_sample_b_takes_s_plus_b():
         after = torch.random.get_rng_state()
         torch.manual_seed(seed)
         s = int(torch.randint(-(2**63), 2**63 - 1, ()))
-        assert run.seeds.tolist() == [s, s + 1, s + 2] and torch.equal(after, torch.random.get_rng_state())
+        assert run.seeds.tolist() == [s, s + 1, s + 2] and torch.equal(
+            after, torch.random.get_rng_state()
+        )
     end = finish(run).x
     assert same(finish(Run(plan, shape=(1, 2, 5), seed=s + 2)).x, end[2:])
     assert same(finish(Run(plan, shape=(3, 2, 5), seed=run.seeds)).x, end)
@@ -162,11 +216,18 @@ def test_a_learned_noise_scale_of_0_has_a_gradient_of_fresh_noise():
     """d x/d scale at 0 is the noise itself, so it must not be everyone's."""
     plan, scale = plan_of("euler_ancestral"), torch.zeros((), requires_grad=True)
     sample = Sampler(plan, net, differentiable=True)
-    gradients = [torch.autograd.grad(sample(noise=unit(), noise_scale=scale).sum(), scale)[0] for _ in range(2)]
+    gradients = [
+        torch.autograd.grad(sample(noise=unit(), noise_scale=scale).sum(), scale)[0]
+        for _ in range(2)
+    ]
     assert gradients[0] != gradients[1]
 
 
-@pytest.mark.parametrize("where", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference", "another default device"])
+@pytest.mark.parametrize(
+    "where",
+    [torch.inference_mode, lambda: torch.device("meta")],
+    ids=["inference", "another default device"],
+)
 def test_the_generator_is_the_cpus_wherever_the_call_is_made(where):
     plan = plan_of("dpmpp_2m_sde")
     here = Run(plan, shape=(2, 3)).seeds
@@ -176,7 +237,11 @@ def test_the_generator_is_the_cpus_wherever_the_call_is_made(where):
     assert torch.equal(there, here)
 
 
-@pytest.mark.parametrize("wrong", [{"noise_source": [unit()]}, {"guidance": 2.0}, {"noise_scale": [1.0, 2.0]}, {"mask": unit()}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"noise_source": [unit()]}, {"guidance": 2.0}, {"noise_scale": [1.0, 2.0]}, {"mask": unit()}],
+    ids=str,
+)
 def test_a_refused_call_draws_nothing(roads, wrong):
     state = torch.random.get_rng_state()
     for road in ROADS:
@@ -204,7 +269,10 @@ def test_what_brings_its_own_noise_draws_no_seed():
     assert torch.equal(torch.random.get_rng_state(), after)
 
 
-@pytest.mark.parametrize(("source", "count"), [("EulerAncestralDiscreteScheduler", 3), ("LCMScheduler", 3), ("DDIMScheduler", 0)])
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [("EulerAncestralDiscreteScheduler", 3), ("LCMScheduler", 3), ("DDIMScheduler", 0)],
+)
 def test_a_scheduler_draws_its_noises_and_nothing_more(source, count):
     """With a generator of its own none from torch's; without, as many tensors as it draws. (compat: as many as its source draws.)"""
     scheduler, x = FsScheduler(source=source, compat=None), unit(2, 4, 8, 8)
@@ -226,21 +294,26 @@ def test_a_scheduler_draws_its_noises_and_nothing_more(source, count):
     assert torch.equal(torch.random.get_rng_state(), after)
 
 
-@pytest.mark.parametrize("door", [metrics.run, lambda *call, **words: record(*call, **words).end], ids=["metrics.run", "record"])
+@pytest.mark.parametrize(
+    "door",
+    [metrics.run, lambda *call, **words: record(*call, **words).end],
+    ids=["metrics.run", "record"],
+)
 def test_a_measurement_draws_the_same_on_the_same_noise_and_afresh_on_fresh(door):
     plan, state = gaussian_plan("euler_ancestral"), torch.random.get_rng_state()
     z = [torch.randn(4, 1024, generator=torch.Generator().manual_seed(k)) for k in range(2)]
     with torch.no_grad():
         a, b = (door(plan, GAUSSIAN, noise) for noise in z)
         assert abs(correlation(a, b)) < 5 / 64 and same(door(plan, GAUSSIAN, z[0], batch_size=3), a)
-        assert torch.allclose(door(plan, GAUSSIAN, z[0].double()).float(), a, rtol=0, atol=1e-4), "in any dtype of the same noise"
+        assert torch.allclose(door(plan, GAUSSIAN, z[0].double()).float(), a, rtol=0, atol=1e-4), (
+            "in any dtype of the same noise"
+        )
         assert correlation(*(door(plan, GAUSSIAN, noise, seed=0) for noise in z)) > 0.5
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_search_on_a_shape_draws_a_seed_and_keeps_it():
     model = GaussianMixture(np.ones((1, 4)), np.ones(1), 0.5).model(fs.schedules.EDM(), "x0")
-
 
     def search(**words):
         found = oss(model, (2, 4), 1, teacher=[10.0, 3.0, 1.0, 0.0], **words).plan.note["found"]

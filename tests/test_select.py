@@ -39,7 +39,10 @@ def test_a_wish_by_environment(monkeypatch):
     assert VARIABLE in choice.reason
     monkeypatch.setenv(VARIABLE, "fortran")
     _chosen.clear()
-    with pytest.raises(ValueError, match=f"'fortran' \\(from {VARIABLE}\\) is unknown; accepted are {', '.join(BACKENDS)}"):
+    with pytest.raises(
+        ValueError,
+        match=f"'fortran' \\(from {VARIABLE}\\) is unknown; accepted are {', '.join(BACKENDS)}",
+    ):
         choose("cpu", torch.float32)
 
 

@@ -15,11 +15,19 @@ SD = DiscreteVP.scaled_linear()
 
 def terms(plan, row):
     """{operand: coefficient} of x' in a row, zeros left out."""
-    return {plan.operand(k): c for k in range(plan.W) if (plan.reads[row] >> k) & 1 and (c := plan.M[row, 0, k]) != 0.0}
+    return {
+        plan.operand(k): c
+        for k in range(plan.W)
+        if (plan.reads[row] >> k) & 1 and (c := plan.M[row, 0, k]) != 0.0
+    }
 
 
 @pytest.mark.parametrize("name", JUMPS)
-@pytest.mark.parametrize("schedule", [VP(), SD.zero_terminal_snr(), EDM(), Flow(3.0), TrigFlow(0.5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule",
+    [VP(), SD.zero_terminal_snr(), EDM(), Flow(3.0), TrigFlow(0.5)],
+    ids=lambda s: type(s).__name__,
+)
 def test_jump_is_the_row(name, schedule):
     grid = grids.karras(schedule, 7)
     a, b = JUMPS[name](schedule, grid[:-1], grid[1:])
@@ -44,9 +52,16 @@ def test_jump_broadcasts():
 def test_compat_changes_what_it_says():
     grid = grids.karras(EDM(), 6, end="min")
     for name in SOLVERS:
-        rows = {c: SOLVERS[name](EDM(), grid, prediction="v", compat=c).M for c in ("exact", "diffusers", "k-diffusion")}
-        differs = {c for c in ("diffusers", "k-diffusion") if not np.array_equal(rows[c], rows["exact"])}
-        assert differs == {"dpmpp_3m": {"diffusers", "k-diffusion"}, "dpmpp_2m": {"diffusers"}}.get(name, set())
+        rows = {
+            c: SOLVERS[name](EDM(), grid, prediction="v", compat=c).M
+            for c in ("exact", "diffusers", "k-diffusion")
+        }
+        differs = {
+            c for c in ("diffusers", "k-diffusion") if not np.array_equal(rows[c], rows["exact"])
+        }
+        assert differs == {"dpmpp_3m": {"diffusers", "k-diffusion"}, "dpmpp_2m": {"diffusers"}}.get(
+            name, set()
+        )
 
 
 @pytest.mark.parametrize("end", ["zero", "min"])
@@ -54,7 +69,11 @@ def test_compat_changes_what_it_says():
 def test_what_breaks_in_other_libraries(n, end):
     """UniPC with bh1 or a full order into sigma = 0 (NaN, singular), and order 3 with an end at sigma_min from n = 15 on (NaN)."""
     grid = grids.karras(SD, n, end=end)
-    for name, options in (("unipc", {"variant": "bh1", "lower_order_final": False}), ("unipc", {"variant": "bh2"}), ("dpmpp_3m", {})):
+    for name, options in (
+        ("unipc", {"variant": "bh1", "lower_order_final": False}),
+        ("unipc", {"variant": "bh2"}),
+        ("dpmpp_3m", {}),
+    ):
         plan = SOLVERS[name](SD, grid, prediction="eps", **options)
         assert plan.nfe == n
         assert np.abs(plan.M).max() < 50.0
@@ -94,10 +113,17 @@ def test_orders_of_the_steps(name, options, orders):
 
 def test_remake_keeps_every_option():
     model = Model(None, SD, "v", time=0.5, model_id="m")
-    plan = SOLVERS["ddim"](model, grids.trailing(SD, 5), eta=0.5, inpaint=True, clip=1.5, compat="diffusers")
+    plan = SOLVERS["ddim"](
+        model, grids.trailing(SD, 5), eta=0.5, inpaint=True, clip=1.5, compat="diffusers"
+    )
     assert plan.remake(start=None).to_bytes() == plan.to_bytes()
     again = plan.remake(start=2)
-    assert (again.nfe, again.note["inpaint"], again.note["clip"], again.note["arguments"]["eta"]) == (3, True, 1.5, 0.5)
+    assert (
+        again.nfe,
+        again.note["inpaint"],
+        again.note["clip"],
+        again.note["arguments"]["eta"],
+    ) == (3, True, 1.5, 0.5)
     assert (again.clip[1:-1] == 1.5).all()
 
 
@@ -134,7 +160,9 @@ HOSTILE = [
 def test_remake_names_what_is_wrong_in_a_note_from_elsewhere(key, value):
     plan = SOLVERS["ddim"](VP(), grids.karras(VP(), 4), prediction="eps").with_note(**{key: value})
     error = ValueError if key == "solver" else PlanError
-    with pytest.raises(error, match=rf"^remake: (the note's )?{key}.*accepted|^remake: the note's {key}: .*JSON") as caught:
+    with pytest.raises(
+        error, match=rf"^remake: (the note's )?{key}.*accepted|^remake: the note's {key}: .*JSON"
+    ) as caught:
         plan.remake(start=1)
     assert "\n" not in str(caught.value)
 
@@ -188,11 +216,21 @@ def test_refused_at_alpha_zero():
         SOLVERS["heun"](Flow(), [1.0, 0.5, 0.0], prediction="flow", space="rho")
     with pytest.raises(ValueError, match="eta on Flow = 1.5"):
         SOLVERS["euler_ancestral"](Flow(), [1.0, 0.5, 0.0], prediction="flow", eta=1.5)
-    with pytest.raises(ValueError, match="prediction: 'v' given beside a Model that predicts 'flow'"):
+    with pytest.raises(
+        ValueError, match="prediction: 'v' given beside a Model that predicts 'flow'"
+    ):
         SOLVERS["ddim"](Model(None, Flow(), "flow"), [1.0, 0.0], prediction="v")
 
 
 def test_noise_scale_leaves_the_schedule_by_design():
     for name in ("euler_ancestral", "dpmpp_2m_sde"):
-        assert SOLVERS[name](EDM(), [4.0, 2.0, 0.0], prediction="x0", s_noise=1.1).note["consistent"] is False
-    assert SOLVERS["heun"](EDM(), [4.0, 2.0, 0.0], prediction="x0", s_noise=1.1, s_churn=1.0).note["consistent"] is False
+        assert (
+            SOLVERS[name](EDM(), [4.0, 2.0, 0.0], prediction="x0", s_noise=1.1).note["consistent"]
+            is False
+        )
+    assert (
+        SOLVERS["heun"](EDM(), [4.0, 2.0, 0.0], prediction="x0", s_noise=1.1, s_churn=1.0).note[
+            "consistent"
+        ]
+        is False
+    )

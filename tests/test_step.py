@@ -21,7 +21,14 @@ def structure_of(setup, row):
     """(reads, branches, known_reads, du, dv, clip > 0) of a row of the table."""
     words, numbers = setup.args[4][row].tolist(), setup.args[3][row]
     reads = words[READS_LO] | words[READS_HI] << 24
-    return [reads, words[BRANCHES], words[KNOWN_READS], words[DU], words[DV], int(numbers[setup.at.p + 2] > 0)]
+    return [
+        reads,
+        words[BRANCHES],
+        words[KNOWN_READS],
+        words[DU],
+        words[DV],
+        int(numbers[setup.at.p + 2] > 0),
+    ]
 
 
 def in_numpy(setup):
@@ -33,7 +40,9 @@ def in_numpy(setup):
     results = []
     for b in range(x.shape[0]):
         held = [s[b].numpy() for s in slots]
-        noise = lambda k, b=b: normal(option["seed"][b : b + 1], torch.tensor([k]), x.shape[1])[0].numpy()  # noqa: E731
+        noise = lambda k, b=b: normal(option["seed"][b : b + 1], torch.tensor([k]), x.shape[1])[
+            0
+        ].numpy()  # noqa: E731
         new, model_input, preview = interpreter.step(
             plan, int(row[b]), x[b].numpy(), held, [v[b].to(x.dtype).numpy() for v in f], noise,
             scale=() if option["scale"] is None else pick("scale", b),
@@ -41,11 +50,17 @@ def in_numpy(setup):
             bound=pick("bound", b), dtype=dtype,
         )  # fmt: skip
         u, v = (held[d] if d >= 0 else np.zeros_like(new) for d in plan.dst[int(row[b])])
-        results.append([torch.from_numpy(np.asarray(value)) for value in (new, u, v, model_input, preview)])
+        results.append(
+            [torch.from_numpy(np.asarray(value)) for value in (new, u, v, model_input, preview)]
+        )
     return [torch.stack(column) for column in zip(*results, strict=True)]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.groups == 1 and c.batch and not c.given_noise and c.elements < 65536], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.groups == 1 and c.batch and not c.given_noise and c.elements < 65536],
+    ids=str,
+)
 def test_reference_is_the_interpreter(case):
     for seed in range(3):
         setup = make(case, seed)
@@ -60,7 +75,10 @@ def test_reference_is_the_interpreter(case):
 def test_backend_is_the_reference_bit_for_bit(backend, case):
     for seed in range(1 if case.elements > 65536 else 3):
         setup = make(case, seed)
-        ours, theirs = step(*setup.args, **setup.options, backend=backend), step(*setup.args, **setup.options, backend="reference")
+        ours, theirs = (
+            step(*setup.args, **setup.options, backend=backend),
+            step(*setup.args, **setup.options, backend="reference"),
+        )
         for name, a, b in zip(NAMES, ours, theirs, strict=True):
             assert same(a, b), f"{name}, seed {seed}"
 
@@ -68,15 +86,40 @@ def test_backend_is_the_reference_bit_for_bit(backend, case):
 @given(st.integers(0, 2**16), st.integers(1, 70), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4), st.integers(0, 3),
        st.integers(0, 2), st.sampled_from(STATES), st.sampled_from(MODELS), st.booleans(), st.booleans(), st.booleans())  # fmt: skip
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_backend_is_the_reference_on_any_case(backend, seed, elements, batch, S, G, L, K, state, model, mask, weights, bound):
-    case = Case(elements, batch, S, G, L, K, state=state, model=model, mask=mask, weights=weights, bound=bound)
+def test_backend_is_the_reference_on_any_case(
+    backend, seed, elements, batch, S, G, L, K, state, model, mask, weights, bound
+):
+    case = Case(
+        elements,
+        batch,
+        S,
+        G,
+        L,
+        K,
+        state=state,
+        model=model,
+        mask=mask,
+        weights=weights,
+        bound=bound,
+    )
     setup = make(case, seed)
-    ours, theirs = step(*setup.args, **setup.options, backend=backend), step(*setup.args, **setup.options, backend="reference")
+    ours, theirs = (
+        step(*setup.args, **setup.options, backend=backend),
+        step(*setup.args, **setup.options, backend="reference"),
+    )
     assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(
-    "case", [BASE, replace(BASE, mask=True), replace(BASE, S=0), replace(BASE, L=3, G=4), replace(BASE, bound=True)], ids=str
+    "case",
+    [
+        BASE,
+        replace(BASE, mask=True),
+        replace(BASE, S=0),
+        replace(BASE, L=3, G=4),
+        replace(BASE, bound=True),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_known_structure_gives_the_same_bits(backend, case):
@@ -86,11 +129,22 @@ def test_known_structure_gives_the_same_bits(backend, case):
         rows = torch.full((case.batch,), row)
         structure = structure_of(setup, row)
         slots = [
-            torch.full_like(s, torch.nan) if not structure[0] >> (1 + k) & 1 else torch.nan_to_num(s, 0.5) for k, s in enumerate(slots)
+            torch.full_like(s, torch.nan)
+            if not structure[0] >> (1 + k) & 1
+            else torch.nan_to_num(s, 0.5)
+            for k, s in enumerate(slots)
         ]
         args = (x, slots, f, numbers, words, rows, at)
-        open_, known = (step(*args, **setup.options, structure=s, backend=backend) for s in (None, structure))
-        for name, a, b, there in zip(NAMES, open_, known, (True, structure[3] >= 0, structure[4] >= 0, True, True, True), strict=True):
+        open_, known = (
+            step(*args, **setup.options, structure=s, backend=backend) for s in (None, structure)
+        )
+        for name, a, b, there in zip(
+            NAMES,
+            open_,
+            known,
+            (True, structure[3] >= 0, structure[4] >= 0, True, True, True),
+            strict=True,
+        ):
             assert same(a, b) if there else b.numel() == 0, f"{name} of row {row}"
 
 
@@ -102,15 +156,31 @@ def test_float32_stays_within_its_rounding_bound(model):
     setup = make(replace(BASE, model=model, elements=127))
     exact = make(replace(BASE, model=model, elements=127))
     wide = lambda v: [t.double() for t in v] if isinstance(v, list) else v.double()  # noqa: E731
-    options = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in exact.options.items()}
+    options = {
+        k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in exact.options.items()
+    }
     x, slots, f, numbers, words, row, at = exact.args
     args = [wide(x), wide(slots), wide(f), numbers.double(), words, row, at]
     new = reference.step(*setup.args, **setup.options)[0].double()
     true = reference.step(*args, **{**options, "model_dtype": torch.float64})[0]
-    args[0], args[1], args[2], args[3] = args[0].abs(), [s.abs() for s in args[1]], [v.abs() for v in args[2]], numbers.double().abs()
+    args[0], args[1], args[2], args[3] = (
+        args[0].abs(),
+        [s.abs() for s in args[1]],
+        [v.abs() for v in args[2]],
+        numbers.double().abs(),
+    )
     args[3][:, at.p + 2] = 0  # the bound of m only shrinks it
     noise = [normal(setup.options["seed"], words[row, -1], 127).double().abs()]
-    size = reference.step(*args, **{**options, "model_dtype": torch.float64, "scale": options["scale"].abs(), "noise": noise})[0]
+    size = reference.step(
+        *args,
+        **{
+            **options,
+            "model_dtype": torch.float64,
+            "scale": options["scale"].abs(),
+            "noise": noise,
+        },
+    )[0]
     n = (at.K + 1) * 2 + 2 * at.G + 3 + 2 * at.W
     unit = torch.finfo(torch.float32).eps / 2
     assert bool(((new - true).abs() <= n * unit / (1 - n * unit) * size).all())
@@ -137,18 +207,24 @@ def test_output_indices(backend):
     pooled = [torch.cat([torch.full_like(v[:1], torch.nan), v.flip(0)]) for v in f]
     index = torch.tensor([[4, 3, 2, 1], [4, 3, 2, 1]])
     plain = step(x, slots, f, numbers, words, row, at, **setup.options, backend=backend)
-    taken = step(x, slots, pooled, numbers, words, row, at, f_index=index, **setup.options, backend=backend)
+    taken = step(
+        x, slots, pooled, numbers, words, row, at, f_index=index, **setup.options, backend=backend
+    )
     assert all(same(a, b) for a, b in zip(plain, taken, strict=True))
     index[1] = -1
     words[:, BRANCHES] = 1
     alone = step(x, slots, f, numbers, words, row, at, **setup.options, backend=backend)
     words[:, BRANCHES] = 3
-    absent = step(x, slots, pooled, numbers, words, row, at, f_index=index, **setup.options, backend=backend)
+    absent = step(
+        x, slots, pooled, numbers, words, row, at, f_index=index, **setup.options, backend=backend
+    )
     assert all(same(a, b) for a, b in zip(alone, absent, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("what", "status"), [("row", 1), ("low row", 1), ("index", 4), ("operand", 4)])
+@pytest.mark.parametrize(
+    ("what", "status"), [("row", 1), ("low row", 1), ("index", 4), ("operand", 4)]
+)
 def test_a_bad_index_touches_nothing_but_the_status(backend, what, status):
     setup = make(replace(BASE, batch=3))
     x, slots, f, numbers, words, row, at = setup.args
@@ -157,13 +233,17 @@ def test_a_bad_index_touches_nothing_but_the_status(backend, what, status):
     words[:, READS_LO] |= 1 << at.m
     words[:, READS_LO] |= 1 << (at.m + 3)
     index = torch.arange(3).expand(2, 3).clone()
-    good = step(x, slots, f, numbers, words, row, at, f_index=index, **setup.options, backend=backend)
+    good = step(
+        x, slots, f, numbers, words, row, at, f_index=index, **setup.options, backend=backend
+    )
     row = row.clone()
     if "row" in what:
         row[1] = len(numbers) if what == "row" else -1
     else:
         index[1, 1] = 3 if what == "index" else -1
-    bad = step(x, slots, f, numbers, words, row, at, f_index=index, **setup.options, backend=backend)
+    bad = step(
+        x, slots, f, numbers, words, row, at, f_index=index, **setup.options, backend=backend
+    )
     assert bad[5].tolist() == [0, status, 0]
     assert same(bad[0][1], x[1])
     assert not any(bad[k][1].any() for k in range(1, 5))
@@ -178,7 +258,9 @@ def test_groups_are_rows_of_their_own(backend):
     x, slots, f, numbers, words, _, at = setup.args
     slots = [torch.nan_to_num(s, 0.25) for s in slots]
     rows = torch.tensor([[0, 4], [5, 2]])
-    mixed = step(x, slots, f, numbers, words, rows, at, **{**setup.options, "inner": 3}, backend=backend)
+    mixed = step(
+        x, slots, f, numbers, words, rows, at, **{**setup.options, "inner": 3}, backend=backend
+    )
     group = (torch.arange(24) // 3) % 2
     for g in range(2):
         whole = step(x, slots, f, numbers, words, rows[:, g], at, **setup.options, backend=backend)
@@ -194,8 +276,20 @@ def test_a_sample_of_a_batch_is_the_sample_alone_and_always_the_same(backend):
     assert all(same(a, b) for a, b in zip(whole, again, strict=True))
     for b in range(5):
         one = slice(b, b + 1)
-        options = {k: v[one] if isinstance(v, torch.Tensor) else v for k, v in setup.options.items()}
-        alone = step(x[one], [s[one] for s in slots], [v[one] for v in f], numbers, words, row[one], at, **options, backend=backend)
+        options = {
+            k: v[one] if isinstance(v, torch.Tensor) else v for k, v in setup.options.items()
+        }
+        alone = step(
+            x[one],
+            [s[one] for s in slots],
+            [v[one] for v in f],
+            numbers,
+            words,
+            row[one],
+            at,
+            **options,
+            backend=backend,
+        )
         assert all(same(a, w[one]) for a, w in zip(alone, whole, strict=True))
 
 
@@ -235,4 +329,7 @@ def test_what_does_not_fit_is_refused(change, sentence):
     with pytest.raises(ValueError, match=f"step: .*{sentence}"):
         step(*args, **setup.options)
     with pytest.raises(ValueError, match="step: mask has shape"):
-        step(*setup.args, **{**setup.options, "mask": torch.zeros(2, 37), "known": torch.zeros(3, 37)})
+        step(
+            *setup.args,
+            **{**setup.options, "mask": torch.zeros(2, 37), "known": torch.zeros(3, 37)},
+        )

@@ -16,15 +16,33 @@ def leaves(setup):
     x, slots, f, numbers, words, row, at = setup.args
     hot = torch.ones(at.WF, dtype=torch.float64)
     hot[at.p + 2] = 0
-    want = [t.double().clone().requires_grad_() for t in (x, *slots, *f, numbers, setup.options["scale"], setup.options["noise_scale"])]
+    want = [
+        t.double().clone().requires_grad_()
+        for t in (x, *slots, *f, numbers, setup.options["scale"], setup.options["noise_scale"])
+    ]
 
     def call(*given, structure=None, rows=row):
         S, G = at.S, at.G
         table = given[1 + S + G] * hot + (1 - hot) * numbers
-        options = {**setup.options, "scale": given[-2], "noise_scale": given[-1], "model_dtype": torch.float64}
+        options = {
+            **setup.options,
+            "scale": given[-2],
+            "noise_scale": given[-1],
+            "model_dtype": torch.float64,
+        }
         return [
             v
-            for v in step(given[0], given[1 : 1 + S], given[1 + S : 1 + S + G], table, words, rows, at, **options, structure=structure)[:5]
+            for v in step(
+                given[0],
+                given[1 : 1 + S],
+                given[1 + S : 1 + S + G],
+                table,
+                words,
+                rows,
+                at,
+                **options,
+                structure=structure,
+            )[:5]
             if v.numel()
         ]
 
@@ -33,8 +51,26 @@ def leaves(setup):
 
 @pytest.mark.parametrize("known", [False, True], ids=["rows", "structure"])
 def test_gradients(known):
-    setup = make(Case(elements=3, batch=2, S=1, G=2, L=1, K=1, state=torch.float64, model=torch.float64, noise_scale=True), seed=1, rows=3)
-    setup.args = (setup.args[0], [torch.nan_to_num(s, 0.25) for s in setup.args[1]], *setup.args[2:])
+    setup = make(
+        Case(
+            elements=3,
+            batch=2,
+            S=1,
+            G=2,
+            L=1,
+            K=1,
+            state=torch.float64,
+            model=torch.float64,
+            noise_scale=True,
+        ),
+        seed=1,
+        rows=3,
+    )
+    setup.args = (
+        setup.args[0],
+        [torch.nan_to_num(s, 0.25) for s in setup.args[1]],
+        *setup.args[2:],
+    )
     setup.args[4][:, READS_LO] |= 0b11 | 1 << setup.at.m | 1 << setup.at.n
     setup.args[4][:, BRANCHES] = 3
     setup.args[4][:, DU] = 0
@@ -45,9 +81,9 @@ def test_gradients(known):
     assert all(bool(g.abs().sum() > 0) for g in gradients)
     table = gradients[-3]
     at = setup.at
-    assert all(bool(table[:, k].abs().sum() > 0) for k in (0, at.m, at.p, at.p + 1, at.U, at.V, at.c)), (
-        "M, p, q, U, V and c all get a gradient"
-    )
+    assert all(
+        bool(table[:, k].abs().sum() > 0) for k in (0, at.m, at.p, at.p + 1, at.U, at.V, at.c)
+    ), "M, p, q, U, V and c all get a gradient"
 
 
 def test_unread_nan_stays_out_of_gradients():
@@ -74,5 +110,7 @@ def test_opcheck(model):
             o["noise_scale"], None, None, [], o["mask"], o["known"], 0, model, True, None, None)  # fmt: skip
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        torch.ops.fastsample.step.default, args, test_utils=(*quick, "test_aot_dispatch_dynamic") if model == torch.bfloat16 else quick
+        torch.ops.fastsample.step.default,
+        args,
+        test_utils=(*quick, "test_aot_dispatch_dynamic") if model == torch.bfloat16 else quick,
     )

@@ -12,17 +12,29 @@ from fastsample.kernels import cost_gather, cost_matrix, inplace, moments, nativ
 from fastsample.kernels.select import BACKENDS
 from fastsample.sampler import Sampler
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+)
 
 
 @pytest.mark.parametrize("mode", ["eager", "compile-model", "compile-loop"])
 @pytest.mark.parametrize(
-    "leaf", [lambda v: {"label": v}, lambda v: {"a": [{"label": v}]}, lambda v: {"a": shared({"w": v})}], ids=["flat", "nested", "shared"]
+    "leaf",
+    [lambda v: {"label": v}, lambda v: {"a": [{"label": v}]}, lambda v: {"a": shared({"w": v})}],
+    ids=["flat", "nested", "shared"],
 )
 def test_tangents_of_conditions_are_refused_before_the_model_is_asked(mode, leaf):
     """A compiled graph drops them, and its output looks like any other."""
-    sampler = Sampler(plan_of("euler", 2), lambda x, t, **cond: pytest.fail("asked"), mode, state_dtype=torch.float64)
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="^Sampler: called under forward-mode differentiation"):
+    sampler = Sampler(
+        plan_of("euler", 2),
+        lambda x, t, **cond: pytest.fail("asked"),
+        mode,
+        state_dtype=torch.float64,
+    )
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match="^Sampler: called under forward-mode differentiation"),
+    ):
         sampler(noise=Z, cond=leaf(forward_ad.make_dual(torch.ones(3), torch.ones(3))))
 
 
@@ -30,8 +42,14 @@ def test_a_compiled_model_is_asked_as_it_is_under_a_transform(monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="aot_eager"))
     plan, label = plan_of("dpmpp_2m", 2), torch.ones(3).double()
-    eager, compiled = (Sampler(plan, MODEL, mode, differentiable=True, state_dtype=torch.float64) for mode in ("eager", "compile-model"))
-    for f in (lambda s: lambda x: s(noise=x, cond={"label": label}), lambda s: lambda v: s(noise=Z, cond={"label": v.sum(1)})):
+    eager, compiled = (
+        Sampler(plan, MODEL, mode, differentiable=True, state_dtype=torch.float64)
+        for mode in ("eager", "compile-model")
+    )
+    for f in (
+        lambda s: lambda x: s(noise=x, cond={"label": label}),
+        lambda s: lambda v: s(noise=Z, cond={"label": v.sum(1)}),
+    ):
         for name in ("torch.jit.trace", "make_fx"):
             assert torch.equal(TRACED[name](f(compiled), Z.clone())(W), f(eager)(W))
         assert near(dual(f(compiled), Z, W), central(f(eager), Z, W))
@@ -47,7 +65,9 @@ def test_an_open_batch_stays_open(name, guided):
         return sampler(noise=x, cond={"label": x[:, 1]}, **tell)
 
     if name == "torch.export":
-        traced = torch.export.export(Wrapped(call), (Z,), dynamic_shapes=[{0: torch.export.Dim("batch")}]).module()
+        traced = torch.export.export(
+            Wrapped(call), (Z,), dynamic_shapes=[{0: torch.export.Dim("batch")}]
+        ).module()
     else:
         traced = TRACED[name](call, Z)
     many = unit(7, 2, seed=4, dtype=torch.float64)
@@ -67,14 +87,27 @@ def test_a_graph_around_the_call_draws_seeds_as_the_call_does():
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "reference" or not native.MISSING])
 def test_another_default_device_changes_nothing(backend):
     """Neither the tables of a plan, made anew here, nor what a kernel writes goes there."""
-    call = {"noise": Z, "cond": {"label": np.ones(3)}, "uncond": {"label": Z[:, 0]}, "guidance": 2.0, "noise_scale": 0.5, "seed": 3}
+    call = {
+        "noise": Z,
+        "cond": {"label": np.ones(3)},
+        "uncond": {"label": Z[:, 0]},
+        "guidance": 2.0,
+        "noise_scale": 0.5,
+        "seed": 3,
+    }
     c, star = torch.ones(1, 3, 4).double(), torch.tensor([0, 2, 1, 0])
     X = torch.ones(1, 4, Z[0].numel()).double()
     flat, place = Z.flatten(1)[None], inplace.table(plan_of("unipc"), torch.float64, Z.device)
     roads = {
-        "Sampler": lambda: Sampler(plan_of("euler_ancestral", 3), MODEL, state_dtype=torch.float64, backend=backend)(**call),
-        "differentiable": lambda: Sampler(plan_of("euler_ancestral", 3), MODEL, differentiable=True, state_dtype=torch.float64)(**call),
-        "step": lambda: step(Z, [Z] * place.dims.S, [Z], place.f, place.i, rows, place.dims, backend=backend)[5],
+        "Sampler": lambda: Sampler(
+            plan_of("euler_ancestral", 3), MODEL, state_dtype=torch.float64, backend=backend
+        )(**call),
+        "differentiable": lambda: Sampler(
+            plan_of("euler_ancestral", 3), MODEL, differentiable=True, state_dtype=torch.float64
+        )(**call),
+        "step": lambda: step(
+            Z, [Z] * place.dims.S, [Z], place.f, place.i, rows, place.dims, backend=backend
+        )[5],
         "moments": lambda: moments([Z], [Z], backend=backend)[0],
         "cost_matrix": lambda: cost_matrix([flat], c, X, backend=backend),
         "cost_gather": lambda: cost_gather([flat], c, star, backend=backend),

@@ -19,15 +19,28 @@ from fastsample.sampler import Sampler
 from fastsample.solvers import SOLVERS
 from fastsample.trajectories import record
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+)
 Z, W = (unit(3, 2, seed=k, dtype=torch.float64) for k in (0, 1))
 
 
 def guided(x):
-    return {"cond": {"shift": 0.3}, "uncond": {"shift": -0.2}, "guidance": 1.0 + x[:, 0] ** 2, "batched_guidance": False, "seed": 3}
+    return {
+        "cond": {"shift": 0.3},
+        "uncond": {"shift": -0.2},
+        "guidance": 1.0 + x[:, 0] ** 2,
+        "batched_guidance": False,
+        "seed": 3,
+    }
 
 
-CASES = {"euler": lambda x: {}, "dpmpp_2m": lambda x: {}, "unipc": guided, "euler_ancestral": guided}
+CASES = {
+    "euler": lambda x: {},
+    "dpmpp_2m": lambda x: {},
+    "unipc": guided,
+    "euler_ancestral": guided,
+}
 
 
 class Wrapped(torch.nn.Module):
@@ -98,17 +111,28 @@ def test_what_hides_nothing_is_no_transform():
 @pytest.mark.parametrize("name", TRACED)
 def test_traced_calls_give_what_eager_gives(name):
     """Traced at Z and run on W: bits of a module of the same operations in the same order."""
-    for solver in CASES if name == "torch.jit.trace" else ("unipc",) if "make_fx" in name else ("euler_ancestral",):
+    for solver in (
+        CASES
+        if name == "torch.jit.trace"
+        else ("unipc",)
+        if "make_fx" in name
+        else ("euler_ancestral",)
+    ):
         sampler = Sampler(plan_of(solver, 2), MODEL, differentiable=True, state_dtype=torch.float64)
         traced = TRACED[name](lambda x, c=CASES[solver], s=sampler: s(noise=x, **c(x)), Z.clone())
-        assert torch.equal(traced(W), Sampler(sampler.plan, MODEL, state_dtype=torch.float64)(noise=W, **CASES[solver](W)))
+        assert torch.equal(
+            traced(W),
+            Sampler(sampler.plan, MODEL, state_dtype=torch.float64)(noise=W, **CASES[solver](W)),
+        )
 
 
 def test_a_trace_keeps_its_seeds_for_its_own_batch():
     sampler = Sampler(plan_of("euler_ancestral", 2), MODEL, differentiable=True)
     seeds = torch.tensor([7, 8, 9])
     traced = torch.jit.trace(lambda x, s: sampler(noise=x, seed=s), (unit(3, 2), torch.arange(3)))
-    assert torch.equal(traced(unit(3, 2, seed=5), seeds), sampler(noise=unit(3, 2, seed=5), seed=seeds))
+    assert torch.equal(
+        traced(unit(3, 2, seed=5), seeds), sampler(noise=unit(3, 2, seed=5), seed=seeds)
+    )
     many = torch.func.vmap(lambda s: sampler(shape=(3, 2), seed=s))(torch.stack([seeds, seeds + 3]))
     assert torch.equal(many[1], sampler(shape=(3, 2), seed=10))
     for made, given in (((3, 2), (1, 2)), ((1, 2), (3, 2)), ((2, 4), (4, 2))):
@@ -120,9 +144,14 @@ def test_a_trace_keeps_its_seeds_for_its_own_batch():
 @pytest.mark.parametrize("name", TRACED)
 def test_a_trace_is_given_its_seed(name):
     """Without one a single draw would be kept in the traced module, for every later call."""
-    sampler = Sampler(plan_of("euler_ancestral", 2), MODEL, differentiable=True, state_dtype=torch.float64)
+    sampler = Sampler(
+        plan_of("euler_ancestral", 2), MODEL, differentiable=True, state_dtype=torch.float64
+    )
     for call in (lambda x: sampler(noise=x), lambda x: sampler(shape=(3, 2)) + x):
-        with pytest.raises(ValueError, match=f"no seed is given under {name.split(' symbolic')[0].split(' pre')[0]}, .*pass seed="):
+        with pytest.raises(
+            ValueError,
+            match=f"no seed is given under {name.split(' symbolic')[0].split(' pre')[0]}, .*pass seed=",
+        ):
             TRACED[name](call, Z.clone())(W)
 
 
@@ -131,7 +160,9 @@ def central(f, x, v, h=2.0**-17):
 
 
 def near(got, want):
-    return (got - want).abs().max() <= 1e-8 * max(1.0, want.abs().max())  # h^2 f'''/6 and rounding / h are both below 1e-9
+    return (got - want).abs().max() <= 1e-8 * max(
+        1.0, want.abs().max()
+    )  # h^2 f'''/6 and rounding / h are both below 1e-9
 
 
 @pytest.mark.parametrize("solver", CASES)
@@ -159,7 +190,13 @@ def test_second_derivatives_reach_noise_conditions_scale_and_the_plan():
     table = inplace.table(sampler._plan_for(2, 1.0), torch.float64, Z.device).f
 
     def run(z, label, scale, learned):
-        return sampler(noise=z, cond={"label": label}, uncond={"label": 0 * label}, guidance=scale, table=table + learned * hot)
+        return sampler(
+            noise=z,
+            cond={"label": label},
+            uncond={"label": 0 * label},
+            guidance=scale,
+            table=table + learned * hot,
+        )
 
     given = [Z[:2], torch.ones(2), torch.tensor([1.0, 2.0]), torch.tensor(0.0)]
     given = [v.double().clone().requires_grad_() for v in given]
@@ -171,11 +208,15 @@ def held():
     """A run, its x and its plan's other doors, made outside; each is tried under a transform."""
     run = Run(plan_of(), noise=Z, state_dtype=torch.float64)
     other = Run(plan_of("euler"), noise=Z, state_dtype=torch.float64, backend="reference")
-    denoiser = SOLVERS["euler"](Model(None, schedules.EDM(), "x0"), grids.uniform(schedules.EDM(), 2))
+    denoiser = SOLVERS["euler"](
+        Model(None, schedules.EDM(), "x0"), grids.uniform(schedules.EDM(), 2)
+    )
     return run, {
         "Run": lambda x: Run(plan_of(), noise=x, state_dtype=torch.float64).x,
         "Sampler ": lambda x: Sampler(plan_of(), MODEL, state_dtype=torch.float64)(noise=x),
-        "Sampler": lambda x: Sampler(plan_of(), MODEL, "compile-loop", state_dtype=torch.float64)(noise=x),
+        "Sampler": lambda x: Sampler(plan_of(), MODEL, "compile-loop", state_dtype=torch.float64)(
+            noise=x
+        ),
         "Run.step": lambda x: run.step(x * 1.0),
         "Run.step ": lambda x: other.step(x * 1.0),
         "Run.step  ": lambda x: run.step([x * 1.0]),
@@ -190,12 +231,18 @@ def held():
 FEW = ("torch.jit.trace", "make_fx pre", *SLOPES)
 
 
-@pytest.mark.parametrize(("door", "name"), [(d, n) for d in held()[1] for n in UNDER if d in ("Sampler ", "Run.step") or n in FEW])
+@pytest.mark.parametrize(
+    ("door", "name"),
+    [(d, n) for d in held()[1] for n in UNDER if d in ("Sampler ", "Run.step") or n in FEW],
+)
 def test_what_goes_by_address_is_refused(door, name):
     run, doors = held()
     before = run.x.clone()
     where, called = door.strip(), name.removesuffix(" symbolic").removesuffix(" pre")
-    with pytest.raises(RuntimeError, match=rf"{where}: called under {called}, which cannot see .*differentiable=True\) is accepted"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"{where}: called under {called}, which cannot see .*differentiable=True\) is accepted",
+    ):
         UNDER[name](doors[door], Z.clone())
     assert run.row == 1 and torch.equal(run.x, before)
     run.step(net(run.model_input, run.t))
@@ -216,7 +263,9 @@ def test_what_holds_no_memory_and_what_hides_in_an_argument_is_refused():
         for where, given in (
             ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Sampler", {"cond": {"label": moving}})
         ):  # fmt: skip
-            with pytest.raises(RuntimeError, match=f"{where}: called under forward-mode differentiation"):
+            with pytest.raises(
+                RuntimeError, match=f"{where}: called under forward-mode differentiation"
+            ):
                 Sampler(plan, MODEL, state_dtype=torch.float64)(noise=Z, **given)
 
 
@@ -230,24 +279,40 @@ def test_a_scheduler_is_refused_under_a_trace_and_under_tangents():
         "": lambda x: scheduler.add_noise(x, x, t[None]),
     }
     for door, call in doors.items():
-        with pytest.raises(RuntimeError, match=f"FsScheduler.?{door}: called under torch.jit.trace, which"):
+        with pytest.raises(
+            RuntimeError, match=f"FsScheduler.?{door}: called under torch.jit.trace, which"
+        ):
             torch.jit.trace(call, Z)
-    with pytest.raises(RuntimeError, match="FsScheduler.step: called under forward-mode differentiation, which"):
+    with pytest.raises(
+        RuntimeError, match="FsScheduler.step: called under forward-mode differentiation, which"
+    ):
         dual(doors["step"], Z, W)
     assert doors["step"](Z).isfinite().all(), "nothing is left behind"
 
 
 def test_a_table_made_under_a_transform_does_not_outlive_it():
-    for under in (UNDER["FakeTensorMode"], UNDER[r"torch.func \(vmap\)"], UNDER["make_fx symbolic"]):
+    for under in (
+        UNDER["FakeTensorMode"],
+        UNDER[r"torch.func \(vmap\)"],
+        UNDER["make_fx symbolic"],
+    ):
         plan = plan_of()
-        under(lambda x, plan=plan: Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)(noise=x), Z.clone())
+        under(
+            lambda x, plan=plan: Sampler(
+                plan, MODEL, differentiable=True, state_dtype=torch.float64
+            )(noise=x),
+            Z.clone(),
+        )
         assert type(inplace.table(plan, torch.float64, Z.device).f) is torch.Tensor
         assert Sampler(plan, MODEL, state_dtype=torch.float64)(noise=Z).isfinite().all()
 
 
 def ops():
     """f(x) of each op, through its function and by itself."""
-    at, (o, rows) = inplace.table(plan_of(), torch.float64, Z.device), (torch.ops.fastsample, torch.full((3,), 2))
+    at, (o, rows) = (
+        inplace.table(plan_of(), torch.float64, Z.device),
+        (torch.ops.fastsample, torch.full((3,), 2)),
+    )
     c = torch.linspace(0.5, 1.5, 12, dtype=torch.float64).view(1, 3, 4)
     row = lambda x: (x, [x * 0.5] * at.dims.S, [x * x], at.f, at.i, rows, list(at.dims))  # noqa: E731
     rest = (None,) * 6 + ([], None, None, 0, None, False, None, None)
@@ -255,9 +320,18 @@ def ops():
     wide = lambda x: (x.sum(0) * torch.ones_like(c[0].T[:, :1]))[None]  # noqa: E731
     return {
         "step": (lambda x: step(*row(x))[0], lambda x: o.step(*row(x), *rest)[0]),
-        "moments": (lambda x: moments([x, x * x], [x])[0], lambda x: o.moments([x, x * x], [x], None)[0]),
-        "cost_matrix": (lambda x: cost_matrix([x[None]], c, wide(x)), lambda x: o.cost_matrix([x[None]], c, wide(x), band, 2.0, None)),
-        "cost_gather": (lambda x: cost_gather([x[None] ** 2], c, star), lambda x: o.cost_gather([x[None] ** 2], c, star, None)),
+        "moments": (
+            lambda x: moments([x, x * x], [x])[0],
+            lambda x: o.moments([x, x * x], [x], None)[0],
+        ),
+        "cost_matrix": (
+            lambda x: cost_matrix([x[None]], c, wide(x)),
+            lambda x: o.cost_matrix([x[None]], c, wide(x), band, 2.0, None),
+        ),
+        "cost_gather": (
+            lambda x: cost_gather([x[None] ** 2], c, star),
+            lambda x: o.cost_gather([x[None] ** 2], c, star, None),
+        ),
     }
 
 
@@ -269,17 +343,29 @@ def test_derivatives_of_the_ops(name):
     assert slope.abs().sum() > 0 and near(dual(f, Z, W), slope)
     for g in (f, op):
         assert near(torch.func.jvp(g, (Z,), (W,))[1], slope)
-        assert near(torch.autograd.functional.hvp(lambda x, g=g: g(x).square().sum(), Z, W)[1], curve)
+        assert near(
+            torch.autograd.functional.hvp(lambda x, g=g: g(x).square().sum(), Z, W)[1], curve
+        )
         assert torch.autograd.gradgradcheck(g, Z.clone().requires_grad_())
         assert near(torch.func.vmap(g)(torch.stack([Z, W]))[1], f(W))
         assert torch.equal(torch.jit.trace(g, Z.clone())(W), f(W))
-    with pytest.raises(RuntimeError, match=f"fastsample::{name}: an input has a forward-mode tangent, .*; fastsample.kernels.{name} is"):
+    with pytest.raises(
+        RuntimeError,
+        match=f"fastsample::{name}: an input has a forward-mode tangent, .*; fastsample.kernels.{name} is",
+    ):
         dual(op, Z, W)
 
 
 def test_clip_away_from_its_kink():
     plan = SOLVERS["euler"](MODEL, grids.uniform(SCHEDULE, 3), clip=0.4)
-    run = lambda x: Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)(noise=x, trajectory=True)[1]  # noqa: E731
+    run = lambda x: Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)(
+        noise=x, trajectory=True
+    )[1]  # noqa: E731
     slope = central(run, Z, W)
     assert near(dual(run, Z, W), slope)
-    assert not near(slope, central(lambda x: Sampler(plan_of("euler", 3), MODEL, state_dtype=torch.float64)(noise=x), Z, W))
+    assert not near(
+        slope,
+        central(
+            lambda x: Sampler(plan_of("euler", 3), MODEL, state_dtype=torch.float64)(noise=x), Z, W
+        ),
+    )

@@ -21,7 +21,13 @@ def number(value):
     """Three significant digits, whole numbers whole, no exponent."""
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
+    return (
+        f"{value:.3g}"
+        if 1e-3 <= abs(value) < 1000
+        else f"{value:,.0f}"
+        if abs(value) >= 1000
+        else f"{value:.1e}"
+    )
 
 
 def measured(figure):
@@ -35,7 +41,9 @@ def goal(figure):
     if "target" not in figure:
         return ""
     unit = f" {figure['unit']}" if figure["unit"] else ""
-    return f"{SIGN[figure['better']]} {number(figure['target'])}{unit}" + ("" if figure["met"] else " **missed**")
+    return f"{SIGN[figure['better']]} {number(figure['target'])}{unit}" + (
+        "" if figure["met"] else " **missed**"
+    )
 
 
 def newest(records, group):
@@ -49,12 +57,26 @@ def newest(records, group):
 
 def table(groups, records):
     """The Markdown of one table, the machines and notes on missed targets beneath; a plain sentence when nothing was measured."""
-    shown = [(record, row) for group in groups for record in newest(records, group) for row in record["rows"] if row["group"] == group]
+    shown = [
+        (record, row)
+        for group in groups
+        for record in newest(records, group)
+        for row in record["rows"]
+        if row["group"] == group
+    ]
     if not shown:
         return "Not measured yet: `make bench`.\n"
     lines = pivot([row for _, row in shown]) or plain([row for _, row in shown])
-    notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for _, row in shown for f in row["figures"] if "note" in f)
-    sources = dict.fromkeys(", ".join(filter(None, (r["processor"], f"{r['cores']} cores", r["vector"], r["date"]))) for r, _ in shown)
+    notes = dict.fromkeys(
+        f"Missed: {f['what']}: {f['note']}."
+        for _, row in shown
+        for f in row["figures"]
+        if "note" in f
+    )
+    sources = dict.fromkeys(
+        ", ".join(filter(None, (r["processor"], f"{r['cores']} cores", r["vector"], r["date"])))
+        for r, _ in shown
+    )
     return "\n".join([*lines, "", *notes, *(f"Measured on {source}." for source in sources)]) + "\n"
 
 
@@ -73,12 +95,18 @@ def pivot(rows):
     for row in rows:
         cells = [measured(f) + (f"; {goal(f)}" if goal(f) else "") for f in row["figures"]]
         lines.append(f"| {row['figures'][0]['what'].partition(': ')[0]} | {' | '.join(cells)} |")
-    return [f"| median (quartiles); target | {' | '.join(names[0])} |", "|---" * (1 + len(names[0])) + "|", *lines]
+    return [
+        f"| median (quartiles); target | {' | '.join(names[0])} |",
+        "|---" * (1 + len(names[0])) + "|",
+        *lines,
+    ]
 
 
 def filled(text, records):
     """README's text with every marked table made anew."""
-    return BLOCK.sub(lambda m: m[1] + table([g.strip() for g in m[2].split(",")], records) + m[3], text)
+    return BLOCK.sub(
+        lambda m: m[1] + table([g.strip() for g in m[2].split(",")], records) + m[3], text
+    )
 
 
 def results():
@@ -87,7 +115,9 @@ def results():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail when README is out of step; write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="fail when README is out of step; write nothing"
+    )
     check = parser.parse_args().check
     text = README.read_text()
     new = filled(text, results())

@@ -24,23 +24,38 @@ from fastsample.models.classifier import Classifier, statistics
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Each image moved by -1..1 pixels both ways (the frame is background) and mirrored with probability 1/2.   [B,1,28,28]"""
     padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
-    row, column = torch.randint(0, 3, (2, len(images), 1), generator=generator) + torch.arange(28)[None, None]
-    columns = torch.where(torch.rand(len(images), 1, generator=generator) < 0.5, column, column.flip(1))
-    return padded[torch.arange(len(images))[:, None, None], 0, row[:, :, None], columns[:, None, :]][:, None]
+    row, column = (
+        torch.randint(0, 3, (2, len(images), 1), generator=generator) + torch.arange(28)[None, None]
+    )
+    columns = torch.where(
+        torch.rand(len(images), 1, generator=generator) < 0.5, column, column.flip(1)
+    )
+    return padded[
+        torch.arange(len(images))[:, None, None], 0, row[:, :, None], columns[:, None, :]
+    ][:, None]
 
 
 @torch.inference_mode()
 def in_chunks(function, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([function(chunk.contiguous(memory_format=torch.channels_last)) for chunk in images.split(500)])
+    return torch.cat(
+        [
+            function(chunk.contiguous(memory_format=torch.channels_last))
+            for chunk in images.split(500)
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default=DATA)
     parser.add_argument("--out", type=Path, default=WEIGHTS / "fashion_classifier.safetensors")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes by itself")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="0: as many as torch takes by itself"
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -55,7 +70,9 @@ def main() -> None:
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(images), generator=generator)
-            print(f"epoch {step // per_epoch}  {(time.monotonic() - start) / 60:.1f} min", flush=True)
+            print(
+                f"epoch {step // per_epoch}  {(time.monotonic() - start) / 60:.1f} min", flush=True
+            )
         chosen = order[step % per_epoch * batch :][:batch]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(3e-3, step, step / steps)
@@ -71,9 +88,15 @@ def main() -> None:
     tensors = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
     tensors |= {"reference.mean": torch.from_numpy(mean), "reference.cov": torch.from_numpy(cov)}
     note = {
-        "format": "fastsample-fashion-classifier-1", "data": "Fashion-MNIST, MIT, Zalando SE", "trained_by": "tools/train_classifier.py",
-        "test_accuracy": f"{accuracy:.4f}", "reference": "train split, 60,000 images", "seed": str(args.seed), "epochs": str(args.epochs),
-        "minutes": f"{(time.monotonic() - start) / 60:.1f}", "torch": torch.__version__,
+        "format": "fastsample-fashion-classifier-1",
+        "data": "Fashion-MNIST, MIT, Zalando SE",
+        "trained_by": "tools/train_classifier.py",
+        "test_accuracy": f"{accuracy:.4f}",
+        "reference": "train split, 60,000 images",
+        "seed": str(args.seed),
+        "epochs": str(args.epochs),
+        "minutes": f"{(time.monotonic() - start) / 60:.1f}",
+        "torch": torch.__version__,
         "machine": f"{platform.machine()} cpu, {torch.get_num_threads()} threads",
     }
     write_whole(args.out, save(tensors, note))

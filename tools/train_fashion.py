@@ -37,13 +37,21 @@ WEIGHTS = Path(__file__).parent.parent / "fastsample" / "models" / "weights"
 
 def load_split(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float32 [N,1,28,28] in [-1,1] and labels int64 [N] of split "train" (60,000) or "t10k" (10,000)."""
-    paths = [Path(folder) / f"{split}-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    paths = [
+        Path(folder) / f"{split}-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    ]
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"load_split: no file {path}; --data names a folder with Fashion-MNIST's four .gz files")
-    pixels = np.frombuffer(gzip.decompress(paths[0].read_bytes()), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+            raise FileNotFoundError(
+                f"load_split: no file {path}; --data names a folder with Fashion-MNIST's four .gz files"
+            )
+    pixels = np.frombuffer(gzip.decompress(paths[0].read_bytes()), np.uint8, offset=16).reshape(
+        -1, 1, 28, 28
+    )
     labels = np.frombuffer(gzip.decompress(paths[1].read_bytes()), np.uint8, offset=8)
-    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1.0), torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1.0), torch.from_numpy(
+        labels.astype(np.int64)
+    )
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -56,11 +64,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
     """sigma [count], one per stratum of the log-normal law: less noise in the loss than independent draws."""
-    u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    u = (
+        torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    ) / count
     return torch.exp(P_MEAN + P_STD * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
 
 
-def loss_of(net: FashionUNet, x0: torch.Tensor, label: torch.Tensor, sigma: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+def loss_of(
+    net: FashionUNet, x0: torch.Tensor, label: torch.Tensor, sigma: torch.Tensor, eps: torch.Tensor
+) -> torch.Tensor:
     """mean |F - F*|² with F* the F that would make the denoiser return x0 (Karras et al. 2022, eq. 8)."""
     s = sigma[:, None, None, None]
     x, s2, sd = x0 + s * eps, s * s + net.sigma_data**2, net.sigma_data
@@ -69,7 +81,9 @@ def loss_of(net: FashionUNet, x0: torch.Tensor, label: torch.Tensor, sigma: torc
 
 
 @torch.no_grad()
-def validate(net: FashionUNet, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> float:
+def validate(
+    net: FashionUNet, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> float:
     """The loss on the first 2,000 test images with fixed noise: comparable between runs."""
     generator = torch.Generator().manual_seed(1)
     total, chunks = 0.0, list(zip(images[:2000].split(250), labels[:2000].split(250), strict=True))
@@ -87,19 +101,38 @@ def learning_rate(peak: float, step: int, progress: float) -> float:
 class Training:
     """One run: the network, its average, the optimizer, and how far it has come. All of it goes into a checkpoint."""
 
-    def __init__(self, args: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.args, self.images, self.labels, self.device = args, images, labels, torch.device(args.device)
+    def __init__(
+        self, args: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        self.args, self.images, self.labels, self.device = (
+            args,
+            images,
+            labels,
+            torch.device(args.device),
+        )
         torch.manual_seed(args.seed)
-        self.net = FashionUNet(sigma_data=images.std().item()).to(self.device, memory_format=torch.channels_last)
+        self.net = FashionUNet(sigma_data=images.std().item()).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
         self.generator = torch.Generator().manual_seed(args.seed)
         self.step, self.seconds, self.epoch = 0, 0.0, None
 
     def save(self, path: Path) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")}
         file = io.BytesIO()
-        torch.save({**state, "generator": self.generator.get_state(), "step": self.step, "seconds": self.seconds}, file)
+        torch.save(
+            {
+                **state,
+                "generator": self.generator.get_state(),
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+            file,
+        )
         write_whole(path, file.getvalue())
 
     def resume(self, path: Path) -> None:
@@ -111,18 +144,28 @@ class Training:
 
     @property
     def progress(self) -> float:
-        return max(self.step * self.args.batch / self.args.images, self.seconds / (60 * self.args.minutes))
+        return max(
+            self.step * self.args.batch / self.args.images, self.seconds / (60 * self.args.minutes)
+        )
 
     def batch(self) -> tuple[torch.Tensor, ...]:
         """x0, label, sigma, eps of this step. The order of an epoch depends on seed and epoch alone, so a resumed run goes on with it."""
         count, per_epoch = self.args.batch, len(self.images) // self.args.batch
         if self.epoch != self.step // per_epoch:
             self.epoch = self.step // per_epoch
-            self.order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.args.seed + self.epoch))
+            self.order = torch.randperm(
+                len(self.images),
+                generator=torch.Generator().manual_seed(self.args.seed + self.epoch),
+            )
         chosen = self.order[(self.step % per_epoch) * count :][:count]
         x0, label = self.images[chosen], self.labels[chosen].clone()
         label[torch.rand(count, generator=self.generator) < LABEL_DROPOUT] = NO_LABEL
-        return x0, label, draw_sigma(count, self.generator), torch.randn(x0.shape, generator=self.generator)
+        return (
+            x0,
+            label,
+            draw_sigma(count, self.generator),
+            torch.randn(x0.shape, generator=self.generator),
+        )
 
     def advance(self) -> float:
         """One optimizer step and one step of the average; the loss."""
@@ -137,7 +180,11 @@ class Training:
         self.optimizer.step()
         self.step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - (1 - 1 / self.step) ** (EMA_POWER + 1))
+            torch._foreach_lerp_(
+                list(self.ema.parameters()),
+                list(self.net.parameters()),
+                1 - (1 - 1 / self.step) ** (EMA_POWER + 1),
+            )
         value = loss.item()
         self.seconds += time.monotonic() - start
         return value
@@ -145,38 +192,70 @@ class Training:
     def export(self, path: Path, loss: float) -> None:
         args = self.args
         note = {
-            "format": "fastsample-fashion-1", "data": "Fashion-MNIST train split, MIT, Zalando SE", "trained_by": "tools/train_fashion.py",
-            "sigma_data": f"{self.net.sigma_data:.6f}", "seed": str(args.seed), "images": str(self.step * args.batch),
-            "minutes": f"{self.seconds / 60:.1f}", "test_loss": f"{loss:.5f}", "torch": torch.__version__, "batch": str(args.batch),
-            "machine": f"{platform.machine()} {args.device}, {torch.get_num_threads()} threads", "lr": str(args.lr), "P_mean": str(P_MEAN),
+            "format": "fastsample-fashion-1",
+            "data": "Fashion-MNIST train split, MIT, Zalando SE",
+            "trained_by": "tools/train_fashion.py",
+            "sigma_data": f"{self.net.sigma_data:.6f}",
+            "seed": str(args.seed),
+            "images": str(self.step * args.batch),
+            "minutes": f"{self.seconds / 60:.1f}",
+            "test_loss": f"{loss:.5f}",
+            "torch": torch.__version__,
+            "batch": str(args.batch),
+            "machine": f"{platform.machine()} {args.device}, {torch.get_num_threads()} threads",
+            "lr": str(args.lr),
+            "P_mean": str(P_MEAN),
             "P_std": str(P_STD),
         }
-        write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in self.ema.state_dict().items()}, note))
+        write_whole(
+            path,
+            save(
+                {
+                    name: value.detach().cpu().contiguous()
+                    for name, value in self.ema.state_dict().items()
+                },
+                note,
+            ),
+        )
 
 
 def train(args: argparse.Namespace) -> None:
     run, test = Training(args, *load_split(args.data, "train")), load_split(args.data, "t10k")
     if args.resume:
         run.resume(args.checkpoint)
-    print(f"{sum(p.numel() for p in run.net.parameters()):,} parameters, sigma_data {run.net.sigma_data:.4f}, {run.device}", flush=True)
+    print(
+        f"{sum(p.numel() for p in run.net.parameters()):,} parameters, sigma_data {run.net.sigma_data:.4f}, {run.device}",
+        flush=True,
+    )
     running, saved = None, run.seconds
     while run.progress < 1.0:
         loss = run.advance()
         running = loss if running is None else running + (loss - running) * 0.01
         if run.step % 100 == 0:
             images, minutes = run.step * args.batch, run.seconds / 60
-            print(f"step {run.step}  images {images:,}  loss {running:.4f}  {minutes:.1f} min  {100 * run.progress:.1f} %", flush=True)
+            print(
+                f"step {run.step}  images {images:,}  loss {running:.4f}  {minutes:.1f} min  {100 * run.progress:.1f} %",
+                flush=True,
+            )
         if run.seconds - saved > 60 * args.save_minutes:
             saved = run.seconds
             run.save(args.checkpoint)
-            print(f"step {run.step}  test loss of the average {validate(run.ema, *test, run.device):.5f}", flush=True)
+            print(
+                f"step {run.step}  test loss of the average {validate(run.ema, *test, run.device):.5f}",
+                flush=True,
+            )
     loss = validate(run.ema, *test, run.device)
     run.export(args.out, loss)
-    print(f"wrote {args.out}: test loss {loss:.5f}, {run.step * args.batch:,} images, {run.seconds / 60:.1f} min", flush=True)
+    print(
+        f"wrote {args.out}: test loss {loss:.5f}, {run.step * args.batch:,} images, {run.seconds / 60:.1f} min",
+        flush=True,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default=DATA)
     parser.add_argument("--out", type=Path, default=WEIGHTS / "fashion.safetensors")
     parser.add_argument("--checkpoint", type=Path, default=Path("fashion.checkpoint.pt"))
@@ -188,8 +267,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes by itself")
-    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="train in float32 throughout")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="0: as many as torch takes by itself"
+    )
+    parser.add_argument(
+        "--no-bf16", dest="bf16", action="store_false", help="train in float32 throughout"
+    )
     args = parser.parse_args(argv)
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"

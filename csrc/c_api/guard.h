@@ -11,7 +11,8 @@ namespace fs {
 void set_last_error(const char* sentence) noexcept;
 
 // Throws Error(status) with a printf-style sentence.
-[[noreturn]] __attribute__((format(printf, 2, 3))) void fail(fs_status status, const char* format, ...);
+[[noreturn]] __attribute__((format(printf, 2, 3))) void fail(fs_status status, const char* format,
+                                                             ...);
 
 // Runs body; any exception becomes a status and a sentence.
 template <class Body>
@@ -39,8 +40,8 @@ template <class Args>
 void check_struct(const char* where, const Args* args) {
   if (!args) fail(FS_E_ARG, "%s: args is NULL; a struct is needed", where);
   if (args->struct_size != sizeof(Args)) {
-    fail(FS_E_ARG, "%s: struct_size is %u; set it to sizeof, %zu in this library", where, static_cast<unsigned>(args->struct_size),
-         sizeof(Args));
+    fail(FS_E_ARG, "%s: struct_size is %u; set it to sizeof, %zu in this library", where,
+         static_cast<unsigned>(args->struct_size), sizeof(Args));
   }
 }
 

@@ -15,13 +15,15 @@ long long wide(int64_t value) { return static_cast<long long>(value); }
 
 void check_range(const char* where, const char* name, int64_t value, int64_t least, int64_t most) {
   if (value < least || value > most)
-    fail(FS_E_ARG, "%s: %s is %lld; %lld to %lld is accepted", where, name, wide(value), wide(least), wide(most));
+    fail(FS_E_ARG, "%s: %s is %lld; %lld to %lld is accepted", where, name, wide(value),
+         wide(least), wide(most));
 }
 
 constexpr int64_t kHuge = int64_t{1} << 62;
 
 // The product of sizes, 0 if any is 0; it must fit a signed 64-bit number.
-int64_t check_product(const char* where, const char* name, int64_t unit, std::initializer_list<int64_t> sizes) {
+int64_t check_product(const char* where, const char* name, int64_t unit,
+                      std::initializer_list<int64_t> sizes) {
   int64_t product = unit;
   for (const int64_t size : sizes) {
     if (size == 0) return 0;
@@ -32,23 +34,29 @@ int64_t check_product(const char* where, const char* name, int64_t unit, std::in
 }
 
 // An array may be NULL where it is optional or where nothing is in it.
-void check_array(const char* where, const char* name, const void* data, bool required, int64_t unit, std::initializer_list<int64_t> sizes) {
+void check_array(const char* where, const char* name, const void* data, bool required, int64_t unit,
+                 std::initializer_list<int64_t> sizes) {
   if (!data && !required) return;
   const int64_t bytes = check_product(where, name, unit, sizes);
   if (bytes == 0) return;
-  if (!data) fail(FS_E_ARG, "%s: %s is NULL; an array of %lld bytes is needed", where, name, wide(bytes));
+  if (!data)
+    fail(FS_E_ARG, "%s: %s is NULL; an array of %lld bytes is needed", where, name, wide(bytes));
   if (reinterpret_cast<uintptr_t>(data) % static_cast<uint64_t>(unit) != 0) {
-    fail(FS_E_ARG, "%s: %s is not aligned; a multiple of %lld bytes is needed", where, name, wide(unit));
+    fail(FS_E_ARG, "%s: %s is not aligned; a multiple of %lld bytes is needed", where, name,
+         wide(unit));
   }
 }
 
 void check_device(const char* where, int32_t device) {
   if (device == FS_CPU) return;
-  if (device == FS_CUDA) fail(FS_E_UNSUPPORTED, "%s: device is FS_CUDA; this library was built without CUDA, FS_CPU is accepted", where);
+  if (device == FS_CUDA)
+    fail(FS_E_UNSUPPORTED,
+         "%s: device is FS_CUDA; this library was built without CUDA, FS_CPU is accepted", where);
   fail(FS_E_ARG, "%s: device is %d; FS_CPU is accepted", where, device);
 }
 
-void check_stride(const char* where, const char* name, const void* data, int64_t stride, int64_t whole) {
+void check_stride(const char* where, const char* name, const void* data, int64_t stride,
+                  int64_t whole) {
   if (data && stride != 0 && stride != whole)
     fail(FS_E_ARG, "%s: %s is %lld; 0 or %lld is accepted", where, name, wide(stride), wide(whole));
 }
@@ -75,14 +83,16 @@ void check_step_sizes(const fs_step_args& a) {
   int64_t period;
   check_range(where, "inner", a.inner, 1, kHuge);
   if (__builtin_mul_overflow(a.groups, a.inner, &period) || a.elements % period != 0) {
-    fail(FS_E_ARG, "fs_step: %lld elements are not a multiple of groups*inner = %lld*%lld; make them one", wide(a.elements), wide(a.groups),
-         wide(a.inner));
+    fail(FS_E_ARG,
+         "fs_step: %lld elements are not a multiple of groups*inner = %lld*%lld; make them one",
+         wide(a.elements), wide(a.groups), wide(a.inner));
   }
 }
 
 void check_step_arrays(const fs_step_args& a) {
   const char* where = "fs_step";
-  const int64_t T = dtype_size(a.state_dtype), F = dtype_size(a.model_dtype), B = a.batch, D = a.elements;
+  const int64_t T = dtype_size(a.state_dtype), F = dtype_size(a.model_dtype), B = a.batch,
+                D = a.elements;
   const Dims d{a.S, a.G, a.L, a.K, a.E};
   check_product(where, "a batch", T, {B, D});
   check_array(where, "table_f", a.table_f, true, T, {a.table_rows, d.floats()});
@@ -148,7 +158,8 @@ void check_cost(const char* where, const fs_cost_args& a) {
   check_range(where, "D", a.D, 0, kHuge);
   check_range(where, "threads", a.threads, 0, most);
   check_range(where, "reserved", a.reserved, 0, 0);
-  for (int r = 0; r < a.terms; ++r) check_array(where, "U", a.U[r], true, dtype_size(a.dtype), {a.batch, a.I, a.D});
+  for (int r = 0; r < a.terms; ++r)
+    check_array(where, "U", a.U[r], true, dtype_size(a.dtype), {a.batch, a.I, a.D});
   check_array(where, "c", a.c, true, 8, {a.terms, a.I, a.J});
   check_product(where, "the work", 8, {a.batch, a.I + 1, a.J + 1, a.D});
 }
@@ -172,7 +183,8 @@ void check_cost_gather(const fs_cost_args& a) {
   const int64_t lists = a.i_star_batch_stride == 0 ? (a.batch > 0 ? 1 : 0) : a.batch;
   for (int64_t k = 0; k < lists * a.J; ++k) {
     if (a.i_star[k] < -1 || a.i_star[k] >= a.I) {
-      fail(FS_E_ARG, "%s: i_star[%lld] is %d; -1 (none) to %lld is accepted", where, wide(k), a.i_star[k], wide(a.I - 1));
+      fail(FS_E_ARG, "%s: i_star[%lld] is %d; -1 (none) to %lld is accepted", where, wide(k),
+           a.i_star[k], wide(a.I - 1));
     }
   }
 }

@@ -1,5 +1,6 @@
-// Numbers of the four dtypes, widened and narrowed a block at a time, rounding to nearest even. Plain integer loops,
-// so that every instruction set gives the same bits; with F16C the hardware's conversion, which agrees on all but NaNs.
+// Numbers of the four dtypes, widened and narrowed a block at a time, rounding to nearest even.
+// Plain integer loops, so that every instruction set gives the same bits; with F16C the hardware's
+// conversion, which agrees on all but NaNs.
 #pragma once
 
 #include <cstdint>
@@ -30,11 +31,13 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
-// Normal: re-bias the exponent by 112. Exponent 0: mantissa * 2^-24, exact. Exponent 31: infinity or NaN.
+// Normal: re-bias the exponent by 112. Exponent 0: mantissa * 2^-24, exact. Exponent 31: infinity
+// or NaN.
 inline float from_half(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7FFFu;
   const uint32_t normal = (rest << 13) + (112u << 23);
-  const uint32_t small = bits_of(static_cast<float>(static_cast<int32_t>(rest & 0x3FFu)) * 0x1p-24f);
+  const uint32_t small =
+      bits_of(static_cast<float>(static_cast<int32_t>(rest & 0x3FFu)) * 0x1p-24f);
   const uint32_t big = (rest << 13) | 0x7F800000u;
   return float_of(sign | (rest >= 0x7C00u ? big : rest >= 0x400u ? normal : small));
 }
@@ -45,7 +48,9 @@ inline uint16_t to_half(float value) {
   const uint32_t normal = (rest - (112u << 23) + 0xFFFu + (rest >> 13 & 1u)) >> 13;
   const uint32_t small = bits_of(float_of(rest) + 0.5f) - bits_of(0.5f);
   const uint32_t big = rest > 0x7F800000u ? 0x7E00u : 0x7C00u;
-  return static_cast<uint16_t>(sign | (rest >= 0x47800000u ? big : rest >= 0x38800000u ? normal : small));
+  return static_cast<uint16_t>(sign | (rest >= 0x47800000u   ? big
+                                       : rest >= 0x38800000u ? normal
+                                                             : small));
 }
 
 inline float from_bfloat(uint16_t half) { return float_of(static_cast<uint32_t>(half) << 16); }
@@ -61,7 +66,9 @@ void widen_half(const uint16_t* __restrict__ in, T* __restrict__ out, int64_t n)
   int64_t i = 0;
 #ifdef __F16C__
   if constexpr (sizeof(T) == 4) {
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(out + i,
+                       _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
   }
 #endif
   for (; i < n; ++i) out[i] = static_cast<T>(from_half(in[i]));
@@ -75,7 +82,8 @@ void narrow_half(const T* __restrict__ in, uint16_t* __restrict__ out, int64_t n
     const __m256 factor = _mm256_set1_ps(scale);
     for (; i + 8 <= n; i += 8) {
       const __m256 value = _mm256_mul_ps(factor, _mm256_loadu_ps(in + i));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                       _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
   }
 #endif
@@ -99,9 +107,11 @@ void widen(const void* in, int dtype, int64_t first, T* __restrict__ out, int64_
   }
 }
 
-// out[first + i] = dtype(scale * in[i]); the product is rounded to T, then to float32 for 16-bit dtypes, then to them.
+// out[first + i] = dtype(scale * in[i]); the product is rounded to T, then to float32 for 16-bit
+// dtypes, then to them.
 template <class T>
-void narrow_scaled(const T* __restrict__ in, T scale, void* out, int dtype, int64_t first, int64_t n) {
+void narrow_scaled(const T* __restrict__ in, T scale, void* out, int dtype, int64_t first,
+                   int64_t n) {
   if (dtype == FS_F32) {
     float* __restrict__ to = static_cast<float*>(out) + first;
     for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(scale * in[i]);

@@ -28,7 +28,9 @@ class Reader {
   int take() { return at_ < end_ ? static_cast<unsigned char>(*at_++) : -1; }
 
   void need(bool ok, const char* what) const {
-    if (!ok) throw Error(FS_E_FORMAT, "plan note: byte " + std::to_string(at_ - begin_) + ": " + what + "; strict UTF-8 JSON is accepted");
+    if (!ok)
+      throw Error(FS_E_FORMAT, "plan note: byte " + std::to_string(at_ - begin_) + ": " + what +
+                                   "; strict UTF-8 JSON is accepted");
   }
 
   void space() {
@@ -112,7 +114,8 @@ class Reader {
     need(tiny || (result.ec == std::errc() && std::isfinite(parsed)), "a number beyond float64");
   }
 
-  // from_chars reports numbers below the smallest float64 as out of range too; those are zero, and fine.
+  // from_chars reports numbers below the smallest float64 as out of range too; those are zero, and
+  // fine.
   bool underflows(const char* start) const {
     for (const char* c = start; c < at_; ++c) {
       if ((*c == 'e' || *c == 'E') && c[1] == '-') return true;
@@ -124,7 +127,10 @@ class Reader {
     uint32_t code = 0;
     for (int k = 0; k < 4; ++k) {
       const int c = take();
-      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
       need(digit >= 0, "a bad \\u escape");
       code = code * 16 + static_cast<uint32_t>(digit);
     }
@@ -138,7 +144,8 @@ class Reader {
       out += static_cast<char>(0xC0 | code >> 6);
       out += static_cast<char>(0x80 | (code & 63));
     } else {
-      out += code < 0x10000 ? static_cast<char>(0xE0 | code >> 12) : static_cast<char>(0xF0 | code >> 18);
+      out += code < 0x10000 ? static_cast<char>(0xE0 | code >> 12)
+                            : static_cast<char>(0xF0 | code >> 18);
       if (code >= 0x10000) out += static_cast<char>(0x80 | (code >> 12 & 63));
       out += static_cast<char>(0x80 | (code >> 6 & 63));
       out += static_cast<char>(0x80 | (code & 63));
@@ -169,7 +176,8 @@ class Reader {
     append(out, code);
   }
 
-  // A byte above 0x7F begins a sequence of 2 to 4 bytes, in the shortest form, no surrogates, at most U+10FFFF.
+  // A byte above 0x7F begins a sequence of 2 to 4 bytes, in the shortest form, no surrogates, at
+  // most U+10FFFF.
   void sequence(std::string& out, int first) {
     const int more = first >= 0xF0 ? 3 : first >= 0xE0 ? 2 : 1;
     need(first >= 0xC2 && first <= 0xF4, "not UTF-8");

@@ -10,7 +10,8 @@
 namespace fs {
 namespace {
 
-// Where each operand column of a plan stands under the wider dims: slots, branches and noises keep their numbers.
+// Where each operand column of a plan stands under the wider dims: slots, branches and noises keep
+// their numbers.
 std::vector<int> moved_columns(const Dims& from, const Dims& to) {
   std::vector<int> to_column(from.W());
   to_column[0] = 0;
@@ -41,7 +42,8 @@ std::vector<int> moved_floats(const Dims& from, const Dims& to) {
   return at;
 }
 
-void pack_ints(const Dims& from, const Dims& to, const std::vector<int>& column, const int32_t* in, int32_t* out) {
+void pack_ints(const Dims& from, const Dims& to, const std::vector<int>& column, const int32_t* in,
+               int32_t* out) {
   const uint64_t reads = join_reads(in[kReadsLow], in[kReadsHigh]);
   uint64_t moved = 0;
   for (int k = 0; k < from.W(); ++k) moved |= (reads >> k & 1) << column[k];
@@ -55,17 +57,20 @@ void pack_ints(const Dims& from, const Dims& to, const std::vector<int>& column,
 
 template <class T>
 void pack_plan(const Plan& plan, const Dims& wide, T* floats, int32_t* ints) {
-  const std::vector<int> column = moved_columns(plan.dims, wide), at = moved_floats(plan.dims, wide);
+  const std::vector<int> column = moved_columns(plan.dims, wide),
+                         at = moved_floats(plan.dims, wide);
   for (int i = 0; i < plan.rows; ++i) {
     T* out = floats + static_cast<size_t>(i) * wide.floats();
     for (int k = 0; k < wide.floats(); ++k) out[k] = 0;
     for (int k = 0; k < plan.dims.floats(); ++k) {
       out[at[k]] = static_cast<T>(plan.row_floats(i)[k]);
       if (!std::isfinite(out[at[k]])) {
-        throw Error(FS_E_UNSUPPORTED, "fs_plan_pack: row " + std::to_string(i) + " holds a number beyond float32; pack as FS_F64");
+        throw Error(FS_E_UNSUPPORTED, "fs_plan_pack: row " + std::to_string(i) +
+                                          " holds a number beyond float32; pack as FS_F64");
       }
     }
-    pack_ints(plan.dims, wide, column, plan.row_ints(i), ints + static_cast<size_t>(i) * wide.ints());
+    pack_ints(plan.dims, wide, column, plan.row_ints(i),
+              ints + static_cast<size_t>(i) * wide.ints());
   }
 }
 

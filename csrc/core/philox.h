@@ -1,9 +1,11 @@
-// Unit normals, specified to the bit: Philox4x32-10 (Salmon et al. 2011) and Box-Muller with fixed float32
-// polynomials (the cephes logf, sinf, cosf). Written as plain loops over a tile of blocks, which compilers vectorise.
+// Unit normals, specified to the bit: Philox4x32-10 (Salmon et al. 2011) and Box-Muller with fixed
+// float32 polynomials (the cephes logf, sinf, cosf). Written as plain loops over a tile of blocks,
+// which compilers vectorise.
 //
-// Element e is lane e%4 of block e/4. Key = (seed low, seed high); counter = (block low, block high, id, stream 0).
-// Lanes (0,1) and (2,3) are pairs from words (a, b): u = min((a + .5) 2^-32, 1), r = sqrt(-2 log u),
-// first = r cos(2 pi b / 2^32), second = r sin(2 pi b / 2^32). Compile with -ffp-contract=off.
+// Element e is lane e%4 of block e/4. Key = (seed low, seed high); counter = (block low, block
+// high, id, stream 0). Lanes (0,1) and (2,3) are pairs from words (a, b): u = min((a + .5) 2^-32,
+// 1), r = sqrt(-2 log u), first = r cos(2 pi b / 2^32), second = r sin(2 pi b / 2^32). Compile with
+// -ffp-contract=off.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +22,8 @@ struct Words {
   alignas(64) uint32_t at[4][kTile];
 };
 
-inline void philox_round(uint32_t* c0, uint32_t* c1, uint32_t* c2, uint32_t* c3, uint32_t key0, uint32_t key1) {
+inline void philox_round(uint32_t* c0, uint32_t* c1, uint32_t* c2, uint32_t* c3, uint32_t key0,
+                         uint32_t key1) {
   for (int i = 0; i < kTile; ++i) {
     const uint64_t first = uint64_t{0xD2511F53u} * c0[i], second = uint64_t{0xCD9E8D57u} * c2[i];
     c0[i] = static_cast<uint32_t>(second >> 32) ^ c1[i] ^ key0;
@@ -70,9 +73,11 @@ inline float log_unit(float u) {
   return (m + y) + e * 0.693359375f;
 }
 
-// Nearest float32 of a word, by two exact halves: the same on machines without an unsigned conversion.
+// Nearest float32 of a word, by two exact halves: the same on machines without an unsigned
+// conversion.
 inline float float_of_word(uint32_t word) {
-  return static_cast<float>(static_cast<int32_t>(word >> 16)) * 65536.0f + static_cast<float>(static_cast<int32_t>(word & 0xFFFFu));
+  return static_cast<float>(static_cast<int32_t>(word >> 16)) * 65536.0f +
+         static_cast<float>(static_cast<int32_t>(word & 0xFFFFu));
 }
 
 inline void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
@@ -81,10 +86,14 @@ inline void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
   const float r = __builtin_sqrtf(-2.0f * log_unit(u));
   // The angle in quarter turns: whole ones in q, the rest in [-pi/4, pi/4], both exact in 32 bits.
   const uint32_t q = (b + (1u << 29)) >> 30;
-  const float angle = static_cast<float>(static_cast<int32_t>(b - (q << 30))) * static_cast<float>(6.283185307179586 / 4294967296.0);
+  const float angle = static_cast<float>(static_cast<int32_t>(b - (q << 30))) *
+                      static_cast<float>(6.283185307179586 / 4294967296.0);
   const float z = angle * angle;
-  const float s = ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z + -1.6666654611e-1f) * z * angle + angle;
-  const float c = ((2.443315711809948e-5f * z + -1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z - 0.5f * z + 1.0f;
+  const float s =
+      ((-1.9515295891e-4f * z + 8.3321608736e-3f) * z + -1.6666654611e-1f) * z * angle + angle;
+  const float c =
+      ((2.443315711809948e-5f * z + -1.388731625493765e-3f) * z + 4.166664568298827e-2f) * z * z -
+      0.5f * z + 1.0f;
   const float sine = (q & 1u) != 0 ? c : s, cosine = (q & 1u) != 0 ? s : c;
   first = r * float_of(bits_of(cosine) ^ ((q + 1u) << 30 & 0x80000000u));  // negative for q = 1, 2
   second = r * float_of(bits_of(sine) ^ (q << 30 & 0x80000000u));          // negative for q = 2, 3
@@ -94,8 +103,10 @@ inline void normals_tile(uint64_t block, uint32_t id, uint64_t seed, float* __re
   Words words;
   alignas(64) float lane[4][kTile];
   philox_tile(block, id, seed, words);
-  for (int i = 0; i < kTile; ++i) box_muller(words.at[0][i], words.at[1][i], lane[0][i], lane[1][i]);
-  for (int i = 0; i < kTile; ++i) box_muller(words.at[2][i], words.at[3][i], lane[2][i], lane[3][i]);
+  for (int i = 0; i < kTile; ++i)
+    box_muller(words.at[0][i], words.at[1][i], lane[0][i], lane[1][i]);
+  for (int i = 0; i < kTile; ++i)
+    box_muller(words.at[2][i], words.at[3][i], lane[2][i], lane[3][i]);
   for (int i = 0; i < kTile; ++i) {
     for (int k = 0; k < 4; ++k) out[4 * i + k] = lane[k][i];
   }

@@ -6,7 +6,8 @@
 //   40  u32 x 2   numbers per row (WF + 6 + L, see row.h), 0
 //   48  u64       bytes of the note, at most 1 MiB
 //   56  32 bytes  SHA-256 of the whole file without these 32 bytes
-//   88  R rows of float64: the WF floats of row.h | reads | branches | known_reads | du | dv | call | ids[L]
+//   88  R rows of float64: the WF floats of row.h | reads | branches | known_reads | du | dv | call
+//   | ids[L]
 //    .  the note, strict UTF-8 JSON; the file ends with it
 #pragma once
 
@@ -30,18 +31,23 @@ struct Plan {
   std::string note;
   int nfe = 0;
 
-  const double* row_floats(int i) const { return floats.data() + static_cast<size_t>(i) * dims.floats(); }
-  const int32_t* row_ints(int i) const { return ints.data() + static_cast<size_t>(i) * dims.ints(); }
+  const double* row_floats(int i) const {
+    return floats.data() + static_cast<size_t>(i) * dims.floats();
+  }
+  const int32_t* row_ints(int i) const {
+    return ints.data() + static_cast<size_t>(i) * dims.ints();
+  }
 };
 
-// Reads and checks a plan; every size is bounded before anything is allocated. Throws Error(FS_E_FORMAT).
+// Reads and checks a plan; every size is bounded before anything is allocated. Throws
+// Error(FS_E_FORMAT).
 Plan parse_plan(const uint8_t* data, size_t size);
 
 // Reads a file whole, at most as long as the longest plan. Throws Error(FS_E_FILE | FS_E_FORMAT).
 Plan load_plan(const char* path);
 
-// Writes the rows with dims `wide` >= plan.dims, in T (float | double). Throws Error(FS_E_UNSUPPORTED) when a number
-// is beyond T's range.
+// Writes the rows with dims `wide` >= plan.dims, in T (float | double). Throws
+// Error(FS_E_UNSUPPORTED) when a number is beyond T's range.
 template <class T>
 void pack_plan(const Plan& plan, const Dims& wide, T* floats, int32_t* ints);
 

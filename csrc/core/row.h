@@ -1,7 +1,9 @@
-// One row of a plan in memory: where each number stands. fastsample.plan.Plan.table() writes the same layout.
+// One row of a plan in memory: where each number stands. fastsample.plan.Plan.table() writes the
+// same layout.
 //
 // floats, WF = 3W + 3 + G + GK + (1+L) + 1 + E + 2 + 2, in this order:
-//   M[3][W] (x' row, u row, v row) | p | q | clip | U[G] | V[G][K] | ky, Cy[L] | c | t[E] | dx, dm | alpha, sigma
+//   M[3][W] (x' row, u row, v row) | p | q | clip | U[G] | V[G][K] | ky, Cy[L] | c | t[E] | dx, dm
+//   | alpha, sigma
 // ints, WI = 7 + L:
 //   reads (bits 0..23) | reads (bits 24..47) | branches | known_reads | du | dv | call | ids[L]
 // Operand columns of M, W = 3+S+G+L: x, r_1..r_S, m, f, f_1..f_G, n_1..n_L.
@@ -43,15 +45,18 @@ enum RowInt { kReadsLow, kReadsHigh, kBranches, kKnownReads, kDu, kDv, kCall, kI
 constexpr int kReadsSplit = 24;
 
 inline uint64_t join_reads(int32_t low, int32_t high) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(low)) | (static_cast<uint64_t>(static_cast<uint32_t>(high)) << kReadsSplit);
+  return static_cast<uint64_t>(static_cast<uint32_t>(low)) |
+         (static_cast<uint64_t>(static_cast<uint32_t>(high)) << kReadsSplit);
 }
 
 constexpr uint64_t low_bits(int n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
 
-// True when every int of a row stays inside the dims: what a kernel needs to know before it follows them.
+// True when every int of a row stays inside the dims: what a kernel needs to know before it follows
+// them.
 inline bool row_in_range(const Dims& d, const int32_t* ints) {
   const uint64_t reads = join_reads(ints[kReadsLow], ints[kReadsHigh]);
-  const bool masks = (reads & ~low_bits(d.W())) == 0 && (static_cast<uint32_t>(ints[kBranches]) & ~low_bits(d.G)) == 0 &&
+  const bool masks = (reads & ~low_bits(d.W())) == 0 &&
+                     (static_cast<uint32_t>(ints[kBranches]) & ~low_bits(d.G)) == 0 &&
                      (static_cast<uint32_t>(ints[kKnownReads]) & ~low_bits(1 + d.L)) == 0;
   const bool writes = ints[kDu] >= -1 && ints[kDu] < d.S && ints[kDv] >= -1 && ints[kDv] < d.S;
   return masks && writes && (ints[kDu] < 0 || ints[kDu] != ints[kDv]);

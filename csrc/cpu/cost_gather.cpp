@@ -22,7 +22,8 @@ void gather(const fs_cost_args& a, int64_t b, int64_t j, int64_t i) {
     if (i < 0) {
       for (int64_t k = 0; k < n; ++k) out[k] = static_cast<T>(__builtin_nan(""));
     } else {
-      for (int r = 0; r < a.terms; ++r) widen(a.U[r], a.dtype, (b * a.I + i) * a.D + d, terms[r], n);
+      for (int r = 0; r < a.terms; ++r)
+        widen(a.U[r], a.dtype, (b * a.I + i) * a.D + d, terms[r], n);
       lincomb(at, coef, a.terms, out, n);
     }
     narrow_scaled(out, static_cast<T>(1), a.out, a.dtype, (b * a.J + j) * a.D + d, n);

@@ -1,8 +1,9 @@
 // C[i,j] = mean_d |sum_r U_r[i,d] c_r[i,j] - X[j,d]|^p (fastsample.h, fs_cost_matrix).
 //
-// A strip of kStrip elements of kTargets targets stays in the L1 cache while all sources pass by; within it each
-// element of a source is loaded once for all targets, whose coefficients and sums live in registers. float32 sums run
-// over kFlush elements, then go to float64. Fused multiply-adds are welcome here: this file is compiled with them.
+// A strip of kStrip elements of kTargets targets stays in the L1 cache while all sources pass by;
+// within it each element of a source is loaded once for all targets, whose coefficients and sums
+// live in registers. float32 sums run over kFlush elements, then go to float64. Fused multiply-adds
+// are welcome here: this file is compiled with them.
 
 #include <cstring>
 
@@ -27,7 +28,8 @@ struct Vector {
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
   static constexpr int kSums = kLanes < 8 ? kLanes : 8;  // float64 sums a target keeps
   typedef T type __attribute__((vector_size(kBytes)));
-  typedef T loose __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));  // any element's address
+  typedef T loose
+      __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));  // any element's address
   typedef T part __attribute__((vector_size(kSums * sizeof(T))));
   typedef double sums __attribute__((vector_size(kSums * sizeof(double))));
 };
@@ -50,7 +52,8 @@ inline void flush(const typename Vector<T>::type& lanes, typename Vector<T>::sum
 
 // Squared differences of targets [first, first + kPass) over n elements, a multiple of the lanes.
 template <class T, int R>
-__attribute__((noinline)) void square_pass(const Tile<T>& tile, int first, int64_t n, typename Vector<T>::sums* sums) {
+__attribute__((noinline)) void square_pass(const Tile<T>& tile, int first, int64_t n,
+                                           typename Vector<T>::sums* sums) {
   using V = typename Vector<T>::type;
   using L = typename Vector<T>::loose;
   V c[kPass][R];
@@ -92,7 +95,8 @@ void square_tile(const Tile<T>& tile, int64_t n, double* sums) {
   constexpr int kSums = Vector<T>::kSums;
   const int64_t whole = n / Vector<T>::kLanes * Vector<T>::kLanes;
   typename Vector<T>::sums lanes[kTargets] = {};
-  for (int first = 0; first < kTargets; first += kPass) square_pass<T, R>(tile, first, whole, lanes);
+  for (int first = 0; first < kTargets; first += kPass)
+    square_pass<T, R>(tile, first, whole, lanes);
   for (int j = 0; j < kTargets; ++j) {
     for (int half = kSums / 2; half > 0; half /= 2) {
       for (int k = 0; k < half; ++k) lanes[j][k] += lanes[j][k + half];
@@ -141,10 +145,11 @@ void band_of(const fs_cost_args& a, int64_t i, int64_t& low, int64_t& high) {
   high = a.band && a.band[2 * i + 1] < a.J ? a.band[2 * i + 1] : a.J;
 }
 
-// Targets [j, j + kTargets) against sources [first, last) over elements [d, d + n). Targets outside a source's band
-// repeat one inside it, and their sums are dropped.
+// Targets [j, j + kTargets) against sources [first, last) over elements [d, d + n). Targets outside
+// a source's band repeat one inside it, and their sums are dropped.
 template <class T>
-void add_strip(const fs_cost_args& a, int64_t b, int64_t first, int64_t last, int64_t j, int64_t d, int64_t n) {
+void add_strip(const fs_cost_args& a, int64_t b, int64_t first, int64_t last, int64_t j, int64_t d,
+               int64_t n) {
   alignas(64) T x_room[kTargets][kStrip], u_room[FS_MAX_TERMS][kStrip];
   Tile<T> tile;
   const T* x[kTargets];
@@ -158,11 +163,13 @@ void add_strip(const fs_cost_args& a, int64_t b, int64_t first, int64_t last, in
     if (low < j) low = j;
     if (high > j + kTargets) high = j + kTargets;
     if (low >= high) continue;
-    for (int r = 0; r < a.terms; ++r) tile.u[r] = strip_of(a.U[r], a.dtype, (b * a.I + i) * a.D + d, n, u_room[r]);
+    for (int r = 0; r < a.terms; ++r)
+      tile.u[r] = strip_of(a.U[r], a.dtype, (b * a.I + i) * a.D + d, n, u_room[r]);
     for (int k = 0; k < kTargets; ++k) {
       const int64_t target = j + k < low ? low : j + k >= high ? high - 1 : j + k;
       tile.x[k] = x[target - j];
-      for (int r = 0; r < a.terms; ++r) tile.c[k][r] = static_cast<T>(a.c[(r * a.I + i) * a.J + target]);
+      for (int r = 0; r < a.terms; ++r)
+        tile.c[k][r] = static_cast<T>(a.c[(r * a.I + i) * a.J + target]);
     }
     double sums[kTargets] = {};
     add_tile(tile, a.terms, n, a.p, sums);

@@ -15,19 +15,22 @@
 namespace fs {
 namespace {
 
-constexpr int64_t kOneThreadBelow = 64 * 1024;  // elements; waking a thread costs as much as they do
+constexpr int64_t kOneThreadBelow =
+    64 * 1024;  // elements; waking a thread costs as much as they do
 
 #ifdef FS_X86
 bool supported(const char* isa) {
   const bool fma = __builtin_cpu_supports("fma");
   if (std::strcmp(isa, "avx512") == 0) {
-    return fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+    return fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
-  return std::strcmp(isa, "avx2") == 0 ? fma && __builtin_cpu_supports("avx2") : std::strcmp(isa, "baseline") == 0;
+  return std::strcmp(isa, "avx2") == 0 ? fma && __builtin_cpu_supports("avx2")
+                                       : std::strcmp(isa, "baseline") == 0;
 }
 
-// The best table this machine runs, or the one FASTSAMPLE_ISA names if it runs it: the bits of fs_step are the same.
+// The best table this machine runs, or the one FASTSAMPLE_ISA names if it runs it: the bits of
+// fs_step are the same.
 const CpuKernels& choose() {
   const char* wish = std::getenv("FASTSAMPLE_ISA");
   for (const CpuKernels* table : {&avx512::kernels, &avx2::kernels}) {
@@ -45,14 +48,16 @@ const CpuKernels& kernels() {
   return chosen;
 }
 
-// libgomp's threads do not survive a fork: a child that starts a parallel region waits for them for ever.
+// libgomp's threads do not survive a fork: a child that starts a parallel region waits for them for
+// ever.
 bool forked = false;
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 int threads_for(int64_t elements, int wanted) {
 #ifdef _OPENMP
   if (forked || elements < kOneThreadBelow || omp_in_parallel()) return 1;
-  const int most = omp_get_max_threads() > omp_get_num_procs() ? omp_get_max_threads() : omp_get_num_procs();
+  const int most =
+      omp_get_max_threads() > omp_get_num_procs() ? omp_get_max_threads() : omp_get_num_procs();
   return wanted <= 0 ? omp_get_max_threads() : wanted < most ? wanted : most;
 #else
   static_cast<void>(wanted);
@@ -69,7 +74,8 @@ void share(int64_t items, int threads, const Range& range) {
 #pragma omp parallel num_threads(threads)
   {
     const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    range(items / all * me + items % all * me / all, items / all * (me + 1) + items % all * (me + 1) / all);
+    range(items / all * me + items % all * me / all,
+          items / all * (me + 1) + items % all * (me + 1) / all);
   }
 #endif
 }
@@ -78,7 +84,8 @@ void share(int64_t items, int threads, const Range& range) {
 template <class Visit>
 void for_samples(int64_t first, int64_t last, int64_t each, const Visit& visit) {
   while (first < last) {
-    const int64_t sample = first / each, start = sample * each, next = last < start + each ? last : start + each;
+    const int64_t sample = first / each, start = sample * each,
+                  next = last < start + each ? last : start + each;
     visit(sample, first - start, next - start);
     first = next;
   }
@@ -100,26 +107,30 @@ int cpu_threads() { return threads_for(kOneThreadBelow, 0); }
 
 void cpu_step(const fs_step_args& args) {
   const CpuKernels& table = kernels();
-  share(args.batch * blocks_of(args.elements), threads_for(args.batch * args.elements, args.threads),
+  share(args.batch * blocks_of(args.elements),
+        threads_for(args.batch * args.elements, args.threads),
         [&](int64_t first, int64_t last) { table.step(args, first, last); });
 }
 
 void cpu_noise(const fs_noise_args& args) {
   const CpuKernels& table = kernels();
-  share(args.batch * blocks_of(args.elements), threads_for(args.batch * args.elements, args.threads),
+  share(args.batch * blocks_of(args.elements),
+        threads_for(args.batch * args.elements, args.threads),
         [&](int64_t first, int64_t last) { table.noise(args, first, last); });
 }
 
 namespace {
 
-// Sums of chunks, halved over the next power of two: lower half + upper half, absent chunks being zeros.
+// Sums of chunks, halved over the next power of two: lower half + upper half, absent chunks being
+// zeros.
 void halve(double* sums, int64_t chunks, int64_t width) {
   int64_t half = 1;
   while (half < chunks) half *= 2;
   for (half /= 2; half > 0; half /= 2) {
     for (int64_t c = 0; c < half; ++c) {
       const bool there = c + half < chunks;
-      for (int64_t k = 0; k < width; ++k) sums[c * width + k] = sums[c * width + k] + (there ? sums[(c + half) * width + k] : 0.0);
+      for (int64_t k = 0; k < width; ++k)
+        sums[c * width + k] = sums[c * width + k] + (there ? sums[(c + half) * width + k] : 0.0);
     }
     chunks = half;
   }
@@ -138,26 +149,37 @@ double largest(const double* values, int64_t count, int64_t stride) {
 
 void cpu_moments(const fs_moments_args& args) {
   const CpuKernels& table = kernels();
-  const int64_t chunks = args.elements == 0 ? 0 : (args.elements - 1) / kMomentChunk + 1, pairs = int64_t{args.P} * args.Q;
+  const int64_t chunks = args.elements == 0 ? 0 : (args.elements - 1) / kMomentChunk + 1,
+                pairs = int64_t{args.P} * args.Q;
   std::vector<double> sums(args.dots ? static_cast<size_t>(args.batch * chunks * pairs) : 0);
   std::vector<double> most(args.max_abs ? static_cast<size_t>(args.batch * chunks * args.P) : 0);
-  const auto sums_of = [&](int64_t b) { return args.dots ? sums.data() + b * chunks * pairs : nullptr; };
-  const auto most_of = [&](int64_t b) { return args.max_abs ? most.data() + b * chunks * args.P : nullptr; };
-  share(args.batch * chunks, threads_for(args.batch * args.elements, args.threads), [&](int64_t first, int64_t last) {
-    for_samples(first, last, chunks,
-                [&](int64_t b, int64_t low, int64_t high) { table.moments(args, b, low, high, sums_of(b), most_of(b)); });
-  });
+  const auto sums_of = [&](int64_t b) {
+    return args.dots ? sums.data() + b * chunks * pairs : nullptr;
+  };
+  const auto most_of = [&](int64_t b) {
+    return args.max_abs ? most.data() + b * chunks * args.P : nullptr;
+  };
+  share(args.batch * chunks, threads_for(args.batch * args.elements, args.threads),
+        [&](int64_t first, int64_t last) {
+          for_samples(first, last, chunks, [&](int64_t b, int64_t low, int64_t high) {
+            table.moments(args, b, low, high, sums_of(b), most_of(b));
+          });
+        });
   for (int64_t b = 0; b < args.batch; ++b) {
     if (args.dots) halve(sums_of(b), chunks, pairs);
-    for (int64_t k = 0; args.dots && k < pairs; ++k) args.dots[b * pairs + k] = chunks > 0 ? sums_of(b)[k] : 0;
-    for (int p = 0; args.max_abs && p < args.P; ++p) args.max_abs[b * args.P + p] = largest(most_of(b) + p, chunks, args.P);
+    for (int64_t k = 0; args.dots && k < pairs; ++k)
+      args.dots[b * pairs + k] = chunks > 0 ? sums_of(b)[k] : 0;
+    for (int p = 0; args.max_abs && p < args.P; ++p)
+      args.max_abs[b * args.P + p] = largest(most_of(b) + p, chunks, args.P);
   }
 }
 
 // Work of source i: the width of its band, and 1 for itself.
 int64_t cost_of_source(const fs_cost_args& args, int64_t i) {
   if (!args.band) return args.J + 1;
-  return args.band[2 * i + 1] > args.band[2 * i] ? int64_t{args.band[2 * i + 1]} - args.band[2 * i] + 1 : 1;
+  return args.band[2 * i + 1] > args.band[2 * i]
+             ? int64_t{args.band[2 * i + 1]} - args.band[2 * i] + 1
+             : 1;
 }
 
 // Sources are shared out by their work: in a triangular band the first have most of it.
@@ -165,19 +187,26 @@ void cpu_cost_matrix(const fs_cost_args& args) {
   const CpuKernels& table = kernels();
   std::vector<int64_t> before(static_cast<size_t>(args.I + 1), 0);
   for (int64_t i = 0; i < args.I; ++i) before[i + 1] = before[i] + cost_of_source(args, i);
-  const auto source_at = [&](int64_t work) { return std::lower_bound(before.begin(), before.end(), work) - before.begin(); };
-  share(args.batch * before.back(), threads_for(args.batch * args.I * args.J * args.D, args.threads), [&](int64_t first, int64_t last) {
-    for_samples(first, last, before.back(), [&](int64_t b, int64_t low, int64_t high) {
-      table.cost_matrix(args, b, source_at(low), std::min<int64_t>(source_at(high), args.I));
-    });
-  });
+  const auto source_at = [&](int64_t work) {
+    return std::lower_bound(before.begin(), before.end(), work) - before.begin();
+  };
+  share(args.batch * before.back(),
+        threads_for(args.batch * args.I * args.J * args.D, args.threads),
+        [&](int64_t first, int64_t last) {
+          for_samples(first, last, before.back(), [&](int64_t b, int64_t low, int64_t high) {
+            table.cost_matrix(args, b, source_at(low), std::min<int64_t>(source_at(high), args.I));
+          });
+        });
 }
 
 void cpu_cost_gather(const fs_cost_args& args) {
   const CpuKernels& table = kernels();
-  share(args.batch * args.J, threads_for(args.batch * args.J * args.D, args.threads), [&](int64_t first, int64_t last) {
-    for_samples(first, last, args.J, [&](int64_t b, int64_t low, int64_t high) { table.cost_gather(args, b, low, high); });
-  });
+  share(args.batch * args.J, threads_for(args.batch * args.J * args.D, args.threads),
+        [&](int64_t first, int64_t last) {
+          for_samples(first, last, args.J, [&](int64_t b, int64_t low, int64_t high) {
+            table.cost_gather(args, b, low, high);
+          });
+        });
 }
 
 }  // namespace fs

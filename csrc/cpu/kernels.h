@@ -1,6 +1,7 @@
-// The CPU kernels as range functions. Each source of this folder but dispatch.cpp is compiled once per instruction
-// set with FS_ISA set to its name; dispatch.cpp picks a table at run time and shares the ranges out among threads.
-// A range function allocates nothing, throws nothing and starts no thread.
+// The CPU kernels as range functions. Each source of this folder but dispatch.cpp is compiled once
+// per instruction set with FS_ISA set to its name; dispatch.cpp picks a table at run time and
+// shares the ranges out among threads. A range function allocates nothing, throws nothing and
+// starts no thread.
 #pragma once
 
 #include <cstdint>
@@ -9,18 +10,23 @@
 
 namespace fs {
 
-constexpr int64_t kBlock = 1024;        // elements worked on at once: all operands of a block stay in the L1 cache
+constexpr int64_t kBlock =
+    1024;  // elements worked on at once: all operands of a block stay in the L1 cache
 constexpr int64_t kMomentChunk = 1024;  // part of the definition of fs_moments
 
-inline int64_t blocks_of(int64_t elements) { return elements <= kBlock ? 1 : (elements - 1) / kBlock + 1; }
+inline int64_t blocks_of(int64_t elements) {
+  return elements <= kBlock ? 1 : (elements - 1) / kBlock + 1;
+}
 
 struct CpuKernels {
   const char* isa;
   // Blocks [first, last) of the batch x blocks_of(elements) blocks.
   void (*step)(const fs_step_args&, int64_t first, int64_t last);
   void (*noise)(const fs_noise_args&, int64_t first, int64_t last);
-  // Chunks [first, last) of one sample: sums [chunks, P, Q], max_abs [chunks, P] (either may be NULL).
-  void (*moments)(const fs_moments_args&, int64_t sample, int64_t first, int64_t last, double* sums, double* max_abs);
+  // Chunks [first, last) of one sample: sums [chunks, P, Q], max_abs [chunks, P] (either may be
+  // NULL).
+  void (*moments)(const fs_moments_args&, int64_t sample, int64_t first, int64_t last, double* sums,
+                  double* max_abs);
   // Sources [first, last) of one sample.
   void (*cost_matrix)(const fs_cost_args&, int64_t sample, int64_t first, int64_t last);
   // Targets [first, last) of one sample.
@@ -50,8 +56,8 @@ bool cpu_has_openmp();
 
 }  // namespace fs
 
-// Iterations of the loop that follows touch memory independently, though pointers may be equal: an output may stand
-// where an operand of the same element stood.
+// Iterations of the loop that follows touch memory independently, though pointers may be equal: an
+// output may stand where an operand of the same element stood.
 #if defined(__clang__)
 #define FS_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)

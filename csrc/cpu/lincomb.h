@@ -1,4 +1,5 @@
-// out = c_0 v_0 + c_1 v_1 + ...: products rounded, added in order. Compiled once per instruction set.
+// out = c_0 v_0 + c_1 v_1 + ...: products rounded, added in order. Compiled once per instruction
+// set.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,8 @@ namespace fs {
 namespace {
 
 template <class T, int N, bool More>
-__attribute__((noinline)) void lincomb_of(const T* const* v, const T* c, T* __restrict__ out, int64_t n) {
+__attribute__((noinline)) void lincomb_of(const T* const* v, const T* c, T* __restrict__ out,
+                                          int64_t n) {
   const T* p[8] = {};
   T k[8] = {};
   for (int j = 0; j < N; ++j) p[j] = v[j], k[j] = c[j];

@@ -1,5 +1,5 @@
-// Dot products and largest magnitudes of one sample, chunk by chunk (fastsample.h, fs_moments). Compile with
-// -ffp-contract=off: float64 products are rounded before they are added.
+// Dot products and largest magnitudes of one sample, chunk by chunk (fastsample.h, fs_moments).
+// Compile with -ffp-contract=off: float64 products are rounded before they are added.
 
 #include "core/dtype.h"
 #include "kernels.h"
@@ -35,7 +35,8 @@ double largest(const double* __restrict__ a) {
 }
 
 // A chunk in float64, zeros behind the sample's end.
-void load_chunk(const void* data, const fs_moments_args& a, int64_t sample, int64_t chunk, double* out) {
+void load_chunk(const void* data, const fs_moments_args& a, int64_t sample, int64_t chunk,
+                double* out) {
   const int64_t begin = chunk * kMomentChunk, left = a.elements - begin;
   const int64_t n = left < kMomentChunk ? left : kMomentChunk;
   widen(data, a.dtype, sample * a.elements + begin, out, n);
@@ -46,7 +47,8 @@ void load_chunk(const void* data, const fs_moments_args& a, int64_t sample, int6
 
 namespace FS_ISA {
 
-void moments(const fs_moments_args& args, int64_t sample, int64_t first, int64_t last, double* sums, double* max_abs) {
+void moments(const fs_moments_args& args, int64_t sample, int64_t first, int64_t last, double* sums,
+             double* max_abs) {
   alignas(64) double a[FS_MAX_MOMENTS_A][kMomentChunk];
   alignas(64) double b[kMomentChunk];
   for (int64_t chunk = first; chunk < last; ++chunk) {

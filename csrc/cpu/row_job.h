@@ -14,7 +14,8 @@ inline Dims dims_of(const fs_step_args& a) { return {a.S, a.G, a.L, a.K, a.E}; }
 
 // Which branches row `ints` needs: those in f if f is needed, and those read as operands.
 inline uint32_t direct_branches(const Dims& d, const int32_t* ints) {
-  return static_cast<uint32_t>(join_reads(ints[kReadsLow], ints[kReadsHigh]) >> d.branch(0) & low_bits(d.G));
+  return static_cast<uint32_t>(join_reads(ints[kReadsLow], ints[kReadsHigh]) >> d.branch(0) &
+                               low_bits(d.G));
 }
 
 inline bool needs_m(const fs_step_args& a, const Dims& d, const int32_t* ints) {
@@ -26,7 +27,9 @@ inline uint32_t mixed_branches(const fs_step_args& a, const Dims& d, const int32
   return f_read || needs_m(a, d, ints) ? static_cast<uint32_t>(ints[kBranches]) : 0;
 }
 
-inline int64_t branch_row(const fs_step_args& a, int64_t b, int g) { return a.f_index ? a.f_index[g * a.batch + b] : b; }
+inline int64_t branch_row(const fs_step_args& a, int64_t b, int g) {
+  return a.f_index ? a.f_index[g * a.batch + b] : b;
+}
 
 // Status bits that forbid running row `ints` of sample b.
 inline int check_branches(const fs_step_args& a, const Dims& d, int64_t b, const int32_t* ints) {
@@ -92,7 +95,8 @@ T branch_weight(const fs_step_args& a, const Dims& d, const T* row, int64_t b, i
   if (a.weights) return static_cast<const T*>(a.weights)[b * (1 + d.G) + 1 + g];
   T w = row[d.U() + g];
   if (a.scale) {
-    for (int k = 0; k < d.K; ++k) w = w + static_cast<const T*>(a.scale)[b * d.K + k] * row[d.V() + g * d.K + k];
+    for (int k = 0; k < d.K; ++k)
+      w = w + static_cast<const T*>(a.scale)[b * d.K + k] * row[d.V() + g * d.K + k];
   }
   return w;
 }

@@ -1,5 +1,5 @@
-// x', u, v of one row (fastsample.h, fs_step), block by block. Products are rounded before sums and terms are added in
-// the order written there: compile with -ffp-contract=off.
+// x', u, v of one row (fastsample.h, fs_step), block by block. Products are rounded before sums and
+// terms are added in the order written there: compile with -ffp-contract=off.
 
 #include "core/philox.h"
 #include "kernels.h"
@@ -32,7 +32,8 @@ void load_branches(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) 
   }
 }
 
-// Points noise_at at the block of each noise read: the caller's or Philox's, times the sample's noise scale.
+// Points noise_at at the block of each noise read: the caller's or Philox's, times the sample's
+// noise scale.
 template <class T>
 void load_noises(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   const fs_step_args& a = *job.args;
@@ -89,7 +90,8 @@ void predict(const Job<T>& job, int64_t e, int64_t n, bool f_counts, Workspace<T
 }
 
 template <class T>
-void combine(const Job<T>& job, int64_t e, int64_t n, int output, const Workspace<T>& work, T* out) {
+void combine(const Job<T>& job, int64_t e, int64_t n, int output, const Workspace<T>& work,
+             T* out) {
   const T* terms[kMaxOperands];
   for (int k = 0; k < job.operands; ++k) {
     const Operand<T>& operand = job.operand[k];
@@ -135,7 +137,8 @@ void write_model_input(const Job<T>& job, const T* x, int64_t e, int64_t n) {
   const fs_step_args& a = *job.args;
   if (!a.model_input) return;
   for (int copy = 0; copy < a.copies; ++copy) {
-    narrow_scaled(x, job.c, a.model_input, a.model_dtype, (copy * a.batch + job.sample) * a.elements + e, n);
+    narrow_scaled(x, job.c, a.model_input, a.model_dtype,
+                  (copy * a.batch + job.sample) * a.elements + e, n);
   }
 }
 
@@ -165,7 +168,8 @@ int run_block(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
 
 // The same for the shapes step_fused.h knows, in one pass.
 template <class T>
-int run_block_fused(const Job<T>& job, const FusedRow<T>& row, int64_t e, int64_t n, Workspace<T>& work) {
+int run_block_fused(const Job<T>& job, const FusedRow<T>& row, int64_t e, int64_t n,
+                    Workspace<T>& work) {
   load_branches(job, e, n, work);
   load_noises(job, e, n, work);
   if (job.mixed > 1) mix_branches(job, n, work);
@@ -187,9 +191,11 @@ int run(const Job<T>& job, int64_t begin, int64_t end, Workspace<T>& work) {
   return status;
 }
 
-// Elements [begin, end) of a sample whose groups have rows of their own. Neighbouring groups at one row run together.
+// Elements [begin, end) of a sample whose groups have rows of their own. Neighbouring groups at one
+// row run together.
 template <class T>
-int run_groups(const fs_step_args& a, const Dims& d, int64_t b, int64_t begin, int64_t end, Job<T>& job, Workspace<T>& work) {
+int run_groups(const fs_step_args& a, const Dims& d, int64_t b, int64_t begin, int64_t end,
+               Job<T>& job, Workspace<T>& work) {
   const int32_t* rows = a.row + b * a.groups;
   const int64_t period = a.groups * a.inner;
   int status = 0;
@@ -210,8 +216,9 @@ void write_times(const fs_step_args& a, const Dims& d, int64_t b) {
     const int64_t row = a.row[b * a.groups + g];
     for (int e = 0; e < d.E; ++e) {
       const int64_t at = row * d.floats() + d.t() + e;
-      a.t_out[(b * a.groups + g) * d.E + e] = a.state_dtype == FS_F64 ? static_cast<float>(static_cast<const double*>(a.table_f)[at])
-                                                                      : static_cast<const float*>(a.table_f)[at];
+      a.t_out[(b * a.groups + g) * d.E + e] =
+          a.state_dtype == FS_F64 ? static_cast<float>(static_cast<const double*>(a.table_f)[at])
+                                  : static_cast<const float*>(a.table_f)[at];
     }
   }
 }
@@ -240,7 +247,8 @@ void step(const fs_step_args& a, int64_t first, int64_t last) {
     const int64_t b = block / blocks, next = (b + 1) * blocks < last ? (b + 1) * blocks : last;
     const int64_t begin = (block - b * blocks) * kBlock, limit = (next - b * blocks) * kBlock;
     const int64_t end = limit < a.elements ? limit : a.elements;
-    const int status = a.state_dtype == FS_F64 ? run_sample<double>(a, d, b, begin, end) : run_sample<float>(a, d, b, begin, end);
+    const int status = a.state_dtype == FS_F64 ? run_sample<double>(a, d, b, begin, end)
+                                               : run_sample<float>(a, d, b, begin, end);
     if (status && a.status) __atomic_fetch_or(a.status + b, status, __ATOMIC_RELAXED);
     block = next;
   }

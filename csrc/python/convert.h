@@ -20,7 +20,8 @@ namespace py = pybind11;
 using Address = uintptr_t;
 using Addresses = std::vector<Address>;
 
-// A call expected to be shorter keeps the GIL: taking it back beside a busy thread can cost milliseconds.
+// A call expected to be shorter keeps the GIL: taking it back beside a busy thread can cost
+// milliseconds.
 constexpr double kReleaseFrom = 200e3;  // nanoseconds
 
 template <class T = void>
@@ -50,22 +51,26 @@ Args empty() {
 }
 
 inline int32_t dtype_of(const std::string& name) {
-  static const std::map<std::string, int32_t> numbers{{"float32", FS_F32}, {"float64", FS_F64}, {"float16", FS_F16}, {"bfloat16", FS_BF16}};
+  static const std::map<std::string, int32_t> numbers{
+      {"float32", FS_F32}, {"float64", FS_F64}, {"float16", FS_F16}, {"bfloat16", FS_BF16}};
   const auto found = numbers.find(name);
-  if (found == numbers.end()) throw py::value_error("dtype: '" + name + "'; float32, float64, float16 and bfloat16 are accepted");
+  if (found == numbers.end())
+    throw py::value_error("dtype: '" + name +
+                          "'; float32, float64, float16 and bfloat16 are accepted");
   return found->second;
 }
 
 inline int32_t device_of(const std::string& name) {
-  if (name != "cpu" && name != "cuda") throw py::value_error("device: '" + name + "'; cpu and cuda are accepted");
+  if (name != "cpu" && name != "cuda")
+    throw py::value_error("device: '" + name + "'; cpu and cuda are accepted");
   return name == "cpu" ? FS_CPU : FS_CUDA;
 }
 
 template <class Pointer, size_t N>
 void fill(const char* name, Pointer (&to)[N], const Addresses& from) {
   if (from.size() > N)
-    throw py::value_error(std::string(name) + ": " + std::to_string(from.size()) + " addresses; at most " + std::to_string(N) +
-                          " are accepted");
+    throw py::value_error(std::string(name) + ": " + std::to_string(from.size()) +
+                          " addresses; at most " + std::to_string(N) + " are accepted");
   for (size_t k = 0; k < N; ++k) to[k] = k < from.size() ? pointer(from[k]) : nullptr;
 }
 

@@ -1,4 +1,5 @@
-// fastsample._C: the C interface for Python, thin. Arrays arrive as addresses; fastsample.kernels.native holds the tensors they belong to.
+// fastsample._C: the C interface for Python, thin. Arrays arrive as addresses;
+// fastsample.kernels.native holds the tensors they belong to.
 
 #include "convert.h"
 #include "step.h"
@@ -6,7 +7,8 @@
 namespace fastsample_python {
 namespace {
 
-void noise_fill(Address out, int64_t batch, int64_t elements, uint32_t id, Address seed, const std::string& dtype, int threads) {
+void noise_fill(Address out, int64_t batch, int64_t elements, uint32_t id, Address seed,
+                const std::string& dtype, int threads) {
   fs_noise_args args = empty<fs_noise_args>();
   args.dtype = dtype_of(dtype);
   args.id = id;
@@ -16,8 +18,8 @@ void noise_fill(Address out, int64_t batch, int64_t elements, uint32_t id, Addre
   run(product({batch, elements}), [&] { return fs_noise_fill(&args); });
 }
 
-void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elements, Address dots, Address max_abs,
-             const std::string& dtype, int threads) {
+void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elements, Address dots,
+             Address max_abs, const std::string& dtype, int threads) {
   fs_moments_args args = empty<fs_moments_args>();
   args.dtype = dtype_of(dtype);
   fill("a", args.a, a);
@@ -28,8 +30,8 @@ void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elem
   run(product({batch, elements, args.P, 2 + args.Q}) / 2, [&] { return fs_moments(&args); });
 }
 
-fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch, int64_t I, int64_t J, int64_t D, const std::string& dtype,
-                       int threads) {
+fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch, int64_t I,
+                       int64_t J, int64_t D, const std::string& dtype, int threads) {
   fs_cost_args args = empty<fs_cost_args>();
   args.dtype = dtype_of(dtype);
   fill("U", args.U, U);
@@ -40,8 +42,8 @@ fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch
   return args;
 }
 
-void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address out, int64_t batch, int64_t I, int64_t J, int64_t D,
-                 double p, const std::string& dtype, int threads) {
+void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address out, int64_t batch,
+                 int64_t I, int64_t J, int64_t D, double p, const std::string& dtype, int threads) {
   fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads);
   args.X = pointer(X);
   args.band = pointer<const int32_t>(band);
@@ -49,8 +51,9 @@ void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address
   run(product({batch, I, J, D, args.terms}) / 30, [&] { return fs_cost_matrix(&args); });
 }
 
-void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_batch_stride, Address out, int64_t batch, int64_t I,
-                 int64_t J, int64_t D, const std::string& dtype, int threads) {
+void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_batch_stride,
+                 Address out, int64_t batch, int64_t I, int64_t J, int64_t D,
+                 const std::string& dtype, int threads) {
   fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads);
   args.i_star = pointer<const int32_t>(i_star);
   args.i_star_batch_stride = i_star_batch_stride;
@@ -60,7 +63,9 @@ void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_b
 // A parsed plan, freed at the end of the scope.
 class PlanHandle {
  public:
-  explicit PlanHandle(const std::string& data) { check(fs_plan_parse(data.data(), data.size(), &plan_)); }
+  explicit PlanHandle(const std::string& data) {
+    check(fs_plan_parse(data.data(), data.size(), &plan_));
+  }
   ~PlanHandle() { fs_plan_free(plan_); }
   PlanHandle(const PlanHandle&) = delete;
   PlanHandle& operator=(const PlanHandle&) = delete;
@@ -100,20 +105,25 @@ py::dict parse_plan(const py::bytes& data) {
   return out;
 }
 
-py::tuple pack_plan(const py::bytes& data, const std::string& dtype, int S, int G, int L, int K, int E) {
+py::tuple pack_plan(const py::bytes& data, const std::string& dtype, int S, int G, int L, int K,
+                    int E) {
   const PlanHandle plan{std::string(data)};
   const fs_info info = plan.info();
   fs_dims dims = empty<fs_dims>();
   const auto own = [](int wish, int size) { return wish < 0 ? size : wish; };
-  dims.S = own(S, info.S), dims.G = own(G, info.G), dims.L = own(L, info.L), dims.K = own(K, info.K), dims.E = own(E, info.E);
+  dims.S = own(S, info.S), dims.G = own(G, info.G), dims.L = own(L, info.L),
+  dims.K = own(K, info.K), dims.E = own(E, info.E);
   int64_t floats, ints;
   check(fs_table_size(&dims, &floats, &ints));
   std::vector<double> numbers(static_cast<size_t>(info.rows * floats));
   std::vector<int32_t> words(static_cast<size_t>(info.rows * ints));
-  check(fs_plan_pack(plan.get(), &dims, dtype_of(dtype), numbers.data(), info.rows * floats, words.data(), info.rows * ints));
+  check(fs_plan_pack(plan.get(), &dims, dtype_of(dtype), numbers.data(), info.rows * floats,
+                     words.data(), info.rows * ints));
   const size_t unit = dtype == "float64" ? 8 : 4;
-  return py::make_tuple(py::bytes(reinterpret_cast<const char*>(numbers.data()), static_cast<size_t>(info.rows * floats) * unit),
-                        py::bytes(reinterpret_cast<const char*>(words.data()), static_cast<size_t>(info.rows * ints) * 4));
+  return py::make_tuple(py::bytes(reinterpret_cast<const char*>(numbers.data()),
+                                  static_cast<size_t>(info.rows * floats) * unit),
+                        py::bytes(reinterpret_cast<const char*>(words.data()),
+                                  static_cast<size_t>(info.rows * ints) * 4));
 }
 
 py::object build_info() { return py::module_::import("json").attr("loads")(fs_build_info()); }
@@ -129,25 +139,30 @@ int call_step(Step& step, Address row, const py::args& outputs) {
 
 PYBIND11_MODULE(_C, module) {
   using namespace py::literals;
-  module.doc() = "The C interface of fastsample, on raw addresses; see fastsample.h for what each call computes.";
+  module.doc() =
+      "The C interface of fastsample, on raw addresses; see fastsample.h for what each call "
+      "computes.";
   py::class_<Step>(module, "Step")
       .def(py::init<const py::kwargs&>())
       .def(
-          "__call__", [](Step& step, Address row, Address f) { return step.call(row, &f, 1); }, "row"_a, "f"_a, py::pos_only())
+          "__call__", [](Step& step, Address row, Address f) { return step.call(row, &f, 1); },
+          "row"_a, "f"_a, py::pos_only())
       .def("__call__", call_step)
       .def("set", &Step::set, "name"_a, "value"_a)
       .def("get", &Step::get, "name"_a)
       .def("copy", [](const Step& step) { return Step(step); });
-  module.def("noise_fill", &noise_fill, py::kw_only(), "out"_a, "batch"_a, "elements"_a, "id"_a = 0, "seed"_a = 0, "dtype"_a = "float32",
-             "threads"_a = 0);
-  module.def("moments", &moments, py::kw_only(), "a"_a, "b"_a, "batch"_a, "elements"_a, "dots"_a = 0, "max_abs"_a = 0,
+  module.def("noise_fill", &noise_fill, py::kw_only(), "out"_a, "batch"_a, "elements"_a, "id"_a = 0,
+             "seed"_a = 0, "dtype"_a = "float32", "threads"_a = 0);
+  module.def("moments", &moments, py::kw_only(), "a"_a, "b"_a, "batch"_a, "elements"_a,
+             "dots"_a = 0, "max_abs"_a = 0, "dtype"_a = "float32", "threads"_a = 0);
+  module.def("cost_matrix", &cost_matrix, py::kw_only(), "U"_a, "c"_a, "X"_a, "band"_a, "out"_a,
+             "batch"_a, "I"_a, "J"_a, "D"_a, "p"_a = 2.0, "dtype"_a = "float32", "threads"_a = 0);
+  module.def("cost_gather", &cost_gather, py::kw_only(), "U"_a, "c"_a, "i_star"_a,
+             "i_star_batch_stride"_a, "out"_a, "batch"_a, "I"_a, "J"_a, "D"_a,
              "dtype"_a = "float32", "threads"_a = 0);
-  module.def("cost_matrix", &cost_matrix, py::kw_only(), "U"_a, "c"_a, "X"_a, "band"_a, "out"_a, "batch"_a, "I"_a, "J"_a, "D"_a,
-             "p"_a = 2.0, "dtype"_a = "float32", "threads"_a = 0);
-  module.def("cost_gather", &cost_gather, py::kw_only(), "U"_a, "c"_a, "i_star"_a, "i_star_batch_stride"_a, "out"_a, "batch"_a, "I"_a,
-             "J"_a, "D"_a, "dtype"_a = "float32", "threads"_a = 0);
   module.def("parse_plan", &parse_plan, "data"_a);
-  module.def("pack_plan", &pack_plan, "data"_a, "dtype"_a = "float64", "S"_a = -1, "G"_a = -1, "L"_a = -1, "K"_a = -1, "E"_a = -1);
+  module.def("pack_plan", &pack_plan, "data"_a, "dtype"_a = "float64", "S"_a = -1, "G"_a = -1,
+             "L"_a = -1, "K"_a = -1, "E"_a = -1);
   module.def("build_info", &build_info);
 }
 

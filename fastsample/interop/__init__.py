@@ -19,4 +19,6 @@ def __getattr__(name: str) -> object:
         return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
     if name in ("diffusers", "k_diffusion"):
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'fastsample.interop' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    raise AttributeError(
+        f"module 'fastsample.interop' has no attribute {name!r}; its names are {', '.join(__all__)}"
+    )

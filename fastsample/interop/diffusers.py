@@ -33,7 +33,19 @@ from .diffusers_loop import Loops
 from .diffusers_peer import uncovered
 from .diffusers_plan import checked_plan, decoded, init_scale, scale_of
 from .diffusers_runs import Runs
-from .diffusers_sources import OURS, PREDICTIONS, SOURCES, UNINDEXED, class_of, defaults, output_sign, own_config, said, scale, settings
+from .diffusers_sources import (
+    OURS,
+    PREDICTIONS,
+    SOURCES,
+    UNINDEXED,
+    class_of,
+    defaults,
+    output_sign,
+    own_config,
+    said,
+    scale,
+    settings,
+)
 
 
 @dataclass
@@ -95,7 +107,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             why = None if plan else uncovered(self._source, self._settings)
             self.register_to_config(compat=None if plan or why else "diffusers")
             if why:
-                warnings.warn(f"{why}; every run is exact instead, as with compat=None", stacklevel=3)
+                warnings.warn(
+                    f"{why}; every run is exact instead, as with compat=None", stacklevel=3
+                )
 
     # -- from something else -----------------------------------------------------------------------------------------------------------
     @classmethod
@@ -104,20 +118,37 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
         config = config.config if name else config
         if not isinstance(config, dict):
-            raise TypeError(f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its config is accepted")
+            raise TypeError(
+                f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its config is accepted"
+            )
         if config.keys() >= OURS and not hasattr(diffusers, name or config.get("_class_name", "")):
-            kwargs.setdefault("compat", config["compat"] and "auto")  # "diffusers" is asked for again: other arguments may have changed
+            kwargs.setdefault(
+                "compat", config["compat"] and "auto"
+            )  # "diffusers" is asked for again: other arguments may have changed
             if config["plan"]:
-                return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+                return super().from_config(
+                    config, return_unused_kwargs=return_unused_kwargs, **kwargs
+                )
             name = config["source"]
         name = name or config.get("_class_name")
         source = kwargs.pop("source", None) or name or class_of(diffusers, config)
         own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
         moved = name != source if name else not usual.keys() <= config.keys()
-        given, asked = said(config, source, usual, own, moved), {k: kwargs.pop(k) for k in list(kwargs) if k in own}
-        made = cls(**{k: v for k, v in {**usual, **given, **asked, "source": source}.items() if k in own})
-        unset = [k for k in usual if k not in asked and (k not in given or k in config.get("_use_default_values", ()))]
-        made.register_to_config(**{k: v for k, v in given.items() if k not in own}, _use_default_values=unset)
+        given, asked = (
+            said(config, source, usual, own, moved),
+            {k: kwargs.pop(k) for k in list(kwargs) if k in own},
+        )
+        made = cls(
+            **{k: v for k, v in {**usual, **given, **asked, "source": source}.items() if k in own}
+        )
+        unset = [
+            k
+            for k in usual
+            if k not in asked and (k not in given or k in config.get("_use_default_values", ()))
+        ]
+        made.register_to_config(
+            **{k: v for k, v in given.items() if k not in own}, _use_default_values=unset
+        )
         return (made, kwargs) if return_unused_kwargs else made
 
     @classmethod
@@ -128,8 +159,15 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         pipeline's: plans with branches are refused. Flow plans report use_flow_sigmas, so that pipelines leave sigmas to the scheduler.
         """
         text = base64.b64encode(checked_plan(plan).to_bytes()).decode()
-        kind = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(plan.note.get("prediction"), "epsilon")
-        return cls(num_train_timesteps=num_train_timesteps, prediction_type=kind, use_flow_sigmas=scale_of(plan) == "flow", plan=text)
+        kind = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(
+            plan.note.get("prediction"), "epsilon"
+        )
+        return cls(
+            num_train_timesteps=num_train_timesteps,
+            prediction_type=kind,
+            use_flow_sigmas=scale_of(plan) == "flow",
+            plan=text,
+        )
 
     # -- the contract ------------------------------------------------------------------------------------------------------------------
     @partial(AsSource, only_exact=("timesteps", "sigmas"))
@@ -144,10 +182,18 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         """
         if self._seen is not self._internal_dict:
             self._read()
-        lists = [None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v) for v in (timesteps, sigmas)]
+        lists = [
+            None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v)
+            for v in (timesteps, sigmas)
+        ]
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
         pair = self._source is None or SOURCES[self.config.source].pair
-        about = {"calls_per_point": self.order, "device": device, "preview": pair, "unit": self._scale == "flow"}
+        about = {
+            "calls_per_point": self.order,
+            "device": device,
+            "preview": pair,
+            "unit": self._scale == "flow",
+        }
         self._loops.set(self._runs.loop(asked, self.config.compat is not None, self._auto, **about))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
@@ -170,7 +216,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
         if others:
-            check_others(others, self.config.source, clipped=loop.compat and bool(self._settings.get("clip_sample")))
+            check_others(
+                others,
+                self.config.source,
+                clipped=loop.compat and bool(self._settings.get("clip_sample")),
+            )
         if isinstance(model_output, Tensor) and isinstance(sample, Tensor):
             model_output = self._prediction(model_output, sample)
             if per_token_timesteps is not None:
@@ -180,10 +230,22 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         def draw() -> Tensor:
             if variance_noise is not None:
                 return variance_noise
-            kind = torch.float32 if self._settings.get("algorithm_type", "").startswith("sde") else model_output.dtype
-            return randn_tensor(model_output.shape, generator=generator, device=model_output.device, dtype=kind)
+            kind = (
+                torch.float32
+                if self._settings.get("algorithm_type", "").startswith("sde")
+                else model_output.dtype
+            )
+            return randn_tensor(
+                model_output.shape, generator=generator, device=model_output.device, dtype=kind
+            )
 
-        sample, data = loop.step(model_output, timestep, sample, eta if self._source is diffusers.DDIMScheduler else 0.0, draw)
+        sample, data = loop.step(
+            model_output,
+            timestep,
+            sample,
+            eta if self._source is diffusers.DDIMScheduler else 0.0,
+            draw,
+        )
         if return_dict:
             return FsSchedulerOutput(prev_sample=sample, pred_original_sample=data)
         return (sample,) if data is None else (sample, data)
@@ -194,7 +256,10 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"FsScheduler.add_noise: noise {list(noise.shape)}, samples {list(original_samples.shape)}; one shape is accepted"
             )
-        levels = (torch.tensor(v, device=noise.device, dtype=noise.dtype) for v in self._levels_at(timesteps))
+        levels = (
+            torch.tensor(v, device=noise.device, dtype=noise.dtype)
+            for v in self._levels_at(timesteps)
+        )
         alpha, sigma = (v.view(-1, *[1] * (noise.dim() - 1)) for v in levels)
         return alpha * original_samples + sigma * noise
 
@@ -210,7 +275,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     def timesteps(self) -> Tensor:
         """What the model is told at every call; before set_timesteps, every training timestep."""
         loop = self._loops.get()
-        return torch.arange(self.config.num_train_timesteps - 1, -1, -1) if loop is None else loop.timesteps
+        return (
+            torch.arange(self.config.num_train_timesteps - 1, -1, -1)
+            if loop is None
+            else loop.timesteps
+        )
 
     @property
     def sigmas(self) -> Tensor:
@@ -225,7 +294,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         plan = self.plan
         if plan is None or self._scale == "flow" or (not self._exact and self._scale != "sigma"):
             return 1.0
-        return init_scale(plan) if self._exact else math.hypot(plan.sigma[1], self._settings["timestep_spacing"] == "leading")
+        return (
+            init_scale(plan)
+            if self._exact
+            else math.hypot(plan.sigma[1], self._settings["timestep_spacing"] == "leading")
+        )
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -242,7 +315,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     @property
     def num_inference_steps(self) -> int | None:
         steps = getattr(self._loops.get(), "steps", None)
-        return steps - 1 if steps is not None and steps > 1 and self._source is diffusers.PNDMScheduler else steps
+        return (
+            steps - 1
+            if steps is not None and steps > 1 and self._source is diffusers.PNDMScheduler
+            else steps
+        )
 
     @property
     def step_index(self) -> int | None:
@@ -271,7 +348,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
     def _read(self) -> None:
         """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample), and so does register_to_config."""
         source, plan = self.config.source, self._given
-        self._settings = {} if plan else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
+        self._settings = (
+            {}
+            if plan
+            else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
+        )
         self._source = None if plan else getattr(diffusers, source)
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
@@ -285,16 +366,32 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""
-        if self._learned and model_output.dim() == sample.dim() > 1 and model_output.shape[1] == 2 * sample.shape[1]:
-            model_output = model_output[:, : sample.shape[1]]  # the other half predicts a variance, which these solvers do not use
+        if (
+            self._learned
+            and model_output.dim() == sample.dim() > 1
+            and model_output.shape[1] == 2 * sample.shape[1]
+        ):
+            model_output = model_output[
+                :, : sample.shape[1]
+            ]  # the other half predicts a variance, which these solvers do not use
         return -model_output if self._negative else model_output
 
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
-        found = None if loop is None else loop.levels(timesteps, by_index=self._given is not None or self.config.source not in UNINDEXED)
+        found = (
+            None
+            if loop is None
+            else loop.levels(
+                timesteps, by_index=self._given is not None or self.config.source not in UNINDEXED
+            )
+        )
         if found is not None:
             return found
         if self._given is not None:
-            raise ValueError(f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are accepted")
-        return trained_levels(self._scale, self._settings, timesteps.double().flatten().cpu().numpy())
+            raise ValueError(
+                f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are accepted"
+            )
+        return trained_levels(
+            self._scale, self._settings, timesteps.double().flatten().cpu().numpy()
+        )

@@ -28,7 +28,9 @@ class AsSource:
 
     def __init__(self, function: Callable, only_exact: tuple[str, ...] = ()):
         self._function, self._only_exact, self.__doc__ = function, only_exact, function.__doc__
-        self._methods: dict[object, Callable] = {None: function}  # of every source met, so that a call makes nothing but a bound method
+        self._methods: dict[object, Callable] = {
+            None: function
+        }  # of every source met, so that a call makes nothing but a bound method
 
     def __get__(self, scheduler, owner=None) -> Callable:
         if scheduler is None:
@@ -38,7 +40,9 @@ class AsSource:
             key = source, scheduler.config.compat is None
         method = self._methods.get(key)
         if method is None:
-            method = self._methods[key] = _called_as(self._function, source, self._only_exact if key == (source, True) else ())
+            method = self._methods[key] = _called_as(
+                self._function, source, self._only_exact if key == (source, True) else ()
+            )
         return MethodType(method, scheduler)
 
 
@@ -47,21 +51,31 @@ def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Call
     own = inspect.signature(getattr(source, function.__name__))
     places, name = tuple(own.parameters)[1:], function.__name__
     ours = tuple(inspect.signature(function).parameters)[1:]
-    alike = next(k for k, (a, b) in enumerate(zip((*places, ""), (*ours, "."), strict=False)) if a != b)  # so many stand in one place
+    alike = next(
+        k for k, (a, b) in enumerate(zip((*places, ""), (*ours, "."), strict=False)) if a != b
+    )  # so many stand in one place
 
     @wraps(function)
     def method(self, *args, **given):
         if len(args) <= alike:
             return function(self, *args, **given)
         if len(args) > len(places):
-            raise TypeError(f"FsScheduler.{name}: {len(args)} arguments by position; {source.__name__} takes {', '.join(places)}")
+            raise TypeError(
+                f"FsScheduler.{name}: {len(args)} arguments by position; {source.__name__} takes {', '.join(places)}"
+            )
         for place, value in zip(places, args, strict=False):
             if place in given:
-                raise TypeError(f"FsScheduler.{name}: {place} was given twice; once, by position or by name, is accepted")
+                raise TypeError(
+                    f"FsScheduler.{name}: {place} was given twice; once, by position or by name, is accepted"
+                )
             given[place] = value
         return function(self, **given)
 
-    more = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(function).parameters.values() if p.name in set(extra) - set(places)]
+    more = [
+        p.replace(kind=p.KEYWORD_ONLY)
+        for p in inspect.signature(function).parameters.values()
+        if p.name in set(extra) - set(places)
+    ]
     method.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])
     return method
 
@@ -75,19 +89,29 @@ def check_set_timesteps(source: type | None, others: dict, exact: bool) -> None:
             raise TypeError(f"FsScheduler.set_timesteps: {name} is not known to {whose}; {', '.join([*known][1:]) or 'a number of steps'}"
                             " is accepted")  # fmt: skip
         if exact and value != known[name].default:
-            raise ValueError(f"FsScheduler.set_timesteps: {name} = {value!r}; {known[name].default!r}, or compat='diffusers', is accepted")
+            raise ValueError(
+                f"FsScheduler.set_timesteps: {name} = {value!r}; {known[name].default!r}, or compat='diffusers', is accepted"
+            )
 
 
 def check_step(eta, generator, variance_noise) -> float:
     """eta as a float; TypeError for one that is no number, and for a generator or a noise that is none: arguments out of place."""
     if generator is not None and not isinstance(generator, (torch.Generator, list, tuple)):
-        raise TypeError(f"FsScheduler.step: generator is {_words(generator)}; a torch.Generator, a list of them or None is accepted")
+        raise TypeError(
+            f"FsScheduler.step: generator is {_words(generator)}; a torch.Generator, a list of them or None is accepted"
+        )
     if variance_noise is not None and not isinstance(variance_noise, Tensor):
-        raise TypeError(f"FsScheduler.step: variance_noise is {_words(variance_noise)}; a tensor of the sample's shape or None is accepted")
+        raise TypeError(
+            f"FsScheduler.step: variance_noise is {_words(variance_noise)}; a tensor of the sample's shape or None is accepted"
+        )
     if eta.__class__ is float:
         return eta
-    if isinstance(eta, bool) or not (isinstance(eta, Real) or (isinstance(eta, Tensor) and eta.numel() == 1)):
-        raise TypeError(f"FsScheduler.step: eta is {_words(eta)}; a number is accepted, and a generator as generator=")
+    if isinstance(eta, bool) or not (
+        isinstance(eta, Real) or (isinstance(eta, Tensor) and eta.numel() == 1)
+    ):
+        raise TypeError(
+            f"FsScheduler.step: eta is {_words(eta)}; a number is accepted, and a generator as generator="
+        )
     return float(eta)
 
 
@@ -101,18 +125,28 @@ def check_others(others: dict, source: str, clipped: bool) -> None:
         if name not in NEUTRAL:
             raise TypeError(f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, return_dict and what the source's own"
                             " step takes are accepted")  # fmt: skip
-        idle = name in CHURN or (name == "s_churn" and source.startswith("FlowMatch")) or (name.startswith("use_clipped") and not clipped)
+        idle = (
+            name in CHURN
+            or (name == "s_churn" and source.startswith("FlowMatch"))
+            or (name.startswith("use_clipped") and not clipped)
+        )
         if _is_generator(value):
-            raise TypeError(f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a generator as generator=")
+            raise TypeError(
+                f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a generator as generator="
+            )
         if value is not None and not idle and value != NEUTRAL[name]:
-            raise ValueError(f"FsScheduler.step: {name} = {_words(value)} of {source} is not reproduced; {NEUTRAL[name]} is accepted")
+            raise ValueError(
+                f"FsScheduler.step: {name} = {_words(value)} of {source} is not reproduced; {NEUTRAL[name]} is accepted"
+            )
 
 
 def check_tokens(per_token: Tensor, timestep) -> None:
     """Every token at the timestep, or a ValueError: a plan has one noise level for the whole sample."""
     at = float(timestep)
     if not isinstance(per_token, Tensor):
-        raise TypeError(f"FsScheduler.step: per_token_timesteps is {_words(per_token)}; a tensor, or None, and generator= are accepted")
+        raise TypeError(
+            f"FsScheduler.step: per_token_timesteps is {_words(per_token)}; a tensor, or None, and generator= are accepted"
+        )
     low, high = (float(v) for v in per_token.aminmax())
     if max(abs(low - at), abs(high - at)) > ROUNDING * max(1.0, abs(at)):
         raise ValueError(
@@ -123,12 +157,24 @@ def check_tokens(per_token: Tensor, timestep) -> None:
 
 # -- inside ------------------------------------------------------------------------------------------------------------------
 CHURN = ("s_tmin", "s_tmax", "s_noise")  # what s_churn reads, and nothing else
-NEUTRAL = {"use_clipped_model_output": False, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
+NEUTRAL = {
+    "use_clipped_model_output": False,
+    "s_churn": 0.0,
+    "s_tmin": 0.0,
+    "s_tmax": math.inf,
+    "s_noise": 1.0,
+}
 
 
 def _is_generator(value) -> bool:
-    return isinstance(value[0] if isinstance(value, (list, tuple)) and value else value, torch.Generator)
+    return isinstance(
+        value[0] if isinstance(value, (list, tuple)) and value else value, torch.Generator
+    )
 
 
 def _words(value) -> str:
-    return f"{value!r:.40}" if isinstance(value, (Real, str)) or value is None else f"a {type(value).__name__}"
+    return (
+        f"{value!r:.40}"
+        if isinstance(value, (Real, str)) or value is None
+        else f"a {type(value).__name__}"
+    )

@@ -16,7 +16,9 @@ from .diffusers_grids import Points, distilled_points, indices, noise_schedule, 
 from .diffusers_sources import PREDICTIONS, find, scale
 from .diffusers_steps import pairs, plms, sde_2m, strided, third
 
-FULL_ORDER_FROM = 15  # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
+FULL_ORDER_FROM = (
+    15  # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
+)
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
 SHORTEST = 1e-12  # of a level, or of one index of the table: what a step of length 0 becomes, since solvers divide by its length
 CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
@@ -35,14 +37,22 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     """Grid and labels by the config's rules in float64."""
     family, where = find(source).family, scale(source, config)
     if source == "LCMScheduler":
-        return replace(distilled_points(config, steps, timesteps, original_steps), schedule=noise_schedule(config), whole=True)
+        return replace(
+            distilled_points(config, steps, timesteps, original_steps),
+            schedule=noise_schedule(config),
+            whole=True,
+        )
     if where == "flow":
         return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
     schedule = noise_schedule(config, finite=where == "sigma")
     found = points(family, config, schedule, steps, timesteps=timesteps, sigmas=sigmas)
     if source == "PNDMScheduler" and len(found.labels) > 1:  # its first step is made twice
         found = Points(*(np.insert(values, 1, values[1]) for values in (found.grid, found.labels)))
-    return replace(found, schedule=schedule, whole=where == "vp" and bool((found.labels == np.round(found.labels)).all()))
+    return replace(
+        found,
+        schedule=schedule,
+        whole=where == "vp" and bool((found.labels == np.round(found.labels)).all()),
+    )
 
 
 def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
@@ -50,10 +60,16 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     if scale(source, config) == "flow":
         return None
     try:
-        table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)  # a table whose last entry is set to 2^-24 may rise there
-        return DiscreteVP(np.sort(table)[::-1] if scale(source, config) == "sigma" else table)  # of which sigma scale reads the ends
+        table = np.asarray(
+            peer.alphas_cumprod.cpu(), dtype=np.float64
+        )  # a table whose last entry is set to 2^-24 may rise there
+        return DiscreteVP(
+            np.sort(table)[::-1] if scale(source, config) == "sigma" else table
+        )  # of which sigma scale reads the ends
     except ValueError as error:
-        raise ValueError(f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None is accepted") from None
+        raise ValueError(
+            f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None is accepted"
+        ) from None
 
 
 def peer_layout(source: str, config: dict, peer) -> Points:
@@ -61,8 +77,13 @@ def peer_layout(source: str, config: dict, peer) -> Points:
     labels = np.asarray(peer.timesteps.cpu(), dtype=np.float64)
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
     levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64) if hasattr(peer, "sigmas") else None
-    if source == "HeunDiscreteScheduler":  # every point but the first and the end stands there twice
-        labels, levels = labels[np.r_[0, 1 : len(labels) : 2]], levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]]
+    if (
+        source == "HeunDiscreteScheduler"
+    ):  # every point but the first and the end stands there twice
+        labels, levels = (
+            labels[np.r_[0, 1 : len(labels) : 2]],
+            levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]],
+        )
     schedule = peer_table(source, config, peer)
     if levels is not None:
         levels = levels[: len(labels) + 1]
@@ -73,7 +94,9 @@ def peer_layout(source: str, config: dict, peer) -> Points:
     if source in STRIDED:
         return Points(grid, labels, schedule, whole)
     if grid[-1] == grid[-2]:  # a last step of length 0
-        grid[-1 if len(grid) == 2 else -2] += SHORTEST * max(1.0, grid[-2]) * (-1.0 if len(grid) == 2 else 1.0)
+        grid[-1 if len(grid) == 2 else -2] += (
+            SHORTEST * max(1.0, grid[-2]) * (-1.0 if len(grid) == 2 else 1.0)
+        )
     if not (np.diff(grid) < 0.0).all():
         raise ValueError(
             f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 there; compat=None is accepted"
@@ -81,27 +104,43 @@ def peer_layout(source: str, config: dict, peer) -> Points:
     return Points(grid, labels, schedule, whole)
 
 
-def plan(source: str, config: dict, at: Points, *, first: int = 0, eta: float = 0.0, compat: bool = False) -> Plan:
+def plan(
+    source: str, config: dict, at: Points, *, first: int = 0, eta: float = 0.0, compat: bool = False
+) -> Plan:
     """The plan of a class with this config on these points, from grid point `first` on (the state already stands there).
 
     compat: as diffusers has it, half weight in the third-order term, the unclipped direction and the fixed stride of DDIM included.
     """
     grid, labels = at.grid[first:], at.labels[first:]
     solver, words = _solver(source, config, len(at.labels), first, eta, compat)
-    clip = float(config["clip_sample_range"]) if source in CLIPPING and config["clip_sample"] else 0.0
-    made = solver(_model(source, config, grid, labels, at.schedule), grid, **words, **({"clip": clip} if clip else {}))
+    clip = (
+        float(config["clip_sample_range"]) if source in CLIPPING and config["clip_sample"] else 0.0
+    )
+    made = solver(
+        _model(source, config, grid, labels, at.schedule),
+        grid,
+        **words,
+        **({"clip": clip} if clip else {}),
+    )
     return made.with_note(made_for=f"diffusers {source}")
 
 
 def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
     """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise by 0; None if it never draws so."""
-    if source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith("sde"):
+    if source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith(
+        "sde"
+    ):
         return lambda label, eta: True
-    return {"DDPMScheduler": lambda label, eta: label > 0.0, "DDIMScheduler": lambda label, eta: eta > 0.0}.get(source)
+    return {
+        "DDPMScheduler": lambda label, eta: label > 0.0,
+        "DDIMScheduler": lambda label, eta: eta > 0.0,
+    }.get(source)
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------------
-def _model(source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None) -> Model:
+def _model(
+    source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None
+) -> Model:
     """The model's words. Its time is the label at each point: a rule where one fits, else a lookup."""
 
     def told(t: np.ndarray) -> np.ndarray:
@@ -111,12 +150,31 @@ def _model(source: str, config: dict, grid: np.ndarray, labels: np.ndarray, sche
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if where == "flow":
         size = float(config["num_train_timesteps"])
-        return Model(None, Flow(), kind, time=size if np.array_equal(labels, grid[:-1] * size) else told, model_id="unknown")
+        return Model(
+            None,
+            Flow(),
+            kind,
+            time=size if np.array_equal(labels, grid[:-1] * size) else told,
+            model_id="unknown",
+        )
     if where == "vp":
-        return Model(None, schedule, kind, time=None if np.array_equal(labels, grid[:-1]) else told, model_id="unknown")
+        return Model(
+            None,
+            schedule,
+            kind,
+            time=None if np.array_equal(labels, grid[:-1]) else told,
+            model_id="unknown",
+        )
     levels = np.exp(-schedule.half_log_snr(np.array([schedule.t_min, schedule.t_finite])))
     kind = "edm" if kind == "v" else kind
-    return Model(None, EDM(float(levels[0]), float(levels[1]), sigma_data=1.0), kind, time=told, input_scale="vp", model_id="unknown")
+    return Model(
+        None,
+        EDM(float(levels[0]), float(levels[1]), sigma_data=1.0),
+        kind,
+        time=told,
+        input_scale="vp",
+        model_id="unknown",
+    )
 
 
 def _solver(name: str, config: dict, steps: int, first: int, eta: float, compat: bool):
@@ -137,19 +195,35 @@ def _solver(name: str, config: dict, steps: int, first: int, eta: float, compat:
             "lower_order_final": bool(config["lower_order_final"]),
         }
     if name == "DPMSolverSinglestepScheduler" and config["solver_order"] == 2:
-        return pairs, {"variant": config["solver_type"], "lower_order_final": bool(config["lower_order_final"]), "first": first}
+        return pairs, {
+            "variant": config["solver_type"],
+            "lower_order_final": bool(config["lower_order_final"]),
+            "first": first,
+        }
     if name.startswith("DPMSolver"):
         return _multistep(config, steps, compat)
-    return {"EulerAncestralDiscreteScheduler": solvers.euler_ancestral, "HeunDiscreteScheduler": solvers.heun}.get(name, solvers.euler), {}
+    return {
+        "EulerAncestralDiscreteScheduler": solvers.euler_ancestral,
+        "HeunDiscreteScheduler": solvers.heun,
+    }.get(name, solvers.euler), {}
 
 
 def _multistep(config: dict, steps: int, compat: bool):
-    sde, order, variant = config["algorithm_type"] == "sde-dpmsolver++", config["solver_order"], config["solver_type"]
-    lowered, at_final = bool(config["lower_order_final"] and steps < FULL_ORDER_FROM), bool(config.get("euler_at_final"))
+    sde, order, variant = (
+        config["algorithm_type"] == "sde-dpmsolver++",
+        config["solver_order"],
+        config["solver_type"],
+    )
+    lowered, at_final = (
+        bool(config["lower_order_final"] and steps < FULL_ORDER_FROM),
+        bool(config.get("euler_at_final")),
+    )
     if order == 1:
         return solvers.ddim, {"eta": 1.0 if sde else 0.0}
     if sde:
-        return sde_2m if compat and (lowered or at_final) else solvers.dpmpp_2m_sde, {"variant": variant}
+        return sde_2m if compat and (lowered or at_final) else solvers.dpmpp_2m_sde, {
+            "variant": variant
+        }
     if order == 2:
         return solvers.dpmpp_2m, {"variant": variant, "lower_order_final": lowered or at_final}
     if compat:

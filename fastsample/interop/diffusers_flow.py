@@ -9,10 +9,28 @@ import math
 
 import numpy as np
 
-from .diffusers_grids import CONVERSIONS, Family, Points, checked, convert, count, falling, levels_of, noise_schedule
+from .diffusers_grids import (
+    CONVERSIONS,
+    Family,
+    Points,
+    checked,
+    convert,
+    count,
+    falling,
+    levels_of,
+    noise_schedule,
+)
 
 
-def flow_points(family: Family, config: dict, steps: int | None, *, timesteps=None, sigmas=None, mu: float | None = None) -> Points:
+def flow_points(
+    family: Family,
+    config: dict,
+    steps: int | None,
+    *,
+    timesteps=None,
+    sigmas=None,
+    mu: float | None = None,
+) -> Points:
     """The grid of `steps` steps, or of the given s [n] (sigmas; a last 0 may stand or not), or of timesteps [n]. The end is 0.
 
     FlowMatchEuler's s already runs down to the shifted 1/T, so its shift enters twice there: that is the grid published results use.
@@ -21,7 +39,9 @@ def flow_points(family: Family, config: dict, steps: int | None, *, timesteps=No
     """
     size = config["num_train_timesteps"]
     if config.get("final_sigmas_type", "zero") != "zero":
-        raise ValueError("FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; 'zero' is accepted")
+        raise ValueError(
+            "FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; 'zero' is accepted"
+        )
     given = None if sigmas is None else falling("sigmas", sigmas, 1.0)
     if given is not None and len(given) > 1 and given[-1] == 0.0:
         given = given[:-1]
@@ -44,7 +64,9 @@ def _own(family: Family, config: dict, n: int) -> np.ndarray:
     """s before the shift [n]."""
     size = config["num_train_timesteps"]
     if family.flow == "match":
-        low = 1.0 / size if config["use_dynamic_shifting"] else _shifted(config["shift"], 1.0 / size)
+        low = (
+            1.0 / size if config["use_dynamic_shifting"] else _shifted(config["shift"], 1.0 / size)
+        )
         return np.linspace(1.0, low, n)
     if family.flow == "unipc":
         return np.linspace(1.0, 1.0 / size, n + 1)[:-1]
@@ -56,7 +78,9 @@ def _shift(family: Family, config: dict, mu: float | None) -> float:
     if not config["use_dynamic_shifting"]:
         return config["shift" if family.flow == "match" else "flow_shift"]
     if mu is None or not math.isfinite(mu):
-        raise ValueError(f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a number is accepted")
+        raise ValueError(
+            f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a number is accepted"
+        )
     return mu if config["time_shift_type"] == "linear" else math.exp(mu)
 
 
@@ -70,8 +94,12 @@ def _converted(family: Family, config: dict, s: np.ndarray, n: int) -> np.ndarra
         return s
     if family.flow == "match":
         return convert(key, config, s[-1], s[0], n)
-    if family.flow == "unipc" and key == "use_karras_sigmas":  # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
+    if (
+        family.flow == "unipc" and key == "use_karras_sigmas"
+    ):  # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
         rho = levels_of(noise_schedule(config))
         rho = convert(key, config, rho[0], rho[-1], n)
         return rho / (1.0 + rho)
-    raise ValueError(f"FsScheduler: {key}=True with use_flow_sigmas=True; one of the two is accepted")
+    raise ValueError(
+        f"FsScheduler: {key}=True with use_flow_sigmas=True; one of the two is accepted"
+    )

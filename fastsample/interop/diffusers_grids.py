@@ -62,18 +62,24 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     With rescale_betas_zero_snr its last entry is 0; finite, for the sigma scale: 2^-24 there as diffusers has it (sigma/alpha = 4096), or
     less where the entry before is less already, as it is with linear betas.
     """
-    kind, size, low, high = (config[key] for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end"))
+    kind, size, low, high = (
+        config[key] for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end")
+    )
     if config.get("trained_betas") is not None:
         betas = np.asarray(config["trained_betas"], dtype=np.float64)
         if betas.ndim != 1 or not ((betas > 0.0) & (betas < 1.0)).all():
-            raise ValueError(f"FsScheduler: trained_betas has shape {list(betas.shape)}; one axis of numbers inside (0, 1) is accepted")
+            raise ValueError(
+                f"FsScheduler: trained_betas has shape {list(betas.shape)}; one axis of numbers inside (0, 1) is accepted"
+            )
         table = DiscreteVP(np.cumprod(1.0 - betas))
     elif kind == "squaredcos_cap_v2":
         table = DiscreteVP.cosine(size)
     elif kind in ("linear", "scaled_linear"):
         table = getattr(DiscreteVP, kind)(size, low, high)
     elif kind == "sigmoid":
-        table = DiscreteVP(np.cumprod(1.0 - (low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size))))))
+        table = DiscreteVP(
+            np.cumprod(1.0 - (low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size)))))
+        )
     else:
         words = "linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas"
         raise ValueError(f"FsScheduler: beta_schedule = {kind!r}; {words} is accepted")
@@ -86,12 +92,26 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     return DiscreteVP(np.append(kept, min(TERMINAL, kept[-1] ** 2 / kept[-2])))
 
 
-def points(family: Family, config: dict, schedule: DiscreteVP, steps: int | None, *, timesteps=None, sigmas=None) -> Points:
+def points(
+    family: Family,
+    config: dict,
+    schedule: DiscreteVP,
+    steps: int | None,
+    *,
+    timesteps=None,
+    sigmas=None,
+) -> Points:
     """vp and sigma: the grid of `steps` steps, or of these timesteps [n], or of these sigmas/alphas [n+1], their end included."""
-    steps = count(steps, None if timesteps is None else len(timesteps), None if sigmas is None else len(sigmas) - 1)
+    steps = count(
+        steps,
+        None if timesteps is None else len(timesteps),
+        None if sigmas is None else len(sigmas) - 1,
+    )
     converted = next((key for key in CONVERSIONS if config.get(key)), None)
     if timesteps is not None and (sigmas is not None or converted):
-        raise ValueError(f"FsScheduler.set_timesteps: timesteps were given beside {converted or 'sigmas'}; one of the two is accepted")
+        raise ValueError(
+            f"FsScheduler.set_timesteps: timesteps were given beside {converted or 'sigmas'}; one of the two is accepted"
+        )
     if sigmas is not None:
         levels = falling("sigmas", sigmas, math.inf)
         told = indices(schedule, levels)
@@ -100,8 +120,13 @@ def points(family: Family, config: dict, schedule: DiscreteVP, steps: int | None
         end = _end(family, config, schedule, converted)
         times = None if timesteps is None else falling("timesteps", timesteps, schedule.t_max)
         first, labels = _first(family, config, schedule, steps, times, converted)
-        if first[-1] <= end + SAME and times is None:  # a step of length 0: one point more, and the last is the end
-            first, labels = (values[:-1] for values in _first(family, config, schedule, steps + 1, times, converted))
+        if (
+            first[-1] <= end + SAME and times is None
+        ):  # a step of length 0: one point more, and the last is the end
+            first, labels = (
+                values[:-1]
+                for values in _first(family, config, schedule, steps + 1, times, converted)
+            )
         grid = np.append(first, end)
     labels = np.maximum(labels, 0.0)
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
@@ -109,9 +134,14 @@ def points(family: Family, config: dict, schedule: DiscreteVP, steps: int | None
     return checked(grid, labels)
 
 
-def distilled_points(config: dict, steps: int | None, timesteps=None, original_steps: int | None = None) -> Points:
+def distilled_points(
+    config: dict, steps: int | None, timesteps=None, original_steps: int | None = None
+) -> Points:
     """LCM: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly from the noisiest, or these; then no noise."""
-    size, original = config["num_train_timesteps"], original_steps or config["original_inference_steps"]
+    size, original = (
+        config["num_train_timesteps"],
+        original_steps or config["original_inference_steps"],
+    )
     if timesteps is not None:
         times = falling("timesteps", timesteps, size - 1.0)
         count(steps, len(times))
@@ -151,7 +181,12 @@ CONVERSIONS = {
 
 # -- inside ------------------------------------------------------------------------------------------------------------------
 def _first(
-    family: Family, config: dict, schedule: DiscreteVP, n: int, times: np.ndarray | None, converted: str | None
+    family: Family,
+    config: dict,
+    schedule: DiscreteVP,
+    n: int,
+    times: np.ndarray | None,
+    converted: str | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The n points before the end, and their labels with their fraction."""
     times = _spaced(family, config, schedule, n) if times is None else times
@@ -160,7 +195,9 @@ def _first(
         if converted:
             times = indices(schedule, convert(converted, config, rho[0], rho[-1], n))
         return times, times
-    levels = np.interp(times, np.arange(len(rho)), rho)  # linear in sigma between the table's entries, as Euler's own levels are
+    levels = np.interp(
+        times, np.arange(len(rho)), rho
+    )  # linear in sigma between the table's entries, as Euler's own levels are
     if config.get("interpolation_type") == "log_linear":
         levels = _exponential(rho[0], rho[-1], n + 1)
     if converted:
@@ -173,34 +210,54 @@ def _spaced(family: Family, config: dict, schedule: DiscreteVP, n: int) -> np.nd
     """n timesteps under timestep_spacing, from the noise end."""
     size = config["num_train_timesteps"]
     if n > size:
-        raise ValueError(f"FsScheduler.set_timesteps: {n} steps of {size} timesteps; at most {size} are accepted")
-    clipped = int((schedule.half_log_snr(np.arange(float(size))) < config.get("lambda_min_clipped", -math.inf)).sum())
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {n} steps of {size} timesteps; at most {size} are accepted"
+        )
+    clipped = int(
+        (
+            schedule.half_log_snr(np.arange(float(size)))
+            < config.get("lambda_min_clipped", -math.inf)
+        ).sum()
+    )
     last = size - clipped
     kind = config.get("timestep_spacing", "linspace") if family.spaced else "linspace"
     if kind == "linspace":
         times = np.linspace(last - 1.0, 0.0, n + family.extra)[:n]
     elif kind == "leading":
-        times = np.arange(n + family.extra)[::-1][:n] * float(last // (n + family.extra)) + config.get("steps_offset", 0)
+        times = np.arange(n + family.extra)[::-1][:n] * float(
+            last // (n + family.extra)
+        ) + config.get("steps_offset", 0)
     elif kind == "trailing":
         times = last - np.arange(n) * (size / n)
         times = times[times > 0.0] - 1.0
     else:
-        raise ValueError(f"FsScheduler: timestep_spacing = {kind!r}; linspace, leading or trailing is accepted")
+        raise ValueError(
+            f"FsScheduler: timestep_spacing = {kind!r}; linspace, leading or trailing is accepted"
+        )
     rounded = np.round(times + 1.0) - 1.0 if kind == "trailing" else np.round(times)
-    repeats = (np.diff(rounded) >= 0.0).any()  # more steps than whole timesteps in the range: the fractions are kept
+    repeats = (
+        np.diff(rounded) >= 0.0
+    ).any()  # more steps than whole timesteps in the range: the fractions are kept
     return times if repeats or not (family.whole or kind == "trailing") else rounded
 
 
 def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarray:
-    low, high = (bound if config.get(name) is None else config[name] for name, bound in (("sigma_min", low), ("sigma_max", high)))
+    low, high = (
+        bound if config.get(name) is None else config[name]
+        for name, bound in (("sigma_min", low), ("sigma_max", high))
+    )
     if not 0.0 < low < high < math.inf:
-        raise ValueError(f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < highest, are accepted")
+        raise ValueError(
+            f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < highest, are accepted"
+        )
     return CONVERSIONS[key](low, high, n)
 
 
 def _end(family: Family, config: dict, schedule: DiscreteVP, converted: str | None) -> float:
     """The grid's last point: no noise, or the table's first entry."""
-    kept = config.get("final_sigmas_type", "zero") == "sigma_min" or not config.get("set_alpha_to_one", True)
+    kept = config.get("final_sigmas_type", "zero") == "sigma_min" or not config.get(
+        "set_alpha_to_one", True
+    )
     kept |= config.get("interpolation_type") == "log_linear" and not converted
     if family.scale == "vp":
         return 0.0 if kept else schedule.t_zero
@@ -226,7 +283,9 @@ def count(*given: int | None) -> int:
     counts = {n for n in given if n is not None}
     for n in counts:
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(f"FsScheduler.set_timesteps: {n!r} steps; a whole number from 1 up is accepted")
+            raise ValueError(
+                f"FsScheduler.set_timesteps: {n!r} steps; a whole number from 1 up is accepted"
+            )
     if len(counts) != 1:
         raise ValueError(
             f"FsScheduler.set_timesteps: steps {sorted(counts) or None} were asked; one number of steps, or one list, is accepted"
@@ -254,5 +313,7 @@ def checked(grid: np.ndarray, labels: np.ndarray) -> Points:
     falls = np.diff(grid) < 0.0
     if not falls.all():
         at = int(np.argmin(falls))
-        raise ValueError(f"FsScheduler.set_timesteps: point {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; a falling grid is accepted")
+        raise ValueError(
+            f"FsScheduler.set_timesteps: point {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; a falling grid is accepted"
+        )
     return Points(grid, labels)

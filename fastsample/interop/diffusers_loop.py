@@ -46,13 +46,27 @@ class Loop:
         preview: bool = True, compat: bool = False, unit: bool = False, draws: Callable[[float, float], bool] | None = None,
     ):  # fmt: skip
         self._draws_at = draws
-        self.compat, self.plan, self._compile, self._per_point, self._preview = compat, plan, compile, calls_per_point, preview
+        self.compat, self.plan, self._compile, self._per_point, self._preview = (
+            compat,
+            plan,
+            compile,
+            calls_per_point,
+            preview,
+        )
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
-        self.timesteps = torch.tensor(self._labels, dtype=torch.int64 if whole else torch.float32, device=device)
-        self.alpha, self.sigma = np.append(plan.alpha[rows], plan.alpha[-1]), np.append(plan.sigma[rows], plan.sigma[-1])
+        self.timesteps = torch.tensor(
+            self._labels, dtype=torch.int64 if whole else torch.float32, device=device
+        )
+        self.alpha, self.sigma = (
+            np.append(plan.alpha[rows], plan.alpha[-1]),
+            np.append(plan.sigma[rows], plan.sigma[-1]),
+        )
         self._scales = plan.c[rows - 1]
-        self._factor, self._noised = init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0, False
+        self._factor, self._noised = (
+            init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0,
+            False,
+        )
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
         self.begin: int | None = None
         self.index: int | None = None
@@ -104,14 +118,22 @@ class Loop:
         self._noised = self._noised or (self.index is None and 0 in at)
         return self.alpha[at], self.sigma[at]
 
-    def step(self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         """(next sample, predicted data or None), in the sample's dtype; draw() gives one noise tensor."""
-        with self._lock, torch.inference_mode(False), torch.no_grad():  # inference tensors do not count writes
+        with (
+            self._lock,
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # inference tensors do not count writes
             self._check(model_output, timestep, sample)
             if self._run is None:
                 self._start(model_output, timestep, sample, eta)
             elif eta != self._eta:
-                raise ValueError(f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run is accepted")
+                raise ValueError(
+                    f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run is accepted"
+                )
             elif not self._is_ours(sample):
                 self._run.x = self._begun(sample, self.index)
             _drawing.draw, _drawing.drawn = lambda name: self._draws(name, draw), False
@@ -119,10 +141,16 @@ class Loop:
                 self._run.step(model_output)
             finally:
                 _drawing.draw = None
-            if self._draws_at is not None and not _drawing.drawn and self._draws_at(self._labels[self.index], eta):
+            if (
+                self._draws_at is not None
+                and not _drawing.drawn
+                and self._draws_at(self._labels[self.index], eta)
+            ):
                 draw()  # and leaves the generator where the source does, for whatever is drawn from it next
             self.index += 1
-            if self._run.done or sample.device.type == "cpu":  # elsewhere reading the status waits for the device
+            if (
+                self._run.done or sample.device.type == "cpu"
+            ):  # elsewhere reading the status waits for the device
                 self._refuse_non_finite()
             return self._hand_back(sample.dtype)
 
@@ -131,26 +159,46 @@ class Loop:
         at = self.find(timestep)
         point = (at + self._per_point - 1) // self._per_point
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
-        words = {"state_dtype": torch.float64 if sample.dtype == torch.float64 else torch.float32, "model_dtype": model_output.dtype}
-        run = Run(_unscaled(plan), latent=self._begun(sample, at), start=1, noise_source=_drawn, preview=self._preview, **words)
+        words = {
+            "state_dtype": torch.float64 if sample.dtype == torch.float64 else torch.float32,
+            "model_dtype": model_output.dtype,
+        }
+        run = Run(
+            _unscaled(plan),
+            latent=self._begun(sample, at),
+            start=1,
+            noise_source=_drawn,
+            preview=self._preview,
+            **words,
+        )
         self._run, self._eta, self._draws, self.index = run, eta, Draws(plan), at
 
     def _begun(self, sample: Tensor, at: int) -> Tensor:
         """The sample that comes to step `at` as the state there, not rounded to half precision again."""
         factor = self.factor(at)
-        return sample if factor == 1.0 else factor * (sample if sample.dtype == torch.float64 else sample.float())
+        return (
+            sample
+            if factor == 1.0
+            else factor * (sample if sample.dtype == torch.float64 else sample.float())
+        )
 
     def _check(self, model_output: Tensor, timestep, sample: Tensor) -> None:
         """What must fit before a kernel runs. A timestep on another device is trusted where reading it would wait for that device."""
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *] is accepted")
+                raise TypeError(
+                    f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *] is accepted"
+                )
             if value.requires_grad:
-                raise RuntimeError(f"FsScheduler.step: {name} requires grad and a step keeps none; detach it, or use torch.no_grad()")
+                raise RuntimeError(
+                    f"FsScheduler.step: {name} requires grad and a step keeps none; detach it, or use torch.no_grad()"
+                )
         if model_output.shape != sample.shape or model_output.device != sample.device:
             got, want = (f"{list(v.shape)} on {v.device}" for v in (model_output, sample))
-            raise ValueError(f"FsScheduler.step: model_output is {got} for a sample of {want}; only that is accepted, nothing is broadcast")
+            raise ValueError(
+                f"FsScheduler.step: model_output is {got} for a sample of {want}; only that is accepted, nothing is broadcast"
+            )
         transforms.refuse("FsScheduler.step", model_output, sample)
         expected = self.find(timestep)
         if not 0 <= expected < len(self):
@@ -170,7 +218,9 @@ class Loop:
         """Index of a timestep, or None. A view of our own tensor says where it stands without being read."""
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1:
-                raise ValueError(f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the whole batch is accepted")
+                raise ValueError(
+                    f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the whole batch is accepted"
+                )
             if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
                 return timestep.storage_offset() - self.timesteps.storage_offset()
             if expected is not None and timestep.device.type != "cpu":
@@ -180,11 +230,17 @@ class Loop:
         if expected is not None and expected < len(same) and same[expected]:
             return expected
         found = np.flatnonzero(same)
-        return int(found[-1 if self._per_point == 2 else 0]) if len(found) else None  # Heun's second of two equal timesteps starts a step
+        return (
+            int(found[-1 if self._per_point == 2 else 0]) if len(found) else None
+        )  # Heun's second of two equal timesteps starts a step
 
     def _is_ours(self, sample: Tensor) -> bool:
         """Is this the tensor that the last step returned, unwritten since?"""
-        return self._returned is not None and self._returned() is sample and sample._version == self._version
+        return (
+            self._returned is not None
+            and self._returned() is sample
+            and sample._version == self._version
+        )
 
     def _hand_back(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         x = self._run.x.to(dtype, copy=True)
@@ -239,7 +295,9 @@ class Loops:
                 f"FsScheduler: {len(loops)} other threads have a loop and this one has none; call set_timesteps in the thread that steps"
             )
         if not loops and what is not None:
-            raise ValueError(f"FsScheduler.{what}: there are no timesteps yet; call set_timesteps first")
+            raise ValueError(
+                f"FsScheduler.{what}: there are no timesteps yet; call set_timesteps first"
+            )
         return loops[0] if loops else None
 
 
@@ -262,4 +320,6 @@ def _number(timestep: int | float | Tensor) -> float:
     try:
         return float(timestep)
     except (TypeError, ValueError):
-        raise TypeError(f"FsScheduler: timestep is a {type(timestep).__name__}; one of scheduler.timesteps is accepted") from None
+        raise TypeError(
+            f"FsScheduler: timestep is a {type(timestep).__name__}; one of scheduler.timesteps is accepted"
+        ) from None

@@ -19,20 +19,35 @@ def uncovered(source: type, settings: dict) -> str | None:
     return None
 
 
-def peer_points(source: type, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others) -> Points:
+def peer_points(
+    source: type, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others
+) -> Points:
     """The class's own grid and labels after its set_timesteps with these arguments; ValueError for what it, or a plan, does not take."""
     peer = _made(source, settings)
-    lists = {"timesteps": timesteps and list(timesteps), "sigmas": None if sigmas is None else np.array(sigmas)}  # UniPC takes no list
-    asked = {"num_inference_steps": steps, **lists, "mu": mu, "original_inference_steps": original_inference_steps, **dict(others)}
+    lists = {
+        "timesteps": timesteps and list(timesteps),
+        "sigmas": None if sigmas is None else np.array(sigmas),
+    }  # UniPC takes no list
+    asked = {
+        "num_inference_steps": steps,
+        **lists,
+        "mu": mu,
+        "original_inference_steps": original_inference_steps,
+        **dict(others),
+    }
     asked = {k: v for k, v in asked.items() if v is not None}
     unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
     if unknown:
-        raise ValueError(f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it is accepted")
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it is accepted"
+        )
     if steps is not None:
         count(steps)
     if timesteps is not None:
         size = settings["num_train_timesteps"]
-        falling("timesteps", timesteps, size - (0.0 if source.__name__.startswith("FlowMatch") else 1.0))
+        falling(
+            "timesteps", timesteps, size - (0.0 if source.__name__.startswith("FlowMatch") else 1.0)
+        )
     try:
         peer.set_timesteps(**asked)
     except Exception as error:

@@ -13,14 +13,18 @@ from ..plan import Plan
 def checked_plan(plan: Plan) -> Plan:
     """The plan, or a ValueError: a pipeline has one model, one output of it at a step, and a timestep for an argument."""
     if not isinstance(plan, Plan):
-        raise TypeError(f"FsScheduler: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+        raise TypeError(
+            f"FsScheduler: plan is a {type(plan).__name__}; a fastsample.Plan is accepted"
+        )
     for what, is_so in (
         ("guidance branches", plan.G > 1 or plan.K > 0),
         ("model scalars", plan.E > 1),
         ("models", int(plan.call.max()) > 0),
     ):
         if is_so:
-            raise ValueError(f"FsScheduler: the plan has several {what}; one is accepted, and guidance is the pipeline's")
+            raise ValueError(
+                f"FsScheduler: the plan has several {what}; one is accepted, and guidance is the pipeline's"
+            )
     return plan
 
 
@@ -29,15 +33,26 @@ def decoded(text: str) -> Plan:
     try:
         return Plan.from_bytes(base64.b64decode(text, validate=True))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is accepted") from None
+        raise ValueError(
+            f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is accepted"
+        ) from None
 
 
-def check_length(plan: Plan, steps: int | None, timesteps: tuple | None, sigmas: tuple | None) -> None:
+def check_length(
+    plan: Plan, steps: int | None, timesteps: tuple | None, sigmas: tuple | None
+) -> None:
     """A plan is its own schedule: what a pipeline asks for must have its length, in model calls or in grid steps."""
     fits = {plan.nfe, len(plan.note.get("times") or []) - 1}
-    lengths = (("num_inference_steps", steps), ("timesteps", timesteps and len(timesteps)), ("sigmas", sigmas and len(sigmas)))
+    lengths = (
+        ("num_inference_steps", steps),
+        ("timesteps", timesteps and len(timesteps)),
+        ("sigmas", sigmas and len(sigmas)),
+    )
     for name, length in lengths:
-        if length is None or (not isinstance(length, bool) and length in fits | ({n + 1 for n in fits} if name == "sigmas" else set())):
+        if length is None or (
+            not isinstance(length, bool)
+            and length in fits | ({n + 1 for n in fits} if name == "sigmas" else set())
+        ):
             continue
         raise ValueError(
             f"FsScheduler.set_timesteps: {name} asks for {length!r} steps and the plan makes {plan.nfe} calls;"
@@ -50,7 +65,9 @@ def from_point(plan: Plan, first: int) -> Plan:
     if first == 0:
         return plan
     if plan.nfe != len(plan.note.get("grid") or []) - 1:
-        raise ValueError(f"FsScheduler: begin_index = {first} of a plan that makes several calls a grid step; 0 is accepted")
+        raise ValueError(
+            f"FsScheduler: begin_index = {first} of a plan that makes several calls a grid step; 0 is accepted"
+        )
     return plan.remake(start=first)
 
 
@@ -60,7 +77,9 @@ def init_scale(plan: Plan) -> float:
     Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model before step could add another.
     """
     first = 3 + plan.S + plan.G
-    drawn = [float(plan.M[0, 0, first + k]) for k in range(plan.L) if plan.reads[0] >> (first + k) & 1]
+    drawn = [
+        float(plan.M[0, 0, first + k]) for k in range(plan.L) if plan.reads[0] >> (first + k) & 1
+    ]
     return math.hypot(plan.init_scale if plan.sigma[0] else 0.0, *drawn)
 
 
@@ -75,4 +94,6 @@ def scale_of(plan: Plan) -> str:
 def is_whole(plan: Plan) -> bool:
     """Are its timesteps whole numbers of a table? They are int64 then, as diffusers' own are."""
     told = plan.t[np.flatnonzero(plan.call >= 0) - 1, 0]
-    return (plan.note.get("schedule") or {}).get("name") == "DiscreteVP" and bool((told == np.round(told)).all())
+    return (plan.note.get("schedule") or {}).get("name") == "DiscreteVP" and bool(
+        (told == np.round(told)).all()
+    )

@@ -67,7 +67,9 @@ class Runs:
             if self.given is not None:
                 plan = from_point(self.given, first)
             else:
-                plan = diffusers_config.plan(self.source.__name__, self.settings, points, first=first, eta=eta, compat=compat)
+                plan = diffusers_config.plan(
+                    self.source.__name__, self.settings, points, first=first, eta=eta, compat=compat
+                )
             if len(self._compiled) >= KEPT_PLANS:
                 self._compiled.clear()
             self._compiled[key] = plan

@@ -53,10 +53,14 @@ _SIGMA, _FLOW = Family("sigma", whole=False), Family("flow", whole=False, flow="
 _WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
 SOURCES = {
     "DDIMScheduler": Source(Family(), _NO_THRESHOLD),
-    "DDPMScheduler": Source(Family(), _NO_THRESHOLD | {"variance_type": ("fixed_small", "fixed_small_log")}),
+    "DDPMScheduler": Source(
+        Family(), _NO_THRESHOLD | {"variance_type": ("fixed_small", "fixed_small_log")}
+    ),
     "DPMSolverMultistepScheduler": Source(
         Family(extra=True, flow="dpm"),
-        _NO_THRESHOLD | _SOLVER_TYPE | {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (1, 2, 3)},
+        _NO_THRESHOLD
+        | _SOLVER_TYPE
+        | {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (1, 2, 3)},
         _WITH_FLOW,
         pair=False,
     ),
@@ -79,15 +83,32 @@ SOURCES = {
         _WITH_FLOW,
         pair=False,
     ),
-    "PNDMScheduler": Source(Family(), {"skip_prk_steps": (True,)}, ("epsilon", "v_prediction"), pair=False),
+    "PNDMScheduler": Source(
+        Family(), {"skip_prk_steps": (True,)}, ("epsilon", "v_prediction"), pair=False
+    ),
     "LCMScheduler": Source(Family(), _NO_THRESHOLD),
-    "EulerDiscreteScheduler": Source(_SIGMA, {"timestep_type": ("discrete", "continuous"), "interpolation_type": ("linear", "log_linear")}),
+    "EulerDiscreteScheduler": Source(
+        _SIGMA,
+        {
+            "timestep_type": ("discrete", "continuous"),
+            "interpolation_type": ("linear", "log_linear"),
+        },
+    ),
     "EulerAncestralDiscreteScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction")),
     "HeunDiscreteScheduler": Source(_SIGMA),
-    "FlowMatchEulerDiscreteScheduler": Source(_FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False),
+    "FlowMatchEulerDiscreteScheduler": Source(
+        _FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False
+    ),
 }
-UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")  # their add_noise goes by timesteps alone
-OURS = frozenset({"source", "compat", "plan"})  # what an FsScheduler's config says beside its source's
+UNINDEXED = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "LCMScheduler",
+)  # their add_noise goes by timesteps alone
+OURS = frozenset(
+    {"source", "compat", "plan"}
+)  # what an FsScheduler's config says beside its source's
 CLOSEST = {
     "DDIMParallelScheduler": "DDIMScheduler",
     "CogVideoXDDIMScheduler": "DDIMScheduler",
@@ -106,7 +127,12 @@ def find(source: str) -> Source:
     """The entry of a diffusers class, or a ValueError that names the closest one."""
     if source in SOURCES:
         return SOURCES[source]
-    close = CLOSEST.get(source, "FlowMatchEulerDiscreteScheduler" if "Flow" in str(source) else "DPMSolverMultistepScheduler")
+    close = CLOSEST.get(
+        source,
+        "FlowMatchEulerDiscreteScheduler"
+        if "Flow" in str(source)
+        else "DPMSolverMultistepScheduler",
+    )
     raise ValueError(
         f"FsScheduler: {source} is not reproduced; the closest is {close}: source={close!r} puts its solver on this noise schedule"
     )
@@ -115,7 +141,11 @@ def find(source: str) -> Source:
 def settings(source: str, config: dict) -> dict:
     """The config as the class reads it (names of its sisters' options turned into its own), or a ValueError for what is not reproduced."""
     found, config = find(source), dict(config)
-    theirs, ours = (("midpoint", "heun", "logrho"), "bh2") if source.startswith("UniPC") else (("logrho", "bh1", "bh2"), "midpoint")
+    theirs, ours = (
+        (("midpoint", "heun", "logrho"), "bh2")
+        if source.startswith("UniPC")
+        else (("logrho", "bh1", "bh2"), "midpoint")
+    )
     if config.get("solver_type") in theirs:
         config["solver_type"] = ours
     if config.get("algorithm_type") == "deis":
@@ -123,17 +153,27 @@ def settings(source: str, config: dict) -> dict:
     for key, accepted in found.only.items():
         if config[key] not in accepted:
             words = " or ".join(map(repr, accepted))
-            raise ValueError(f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is accepted")
+            raise ValueError(
+                f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is accepted"
+            )
     if config.get("algorithm_type") == "sde-dpmsolver++" and config["solver_order"] == 3:
         raise ValueError(
             "FsScheduler: solver_order = 3 of sde-dpmsolver++, whose sign is wrong in diffusers, is not reproduced; 1 or 2 is accepted"
         )
     size, where = config["num_train_timesteps"], scale(source, config)
     if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= 100_000:
-        raise ValueError(f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is accepted")
-    kinds = [k for k in found.predictions if k != ("v_prediction" if where == "flow" else "flow_prediction")]
+        raise ValueError(
+            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is accepted"
+        )
+    kinds = [
+        k
+        for k in found.predictions
+        if k != ("v_prediction" if where == "flow" else "flow_prediction")
+    ]
     if found.predictions and config["prediction_type"] not in kinds:
-        raise ValueError(f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; {' or '.join(kinds)} is accepted")
+        raise ValueError(
+            f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; {' or '.join(kinds)} is accepted"
+        )
     for key in ("shift", "flow_shift", "clip_sample_range"):
         if key in config and not 0.0 < float(config[key]) < np.inf:
             raise ValueError(f"FsScheduler: {key} = {config[key]!r}; a number > 0 is accepted")
@@ -165,8 +205,12 @@ def own_config(config: dict, usual: dict) -> dict:
 
     _use_default_values, as diffusers has it: what nobody gave, and what another class has a default of its own for.
     """
-    unset = [k for k in config.get("_use_default_values", ()) if k in usual and config[k] == usual[k]]
-    return {k: v for k, v in config.items() if k in usual or k in OURS} | {"_use_default_values": unset}
+    unset = [
+        k for k in config.get("_use_default_values", ()) if k in usual and config[k] == usual[k]
+    ]
+    return {k: v for k, v in config.items() if k in usual or k in OURS} | {
+        "_use_default_values": unset
+    }
 
 
 def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
@@ -178,7 +222,9 @@ def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool
     given = {k: v for k, v in config.items() if not k.startswith("_") and k not in left_out}
     for key in usual.keys() - own:
         if given.get(key, usual[key]) != usual[key]:
-            raise ValueError(f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted")
+            raise ValueError(
+                f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted"
+            )
     return given
 
 
@@ -193,7 +239,9 @@ def class_of(library: object, config: dict) -> str:
             and keys == inspect.signature(made.__init__).parameters.keys() - {"self"}
         ):
             found.append(name)
-    found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]  # the same scheduler, with one method more
+    found = [
+        n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found
+    ]  # the same scheduler, with one method more
     if len(found) != 1:
         raise ValueError(
             f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the scheduler itself, or source=, is accepted"

@@ -15,10 +15,17 @@ from ..solvers._build import ANCHOR, Builder, Lin, M, N, R, X
 from ..solvers._exponential import gain, weights
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
-PLMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))  # Adams-Bashforth, newest first
+PLMS = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)  # Adams-Bashforth, newest first
 
 
-def pairs(model: Model, grid, *, variant: str = "midpoint", lower_order_final: bool = True, first: int = 0) -> Plan:
+def pairs(
+    model: Model, grid, *, variant: str = "midpoint", lower_order_final: bool = True, first: int = 0
+) -> Plan:
     """DPM-Solver++(2S) on grid points in pairs, as diffusers' singlestep class walks them: point i is the stage of the step i-1 -> i+1.
 
     h = lambda_{i+1} - lambda_{i-1}, r = (lambda_i - lambda_{i-1})/h, m and m1 the outputs at i-1 and i (x0):
@@ -33,7 +40,10 @@ def pairs(model: Model, grid, *, variant: str = "midpoint", lower_order_final: b
     level, orders = b.half_log_snr, []
     for i in range(b.n):
         second = (
-            i > 0 and (i + first) % 2 == 1 and bool(np.isfinite(level[[i - 1, i + 1]]).all()) and not (lower_order_final and i == b.n - 1)
+            i > 0
+            and (i + first) % 2 == 1
+            and bool(np.isfinite(level[[i - 1, i + 1]]).all())
+            and not (lower_order_final and i == b.n - 1)
         )
         orders.append(2 if second else 1)
         alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
@@ -45,10 +55,18 @@ def pairs(model: Model, grid, *, variant: str = "midpoint", lower_order_final: b
         h = float(level[i + 1] - level[i - 1])
         r = float(level[i] - level[i - 1]) / h
         w = gain(h) / (2.0 * r) if variant == "midpoint" else weights((0.0, r), h)[1]
-        x = (sigma / b.sigma[i - 1]) * Lin({ANCHOR: 1.0}) + alpha * ((gain(h) - w) * R(f"m{i - 1}") + w * M)
+        x = (sigma / b.sigma[i - 1]) * Lin({ANCHOR: 1.0}) + alpha * (
+            (gain(h) - w) * R(f"m{i - 1}") + w * M
+        )
         b.row(b.t[i], to=b.t[i + 1], x=x)
     cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"]
-    return b.build("dpmpp_2s on pairs", arguments={"variant": variant}, order=max(orders), orders=orders, citations=cite)
+    return b.build(
+        "dpmpp_2s on pairs",
+        arguments={"variant": variant},
+        order=max(orders),
+        orders=orders,
+        citations=cite,
+    )
 
 
 def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float = 0.0) -> Plan:
@@ -69,7 +87,14 @@ def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float 
         b.row(t, to=at, x=x + eta * at[1] * math.sqrt(1.0 - left) * N(i + 1) if eta else x)
     cite = ["Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"]
     words = {"stride": stride, "eta": eta}
-    return b.build("ddim of a fixed stride", arguments=words, consistent=False, order=1, orders=[1] * b.n, citations=cite)
+    return b.build(
+        "ddim of a fixed stride",
+        arguments=words,
+        consistent=False,
+        order=1,
+        orders=[1] * b.n,
+        citations=cite,
+    )
 
 
 def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> Plan:
@@ -91,7 +116,9 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
             begin, to = (t + stride, t) if again else (t, t - stride if t >= stride else b.t[-1])
         else:
             begin, to = (b.t[0], t) if again else (t, b.t[i + 1])
-        if not raw and begin == to:  # a run that begins at the repeated point asks there twice; the second call is used
+        if (
+            not raw and begin == to
+        ):  # a run that begins at the repeated point asks there twice; the second call is used
             b.row(t, to=b.level(to), x=Lin(X))
             continue
         out = RAW if raw else M
@@ -99,24 +126,45 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
             combined, source = 0.5 * out + 0.5 * R(kept[0]), R("begin")
         else:
             seen = [out, *(R(name) for name in reversed(kept[-3:]))]
-            combined, source = sum((w * f for w, f in zip(PLMS[len(seen) - 1], seen, strict=True)), Lin()), Lin(X)
+            combined, source = (
+                sum((w * f for w, f in zip(PLMS[len(seen) - 1], seen, strict=True)), Lin()),
+                Lin(X),
+            )
             kept.append(f"f{i}")
         (alpha, sigma), at = b.level(begin), b.level(to)
         p, q = to_eps(b.model.prediction, alpha, sigma) if raw else (0.0, 1.0)
         eps = float(p) * source + float(q) * combined if p else float(q) * combined
         x = (at[0] / alpha) * source - (at[0] / alpha * sigma * gain(_rise(b, begin, to))) * eps
-        b.row(t, to=at, x=x, keep={} if again else {kept[-1]: out} | ({"begin": Lin(X)} if i == 0 else {}))
-    cite = ["Liu, Ren, Lin, Zhao 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, eq. 9, 12, 13, arXiv:2202.09778"]
+        b.row(
+            t,
+            to=at,
+            x=x,
+            keep={} if again else {kept[-1]: out} | ({"begin": Lin(X)} if i == 0 else {}),
+        )
+    cite = [
+        "Liu, Ren, Lin, Zhao 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, eq. 9, 12, 13, arXiv:2202.09778"
+    ]
     orders = [min(4, k + 1) for k in range(len(kept))]
-    return b.build("plms", arguments={"stride": stride}, consistent=not raw, order=min(2, max(orders)), orders=orders, citations=cite)
+    return b.build(
+        "plms",
+        arguments={"stride": stride},
+        consistent=not raw,
+        order=min(2, max(orders)),
+        orders=orders,
+        citations=cite,
+    )
 
 
-def third(model: Model, grid, *, variant: str, lower_order_final: bool, euler_at_final: bool) -> Plan:
+def third(
+    model: Model, grid, *, variant: str, lower_order_final: bool, euler_at_final: bool
+) -> Plan:
     """dpmpp_3m with half the third-order weight, as implementations have it, and the variant's second step.
 
     lower_order_final: orders 2 and 1 in the last two steps; euler_at_final: 1 in the last.
     """
-    lowered = lower_order_final or len(grid) > 15  # dpmpp_3m lowers shorter runs by itself, as the class does by default
+    lowered = (
+        lower_order_final or len(grid) > 15
+    )  # dpmpp_3m lowers shorter runs by itself, as the class does by default
     compat = "diffusers" if variant == "midpoint" and lowered else "k-diffusion"
     made = solvers.dpmpp_3m(model, grid, lower_order_final=lower_order_final, compat=compat)
     if variant == "midpoint" and not lowered and made.nfe > 1:
@@ -135,8 +183,16 @@ def _with_row(made: Plan, row: int, other: Plan) -> Plan:
     """The plan with another's x' in one row. Both keep the same values in the same slots up to there."""
     table, reads, other = made.M.copy(), made.reads.copy(), other.padded(S=max(made.S, other.S))
     keeps = (made.dst[row] >= 0).any()
-    table[row, 0], reads[row] = other.M[row, 0], other.reads[row] | (reads[row] & 1 << (1 + made.S) if keeps else 0)
-    return replace(made, M=table, reads=reads, note={**made.note, "solver": f"{made.note['solver']}, row {row} of {other.note['solver']}"})
+    table[row, 0], reads[row] = (
+        other.M[row, 0],
+        other.reads[row] | (reads[row] & 1 << (1 + made.S) if keeps else 0),
+    )
+    return replace(
+        made,
+        M=table,
+        reads=reads,
+        note={**made.note, "solver": f"{made.note['solver']}, row {row} of {other.note['solver']}"},
+    )
 
 
 def _rise(b: Builder, t: float, to: float) -> float:

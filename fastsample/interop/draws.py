@@ -15,7 +15,12 @@ class Draws:
 
     def __init__(self, plan: Plan):
         first = 3 + plan.S + plan.G
-        self._readers = Counter(int(plan.ids[i, k]) for i in range(plan.rows) for k in range(plan.L) if plan.reads[i] >> (first + k) & 1)
+        self._readers = Counter(
+            int(plan.ids[i, k])
+            for i in range(plan.rows)
+            for k in range(plan.L)
+            if plan.reads[i] >> (first + k) & 1
+        )
         self._kept: dict[int, Tensor] = {}
 
     def __call__(self, name: int, draw: Callable[[], Tensor]) -> Tensor:

@@ -20,7 +20,9 @@ from ..run import Run
 from ..schedules import from_json
 from .draws import Draws
 
-LEAST_CHECKED = 4.0  # sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
+LEAST_CHECKED = (
+    4.0  # sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
+)
 
 
 @torch.no_grad()
@@ -55,7 +57,13 @@ def k_sample(
     sigmas = torch.tensor(levels, dtype=state, device=x.device)
     draw = _sampler(plan, noise_sampler, x, sigmas)
     run = Run(
-        plan, latent=_first(plan, x.to(state), draw), start=1, state_dtype=state, model_dtype=x.dtype, noise_source=draw, preview=False
+        plan,
+        latent=_first(plan, x.to(state), draw),
+        start=1,
+        state_dtype=state,
+        model_dtype=x.dtype,
+        noise_source=draw,
+        preview=False,
     )
     ones, extra_args, step = x.new_ones([x.shape[0]]), extra_args or {}, 0
     before = _before_churn(plan)
@@ -68,8 +76,14 @@ def k_sample(
             next(bar, None)
             if callback is not None:
                 hat = sigmas[row]
-                sigma = hat if before is None else torch.as_tensor(before[step], dtype=state, device=x.device)
-                callback({"x": asked, "i": step, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
+                sigma = (
+                    hat
+                    if before is None
+                    else torch.as_tensor(before[step], dtype=state, device=x.device)
+                )
+                callback(
+                    {"x": asked, "i": step, "sigma": sigma, "sigma_hat": hat, "denoised": denoised}
+                )
             step += 1
         run.step(denoised.to(x.dtype) if isinstance(denoised, Tensor) else denoised)
     next(bar, None)
@@ -91,7 +105,9 @@ def _denoising(plan: Plan) -> Plan:
             f"k_sample: row {int(np.argmax(raw > 0))} reads the model's raw output; plans that read only x and predictions are accepted"
         )
     if (plan.alpha[1:] == 0.0).any():
-        raise ValueError("k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that starts below is accepted")
+        raise ValueError(
+            "k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that starts below is accepted"
+        )
     p, q = plan.p.copy(), plan.q.copy()
     p[calls], q[calls] = to_kind(plan.stored, "x0", plan.alpha[calls], plan.sigma[calls])
     return replace(plan, p=p, q=q)
@@ -126,7 +142,10 @@ def _check_scale(plan: Plan, x: Tensor) -> None:
     if plan.sigma[0] == 0:  # an image, and only its owner knows how large it is
         return
     scale = plan.init_scale / float(plan.alpha[1])
-    rms, slack = float(x.detach().double().square().mean().sqrt()), 4 / math.sqrt(2 * max(x.numel(), 1))
+    rms, slack = (
+        float(x.detach().double().square().mean().sqrt()),
+        4 / math.sqrt(2 * max(x.numel(), 1)),
+    )
     low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, 1) * (1 + slack)
     if scale >= LEAST_CHECKED and (rms < low or rms > high):
         raise ValueError(
@@ -137,19 +156,32 @@ def _check_scale(plan: Plan, x: Tensor) -> None:
 
 def _first(plan: Plan, x: Tensor, draw: Callable) -> Tensor:
     """The state at row 1: alpha·x, and the churn of the first step where row 0 draws it."""
-    noises = [k for k in range(plan.L) if plan.reads[0] >> (3 + plan.S + plan.G + k) & 1 and plan.ids[0, k] != 0]
+    noises = [
+        k
+        for k in range(plan.L)
+        if plan.reads[0] >> (3 + plan.S + plan.G + k) & 1 and plan.ids[0, k] != 0
+    ]
     if not noises:
         return x * float(plan.alpha[1])
-    churn = sum(float(plan.M[0, 0, 3 + plan.S + plan.G + k]) * draw(0, int(plan.ids[0, k])).to(x.dtype) for k in noises)
+    churn = sum(
+        float(plan.M[0, 0, 3 + plan.S + plan.G + k]) * draw(0, int(plan.ids[0, k])).to(x.dtype)
+        for k in noises
+    )
     return x * float(plan.alpha[1]) + churn
 
 
-def _sampler(plan: Plan, noise_sampler: Callable | None, x: Tensor, sigmas: Tensor) -> Callable[[int, int], Tensor]:
+def _sampler(
+    plan: Plan, noise_sampler: Callable | None, x: Tensor, sigmas: Tensor
+) -> Callable[[int, int], Tensor]:
     """(row, id) -> noise; a row's noise goes from its own level to the next row's."""
     draws = Draws(plan)
 
     def new(row: int) -> Tensor:
-        return torch.randn_like(x) if noise_sampler is None else noise_sampler(sigmas[row], sigmas[row + 1])
+        return (
+            torch.randn_like(x)
+            if noise_sampler is None
+            else noise_sampler(sigmas[row], sigmas[row + 1])
+        )
 
     return lambda row, name: draws(name, lambda: new(row))
 

@@ -16,19 +16,28 @@ from . import transforms
 from .select import STATES
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-STD_RANGE, STD_ELEMENTS = (0.8, 1.25), 1024  # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
+STD_RANGE, STD_ELEMENTS = (
+    (0.8, 1.25),
+    1024,
+)  # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
 
 
 def dtypes(where: str, state: object, model: object) -> None:
     """Refuse a state dtype outside STATES and a model dtype outside MODELS (None: not said yet)."""
     if state not in STATES or model not in (None, *MODELS):
-        raise TypeError(f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a floating model are accepted")
+        raise TypeError(
+            f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a floating model are accepted"
+        )
 
 
 def integer(value: object) -> int | None:
     """A whole number of Python, NumPy or torch as an int; None for anything else, True and False of each included."""
     try:
-        return None if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool else index(value)
+        return (
+            None
+            if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool
+            else index(value)
+        )
     except TypeError:
         return None
 
@@ -37,7 +46,9 @@ def start(
     noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device, image: bool, gradients: bool = False
 ) -> tuple[Tensor | None, tuple[int, ...], torch.device]:  # fmt: skip
     """The tensor a run starts from (None: to be drawn), the batch's shape [B,*], and its device. image: the plan begins from an image."""
-    both = noise is not None and latent is not None and shape is None and image  # the image, and the noise that row 0 adds to it
+    both = (
+        noise is not None and latent is not None and shape is None and image
+    )  # the image, and the noise that row 0 adds to it
     if not both and sum(v is not None for v in (noise, latent, shape)) != 1:
         raise ValueError(
             "Run: pass exactly one of noise= (unit normal), latent= (a state, with start=; an image for a plan made with start=, which may "
@@ -48,7 +59,9 @@ def start(
     if shape is not None:
         size = tuple(map(integer, shape)) if isinstance(shape, (Sequence, np.ndarray)) else ()
         if len(size) < 1 or any(n is None or n < 0 for n in size):
-            raise ValueError(f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are accepted")
+            raise ValueError(
+                f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are accepted"
+            )
         return None, size, device or torch.device("cpu")
     for name, given in (("noise", noise), ("latent", latent)):
         if given is not None:
@@ -61,7 +74,9 @@ def start(
     return given, tuple(given.shape), given.device
 
 
-def place(noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device) -> tuple[int, torch.device]:
+def place(
+    noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device
+) -> tuple[int, torch.device]:
     """Batch size and device of the run that these start, without a look at the numbers; what starts none is refused as by `start`."""
     given = noise if latent is None else latent
     if isinstance(given, Tensor) and given.dim() > 0:
@@ -75,16 +90,22 @@ def _device(wish: object) -> torch.device:
     try:
         return torch.empty(0, device=wish).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', is accepted") from error
+        raise ValueError(
+            f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', is accepted"
+        ) from error
 
 
 def _checked(name: str, given: object, device, gradients: bool) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"Run: {name} is a {type(given).__name__}; a torch tensor [B, *] is needed")
     if given.layout != torch.strided or not given.is_floating_point() or given.dim() < 1:
-        raise TypeError(f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating tensor [B, *] is accepted")
+        raise TypeError(
+            f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating tensor [B, *] is accepted"
+        )
     if device is not None and device.type != given.device.type:
-        raise ValueError(f"Run: {name} is on {given.device} and device={device}; move it, or leave device out")
+        raise ValueError(
+            f"Run: {name} is on {given.device} and device={device}; move it, or leave device out"
+        )
     refuse_gradients(name, given, gradients)
     if readable(gradients, given):
         check_values(name, given)
@@ -97,32 +118,48 @@ def readable(gradients: bool, given: Tensor) -> bool:
 
 def refuse_gradients(name: str, given: Tensor, kept: bool) -> None:
     if given.requires_grad and not kept:
-        raise RuntimeError(f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)")
+        raise RuntimeError(
+            f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)"
+        )
 
 
 def check_values(name: str, given: Tensor) -> None:
     """Refuse non-finite values, and noise that is not a unit normal by its standard deviation."""
     bad = ~torch.isfinite(given)
     if bool(bad.any()):
-        samples = bad.flatten(1).any(1).nonzero().flatten().tolist() if given.dim() > 1 else bad.nonzero().flatten().tolist()
-        raise ValueError(f"Run: {name} holds NaN or Inf in sample {', '.join(map(str, samples[:8]))}; finite numbers are needed")
+        samples = (
+            bad.flatten(1).any(1).nonzero().flatten().tolist()
+            if given.dim() > 1
+            else bad.nonzero().flatten().tolist()
+        )
+        raise ValueError(
+            f"Run: {name} holds NaN or Inf in sample {', '.join(map(str, samples[:8]))}; finite numbers are needed"
+        )
     if name == "noise" and given.numel() >= STD_ELEMENTS:
         std = float(given.detach().float().std())
         if not STD_RANGE[0] <= std <= STD_RANGE[1]:
             hint = "already scaled by sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
-            raise ValueError(f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; {hint}")
+            raise ValueError(
+                f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; {hint}"
+            )
 
 
-def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked: bool = False) -> int:
+def entry(
+    plan: Plan, latent: bool, row: int | None, noise: bool = False, masked: bool = False
+) -> int:
     """The first row to run: 0 for noise and for the image of a plan made with start=, else the entry a state is handed in at, which is
     always said. noise: some was given, which a later row than 0 must read.
     """
     image = plan.sigma[0] == 0
     if row is not None and integer(row) is None:
-        raise TypeError(f"Run: start is {row!r}; a row number of the plan, one of plan.entries, is accepted")
+        raise TypeError(
+            f"Run: start is {row!r}; a row number of the plan, one of plan.entries, is accepted"
+        )
     if not latent:
         if image:
-            raise ValueError("Run: this plan was made with start= and begins from an image; pass latent=")
+            raise ValueError(
+                "Run: this plan was made with start= and begins from an image; pass latent="
+            )
         if row not in (None, 0):
             raise ValueError(
                 f"Run: start={row} needs the state at that row (row 1: noise times plan.init_scale); pass latent=, or noise= without start"
@@ -151,7 +188,9 @@ def entry(plan: Plan, latent: bool, row: int | None, noise: bool = False, masked
     return row
 
 
-def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device, gradients: bool) -> Tensor:
+def _per_sample(
+    name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device, gradients: bool
+) -> Tensor:
     """[B] or [B, columns] finite numbers of a number, `columns` numbers, or a tensor."""
     try:
         value = torch.as_tensor(value, dtype=dtype, device=device)
@@ -162,25 +201,39 @@ def _per_sample(name: str, value, batch: int, columns: int | None, dtype: torch.
     if columns == 1 and value.shape == (batch,):
         value = value[:, None]
     if value.dim() > 0 and value.shape != shape and (columns is None or value.shape != (columns,)):
-        raise ValueError(f"Run: {name} has shape {list(value.shape)}; a number or {list(shape)} is accepted")
+        raise ValueError(
+            f"Run: {name} has shape {list(value.shape)}; a number or {list(shape)} is accepted"
+        )
     if readable(gradients, value) and not bool(torch.isfinite(value).all()):
         raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
     return value.expand(shape).contiguous()
 
 
-def scales(plan: Plan, guidance, batch: int, dtype: torch.dtype, device, gradients: bool = False) -> Tensor | None:
+def scales(
+    plan: Plan, guidance, batch: int, dtype: torch.dtype, device, gradients: bool = False
+) -> Tensor | None:
     """Guidance scales [B, K] for a plan with K of them."""
     if plan.K == 0:
         if guidance is not None:
-            raise ValueError("Run: guidance is given and the plan has no guidance scale; make it with fastsample.guidance.guided(plan)")
+            raise ValueError(
+                "Run: guidance is given and the plan has no guidance scale; make it with fastsample.guidance.guided(plan)"
+            )
         return None
     if guidance is None:
-        raise ValueError(f"Run: the plan takes {plan.K} guidance scale(s) and guidance is missing; pass guidance=")
+        raise ValueError(
+            f"Run: the plan takes {plan.K} guidance scale(s) and guidance is missing; pass guidance="
+        )
     return _per_sample("guidance", guidance, batch, plan.K, dtype, device, gradients)
 
 
-def noise_scales(value, batch: int, dtype: torch.dtype, device, gradients: bool = False) -> Tensor | None:
-    return None if value is None else _per_sample("noise_scale", value, batch, None, dtype, device, gradients)
+def noise_scales(
+    value, batch: int, dtype: torch.dtype, device, gradients: bool = False
+) -> Tensor | None:
+    return (
+        None
+        if value is None
+        else _per_sample("noise_scale", value, batch, None, dtype, device, gradients)
+    )
 
 
 def blend(
@@ -194,7 +247,9 @@ def blend(
             f"Run: {'known' if mask is None else 'mask'} is given without {'mask' if mask is None else 'known'}; inpainting needs both"
         )
     if not plan.known_reads.any():
-        raise ValueError("Run: mask and known are given and no row of this plan blends a known image; make it with inpaint=True")
+        raise ValueError(
+            "Run: mask and known are given and no row of this plan blends a known image; make it with inpaint=True"
+        )
     for name, value in (("mask", mask), ("known", known)):
         if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:
             raise ValueError(f"Run: {name} must be a tensor on {device}")
@@ -204,7 +259,9 @@ def blend(
         raise ValueError(
             f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted"
         )
-    if mask.dim() != len(size) or any(m not in (1, n) for m, n in zip(mask.shape, size, strict=True)):
+    if mask.dim() != len(size) or any(
+        m not in (1, n) for m, n in zip(mask.shape, size, strict=True)
+    ):
         raise ValueError(
             f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, or 1 where it repeats, are accepted"
         )
@@ -226,5 +283,7 @@ def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
 
 def drawn_from(plan: Plan, first: int, masked: bool) -> np.ndarray:
     """Noise ids [rows, L] that the rows from `first` on draw, -1 where they draw none."""
-    used = plan.reads[first:-1] >> (3 + plan.S + plan.G) | (plan.known_reads[first:-1] >> 1 if masked else 0)
+    used = plan.reads[first:-1] >> (3 + plan.S + plan.G) | (
+        plan.known_reads[first:-1] >> 1 if masked else 0
+    )
     return np.where(used[:, None] >> np.arange(plan.L) & 1, plan.ids[first:-1], -1)

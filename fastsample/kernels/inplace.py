@@ -42,7 +42,12 @@ def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
             numbers, words = plan.table(np.float32 if dtype == torch.float32 else np.float64)
             dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
             structures = tuple(tuple(int(v) for v in row[1:]) for row in plan.program[5])
-            made[dtype, device] = Table(torch.tensor(numbers, device=device), torch.tensor(words, device=device), dims, structures)
+            made[dtype, device] = Table(
+                torch.tensor(numbers, device=device),
+                torch.tensor(words, device=device),
+                dims,
+                structures,
+            )
         return made[dtype, device]
 
 
@@ -69,7 +74,13 @@ class Buffers(NamedTuple):
     def copied(self) -> Buffers:
         """The same batch in memory of its own; what a run never writes is shared."""
         written = ("x", "slots", "model_input", "preview", "status")
-        return self._replace(**{name: getattr(self, name).clone() for name in written if getattr(self, name) is not None})
+        return self._replace(
+            **{
+                name: getattr(self, name).clone()
+                for name in written
+                if getattr(self, name) is not None
+            }
+        )
 
 
 def bind(at: Table, b: Buffers, model_dtype: torch.dtype):
@@ -80,14 +91,24 @@ def bind(at: Table, b: Buffers, model_dtype: torch.dtype):
         for name in ("model_input", "preview", "scale", "noise_scale", "mask", "known")
         if getattr(b, name) is not None
     }
-    strides = {f"{name}_batch_stride": 0 if getattr(b, name).shape[0] == 1 else elements for name in ("mask", "known") if name in optional}
+    strides = {
+        f"{name}_batch_stride": 0 if getattr(b, name).shape[0] == 1 else elements
+        for name in ("mask", "known")
+        if name in optional
+    }
     return native.bind(
         at.dims, b.x, at.f, at.i, b.rows, model_dtype, slots=b.slots, status=b.status, seed=b.seed, copies=b.copies, **optional, **strides
     )  # fmt: skip
 
 
 def step(
-    at: Table, b: Buffers, row: int, f: Sequence[Tensor | None], noise: Sequence[Tensor], model_dtype: torch.dtype, choice: Choice
+    at: Table,
+    b: Buffers,
+    row: int,
+    f: Sequence[Tensor | None],
+    noise: Sequence[Tensor],
+    model_dtype: torch.dtype,
+    choice: Choice,
 ) -> None:
     """Row `row` for every sample, by a functional backend, written back into the buffers. f: G outputs, None where the row has no such
     branch.

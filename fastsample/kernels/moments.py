@@ -24,7 +24,9 @@ MOST_A, MOST_B = 5, 24
 
 def _fake(a, b, backend):
     batch = a[0].shape[0]
-    return a[0].new_empty(batch, len(a), len(b), dtype=torch.float64), a[0].new_empty(batch, len(a), dtype=torch.float64)
+    return a[0].new_empty(batch, len(a), len(b), dtype=torch.float64), a[0].new_empty(
+        batch, len(a), dtype=torch.float64
+    )
 
 
 _run = register(
@@ -34,12 +36,18 @@ _run = register(
 )  # fmt: skip
 
 
-def moments(a: Sequence[Tensor], b: Sequence[Tensor] = (), *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def moments(
+    a: Sequence[Tensor], b: Sequence[Tensor] = (), *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     """(dots [B,P,Q], max_abs [B,P]) float64 of a: P = 1..5 and b: Q = 0..24 tensors [B, *] of one shape, any float dtype.
     Differentiable.
     """
     if not 1 <= len(a) <= MOST_A or len(b) > MOST_B:
-        raise ValueError(f"moments: {len(a)} x {len(b)} tensors; 1 to {MOST_A} by 0 to {MOST_B} are accepted")
+        raise ValueError(
+            f"moments: {len(a)} x {len(b)} tensors; 1 to {MOST_A} by 0 to {MOST_B} are accepted"
+        )
     if any(t.shape != a[0].shape or not t.is_floating_point() for t in (*a, *b)) or a[0].dim() < 1:
-        raise ValueError(f"moments: tensors are {[list(t.shape) for t in (*a, *b)]}; one shape [B, *] and float dtypes are accepted")
+        raise ValueError(
+            f"moments: tensors are {[list(t.shape) for t in (*a, *b)]}; one shape [B, *] and float dtypes are accepted"
+        )
     return _run(list(a), list(b), backend)

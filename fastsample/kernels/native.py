@@ -20,10 +20,17 @@ try:
 except ImportError as error:
     _C, MISSING = None, f"fastsample._C is not built ({error})"
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
-_NOWHERE = torch.zeros(1, device="cpu")  # stands in for an empty tensor, whose address is 0 and would mean "absent"
+_NOWHERE = torch.zeros(
+    1, device="cpu"
+)  # stands in for an empty tensor, whose address is 0 and would mean "absent"
 
 
 def address(tensor: Tensor | None) -> int:
@@ -38,14 +45,32 @@ def _elements(x: Tensor) -> int:
 def fill(out: Tensor, seed: Tensor, noise_id: int) -> None:
     """out[b] = normal(seed[b], noise_id), in place; out [B, ...] float32 or float64, contiguous."""
     _C.noise_fill(
-        out=out.data_ptr(), batch=out.shape[0], elements=_elements(out), id=noise_id, seed=seed.data_ptr(), dtype=DTYPES[out.dtype]
+        out=out.data_ptr(),
+        batch=out.shape[0],
+        elements=_elements(out),
+        id=noise_id,
+        seed=seed.data_ptr(),
+        dtype=DTYPES[out.dtype],
     )
 
 
-def bind(dims: Sequence[int], x: Tensor, table_f: Tensor, table_i: Tensor, row: Tensor, model_dtype: torch.dtype, **tensors):
+def bind(
+    dims: Sequence[int],
+    x: Tensor,
+    table_f: Tensor,
+    table_i: Tensor,
+    row: Tensor,
+    model_dtype: torch.dtype,
+    **tensors,
+):
     """A `_C.Step` over buffers that must outlive it; keywords are tensors, lists of tensors or sizes under the names of `_C.Step`."""
     fixed = {
-        name: address(t) if isinstance(t, Tensor) else [address(v) for v in t] if isinstance(t, list) else t for name, t in tensors.items()
+        name: address(t)
+        if isinstance(t, Tensor)
+        else [address(v) for v in t]
+        if isinstance(t, list)
+        else t
+        for name, t in tensors.items()
     }
     return _C.Step(
         batch=x.shape[0], elements=_elements(x), table_rows=table_f.shape[0], table_f=address(table_f), table_i=address(table_i),
@@ -66,7 +91,9 @@ def step(
     new = x.clone(memory_format=torch.contiguous_format)
     pool = torch.stack([s.contiguous() for s in slots]) if slots else new.new_empty(0)
     row, table_f, table_i = row.int().contiguous(), table_f.contiguous(), table_i.contiguous()
-    given = model if all(v.dtype == model for v in f) else state  # one model dtype in the kernel: widen outputs that differ from it
+    given = (
+        model if all(v.dtype == model for v in f) else state
+    )  # one model dtype in the kernel: widen outputs that differ from it
     f = [v.to(given).contiguous() for v in f]
     held = {
         "f_index": None if f_index is None else f_index.int().contiguous(), "scale": None if scale is None else fresh(scale),
@@ -78,22 +105,52 @@ def step(
         "status": x.new_zeros(x.shape[0], dtype=torch.int32),
     }  # fmt: skip
     groups = row.shape[1] if row.dim() == 2 else 1
-    sizes = {"outputs": f[0].shape[0] if f else x.shape[0], "groups": groups, "inner": inner if groups > 1 else 0}
-    kernel = bind(dims, new, table_f, table_i, row, given, **sizes, **{k: v for k, v in held.items() if v is not None})
+    sizes = {
+        "outputs": f[0].shape[0] if f else x.shape[0],
+        "groups": groups,
+        "inner": inner if groups > 1 else 0,
+    }
+    kernel = bind(
+        dims,
+        new,
+        table_f,
+        table_i,
+        row,
+        given,
+        **sizes,
+        **{k: v for k, v in held.items() if v is not None},
+    )
     kernel(address(row), *(address(v) for v in f))
-    u, v = _written(new, pool, table_i, row, held["status"], inner, structure if f_index is None else None)
-    return new, u, v, held["model_input"].to(model), held["preview"] if preview else new.new_empty(0), held["status"]
+    u, v = _written(
+        new, pool, table_i, row, held["status"], inner, structure if f_index is None else None
+    )
+    return (
+        new,
+        u,
+        v,
+        held["model_input"].to(model),
+        held["preview"] if preview else new.new_empty(0),
+        held["status"],
+    )
 
 
-def _written(x: Tensor, pool: Tensor, table_i: Tensor, row: Tensor, status: Tensor, inner: int, structure) -> list[Tensor]:
+def _written(
+    x: Tensor, pool: Tensor, table_i: Tensor, row: Tensor, status: Tensor, inner: int, structure
+) -> list[Tensor]:
     """u and v as the slots now hold them: nothing where the structure says unwritten, +0 for samples that did not write."""
     if structure is not None:
         return [pool[d] if d >= 0 else x.new_empty(0) for d in structure[3:5]]
     if not pool.numel():
         return [torch.zeros_like(x), torch.zeros_like(x)]
     good = (status & 7) == 0
-    shape = (x.shape[0], -1, row.shape[1], inner) if row.dim() == 2 and row.shape[1] > 1 else (x.shape[0], 1, 1, -1)
-    words = table_i[torch.where(good.view(-1, *[1] * (row.dim() - 1)), row, 0).long()].view(x.shape[0], 1, shape[2], 1, -1)
+    shape = (
+        (x.shape[0], -1, row.shape[1], inner)
+        if row.dim() == 2 and row.shape[1] > 1
+        else (x.shape[0], 1, 1, -1)
+    )
+    words = table_i[torch.where(good.view(-1, *[1] * (row.dim() - 1)), row, 0).long()].view(
+        x.shape[0], 1, shape[2], 1, -1
+    )
     slots, out = pool.view(pool.shape[0], *x.view(shape).shape), []
     for d in (DU, DV):
         slot = words[..., d].long()
@@ -111,7 +168,10 @@ def _common(*groups: Sequence[Tensor]) -> tuple[torch.dtype, list[list[Tensor]]]
 def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     dtype, (a, b) = _common(a, b)
     batch = a[0].shape[0]
-    dots, peaks = a[0].new_zeros(batch, len(a), len(b), dtype=torch.float64), a[0].new_zeros(batch, len(a), dtype=torch.float64)
+    dots, peaks = (
+        a[0].new_zeros(batch, len(a), len(b), dtype=torch.float64),
+        a[0].new_zeros(batch, len(a), dtype=torch.float64),
+    )
     _C.moments(
         a=[t.data_ptr() for t in a], b=[t.data_ptr() for t in b], batch=batch, elements=_elements(a[0]), dots=dots.data_ptr(),
         max_abs=peaks.data_ptr(), dtype=DTYPES[dtype],

@@ -40,7 +40,9 @@ def drawn_seed() -> int:
 
 def digest(noise: Tensor) -> bytes:
     """SHA-256 over the noise as little-endian float32: what tells two noises apart."""
-    return hashlib.sha256(noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).digest()
+    return hashlib.sha256(
+        noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
+    ).digest()
 
 
 def seed_of(noise: Tensor) -> int:
@@ -58,7 +60,9 @@ def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10: four words of counter, two of key (int64 tensors in [0, 2^32), shapes broadcast) -> four words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key

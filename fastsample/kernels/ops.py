@@ -17,7 +17,9 @@ from . import transforms
 LIBRARY = torch.library.Library("fastsample", "DEF")
 
 
-def register(name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None) -> Callable:
+def register(
+    name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None
+) -> Callable:
     """Define fastsample::name and return the function that runs it. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same
     arguments) is run again for the gradient, which can be differentiated again, and in place of the op for the transforms of torch.func
     and, by the function returned, for forward-mode tangents, which the op refuses (RuntimeError).
@@ -41,12 +43,13 @@ def register(name: str, schema: str, kernel: Callable, fake: Callable, definitio
 
     _differentiable(name, definition)
     LIBRARY.impl(name, definition, "FuncTorchDynamicLayerFrontMode")
-    return lambda *arguments: definition(*arguments) if transforms.tangents(arguments) else op(*arguments)
+    return lambda *arguments: (
+        definition(*arguments) if transforms.tangents(arguments) else op(*arguments)
+    )
 
 
 def _differentiable(name: str, definition: Callable) -> None:
-    """Reverse mode for fastsample::name: the definition is run again, under a graph of its own where the gradient itself is differentiated.
-    """
+    """Reverse mode for fastsample::name: the definition is run again, under a graph of its own where the gradient itself is differentiated."""
 
     def setup(ctx, inputs, output):
         leaves, ctx.structure = pytree.tree_flatten(tuple(inputs), is_leaf=_is_leaf)
@@ -58,7 +61,9 @@ def _differentiable(name: str, definition: Callable) -> None:
         leaves = list(ctx.plain)
         for k, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             with torch.enable_grad():
-                leaves[k] = tensor.view_as(tensor)  # one tensor may be given twice, and each place has a gradient of its own
+                leaves[k] = tensor.view_as(
+                    tensor
+                )  # one tensor may be given twice, and each place has a gradient of its own
         wanted = [k for k in ctx.places if leaves[k].requires_grad]
         again = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -75,9 +80,13 @@ def _differentiable(name: str, definition: Callable) -> None:
             result[k] = gradient
         return tuple(pytree.tree_unflatten(result, ctx.structure))
 
-    torch.library.register_autograd(f"fastsample::{name}", backward, setup_context=setup, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"fastsample::{name}", backward, setup_context=setup, lib=LIBRARY
+    )
 
 
 def _is_leaf(value: object) -> bool:
     """Only the argument tuple and lists of tensors are taken apart; a list of ints is one argument without a gradient."""
-    return not isinstance(value, tuple) and not (isinstance(value, list) and all(isinstance(v, Tensor) for v in value))
+    return not isinstance(value, tuple) and not (
+        isinstance(value, list) and all(isinstance(v, Tensor) for v in value)
+    )

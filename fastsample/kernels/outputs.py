@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def check(where: str, f: object, like: Tensor, dtype: torch.dtype, used: Sequence[bool], row: int) -> None:
+def check(
+    where: str, f: object, like: Tensor, dtype: torch.dtype, used: Sequence[bool], row: int
+) -> None:
     """Refuse f unless it is branch-major [G*B,*], or a list of G tensors [B,*] (None: a branch this row does not use), in `dtype`.
 
     like: the state [B,*], on the device that is needed. used: for each of the G branches, whether the row reads it. Raises ValueError or
@@ -17,31 +19,54 @@ def check(where: str, f: object, like: Tensor, dtype: torch.dtype, used: Sequenc
     G, size = len(used), tuple(like.shape)
     if isinstance(f, Tensor):
         needed = (G * size[0], *size[1:])
-        _fits(where, f, like, dtype, needed, "only that shape" if G == 1 else f"{list(needed)} ({G} branches) or a list of {G}")
+        _fits(
+            where,
+            f,
+            like,
+            dtype,
+            needed,
+            "only that shape" if G == 1 else f"{list(needed)} ({G} branches) or a list of {G}",
+        )
         return
     if not isinstance(f, (list, tuple)) or len(f) != G:
         count = f" of {len(f)}" if isinstance(f, (list, tuple)) else ""
-        raise TypeError(f"{where}: the model returned {words(f)}{count}; a tensor, or a list of {G} tensors, is accepted")
+        raise TypeError(
+            f"{where}: the model returned {words(f)}{count}; a tensor, or a list of {G} tensors, is accepted"
+        )
     for g, value in enumerate(f):
         if value is not None:
             _fits(where, value, like, dtype, size, "only that shape")
         elif used[g]:
-            raise ValueError(f"{where}: the model returned None for branch {g}, which row {row} uses; a tensor of {list(size)} is needed")
+            raise ValueError(
+                f"{where}: the model returned None for branch {g}, which row {row} uses; a tensor of {list(size)} is needed"
+            )
 
 
-def _fits(where: str, f: object, like: Tensor, dtype: torch.dtype, needed: tuple[int, ...], accepted: str) -> None:
+def _fits(
+    where: str, f: object, like: Tensor, dtype: torch.dtype, needed: tuple[int, ...], accepted: str
+) -> None:
     if not isinstance(f, Tensor) or f.layout != torch.strided:
-        raise TypeError(f"{where}: the model returned {words(f)}; a dense tensor of {list(needed)} is accepted")
+        raise TypeError(
+            f"{where}: the model returned {words(f)}; a dense tensor of {list(needed)} is accepted"
+        )
     if f.shape != needed:
         raise ValueError(
             f"{where}: the model returned {list(f.shape)} for a sample of {list(like.shape)}; {accepted} is accepted, nothing is broadcast"
         )
     if f.dtype != dtype:
-        raise TypeError(f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output or pass model_dtype={f.dtype}")
+        raise TypeError(
+            f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output or pass model_dtype={f.dtype}"
+        )
     if f.device != like.device:
-        raise ValueError(f"{where}: the model returned a tensor on {f.device} for a sample on {like.device}; the same device is needed")
+        raise ValueError(
+            f"{where}: the model returned a tensor on {f.device} for a sample on {like.device}; the same device is needed"
+        )
 
 
 def words(value: object) -> str:
     """A value in words, for a sentence that refuses it."""
-    return f"a {value.layout} tensor of {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"a {value.layout} tensor of {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

@@ -29,7 +29,9 @@ def _total(terms: Sequence[tuple], like: Tensor) -> Tensor:
         return total
     total, started = torch.zeros_like(like), torch.zeros_like(terms[0][0])
     for on, k, v in terms:
-        product = k * torch.where(on, v, 0)  # masked before the product: 0 * NaN is NaN, in the gradient too
+        product = k * torch.where(
+            on, v, 0
+        )  # masked before the product: 0 * NaN is NaN, in the gradient too
         total = torch.where(on, torch.where(started, total + product, product), total)
         started = started | on
     return total
@@ -43,20 +45,41 @@ def _clamp(m: Tensor, bound: Tensor) -> Tensor:
 class _Rows:
     """The rows of a batch, their numbers as [B, 1, groups, 1] beside elements viewed as [B, outer, groups, inner]."""
 
-    def __init__(self, x: Tensor, table_f: Tensor, table_i: Tensor, row: Tensor, inner: int, structure: Sequence[int] | None):
+    def __init__(
+        self,
+        x: Tensor,
+        table_f: Tensor,
+        table_i: Tensor,
+        row: Tensor,
+        inner: int,
+        structure: Sequence[int] | None,
+    ):
         groups = row.shape[1] if row.dim() == 2 else 1
         batch, elements = x.shape[0], x[0].numel() if x.shape[0] else 0
         inner = inner if groups > 1 else elements
-        self.shape = (batch, elements // (groups * inner) if inner and groups > 1 else 1, groups, inner)
+        self.shape = (
+            batch,
+            elements // (groups * inner) if inner and groups > 1 else 1,
+            groups,
+            inner,
+        )
         row = row.view(batch, groups).long()
         self.inside = (row >= 0) & (row < table_f.shape[0])
         row = row if structure is not None else torch.where(self.inside, row, 0)
         self.numbers, self.words = table_f[row], table_i[row]  # [B, groups, WF], [B, groups, WI]
         self.structure = structure
-        self.reads = structure[0] if structure else self.words[..., READS_LO] | (self.words[..., READS_HI].long() << 24)
+        self.reads = (
+            structure[0]
+            if structure
+            else self.words[..., READS_LO] | (self.words[..., READS_HI].long() << 24)
+        )
         self.branches = structure[1] if structure else self.words[..., BRANCHES]
         self.known = structure[2] if structure else self.words[..., KNOWN_READS]
-        self.writes = [structure[3] >= 0, structure[4] >= 0] if structure else [self.view(self.words[..., d] >= 0) for d in (DU, DV)]
+        self.writes = (
+            [structure[3] >= 0, structure[4] >= 0]
+            if structure
+            else [self.view(self.words[..., d] >= 0) for d in (DU, DV)]
+        )
 
     def view(self, per_group: Tensor) -> Tensor:
         return per_group[:, None, :, None]
@@ -81,7 +104,12 @@ class _Rows:
 
 
 def _branches(
-    rows: _Rows, f: Sequence[Tensor], f_index: Tensor | None, at: Layout, like: Tensor, preview: bool
+    rows: _Rows,
+    f: Sequence[Tensor],
+    f_index: Tensor | None,
+    at: Layout,
+    like: Tensor,
+    preview: bool,
 ) -> tuple[list, list, Tensor]:
     """Raw outputs f_g in the state dtype (None: not given), whether each is there (bool or [B,1,1,1]), and which samples have a bad
     index [B].
@@ -112,7 +140,9 @@ def _both(a: bool | Tensor, b: bool | Tensor) -> bool | Tensor:
     return b if a is True else a if b is True else False if a is False or b is False else a & b
 
 
-def _prediction(rows: _Rows, at: Layout, x: Tensor, f: list, there: list, scale, weights, bound) -> tuple[Tensor, Tensor]:
+def _prediction(
+    rows: _Rows, at: Layout, x: Tensor, f: list, there: list, scale, weights, bound
+) -> tuple[Tensor, Tensor]:
     """f = sum_g w_g f_g and m = clip(w_0 p x + q f)."""
 
     def weight(g: int) -> Tensor:
@@ -121,7 +151,14 @@ def _prediction(rows: _Rows, at: Layout, x: Tensor, f: list, there: list, scale,
             w = w + rows.sample(scale[:, s], x) * rows(at.V + g * at.K + s)
         return w if weights is None else rows.sample(weights[:, 1 + g], x)
 
-    fused = _total([(_both(rows.bit(rows.branches, g), there[g]), weight(g), f[g]) for g in range(at.G) if f[g] is not None], x)
+    fused = _total(
+        [
+            (_both(rows.bit(rows.branches, g), there[g]), weight(g), f[g])
+            for g in range(at.G)
+            if f[g] is not None
+        ],
+        x,
+    )
     p = rows(at.p) if weights is None else rows.sample(weights[:, 0], x) * rows(at.p)
     m, called = p * x, bool(rows.branches) if rows.structure else rows.view(rows.branches != 0)
     if called is not False:
@@ -140,7 +177,9 @@ def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
     """The definition, and the op that gives its bits in a graph for the CPU, where Inductor takes longer over Philox than over all the rest
     of a loop, and under torch.jit.trace, which knows no tensor.view(dtype).
     """
-    if noise_id.dim() == 1 and (torch.jit.is_tracing() or (torch.compiler.is_compiling() and seed.device.type == "cpu")):
+    if noise_id.dim() == 1 and (
+        torch.jit.is_tracing() or (torch.compiler.is_compiling() and seed.device.type == "cpu")
+    ):
         return torch.ops.fastsample.normal(seed, noise_id, elements, None)
     return philox.normal(seed, noise_id, elements)
 
@@ -152,8 +191,16 @@ def _draws(rows: _Rows, at: Layout, x: Tensor, seed, noise_scale, noise, blend: 
     seed = torch.arange(x.shape[0], device=x.device) if seed is None else seed.view(x.shape[0])
     for k in range(at.L):
         n = None
-        if not rows.structure or rows.bit(rows.reads, at.n + k) or (blend and rows.bit(rows.known, 1 + k)):
-            n = noise[k] if noise and noise[k] is not None else normal(seed, rows.id(k), x[0].numel() if x.shape[0] else 0)
+        if (
+            not rows.structure
+            or rows.bit(rows.reads, at.n + k)
+            or (blend and rows.bit(rows.known, 1 + k))
+        ):
+            n = (
+                noise[k]
+                if noise and noise[k] is not None
+                else normal(seed, rows.id(k), x[0].numel() if x.shape[0] else 0)
+            )
             n = rows.elements(n.to(x.dtype))
             n = n if noise_scale is None else n * rows.sample(noise_scale, x)
         drawn.append(n)
@@ -179,24 +226,46 @@ def step(
     operands = [old, *(rows.elements(r) for r in slots), m, fused, *f, *n]
     read = [False if v is None else rows.bit(rows.reads, k) for k, v in enumerate(operands)]
     made = [o == 0 or rows.writes[o - 1] is not False for o in range(3)]
-    out = [_total([(read[k], rows(o * at.W + k), v) for k, v in enumerate(operands)], old) if made[o] else None for o in range(3)]
+    out = [
+        _total([(read[k], rows(o * at.W + k), v) for k, v in enumerate(operands)], old)
+        if made[o]
+        else None
+        for o in range(3)
+    ]
     if blend and (rows.known != 0 if structure else True):
         parts = [(rows.bit(rows.known, 0), rows(at.known), rows.elements(known.to(state)))]
-        parts += [(rows.bit(rows.known, 1 + k), rows(at.known + 1 + k), v) for k, v in enumerate(n) if v is not None]
+        parts += [
+            (rows.bit(rows.known, 1 + k), rows(at.known + 1 + k), v)
+            for k, v in enumerate(n)
+            if v is not None
+        ]
         blended = out[0] + rows.elements(mask.to(state)) * (_total(parts, old) - out[0])
         out[0] = blended if structure else torch.where(rows.view(rows.known != 0), blended, out[0])
 
     good = rows.inside.flatten(1).all(1) & ~bad
     if not structure:  # a bad index leaves the sample as it was
         keep = good.view(-1, 1, 1, 1)
-        out = [torch.where(keep, out[0], old), *(torch.where(rows.writes[o] & keep, out[1 + o], 0) for o in range(2))]
-    status = torch.where(good, (~torch.isfinite(out[0])).flatten(1).any(1).int() * NON_FINITE, bad.int() * BAD_INDEX)
+        out = [
+            torch.where(keep, out[0], old),
+            *(torch.where(rows.writes[o] & keep, out[1 + o], 0) for o in range(2)),
+        ]
+    status = torch.where(
+        good, (~torch.isfinite(out[0])).flatten(1).any(1).int() * NON_FINITE, bad.int() * BAD_INDEX
+    )
     status = status | (~rows.inside.flatten(1).all(1)).int() * BAD_ROW
-    model_input, x0 = rows(at.c) * out[0], rows(at.preview) * old + rows(at.preview + 1) * m if preview else None
+    model_input, x0 = (
+        rows(at.c) * out[0],
+        rows(at.preview) * old + rows(at.preview + 1) * m if preview else None,
+    )
     if not structure:
-        model_input, x0 = torch.where(keep, model_input, 0), None if x0 is None else torch.where(keep, x0, 0)
+        model_input, x0 = (
+            torch.where(keep, model_input, 0),
+            None if x0 is None else torch.where(keep, x0, 0),
+        )
     model_input = model_input.to(model_dtype or state)
-    return *(x.new_empty(0) if v is None else v.reshape(x.shape) for v in (*out, model_input, x0)), status
+    return *(
+        x.new_empty(0) if v is None else v.reshape(x.shape) for v in (*out, model_input, x0)
+    ), status
 
 
 def fill(out: Tensor, seed: Tensor, noise_id: int) -> None:
@@ -210,11 +279,15 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     `fastsample.kernels.moments`.
     """
     batch = a[0].shape[0]
-    flat = [[v.reshape(batch, v[0].numel() if batch else 0).double() for v in group] for group in (a, b)]
+    flat = [
+        [v.reshape(batch, v[0].numel() if batch else 0).double() for v in group] for group in (a, b)
+    ]
     dots = [[_tree_sum(p * q) for q in flat[1]] for p in flat[0]]
     peaks = [p.abs().amax(1) if p.shape[1] else p.new_zeros(batch) for p in flat[0]]
     none = flat[0][0].new_zeros(batch, 0)
-    return torch.stack([torch.stack(row, 1) if row else none for row in dots], 1), torch.stack(peaks, 1)
+    return torch.stack([torch.stack(row, 1) if row else none for row in dots], 1), torch.stack(
+        peaks, 1
+    )
 
 
 def _tree_sum(terms: Tensor) -> Tensor:
@@ -223,7 +296,9 @@ def _tree_sum(terms: Tensor) -> Tensor:
     """
     chunks = -(-terms.shape[1] // MOMENTS_CHUNK) or 1
     terms = torch.nn.functional.pad(terms, (0, chunks * MOMENTS_CHUNK - terms.shape[1]))
-    steps = terms.view(terms.shape[0], chunks, MOMENTS_CHUNK // MOMENTS_LANES, MOMENTS_LANES).unbind(2)
+    steps = terms.view(
+        terms.shape[0], chunks, MOMENTS_CHUNK // MOMENTS_LANES, MOMENTS_LANES
+    ).unbind(2)
     total = steps[0] + 0.0  # lanes start from +0
     for term in steps[1:]:
         total = total + term

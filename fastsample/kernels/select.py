@@ -54,16 +54,23 @@ def _choose(device: str, dtype: torch.dtype, wish: str | None) -> Choice:
     if wish is None and os.environ.get(VARIABLE):
         wish, source = os.environ[VARIABLE], VARIABLE
     if wish not in (None, *BACKENDS):
-        raise ValueError(f"select: backend {wish!r} (from {source}) is unknown; accepted are {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"select: backend {wish!r} (from {source}) is unknown; accepted are {', '.join(BACKENDS)}"
+        )
     refusal = _native_refusal(device, dtype)
     if wish == "native" and refusal:
-        raise RuntimeError(f"select: backend native was asked for (from {source}) and cannot be used: {refusal}; reference always can")
+        raise RuntimeError(
+            f"select: backend native was asked for (from {source}) and cannot be used: {refusal}; reference always can"
+        )
     if wish == "reference":
         return Choice("reference", f"asked for (from {source})", reference)
     if refusal:
         return Choice("reference", f"native: {refusal}", reference)
     return Choice(
-        "native", f"covers {device}/{str(dtype).removeprefix('torch.')}" + (f", asked for (from {source})" if wish else ""), native
+        "native",
+        f"covers {device}/{str(dtype).removeprefix('torch.')}"
+        + (f", asked for (from {source})" if wish else ""),
+        native,
     )
 
 

@@ -18,36 +18,60 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
     """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if needed, else 0 each."""
     if seed is None:
         if needed and (name := transforms.active()):
-            raise ValueError(f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed=")
+            raise ValueError(
+                f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed="
+            )
         if not needed:
             return torch.zeros(batch, dtype=torch.int64, device=device)
-        if torch.compiler.is_dynamo_compiling():  # a graph draws otherwise, and Inductor cannot count beyond int64
+        if (
+            torch.compiler.is_dynamo_compiling()
+        ):  # a graph draws otherwise, and Inductor cannot count beyond int64
             return torch.compiler.disable(seeds)(seed, batch, device, needed)
         seed = drawn_seed()
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape != (batch,):
-            raise ValueError(f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted")
+            raise ValueError(
+                f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted"
+            )
         return seed.to(device).contiguous()
     first = integer(seed)
-    if first is None and (not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))):
-        raise TypeError(f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted")
+    if first is None and (
+        not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))
+    ):
+        raise TypeError(
+            f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted"
+        )
     values = [first + b for b in range(batch)] if first is not None else [integer(v) for v in seed]
     if len(values) != batch:
-        raise ValueError(f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed")
+        raise ValueError(
+            f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed"
+        )
     if None in values:
-        raise TypeError(f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int for each sample is accepted")
+        raise TypeError(
+            f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int for each sample is accepted"
+        )
     if values and not -(2**63) <= min(values) <= max(values) < 2**64:
-        raise ValueError(f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted")
-    return torch.tensor([(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device)
+        raise ValueError(
+            f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted"
+        )
+    return torch.tensor(
+        [(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device
+    )
 
 
-def seeded(plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool) -> bool:
+def seeded(
+    plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool
+) -> bool:
     """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
     if source is not None or plan.L == 0:
         return False
-    known = noise_scale is not None and not noise_scale.requires_grad and readable(True, noise_scale)
+    known = (
+        noise_scale is not None and not noise_scale.requires_grad and readable(True, noise_scale)
+    )
     still = known and not bool(noise_scale.any())
-    return not still and bool((drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any())
+    return not still and bool(
+        (drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any()
+    )
 
 
 def draws(
@@ -63,7 +87,9 @@ def draws(
         return None
     rows = [drawn(plan, row, masked) for row in range(plan.rows)]
     order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
-    initial = initial.to(dtype).clone() if initial is not None and 0 in order else None  # the caller's own tensor may change during the run
+    initial = (
+        initial.to(dtype).clone() if initial is not None and 0 in order else None
+    )  # the caller's own tensor may change during the run
     if given is None and initial is None:
         return None
 
@@ -75,7 +101,9 @@ def draws(
             or value.device.type != torch.device(device).type
         ):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed")
+            raise ValueError(
+                f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed"
+            )
         if not gradients:
             transforms.refuse("Run: noise_source", value)
         refuse_gradients("noise_source", value, gradients)

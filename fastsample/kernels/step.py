@@ -125,17 +125,33 @@ def _check(x, slots, f, table_f, table_i, row, dims, f_index, inner) -> None:
     if x.dtype not in STATES:
         raise ValueError(f"step: the state is {x.dtype}; float32 and float64 are accepted")
     if len(slots) != at.S or any(s.shape != x.shape or s.dtype != x.dtype for s in slots):
-        raise ValueError(f"step: slots are {[list(s.shape) for s in slots]}; {at.S} of {list(x.shape)} {x.dtype} are needed")
+        raise ValueError(
+            f"step: slots are {[list(s.shape) for s in slots]}; {at.S} of {list(x.shape)} {x.dtype} are needed"
+        )
     if table_f.dim() != 2 or table_f.shape[1] != at.WF or table_f.dtype != x.dtype:
-        raise ValueError(f"step: table_f is {list(table_f.shape)} {table_f.dtype}; rows of {at.WF} numbers in {x.dtype} are needed")
-    if table_i.dim() != 2 or table_i.shape != (table_f.shape[0], at.WI) or table_i.dtype != torch.int32:
-        raise ValueError(f"step: table_i is {list(table_i.shape)} {table_i.dtype}; {[table_f.shape[0], at.WI]} int32 is needed")
-    if len(f) > at.G or any(v.shape[1:] != x.shape[1:] or (f_index is None and v.shape != x.shape) for v in f):
+        raise ValueError(
+            f"step: table_f is {list(table_f.shape)} {table_f.dtype}; rows of {at.WF} numbers in {x.dtype} are needed"
+        )
+    if (
+        table_i.dim() != 2
+        or table_i.shape != (table_f.shape[0], at.WI)
+        or table_i.dtype != torch.int32
+    ):
+        raise ValueError(
+            f"step: table_i is {list(table_i.shape)} {table_i.dtype}; {[table_f.shape[0], at.WI]} int32 is needed"
+        )
+    if len(f) > at.G or any(
+        v.shape[1:] != x.shape[1:] or (f_index is None and v.shape != x.shape) for v in f
+    ):
         raise ValueError(
             f"step: model outputs are {[list(v.shape) for v in f]} for a state of {list(x.shape)}; up to {at.G} of that shape are accepted"
         )
     if row.dim() not in (1, 2) or row.shape[0] != x.shape[0]:
-        raise ValueError(f"step: row has shape {list(row.shape)} for a batch of {x.shape[0]}; [B] or [B, groups] is accepted")
+        raise ValueError(
+            f"step: row has shape {list(row.shape)} for a batch of {x.shape[0]}; [B] or [B, groups] is accepted"
+        )
     groups = row.shape[1] if row.dim() == 2 else 1
     if groups > 1 and (inner <= 0 or (x.shape[0] and x[0].numel() % (groups * inner))):
-        raise ValueError(f"step: {groups} groups of inner={inner} do not divide a sample of {list(x.shape[1:])}")
+        raise ValueError(
+            f"step: {groups} groups of inner={inner} do not divide a sample of {list(x.shape[1:])}"
+        )

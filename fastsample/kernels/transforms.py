@@ -11,7 +11,11 @@ from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace as fx
 from torch.utils._pytree import tree_leaves
 
-tracing, innermost, modes = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
+tracing, innermost, modes = (
+    torch._C._is_tracing,
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._len_torch_dispatch_stack,
+)
 
 MODES = {
     torch._C._TorchDispatchModeKey.PROXY: "make_fx",
@@ -31,13 +35,20 @@ def active(*given: object) -> str | None:
     functorch = innermost()
     if functorch is not None:
         return f"torch.func ({functorch.key().name.lower()})"
-    if modes() or fx._is_fx_tracing_flag:  # the flag is any thread's, and only says that looking is worth while
-        before = torch._C._dispatch_tls_is_dispatch_key_included("PreDispatch")  # make_fx(..., pre_dispatch=True)
+    if (
+        modes() or fx._is_fx_tracing_flag
+    ):  # the flag is any thread's, and only says that looking is worth while
+        before = torch._C._dispatch_tls_is_dispatch_key_included(
+            "PreDispatch"
+        )  # make_fx(..., pre_dispatch=True)
         for key, name in MODES.items():
             if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before):
                 return "torch.export" if torch.compiler.is_exporting() else name
     for tensor in given:
-        if isinstance(tensor, Tensor) and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        if (
+            isinstance(tensor, Tensor)
+            and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        ):
             return type(tensor).__name__
     return "forward-mode differentiation" if tangents(given) else None
 
@@ -51,11 +62,16 @@ def tangents(given: object) -> bool:
     """Has a tensor in this tree a forward-mode tangent? Levels are any thread's, tangents are the tensor's own."""
     if forward_ad._current_level < 0:
         return False
-    return any(isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None for v in tree_leaves(given))
+    return any(
+        isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None
+        for v in tree_leaves(given)
+    )
 
 
 def refuse(where: str, *given: object) -> None:
     """RuntimeError, one sentence, under a transform."""
     name = active(*given)
     if name is not None:
-        raise RuntimeError(f"{where}: called under {name}, which cannot see the steps; Sampler(..., differentiable=True) is accepted there")
+        raise RuntimeError(
+            f"{where}: called under {name}, which cannot see the steps; Sampler(..., differentiable=True) is accepted there"
+        )

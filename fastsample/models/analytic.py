@@ -35,14 +35,20 @@ class GaussianMixture:
         means, weights, std = (np.asarray(value, np.float64) for value in (means, weights, std))
         if means.ndim < 1 or len(means) < 1 or weights.shape != (len(means),):
             shapes = f"means {list(means.shape)}, weights {list(weights.shape)}"
-            raise ValueError(f"GaussianMixture: {shapes}; [K, *shape] and [K], K >= 1, are accepted")
+            raise ValueError(
+                f"GaussianMixture: {shapes}; [K, *shape] and [K], K >= 1, are accepted"
+            )
         if not (np.isfinite(means).all() and np.isfinite(weights).all() and (weights > 0).all()):
-            raise ValueError("GaussianMixture: a mean or weight is not finite, or a weight <= 0; finite means, weights > 0 are accepted")
+            raise ValueError(
+                "GaussianMixture: a mean or weight is not finite, or a weight <= 0; finite means, weights > 0 are accepted"
+            )
         if std.ndim and std.shape not in ((len(means),), means.shape):
             shapes = f"std {list(std.shape)} for means {list(means.shape)}"
             raise ValueError(f"GaussianMixture: {shapes}; a number, [K] or [K, *shape] is accepted")
         if not (np.isfinite(std).all() and (std >= 0).all()):
-            raise ValueError("GaussianMixture: a std is negative or not finite; finite numbers >= 0 are accepted")
+            raise ValueError(
+                "GaussianMixture: a std is negative or not finite; finite numbers >= 0 are accepted"
+            )
         self.shape = means.shape[1:]
         self.weights = weights / weights.sum()
         self.means = means.reshape(len(means), -1)  # [K, D]
@@ -58,8 +64,14 @@ class GaussianMixture:
     def posterior(self, x: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
         """E[x0|x] and E[eps|x].   x [B, *shape], alpha and sigma >= 0, not both 0, numbers or [B] -> two of x's shape, kind and dtype"""
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"{type(self).__name__}: x is {list(x.shape)}; [B, {', '.join(map(str, self.shape))}] is accepted")
-        xp, number = (torch, self._tensor(x)) if isinstance(x, torch.Tensor) else (np, lambda value: np.asarray(value, np.float64))
+            raise ValueError(
+                f"{type(self).__name__}: x is {list(x.shape)}; [B, {', '.join(map(str, self.shape))}] is accepted"
+            )
+        xp, number = (
+            (torch, self._tensor(x))
+            if isinstance(x, torch.Tensor)
+            else (np, lambda value: np.asarray(value, np.float64))
+        )
         if self.basis is not None:
             basis = number(self.basis)
         flat = number(x).reshape(-1, 1, self.means.shape[1])  # [B, 1, D]
@@ -90,7 +102,9 @@ class GaussianMixture:
     def model(self, schedule: Any, prediction: str = "x0") -> Model:
         """fs.Model with exact predictions, for NumPy and torch. fn sees x itself and the schedule's own t, also for edm and trigflow."""
         if prediction not in PREDICTIONS:
-            raise ValueError(f"{type(self).__name__}.model: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+            raise ValueError(
+                f"{type(self).__name__}.model: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+            )
         spread = getattr(schedule, "sigma_data", None) or self.std() or 0.5
         torch_levels = levels(schedule)
 
@@ -99,21 +113,36 @@ class GaussianMixture:
             if is_torch:
                 alpha, sigma = torch_levels(torch.as_tensor(t, device=x.device).reshape(-1))
             else:
-                alpha, sigma = (np.reshape(value, -1) for value in (schedule.alpha(t), schedule.sigma(t)))
+                alpha, sigma = (
+                    np.reshape(value, -1) for value in (schedule.alpha(t), schedule.sigma(t))
+                )
             x0, eps = self.posterior(x, alpha, sigma)
             column = (-1,) + (1,) * (x.ndim - 1)
             alpha, sigma = (value.reshape(column) for value in (alpha, sigma))
             out = spoken(prediction, x0, eps, alpha, sigma, spread)
             return out.to(x.dtype) if is_torch else out.astype(x.dtype)
 
-        plain = {"time": lambda t: t, "input_scale": lambda t: np.ones_like(t)} if prediction in ("edm", "trigflow") else {}
-        return Model(fn, schedule=schedule, prediction=prediction, sigma_data=spread, model_id=f"analytic-{type(self).__name__}", **plain)
+        plain = (
+            {"time": lambda t: t, "input_scale": lambda t: np.ones_like(t)}
+            if prediction in ("edm", "trigflow")
+            else {}
+        )
+        return Model(
+            fn,
+            schedule=schedule,
+            prediction=prediction,
+            sigma_data=spread,
+            model_id=f"analytic-{type(self).__name__}",
+            **plain,
+        )
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """n draws of x0, float64 [n, *shape]; the same seed gives the same draws."""
         generator = np.random.default_rng(seed)
         chosen = generator.choice(len(self.weights), size=n, p=self.weights)
-        flat = self.means[chosen] + self.stds[chosen] * generator.standard_normal((n, self.means.shape[1]))
+        flat = self.means[chosen] + self.stds[chosen] * generator.standard_normal(
+            (n, self.means.shape[1])
+        )
         return (flat if self.basis is None else flat @ self.basis.T).reshape(n, *self.shape)
 
 
@@ -127,30 +156,48 @@ class Gaussian(GaussianMixture):
     def __init__(self, mean: Any, std: Any = None, *, cov: Any = None) -> None:
         mean = np.asarray(mean, np.float64)
         if (std is None) == (cov is None):
-            raise ValueError("Gaussian: both or neither of std and cov were given; one of them is accepted")
+            raise ValueError(
+                "Gaussian: both or neither of std and cov were given; one of them is accepted"
+            )
         if cov is None:
             std = np.broadcast_to(np.asarray(std, np.float64), mean.shape)
             super().__init__(mean[None], [1.0], std[None])
             return
         cov = np.asarray(cov, np.float64)
         if cov.shape != (mean.size, mean.size) or not np.allclose(cov, cov.T, rtol=1e-12, atol=0.0):
-            raise ValueError(f"Gaussian: cov {list(cov.shape)} for {mean.size} coordinates; a symmetric [D, D] is accepted")
+            raise ValueError(
+                f"Gaussian: cov {list(cov.shape)} for {mean.size} coordinates; a symmetric [D, D] is accepted"
+            )
         c, basis = np.linalg.eigh(cov)
         if c[0] < -1e-12 * c[-1]:
-            raise ValueError(f"Gaussian: cov has the eigenvalue {c[0]:g}; eigenvalues >= 0 are accepted")
+            raise ValueError(
+                f"Gaussian: cov has the eigenvalue {c[0]:g}; eigenvalues >= 0 are accepted"
+            )
         super().__init__(mean[None], [1.0], np.sqrt(np.maximum(c, 0.0)).reshape(mean.shape)[None])
         self.basis, self.means = basis, self.means @ basis
 
-    def ode(self, x: Any, alpha: float, sigma: float, alpha_end: float = 1.0, sigma_end: float = 0.0) -> Any:
+    def ode(
+        self, x: Any, alpha: float, sigma: float, alpha_end: float = 1.0, sigma_end: float = 0.0
+    ) -> Any:
         """Where the probability-flow ODE takes x from (alpha, sigma) to (alpha_end, sigma_end), on any schedule.
 
         Along each axis of the covariance (x - alpha·m)/sqrt(alpha²c + sigma²) is constant.   x [B, *shape], NumPy or torch -> the same
         """
-        number = self._tensor(x) if isinstance(x, torch.Tensor) else (lambda value: np.asarray(value, np.float64))
-        flat, mean, c = number(x).reshape(-1, self.means.shape[1]), number(self.means[0]), number(self.stds[0]) ** 2
+        number = (
+            self._tensor(x)
+            if isinstance(x, torch.Tensor)
+            else (lambda value: np.asarray(value, np.float64))
+        )
+        flat, mean, c = (
+            number(x).reshape(-1, self.means.shape[1]),
+            number(self.means[0]),
+            number(self.stds[0]) ** 2,
+        )
         if self.basis is not None:
             flat = flat @ number(self.basis)
-        flat = alpha_end * mean + ((alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)) ** 0.5 * (flat - alpha * mean)
+        flat = alpha_end * mean + (
+            (alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)
+        ) ** 0.5 * (flat - alpha * mean)
         if self.basis is not None:
             flat = flat @ number(self.basis).T
         flat = flat.reshape(x.shape)

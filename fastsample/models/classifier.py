@@ -30,7 +30,9 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (1, 32, 32, FEATURES, FEATURES, FEATURES)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths)
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
         self.head = nn.Linear(FEATURES, 10)
 
@@ -49,7 +51,9 @@ class Classifier(nn.Module):
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Classifier, np.ndarray, np.ndarray]:
-    tensors, _ = read_weights(WEIGHTS / "fashion_classifier.safetensors", "fastsample-fashion-classifier-1")
+    tensors, _ = read_weights(
+        WEIGHTS / "fashion_classifier.safetensors", "fastsample-fashion-classifier-1"
+    )
     mean, cov = (tensors.pop(f"reference.{name}").double().numpy() for name in ("mean", "cov"))
     net = Classifier()
     net.load_state_dict(tensors)
@@ -75,21 +79,30 @@ def frechet_distance(images: torch.Tensor) -> float:
     """Fréchet distance on fashion-classifier features to the training split.   images [B,1,28,28] in [-1,1], B >= 2 -> float >= 0"""
     net, mean, cov = _load()
     if len(images) < 2:
-        raise ValueError(f"frechet_distance: {len(images)} images; 2 or more are accepted (2,048 give a steady number)")
+        raise ValueError(
+            f"frechet_distance: {len(images)} images; 2 or more are accepted (2,048 give a steady number)"
+        )
     return frechet(*statistics(_batched(net.features, images, "frechet_distance")), mean, cov)
 
 
 def statistics(features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D,D] (divided by B - 1), float64, of features [B,D], B >= 2."""
     values = features.double().numpy()
-    return values.mean(axis=0), np.cov(values, rowvar=False).reshape(values.shape[1], values.shape[1])
+    return values.mean(axis=0), np.cov(values, rowvar=False).reshape(
+        values.shape[1], values.shape[1]
+    )
 
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a^½ C_b C_a^½)^½), float64; means [D], symmetric covariances [D,D] (Dowson & Landau 1982)."""
     root = _root(cov_a)
     cross = np.linalg.eigvalsh(root @ cov_b @ root)
-    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(cross.clip(min=0.0)).sum()
+    distance = (
+        ((mean_a - mean_b) ** 2).sum()
+        + np.trace(cov_a)
+        + np.trace(cov_b)
+        - 2 * np.sqrt(cross.clip(min=0.0)).sum()
+    )
     return float(max(distance, 0.0))  # equal inputs may round below 0
 
 
@@ -102,6 +115,10 @@ def _root(cov: np.ndarray) -> np.ndarray:
 def _batched(function, images: torch.Tensor, where: str) -> torch.Tensor:
     """function over images in chunks, on the CPU in float32."""
     if images.ndim != 4 or images.shape[1:] != (1, 28, 28) or len(images) == 0:
-        raise ValueError(f"{where}: images are {list(images.shape)}; [B, 1, 28, 28] with B >= 1 is accepted")
+        raise ValueError(
+            f"{where}: images are {list(images.shape)}; [B, 1, 28, 28] with B >= 1 is accepted"
+        )
     chunks = images.detach().to("cpu", torch.float32).split(_CHUNK)
-    return torch.cat([function(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks])
+    return torch.cat(
+        [function(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks]
+    )

@@ -28,7 +28,18 @@ from fastsample.models.unet import NO_LABEL, UNet
 from fastsample.models.words import levels, spoken
 from fastsample.schedules import EDM
 
-CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASSES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 SIGMA_RANGE = (0.002, 80.0)  # sigma/alpha seen in training
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -43,7 +54,9 @@ class FashionUNet(UNet):
         super().__init__(**architecture)
         self.sigma_data = float(sigma_data)
 
-    def denoise(self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def denoise(
+        self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor
+    ) -> torch.Tensor:
         """E[x0|x].   x [B,1,28,28], alpha and sigma [B] >= 0, not both 0, label int64 [B] in 0..10 -> [B,1,28,28] of x's dtype"""
         return self.posterior(x, alpha, sigma, label)[0]
 
@@ -54,12 +67,15 @@ class FashionUNet(UNet):
         alpha, sigma, sd = alpha.double(), sigma.double(), self.sigma_data
         n = torch.sqrt(sigma**2 + (alpha * sd) ** 2)
         c_in, x_x0, f_x0, x_eps, f_eps = (
-            c.to(x.dtype)[:, None, None, None] for c in (1 / n, alpha * (sd / n) ** 2, sigma * sd / n, sigma / n**2, -alpha * sd / n)
+            c.to(x.dtype)[:, None, None, None]
+            for c in (1 / n, alpha * (sd / n) ** 2, sigma * sd / n, sigma / n**2, -alpha * sd / n)
         )
         f = self(*self._inputs(x * c_in, torch.log(sigma / alpha) / 4), label).to(x.dtype)
         return x_x0 * x + f_x0 * f, x_eps * x + f_eps * f
 
-    def _inputs(self, x_in: torch.Tensor, c_noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _inputs(
+        self, x_in: torch.Tensor, c_noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both in the network's dtype, c_noise inside the trained range (±inf at an end of the schedule included)."""
         dtype = self.stem.weight.dtype
         low, high = (math.log(sigma) / 4 for sigma in SIGMA_RANGE)
@@ -74,7 +90,9 @@ class Fashion(nn.Module):
         self.net, self.prediction = net, prediction
         self.levels = levels(schedule, net.stem.weight.device)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """x [B,1,28,28], t [B] as `fastsample.Model` tells it, label int64 [B] in 0..10; None or 10: no class -> [B,1,28,28]"""
         if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
             raise ValueError(f"models.fashion: x is {list(x.shape)}; [B, 1, 28, 28] is accepted")
@@ -99,7 +117,9 @@ class Fashion(nn.Module):
         label = torch.as_tensor(label, device=x.device)
         if label.dtype.is_floating_point or label.shape not in ((), x.shape[:1]):
             given = f"{label.dtype} {list(label.shape)}"
-            raise ValueError(f"models.fashion: label is {given}; integers 0..10, [{x.shape[0]}] or one number, are accepted")
+            raise ValueError(
+                f"models.fashion: label is {given}; integers 0..10, [{x.shape[0]}] or one number, are accepted"
+            )
         return label.long().expand(x.shape[0])
 
 
@@ -123,18 +143,29 @@ def read_weights(path: Path, form: str) -> tuple[dict[str, torch.Tensor], dict[s
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise ImportError("models: reading weights needs safetensors; pip install 'fastsample[demo]'") from error
+        raise ImportError(
+            "models: reading weights needs safetensors; pip install 'fastsample[demo]'"
+        ) from error
     if not path.exists():
-        raise FileNotFoundError(f"models: no weights at {path}; a file of tools/train_fashion.py or train_classifier.py is accepted")
+        raise FileNotFoundError(
+            f"models: no weights at {path}; a file of tools/train_fashion.py or train_classifier.py is accepted"
+        )
     with safe_open(path, framework="pt") as file:
         note = file.metadata() or {}
         if note.get("format") != form:
-            raise ValueError(f"models: {path.name} says format = {json.dumps(note.get('format'))}; {form!r} is accepted")
+            raise ValueError(
+                f"models: {path.name} says format = {json.dumps(note.get('format'))}; {form!r} is accepted"
+            )
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}, note
 
 
-def fashion(schedule: Any = None, prediction: str = "x0", weights: str | Path | None = None, device: str = "cpu") -> Model:
+def fashion(
+    schedule: Any = None,
+    prediction: str = "x0",
+    weights: str | Path | None = None,
+    device: str = "cpu",
+) -> Model:
     """The embedded model as a fastsample.Model; its fn is fn(x, t, label=None), see Fashion.forward.
 
     schedule     any of fastsample.schedules; None: EDM(0.002, 80)
@@ -142,7 +173,14 @@ def fashion(schedule: Any = None, prediction: str = "x0", weights: str | Path | 
     weights      a safetensors file of tools/train_fashion.py; None: the shipped ones
     """
     if prediction not in PREDICTIONS:
-        raise ValueError(f"models.fashion: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted")
+        raise ValueError(
+            f"models.fashion: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+        )
     net = load_net(weights, device)
     schedule = EDM(*SIGMA_RANGE, sigma_data=net.sigma_data) if schedule is None else schedule
-    return Model(Fashion(net, schedule, prediction).eval(), schedule=schedule, prediction=prediction, sigma_data=net.sigma_data)
+    return Model(
+        Fashion(net, schedule, prediction).eval(),
+        schedule=schedule,
+        prediction=prediction,
+        sigma_data=net.sigma_data,
+    )

@@ -26,7 +26,9 @@ class Norm(nn.GroupNorm):
         super().__init__(8, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(
+            x.dtype
+        )
 
 
 class Block(nn.Module):
@@ -65,7 +67,11 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B,N,C]
-        qkv = self.qkv(tokens).reshape(b, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = (
+            self.qkv(tokens)
+            .reshape(b, height * width, 3, self.heads, c // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         # float32 under autocast too: torch's bf16 attention gradient on a CPU took 4x the time of the float32 one (torch 2.13).
         with torch.autocast(x.device.type, enabled=False):
             y = F.scaled_dot_product_attention(*qkv.float()).to(x.dtype)
@@ -81,23 +87,36 @@ class UNet(nn.Module):
     emb        width of the embedding of noise level and label
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), depths: tuple[int, ...] = (1, 1, 2), emb: int = 96) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (32, 64, 96),
+        depths: tuple[int, ...] = (1, 1, 2),
+        emb: int = 96,
+    ) -> None:
         super().__init__()
         self.label = nn.Embedding(NUM_CLASSES + 1, emb)
         # Fixed frequencies over c_noise in about [-1.6, 1.1]: periods from 16 down to 0.5, so neighbouring noise levels stay apart.
-        self.register_buffer("frequencies", 2 * math.pi * torch.logspace(-4, 1, 16, base=2.0), persistent=False)
+        self.register_buffer(
+            "frequencies", 2 * math.pi * torch.logspace(-4, 1, 16, base=2.0), persistent=False
+        )
         self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
         self.down, self.up, self.widen = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         c = widths[0]
         for width, depth in zip(widths[:-1], depths[:-1], strict=True):
-            self.down.append(nn.ModuleList([Block(c if i == 0 else width, width, emb) for i in range(depth)]))
+            self.down.append(
+                nn.ModuleList([Block(c if i == 0 else width, width, emb) for i in range(depth)])
+            )
             c = width
-        self.middle = nn.ModuleList([Block(c if i == 0 else widths[-1], widths[-1], emb) for i in range(depths[-1])])
+        self.middle = nn.ModuleList(
+            [Block(c if i == 0 else widths[-1], widths[-1], emb) for i in range(depths[-1])]
+        )
         self.attention = Attention(widths[-1], heads=4)
         c = widths[-1]
         for width, depth in zip(widths[-2::-1], depths[-2::-1], strict=True):
-            self.widen.append(nn.Conv2d(c, width, 1))  # before the upsampling: a quarter of the work of after it
+            self.widen.append(
+                nn.Conv2d(c, width, 1)
+            )  # before the upsampling: a quarter of the work of after it
             self.up.append(nn.ModuleList([Block(width, width, emb) for _ in range(depth)]))
             c = width
         self.norm = Norm(c)
@@ -105,7 +124,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x_in: torch.Tensor, c_noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_in: torch.Tensor, c_noise: torch.Tensor, label: torch.Tensor
+    ) -> torch.Tensor:
         phase = c_noise[:, None] * self.frequencies
         emb = F.silu(self.noise(torch.cat([phase.cos(), phase.sin()], dim=1)) + self.label(label))
         h = self.stem(x_in)

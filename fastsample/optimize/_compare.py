@@ -19,21 +19,42 @@ def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
     """The held-out noise in z's dtype and device, or a sentence."""
     if held_out is None:
         return None
-    if not isinstance(held_out, Tensor) or held_out.shape[1:] != z.shape[1:] or not len(held_out) or not held_out.is_floating_point():
-        found = f"{str(held_out.dtype)[6:]} {list(held_out.shape)}" if isinstance(held_out, Tensor) else f"a {type(held_out).__name__}"
-        raise ValueError(f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise {['B2', *z.shape[1:]]} is needed")
+    if (
+        not isinstance(held_out, Tensor)
+        or held_out.shape[1:] != z.shape[1:]
+        or not len(held_out)
+        or not held_out.is_floating_point()
+    ):
+        found = (
+            f"{str(held_out.dtype)[6:]} {list(held_out.shape)}"
+            if isinstance(held_out, Tensor)
+            else f"a {type(held_out).__name__}"
+        )
+        raise ValueError(
+            f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise {['B2', *z.shape[1:]]} is needed"
+        )
     if not held_out.isfinite().all():
-        raise ValueError("oss: held_out holds a number that is not finite; unit normal noise is needed")
+        raise ValueError(
+            "oss: held_out holds a number that is not finite; unit normal noise is needed"
+        )
     held_out = held_out.to(z)
     seen = {row.cpu().double().numpy().tobytes() for row in z}
     same = [b for b, row in enumerate(held_out) if row.cpu().double().numpy().tobytes() in seen]
     if same:
-        raise ValueError(f"oss: noise {same[0]} of held_out is one of those searched with; noise the search never saw is needed")
+        raise ValueError(
+            f"oss: noise {same[0]} of held_out is one of those searched with; noise the search never saw is needed"
+        )
     return held_out
 
 
 def compare(
-    model: Model, teacher: Plan, plans: Mapping[int, Plan], held_out: Tensor, samples: int, words: Mapping[str, Any], asked: Any = None
+    model: Model,
+    teacher: Plan,
+    plans: Mapping[int, Plan],
+    held_out: Tensor,
+    samples: int,
+    words: Mapping[str, Any],
+    asked: Any = None,
 ) -> tuple[dict[int, Compared], int]:
     """({M: Compared}, evaluations of all held-out noises together); the words of held-out noise b are those of sample b mod `samples`.
 

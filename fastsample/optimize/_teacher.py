@@ -44,18 +44,33 @@ class Teacher:
 
     def note(self) -> dict[str, Any]:
         """JSON: an agreement of inf (equal to the last bit) is the word "inf", one that nobody knows "not measured"."""
-        agreement = "not measured" if self.agreement is None else self.agreement if math.isfinite(self.agreement) else str(self.agreement)
+        agreement = (
+            "not measured"
+            if self.agreement is None
+            else self.agreement
+            if math.isfinite(self.agreement)
+            else str(self.agreement)
+        )
         name = self.plan.note.get("solver", "unnamed")
-        return {"solver": name, "nfe": self.plan.nfe, "agreement": agreement, "agreement_evaluations": self.nfe}
+        return {
+            "solver": name,
+            "nfe": self.plan.nfe,
+            "agreement": agreement,
+            "agreement_evaluations": self.nfe,
+        }
 
 
-def choose(model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None, budget: int) -> Teacher:
+def choose(
+    model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None, budget: int
+) -> Teacher:
     """The search's grid, of at least `budget` steps, and the teacher before it is refined."""
     wrap = lambda plan: guided(plan) if uncond is not None and plan.G == 1 else plan  # noqa: E731
     if isinstance(teacher, Plan):
         grid = np.asarray(teacher.note.get("times", []), np.float64)
         if teacher.L or teacher.entries[:1] != (0,) or len(grid) < 2:
-            raise ValueError(f"oss: the teacher {teacher!r} draws noise or names no times; a solver's deterministic plan is needed")
+            raise ValueError(
+                f"oss: the teacher {teacher!r} draws noise or names no times; a solver's deterministic plan is needed"
+            )
         _steps(grid, budget)
         plan = wrap(teacher)
         _nodes(plan, model, grid)  # refuses a plan of another schedule before the model is asked
@@ -63,26 +78,36 @@ def choose(model: Model, teacher: None | int | Sequence[float] | Plan, uncond: M
     steps = STEPS if teacher is None else teacher
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
     if not whole and np.ndim(steps) == 0:
-        raise ValueError(f"oss: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's Plan is accepted")
+        raise ValueError(
+            f"oss: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's Plan is accepted"
+        )
     grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
     _steps(grid, budget)
-    make = lambda parts: wrap(solvers.SOLVERS[SOLVER](model, grids.refined(model.schedule, grid, parts)))  # noqa: E731
+    make = lambda parts: wrap(
+        solvers.SOLVERS[SOLVER](model, grids.refined(model.schedule, grid, parts))
+    )  # noqa: E731
     return Teacher(grid, make(1), make, MOST_STEPS)
 
 
 def _steps(grid: np.ndarray, budget: int) -> None:
     if budget >= len(grid):
         found = f"oss: budget={budget} on a teacher grid of {len(grid) - 1} steps"
-        raise ValueError(f"{found}; a budget of at most {len(grid) - 1}, or a finer teacher, is needed")
+        raise ValueError(
+            f"{found}; a budget of at most {len(grid) - 1}, or a finer teacher, is needed"
+        )
 
 
 def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
     """{row before which the plan stands at a time of the grid: that node, counted from the data end}; the last such row of each."""
     node_of, levels = {}, np.stack([plan.alpha[1:], plan.sigma[1:]])
-    for k, (a, s) in enumerate(zip(model.schedule.alpha(grid), model.schedule.sigma(grid), strict=True)):
+    for k, (a, s) in enumerate(
+        zip(model.schedule.alpha(grid), model.schedule.sigma(grid), strict=True)
+    ):
         here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
         if not len(here):
-            raise ValueError(f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this model's schedule is needed")
+            raise ValueError(
+                f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this model's schedule is needed"
+            )
         node_of[int(here[-1]) + 1] = len(grid) - 1 - k
     return node_of
 
@@ -100,7 +125,11 @@ def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan]
         make(2)
         pairs = zip(make(1).table(np.float64), plan.table(np.float64), strict=True)
         return make if all(np.array_equal(a, b) for a, b in pairs) else None
-    except (ValueError, TypeError, LookupError):  # a learned table, a model that tells its times by a callable, a strange note
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+    ):  # a learned table, a model that tells its times by a callable, a strange note
         return None
 
 
@@ -134,10 +163,14 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
             "pass teacher= with more steps, or a plan that fits the model better",
             stacklevel=3,
         )
-    return Teacher(teacher.grid, plan, teacher.make, teacher.most, agreement, (ask.rows - before) / len(z))
+    return Teacher(
+        teacher.grid, plan, teacher.make, teacher.most, agreement, (ask.rows - before) / len(z)
+    )
 
 
-def walk(plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def walk(
+    plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
     """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state is that of the last row there."""
     N, node_of = len(grid) - 1, _nodes(plan, ask.model, grid)
     X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)

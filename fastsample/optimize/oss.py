@@ -74,10 +74,22 @@ def oss(
     Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
     """
     begin = time.perf_counter()
-    _check(model, {"budget": budget, "batch_size": batch_size}, solver, start, aggregate, p, uncond, guidance)
+    _check(
+        model,
+        {"budget": budget, "batch_size": batch_size},
+        solver,
+        start,
+        aggregate,
+        p,
+        uncond,
+        guidance,
+    )
     teacher = _teacher.choose(model, teacher, uncond, budget)
     z, seed = _noise(z, seed)
-    words = branches_of("oss", cond, uncond, None, len(z), z.device) | {"guidance": guidance, "batch_size": batch_size}
+    words = branches_of("oss", cond, uncond, None, len(z), z.device) | {
+        "guidance": guidance,
+        "batch_size": batch_size,
+    }
     held_out = _compare.held_out_noise(held_out, z)
     grid, N = teacher.grid, len(teacher.grid) - 1
     dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
@@ -89,23 +101,61 @@ def oss(
         teacher = _teacher.settle(teacher, ask, z, words)
         _known(bar, ask.rows + rows(), teacher.agreement)
         X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
-        layers = _Layers(ask, _jumps(model, solver, grid, z.device), z, X, first, budget, start, all_budgets, aggregate, p)
+        layers = _Layers(
+            ask,
+            _jumps(model, solver, grid, z.device),
+            z,
+            X,
+            first,
+            budget,
+            start,
+            all_budgets,
+            aggregate,
+            p,
+        )
         layers.fill()
         paths = {m: layers.path(m) for m in budgets}
         ends = layers.ends(paths, scaled)
     spent = (ask.rows / len(z), len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
-    search = Search({}, {m: e for m, (_, e) in ends.items()}, {m: N - path for m, path in paths.items()}, grid, teacher.plan, *spent)
-    found = {"start": start, "aggregate": aggregate, "p": float(p), "seed": seed, "noise": digest(z).hex()[:16], "guidance": guidance}
+    search = Search(
+        {},
+        {m: e for m, (_, e) in ends.items()},
+        {m: N - path for m, path in paths.items()},
+        grid,
+        teacher.plan,
+        *spent,
+    )
+    found = {
+        "start": start,
+        "aggregate": aggregate,
+        "p": float(p),
+        "seed": seed,
+        "noise": digest(z).hex()[:16],
+        "guidance": guidance,
+    }
     found |= {"teacher": teacher.note(), "compared": "not compared"}
-    search.plans.update({m: _compile(model, solver, search, m, c, uncond, found) for m, (c, _) in ends.items()})
-    return search if held_out is None else _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
+    search.plans.update(
+        {m: _compile(model, solver, search, m, c, uncond, found) for m, (c, _) in ends.items()}
+    )
+    return (
+        search
+        if held_out is None
+        else _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
+    )
 
 
-def _compared(search: Search, model: Model, held_out: Tensor, words: dict, progress: bool) -> Search:
+def _compared(
+    search: Search, model: Model, held_out: Tensor, words: dict, progress: bool
+) -> Search:
     """The search with its plans beside the best made by hand, in itself and in their notes."""
     with _bar(progress, len(search.plans), " budgets", "by hand") as bar:
-        found, spent = _compare.compare(model, search.teacher, search.plans, held_out, search.samples, words, bar and bar.update)
-    noted = {m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()}) for m, plan in search.plans.items()}
+        found, spent = _compare.compare(
+            model, search.teacher, search.plans, held_out, search.samples, words, bar and bar.update
+        )
+    noted = {
+        m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()})
+        for m, plan in search.plans.items()
+    }
     return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)
 
 
@@ -123,24 +173,36 @@ class _Layers:
     every: bool
     aggregate: str
     p: float
-    parents: list[tuple[int, np.ndarray]] = field(default_factory=list)  # layer k at [k-1]: lowest target, its source nodes [1 or B, J]
+    parents: list[tuple[int, np.ndarray]] = field(
+        default_factory=list
+    )  # layer k at [k-1]: lowest target, its source nodes [1 or B, J]
     finals: dict[int, Tensor] = field(default_factory=dict)  # end points [B,D] after k evaluations
 
     def fill(self) -> None:
         N, M, device = self.X.shape[1] - 1, self.budget, self.X.device
-        at = np.arange(N if self.start == "fixed" else 1 if self.every else M, N + 1)  # labels from which the budget can still be spent
+        at = np.arange(
+            N if self.start == "fixed" else 1 if self.every else M, N + 1
+        )  # labels from which the budget can still be spent
         states = torch.stack([self._noise(i) for i in at], 1)
         for k in range(1, M + 1):
             x0 = self._answers(k, states, at)
-            low, high = (0, 0) if k == M else (0 if self.every else M - k, N - k)  # targets: from where the budget can be spent
+            low, high = (
+                (0, 0) if k == M else (0 if self.every else M - k, N - k)
+            )  # targets: from where the budget can be spent
             jump = self.jump[:, at][:, :, low : high + 1].contiguous()
-            band = np.stack([np.zeros_like(at), np.clip(at - low, 0, high + 1 - low)], 1)  # from i only to j < i
+            band = np.stack(
+                [np.zeros_like(at), np.clip(at - low, 0, high + 1 - low)], 1
+            )  # from i only to j < i
             band = torch.as_tensor(band, dtype=torch.int32, device=device)
-            cost = cost_matrix([states, x0], jump, self.X[:, low : high + 1].contiguous(), band, self.p)
+            cost = cost_matrix(
+                [states, x0], jump, self.X[:, low : high + 1].contiguous(), band, self.p
+            )
             joint = self.aggregate == "joint"
             best = argmin_source(cost.mean(0) if joint else cost)
             if (best < 0).any():
-                raise ValueError(f"oss: after {k} evaluations every jump to some node overflows; a model with bounded output is needed")
+                raise ValueError(
+                    f"oss: after {k} evaluations every jump to some node overflows; a model with bounded output is needed"
+                )
             self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
             landed = cost_gather([states, x0], jump, best)
             if low == 0:  # the data end asks no model
@@ -150,13 +212,21 @@ class _Layers:
     def _noise(self, node: int) -> Tensor:
         """The noise labelled with a node, sigma z; with the first node the teacher's own start, which its row 0 may have scaled."""
         own = node == self.X.shape[1] - 1
-        return self.X[:, node] if own else float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
+        return (
+            self.X[:, node]
+            if own
+            else float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
+        )
 
     def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
         """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first answer."""
         if k > 1:
             return self.ask(states, at)
-        return torch.cat([self.ask(states[:, :-1], at[:-1]), self.first[:, None]], 1) if len(at) > 1 else self.first[:, None]
+        return (
+            torch.cat([self.ask(states[:, :-1], at[:-1]), self.first[:, None]], 1)
+            if len(at) > 1
+            else self.first[:, None]
+        )
 
     def path(self, m: int) -> np.ndarray:
         """Nodes [m+1] of the schedule of m evaluations, start first, 0 last. The median form walks back every sample's own path and takes
@@ -169,17 +239,33 @@ class _Layers:
 
     def ends(self, paths: dict[int, np.ndarray], scaled: bool) -> dict[int, tuple[float, float]]:
         """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best found. A median is run to know its error."""
-        plain = {m: self.finals[m] for m in paths} if self.aggregate == "joint" else self._walk(paths, dict.fromkeys(paths, 1.0))
+        plain = (
+            {m: self.finals[m] for m in paths}
+            if self.aggregate == "joint"
+            else self._walk(paths, dict.fromkeys(paths, 1.0))
+        )
         best = {m: (1.0, self._error(x)) for m, x in plain.items()}
         if not scaled:
             return best
         probe = {m: 1 + 0.5 / m for m in paths}
         moved, tuned = self._walk(paths, probe), {}
         for m in paths:
-            gap, slope = (self.X[:, 0] - plain[m]).double(), (moved[m] - plain[m]).double() / (probe[m] - 1)
-            tuned[m] = float(np.clip(1 + float((gap * slope).sum() / (slope * slope).sum().clamp(min=1e-300)), 0.1, 100.0))
+            gap, slope = (
+                (self.X[:, 0] - plain[m]).double(),
+                (moved[m] - plain[m]).double() / (probe[m] - 1),
+            )
+            tuned[m] = float(
+                np.clip(
+                    1 + float((gap * slope).sum() / (slope * slope).sum().clamp(min=1e-300)),
+                    0.1,
+                    100.0,
+                )
+            )
         for amplitude, x in ((probe, moved), (tuned, self._walk(paths, tuned))):
-            best = {m: min(best[m], (amplitude[m], self._error(x[m])), key=lambda pair: pair[1]) for m in paths}
+            best = {
+                m: min(best[m], (amplitude[m], self._error(x[m])), key=lambda pair: pair[1])
+                for m in paths
+            }
         return best
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
@@ -187,7 +273,9 @@ class _Layers:
         x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
-            x0 = self.ask(torch.stack([x[m] for m in going], 1), np.array([paths[m][k] for m in going]))
+            x0 = self.ask(
+                torch.stack([x[m] for m in going], 1), np.array([paths[m][k] for m in going])
+            )
             for n, m in enumerate(going):
                 a, b = self.jump[:, paths[m][k], paths[m][k + 1]]
                 x[m] = float(a) * x[m] + float(b) * x0[:, n]
@@ -205,12 +293,18 @@ def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) ->
     return torch.as_tensor(jump, device=device)
 
 
-def _compile(model: Model, solver: str, search: Search, m: int, c: float, uncond: Mapping | None, found: dict) -> Plan:
+def _compile(
+    model: Model, solver: str, search: Search, m: int, c: float, uncond: Mapping | None, found: dict
+) -> Plan:
     """The plan of m evaluations, with its provenance in note["found"]; amplitude: its init_scale over the sigma it starts at."""
     at = search.indices[m]
     plan = solvers.SOLVERS[solver](model, search.grid[at])
-    amplitude = c * (search.teacher.init_scale / plan.init_scale if at[0] == 0 else 1.0)  # at the first the teacher's own
-    plan = replace(plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]]))  # row 0 scales the unit noise
+    amplitude = c * (
+        search.teacher.init_scale / plan.init_scale if at[0] == 0 else 1.0
+    )  # at the first the teacher's own
+    plan = replace(
+        plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]])
+    )  # row 0 scales the unit noise
     found = {
         "method": "oss", **found, "amplitude": amplitude, "budget": m, "N": len(search.grid) - 1, "indices": at.tolist(),
         "start_label": float(search.grid[at[0]]), "samples": search.samples, "error": search.error[m], "evaluations": search.nfe,
@@ -231,26 +325,45 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
     if not isinstance(z, Tensor):
         shape = tuple(int(n) for n in z)
         if len(shape) < 2 or min(shape) < 1:
-            raise ValueError(f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, is needed")
+            raise ValueError(
+                f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, is needed"
+            )
         if seed is not None and integer(seed) is None:
-            raise TypeError(f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted")
+            raise TypeError(
+                f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
+            )
         seed = drawn_seed() if seed is None else integer(seed)
         seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
         return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
-        raise ValueError(f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at least one element is needed")
+        raise ValueError(
+            f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at least one element is needed"
+        )
     if not z.isfinite().all():
         raise ValueError("oss: z holds a number that is not finite; unit normal noise is needed")
     return z, seed
 
 
-def _check(model: Any, counts: dict, solver: str, start: str, aggregate: str, p: float, uncond: Any, guidance: Any) -> None:
+def _check(
+    model: Any,
+    counts: dict,
+    solver: str,
+    start: str,
+    aggregate: str,
+    p: float,
+    uncond: Any,
+    guidance: Any,
+) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"oss: the model is a {type(model).__name__}; an fs.Model is needed")
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"oss: {name}={value!r}; an integer of at least 1 is needed")
-    accepted = {"solver": (solver, solvers.JUMPS), "start": (start, ("fixed", "free")), "aggregate": (aggregate, ("joint", "median"))}
+    accepted = {
+        "solver": (solver, solvers.JUMPS),
+        "start": (start, ("fixed", "free")),
+        "aggregate": (aggregate, ("joint", "median")),
+    }
     for name, (value, words) in accepted.items():
         if value not in words:
             raise ValueError(f"oss: {name}={value!r}; {' or '.join(map(repr, words))} is accepted")
@@ -275,4 +388,6 @@ def _known(bar: Any, total: int, agreement: float | None) -> None:
     """The bar once the teacher is chosen: its exact total, and the teacher's agreement beside it."""
     if bar is not None:
         bar.total = total
-        bar.set_postfix_str("teacher not measured" if agreement is None else f"teacher agrees to {agreement:.1f} dB")
+        bar.set_postfix_str(
+            "teacher not measured" if agreement is None else f"teacher agrees to {agreement:.1f} dB"
+        )

@@ -36,8 +36,17 @@ class Compared:
 
     def note(self) -> dict[str, Any]:
         """The same as JSON; a figure that is not finite is its name."""
-        figures = {k: v if np.isfinite(v) else str(v) for k, v in (("by_hand", self.by_hand), ("found", self.found))}
-        return {"solver": self.solver, "grid": self.grid, **figures, "beats": self.beats, "samples": self.samples}
+        figures = {
+            k: v if np.isfinite(v) else str(v)
+            for k, v in (("by_hand", self.by_hand), ("found", self.found))
+        }
+        return {
+            "solver": self.solver,
+            "grid": self.grid,
+            **figures,
+            "beats": self.beats,
+            "samples": self.samples,
+        }
 
     def __str__(self) -> str:
         verdict = "beats" if self.beats else "does not beat"
@@ -98,7 +107,10 @@ class Search:
 
     def __repr__(self) -> str:
         budgets = ", ".join(f"{m}: {self.error[m]:.3g}" for m in sorted(self.plans))
-        by_hand = "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared)) or "not compared with schedules made by hand"
+        by_hand = (
+            "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared))
+            or "not compared with schedules made by hand"
+        )
         return (
             f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations {{{budgets}}}, {self.about_teacher()}, {by_hand}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"

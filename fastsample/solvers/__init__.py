@@ -36,8 +36,25 @@ from .heun import heun
 from .lcm import lcm
 from .unipc import unipc
 
-SOLVERS = {f.__name__: f for f in (ddim, euler, euler_ancestral, heun, dpmpp_2s, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc, lcm)}
-JUMPS = {"ddim": jump, "euler": jump}  # solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
+SOLVERS = {
+    f.__name__: f
+    for f in (
+        ddim,
+        euler,
+        euler_ancestral,
+        heun,
+        dpmpp_2s,
+        dpmpp_2m,
+        dpmpp_3m,
+        dpmpp_2m_sde,
+        unipc,
+        lcm,
+    )
+}
+JUMPS = {
+    "ddim": jump,
+    "euler": jump,
+}  # solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
 
 __all__ = ["JUMPS", "SOLVERS", "jump", "remake", *SOLVERS]
 
@@ -53,17 +70,38 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     """
     note = plan.note
     name = note.get("solver")
-    if name not in list(SOLVERS) or not {"arguments", "schedule", "grid", "prediction"} <= note.keys():
-        raise ValueError(f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not learned tables)")
+    if (
+        name not in list(SOLVERS)
+        or not {"arguments", "schedule", "grid", "prediction"} <= note.keys()
+    ):
+        raise ValueError(
+            f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not learned tables)"
+        )
     if note.get("guidance") is not None:
-        raise ValueError("remake: the plan has guidance; the plan from before guidance was added is accepted")
-    words, arguments, inpaint, found = note.get("model") or {}, note["arguments"], note.get("inpaint", False), note.get("found") or {}
-    for key, value, kind in (("model", words, dict), ("arguments", arguments, dict), ("inpaint", inpaint, bool), ("found", found, dict)):
+        raise ValueError(
+            "remake: the plan has guidance; the plan from before guidance was added is accepted"
+        )
+    words, arguments, inpaint, found = (
+        note.get("model") or {},
+        note["arguments"],
+        note.get("inpaint", False),
+        note.get("found") or {},
+    )
+    for key, value, kind in (
+        ("model", words, dict),
+        ("arguments", arguments, dict),
+        ("inpaint", inpaint, bool),
+        ("found", found, dict),
+    ):
         if not isinstance(value, kind):
-            raise PlanError(f"remake: the note's {key}: {value!r:.60}; a {kind.__name__}, as a solver writes it, is accepted")
+            raise PlanError(
+                f"remake: the note's {key}: {value!r:.60}; a {kind.__name__}, as a solver writes it, is accepted"
+            )
     for word in ("time", "input_scale"):
         if words.get(word) == "callable":
-            raise ValueError(f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} with start= is accepted")
+            raise ValueError(
+                f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} with start= is accepted"
+            )
     said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
     schedule = _read("schedule", lambda: from_json(note["schedule"]))
     grid = _read("grid", lambda: check(schedule, note["grid"]))
@@ -71,7 +109,10 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
     clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
     index = start_index(grid, start)  # the caller's word, not the note's
-    make = lambda at: _read("arguments", lambda: SOLVERS[name](model, grid, start=at, inpaint=inpaint, clip=clip, **arguments))  # noqa: E731
+    make = lambda at: _read(
+        "arguments",
+        lambda: SOLVERS[name](model, grid, start=at, inpaint=inpaint, clip=clip, **arguments),
+    )  # noqa: E731
     made = make(index)
     if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
         amplitude = plan.init_scale / (made if index is None else make(None)).init_scale
@@ -93,7 +134,9 @@ def _read(key: str, make: Callable):
     except ValueError as error:
         raise PlanError(f"remake: the note's {key}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise PlanError(f"remake: the note's {key}: {error}; what a solver of fastsample writes is accepted") from None
+        raise PlanError(
+            f"remake: the note's {key}: {error}; what a solver of fastsample writes is accepted"
+        ) from None
 
 
 Plan._makers["remake"] = remake

@@ -12,24 +12,37 @@ from ._build import Builder, resolve
 COMPAT = ("exact", "diffusers", "k-diffusion")
 
 
-def begin(model, grid, prediction, start, *, stored="x0", inpaint=False, clip=0.0, compat="exact") -> Builder:
+def begin(
+    model, grid, prediction, start, *, stored="x0", inpaint=False, clip=0.0, compat="exact"
+) -> Builder:
     """A Builder for a Model, or a bare schedule with prediction=, on a checked grid."""
     if compat not in COMPAT:
         raise ValueError(f"compat = {compat!r}; one of {', '.join(COMPAT)} is accepted")
     model = resolve(model, prediction)
-    return Builder(model, check(model.schedule, grid), stored=stored, start=start, inpaint=inpaint, clip=number("clip", clip))
+    return Builder(
+        model,
+        check(model.schedule, grid),
+        stored=stored,
+        start=start,
+        inpaint=inpaint,
+        clip=number("clip", clip),
+    )
 
 
 def number(name: str, value, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float in [low, high], finite."""
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} = {value!r}; a number from {low:g} {'up' if high == math.inf else f'to {high:g}'} is accepted")
+        raise ValueError(
+            f"{name} = {value!r}; a number from {low:g} {'up' if high == math.inf else f'to {high:g}'} is accepted"
+        )
     return float(value)
 
 
 def choice(name: str, value, accepted: tuple):
     """value, one of those accepted."""
     if isinstance(value, bool) or value not in accepted:
-        raise ValueError(f"{name} = {value!r}; one of {', '.join(str(a) for a in accepted)} is accepted")
+        raise ValueError(
+            f"{name} = {value!r}; one of {', '.join(str(a) for a in accepted)} is accepted"
+        )
     return value

@@ -8,7 +8,9 @@ import numpy as np
 
 from ..schedules import Flow, TrigFlow
 
-ROUNDING = 4.0 * np.finfo(np.float64).eps  # alpha + sigma = 1 on Flow, but for the rounding of two quotients
+ROUNDING = (
+    4.0 * np.finfo(np.float64).eps
+)  # alpha + sigma = 1 on Flow, but for the rounding of two quotients
 
 
 def is_flow(schedule, grid: np.ndarray) -> bool:
@@ -23,4 +25,6 @@ def velocity_step(alpha, sigma, level) -> tuple[float, float]:
     """
     n, target = alpha[0] + sigma[0], alpha[1] + sigma[1]
     a = target / n
-    return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), float(alpha[1] * sigma[0] / n) * math.expm1(level[0] - level[1])
+    return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), float(
+        alpha[1] * sigma[0] / n
+    ) * math.expm1(level[0] - level[1])

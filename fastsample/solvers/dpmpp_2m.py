@@ -9,7 +9,16 @@ from ._exponential import gain, history, weights
 
 
 def dpmpp_2m(
-    model, grid, *, prediction=None, start=None, variant="midpoint", lower_order_final=False, inpaint=False, clip=0.0, compat="exact",
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    variant="midpoint",
+    lower_order_final=False,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
 ) -> Plan:
     """x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (h/2h_1)·(m - m_1)],  h = lambda' - lambda, h_1 the step before; m is x0.
 
@@ -34,7 +43,14 @@ def dpmpp_2m(
             back = float(level[i] - level[i - 1]) / h
             w = gain(h) / (2.0 * back) if variant == "midpoint" else -weights((0.0, -back), h)[1]
             step = alpha * ((gain(h) + w) * M - w * R(f"m{i - 1}"))
-        b.row(b.t[i], to=b.t[i + 1], x=step if sigma == 0.0 else (sigma / b.sigma[i]) * X + step, keep={f"m{i}": M})
+        b.row(
+            b.t[i],
+            to=b.t[i + 1],
+            x=step if sigma == 0.0 else (sigma / b.sigma[i]) * X + step,
+            keep={f"m{i}": M},
+        )
     words = {"variant": variant, "lower_order_final": bool(lower_order_final), "compat": compat}
     cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"]
-    return b.build("dpmpp_2m", arguments=words, compat=compat, order=max(orders), orders=orders, citations=cite)
+    return b.build(
+        "dpmpp_2m", arguments=words, compat=compat, order=max(orders), orders=orders, citations=cite
+    )

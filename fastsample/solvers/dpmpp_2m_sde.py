@@ -11,7 +11,17 @@ from ._exponential import gain, history, weights
 
 
 def dpmpp_2m_sde(
-    model, grid, *, prediction=None, start=None, eta=1.0, s_noise=1.0, variant="midpoint", inpaint=False, clip=0.0, compat="exact",
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    eta=1.0,
+    s_noise=1.0,
+    variant="midpoint",
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
 ) -> Plan:
     """x' = (sigma'/sigma) e^{-eta h}·x + alpha' (1 - e^{-H})·[m + (h/2h_1)·(m - m_1)] + sigma' sqrt(1 - e^{-2 eta h}) s_noise·n.
 
@@ -41,6 +51,16 @@ def dpmpp_2m_sde(
                 step = step + sigma * math.sqrt(-math.expm1(-2.0 * eta * h)) * s_noise * N(i + 1)
         b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
     words = {"eta": eta, "s_noise": s_noise, "variant": variant, "compat": compat}
-    cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), arXiv:2211.01095"]
+    cite = [
+        "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), arXiv:2211.01095"
+    ]
     consistent, order = s_noise == 1.0 or not eta, 1 if eta else max(orders)
-    return b.build("dpmpp_2m_sde", arguments=words, consistent=consistent, compat=compat, order=order, orders=orders, citations=cite)
+    return b.build(
+        "dpmpp_2m_sde",
+        arguments=words,
+        consistent=consistent,
+        compat=compat,
+        order=order,
+        orders=orders,
+        citations=cite,
+    )

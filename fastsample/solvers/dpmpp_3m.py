@@ -8,7 +8,17 @@ from ._build import Lin, M, R, X
 from ._exponential import gain, history, moments, nodes, weights
 
 
-def dpmpp_3m(model, grid, *, prediction=None, start=None, lower_order_final=False, inpaint=False, clip=0.0, compat="exact") -> Plan:
+def dpmpp_3m(
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    lower_order_final=False,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
+) -> Plan:
     """x' = (sigma'/sigma)·x + alpha' [h phi_1·m + h phi_2·D1 + 2 h phi_3·D2],  phi_k = phi_k(-h), h = lambda' - lambda; m is x0.
 
     r0 = h_1/h, r1 = h_2/h, D10 = (m - m_1)/r0, D11 = (m_1 - m_2)/r1, D1 = D10 + r0/(r0 + r1)·(D10 - D11), D2 = (D10 - D11)/(r0 + r1): the
@@ -30,14 +40,25 @@ def dpmpp_3m(model, grid, *, prediction=None, start=None, lower_order_final=Fals
         orders.append(len(seen))
         h = float(level[i + 1] - level[i])
         at = nodes(level, seen, h)
-        found = _as_published(at, h, asked == 2 and compat == "diffusers") if compat != "exact" and len(seen) > 1 else weights(at, h)
+        found = (
+            _as_published(at, h, asked == 2 and compat == "diffusers")
+            if compat != "exact" and len(seen) > 1
+            else weights(at, h)
+        )
         step = Lin() if sigma == 0.0 else (sigma / b.sigma[i]) * X
         for j, w in zip(seen, found, strict=True):
             step = step + alpha * w * (M if j == i else R(f"m{j}"))
         b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
     cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"]
     words = {"lower_order_final": bool(lower_order_final), "compat": compat}
-    return b.build("dpmpp_3m", arguments=words, compat=compat, order=min(2, max(orders)), orders=orders, citations=cite)
+    return b.build(
+        "dpmpp_3m",
+        arguments=words,
+        compat=compat,
+        order=min(2, max(orders)),
+        orders=orders,
+        citations=cite,
+    )
 
 
 def _as_published(at: list[float], h: float, midpoint: bool) -> list[float]:

@@ -11,7 +11,9 @@ from ._build import M, X, resolve
 from ._flow import is_flow, velocity_step
 
 
-def euler(model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, compat="exact") -> Plan:
+def euler(
+    model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, compat="exact"
+) -> Plan:
     """VP, VE, EDM: y' = y + (rho' - rho)·(y - x0)/rho, y = x/alpha, rho = sigma/alpha.
     Flow, TrigFlow, alpha = 0: y' = y + (s' - s)·v, y = x/(alpha + sigma), s = sigma/(alpha + sigma), v = eps - x0.
 
@@ -21,7 +23,16 @@ def euler(model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, 
     """
     found = resolve(model, prediction)
     flow = is_flow(found.schedule, check(found.schedule, grid)) and not clip
-    b = begin(found, grid, None, start, stored="flow" if flow else "x0", inpaint=inpaint, clip=clip, compat=compat)
+    b = begin(
+        found,
+        grid,
+        None,
+        start,
+        stored="flow" if flow else "x0",
+        inpaint=inpaint,
+        clip=clip,
+        compat=compat,
+    )
     level = b.half_log_snr
     for i in range(b.n):
         if flow:
@@ -30,8 +41,22 @@ def euler(model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, 
         elif b.sigma[i + 1] == 0.0:
             b.row(b.t[i], to=b.t[i + 1], x=b.alpha[i + 1] * M)
         else:
-            b.row(b.t[i], to=b.t[i + 1], x=(b.sigma[i + 1] / b.sigma[i]) * X - b.alpha[i + 1] * math.expm1(level[i] - level[i + 1]) * M)
-    cite = ["Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1, arXiv:2206.00364"]
+            b.row(
+                b.t[i],
+                to=b.t[i + 1],
+                x=(b.sigma[i + 1] / b.sigma[i]) * X
+                - b.alpha[i + 1] * math.expm1(level[i] - level[i + 1]) * M,
+            )
+    cite = [
+        "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1, arXiv:2206.00364"
+    ]
     if flow:
         cite = ["Liu, Gong, Liu 2023, Flow Straight and Fast, Alg. 1, arXiv:2209.03003"]
-    return b.build("euler", arguments={"compat": compat}, compat=compat, order=1, orders=[1] * b.n, citations=cite)
+    return b.build(
+        "euler",
+        arguments={"compat": compat},
+        compat=compat,
+        order=1,
+        orders=[1] * b.n,
+        citations=cite,
+    )

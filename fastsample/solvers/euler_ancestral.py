@@ -10,7 +10,18 @@ from ._begin import begin, number
 from ._build import Builder, Lin, M, N, X
 
 
-def euler_ancestral(model, grid, *, prediction=None, start=None, eta=1.0, s_noise=1.0, inpaint=False, clip=0.0, compat="exact") -> Plan:
+def euler_ancestral(
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    eta=1.0,
+    s_noise=1.0,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
+) -> Plan:
     """In rho = sigma/alpha: up = min(rho', eta·rho' sqrt(rho² - rho'²)/rho), down = sqrt(rho'² - up²);
     x' = (alpha'/alpha)(down/rho)·x + alpha'(1 - down/rho)·x0 + alpha' up·n.
 
@@ -34,10 +45,17 @@ def euler_ancestral(model, grid, *, prediction=None, start=None, eta=1.0, s_nois
             if eta:
                 step = step + up * s_noise * N(i + 1)
         b.row(b.t[i], to=b.t[i + 1], x=step)
-    cite = ["Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral sampling), arXiv:2011.13456"]
+    cite = [
+        "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral sampling), arXiv:2011.13456"
+    ]
     return b.build(
-        "euler_ancestral", arguments={"eta": eta, "s_noise": s_noise, "compat": compat}, consistent=s_noise == 1.0 or not eta,
-        compat=compat, order=1, orders=[1] * b.n, citations=cite,
+        "euler_ancestral",
+        arguments={"eta": eta, "s_noise": s_noise, "compat": compat},
+        consistent=s_noise == 1.0 or not eta,
+        compat=compat,
+        order=1,
+        orders=[1] * b.n,
+        citations=cite,
     )
 
 
@@ -49,7 +67,9 @@ def _step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
     if rest <= 0.0:
         return alpha * M, sigma
     k = math.sqrt(rest)
-    of_x0 = alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))  # 1 - k e^{-h}, rationalised
+    of_x0 = (
+        alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))
+    )  # 1 - k e^{-h}, rationalised
     return (k * sigma / b.sigma[i]) * X + of_x0 * M, sigma * eta * math.sqrt(-math.expm1(-2.0 * h))
 
 
@@ -60,5 +80,7 @@ def _flow_step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
     lift = target * eta * g / sigma  # sigma' - down
     down, room = target - lift, alpha + lift  # room = 1 - down
     q = alpha / room
-    up = math.sqrt(lift / room * (target + q * down))  # (sigma' - q down)(sigma' + q down), sigma' - q down = lift/room
+    up = math.sqrt(
+        lift / room * (target + q * down)
+    )  # (sigma' - q down)(sigma' + q down), sigma' - q down = lift/room
     return (q * down / sigma) * X + q * (g / sigma) * (1.0 + eta * target / sigma) * M, up

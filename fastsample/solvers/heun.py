@@ -17,7 +17,18 @@ ROUNDING = 1e-12  # a rise of ln rho this small is the rounding of the schedule'
 
 
 def heun(
-    model, grid, *, prediction=None, start=None, space=None, s_churn=0.0, s_tmin=0.0, s_tmax=math.inf, s_noise=1.0, inpaint=False, clip=0.0,
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    space=None,
+    s_churn=0.0,
+    s_tmin=0.0,
+    s_tmax=math.inf,
+    s_noise=1.0,
+    inpaint=False,
+    clip=0.0,
     compat="exact",
 ) -> Plan:
     """rho space (VP, VE, EDM): y = x/alpha, rho = sigma/alpha, d = (y - x0)/rho, rho^ = (1 + gamma) rho;
@@ -31,39 +42,82 @@ def heun(
     here.
     """
     found = resolve(model, prediction)
-    churn = {name: number(f"heun: {name}", v) for name, v in (("s_churn", s_churn), ("s_tmin", s_tmin), ("s_noise", s_noise))}
+    churn = {
+        name: number(f"heun: {name}", v)
+        for name, v in (("s_churn", s_churn), ("s_tmin", s_tmin), ("s_noise", s_noise))
+    }
     high = math.inf if s_tmax is None or s_tmax == math.inf else number("heun: s_tmax", s_tmax)
     grid = check(found.schedule, grid)
-    space = choice("heun: space", space or ("flow" if is_flow(found.schedule, grid) else "rho"), ("rho", "flow"))
+    space = choice(
+        "heun: space",
+        space or ("flow" if is_flow(found.schedule, grid) else "rho"),
+        ("rho", "flow"),
+    )
     if space == "flow" and s_churn:
-        raise ValueError(f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts at alpha > 0, is accepted")
-    b = begin(found, grid, None, start, stored="flow" if space == "flow" else "x0", inpaint=inpaint, clip=clip, compat=compat)
+        raise ValueError(
+            f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts at alpha > 0, is accepted"
+        )
+    b = begin(
+        found,
+        grid,
+        None,
+        start,
+        stored="flow" if space == "flow" else "x0",
+        inpaint=inpaint,
+        clip=clip,
+        compat=compat,
+    )
     if space == "rho" and b.alpha[0] == 0.0:
-        raise ValueError("heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space = 'flow' is accepted")
+        raise ValueError(
+            "heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space = 'flow' is accepted"
+        )
     level = b.half_log_snr
     for i in range(b.n):
         if space == "flow":
             _flow_step(b, i, level)
         else:
             _step(b, i, _churned(b, i, **churn, s_tmax=high), level[i + 1])
-    words = {"space": space, **churn, "s_tmax": None if high == math.inf else high, "compat": compat}
+    words = {
+        "space": space,
+        **churn,
+        "s_tmax": None if high == math.inf else high,
+        "compat": compat,
+    }
     orders = [1 if b.sigma[i + 1] == 0.0 else 2 for i in range(b.n)]
-    cite = ["Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, arXiv:2206.00364"]
+    cite = [
+        "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, arXiv:2206.00364"
+    ]
     consistent = s_noise == 1.0 or not s_churn
-    return b.build("heun", arguments=words, consistent=consistent, compat=compat, order=max(orders), orders=orders, citations=cite)
+    return b.build(
+        "heun",
+        arguments=words,
+        consistent=consistent,
+        compat=compat,
+        order=max(orders),
+        orders=orders,
+        citations=cite,
+    )
 
 
-def _churned(b: Builder, i: int, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> float:
+def _churned(
+    b: Builder, i: int, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
+) -> float:
     """The time the step starts from, after noise was added where churn asks for it."""
     t, alpha, rho = float(b.t[i]), b.alpha[i], b.sigma[i] / b.alpha[i]
     gamma = min(s_churn / b.n, LARGEST_CHURN) if s_tmin <= rho <= s_tmax else 0.0
-    room = -b.schedule.half_log_snr(b.schedule.t_max if b.schedule.t_top is None else b.schedule.t_top) - math.log(rho)
+    room = -b.schedule.half_log_snr(
+        b.schedule.t_max if b.schedule.t_top is None else b.schedule.t_top
+    ) - math.log(rho)
     rise = min(math.log1p(gamma), float(room))  # ln(rho^/rho)
     if rise <= ROUNDING:
         return t
     hotter = float(b.schedule.time(-math.log(rho) - rise))
     lifted = b.level(hotter)[0]
-    b.pre(to=hotter, x=(lifted / alpha) * X + lifted * rho * math.sqrt(math.expm1(2.0 * rise)) * s_noise * N(i + 1))
+    b.pre(
+        to=hotter,
+        x=(lifted / alpha) * X
+        + lifted * rho * math.sqrt(math.expm1(2.0 * rise)) * s_noise * N(i + 1),
+    )
     return hotter
 
 
@@ -74,7 +128,12 @@ def _step(b: Builder, i: int, t: float, target: float) -> None:
         b.row(t, to=b.t[i + 1], x=alpha * M)
         return
     h = target - float(b.schedule.half_log_snr(t))
-    b.row(t, to=b.t[i + 1], x=(sigma / b.level(t)[1]) * X - alpha * math.expm1(-h) * M, keep={f"m{i}": M})
+    b.row(
+        t,
+        to=b.t[i + 1],
+        x=(sigma / b.level(t)[1]) * X - alpha * math.expm1(-h) * M,
+        keep={f"m{i}": M},
+    )
     # The Euler step keeps d, so d = (y1 - x0)/rho' too: d1 - d = (x0 - x0_1)/rho', and rho^/rho' = e^h. In x0 every term is of the size of
     # x; over d the stage x^ + (rho' - rho^) d would round at the size of rho^, and d1 raise that by 1/rho'.
     b.row(b.t[i + 1], to=b.t[i + 1], x=X + 0.5 * alpha * math.expm1(h) * (M - R(f"m{i}")))

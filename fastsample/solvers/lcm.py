@@ -11,8 +11,17 @@ TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models
 
 
 def lcm(
-    model, grid, *, prediction=None, start=None, boundary=None, timestep_scaling=TIMESTEP_SCALING, sigma_data=SIGMA_DATA, inpaint=False,
-    clip=0.0, compat="exact",
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    boundary=None,
+    timestep_scaling=TIMESTEP_SCALING,
+    sigma_data=SIGMA_DATA,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
 ) -> Plan:
     """D = c_skip·x + c_out·x0,  x' = alpha'·D + sigma'·n;  c_skip = sd²/(s² + sd²), c_out = s/sqrt(s² + sd²), s = timestep_scaling·t.
 
@@ -24,8 +33,13 @@ def lcm(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     boundary = isinstance(b.schedule, DiscreteVP) if boundary is None else bool(boundary)
     if boundary and not isinstance(b.schedule, DiscreteVP):
-        raise ValueError(f"lcm: boundary = True on {type(b.schedule).__name__}; False, or a DiscreteVP, is accepted")
-    scaling, spread = number("lcm: timestep_scaling", timestep_scaling), number("lcm: sigma_data", sigma_data)
+        raise ValueError(
+            f"lcm: boundary = True on {type(b.schedule).__name__}; False, or a DiscreteVP, is accepted"
+        )
+    scaling, spread = (
+        number("lcm: timestep_scaling", timestep_scaling),
+        number("lcm: sigma_data", sigma_data),
+    )
     if boundary and spread == 0.0:
         raise ValueError("lcm: sigma_data = 0; a number > 0 is accepted")
     for i in range(b.n):
@@ -34,7 +48,24 @@ def lcm(
             s = scaling * max(float(b.t[i]), 0.0)
             clean = (spread**2 / (s * s + spread**2)) * X + (s / (s * s + spread**2) ** 0.5) * M
         step = b.alpha[i + 1] * clean
-        b.row(b.t[i], to=b.t[i + 1], x=step if b.sigma[i + 1] == 0.0 else step + b.sigma[i + 1] * N(i + 1))
-    words = {"boundary": boundary, "timestep_scaling": scaling, "sigma_data": spread, "compat": compat}
+        b.row(
+            b.t[i],
+            to=b.t[i + 1],
+            x=step if b.sigma[i + 1] == 0.0 else step + b.sigma[i + 1] * N(i + 1),
+        )
+    words = {
+        "boundary": boundary,
+        "timestep_scaling": scaling,
+        "sigma_data": spread,
+        "compat": compat,
+    }
     cite = ["Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, sec. 4, arXiv:2310.04378"]
-    return b.build("lcm", arguments=words, consistent=not boundary, compat=compat, order=1, orders=[1] * b.n, citations=cite)
+    return b.build(
+        "lcm",
+        arguments=words,
+        consistent=not boundary,
+        compat=compat,
+        order=1,
+        orders=[1] * b.n,
+        citations=cite,
+    )

@@ -15,7 +15,17 @@ BASE = Lin({ANCHOR: 1.0})  # the corrected x of the point before
 
 
 def unipc(
-    model, grid, *, prediction=None, start=None, order=3, variant="bh2", corrector=True, lower_order_final=True, inpaint=False, clip=0.0,
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    order=3,
+    variant="bh2",
+    corrector=True,
+    lower_order_final=True,
+    inpaint=False,
+    clip=0.0,
     compat="exact",
 ) -> Plan:
     """Predictor of order p: x' = (sigma'/sigma)·x_c + alpha' sum_k w_k·m_k, the w_k integrating the polynomial through the last p outputs.
@@ -41,7 +51,11 @@ def unipc(
         orders.append(len(seen))
         h = float(level[i + 1] - level[i])
         at = nodes(level, seen, h)
-        w = _halved(h, variant, at[1]) if asked[-1] == len(seen) == 2 and variant != "vary" else weights(at, h)
+        w = (
+            _halved(h, variant, at[1])
+            if asked[-1] == len(seen) == 2 and variant != "vary"
+            else weights(at, h)
+        )
         step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
         for j, weight in zip(seen, w, strict=True):
             step = step + b.alpha[i + 1] * weight * (M if j == i else R(f"m{j}"))
@@ -50,7 +64,9 @@ def unipc(
     words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
     cite = ["Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"]
     reached = min(max(orders) + 1, 3) if corrector else min(max(orders), 2)
-    return b.build("unipc", arguments=words, compat=compat, order=reached, orders=orders, citations=cite)
+    return b.build(
+        "unipc", arguments=words, compat=compat, order=reached, orders=orders, citations=cite
+    )
 
 
 def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:

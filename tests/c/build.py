@@ -11,14 +11,20 @@ BUILD = ROOT / "build"
 
 def environment(**changes):
     """The environment with this interpreter's cmake and ninja first on PATH."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", **changes}
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        **changes,
+    }
 
 
 def run(*command, **options):
     """Standard output of a command that must succeed; its own words on failure."""
     options.setdefault("env", environment())
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
     return done.stdout
 
 
@@ -39,4 +45,7 @@ def installed():
 
 def sanitized():
     """hostile, built with the library under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    return cmake("tests/c", "c-sanitized", "-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug") / "hostile"
+    return (
+        cmake("tests/c", "c-sanitized", "-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+        / "hostile"
+    )

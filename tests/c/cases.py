@@ -3,7 +3,12 @@
 import numpy as np
 from c import interface, rows
 
-FLOATS = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "bfloat16": np.uint16}
+FLOATS = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+}
 
 
 def random_table(rng, R, dims, dtype, dense=False):
@@ -16,7 +21,15 @@ def random_table(rng, R, dims, dtype, dense=False):
     slot = lambda: rng.integers(-1, S, R) if S else np.full(R, -1)  # noqa: E731
     du, dv = slot(), slot()
     dv = np.where(du == dv, -1, dv)
-    words = [reads & 0xFFFFFF, reads >> 24, rng.integers(0, 2**G, R), rng.integers(0, 2 ** (1 + L), R), du, dv, np.zeros(R)]
+    words = [
+        reads & 0xFFFFFF,
+        reads >> 24,
+        rng.integers(0, 2**G, R),
+        rng.integers(0, 2 ** (1 + L), R),
+        du,
+        dv,
+        np.zeros(R),
+    ]
     I = np.stack([*words, *(rng.integers(0, 2**31, R) for _ in range(L))], 1).astype(np.int32)  # noqa: E741
     return F, I
 
@@ -34,9 +47,30 @@ class Case:
     """One call: its arrays, and what they must hold afterwards."""
 
     def __init__(
-        self, rng, dims, table, *, B, D, P=None, dtype="float32", model="float32", groups=1, inner=None, copies=1, outputs=None, **wish
+        self,
+        rng,
+        dims,
+        table,
+        *,
+        B,
+        D,
+        P=None,
+        dtype="float32",
+        model="float32",
+        groups=1,
+        inner=None,
+        copies=1,
+        outputs=None,
+        **wish,
     ):
-        self.dims, self.table, self.B, self.D, self.groups, self.copies = dims, table, B, D, groups, copies
+        self.dims, self.table, self.B, self.D, self.groups, self.copies = (
+            dims,
+            table,
+            B,
+            D,
+            groups,
+            copies,
+        )
         S, G, L, K, E = dims
         T, self.P, self.inner = FLOATS[dtype], P or B, inner or D
         self.F, self.I = table
@@ -70,7 +104,11 @@ class Case:
     def args(self, arrays=None, **changes):
         S, G, L, K, E = self.dims
         arrays = arrays or self.arrays
-        strides = {f"{n}_batch_stride": self.D if arrays[n].shape[0] == self.B else 0 for n in ("mask", "known") if n in arrays}
+        strides = {
+            f"{n}_batch_stride": self.D if arrays[n].shape[0] == self.B else 0
+            for n in ("mask", "known")
+            if n in arrays
+        }
         sizes = dict(
             batch=self.B,
             elements=self.D,
@@ -83,11 +121,19 @@ class Case:
             table_f=self.F,
             table_i=self.I,
         )
-        dtypes = dict(state_dtype=interface.DTYPES[arrays["x"].dtype], model_dtype=interface.DTYPES[np.dtype(self.model)])
-        return interface.step_args(dict(S=S, G=G, L=L, K=K, E=E), **sizes, **dtypes, **strides, **{**arrays, **changes})
+        dtypes = dict(
+            state_dtype=interface.DTYPES[arrays["x"].dtype],
+            model_dtype=interface.DTYPES[np.dtype(self.model)],
+        )
+        return interface.step_args(
+            dict(S=S, G=G, L=L, K=K, E=E), **sizes, **dtypes, **strides, **{**arrays, **changes}
+        )
 
     def clone(self):
-        return {n: [v.copy() for v in a] if isinstance(a, list) else a.copy() for n, a in self.arrays.items()}
+        return {
+            n: [v.copy() for v in a] if isinstance(a, list) else a.copy()
+            for n, a in self.arrays.items()
+        }
 
     def sample(self, a, b, i, old_x, old_slots):
         """Row i of sample b over all its elements."""
@@ -99,7 +145,11 @@ class Case:
             value = (
                 a["noise"][k][b]
                 if "noise" in a
-                else rows.normals(int(a["seed"][b]) if "seed" in a else b, int(np.uint32(self.I[i, 7 + k])), self.D).astype(T)
+                else rows.normals(
+                    int(a["seed"][b]) if "seed" in a else b,
+                    int(np.uint32(self.I[i, 7 + k])),
+                    self.D,
+                ).astype(T)
             )
             return value * a["noise_scale"][b] if "noise_scale" in a else value
 
@@ -129,7 +179,13 @@ class Case:
             k = before["place"][b] if "place" in before else b
             for g in range(self.groups):
                 here = group == g
-                out = self.sample(before, b, int(before["row"][b, g]), before["x"][k], [s[k] for s in before["slots"]])
+                out = self.sample(
+                    before,
+                    b,
+                    int(before["row"][b, g]),
+                    before["x"][k],
+                    [s[k] for s in before["slots"]],
+                )
                 x, written, model_input, t, image = out
                 a["x"][k][here] = x[here]
                 for slot, value in written.items():
@@ -144,6 +200,12 @@ class Case:
 
 def differences(got, want):
     """Names of arrays whose bits differ (NaN equals NaN)."""
-    same = lambda x, y: x.tobytes() == y.tobytes() or (x.dtype.kind == "f" and np.array_equal(x, y, equal_nan=True))  # noqa: E731
+    same = lambda x, y: (
+        x.tobytes() == y.tobytes() or (x.dtype.kind == "f" and np.array_equal(x, y, equal_nan=True))
+    )  # noqa: E731
     flat = lambda v: v if isinstance(v, list) else [v]  # noqa: E731
-    return [name for name in want if not all(same(x, y) for x, y in zip(flat(got[name]), flat(want[name]), strict=True))]
+    return [
+        name
+        for name in want
+        if not all(same(x, y) for x, y in zip(flat(got[name]), flat(want[name]), strict=True))
+    ]

@@ -29,7 +29,8 @@ T sized() {
 
 // A status below zero and a sentence: where, what, what is accepted.
 inline void expect_refused(int status, const std::string& what) {
-  expect(status < 0 && std::strlen(fs_last_error()) > 20, what + " was accepted or refused without a sentence");
+  expect(status < 0 && std::strlen(fs_last_error()) > 20,
+         what + " was accepted or refused without a sentence");
 }
 
 // hostile_plan.cpp: files cut and changed, and the calls that take a plan.

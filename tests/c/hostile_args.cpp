@@ -1,5 +1,6 @@
-// Hostile input, meant to run under AddressSanitizer and UndefinedBehaviorSanitizer:   hostile <plan.fsplan>
-// Here every argument of every kernel call is spoilt, one at a time, and must give a status and a sentence.
+// Hostile input, meant to run under AddressSanitizer and UndefinedBehaviorSanitizer:   hostile
+// <plan.fsplan> Here every argument of every kernel call is spoilt, one at a time, and must give a
+// status and a sentence.
 
 #include <functional>
 #include <type_traits>
@@ -29,12 +30,17 @@ void spoil_each(const char* name, int (*call)(const Args*), Args& args, const Sp
 constexpr int64_t kHuge = int64_t{1} << 61;
 
 #define SPOIL(field, value) {#field " = " #value, [&] { a.field = value; }}
-#define SPOIL_SIZE(field) SPOIL(field, -1), SPOIL(field, kHuge), SPOIL(field, std::numeric_limits<int64_t>::min())
-#define SPOIL_COUNT(field, most) SPOIL(field, -1), SPOIL(field, (most) + 1), SPOIL(field, std::numeric_limits<int32_t>::min())
-#define SPOIL_POINTER(field) \
-  {#field " off by one",     \
-   [&] { a.field = reinterpret_cast<std::remove_reference_t<decltype(a.field)>>(reinterpret_cast<uintptr_t>(a.field) + 1); }}
-#define SPOIL_HEAD SPOIL(struct_size, 0), SPOIL(struct_size, 4096), SPOIL(device, FS_CUDA), SPOIL(device, 9)
+#define SPOIL_SIZE(field) \
+  SPOIL(field, -1), SPOIL(field, kHuge), SPOIL(field, std::numeric_limits<int64_t>::min())
+#define SPOIL_COUNT(field, most) \
+  SPOIL(field, -1), SPOIL(field, (most) + 1), SPOIL(field, std::numeric_limits<int32_t>::min())
+#define SPOIL_POINTER(field)                                                 \
+  {#field " off by one", [&] {                                               \
+     a.field = reinterpret_cast<std::remove_reference_t<decltype(a.field)>>( \
+         reinterpret_cast<uintptr_t>(a.field) + 1);                          \
+   }}
+#define SPOIL_HEAD \
+  SPOIL(struct_size, 0), SPOIL(struct_size, 4096), SPOIL(device, FS_CUDA), SPOIL(device, 9)
 
 void spoil_step() {
   constexpr int B = 2, D = 12;
@@ -42,18 +48,22 @@ void spoil_step() {
   dims.S = dims.L = dims.K = 1, dims.G = 2, dims.E = 1;
   int64_t floats, ints;
   expect(fs_table_size(&dims, &floats, &ints) == FS_OK, "size");
-  std::vector<float> table(static_cast<size_t>(floats), 0.1f), room(static_cast<size_t>(B * D), 0.5f), more(room), slots(room), input(room),
+  std::vector<float> table(static_cast<size_t>(floats), 0.1f),
+      room(static_cast<size_t>(B * D), 0.5f), more(room), slots(room), input(room),
       small(B * 3, 0.5f);
-  std::vector<int32_t> words(static_cast<size_t>(ints)), row(B), place{1, 0}, index(2 * B), status(B);
+  std::vector<int32_t> words(static_cast<size_t>(ints)), row(B), place{1, 0}, index(2 * B),
+      status(B);
   std::vector<uint64_t> seed{1, 2};
   words[0] = 127, words[2] = 3, words[3] = 3, words[4] = 0, words[5] = -1;
   fs_step_args a = sized<fs_step_args>();
   a.batch = a.pool = a.outputs = B, a.elements = D, a.groups = a.copies = 1;
   a.S = 1, a.G = 2, a.L = 1, a.K = 1, a.E = 1;
-  a.table_rows = 1, a.table_f = table.data(), a.table_i = words.data(), a.x = room.data(), a.slots = slots.data(),
-  a.model_input = input.data();
-  a.f[0] = a.f[1] = a.noise[0] = a.mask = a.known = more.data(), a.mask_batch_stride = a.known_batch_stride = D;
-  a.row = row.data(), a.place = place.data(), a.f_index = index.data(), a.status = status.data(), a.seed = seed.data();
+  a.table_rows = 1, a.table_f = table.data(), a.table_i = words.data(), a.x = room.data(),
+  a.slots = slots.data(), a.model_input = input.data();
+  a.f[0] = a.f[1] = a.noise[0] = a.mask = a.known = more.data(),
+  a.mask_batch_stride = a.known_batch_stride = D;
+  a.row = row.data(), a.place = place.data(), a.f_index = index.data(), a.status = status.data(),
+  a.seed = seed.data();
   a.scale = a.noise_scale = a.weights = a.bound = small.data();
   std::vector<float> preview(room), times(B);
   a.preview = preview.data(), a.t_out = times.data();
@@ -115,8 +125,10 @@ void spoil_step() {
   a.groups = 1;
   // Indices a kernel follows are not arguments: a bad one marks its sample and touches nothing.
   const std::vector<float> before(room);
-  for (int32_t* bad : {&row[0], &place[0], &index[0], &words[0], &words[1], &words[2], &words[3], &words[4], &words[5]}) {
-    for (const int32_t value : {-2, 1 << 30, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()}) {
+  for (int32_t* bad : {&row[0], &place[0], &index[0], &words[0], &words[1], &words[2], &words[3],
+                       &words[4], &words[5]}) {
+    for (const int32_t value :
+         {-2, 1 << 30, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()}) {
       const int32_t good = *bad;
       std::vector<float> kept(room);
       *bad = value;
@@ -124,7 +136,8 @@ void spoil_step() {
       const int sample = bad == &place[0] ? 1 : 0;  // where sample 0 stands
       expect(fs_step(&a) == FS_OK && (status[0] & 7) != 0, "fs_step: a bad index was followed");
       for (int e = 0; e < D; ++e)
-        expect(bad == &place[0] || room[static_cast<size_t>((1 - sample) * D + e)] == kept[static_cast<size_t>((1 - sample) * D + e)],
+        expect(bad == &place[0] || room[static_cast<size_t>((1 - sample) * D + e)] ==
+                                       kept[static_cast<size_t>((1 - sample) * D + e)],
                "a sample with a bad index was written");
       *bad = good;
     }
@@ -137,18 +150,21 @@ void spoil_noise() {
   fs_noise_args a = sized<fs_noise_args>();
   a.batch = 2, a.elements = 5, a.out = out.data(), a.seed = seed.data();
   spoil_each("fs_noise_fill", fs_noise_fill, a,
-             {SPOIL_HEAD, SPOIL(dtype, FS_F16), SPOIL(dtype, -1), SPOIL_SIZE(batch), SPOIL_SIZE(elements), SPOIL(threads, -1),
-              SPOIL(reserved, 1), SPOIL(out, nullptr), SPOIL_POINTER(out), SPOIL_POINTER(seed)});
+             {SPOIL_HEAD, SPOIL(dtype, FS_F16), SPOIL(dtype, -1), SPOIL_SIZE(batch),
+              SPOIL_SIZE(elements), SPOIL(threads, -1), SPOIL(reserved, 1), SPOIL(out, nullptr),
+              SPOIL_POINTER(out), SPOIL_POINTER(seed)});
 }
 
 void spoil_moments() {
   std::vector<float> data(2 * 5, 1.0f);
   std::vector<double> dots(2 * 2), most(2);
   fs_moments_args a = sized<fs_moments_args>();
-  a.P = 1, a.Q = 2, a.batch = 2, a.elements = 5, a.a[0] = a.b[0] = a.b[1] = data.data(), a.dots = dots.data(), a.max_abs = most.data();
+  a.P = 1, a.Q = 2, a.batch = 2, a.elements = 5, a.a[0] = a.b[0] = a.b[1] = data.data(),
+  a.dots = dots.data(), a.max_abs = most.data();
   spoil_each("fs_moments", fs_moments, a,
-             {SPOIL_HEAD, SPOIL(dtype, 4), SPOIL(P, 0), SPOIL_COUNT(P, FS_MAX_MOMENTS_A), SPOIL_COUNT(Q, FS_MAX_MOMENTS_B),
-              SPOIL_SIZE(batch), SPOIL_SIZE(elements), SPOIL(threads, -1), SPOIL(a[0], nullptr), SPOIL(b[1], nullptr), SPOIL_POINTER(a[0]),
+             {SPOIL_HEAD, SPOIL(dtype, 4), SPOIL(P, 0), SPOIL_COUNT(P, FS_MAX_MOMENTS_A),
+              SPOIL_COUNT(Q, FS_MAX_MOMENTS_B), SPOIL_SIZE(batch), SPOIL_SIZE(elements),
+              SPOIL(threads, -1), SPOIL(a[0], nullptr), SPOIL(b[1], nullptr), SPOIL_POINTER(a[0]),
               SPOIL_POINTER(b[1]), SPOIL_POINTER(dots), SPOIL_POINTER(max_abs)});
 }
 
@@ -157,18 +173,22 @@ void spoil_cost() {
   std::vector<double> c(2 * 3 * 3, 0.5), out(2 * 3 * 3);
   std::vector<int32_t> band{1, 3, 2, 3, -9, 99}, star{-1, 0, 2}, beyond{-1, 0, 3};
   fs_cost_args a = sized<fs_cost_args>();
-  a.terms = 2, a.batch = 2, a.I = a.J = 3, a.D = 5, a.p = 2, a.U[0] = a.U[1] = a.X = data.data(), a.c = c.data(), a.band = band.data(),
-  a.out = out.data();
-  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  a.terms = 2, a.batch = 2, a.I = a.J = 3, a.D = 5, a.p = 2, a.U[0] = a.U[1] = a.X = data.data(),
+  a.c = c.data(), a.band = band.data(), a.out = out.data();
+  const double nan = std::numeric_limits<double>::quiet_NaN(),
+               inf = std::numeric_limits<double>::infinity();
   spoil_each("fs_cost_matrix", fs_cost_matrix, a,
-             {SPOIL_HEAD,          SPOIL(dtype, 4),  SPOIL(terms, 0),      SPOIL(terms, 5),     SPOIL_SIZE(batch), SPOIL_SIZE(I),
-              SPOIL_SIZE(J),       SPOIL_SIZE(D),    SPOIL(threads, -1),   SPOIL(reserved, 1),  SPOIL(p, 0.0),     SPOIL(p, -1.0),
-              SPOIL(p, nan),       SPOIL(p, inf),    SPOIL(U[1], nullptr), SPOIL(X, nullptr),   SPOIL(c, nullptr), SPOIL(out, nullptr),
-              SPOIL_POINTER(U[0]), SPOIL_POINTER(X), SPOIL_POINTER(c),     SPOIL_POINTER(band), SPOIL_POINTER(out)});
+             {SPOIL_HEAD,         SPOIL(dtype, 4),     SPOIL(terms, 0),      SPOIL(terms, 5),
+              SPOIL_SIZE(batch),  SPOIL_SIZE(I),       SPOIL_SIZE(J),        SPOIL_SIZE(D),
+              SPOIL(threads, -1), SPOIL(reserved, 1),  SPOIL(p, 0.0),        SPOIL(p, -1.0),
+              SPOIL(p, nan),      SPOIL(p, inf),       SPOIL(U[1], nullptr), SPOIL(X, nullptr),
+              SPOIL(c, nullptr),  SPOIL(out, nullptr), SPOIL_POINTER(U[0]),  SPOIL_POINTER(X),
+              SPOIL_POINTER(c),   SPOIL_POINTER(band), SPOIL_POINTER(out)});
   a.i_star = star.data(), a.out = gathered.data();
   spoil_each("fs_cost_gather", fs_cost_gather, a,
-             {SPOIL_HEAD, SPOIL_SIZE(batch), SPOIL(i_star, nullptr), SPOIL_POINTER(i_star), SPOIL(i_star_batch_stride, 1),
-              SPOIL(out, nullptr), SPOIL_POINTER(out), SPOIL(i_star, beyond.data())});
+             {SPOIL_HEAD, SPOIL_SIZE(batch), SPOIL(i_star, nullptr), SPOIL_POINTER(i_star),
+              SPOIL(i_star_batch_stride, 1), SPOIL(out, nullptr), SPOIL_POINTER(out),
+              SPOIL(i_star, beyond.data())});
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// A plan cut at every byte and with every bit flipped is refused; with the checksum put right again it is refused or sound.
+// A plan cut at every byte and with every bit flipped is refused; with the checksum put right again
+// it is refused or sound.
 
 #include "hostile.h"
 
@@ -37,7 +38,8 @@ void use(fs_plan* plan) {
   expect(fs_table_size(&dims, &floats, &ints) == FS_OK, "size of a sound plan");
   std::vector<double> table_f(static_cast<size_t>(info.rows * floats));
   std::vector<int32_t> table_i(static_cast<size_t>(info.rows * ints));
-  expect(fs_plan_pack(plan, &dims, FS_F64, table_f.data(), info.rows * floats, table_i.data(), info.rows * ints) == FS_OK,
+  expect(fs_plan_pack(plan, &dims, FS_F64, table_f.data(), info.rows * floats, table_i.data(),
+                      info.rows * ints) == FS_OK,
          "pack of a sound plan");
   std::vector<double> x(5, 1), f(5, 1), slots(5 * static_cast<size_t>(info.S));
   fs_step_args args = sized<fs_step_args>();
@@ -51,7 +53,8 @@ void use(fs_plan* plan) {
   args.row = &row, args.status = &status;
   for (row = 0; row < info.rows; ++row) {
     fs_row_info now = sized<fs_row_info>();
-    expect(fs_plan_row(plan, row, &now) == FS_OK && fs_step(&args) == FS_OK, "a row of a sound plan");
+    expect(fs_plan_row(plan, row, &now) == FS_OK && fs_step(&args) == FS_OK,
+           "a row of a sound plan");
   }
   expect((status & ~FS_NOT_FINITE) == 0, "a sound plan's indices");
 }
@@ -60,7 +63,8 @@ int parse(const Bytes& data) {
   fs_plan* plan = nullptr;
   const Bytes copy(data);  // of exactly this size, so that a read behind the end is seen
   const int status = fs_plan_parse(copy.data(), copy.size(), &plan);
-  expect((status == FS_OK) == (plan != nullptr), "a handle without success, or success without a handle");
+  expect((status == FS_OK) == (plan != nullptr),
+         "a handle without success, or success without a handle");
   if (plan) {
     use(plan);
     expect(fs_plan_free(plan) == FS_OK, "free");
@@ -71,8 +75,9 @@ int parse(const Bytes& data) {
 void spoil_file(const Bytes& good) {
   expect(parse(good) == FS_OK, "the plan itself");
   for (size_t size = 0; size < good.size(); ++size) {
-    expect(parse(Bytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size))) == FS_E_FORMAT,
-           "cut at byte " + std::to_string(size));
+    expect(
+        parse(Bytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size))) == FS_E_FORMAT,
+        "cut at byte " + std::to_string(size));
   }
   Bytes longer(good);
   longer.push_back(0);
@@ -85,7 +90,8 @@ void spoil_file(const Bytes& good) {
     if (bit / 8 < 88 && bit / 8 >= 56) continue;
     sign(bad);
     const int status = parse(bad);
-    expect(status == FS_OK || status == FS_E_FORMAT, "bit " + std::to_string(bit) + " flipped and signed");
+    expect(status == FS_OK || status == FS_E_FORMAT,
+           "bit " + std::to_string(bit) + " flipped and signed");
     sound += status == FS_OK;
   }
   expect(sound > 0, "no coefficient could be changed: the checksum was not put right");
@@ -106,8 +112,10 @@ void spoil_plan_calls(const char* path) {
   expect(fs_plan_info(nullptr, &info) == FS_E_HANDLE, "info of NULL");
   expect(fs_plan_note(nullptr) == nullptr && fs_plan_note(plan) != nullptr, "note");
   uint64_t foreign[64] = {1, 2, 3};
-  expect(fs_plan_info(reinterpret_cast<fs_plan*>(foreign), &info) == FS_E_HANDLE, "info of something else");
-  expect(fs_plan_free(reinterpret_cast<fs_plan*>(foreign)) == FS_E_HANDLE, "free of something else");
+  expect(fs_plan_info(reinterpret_cast<fs_plan*>(foreign), &info) == FS_E_HANDLE,
+         "info of something else");
+  expect(fs_plan_free(reinterpret_cast<fs_plan*>(foreign)) == FS_E_HANDLE,
+         "free of something else");
   expect(fs_plan_free(nullptr) == FS_OK, "free of NULL");
   info.struct_size = 7;
   expect_refused(fs_plan_info(plan, &info), "info of another size");
@@ -121,10 +129,14 @@ void spoil_plan_calls(const char* path) {
   double numbers[8];
   int32_t words[8];
   fs_dims dims = sized<fs_dims>();
-  expect_refused(fs_plan_pack(plan, nullptr, FS_F64, numbers, 8, words, 8), "pack into little room");
-  expect_refused(fs_plan_pack(plan, nullptr, FS_F16, numbers, 1 << 20, words, 1 << 20), "pack as float16");
-  expect_refused(fs_plan_pack(plan, nullptr, FS_F64, nullptr, 1 << 20, words, 1 << 20), "pack into NULL");
-  expect_refused(fs_plan_pack(plan, &dims, FS_F64, numbers, 1 << 20, words, 1 << 20), "pack into smaller dims");
+  expect_refused(fs_plan_pack(plan, nullptr, FS_F64, numbers, 8, words, 8),
+                 "pack into little room");
+  expect_refused(fs_plan_pack(plan, nullptr, FS_F16, numbers, 1 << 20, words, 1 << 20),
+                 "pack as float16");
+  expect_refused(fs_plan_pack(plan, nullptr, FS_F64, nullptr, 1 << 20, words, 1 << 20),
+                 "pack into NULL");
+  expect_refused(fs_plan_pack(plan, &dims, FS_F64, numbers, 1 << 20, words, 1 << 20),
+                 "pack into smaller dims");
   dims.S = FS_MAX_SLOTS + 1;
   int64_t a, b;
   expect_refused(fs_table_size(&dims, &a, &b), "25 slots");

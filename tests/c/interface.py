@@ -1,12 +1,28 @@
 """The structs of fastsample.h in ctypes, and a call that raises with the library's sentence."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 
 import numpy as np
 
 OK, E_ARG, E_FILE, E_FORMAT, E_MEMORY, E_UNSUPPORTED, E_HANDLE = 0, -1, -2, -3, -4, -5, -6
-DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2, np.dtype(np.uint16): 3}  # bfloat16 travels as uint16
+DTYPES = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float64): 1,
+    np.dtype(np.float16): 2,
+    np.dtype(np.uint16): 3,
+}  # bfloat16 travels as uint16
 
 
 def struct(name, *fields):
@@ -15,7 +31,11 @@ def struct(name, *fields):
     def init(self, **values):
         ctypes.Structure.__init__(self, struct_size=ctypes.sizeof(type(self)), **values)
 
-    return type(name, (ctypes.Structure,), {"_fields_": [("struct_size", c_uint32), *fields], "__init__": init})
+    return type(
+        name,
+        (ctypes.Structure,),
+        {"_fields_": [("struct_size", c_uint32), *fields], "__init__": init},
+    )
 
 
 def many(kind, names):
@@ -23,7 +43,12 @@ def many(kind, names):
 
 
 Dims = struct("fs_dims", *many(c_int32, "S G L K E"))
-Info = struct("fs_info", *many(c_int32, "rows S G L K E operands nfe"), ("note_bytes", c_int64), ("sha256", c_uint32 * 8))
+Info = struct(
+    "fs_info",
+    *many(c_int32, "rows S G L K E operands nfe"),
+    ("note_bytes", c_int64),
+    ("sha256", c_uint32 * 8),
+)
 RowInfo = struct(
     "fs_row_info",
     *many(c_int32, "call entry du dv"),
@@ -104,7 +129,15 @@ class Library:
         self.dll.fs_plan_row.argtypes = [c_void_p, c_int64, c_void_p]
         self.dll.fs_plan_init_scale.argtypes = [c_void_p, POINTER(c_double)]
         self.dll.fs_plan_info.argtypes = [c_void_p, c_void_p]
-        self.dll.fs_plan_pack.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_int64, c_void_p, c_int64]
+        self.dll.fs_plan_pack.argtypes = [
+            c_void_p,
+            c_void_p,
+            c_int32,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int64,
+        ]
 
     def __getattr__(self, name):
         function = getattr(self.dll, name)
@@ -112,7 +145,9 @@ class Library:
             return function
 
         def call(*args):
-            status = function(*(ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in args))
+            status = function(
+                *(ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in args)
+            )
             if status != OK:
                 raise StatusError(status, self.dll.fs_last_error().decode())
 
@@ -131,8 +166,19 @@ class Library:
         size = Dims(**{k: dims.get(k, getattr(info, k)) for k in "SGLKE"})
         wide, words = c_int64(), c_int64()
         self.fs_table_size(size, ctypes.byref(wide), ctypes.byref(words))
-        floats, ints = np.empty((info.rows, wide.value), dtype), np.empty((info.rows, words.value), np.int32)
-        self.fs_plan_pack(handle, size, DTYPES[np.dtype(dtype)], address(floats), floats.size, address(ints), ints.size)
+        floats, ints = (
+            np.empty((info.rows, wide.value), dtype),
+            np.empty((info.rows, words.value), np.int32),
+        )
+        self.fs_plan_pack(
+            handle,
+            size,
+            DTYPES[np.dtype(dtype)],
+            address(floats),
+            floats.size,
+            address(ints),
+            ints.size,
+        )
         return floats, ints
 
 

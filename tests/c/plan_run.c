@@ -1,9 +1,11 @@
-/* Runs a saved plan from row 0 to its end, with an elementwise model, and writes the float32 state after every row.
+/* Runs a saved plan from row 0 to its end, with an elementwise model, and writes the float32 state
+ * after every row.
  *
  *   plan_run <plan.fsplan> <states.bin> <batch> <elements> <first seed>
  *
- * Branch g of the model gives f_g = a x - b with a = 0.3 + 0.1 g and b = 0.1, each operation rounded to float32 (compile with
- * -ffp-contract=off). Sample b has seed <first seed> + b; guidance scales are 2, 3, ...
+ * Branch g of the model gives f_g = a x - b with a = 0.3 + 0.1 g and b = 0.1, each operation
+ * rounded to float32 (compile with -ffp-contract=off). Sample b has seed <first seed> + b; guidance
+ * scales are 2, 3, ...
  */
 #include <fastsample/fastsample.h>
 #include <stdio.h>
@@ -47,7 +49,9 @@ static void load_table(const char* path, fs_plan** plan, fs_info* info, fs_step_
   check(fs_table_size(&dims, &floats, &ints), "table size");
   table_f = room((size_t)(info->rows * floats), sizeof *table_f);
   table_i = room((size_t)(info->rows * ints), sizeof *table_i);
-  check(fs_plan_pack(*plan, &dims, FS_F32, table_f, info->rows * floats, table_i, info->rows * ints), "pack");
+  check(
+      fs_plan_pack(*plan, &dims, FS_F32, table_f, info->rows * floats, table_i, info->rows * ints),
+      "pack");
   memset(args, 0, sizeof *args);
   args->struct_size = sizeof *args;
   args->device = FS_CPU, args->state_dtype = FS_F32, args->model_dtype = FS_F32;
@@ -67,13 +71,17 @@ int main(int argc, char** argv) {
   int32_t *row, *status, i, g;
   float *x, *input, *scale, *f[FS_MAX_BRANCHES];
   uint64_t* seed;
-  if (argc != 6) return fprintf(stderr, "usage: plan_run <plan.fsplan> <states.bin> <batch> <elements> <first seed>\n"), 2;
+  if (argc != 6)
+    return fprintf(stderr,
+                   "usage: plan_run <plan.fsplan> <states.bin> <batch> <elements> <first seed>\n"),
+           2;
   batch = strtoll(argv[3], NULL, 10), elements = strtoll(argv[4], NULL, 10);
   load_table(argv[1], &plan, &info, &args);
 
   n = (size_t)(batch * elements);
   x = room(n, sizeof *x), input = room(n, sizeof *input);
-  row = room((size_t)batch, sizeof *row), status = room((size_t)batch, sizeof *status), seed = room((size_t)batch, sizeof *seed);
+  row = room((size_t)batch, sizeof *row), status = room((size_t)batch, sizeof *status),
+  seed = room((size_t)batch, sizeof *seed);
   scale = room((size_t)(batch * info.K), sizeof *scale);
   for (b = 0; b < batch; ++b) seed[b] = strtoull(argv[5], NULL, 10) + (uint64_t)b;
   for (b = 0; b < batch * info.K; ++b) scale[b] = 2.0f + (float)(b % info.K);
@@ -84,7 +92,8 @@ int main(int argc, char** argv) {
 
   memset(&noise, 0, sizeof noise);
   noise.struct_size = sizeof noise;
-  noise.dtype = FS_F32, noise.batch = batch, noise.elements = elements, noise.seed = seed, noise.out = x;
+  noise.dtype = FS_F32, noise.batch = batch, noise.elements = elements, noise.seed = seed,
+  noise.out = x;
   check(fs_noise_fill(&noise), "noise");
 
   out = fopen(argv[2], "wb");
@@ -97,9 +106,13 @@ int main(int argc, char** argv) {
     for (b = 0; b < batch; ++b) row[b] = i;
     check(fs_step(&args), "step");
     for (b = 0; b < batch; ++b) {
-      if (status[b]) return fprintf(stderr, "plan_run: row %d: sample %d has status %d\n", (int)i, (int)b, (int)status[b]), 1;
+      if (status[b])
+        return fprintf(stderr, "plan_run: row %d: sample %d has status %d\n", (int)i, (int)b,
+                       (int)status[b]),
+               1;
     }
-    if (fwrite(x, sizeof *x, n, out) != n) return fprintf(stderr, "plan_run: cannot write %s\n", argv[2]), 1;
+    if (fwrite(x, sizeof *x, n, out) != n)
+      return fprintf(stderr, "plan_run: cannot write %s\n", argv[2]), 1;
   }
   if (!out || fclose(out) != 0) return fprintf(stderr, "plan_run: cannot write %s\n", argv[2]), 1;
   check(fs_plan_free(plan), "free");

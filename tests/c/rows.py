@@ -40,7 +40,9 @@ def total(terms, like):
 def bfloat16(x):
     """float32 -> bfloat16 bits, nearest even."""
     bits = np.ascontiguousarray(x, f32).view(np.uint32).astype(np.uint64)
-    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(
+        np.uint16
+    )
 
 
 def widen(v):
@@ -54,7 +56,22 @@ def narrow(v, dtype):
     return v.astype(f32).astype(dtype) if dtype == np.float16 else v.astype(dtype)
 
 
-def one_row(dims, F, words, x, slots, f, n, *, scale=None, weights=None, bound=None, mask=None, known=None, preview=False):
+def one_row(
+    dims,
+    F,
+    words,
+    x,
+    slots,
+    f,
+    n,
+    *,
+    scale=None,
+    weights=None,
+    bound=None,
+    mask=None,
+    known=None,
+    preview=False,
+):
     """A row of one sample. F, words: its record; x [D]; slots: S arrays; f: G arrays or None; n(l) -> [D].
     Returns (x', {slot: value}, model input unscaled by dtype, t [E], preview or None)."""
     S, G, L, K, E = dims
@@ -79,9 +96,15 @@ def one_row(dims, F, words, x, slots, f, n, *, scale=None, weights=None, bound=N
     draws = {}
     draw = lambda k: draws[k] if k in draws else draws.setdefault(k, n(k))  # noqa: E731
     value = lambda k: [x, *slots, m, fused, *f][k] if k < 3 + S + G else draw(k - 3 - S - G)  # noqa: E731
-    out = [total([(F[o * W + k], value(k)) for k in range(W) if reads >> k & 1], x) for o in range(3)]
+    out = [
+        total([(F[o * W + k], value(k)) for k in range(W) if reads >> k & 1], x) for o in range(3)
+    ]
     if mask is not None and known is not None and known_reads:
-        parts = [(F[at["known"] + k], known if k == 0 else draw(k - 1)) for k in range(1 + L) if known_reads >> k & 1]
+        parts = [
+            (F[at["known"] + k], known if k == 0 else draw(k - 1))
+            for k in range(1 + L)
+            if known_reads >> k & 1
+        ]
         out[0] = out[0] + mask * (total(parts, x) - out[0])
     written = {int(words[4 + o]): out[1 + o] for o in range(2) if words[4 + o] >= 0}
     image = F[at["preview"]] * x + F[at["preview"] + 1] * m if preview else None
@@ -109,7 +132,12 @@ def philox(counter, key):
     k0, k1 = (np.uint64(k) for k in key)
     for _ in range(10):
         p, q = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (q >> np.uint64(32)) ^ c1 ^ k0, q & MASK, (p >> np.uint64(32)) ^ c3 ^ k1, p & MASK
+        c0, c1, c2, c3 = (
+            (q >> np.uint64(32)) ^ c1 ^ k0,
+            q & MASK,
+            (p >> np.uint64(32)) ^ c3 ^ k1,
+            p & MASK,
+        )
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & MASK, (k1 + np.uint64(0xBB67AE85)) & MASK
     return c0, c1, c2, c3
 
@@ -133,8 +161,19 @@ def box_muller(a, b):
     turn = (b.astype(np.int64) + (1 << 29)) >> 30
     angle, q = (b.astype(np.int64) - (turn << 30)).astype(f32) * f32(2 * np.pi / 2**32), turn & 3
     z = angle * angle
-    s = ((f32(-1.9515295891e-4) * z + f32(8.3321608736e-3)) * z + f32(-1.6666654611e-1)) * z * angle + angle
-    c = ((f32(2.443315711809948e-5) * z + f32(-1.388731625493765e-3)) * z + f32(4.166664568298827e-2)) * z * z - f32(0.5) * z + f32(1)
+    s = (
+        (f32(-1.9515295891e-4) * z + f32(8.3321608736e-3)) * z + f32(-1.6666654611e-1)
+    ) * z * angle + angle
+    c = (
+        (
+            (f32(2.443315711809948e-5) * z + f32(-1.388731625493765e-3)) * z
+            + f32(4.166664568298827e-2)
+        )
+        * z
+        * z
+        - f32(0.5) * z
+        + f32(1)
+    )
     sine, cosine = np.where(q & 1, c, s), np.where(q & 1, s, c)
     return r * np.where((q == 1) | (q == 2), -cosine, cosine), r * np.where(q >= 2, -sine, sine)
 
@@ -143,5 +182,10 @@ def normals(seed, noise_id, n, first=0):
     """float32 normals of elements first..first+n-1."""
     block = np.arange(first // 4, (first + n + 3) // 4, dtype=np.uint64)
     zero = np.zeros_like(block)
-    words = philox((block & MASK, block >> np.uint64(32), zero + np.uint64(noise_id), zero), (seed & 0xFFFFFFFF, seed >> 32))
-    return np.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], -1).reshape(-1)[first % 4 : first % 4 + n]
+    words = philox(
+        (block & MASK, block >> np.uint64(32), zero + np.uint64(noise_id), zero),
+        (seed & 0xFFFFFFFF, seed >> 32),
+    )
+    return np.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], -1).reshape(-1)[
+        first % 4 : first % 4 + n
+    ]

@@ -1,4 +1,5 @@
 """Which direct loop says what each solver's plan must be, with what options, and the schedules and grids they are compared on."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -30,15 +31,26 @@ class Case:
         return SOLVERS[self.name](schedule, grid, prediction=prediction, **self.options, **more)
 
     def loop_options(self, schedule, grid) -> dict:
-        line = "space" not in self.options and (type(schedule).__name__ in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0)
+        line = "space" not in self.options and (
+            type(schedule).__name__ in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
+        )
         if self.loop is loops.heun:
             end = -mp.inf if isinstance(schedule, EDM) else point(schedule, schedule.t_max).lam
-            return {"stage": "of the plan", "end": end, "frame": "line" if line else "rho", **self.expect}
+            return {
+                "stage": "of the plan",
+                "end": end,
+                "frame": "line" if line else "rho",
+                **self.expect,
+            }
         if self.loop is loops.dpmpp_2s:
             return {"stage": "of the plan", **self.expect}
         if self.loop is loops.euler_ancestral:
             return {"form": "rf" if type(schedule).__name__ == "Flow" else "ve", **self.expect}
-        if self.loop is loops.lcm and "scaling" not in self.expect and type(schedule).__name__ == "DiscreteVP":
+        if (
+            self.loop is loops.lcm
+            and "scaling" not in self.expect
+            and type(schedule).__name__ == "DiscreteVP"
+        ):
             return {"scaling": 10.0, **self.expect}
         return dict(self.expect)
 
@@ -49,31 +61,73 @@ def _unipc(order: int, variant: str, corrector: bool = True) -> Case:
 
 
 CASES = [
-    Case("ddim", loops.ddim), Case("ddim", loops.ddim, {"eta": 1.0}, {"eta": 1.0}), Case("ddim", loops.ddim, {"eta": 0.3}, {"eta": 0.3}),
+    Case("ddim", loops.ddim),
+    Case("ddim", loops.ddim, {"eta": 1.0}, {"eta": 1.0}),
+    Case("ddim", loops.ddim, {"eta": 0.3}, {"eta": 0.3}),
     Case("euler", loops.euler),
-    Case("euler_ancestral", loops.euler_ancestral), Case("euler_ancestral", loops.euler_ancestral, {"eta": 0.6}, {"eta": 0.6}),
+    Case("euler_ancestral", loops.euler_ancestral),
+    Case("euler_ancestral", loops.euler_ancestral, {"eta": 0.6}, {"eta": 0.6}),
     Case("heun", loops.heun),
-    Case("heun", loops.heun, {"space": "rho", "s_churn": 2.0, "s_tmin": 0.05, "s_tmax": 30.0}, {"churn": 2.0, "low": 0.05, "high": 30.0}),
-    Case("dpmpp_2s", loops.dpmpp_2s), Case("dpmpp_2s", loops.dpmpp_2s, {"r": 0.3}, {"r": 0.3}),
-    Case("dpmpp_2m", loops.dpmpp_2m), Case("dpmpp_2m", loops.dpmpp_2m, {"variant": "heun"}, {"kind": "heun"}),
+    Case(
+        "heun",
+        loops.heun,
+        {"space": "rho", "s_churn": 2.0, "s_tmin": 0.05, "s_tmax": 30.0},
+        {"churn": 2.0, "low": 0.05, "high": 30.0},
+    ),
+    Case("dpmpp_2s", loops.dpmpp_2s),
+    Case("dpmpp_2s", loops.dpmpp_2s, {"r": 0.3}, {"r": 0.3}),
+    Case("dpmpp_2m", loops.dpmpp_2m),
+    Case("dpmpp_2m", loops.dpmpp_2m, {"variant": "heun"}, {"kind": "heun"}),
     Case("dpmpp_2m", loops.dpmpp_2m, {"lower_order_final": True}, {"fall_below": 10**6}),
-    Case("dpmpp_3m", loops.dpmpp_3m), Case("dpmpp_3m", loops.dpmpp_3m, {"lower_order_final": True}, {"fall_below": 10**6}),
+    Case("dpmpp_3m", loops.dpmpp_3m),
+    Case("dpmpp_3m", loops.dpmpp_3m, {"lower_order_final": True}, {"fall_below": 10**6}),
     Case("dpmpp_3m", loops.dpmpp_3m, {"compat": "k-diffusion"}, {"half": True}),
-    Case("dpmpp_3m", loops.dpmpp_3m, {"compat": "diffusers"}, {"half": True, "second": "midpoint", "fall_below": 15}),
+    Case(
+        "dpmpp_3m",
+        loops.dpmpp_3m,
+        {"compat": "diffusers"},
+        {"half": True, "second": "midpoint", "fall_below": 15},
+    ),
     Case("dpmpp_2m_sde", loops.dpmpp_2m, {}, {"eta": 1.0}),
-    Case("dpmpp_2m_sde", loops.dpmpp_2m, {"eta": 0.4, "variant": "heun"}, {"eta": 0.4, "kind": "heun"}),
+    Case(
+        "dpmpp_2m_sde",
+        loops.dpmpp_2m,
+        {"eta": 0.4, "variant": "heun"},
+        {"eta": 0.4, "kind": "heun"},
+    ),
     Case("dpmpp_2m_sde", loops.dpmpp_2m, {"eta": 1.3}, {"eta": 1.3}),
-    _unipc(1, "bh1"), _unipc(1, "bh2"), _unipc(2, "bh1"), _unipc(2, "bh2"), _unipc(3, "bh1"), _unipc(3, "bh2"), _unipc(3, "vary"),
-    _unipc(2, "vary"), _unipc(3, "bh2", corrector=False), _unipc(2, "bh2", corrector=False),
+    _unipc(1, "bh1"),
+    _unipc(1, "bh2"),
+    _unipc(2, "bh1"),
+    _unipc(2, "bh2"),
+    _unipc(3, "bh1"),
+    _unipc(3, "bh2"),
+    _unipc(3, "vary"),
+    _unipc(2, "vary"),
+    _unipc(3, "bh2", corrector=False),
+    _unipc(2, "bh2", corrector=False),
     Case("unipc", loops.unipc, {"lower_order_final": False}, {"order": 3}),
-    Case("lcm", loops.lcm), Case("lcm", loops.lcm, {"boundary": False}, {"scaling": None}),
+    Case("lcm", loops.lcm),
+    Case("lcm", loops.lcm, {"boundary": False}, {"scaling": None}),
 ]
 
-SCHEDULES = [VP(), DiscreteVP.scaled_linear(), VE(), EDM(), Flow(3.0), TrigFlow(0.5), DiscreteVP.cosine().zero_terminal_snr()]
+SCHEDULES = [
+    VP(),
+    DiscreteVP.scaled_linear(),
+    VE(),
+    EDM(),
+    Flow(3.0),
+    TrigFlow(0.5),
+    DiscreteVP.cosine().zero_terminal_snr(),
+]
 
 
 def schedule_id(schedule) -> str:
-    return type(schedule).__name__ + ("-zero" if schedule.alpha(schedule.t_max) == 0 and type(schedule).__name__ == "DiscreteVP" else "")
+    return type(schedule).__name__ + (
+        "-zero"
+        if schedule.alpha(schedule.t_max) == 0 and type(schedule).__name__ == "DiscreteVP"
+        else ""
+    )
 
 
 def grid(schedule, n: int, *, whole: bool) -> np.ndarray:

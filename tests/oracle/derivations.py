@@ -10,6 +10,7 @@ s -> t solves
 polynomial. A node at lambda = -infinity (alpha = 0) drops out of that polynomial, a step to lambda = +infinity (sigma = 0) ends in
 the newest prediction.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ def lagrange(nodes: Sequence, k: int, origin) -> list:
     for j, node in enumerate(nodes):
         if j != k:
             shift, scale = origin - node, 1 / (nodes[k] - node)
-            poly = [scale * (shift * a + b) for a, b in zip([*poly, mp.mpf(0)], [mp.mpf(0), *poly], strict=True)]
+            poly = [
+                scale * (shift * a + b)
+                for a, b in zip([*poly, mp.mpf(0)], [mp.mpf(0), *poly], strict=True)
+            ]
     return poly
 
 
@@ -50,14 +54,23 @@ def exact_weights(nodes: Sequence, lo, hi, rate=1) -> list:
         finite = [nodes[k] for k in kept]
         basis = {k: lagrange(finite, j, hi) for j, k in enumerate(kept)}
     integral = moments(hi - lo, mp.mpf(rate), len(kept))
-    whole = {k: sum((c * i for c, i in zip(poly, integral, strict=True)), mp.mpf(0)) for k, poly in basis.items()}
+    whole = {
+        k: sum((c * i for c, i in zip(poly, integral, strict=True)), mp.mpf(0))
+        for k, poly in basis.items()
+    }
     return [whole.get(k, mp.mpf(0)) for k in range(len(nodes))]
 
 
 def quadrature_weights(nodes: Sequence, lo, hi, rate=1) -> list:
     """The same weights by adaptive quadrature of the integral itself: checks `exact_weights`."""
     poly = [lagrange(nodes, k, hi) for k in range(len(nodes))]
-    return [mp.quad(lambda z, p=p: rate * mp.exp(rate * z) * mp.polyval(p[::-1], z), mp.linspace(lo - hi, 0, 5)) for p in poly]
+    return [
+        mp.quad(
+            lambda z, p=p: rate * mp.exp(rate * z) * mp.polyval(p[::-1], z),
+            mp.linspace(lo - hi, 0, 5),
+        )
+        for p in poly
+    ]
 
 
 def transfer(s: Point, t: Point, rate=1) -> tuple:

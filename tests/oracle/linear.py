@@ -4,6 +4,7 @@ A sampler is linear in its start noise, its predictions and its noises. Fed with
 visits is its own list of coefficients. `Lin` carries such a state as (value, mag): mag adds the absolute values of the terms that
 value adds with their signs, so eps * mag is what rounding may do to each coefficient and no bound has to be typed in.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ EPS = 2.0**-52
 def extended(c) -> np.longdouble:
     """An mpf, rounded once to the 64-bit significand of long double (two float64 parts where long double is float64)."""
     high = float(c)
-    return np.longdouble(high) + np.longdouble(float(c - high)) if np.isfinite(high) else np.longdouble(high)
+    return (
+        np.longdouble(high) + np.longdouble(float(c - high))
+        if np.isfinite(high)
+        else np.longdouble(high)
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +35,9 @@ class Lin:
     mag: np.ndarray
     __array_ufunc__ = None
 
-    def __repr__(self) -> str:        # mpmath formats what it cannot multiply before it lets the other side try
+    def __repr__(
+        self,
+    ) -> str:  # mpmath formats what it cannot multiply before it lets the other side try
         return "Lin"
 
     @classmethod

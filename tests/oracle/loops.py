@@ -4,6 +4,7 @@ Every loop is `loop(points, x, ask, draw, **options) -> x`, with `points` the gr
 `ask(x, point) -> (x, x0)` the model (it may hand back its own x, so a loop can follow another run row by row) and `draw()` unit noise.
 Loops that ask between grid points take `stage(lam) -> Point`, which may round to a float time.
 """
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -50,10 +51,16 @@ def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
         if form == "rf":
             down = t.sigma * (1 + (t.sigma / s.sigma - 1) * eta)
             q = t.alpha / (1 - down)
-            a, b, up = q * down / s.sigma, q * (1 - down / s.sigma), mp.sqrt(t.sigma**2 - (down * q) ** 2)
+            a, b, up = (
+                q * down / s.sigma,
+                q * (1 - down / s.sigma),
+                mp.sqrt(t.sigma**2 - (down * q) ** 2),
+            )
         else:
             fall = (t.rho / s.rho) ** 2 if s.alpha else mp.mpf(0)
-            up = min(mp.mpf(1), eta * mp.sqrt(1 - fall)) * t.sigma          # alpha' sigma_up: finite also where alpha = 0
+            up = (
+                min(mp.mpf(1), eta * mp.sqrt(1 - fall)) * t.sigma
+            )  # alpha' sigma_up: finite also where alpha = 0
             down = mp.sqrt(t.sigma**2 - up**2)
             a, b = down / s.sigma, t.alpha - s.alpha * down / s.sigma
         x = a * x + b * m
@@ -65,7 +72,9 @@ def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
 def _frame(p: Point, frame: str) -> tuple:
     """(scale, u): y = x/scale moves along dy/du; rho: y = x/alpha, u = sigma/alpha; line: y = x/(alpha+sigma), u =
     sigma/(alpha+sigma)."""
-    return (p.alpha, p.rho) if frame == "rho" else (p.alpha + p.sigma, p.sigma / (p.alpha + p.sigma))
+    return (
+        (p.alpha, p.rho) if frame == "rho" else (p.alpha + p.sigma, p.sigma / (p.alpha + p.sigma))
+    )
 
 
 def _slope(y, m, p: Point, frame: str):
@@ -82,13 +91,28 @@ def churned(p: Point, n: int, stage, churn, low, high, end):
     return p if gamma == 0 or lam == p.lam else stage(lam)
 
 
-def heun(points, x, ask, draw, *, stage=None, end=-mp.inf, frame="rho", churn=0.0, low=0.0, high=float("inf"), s_noise=1.0):
+def heun(
+    points,
+    x,
+    ask,
+    draw,
+    *,
+    stage=None,
+    end=-mp.inf,
+    frame="rho",
+    churn=0.0,
+    low=0.0,
+    high=float("inf"),
+    s_noise=1.0,
+):
     """Trapezoid in u (Karras et al. 2022, algorithm 2), Euler to sigma' = 0; the churn adds noise up to the larger rho first."""
     n = len(points) - 1
     for s, t in pairwise(points):
         hat = churned(s, n, stage, churn, low, high, end)
         if hat is not s:
-            x = (hat.alpha / s.alpha) * x + (mp.mpf(s_noise) * hat.alpha * mp.sqrt(hat.rho**2 - s.rho**2)) * draw()
+            x = (hat.alpha / s.alpha) * x + (
+                mp.mpf(s_noise) * hat.alpha * mp.sqrt(hat.rho**2 - s.rho**2)
+            ) * draw()
         s = hat
         x, m = ask(x, s)
         (scale_s, u_s), (scale_t, u_t) = _frame(s, frame), _frame(t, frame)
@@ -187,7 +211,9 @@ def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=
         if corrector and i and not (variant == "bh1" and used == 1 and history[0].alpha == 0):
             W = d.unipc_weights(history[:used], s, variant, True)
             a = d.transfer(history[0], s)[0]
-            corrected = combine(a, anchor, [s.alpha * w for w in W], [*values[:used], m]).through(x)      # a plan reaches it from x
+            corrected = combine(a, anchor, [s.alpha * w for w in W], [*values[:used], m]).through(
+                x
+            )  # a plan reaches it from x
         else:
             corrected = x
         history, values = [s, *history][:3], [m, *values][:3]

@@ -4,6 +4,7 @@ The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard
 sigma/alpha every schedule gives the same probability-flow ODE, dy/dlambda = D(y, rho) - y, solved from rho = 3 to .1 by DOP853.
 `python -m oracle.orders`, in tests/, writes the table docs/orders.md.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,8 +24,13 @@ from .marginals import points
 
 MEANS, WEIGHTS, STD = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.25
 TOP, BOTTOM = 3.0, 0.1
-STARTS = np.array([-5.2, -3.1, -1.7, -0.6, 0.7, 1.9, 3.4, 5.0])      # y at rho = 3, on both sides of the split
-WINDOW = (1e-10, 1e-2)      # errors that speak of order: below is rounding, above is not yet a power law
+STARTS = np.array(
+    [-5.2, -3.1, -1.7, -0.6, 0.7, 1.9, 3.4, 5.0]
+)  # y at rho = 3, on both sides of the split
+WINDOW = (
+    1e-10,
+    1e-2,
+)  # errors that speak of order: below is rounding, above is not yet a power law
 
 
 def denoise(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
@@ -43,7 +49,14 @@ def exact(rho: float) -> np.ndarray:
     if rho >= TOP * (1 - 1e-14):
         return STARTS
     span = (-np.log(TOP), -np.log(rho))
-    return solve_ivp(lambda lam, y: denoise(y, 1.0, np.exp(-lam)) - y, span, STARTS, method="DOP853", rtol=3e-14, atol=1e-14).y[:, -1]
+    return solve_ivp(
+        lambda lam, y: denoise(y, 1.0, np.exp(-lam)) - y,
+        span,
+        STARTS,
+        method="DOP853",
+        rtol=3e-14,
+        atol=1e-14,
+    ).y[:, -1]
 
 
 def grid(schedule, n: int) -> np.ndarray:
@@ -66,7 +79,7 @@ def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> flo
             x = alpha * exact(sigma / alpha)
         elif unipc and k == history > 1:
             x = _predicted(plan, schedule, where, history, unipc["variant"])
-        outputs = [denoise(x, alpha, sigma)] if k >= 0 else None             # plans made with prediction="x0"
+        outputs = [denoise(x, alpha, sigma)] if k >= 0 else None  # plans made with prediction="x0"
         x, model_input, _ = interpreter.step(plan, i, x, slots, outputs, None)
     return float(np.max(np.abs(x / plan.alpha[-1] - exact(BOTTOM))))
 
@@ -75,10 +88,12 @@ def _predicted(plan, schedule, where: list[int], p: int, variant: str) -> np.nda
     """UniP-p from exact states and exact predictions at points p-1, p-2, ..., 0."""
     past = points(schedule, plan.note["times"][: p + 1])
     s, t = past[p - 1], past[p]
-    weights = d.unipc_weights(past[p - 1::-1], t, variant, False)
+    weights = d.unipc_weights(past[p - 1 :: -1], t, variant, False)
     out = float(d.transfer(s, t)[0]) * float(s.alpha) * exact(float(s.rho))
-    for w, node in zip(weights, past[p - 1::-1], strict=True):
-        out = out + float(t.alpha * w) * denoise(float(node.alpha) * exact(float(node.rho)), float(node.alpha), float(node.sigma))
+    for w, node in zip(weights, past[p - 1 :: -1], strict=True):
+        out = out + float(t.alpha * w) * denoise(
+            float(node.alpha) * exact(float(node.rho)), float(node.alpha), float(node.sigma)
+        )
     return out
 
 
@@ -109,7 +124,11 @@ class Method:
     @property
     def id(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return self.name + (f"({options})" if options else "") + ("" if isinstance(self.schedule, EDM) else " on a flow")
+        return (
+            self.name
+            + (f"({options})" if options else "")
+            + ("" if isinstance(self.schedule, EDM) else " on a flow")
+        )
 
     def error(self, n: int, *, exact_history: bool) -> float:
         """Largest end error of n steps; remembered, and computed once where a full row needs no history."""
@@ -120,30 +139,54 @@ class Method:
 
     def plan(self, n: int):
         more = {"lower_order_final": False} if self.name == "unipc" else {}
-        return SOLVERS[self.name](self.schedule, grid(self.schedule, n), prediction="x0", **self.options, **more)
+        return SOLVERS[self.name](
+            self.schedule, grid(self.schedule, n), prediction="x0", **self.options, **more
+        )
 
     def _error(self, n: int, *, exact_history: bool) -> float:
         plan = self.plan(n)
         corrected = self.name == "unipc" and self.options.get("corrector", True)
         anchor = {"variant": self.options["variant"]} if corrected and exact_history else None
-        return error(plan, self.schedule, history=self.history if exact_history else 1, unipc=anchor)
+        return error(
+            plan, self.schedule, history=self.history if exact_history else 1, unipc=anchor
+        )
 
     @property
     def as_run(self) -> int:
         """The order a run started at order 1 reaches: its first step leaves an error of h^2, after a corrector of h^3."""
-        return min(self.order, 3 if self.name == "unipc" and self.options.get("corrector", True) else 2)
+        return min(
+            self.order, 3 if self.name == "unipc" and self.options.get("corrector", True) else 2
+        )
 
 
 def _unipc(order: int, variant: str, corrector: bool) -> Method:
-    return Method("unipc", {"order": order, "variant": variant} | ({} if corrector else {"corrector": False}), order + corrector, order)
+    return Method(
+        "unipc",
+        {"order": order, "variant": variant} | ({} if corrector else {"corrector": False}),
+        order + corrector,
+        order,
+    )
 
 
 METHODS = [
-    Method("ddim", {}, 1), Method("euler", {}, 1), Method("euler", {}, 1, schedule=Flow(3.0)), Method("euler_ancestral", {"eta": 0.0}, 1),
-    Method("heun", {}, 2), Method("heun", {}, 2, schedule=Flow(3.0)), Method("dpmpp_2s", {}, 2), Method("dpmpp_2m", {}, 2, 2),
-    Method("dpmpp_2m", {"variant": "heun"}, 2, 2), Method("dpmpp_2m_sde", {"eta": 0.0}, 2, 2), Method("dpmpp_3m", {}, 3, 3),
+    Method("ddim", {}, 1),
+    Method("euler", {}, 1),
+    Method("euler", {}, 1, schedule=Flow(3.0)),
+    Method("euler_ancestral", {"eta": 0.0}, 1),
+    Method("heun", {}, 2),
+    Method("heun", {}, 2, schedule=Flow(3.0)),
+    Method("dpmpp_2s", {}, 2),
+    Method("dpmpp_2m", {}, 2, 2),
+    Method("dpmpp_2m", {"variant": "heun"}, 2, 2),
+    Method("dpmpp_2m_sde", {"eta": 0.0}, 2, 2),
+    Method("dpmpp_3m", {}, 3, 3),
     Method("dpmpp_3m", {"compat": "diffusers"}, 2, 3),
-    *(_unipc(order, variant, corrector) for order in (1, 2, 3) for variant in ("bh1", "bh2") for corrector in (False, True)),
+    *(
+        _unipc(order, variant, corrector)
+        for order in (1, 2, 3)
+        for variant in ("bh1", "bh2")
+        for corrector in (False, True)
+    ),
     _unipc(3, "vary", True),
 ]
 
@@ -172,7 +215,10 @@ def measured(method: Method) -> tuple[float, float, float]:
 
 def table() -> str:
     """The measured orders of every method as Markdown."""
-    lines = ["| solver | order as run | from exact history | order of its rows | error as run, 512 steps |", "|---|---|---|---|---|"]
+    lines = [
+        "| solver | order as run | from exact history | order of its rows | error as run, 512 steps |",
+        "|---|---|---|---|---|",
+    ]
     for m in METHODS:
         rows, run, error = measured(m)
         lines.append(f"| {m.id} | **{run:.2f}** | {rows:.2f} | {m.order} | {error:.1e} |")

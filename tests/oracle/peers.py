@@ -4,6 +4,7 @@ Superposition: a scheduler step is linear in the state, the model outputs and th
 outputs and the next basis vectors as noises, every state of the foreign run is its own row of coefficients, to be held against the
 same run of a Plan.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -60,8 +61,11 @@ class Basis:
 def scheduler(module: str, name: str, **config) -> object:
     """A diffusers scheduler built in float64 (its module keeps reading float64 while `probe` runs it)."""
     import torch
+
     code = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
-    with _replaced(code, torch=_Instead(torch, float32=torch.float64), np=_Instead(np, float32=np.float64)):
+    with _replaced(
+        code, torch=_Instead(torch, float32=torch.float64), np=_Instead(np, float32=np.float64)
+    ):
         return getattr(code, name)(**config)
 
 
@@ -69,7 +73,11 @@ def scheduler(module: str, name: str, **config) -> object:
 def _replaced(module: object, **changes: object) -> Iterator[None]:
     """The module with some of its names replaced and torch's default dtype float64."""
     import torch
-    old, dtype = {k: getattr(module, k) for k in changes if hasattr(module, k)}, torch.get_default_dtype()
+
+    old, dtype = (
+        {k: getattr(module, k) for k in changes if hasattr(module, k)},
+        torch.get_default_dtype(),
+    )
     torch.set_default_dtype(torch.float64)
     for k in old:
         setattr(module, k, changes[k])
@@ -84,17 +92,21 @@ def _replaced(module: object, **changes: object) -> Iterator[None]:
 def probe(peer: object, steps: int, draws: int = 0, **settings) -> tuple[Trace, Basis]:
     """Drive a diffusers scheduler with basis vectors; its start is e_0 as it stands (no init_noise_sigma)."""
     import torch
+
     code = sys.modules[type(peer).__module__]
-    tensor = lambda v: torch.from_numpy(v)[None]                     # noqa: E731
-    changes = {"torch": _Instead(torch, float32=torch.float64), "np": _Instead(np, float32=np.float64)}
+    tensor = lambda v: torch.from_numpy(v)[None]  # noqa: E731
+    changes = {
+        "torch": _Instead(torch, float32=torch.float64),
+        "np": _Instead(np, float32=np.float64),
+    }
     basis = None
-    noise = lambda *a, **k: tensor(basis.noise())                    # noqa: E731
+    noise = lambda *a, **k: tensor(basis.noise())  # noqa: E731
     with _replaced(code, randn_tensor=noise, **changes):
         peer.set_timesteps(steps, **settings)
         basis, trace = Basis(len(peer.timesteps), draws), Trace()
         x = tensor(basis.vector(0))
         for t in peer.timesteps:
-            if hasattr(type(peer), "scale_model_input"):             # some count their steps here
+            if hasattr(type(peer), "scale_model_input"):  # some count their steps here
                 peer.scale_model_input(x, t)
             trace.states.append(x[0].numpy().copy())
             trace.asked.append(float(t))
@@ -108,7 +120,12 @@ def k_diffusion() -> object:
     if "k_diffusion.sampling" in sys.modules:
         return sys.modules["k_diffusion.sampling"]
     found = importlib.util.find_spec("k_diffusion")
-    stubs = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.utils"]
+    stubs = [
+        "torchvision",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+        "torchvision.utils",
+    ]
     kept = {n: sys.modules[n] for n in stubs if n in sys.modules}
     for n in stubs:
         sys.modules[n] = types.ModuleType(n)
@@ -117,7 +134,7 @@ def k_diffusion() -> object:
         setattr(sys.modules[parent], child, sys.modules[n])
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(found.submodule_search_locations)
-    sys.modules["k_diffusion"] = package                             # its own __init__ would import everything
+    sys.modules["k_diffusion"] = package  # its own __init__ would import everything
     try:
         for n in ("utils", "sampling"):
             setattr(package, n, importlib.import_module(f"k_diffusion.{n}"))
@@ -128,12 +145,15 @@ def k_diffusion() -> object:
     return package.sampling
 
 
-def probe_k(name: str, sigmas: np.ndarray, calls: int, draws: int = 0, **options) -> tuple[Trace, Basis]:
+def probe_k(
+    name: str, sigmas: np.ndarray, calls: int, draws: int = 0, **options
+) -> tuple[Trace, Basis]:
     """Drive k_diffusion.sampling.sample_<name> with denoised outputs e_1, e_2, ..; start e_0, noise injected."""
     import torch
+
     code = k_diffusion()
     basis, trace = Basis(calls, draws), Trace()
-    tensor = lambda v: torch.from_numpy(v)[None]                     # noqa: E731
+    tensor = lambda v: torch.from_numpy(v)[None]  # noqa: E731
 
     def model(x, sigma):
         trace.states.append(x[0].numpy().copy())
@@ -146,6 +166,12 @@ def probe_k(name: str, sigmas: np.ndarray, calls: int, draws: int = 0, **options
     # euler and heun draw even when they add none
     draw = (lambda x: tensor(basis.noise())) if options.get("s_churn") else torch.zeros_like
     with _replaced(code, torch=_Instead(torch, randn_like=draw)):
-        end = sample(model, tensor(basis.vector(0)), torch.from_numpy(np.asarray(sigmas, float)), disable=True, **options)
+        end = sample(
+            model,
+            tensor(basis.vector(0)),
+            torch.from_numpy(np.asarray(sigmas, float)),
+            disable=True,
+            **options,
+        )
     trace.states.append(end[0].numpy().copy())
     return trace, basis

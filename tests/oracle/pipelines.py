@@ -15,9 +15,13 @@ def loop(scheduler, x, steps=8, model=network, **given):
     """What a pipeline does with a scheduler."""
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
-        x = scheduler.step(model(scheduler.scale_model_input(x, t), t), t, x, **given, return_dict=False)[0]
+        x = scheduler.step(
+            model(scheduler.scale_model_input(x, t), t), t, x, **given, return_dict=False
+        )[0]
     return x
 
 
 def start(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)

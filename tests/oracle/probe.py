@@ -4,6 +4,7 @@
 outputs, and the next basis vectors as noises: every state of the run becomes its row of coefficients. `follow` runs a direct loop
 (oracle.loops) beside it, hands the loop the plan's own state at every call, and measures each step alone, coefficient by coefficient.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,7 +30,12 @@ class Run:
 def noise_ids(plan) -> list[int]:
     """Ids of the noises drawn after the start, in the order they are read."""
     first = 3 + plan.S + plan.G
-    seen = [int(plan.ids[i, k]) for i in range(plan.rows) for k in range(plan.L) if (plan.reads[i] >> (first + k)) & 1]
+    seen = [
+        int(plan.ids[i, k])
+        for i in range(plan.rows)
+        for k in range(plan.L)
+        if (plan.reads[i] >> (first + k)) & 1
+    ]
     return [n for n in dict.fromkeys(seen) if n != 0]
 
 
@@ -37,14 +43,21 @@ def states(plan, *, raw: bool = False) -> Run:
     """Run the plan on basis vectors; raw: the vectors stand for model outputs, else for predictions m."""
     if not raw:
         asked = plan.call >= 0
-        plan = replace(plan, p=np.where(asked, 0.0, plan.p), q=np.where(asked, 1.0, plan.q), clip=np.zeros(plan.rows))
+        plan = replace(
+            plan,
+            p=np.where(asked, 0.0, plan.p),
+            q=np.where(asked, 1.0, plan.q),
+            clip=np.zeros(plan.rows),
+        )
     ids = noise_ids(plan)
     unit = np.eye(1 + plan.nfe + len(ids))
     rows = [i for i in range(plan.rows) if plan.call[i] >= 0]
     at = {row: 1 + k for k, row in enumerate(rows)}
     noise = {n: unit[1 + plan.nfe + k] for k, n in enumerate(ids)}
     trace: list = []
-    interpreter.run(plan, unit[0], lambda x, t, i, call: [unit[at[i]]], noise.__getitem__, trace=trace)
+    interpreter.run(
+        plan, unit[0], lambda x, t, i, call: [unit[at[i]]], noise.__getitem__, trace=trace
+    )
     return Run(np.array([trace[i - 1][0] for i in rows] + [trace[-1][0]]), rows, plan.nfe, len(ids))
 
 
@@ -61,14 +74,14 @@ def x0_of_output(prediction: str, x: Lin, f: Lin, p: Point, sigma_data: float = 
     """x0 from a raw model output, by the definition of each prediction (solved for x0 beside x = alpha x0 + sigma eps)."""
     if prediction in ("x0", "eps", "flow"):
         return x0_from(prediction, x, f, p)
-    if prediction == "v":                                     # v = alpha eps - sigma x0
+    if prediction == "v":  # v = alpha eps - sigma x0
         norm = p.alpha**2 + p.sigma**2
         return (p.alpha / norm) * x - (p.sigma / norm) * f
     sd = mp.mpf(sigma_data)
-    if prediction == "edm":                                   # x0 = c_skip x/alpha + c_out F, at rho = sigma/alpha
+    if prediction == "edm":  # x0 = c_skip x/alpha + c_out F, at rho = sigma/alpha
         norm = p.sigma**2 + (p.alpha * sd) ** 2
         return (p.alpha * sd**2 / norm) * x + (p.sigma * sd / mp.sqrt(norm)) * f
-    s = p.sigma / sd                                          # trigflow: x/n = cos x0 + sin z, F sd = dx/dt, n^2 = alpha^2 + s^2
+    s = p.sigma / sd  # trigflow: x/n = cos x0 + sin z, F sd = dx/dt, n^2 = alpha^2 + s^2
     norm = p.alpha**2 + s**2
     return (p.alpha / norm) * x - (p.sigma / mp.sqrt(norm)) * f
 
@@ -89,7 +102,9 @@ class Comparison:
         return f"state {worst} of {len(self.defect) - 1}: defect {self.defect[worst]:.2e}, room {self.room[worst]:.2e}"
 
 
-def follow(plan, schedule, loop: Callable, options: dict, *, raw: bool = False, reset: bool = True) -> Comparison:
+def follow(
+    plan, schedule, loop: Callable, options: dict, *, raw: bool = False, reset: bool = True
+) -> Comparison:
     """Run the direct loop beside the plan and compare every state.
 
     reset: the loop continues from the plan's state, so that each number is the defect of one row; else of all rows so far. An option
@@ -110,8 +125,12 @@ def follow(plan, schedule, loop: Callable, options: dict, *, raw: bool = False, 
         same_point(plan, run.row[len(asked) - 1], p)
         value = Lin.of(unit[len(asked)])
         if raw:
-            x0 = x0_of_output(plan.note["prediction"], x, value, p, plan.note["model"]["sigma_data"])
-            return x, x0 if plan.stored == "x0" else x0.through((1 / (p.alpha + p.sigma)) * x)      # x - sigma d and its like cancel x
+            x0 = x0_of_output(
+                plan.note["prediction"], x, value, p, plan.note["model"]["sigma_data"]
+            )
+            return x, x0 if plan.stored == "x0" else x0.through(
+                (1 / (p.alpha + p.sigma)) * x
+            )  # x - sigma d and its like cancel x
         return x, x0_from(plan.stored, x, value, p)
 
     def draw() -> Lin:
@@ -125,8 +144,13 @@ def follow(plan, schedule, loop: Callable, options: dict, *, raw: bool = False, 
     options = options | ({"stage": stage} if "stage" in options else {})
     compare(loop(grid, extended_start(grid[0], unit[0]), ask, draw, **options))
     if (len(asked), draws) != (run.calls, run.draws):
-        raise AssertionError(f"the loop made {len(asked)} calls and {draws} draws, the plan {run.calls} and {run.draws}")
-    return Comparison(np.array(defects), room([*asked, grid[-1]], {id(p) for p in asked} - {id(p) for p in grid}, schedule))
+        raise AssertionError(
+            f"the loop made {len(asked)} calls and {draws} draws, the plan {run.calls} and {run.draws}"
+        )
+    return Comparison(
+        np.array(defects),
+        room([*asked, grid[-1]], {id(p) for p in asked} - {id(p) for p in grid}, schedule),
+    )
 
 
 def room(visited: list[Point], stages: set[int], schedule, floor: float = 1e-12) -> np.ndarray:
@@ -138,10 +162,13 @@ def room(visited: list[Point], stages: set[int], schedule, floor: float = 1e-12)
     """
     known = [0.0]
     for a, b in zip(visited, visited[1:], strict=False):
-        lam, gap = max((abs(p.lam) for p in (a, b) if mp.isfinite(p.lam)), default=0), abs(b.lam - a.lam)
+        lam, gap = (
+            max((abs(p.lam) for p in (a, b) if mp.isfinite(p.lam)), default=0),
+            abs(b.lam - a.lam),
+        )
         blur = 8 * EPS * (1 + lam) + sum(reach(schedule, p) for p in (a, b) if id(p) in stages)
         known.append(float(blur / gap) if gap else 0.0)
-    return np.array([max([floor, *known[max(0, k - 3):k + 1]]) for k in range(len(visited))])
+    return np.array([max([floor, *known[max(0, k - 3) : k + 1]]) for k in range(len(visited))])
 
 
 def reach(schedule, p: Point, ulps: int = 4):
@@ -161,17 +188,26 @@ def plan_point(plan, schedule, row: int, lam) -> Point:
     schedule's time)."""
     p = point(schedule, float(plan.t[row - 1, 0]))
     if abs(p.lam - lam) > reach(schedule, p) + 4 * EPS * (1 + abs(lam)):
-        raise AssertionError(f"row {row} asks at t = {p.t!r}, lambda = {mp.nstr(p.lam, 17)}; lambda = {mp.nstr(lam, 17)} is due")
+        raise AssertionError(
+            f"row {row} asks at t = {p.t!r}, lambda = {mp.nstr(p.lam, 17)}; lambda = {mp.nstr(lam, 17)} is due"
+        )
     return p
 
 
 def same_point(plan, row: int, p: Point) -> None:
     """The row asks its model where the loop does: the same time, the same alpha and sigma to rounding."""
-    told_t = plan.note["model"]["time"] is None and plan.note["prediction"] in ("x0", "eps", "v", "flow")
+    told_t = plan.note["model"]["time"] is None and plan.note["prediction"] in (
+        "x0",
+        "eps",
+        "v",
+        "flow",
+    )
     if p.t is not None and told_t and plan.t[row - 1, 0] != p.t:
         raise AssertionError(f"row {row}: t = {plan.t[row - 1, 0]!r}; {p.t!r} is due")
     for name in ("alpha", "sigma"):
         want, have = float(getattr(p, name)), float(getattr(plan, name)[row])
         room = 64 * EPS * (1 + (abs(float(p.lam)) if mp.isfinite(p.lam) else 0)) * max(want, have)
         if abs(want - have) > room:
-            raise AssertionError(f"row {row}: {name} = {have!r}, derived {want!r}; {room:.1e} apart is rounding")
+            raise AssertionError(
+                f"row {row}: {name} = {have!r}, derived {want!r}; {room:.1e} apart is rounding"
+            )
