@@ -54,7 +54,8 @@ def extensions() -> list[Extension]:
     """[fastsample._C], or nothing where it is not wanted or cannot be built."""
     if choice("FASTSAMPLE_CUDA") == "on":
         raise SystemExit(
-            "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version; auto and off are accepted"
+            "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version; auto and off are "
+            "accepted"
         )
     native = choice("FASTSAMPLE_NATIVE")
     fault = "FASTSAMPLE_NATIVE=off" if native == "off" else compiler_fault()
@@ -70,14 +71,16 @@ def extensions() -> list[Extension]:
 
 
 class CMakeBuild(build_ext):
-    """Writes _C where setuptools expects it: into the package (editable) or the build tree (wheel)."""
+    """Writes _C where setuptools expects it: into the package (editable) or the build tree "
+    "(wheel)."""
 
     def build_extension(self, extension: Extension) -> None:
         target, build = (
             Path(self.get_ext_fullpath(extension.name)).resolve(),
             ROOT / "build" / f"setup-{sys.implementation.cache_tag}",
         )
-        # Always named: a cached path may lead into the build environment of an earlier install, deleted since.
+        # Always named: a cached path may lead into the build environment of an earlier install,
+        # deleted since.
         ninja = shutil.which("ninja")
         if ninja is None:
             raise CompileError("fastsample: ninja was not found; pip install ninja")
@@ -110,11 +113,13 @@ class CMakeBuild(build_ext):
             subprocess.CalledProcessError,
         ) as error:  # in auto mode setuptools says so and goes on without _C
             raise CompileError(
-                f"fastsample: CMake could not build _C ({error}); FASTSAMPLE_NATIVE=off installs without it"
+                f"fastsample: CMake could not build _C ({error}); FASTSAMPLE_NATIVE=off installs "
+                "without it"
             ) from error
         if not target.exists():
             raise CompileError(
-                f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it was asked to build for?"
+                f"fastsample: CMake built no {target.name}; is {sys.executable} the interpreter it "
+                "was asked to build for?"
             )
 
 

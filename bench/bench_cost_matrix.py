@@ -1,7 +1,9 @@
-"""cost_matrix at N = 100 points of D = 65,536 elements: wrong argmins, multiply-adds per second, ratio to a loop over pairs.
+"""cost_matrix at N = 100 points of D = 65,536 elements: wrong argmins, multiply-adds per second,
+ratio to a loop over pairs.
 
-The data are a search's own: x' = a*x element by element, states X_j on the exact trajectory, sources one Euler jump from its start, so that
-the best source of a target lies between its neighbours and the costs differ by little.
+The data are a search's own: x' = a*x element by element, states X_j on the exact trajectory,
+sources one Euler jump from its start, so that the best source of a target lies between its
+neighbours and the costs differ by little.
 """
 
 import numpy as np
@@ -14,7 +16,9 @@ N, D = 100, 65536
 
 
 def problem():
-    """(U: x and v of the sources [1,N,D] each, c [2,N,N] float64, X [1,N,D], band [N,2]) with jumps x_i + (t_j - t_i)*v_i."""
+    """(U: x and v of the sources [1,N,D] each, c [2,N,N] float64, X [1,N,D], band [N,2]) with jumps
+    x_i + (t_j - t_i)*v_i.
+    """
     generator = torch.Generator().manual_seed(0)
     rate = torch.linspace(-2.0, 1.0, D, dtype=torch.float64)
     start = torch.randn(D, generator=generator, dtype=torch.float64)
@@ -42,7 +46,8 @@ def costs_in_float64(u, c, x):
 
 
 def per_pair(u, c, x):
-    """The plain loop: one torch expression for each pair, float32, as published searches write it."""
+    """The plain loop: one torch expression for each pair, float32, as published searches write "
+    "it."""
     out, weights = torch.full((N, N), torch.inf), c.tolist()
     for i in range(N):
         for j in range(i + 1, N):
@@ -55,7 +60,9 @@ def per_pair(u, c, x):
 
 
 def bench_cost_matrix(benchmark):
-    """Targets: no wrong argmin; 60 G multiply-adds/s with AVX-512 on two threads; 12x the loop over pairs."""
+    """Targets: no wrong argmin; 60 G multiply-adds/s with AVX-512 on two threads; 12x the loop over
+    pairs.
+    """
     benchmark.group = "cost_matrix"
     u, c, x, band = problem()
     truth = costs_in_float64(u, c, x)

@@ -1,4 +1,6 @@
-"""`import fastsample` in a fresh interpreter, and the first use of its makers (NumPy, no torch); neither loads anything heavy."""
+"""`import fastsample` in a fresh interpreter, and the first use of its makers (NumPy, no torch);
+neither loads anything heavy.
+"""
 
 import subprocess
 import sys

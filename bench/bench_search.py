@@ -1,7 +1,8 @@
-"""The search on the embedded model: joint OSS beside the best usual grid, the best of any solver, and the published per-sample search, on
-noises none has seen.
+"""The search on the embedded model: joint OSS beside the best usual grid, the best of any solver,
+and the published per-sample search, on noises none has seen.
 
-python bench/bench_search.py prints the whole table; under pytest-benchmark the gains are figures with their targets.
+python bench/bench_search.py prints the whole table; under pytest-benchmark the gains are figures
+with their targets.
 """
 
 import argparse
@@ -22,7 +23,9 @@ STEPS, SEARCHED, UNSEEN = 40, 16, 128
 
 
 def subject(analytic=False):
-    """(model, words): the embedded model with its classes in turn, or a mixture of 28x28 Gaussians with low-rank, image-like means."""
+    """(model, words): the embedded model with its classes in turn, or a mixture of 28x28 Gaussians
+    with low-rank, image-like means.
+    """
     if not analytic:
         return models.fashion(), lambda count: {"cond": {"label": torch.arange(count) % 10}}
     draw, axis = np.random.default_rng(0), np.linspace(0, np.pi, 28)
@@ -59,14 +62,17 @@ def compare(
     more=0,
     log=lambda text: None,
 ):
-    """Every figure of the comparison: {agreement, teacher, rows: {budget: {...dB, seconds}}, joint/published seconds and evaluations}.
+    """Every figure of the comparison: {agreement, teacher, rows: {budget: {...dB, seconds}},
+    joint/published seconds and evaluations}.
 
-    more: a further joint search with that many noises (0: none), to show what a larger search brings.
+    more: a further joint search with that many noises (0: none), to show what a larger search
+    brings.
     """
     z, fresh = noise(searched, 0), noise(unseen, 1_000_000)
     teacher, agreement, target = metrics.find_teacher(model, fresh, **words(unseen))
     log(
-        f"teacher: {teacher.note['solver']}, {teacher.nfe} evaluations, {agreement:.1f} dB to twice as many"
+        f"teacher: {teacher.note['solver']}, {teacher.nfe} evaluations, {agreement:.1f} dB to "
+        "twice as many"
     )
     begin = time.perf_counter()
     joint = oss(model, z, max(budgets), solver="euler", teacher=steps, **words(searched))
@@ -129,13 +135,16 @@ def db(plan, model, z, target, words):
 
 
 def bench_search(benchmark):
-    """Targets: 3 dB over the best usual Euler grid, at most 1 dB under the published form, in an eighth of its time for all budgets."""
+    """Targets: 3 dB over the best usual Euler grid, at most 1 dB under the published form, in an
+    eighth of its time for all budgets.
+    """
     benchmark.group = "search"
     model, words = subject()
     found = compare(model, words)
     if found["agreement"] < 60:
         raise AssertionError(
-            f"the teacher agrees with its double to {found['agreement']:.1f} dB; 60 are needed before anything is compared with it"
+            f"the teacher agrees with its double to {found['agreement']:.1f} dB; 60 are needed "
+            "before anything is compared with it"
         )
     z = noise(SEARCHED, 0)
     benchmark.pedantic(
@@ -200,14 +209,21 @@ def main():
     )
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
-    log = lambda text: print(text, flush=True)  # noqa: E731
+    log = lambda text: print(text, flush=True)
     found = compare(
         *subject(args.analytic), args.searched, args.unseen, args.steps, more=args.more, log=log
     )
     columns = {
-        "Karras": "karras", "best by hand": "hand", "which": "hand_grid", "of any solver": "any", "which one": "any_grid",
-        "published": "published", "joint, times alone": "times", "joint": "joint", f"joint, {args.more} noises": "larger",
-    }  # fmt: skip
+        "Karras": "karras",
+        "best by hand": "hand",
+        "which": "hand_grid",
+        "of any solver": "any",
+        "which one": "any_grid",
+        "published": "published",
+        "joint, times alone": "times",
+        "joint": "joint",
+        f"joint, {args.more} noises": "larger",
+    }
     rows = []
     for m, r in found["rows"].items():
         r["larger"] = r.get("larger", np.nan)
@@ -215,7 +231,8 @@ def main():
         gains = [f"{r['joint'] - r[key]:+.2f}" for key in ("hand", "any", "published")]
         rows.append((m, *cells, *gains, f"{r['published_seconds']:.1f}"))
     print(
-        f"PSNR in dB on {args.unseen} unseen noises; searched with {args.searched} noises on a grid of {args.steps} steps"
+        f"PSNR in dB on {args.unseen} unseen noises; searched with {args.searched} noises on a "
+        f"grid of {args.steps} steps"
     )
     print(
         report.table(
@@ -227,7 +244,8 @@ def main():
     print(f"joint, every budget: {seconds:.1f} s, {found['joint'].nfe:g} evaluations a sample")
     each = found["published_rows"] / args.searched
     print(
-        f"published, {len(rows)} budgets: {other:.1f} s, {each:g} evaluations a sample; {other / seconds:.1f} times as long"
+        f"published, {len(rows)} budgets: {other:.1f} s, {each:g} evaluations a sample; "
+        f"{other / seconds:.1f} times as long"
     )
 
 

@@ -1,6 +1,8 @@
-"""One step on the CPU: `Run.step` against diffusers' `scheduler.step`, and against a triad that moves the same bytes.
+"""One step on the CPU: `Run.step` against diffusers' `scheduler.step`, and against a triad that
+moves the same bytes.
 
-Both sides are given the same model outputs, float32, and the same threads; a round is a whole trajectory, set up outside the clock.
+Both sides are given the same model outputs, float32, and the same threads; a round is a whole
+trajectory, set up outside the clock.
 """
 
 import diffusers
@@ -22,7 +24,9 @@ BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 
 
 def peer_scheduler(solver, nfe):
-    """diffusers' scheduler of the same method, its defaults kept: order 2, a last step of order 1, sigma = 0 at the end."""
+    """diffusers' scheduler of the same method, its defaults kept: order 2, a last step of order 1,
+    sigma = 0 at the end.
+    """
     kind = {
         "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
         "unipc": diffusers.UniPCMultistepScheduler,
@@ -40,7 +44,9 @@ def our_plan(solver, scheduler):
 
 
 def check(plan, scheduler, noise, model_outputs):
-    """Ours in float32 against ours in float64 (rounding only), and both against the peer: the two do the same work."""
+    """Ours in float32 against ours in float64 (rounding only), and both against the peer: the two
+    do the same work.
+    """
     last = {}
     for dtype in (torch.float32, torch.float64):
         run = fs.Run(plan, noise=noise.to(dtype), state_dtype=dtype)
@@ -56,7 +62,8 @@ def check(plan, scheduler, noise, model_outputs):
     bound = 2.0**-24 * plan.W * plan.rows * float(abs(plan.M).max())
     if not own <= bound:
         raise AssertionError(
-            f"step: float32 differs from float64 by {own:.1e} of its range; rounding explains {bound:.1e}"
+            f"step: float32 differs from float64 by {own:.1e} of its range; rounding explains "
+            f"{bound:.1e}"
         )
     if (
         not foreign <= 1e-3
@@ -109,7 +116,8 @@ def bench_step(benchmark, solver, shape):
     figure(benchmark, f"{name}: against diffusers", ratios, "x", target=target, missed=why)
     shares = {loop: [100 * p / s for p, s in zip(peers[loop], own, strict=True)] for loop in loops}
     why = (
-        "the call from Python is most of it: the triad is one ctypes call with its arguments made beforehand"
+        "the call from Python is most of it: the triad is one ctypes call with its arguments made "
+        "beforehand"
         if elements < 65536
         else ""
     )

@@ -1,6 +1,8 @@
-"""One step on a GPU, `Run.step` on the backend that covers it: the share of a triad's speed over the same bytes.
+"""One step on a GPU, `Run.step` on the backend that covers it: the share of a triad's speed over
+the same bytes.
 
-`make gpu` runs it. Both sides are timed from the host over a whole trajectory, with one wait for the device at its end.
+`make gpu` runs it. Both sides are timed from the host over a whole trajectory, with one wait for
+the device at its end.
 """
 
 import pytest

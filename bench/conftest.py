@@ -1,4 +1,5 @@
-"""Writes a run of the benchmarks as one small committed file: bench/results/<machine>-<date>.json."""
+"""Writes a run of the benchmarks as one small committed file: "
+"bench/results/<machine>-<date>.json."""
 
 import json
 import os

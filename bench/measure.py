@@ -1,7 +1,9 @@
-"""Timing in interleaved pairs, quartiles, and figures with their targets: what every benchmark here shares.
+"""Timing in interleaved pairs, quartiles, and figures with their targets: what every benchmark here
+shares.
 
-A benchmark checks its result first and raises when it is wrong, so no number comes from a wrong answer. Then it measures in turn: peer,
-ours, peer, ours; a machine drifts more between two blocks of runs than within a pair. Reported are median and quartiles.
+A benchmark checks its result first and raises when it is wrong, so no number comes from a wrong
+answer. Then it measures in turn: peer, ours, peer, ours; a machine drifts more between two blocks
+of runs than within a pair. Reported are median and quartiles.
 """
 
 import gc
@@ -20,10 +22,12 @@ def quartiles(values):
 
 
 def interleaved(benchmark, ours, peers, pairs=PAIRS):
-    """Seconds of ours and of each peer, taken in turn `pairs` times -> (ours [pairs], {peer: [pairs]}).
+    """Seconds of ours and of each peer, taken in turn `pairs` times -> (ours [pairs], {peer:
+    [pairs]}).
 
-    ours, peers[name]: () -> work, a callable of no arguments. Making the work is not timed, so each round starts from fresh state. Two
-    rounds of warm-up are thrown away. The pytest-benchmark fixture times ours, in the same rounds.
+    ours, peers[name]: () -> work, a callable of no arguments. Making the work is not timed, so each
+    round starts from fresh state. Two rounds of warm-up are thrown away. The pytest-benchmark
+    fixture times ours, in the same rounds.
     """
     seconds = {name: [] for name in peers}
 
@@ -48,8 +52,9 @@ def interleaved(benchmark, ours, peers, pairs=PAIRS):
 def figure(benchmark, what, values, unit="", target=None, better="higher", missed=""):
     """Adds one line of the results table: what was measured, its median and quartiles, its target.
 
-    values: one number (a count, exact) or a sequence of measurements. better: "higher", "lower" or "equal", the side of the target that
-    meets it. missed: what stands in the way; kept only when the target is missed.
+    values: one number (a count, exact) or a sequence of measurements. better: "higher", "lower" or
+    "equal", the side of the target that meets it. missed: what stands in the way; kept only when
+    the target is missed.
     """
     exact = np.ndim(values) == 0
     median, q1, q3 = (values, values, values) if exact else quartiles(values)

@@ -1,11 +1,14 @@
-"""The published per-sample step-size search, as a peer for bench_search.py; written from its description, used only for comparison.
+"""The published per-sample step-size search, as a peer for bench_search.py; written from its
+description, used only for comparison.
 
     X[j] = teacher Euler states;   for each image, for k = 1..M, for i = N..1:  v = v(z[i], t_i), then for every j < i
     c = mean (z[i] + (t_j - t_i) v - X[j])^2;   if c < dp[k][j]: dp[k][j] = c, trace[k][j] = i, z'[j] = z[i] + (t_j - t_i) v
 
-Pei et al. 2025 (arXiv 2503.21774), alg. 1 with the habits of its released form: flow coordinates x / (alpha + sigma), t = sigma / (alpha +
-sigma); one image and one node per model call; every node starts as the noise (a free start); a layer starts from the last one's costs and
-traces; one search per budget; the schedule of a model is the middle node at each position over the images' own schedules.
+Pei et al. 2025 (arXiv 2503.21774), alg. 1 with the habits of its released form: flow coordinates x
+/ (alpha + sigma), t = sigma / (alpha + sigma); one image and one node per model call; every node
+starts as the noise (a free start); a layer starts from the last one's costs and traces; one search
+per budget; the schedule of a model is the middle node at each position over the images' own
+schedules.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from fastsample.model import Model, to_x0
 
 
 class Velocity:
-    """v(x, i) = eps - x0 of a model in flow coordinates, at node i of a grid counted from the data end; counts rows."""
+    """v(x, i) = eps - x0 of a model in flow coordinates, at node i of a grid counted from the data
+    end; counts rows.
+    """
 
     def __init__(self, model: Model, grid: np.ndarray, cond: dict[str, Tensor]):
         self.model, self.cond, t = model, cond, np.asarray(grid, np.float64)[::-1].copy()
@@ -106,7 +111,9 @@ def sample(
     cond: dict[str, Any] | None = None,
     batch: int = 128,
 ) -> Tensor:
-    """End points [B,*] of Euler along a found path; the noise stands at the path's first node as it is."""
+    """End points [B,*] of Euler along a found path; the noise stands at the path's first node as it
+    is.
+    """
     velocity, ends = Velocity(model, grid, cond or {}), []
     for first in range(0, len(noise), batch):
         rows = slice(first, min(first + batch, len(noise)))

@@ -1,10 +1,12 @@
-"""The measured bandwidth a step is held against, in C, float32, on the step's threads; and the bytes a step must move.
+"""The measured bandwidth a step is held against, in C, float32, on the step's threads; and the
+bytes a step must move.
 
     triad     a[i] = b[i] + s*c[i]      the usual measure: its stores go to lines that were not read
     in place  a[i] = s*a[i] + b[i]      a harder one: a line is read, changed and written back, as a step does with its state
 
-Each moves 12 bytes an element. On most processors the triad's stores cost a read of the line that nobody counts, so a step, which works
-in place, can be faster than a triad over as many bytes. The loops are compiled for this machine (-march=native) and share torch's OpenMP.
+Each moves 12 bytes an element. On most processors the triad's stores cost a read of the line that
+nobody counts, so a step, which works in place, can be faster than a triad over as many bytes. The
+loops are compiled for this machine (-march=native) and share torch's OpenMP.
 """
 
 import ctypes
@@ -31,7 +33,8 @@ SOURCES = 4  # model outputs a benchmark takes in turn; the loops read as many a
 
 
 def load():
-    """The compiled loops; built on every run, since the binary fits only the machine that built it."""
+    """The compiled loops; built on every run, since the binary fits only the machine that built "
+    "it."""
     BUILD.mkdir(parents=True, exist_ok=True)
     source, library = BUILD / "triad.c", BUILD / "triad.so"
     source.write_text(SOURCE)
@@ -43,7 +46,9 @@ def load():
 
 
 def moves(total_bytes, elements):
-    """{"triad": run, "in place": run}: callables that move `total_bytes` a call, on the threads a step of `elements` uses."""
+    """{"triad": run, "in place": run}: callables that move `total_bytes` a call, on the threads a
+    step of `elements` uses.
+    """
     library, n = load(), int(total_bytes) // 12
     threads = torch.get_num_threads() if elements >= PARALLEL_FROM else 1
     a, c, b = torch.zeros(n), torch.rand(n), [torch.rand(n) for _ in range(SOURCES)]
@@ -82,7 +87,9 @@ def _check(library, n):
 
 
 def step_bytes(run):
-    """Bytes a fused step of this run must move, the mean over its model rows: every operand it reads once, every output once."""
+    """Bytes a fused step of this run must move, the mean over its model rows: every operand it
+    reads once, every output once.
+    """
     plan, elements = run.plan, run.x.numel()
     writes_input = (
         run.model_input.data_ptr() != run.x.data_ptr()

@@ -35,12 +35,35 @@ if TYPE_CHECKING:
     from .sampler import Sampler
 
 __version__ = "0.1.0"
-_NAMES = {"FsScheduler": "interop.diffusers", "Model": "model", "Plan": "plan", "PlanError": "plan", "Run": "run", "Sampler": "sampler",
-          "shared": "conditions"}  # fmt: skip
+_NAMES = {
+    "FsScheduler": "interop.diffusers",
+    "Model": "model",
+    "Plan": "plan",
+    "PlanError": "plan",
+    "Run": "run",
+    "Sampler": "sampler",
+    "shared": "conditions",
+}
 __all__ = [
-    "FsScheduler", "Model", "Plan", "PlanError", "Run", "Sampler", "grids", "guidance", "interop", "kernels", "metrics", "models",
-    "optimize", "report", "schedules", "shared", "solvers", "trajectories",
-]  # fmt: skip
+    "FsScheduler",
+    "Model",
+    "Plan",
+    "PlanError",
+    "Run",
+    "Sampler",
+    "grids",
+    "guidance",
+    "interop",
+    "kernels",
+    "metrics",
+    "models",
+    "optimize",
+    "report",
+    "schedules",
+    "shared",
+    "solvers",
+    "trajectories",
+]
 
 
 def __getattr__(name: str) -> object:

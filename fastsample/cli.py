@@ -1,8 +1,9 @@
 """The command line: fastsample demo | optimize | sample | show | doctor.
 
-optimize and sample take the embedded model, or the user's own as --model package.module:factory, where factory() returns a fastsample.Model
-and the shape of a sample comes from --shape or from an attribute `shape` of the model's callable. Exit codes: 0 done, 2 bad input (one
-sentence on stderr), 130 interrupted. Files appear whole or not at all.
+optimize and sample take the embedded model, or the user's own as --model package.module:factory,
+where factory() returns a fastsample.Model and the shape of a sample comes from --shape or from an
+attribute `shape` of the model's callable. Exit codes: 0 done, 2 bad input (one sentence on stderr),
+130 interrupted. Files appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -201,10 +202,12 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(_count(part.strip()) for part in text.split(","))
 
 
-# -- models ----------------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Subject:
-    """A model to work on: the Model, the shape of one sample, and the words for a batch: words(count) -> {cond, uncond, guidance}."""
+    """A model to work on: the Model, the shape of one sample, and the words for a batch:
+    words(count) -> {cond, uncond, guidance}.
+    """
 
     model: Any
     shape: tuple[int, ...]
@@ -232,7 +235,8 @@ def subject(args: argparse.Namespace) -> Subject:
         return embedded(getattr(args, "label", None), getattr(args, "guidance", None))
     if args.label is not None or args.guidance is not None:
         raise ValueError(
-            "--label and --guidance belong to the embedded model; close over your own model's words in its factory"
+            "--label and --guidance belong to the embedded model; close over your own model's "
+            "words in its factory"
         )
     from .model import Model
 
@@ -243,17 +247,20 @@ def subject(args: argparse.Namespace) -> Subject:
     found = getattr(importlib.import_module(module), name, None)
     if not callable(found):
         raise ValueError(
-            f"--model {spec}: {module} has no callable {name}; a factory that returns a fastsample.Model is needed"
+            f"--model {spec}: {module} has no callable {name}; a factory that returns a "
+            "fastsample.Model is needed"
         )
     model = found()
     if not isinstance(model, Model):
         raise TypeError(
-            f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is needed"
+            f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is "
+            "needed"
         )
     shape = args.shape or getattr(model.fn, "shape", None)
     if shape is None:
         raise ValueError(
-            f"--model {spec}: the shape of a sample is not known; pass --shape C,H,W or give the model's callable an attribute shape"
+            f"--model {spec}: the shape of a sample is not known; pass --shape C,H,W or give the "
+            "model's callable an attribute shape"
         )
     return Subject(model, tuple(int(n) for n in shape), lambda count: {})
 
@@ -283,7 +290,7 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
     return Subject(models.fashion(), (1, 28, 28), words)
 
 
-# -- commands --------------------------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
     _folder(args.out)
     from . import metrics, report
@@ -343,7 +350,8 @@ def optimize(args: argparse.Namespace) -> None:
             else "every plan beats them"
         )
         print(
-            f"beside the schedules made by hand, of any solver, on {args.held_out} noises held out: {verdict}"
+            f"beside the schedules made by hand, of any solver, on {args.held_out} noises held "
+            f"out: {verdict}"
         )
 
 
@@ -377,7 +385,8 @@ def _found_guidance(plan: Plan) -> float:
     scale = found.get("guidance") if isinstance(found, dict) else None
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise ValueError(
-            f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass --guidance"
+            f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass "
+            "--guidance"
         )
     return float(scale)
 
@@ -421,7 +430,8 @@ def _folder(name: str) -> None:
     )  # it, or the nearest above it that is there
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--out {path}: {there} is no folder that can be written; the name of a folder, new or writable, is needed"
+            f"--out {path}: {there} is no folder that can be written; the name of a folder, new or "
+            "writable, is needed"
         )
 
 

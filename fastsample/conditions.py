@@ -1,14 +1,17 @@
-"""Conditions: what the model is told in each branch of guidance, a tree of keywords that follows its samples on every road.
+"""Conditions: what the model is told in each branch of guidance, a tree of keywords that follows
+its samples on every road.
 
-A condition is a dict of keywords; under each, dicts, lists, tuples and named tuples may be nested (as torch's pytree has them). Its leaves:
+A condition is a dict of keywords; under each, dicts, lists, tuples and named tuples may be nested
+(as torch's pytree has them). Its leaves:
 
     tensor [B,*] of one axis or more                goes with its samples: cut, indexed, put side by side
     list or tuple of strings, numbers and None      is one leaf, B long, and goes with its samples too
     0-d tensor, number, string, None, any object    is shared: every sample is told it as it is
     shared(value)                                   never travels, whatever it holds; the model sees the value
 
-A NumPy array becomes a tensor of its dtype on the noise's device, another kind of mapping a dict. Another length is refused by its path,
-`cond["added"]["text"]`. Whether an axis that happens to be B long is the batch cannot be told: `shared` says that it is not.
+A NumPy array becomes a tensor of its dtype on the noise's device, another kind of mapping a dict.
+Another length is refused by its path, `cond["added"]["text"]`. Whether an axis that happens to be B
+long is the batch cannot be told: `shared` says that it is not.
 """
 
 from __future__ import annotations
@@ -37,15 +40,23 @@ class Shared:
 
 
 def shared(value: Any) -> Shared:
-    """The value as a part of a condition that never travels with samples; the model is given the value itself."""
+    """The value as a part of a condition that never travels with samples; the model is given the
+    value itself.
+    """
     return Shared(value)
 
 
 def branches_of(
-    where: str, cond: Mapping | None, uncond: Mapping | None, branches: Sequence[Mapping] | None, batch: int, device: torch.device
-) -> dict[str, dict]:  # fmt: skip
-    """The condition of each branch by its name, for `batch` samples: {"cond"}, {"cond", "uncond"} or {"branches[0]", ...}, as `take`,
-    `told` and `merged` want them. Raises TypeError or ValueError, one sentence.
+    where: str,
+    cond: Mapping | None,
+    uncond: Mapping | None,
+    branches: Sequence[Mapping] | None,
+    batch: int,
+    device: torch.device,
+) -> dict[str, dict]:
+    """The condition of each branch by its name, for `batch` samples: {"cond"}, {"cond", "uncond"}
+    or {"branches[0]", ...}, as `take`, `told` and `merged` want them. Raises TypeError or
+    ValueError, one sentence.
     """
     named = {"cond": {} if cond is None else cond} | ({} if uncond is None else {"uncond": uncond})
     if branches is not None:
@@ -57,13 +68,15 @@ def branches_of(
         )
         if not alone or not all(isinstance(b, Mapping) for b in branches):
             raise ValueError(
-                f"{where}: branches must be one dict or more, and stand alone; leave out cond and uncond"
+                f"{where}: branches must be one dict or more, and stand alone; leave out cond and "
+                "uncond"
             )
         named = {f"branches[{g}]": branch for g, branch in enumerate(branches)}
     for name, value in named.items():
         if not isinstance(value, Mapping):
             raise TypeError(
-                f"{where}: {name} is a {type(value).__name__}; a dict of keywords for the model is accepted"
+                f"{where}: {name} is a {type(value).__name__}; a dict of keywords for the model is "
+                "accepted"
             )
     return {
         name: dict(value) if _flat(value, batch) else _checked(where, name, value, batch, device)
@@ -97,8 +110,9 @@ def told(tree: dict) -> dict:
 
 
 def merged(where: str, branches: Mapping[str, dict]) -> dict | None:
-    """What the model is told in one call for the samples of all branches, branch after branch; None where one call cannot say it: a shared
-    leaf differs, or leaves that travel are not of one shape, dtype and device. ValueError, one sentence, for trees of different form.
+    """What the model is told in one call for the samples of all branches, branch after branch; None
+    where one call cannot say it: a shared leaf differs, or leaves that travel are not of one shape,
+    dtype and device. ValueError, one sentence, for trees of different form.
     """
     flat = [pytree.tree_flatten(tree, is_leaf=_is_leaf) for tree in branches.values()]
     spec, columns = flat[0][1], list(zip(*(leaves for leaves, _ in flat), strict=False))
@@ -120,13 +134,16 @@ def _columns(where: str, branches: Mapping[str, dict]) -> list[list]:
                 if path and path not in theirs:  # (): a branch without keywords
                     lone = f"{name}{_written(path)} has no counterpart in {other}"
                     raise ValueError(
-                        f"{where}: the branches have keywords of their own, {lone}; make them alike, or pass batched_guidance=False"
+                        f"{where}: the branches have keywords of their own, {lone}; make them "
+                        "alike, or pass batched_guidance=False"
                     )
     return [[own[path] for own in leaves] for path in leaves[0]]
 
 
 def unshared(conditions: Sequence[dict]) -> list[dict]:
-    """The same keywords with no two tensors in one storage: a nested region of a compiled loop takes no aliases."""
+    """The same keywords with no two tensors in one storage: a nested region of a compiled loop
+    takes no aliases.
+    """
     seen: set[int] = set()
 
     def own(value: Tensor) -> Tensor:
@@ -139,8 +156,9 @@ def unshared(conditions: Sequence[dict]) -> list[dict]:
 
 
 def form(value: object) -> Hashable:
-    """What a graph for these arguments is made for: keywords, kinds of tensors (sizes apart, but 0 and 1 are never "any size") and the
-    values of floats and text. Each form has a graph of its own: of the few recompiles torch allows a graph, only changing sizes take any.
+    """What a graph for these arguments is made for: keywords, kinds of tensors (sizes apart, but 0
+    and 1 are never "any size") and the values of floats and text. Each form has a graph of its own:
+    of the few recompiles torch allows a graph, only changing sizes take any.
     """
     leaves, spec = pytree.tree_flatten(value)
     return str(spec), tuple(_kind(leaf) for leaf in leaves)
@@ -153,8 +171,8 @@ def _kind(value: object) -> Hashable:
 
 
 def _is_leaf(value: object) -> bool:
-    """Where a tree ends before torch's does: at lists of plain values, at what is empty, and at kinds that torch does not look into
-    or gives no names (`_checked` makes them ordinary).
+    """Where a tree ends before torch's does: at lists of plain values, at what is empty, and at
+    kinds that torch does not look into or gives no names (`_checked` makes them ordinary).
     """
     if isinstance(value, Mapping):
         return not value or type(value) not in (dict, OrderedDict, defaultdict)
@@ -176,7 +194,9 @@ def _travels(leaf: object) -> bool:
 
 
 def _length(leaf: Sequence | Tensor) -> int:
-    """Samples of a leaf that travels; of a tensor by its shape, which torch.export may leave open, as it may not len()."""
+    """Samples of a leaf that travels; of a tensor by its shape, which torch.export may leave open,
+    as it may not len().
+    """
     return leaf.shape[0] if isinstance(leaf, Tensor) else len(leaf)
 
 
@@ -185,14 +205,18 @@ def _written(path: Sequence) -> str:
 
 
 def _flat(value: Mapping, batch: int) -> bool:
-    """Nothing but tensors of `batch` samples, as most conditions are: known to be right by a look, a tenth of a short eager call sooner."""
+    """Nothing but tensors of `batch` samples, as most conditions are: known to be right by a look,
+    a tenth of a short eager call sooner.
+    """
     return all(
         isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch for v in value.values()
     )
 
 
 def _checked(where: str, name: str, value: object, batch: int, device: torch.device) -> Any:
-    """The tree of one keyword or more with every array a tensor, and every leaf that travels `batch` long."""
+    """The tree of one keyword or more with every array a tensor, and every leaf that travels
+    `batch` long.
+    """
     leaves, spec = pytree.tree_flatten(value, is_leaf=_is_leaf)
 
     def path(k: int) -> str:
@@ -230,12 +254,15 @@ def _bare(where: str, name: str, value: object, device: torch.device) -> Any:
 
 
 def _tensor(where: str, name: str, array: np.ndarray, device: torch.device) -> Tensor:
-    """A tensor of its own memory: a model that writes into it leaves the caller's array alone, and torch takes no negative strides."""
+    """A tensor of its own memory: a model that writes into it leaves the caller's array alone, and
+    torch takes no negative strides.
+    """
     try:
         return torch.as_tensor(array.astype(array.dtype.newbyteorder("=")), device=device)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"{where}: {name} is an array of {array.dtype}; numbers that torch has a dtype for are accepted"
+            f"{where}: {name} is an array of {array.dtype}; numbers that torch has a dtype for are "
+            "accepted"
         ) from error
 
 
@@ -271,8 +298,9 @@ def _list_like(value: Sequence, items: Sequence) -> Sequence:
 
 
 def _same(a: object, b: object) -> bool:
-    """Is it one value? Tensors by their numbers (read once a call), unless a gradient is to reach each of the two or a transform hides
-    them; text and numbers by value and type; anything else by identity. A value taken for two costs a second call and no more.
+    """Is it one value? Tensors by their numbers (read once a call), unless a gradient is to reach
+    each of the two or a transform hides them; text and numbers by value and type; anything else by
+    identity. A value taken for two costs a second call and no more.
     """
     if isinstance(a, Shared) and isinstance(b, Shared):
         a, b = a.value, b.value

@@ -1,4 +1,6 @@
-"""Files that appear whole or not at all: written beside their place under another name, then renamed into it."""
+"""Files that appear whole or not at all: written beside their place under another name, then
+renamed into it.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ from typing import Any
 
 
 def write_whole(path: Any, data: bytes) -> None:
-    """Write `data` to the file `path` whole or not at all; whatever goes wrong, Ctrl-C included, the old file stays and nothing else does.
+    """Write `data` to the file `path` whole or not at all; whatever goes wrong, Ctrl-C included,
+    the old file stays and nothing else does.
 
-    path: str, bytes or os.PathLike. A symbolic link stays, and the file it leads to is replaced, or made where its folder exists.
-    A new file has the mode that open() gives (0666 less the umask, or the folder's default ACL). An old one keeps its mode, and its owner
-    and group as far as this user may set them; it is a new inode: other hard links keep the old data, extended attributes go.
-    Raises TypeError, ValueError or OSError, one sentence.
+    path: str, bytes or os.PathLike. A symbolic link stays, and the file it leads to is replaced, or
+    made where its folder exists. A new file has the mode that open() gives (0666 less the umask, or
+    the folder's default ACL). An old one keeps its mode, and its owner and group as far as this
+    user may set them; it is a new inode: other hard links keep the old data, extended attributes
+    go. Raises TypeError, ValueError or OSError, one sentence.
     """
     target, old = place(path)
     folder = os.path.dirname(target)
@@ -45,7 +49,8 @@ def write_whole(path: Any, data: bytes) -> None:
 
 
 def place(path: Any) -> tuple[str, os.stat_result | None]:
-    """Where write_whole would write, links followed, and the status of the file there, None for a new one. Nothing is touched.
+    """Where write_whole would write, links followed, and the status of the file there, None for a
+    new one. Nothing is touched.
 
     Raises as write_whole does, for all that can be known beforehand.
     """
@@ -56,7 +61,8 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
         old = None
     except OSError as error:
         raise type(error)(
-            f"save: {name} leads to no file ({error.strerror}); a file name in a folder that exists is accepted"
+            f"save: {name} leads to no file ({error.strerror}); a file name in a folder that "
+            "exists is accepted"
         ) from None
     try:
         target = os.path.realpath(name)
@@ -68,24 +74,30 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
     folder = os.path.basename(name) in ("", ".", "..") or (old and stat.S_ISDIR(old.st_mode))
     if folder or not os.path.isdir(os.path.dirname(target)):
         raise FileNotFoundError(
-            f"save: {name} is a folder, or lies in none; a file name in a folder that exists is accepted"
+            f"save: {name} is a folder, or lies in none; a file name in a folder that exists is "
+            "accepted"
         )
     if old and not stat.S_ISREG(old.st_mode):
         raise FileExistsError(
-            f"save: {name} is no regular file ({stat.filemode(old.st_mode)}); a file, or a new name, is accepted"
+            f"save: {name} is no regular file ({stat.filemode(old.st_mode)}); a file, or a new "
+            "name, is accepted"
         )
     if old and not os.access(target, os.W_OK):
         raise PermissionError(
-            f"save: {name} is protected from writing ({stat.filemode(old.st_mode)}); another name is accepted"
+            f"save: {name} is protected from writing ({stat.filemode(old.st_mode)}); another name "
+            "is accepted"
         )
     return target, old
 
 
 def named(path: Any, where: str) -> str:
-    """The path as text. Raises TypeError for what is none, as a file descriptor; ValueError for a name that no file has."""
+    """The path as text. Raises TypeError for what is none, as a file descriptor; ValueError for a
+    name that no file has.
+    """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(
-            f"{where}: the path is {path!r:.80}, a {type(path).__name__}; a str, bytes or os.PathLike is accepted"
+            f"{where}: the path is {path!r:.80}, a {type(path).__name__}; a str, bytes or "
+            "os.PathLike is accepted"
         )
     name = os.fsdecode(path)
     try:
@@ -102,13 +114,16 @@ def named(path: Any, where: str) -> str:
 
 
 def make_folder(path: Any) -> Path:
-    """The folder, made with those above it where it is not there. Raises OSError, one sentence, where something else is in the way."""
+    """The folder, made with those above it where it is not there. Raises OSError, one sentence,
+    where something else is in the way.
+    """
     folder = Path(named(path, "save"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(
-            f"save: the folder {folder} cannot be made ({error.strerror}); the name of a folder is accepted"
+            f"save: the folder {folder} cannot be made ({error.strerror}); the name of a folder is "
+            "accepted"
         ) from None
     return folder
 

@@ -1,12 +1,15 @@
-"""Time grids: float64 arrays [n+1] of a schedule's times, strictly decreasing from the noise end to the data end; n steps.
+"""Time grids: float64 arrays [n+1] of a schedule's times, strictly decreasing from the noise end to
+the data end; n steps.
 
-end="zero" (default) ends in the time at which sigma = 0 exactly, so that a run returns x0; end="min" ends in schedule.t_min, where a little
-noise is left. Times are never rounded unless a function is told so: a fractional index of a table of 1,000 levels is a level of its own.
-Anything else than a strictly decreasing grid is a ValueError, never a repeated last level.
+end="zero" (default) ends in the time at which sigma = 0 exactly, so that a run returns x0;
+end="min" ends in schedule.t_min, where a little noise is left. Times are never rounded unless a
+function is told so: a fractional index of a table of 1,000 levels is a level of its own. Anything
+else than a strictly decreasing grid is a ValueError, never a repeated last level.
 
-Where alpha(t_max) = 0 (Flow, TrigFlow, zero terminal SNR) sigma/alpha is infinite there; the grids spaced in it then use
-s = sigma/(alpha + sigma) in [0, 1] instead, which is the sigma of rectified flow, and uniform_half_log_snr starts at t_finite with its
-first time moved to t_max.
+Where alpha(t_max) = 0 (Flow, TrigFlow, zero terminal SNR) sigma/alpha is infinite there; the grids
+spaced in it then use
+s = sigma/(alpha + sigma) in [0, 1] instead, which is the sigma of rectified flow, and
+uniform_half_log_snr starts at t_finite with its first time moved to t_max.
 """
 
 from __future__ import annotations
@@ -16,14 +19,18 @@ import numpy as np
 from .schedules import EDM, DiscreteVP, Flow, Schedule
 
 MAX_STEPS = 65_534  # a plan has at most 65,536 rows, two of them without a step
-SAME_LEVEL = 1e-12  # a level this close to the schedule's largest is the largest, through a logarithm and back
-ROUNDED_LIST = 1e-3  # published lists are rounded (14.615 for 14.61464): so much above the schedule's largest sigma is taken as the largest
+# a level this close to the schedule's largest is the largest, through a logarithm and back
+SAME_LEVEL = 1e-12
+# published lists are rounded (14.615 for 14.61464): so much above the schedule's largest sigma is
+# taken as the largest
+ROUNDED_LIST = 1e-3
 
 
 def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     """t_i = t_max + i/n (t_end - t_max), i = 0..n.
 
-    Where sigma = 0 is a time apart (-1 of DiscreteVP and VE) the n levels are spread over t_max..t_min and it follows them.
+    Where sigma = 0 is a time apart (-1 of DiscreteVP and VE) the n levels are spread over
+    t_max..t_min and it follows them.
     """
     _schedule("uniform", schedule)
     n = _steps("uniform", n)
@@ -41,7 +48,9 @@ def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
 
 
 def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
-    """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then sigma = 0 (Lu et al. 2022, arXiv:2206.00927)."""
+    """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then sigma =
+    0 (Lu et al. 2022, arXiv:2206.00927).
+    """
     _schedule("uniform_half_log_snr", schedule)
     n = _steps("uniform_half_log_snr", n)
     noisiest, cleanest = (
@@ -53,7 +62,8 @@ def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.nd
 
 
 def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> np.ndarray:
-    """(s_max^{1/rho} + i/(n-1) (s_min^{1/rho} - s_max^{1/rho}))^rho for n levels s = sigma/alpha, then 0 (Karras et al. 2022, eq. 5).
+    """(s_max^{1/rho} + i/(n-1) (s_min^{1/rho} - s_max^{1/rho}))^rho for n levels s = sigma/alpha,
+    then 0 (Karras et al. 2022, eq. 5).
 
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
@@ -68,16 +78,20 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
 
 
 def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
-    """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0, s = sigma/(alpha + sigma)."""
+    """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0, s =
+    sigma/(alpha + sigma).
+    """
     _schedule("exponential", schedule)
     return _ramp(schedule, _steps("exponential", n), end, np.log, np.exp)
 
 
 def fine(schedule: Schedule, n: int) -> np.ndarray:
-    """n steps for a teacher or a search: Karras' where sigma/alpha is finite at t_max, uniform in half_log_snr where alpha(t_max) = 0.
+    """n steps for a teacher or a search: Karras' where sigma/alpha is finite at t_max, uniform in
+    half_log_snr where alpha(t_max) = 0.
 
-    40 steps of dpmpp_3m on the embedded model, dB to 320 of them, Karras' and the other: EDM 68 and 64, VE 66 and 63, VP 67 and 67,
-    DiscreteVP 67 and 60; Flow 30 and 58, TrigFlow 30 and 60, zero terminal SNR 35 and 63.
+    40 steps of dpmpp_3m on the embedded model, dB to 320 of them, Karras' and the other: EDM 68 and
+    64, VE 66 and 63, VP 67 and 67, DiscreteVP 67 and 60; Flow 30 and 58, TrigFlow 30 and 60, zero
+    terminal SNR 35 and 63.
     """
     _schedule("fine", schedule)
     return (uniform_half_log_snr if _endless(schedule) else karras)(schedule, n)
@@ -86,12 +100,14 @@ def fine(schedule: Schedule, n: int) -> np.ndarray:
 def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     """The grid with every interval cut in `parts` equal ones, its own times bit for bit among them.
 
-    They are equal in the variable of `fine`: (sigma/alpha)^(1/7) where that is finite at t_max, else half_log_snr, which starts at t_finite
-    for an interval from alpha = 0. An interval to sigma = 0 is cut down to t_min, its last part the step from there; where it starts at
-    t_min or below it stays whole, as every solver takes that step in one of first order. (Cut on towards 0 in the same variable, 40
-    steps of dpmpp_3m made 80 fall from 66 to 41 dB on EDM, and from 64 to 26 on DiscreteVP: steps that long in lambda are unstable.)
-    Of two parts the last begins half way to t_min: begun there, the other is as long as the whole, and one step from noise to 0 agreed to
-    60 dB with such two, 9 dB from the truth.
+    They are equal in the variable of `fine`: (sigma/alpha)^(1/7) where that is finite at t_max,
+    else half_log_snr, which starts at t_finite for an interval from alpha = 0. An interval to sigma
+    = 0 is cut down to t_min, its last part the step from there; where it starts at t_min or below
+    it stays whole, as every solver takes that step in one of first order. (Cut on towards 0 in the
+    same variable, 40 steps of dpmpp_3m made 80 fall from 66 to 41 dB on EDM, and from 64 to 26 on
+    DiscreteVP: steps that long in lambda are unstable.) Of two parts the last begins half way to
+    t_min: begun there, the other is as long as the whole, and one step from noise to 0 agreed to 60
+    dB with such two, 9 dB from the truth.
     """
     grid, parts = check(schedule, grid), _steps("refined", parts)
     endless, times = _endless(schedule), []
@@ -117,13 +133,16 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
 
 
 def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
-    """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table 2)."""
+    """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table "
+    "2)."""
     size, n = _table("trailing", schedule), _steps("trailing", n)
     return _indices("trailing", schedule, size * (1.0 - np.arange(n) / n) - 1.0, rounded)
 
 
 def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = False) -> np.ndarray:
-    """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached (Lin et al. 2024, table 2)."""
+    """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached (Lin et
+    al. 2024, table 2).
+    """
     size, n = _table("leading", schedule), _steps("leading", n)
     if n > size:
         raise ValueError(
@@ -141,7 +160,8 @@ def linspace(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
 
 
 def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
-    """The grid of these noise levels, as they are: sigma of x on Flow, sigma/alpha (the sigma of EDM and k-diffusion) elsewhere.
+    """The grid of these noise levels, as they are: sigma of x on Flow, sigma/alpha (the sigma of
+    EDM and k-diffusion) elsewhere.
 
     The last one is where a run ends: put 0 there for x0. inf is the end with alpha = 0.
     """
@@ -149,7 +169,8 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
     sigmas = _list("from_sigmas", sigmas)
     if (sigmas < 0.0).any():
         raise ValueError(
-            f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are accepted"
+            f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are "
+            "accepted"
         )
     _decreasing(
         "grids.from_sigmas", sigmas
@@ -163,7 +184,8 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
     )
     if sigmas[0] > top * (1.0 + ROUNDED_LIST):
         raise ValueError(
-            f"grids.from_sigmas: {sigmas[0]:g} is above the schedule's largest level; up to {top:g} is accepted"
+            f"grids.from_sigmas: {sigmas[0]:g} is above the schedule's largest level; up to "
+            f"{top:g} is accepted"
         )
     sigmas = np.minimum(sigmas, top)
     if isinstance(schedule, Flow):
@@ -174,9 +196,11 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
 
 
 def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarray:
-    """The grid that asks the model at these times of the schedule (indices of a DiscreteVP, t before the shift of Flow).
+    """The grid that asks the model at these times of the schedule (indices of a DiscreteVP, t
+    before the shift of Flow).
 
-    end="zero" appends the time at which sigma = 0 unless the list ends in it; end="keep" takes the list as it is.
+    end="zero" appends the time at which sigma = 0 unless the list ends in it; end="keep" takes the
+    list as it is.
     """
     _schedule("from_timesteps", schedule)
     times = _list("from_timesteps", timesteps)
@@ -191,7 +215,9 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
 
 
 def check(schedule: Schedule, grid) -> np.ndarray:
-    """The grid as float64 [n+1], or a ValueError: one axis, 2 to 65,535 finite times, strictly decreasing, inside the schedule."""
+    """The grid as float64 [n+1], or a ValueError: one axis, 2 to 65,535 finite times, strictly
+    decreasing, inside the schedule.
+    """
     _schedule("check", schedule)
     grid = _list("check", grid)
     if not 2 <= len(grid) <= MAX_STEPS + 1:
@@ -207,13 +233,16 @@ def check(schedule: Schedule, grid) -> np.ndarray:
     if not steps.all():
         at = int(np.argmin(steps))
         raise ValueError(
-            f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times further apart are accepted"
+            f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times "
+            "further apart are accepted"
         )
     return grid
 
 
 def _schedule(where: str, schedule) -> None:
-    """Refuses anything that has not what the grids read of a schedule, and names the commonest slip."""
+    """Refuses anything that has not what the grids read of a schedule, and names the commonest
+    slip.
+    """
     if isinstance(schedule, type) or not all(
         hasattr(schedule, name) for name in ("half_log_snr", "t_max", "t_min", "t_zero")
     ):
@@ -240,7 +269,8 @@ def _decreasing(where: str, values: np.ndarray) -> None:
     if not steps.all():
         at = int(np.argmin(steps))
         raise ValueError(
-            f"{where}: entry {at + 1} is {values[at + 1]:g} after {values[at]:g}; strictly decreasing numbers are accepted"
+            f"{where}: entry {at + 1} is {values[at + 1]:g} after {values[at]:g}; strictly "
+            "decreasing numbers are accepted"
         )
 
 
@@ -265,13 +295,16 @@ def _list(where: str, values) -> np.ndarray:
         raise ValueError(f"grids.{where}: {values!r:.60}; a list of numbers is accepted") from None
     if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
         raise ValueError(
-            f"grids.{where}: shape {list(values.shape)}, {int(np.isnan(values).sum())} NaN; a list of numbers is accepted"
+            f"grids.{where}: shape {list(values.shape)}, {int(np.isnan(values).sum())} NaN; a list "
+            "of numbers is accepted"
         )
     return values
 
 
 def _ramp(schedule: Schedule, n: int, end: str, warp, unwarp) -> np.ndarray:
-    """n levels evenly spaced in warp(s), s = sigma/alpha, or sigma/(alpha + sigma) where alpha(t_max) = 0."""
+    """n levels evenly spaced in warp(s), s = sigma/alpha, or sigma/(alpha + sigma) where
+    alpha(t_max) = 0.
+    """
     ends = np.array([schedule.t_max, schedule.t_min])
     alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
     bounded = alpha[0] == 0.0

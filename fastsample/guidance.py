@@ -1,7 +1,8 @@
-"""Guidance by linear weights: f = f_G + sum_k s_k (f_k - f_G), with the scales s_k chosen per sample at run time.
+"""Guidance by linear weights: f = f_G + sum_k s_k (f_k - f_G), with the scales s_k chosen per
+sample at run time.
 
-With two branches (conditional, unconditional) this is classifier-free guidance, f = f_2 + s (f_1 - f_2): Ho and Salimans 2022, eq. 6
-with s = 1 + w.
+With two branches (conditional, unconditional) this is classifier-free guidance, f = f_2 + s (f_1 -
+f_2): Ho and Salimans 2022, eq. 6 with s = 1 + w.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from .plan import Plan, PlanError
 
 
 def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None = None) -> Plan:
-    """The same plan reading `branches` model outputs f_1..f_G, weighted by K = G-1 run-time scales as above; the last branch is the base.
+    """The same plan reading `branches` model outputs f_1..f_G, weighted by K = G-1 run-time scales
+    as above; the last branch is the base.
 
-    plan: one branch. branches: 2..8. interval: (low, high) in half_log_snr = log(alpha / sigma) of the row's point; rows outside it use
-    f_1 alone (Kynkaanniemi et al. 2024). Raises TypeError for anything but a Plan, PlanError for a plan that has branches already, and
-    for an interval that is not low < high.
+    plan: one branch. branches: 2..8. interval: (low, high) in half_log_snr = log(alpha / sigma) of
+    the row's point; rows outside it use f_1 alone (Kynkaanniemi et al. 2024). Raises TypeError for
+    anything but a Plan, PlanError for a plan that has branches already, and for an interval that is
+    not low < high.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"guided: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
     if plan.G != 1 or plan.K != 0:
         raise PlanError(
-            f"guided: the plan has {plan.G} branches and {plan.K} scales already; one branch and none is accepted"
+            f"guided: the plan has {plan.G} branches and {plan.K} scales already; one branch and "
+            "none is accepted"
         )
     if not isinstance(branches, (int, np.integer)) or not 2 <= branches <= 8:
         raise PlanError(f"guided: branches={branches!r}; 2 to 8 is accepted")
@@ -61,6 +65,7 @@ def _ends(interval: object) -> tuple[float, float]:
         low = high = np.nan
     if not low < high:
         raise PlanError(
-            f"guided: interval={interval!r}; (low, high) in half_log_snr with low < high is accepted"
+            f"guided: interval={interval!r}; (low, high) in half_log_snr with low < high is "
+            "accepted"
         )
     return low, high

@@ -1,4 +1,5 @@
-"""Compare runs: PSNR and errors between end points, plans against a teacher, the usual grids to beat. Nets that judge are arguments.
+"""Compare runs: PSNR and errors between end points, plans against a teacher, the usual grids to
+beat. Nets that judge are arguments.
 
 mse(a, b) = mean (a - b)^2        psnr(a, b) = 10 log10(range^2 / mse(a, b)) dB        range = 2 for data in [-1, 1]
 """
@@ -44,7 +45,9 @@ STARTS = (
 
 
 def mse(a: Any, b: Any) -> float:
-    """mean (a - b)^2 over all samples and elements, in float64. a, b [B,*] NumPy or torch, equal shapes."""
+    """mean (a - b)^2 over all samples and elements, in float64. a, b [B,*] NumPy or torch, equal
+    shapes.
+    """
     return float(_squared(a, b, "mse").mean())
 
 
@@ -54,7 +57,9 @@ def max_abs(a: Any, b: Any) -> float:
 
 
 def psnr(a: Any, b: Any, data_range: float = DATA_RANGE) -> float:
-    """10 log10(data_range^2 / mse) in dB, the mse over all samples together. inf for equal inputs, nan where one holds NaN."""
+    """10 log10(data_range^2 / mse) in dB, the mse over all samples together. inf for equal inputs,
+    nan where one holds NaN.
+    """
     return decibel(mse(a, b), data_range)
 
 
@@ -70,8 +75,9 @@ def psnr_quartiles(a: Any, b: Any, data_range: float = DATA_RANGE) -> tuple[floa
 
 def settled(
     make: Callable[[int], Plan], run: Callable[[Plan], Any], at_least: float, most: int
-) -> tuple[Plan, float, Any]:  # fmt: skip
-    """The first of make(1), make(2), make(4), ... whose end points agree to `at_least` dB with those of the next; (plan, dB, end points).
+) -> tuple[Plan, float, Any]:
+    """The first of make(1), make(2), make(4), ... whose end points agree to `at_least` dB with
+    those of the next; (plan, dB, end points).
 
     Each is run once. The last of up to `most` evaluations if none does.
     """
@@ -97,32 +103,37 @@ def find_teacher(
     most: int = 1600,
     **words: Any,
 ) -> tuple[Plan, float, Any]:
-    """The first plan of nfe, 2 nfe, 4 nfe, ... steps whose end points agree to `at_least` dB with those at twice as many.
+    """The first plan of nfe, 2 nfe, 4 nfe, ... steps whose end points agree to `at_least` dB with
+    those at twice as many.
 
-    On `grids.fine` of the schedule. Returns (plan, dB, end points [B,*]). RuntimeError if none does, the finer one of at most `most`
-    evaluations.
+    On `grids.fine` of the schedule. Returns (plan, dB, end points [B,*]). RuntimeError if none
+    does, the finer one of at most `most` evaluations.
     """
     from . import grids, solvers
 
     if nfe == 1:
         raise ValueError(
-            "find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from t_min, agree by themselves"
+            "find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from "
+            "t_min, agree by themselves"
         )
-    make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))  # noqa: E731
+    make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))
     plan, agreement, end = settled(
         make, lambda plan: run(plan, model, noise, **words), at_least, most // 2
     )
     if agreement >= at_least:
         return plan, agreement, end
     raise RuntimeError(
-        f"find_teacher: {solver} with {plan.nfe} evaluations agrees with twice as many to {agreement:.1f} dB only; "
+        f"find_teacher: {solver} with {plan.nfe} evaluations agrees with twice as many to "
+        f"{agreement:.1f} dB only; "
         f"{at_least:g} dB is needed: a smoother model, another solver or a larger `most`"
     )
 
 
 @dataclass(frozen=True)
 class Score:
-    """One plan measured against target end points. `judged` holds what the extra nets said, by name."""
+    """One plan measured against target end points. `judged` holds what the extra nets said, by
+    name.
+    """
 
     nfe: int
     psnr: float  # dB, over all samples
@@ -141,7 +152,9 @@ def score(
     judges: Mapping[str, Callable[[Any], float]] | None = None,
     **words: Any,
 ) -> Score:
-    """Run `plan` on unit noise [B,*] and compare its end points with `target` [B,*]. judges: {name: function of the end points}."""
+    """Run `plan` on unit noise [B,*] and compare its end points with `target` [B,*]. judges: {name:
+    function of the end points}.
+    """
     begin = time.perf_counter()
     end = run(plan, model, noise, **words)
     seconds = time.perf_counter() - begin
@@ -154,9 +167,10 @@ def hand_made(
 ) -> dict[str, np.ndarray]:
     """The usual time grids of nfe steps in every variant: {label: grid [nfe+1]}.
 
-    Even spacing in the schedule's t, in log(sigma/alpha), in Karras' (sigma/alpha)^(1/7), in flow time sigma/(alpha+sigma) and in the angle
-    atan(sigma/alpha); the noise labelled with the schedule's own largest level (None) or a smaller sigma/alpha; the last step to the clean
-    end, or to the schedule's smallest noise level.
+    Even spacing in the schedule's t, in log(sigma/alpha), in Karras' (sigma/alpha)^(1/7), in flow
+    time sigma/(alpha+sigma) and in the angle atan(sigma/alpha); the noise labelled with the
+    schedule's own largest level (None) or a smaller sigma/alpha; the last step to the clean end, or
+    to the schedule's smallest noise level.
     """
     shapes = {
         "Karras": (lambda s: s ** (1 / 7), lambda w: w**7),
@@ -193,8 +207,8 @@ def hand_made(
 
 
 def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, str, Plan]]:
-    """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver makes of a `hand_made` grid, each once;
-    a grid that it refuses for this model is left out.
+    """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver
+    makes of a `hand_made` grid, each once; a grid that it refuses for this model is left out.
 
     solver: a name, or None for all of them. Solvers that share a jump (ddim and euler) are one.
     """
@@ -229,13 +243,23 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
 
 
 def best_hand_made(
-    model: Any, noise: Any, nfe: int, target: Any, *, solver: str | None = "euler", screen: int = 4, finalists: int = 5, **words: Any
-) -> Plan:  # fmt: skip
-    """Of the plans `by_hand` of nfe evaluations (solver=None: of any solver) the one that ends nearest to `target` [B,*] (PSNR).
+    model: Any,
+    noise: Any,
+    nfe: int,
+    target: Any,
+    *,
+    solver: str | None = "euler",
+    screen: int = 4,
+    finalists: int = 5,
+    **words: Any,
+) -> Plan:
+    """Of the plans `by_hand` of nfe evaluations (solver=None: of any solver) the one that ends
+    nearest to `target` [B,*] (PSNR).
 
-    All are judged on the first `screen` noises, the best `finalists` of them on every noise; one whose run does not stay finite is at
-    -inf dB. note["found"] names its solver and grid, its dB, and the evaluations of the whole comparison, all noises together. ValueError
-    where there is no such plan.
+    All are judged on the first `screen` noises, the best `finalists` of them on every noise; one
+    whose run does not stay finite is at -inf dB. note["found"] names its solver and grid, its dB,
+    and the evaluations of the whole comparison, all noises together. ValueError where there is no
+    such plan.
     """
     for name, value in (("nfe", nfe), ("screen", screen), ("finalists", finalists)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -244,12 +268,14 @@ def best_hand_made(
             )
     if len(target) != len(noise):
         raise ValueError(
-            f"best_hand_made: {len(target)} end points for {len(noise)} noises; one for each is accepted"
+            f"best_hand_made: {len(target)} end points for {len(noise)} noises; one for each is "
+            "accepted"
         )
     plans = by_hand(model, nfe, solver)
     if not plans:
         raise ValueError(
-            f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another solver or number is needed"
+            f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another "
+            "solver or number is needed"
         )
 
     def ranked(chosen: Sequence[tuple], count: int) -> list[tuple]:
@@ -276,7 +302,9 @@ def best_hand_made(
 
 
 def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> float:
-    """PSNR in dB of the end points of `plan` to `target` [B,*]; -inf where the run does not stay finite. words as `run` takes them."""
+    """PSNR in dB of the end points of `plan` to `target` [B,*]; -inf where the run does not stay
+    finite. words as `run` takes them.
+    """
     try:
         return psnr(run(plan, model, noise, **words), target)
     except (
@@ -286,13 +314,22 @@ def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> fl
 
 
 def run(
-    plan: Plan, model: Any, noise: Any, *, batch_size: int = 256, seed: int | None = None, state_dtype: Any = None, **words: Any
-) -> Any:  # fmt: skip
-    """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples; sample b draws from seed + b.
+    plan: Plan,
+    model: Any,
+    noise: Any,
+    *,
+    batch_size: int = 256,
+    seed: int | None = None,
+    state_dtype: Any = None,
+    **words: Any,
+) -> Any:
+    """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples;
+    sample b draws from seed + b.
 
-    seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise draws afresh.
-    state_dtype: float64 for float64 noise, else float32. words: cond, uncond, branches, guidance as `Sampler` takes them, cut with their
-    samples: conditions as `fastsample.conditions` says, of the others arrays of B rows.
+    seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise
+    draws afresh. state_dtype: float64 for float64 noise, else float32. words: cond, uncond,
+    branches, guidance as `Sampler` takes them, cut with their samples: conditions as
+    `fastsample.conditions` says, of the others arrays of B rows.
     """
     import torch
 
@@ -335,7 +372,8 @@ def _squared(a: Any, b: Any, where: str) -> np.ndarray:
     a, b = _float64(a), _float64(b)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(
-            f"{where}: shapes {list(a.shape)} and {list(b.shape)}; two arrays of one shape, with at least one element, are needed"
+            f"{where}: shapes {list(a.shape)} and {list(b.shape)}; two arrays of one shape, with "
+            "at least one element, are needed"
         )
     with np.errstate(invalid="ignore", over="ignore"):
         return (a - b) ** 2

@@ -1,4 +1,5 @@
-"""Model: a callable and its words (what it predicts, on which schedule, what it is told), and the maps between predictions.
+"""Model: a callable and its words (what it predicts, on which schedule, what it is told), and the
+maps between predictions.
 
 With x = alpha·x0 + sigma·eps, a network's output `out` gives x0 = p·x + q·out:
 
@@ -10,8 +11,9 @@ With x = alpha·x0 + sigma·eps, a network's output `out` gives x0 = p·x + q·o
     edm          F                       alpha·sd²/n²        sigma·sd/n                  n² = sigma² + alpha²·sd²
     trigflow     F                       alpha/n²            -sigma/n                    n² = alpha² + (sigma/sd)²
 
-sd = sigma_data, the standard deviation of x0. Sources: Salimans & Ho 2022 (arXiv:2202.00512, v), Karras et al. 2022 (2206.00364, eq. 7 and
-table 1, for x/alpha), Lu & Song 2025 (2410.11081, eq. 5, for the point on the circle x/n). Floor 0: NumPy only.
+sd = sigma_data, the standard deviation of x0. Sources: Salimans & Ho 2022 (arXiv:2202.00512, v),
+Karras et al. 2022 (2206.00364, eq. 7 and table 1, for x/alpha), Lu & Song 2025 (2410.11081, eq. 5,
+for the point on the circle x/n). Floor 0: NumPy only.
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ DEFAULT_SIGMA_DATA = (
 
 
 def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
-    """(p, q) with x0 = p·x + q·out, float64, shapes as alpha and sigma. ValueError for eps at alpha = 0: x holds no trace of x0 there."""
+    """(p, q) with x0 = p·x + q·out, float64, shapes as alpha and sigma. ValueError for eps at alpha
+    = 0: x holds no trace of x0 there.
+    """
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     if prediction == "x0":
         p, q = np.zeros_like(alpha), np.ones_like(alpha)
     elif prediction == "eps":
         _refuse(
             alpha == 0.0,
-            "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where alpha > 0, is accepted",
+            "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where "
+            "alpha > 0, is accepted",
         )
         p, q = 1.0 / alpha, -sigma / alpha
     elif prediction == "v":
@@ -62,7 +67,9 @@ def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA)
 
 
 def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
-    """(p, q) with eps = p·x + q·out, in closed forms that keep their digits as sigma -> 0. ValueError for x0 at sigma = 0."""
+    """(p, q) with eps = p·x + q·out, in closed forms that keep their digits as sigma -> 0.
+    ValueError for x0 at sigma = 0.
+    """
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     if prediction == "x0":
         _refuse(
@@ -91,7 +98,9 @@ def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA
 
 
 def to_kind(kind: str, prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
-    """(p, q) with kind = p·x + q·out. flow = eps - x0; d = (x/alpha - x0)/(sigma/alpha) is eps under another name."""
+    """(p, q) with kind = p·x + q·out. flow = eps - x0; d = (x/alpha - x0)/(sigma/alpha) is eps
+    under another name.
+    """
     if kind == "x0":
         return to_x0(prediction, alpha, sigma, sigma_data)
     if kind not in STORED:
@@ -104,7 +113,9 @@ def to_kind(kind: str, prediction: str, alpha, sigma, sigma_data: float = DEFAUL
 
 
 def from_x0(kind: str, alpha, sigma):
-    """(a, b) with kind = a·x + b·x0. ValueError at sigma = 0, except for x0. For a network's output to_kind: this cancels as sigma -> 0."""
+    """(a, b) with kind = a·x + b·x0. ValueError at sigma = 0, except for x0. For a network's output
+    to_kind: this cancels as sigma -> 0.
+    """
     return to_kind(kind, "x0", alpha, sigma)
 
 
@@ -127,7 +138,8 @@ class Model:
     model_id      name written into plans; None: a hash of fn's parameters where it has any, else "unknown"
     time_dtype    dtype t is cast to before fn sees it (an integer dtype is rounded to); None: as it comes
 
-    A network trained on the shifted sigma of Flow wants time=1 or time=1000, not None. Raises ValueError for a word it does not know.
+    A network trained on the shifted sigma of Flow wants time=1 or time=1000, not None. Raises
+    ValueError for a word it does not know.
     """
 
     fn: Callable | None
@@ -142,22 +154,26 @@ class Model:
     def __post_init__(self):
         if self.fn is not None and not callable(self.fn):
             raise ValueError(
-                f"Model: fn is a {type(self.fn).__name__}; a callable fn(x, t, **cond), or None, is accepted"
+                f"Model: fn is a {type(self.fn).__name__}; a callable fn(x, t, **cond), or None, "
+                "is accepted"
             )
         if isinstance(self.schedule, type):
             raise ValueError(
-                f"Model: schedule is the class {self.schedule.__name__}; {self.schedule.__name__}(...) is accepted"
+                f"Model: schedule is the class {self.schedule.__name__}; "
+                f"{self.schedule.__name__}(...) is accepted"
             )
         if not all(
             hasattr(self.schedule, name)
             for name in ("alpha", "sigma", "half_log_snr", "time", "label")
         ):
             raise ValueError(
-                f"Model: schedule is a {type(self.schedule).__name__}; a schedule of fastsample.schedules is accepted"
+                f"Model: schedule is a {type(self.schedule).__name__}; a schedule of "
+                "fastsample.schedules is accepted"
             )
         if not isinstance(self.prediction, str) or self.prediction not in PREDICTIONS:
             raise ValueError(
-                f"Model: prediction = {self.prediction!r:.60}; one of {', '.join(PREDICTIONS)} is accepted"
+                f"Model: prediction = {self.prediction!r:.60}; one of {', '.join(PREDICTIONS)} is "
+                "accepted"
             )
         number = isinstance(self.time, (int, float, np.number)) and not isinstance(self.time, bool)
         if not (
@@ -167,17 +183,20 @@ class Model:
             or (number and math.isfinite(self.time))
         ):
             raise ValueError(
-                f"Model: time = {self.time!r:.60}; None, a finite number, 'log_sigma' or a callable is accepted"
+                f"Model: time = {self.time!r:.60}; None, a finite number, 'log_sigma' or a "
+                "callable is accepted"
             )
         if not (
             self.input_scale is None or _is(self.input_scale, "vp") or callable(self.input_scale)
         ):
             raise ValueError(
-                f"Model: input_scale = {self.input_scale!r:.60}; None, 'vp' or a callable is accepted"
+                f"Model: input_scale = {self.input_scale!r:.60}; None, 'vp' or a callable is "
+                "accepted"
             )
         if not _is_number_type(self.time_dtype):
             raise ValueError(
-                f"Model: time_dtype = {self.time_dtype!r:.60}; None, or a torch or NumPy dtype of numbers, is accepted"
+                f"Model: time_dtype = {self.time_dtype!r:.60}; None, or a torch or NumPy dtype of "
+                "numbers, is accepted"
             )
         spread = self.sigma_data
         if spread is None:
@@ -214,7 +233,9 @@ class Model:
         return _finite("times", "time", told, t)
 
     def scales(self, t) -> np.ndarray:
-        """What x is multiplied by before fn sees it, at the schedule's times t [n]: float64 [n], finite."""
+        """What x is multiplied by before fn sees it, at the schedule's times t [n]: float64 [n],
+        finite.
+        """
         t = np.asarray(t, dtype=np.float64)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
@@ -243,7 +264,9 @@ class Model:
 
     @cached_property
     def identity(self) -> str:
-        """model_id, or a hash over names, shapes, dtypes and the first numbers of fn's parameters, or "unknown"."""
+        """model_id, or a hash over names, shapes, dtypes and the first numbers of fn's parameters,
+        or "unknown".
+        """
         if self.model_id is not None:
             return str(self.model_id)
         if not hasattr(self.fn, "named_parameters"):
@@ -255,10 +278,12 @@ class Model:
         return f"sha256:{digest.hexdigest()[:32]}"
 
     def difference(self, note: dict) -> tuple[str, Any, Any] | None:
-        """(word, note's, ours) of the first word by which a plan with this note shows fn something else at the same noise level, or None.
+        """(word, note's, ours) of the first word by which a plan with this note shows fn something
+        else at the same noise level, or None.
 
-        Words may differ and mean the same (None and "log_sigma" of edm, the shift of Flow, a table that was float32): where they do, what
-        fn sees is compared at 32 levels, to 1e-3. A callable, and a schedule that cannot be made from the note, is not compared.
+        Words may differ and mean the same (None and "log_sigma" of edm, the shift of Flow, a table
+        that was float32): where they do, what fn sees is compared at 32 levels, to 1e-3. A
+        callable, and a schedule that cannot be made from the note, is not compared.
         """
         told = note["model"] if isinstance(note.get("model"), dict) else {}
         theirs = {
@@ -299,7 +324,8 @@ class Model:
         return None
 
     def _seen(self, other: Model) -> Iterator[str]:
-        """Names of what the networks of two models see or return differently at one half_log_snr."""
+        """Names of what the networks of two models see or return differently at one "
+        "half_log_snr."""
         mine, yours = self.schedule, other.schedule
         t = np.linspace(mine.t_min, mine.t_finite, 34)[1:-1]
         there = np.asarray(yours.time(mine.half_log_snr(t)))
@@ -307,7 +333,7 @@ class Model:
         t, there = t[both], there[both]
         unlike = lambda a, b: (
             not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))
-        )  # noqa: E731
+        )
         scaled = self.prediction in ("edm", "trigflow")
         if scaled and self.sigma_data != other.sigma_data:
             yield "sigma_data"
@@ -326,7 +352,9 @@ class Model:
             yield "schedule"  # x0 and eps are the same however x is scaled; the others are not
 
     def to_json(self) -> dict:
-        """The words, JSON-able: what a plan's note keeps of the model. A callable is written as "callable"."""
+        """The words, JSON-able: what a plan's note keeps of the model. A callable is written as
+        "callable".
+        """
         words = {
             name: "callable" if callable(value) else value
             for name, value in (("time", self.time), ("input_scale", self.input_scale))
@@ -349,12 +377,14 @@ def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != t.shape:
         raise ValueError(
-            f"Model.{where}: {word} returned shape {list(values.shape)} for {list(t.shape)} times; the same shape is accepted"
+            f"Model.{where}: {word} returned shape {list(values.shape)} for {list(t.shape)} times; "
+            "the same shape is accepted"
         )
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values.ravel())))
         raise ValueError(
-            f"Model.{where}: {word} gives {values.flat[at]:g} at t = {t.flat[at]:g}; a finite number is accepted"
+            f"Model.{where}: {word} gives {values.flat[at]:g} at t = {t.flat[at]:g}; a finite "
+            "number is accepted"
         )
     return values
 
@@ -364,7 +394,9 @@ def _is(value, word: str) -> bool:
 
 
 def _is_number_type(dtype) -> bool:
-    """None, torch's dtype (known by what it answers, as torch is not imported here), or anything NumPy takes for a real number's."""
+    """None, torch's dtype (known by what it answers, as torch is not imported here), or anything
+    NumPy takes for a real number's.
+    """
     try:
         return dtype is None or hasattr(dtype, "is_floating_point") or np.dtype(dtype).kind in "iuf"
     except TypeError:
@@ -372,7 +404,9 @@ def _is_number_type(dtype) -> bool:
 
 
 def _cast(t, dtype):
-    """t in another dtype; rounded to the nearest whole number first where the dtype has no fraction (998.9999 is 999, not 998)."""
+    """t in another dtype; rounded to the nearest whole number first where the dtype has no fraction
+    (998.9999 is 999, not 998).
+    """
     fraction = (
         dtype.is_floating_point
         if hasattr(dtype, "is_floating_point")

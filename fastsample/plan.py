@@ -8,8 +8,10 @@ Row i of a plan, applied to a sample with state x, slots r_1..r_S and G raw mode
     x'        += mask (ky y + sum_l Cy_l n_l - x')                only in runs with a mask and a known image y
     c x'       -> model input, t -> model scalars                 of row i+1, kept in row i
 
-Row 0 calls no model: it takes unit noise (or an image) to the first point of the grid. The last row holds: x' = x.
-Everything is float64 and immutable; makers are in `fastsample.solvers`, the file format in `fastsample.plan_file`.
+Row 0 calls no model: it takes unit noise (or an image) to the first point of the grid. The last row
+holds: x' = x.
+Everything is float64 and immutable; makers are in `fastsample.solvers`, the file format in
+`fastsample.plan_file`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ __all__ = ["CAPS", "Plan", "PlanError"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """A compiled sampler. Arrays (float64, then int64), with R rows, S slots, G branches, L noises, K scales, E model scalars, W = 3+S+G+L:
+    """A compiled sampler. Arrays (float64, then int64), with R rows, S slots, G branches, L noises,
+    K scales, E model scalars, W = 3+S+G+L:
 
     M [R,3,W]         rows for x', u, v over the operands x, r_1..r_S, m, f, f_1..f_G, n_1..n_L
     p, q [R]          prediction m = p x + q f;       clip [R]: |m| <= clip, 0 = no clip
@@ -79,7 +82,7 @@ class Plan:
             object.__setattr__(self, name, array)
         check(self)
 
-    # -- sizes ---------------------------------------------------------------------------------------------------------
+    # -- sizes -------------------------------------------------------------------------------------
     @property
     def rows(self) -> int:
         return self.M.shape[0]
@@ -114,17 +117,21 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Model evaluations: rows that call a model. One evaluation is one row's call, however many branches it has."""
+        """Model evaluations: rows that call a model. One evaluation is one row's call, however many
+        branches it has.
+        """
         return int((self.call >= 0).sum())
 
     @property
     def init_scale(self) -> float:
-        """M[0,0,0]: what row 0 multiplies unit noise by, sigma of the first point times the amplitude that a search found (sigma before
-        churn: row 0 draws that beside it). x = init_scale·noise stands at row 1. PlanError for a plan that starts from an image.
+        """M[0,0,0]: what row 0 multiplies unit noise by, sigma of the first point times the
+        amplitude that a search found (sigma before churn: row 0 draws that beside it). x =
+        init_scale·noise stands at row 1. PlanError for a plan that starts from an image.
         """
         if self.sigma[0] == 0:
             raise PlanError(
-                "init_scale: the plan was made with start= and begins from an image; a plan that begins from noise has one"
+                "init_scale: the plan was made with start= and begins from an image; a plan that "
+                "begins from noise has one"
             )
         return float(self.M[0, 0, 0]) if self.reads[0] & 1 else 0.0
 
@@ -135,7 +142,9 @@ class Plan:
 
     @cached_property
     def program(self) -> tuple:
-        """Hashable structure: plans with equal programs share one compiled or captured graph; only numbers differ between them."""
+        """Hashable structure: plans with equal programs share one compiled or captured graph; only
+        numbers differ between them.
+        """
         per_row = zip(
             self.call,
             self.reads,
@@ -169,7 +178,9 @@ class Plan:
         return tuple(reversed(found))
 
     def operand(self, column: int) -> str:
-        """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted from 0)."""
+        """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted
+        from 0).
+        """
         names = [
             "x",
             *(f"r{s}" for s in range(self.S)),
@@ -180,20 +191,25 @@ class Plan:
         ]
         return names[column]
 
-    # -- other forms ---------------------------------------------------------------------------------------------------
+    # -- other forms -------------------------------------------------------------------------------
     def table(self, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:
-        """The rows as kernels read them: (numbers [R, WF] of `dtype`, words [R, 7+L] int32), rounded once. Layout: csrc/core/row.h."""
+        """The rows as kernels read them: (numbers [R, WF] of `dtype`, words [R, 7+L] int32),
+        rounded once. Layout: csrc/core/row.h.
+        """
         return plan_file.records(self, dtype)
 
     def padded(self, **dims: int) -> Plan:
-        """The same plan with larger S, G, L, K, E (a pool of plans shares one width). Padding is never read."""
+        """The same plan with larger S, G, L, K, E (a pool of plans shares one width). Padding is
+        never read.
+        """
         if not set(dims) <= set("SGLKE"):
             raise PlanError(f"padded: {', '.join(sorted(dims))} given; S, G, L, K and E can grow")
         size = {**self.dims, **dims}
         for name in "SGLKE":
             if size[name] < self.dims[name]:
                 raise PlanError(
-                    f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; pass at least that"
+                    f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; "
+                    "pass at least that"
                 )
         S, G, L, R = size["S"], size["G"], size["L"], self.rows
         new = _columns(self.S, self.G, self.L, S, G)
@@ -209,10 +225,12 @@ class Plan:
         return replace(self, note={**self.note, **changes})
 
     def remake(self, start: int | float | None = None) -> Plan:
-        """Compile the same solver on grid[start:] for an image, or with None for noise again, from this plan's own note.
+        """Compile the same solver on grid[start:] for an image, or with None for noise again, from
+        this plan's own note.
 
-        `start` is a grid index or a strength. A plan for noise keeps this plan's init_scale; an image is noised to the schedule's own
-        level, where a searched amplitude has no meaning: it is kept in the note, for a later remake(None).
+        `start` is a grid index or a strength. A plan for noise keeps this plan's init_scale; an
+        image is noised to the schedule's own level, where a searched amplitude has no meaning: it
+        is kept in the note, for a later remake(None).
         """
         maker = self._makers.get("remake")
         if maker is None:
@@ -242,14 +260,15 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         return plan_file.from_json(text, cls)
 
-    # -- reading it ----------------------------------------------------------------------------------------------------
+    # -- reading it --------------------------------------------------------------------------------
     def consistency(self) -> float:
         """Largest defect of the rows against the schedule when every prediction is exact.
 
-        For data at one point x0 the exact model returns that x0, so x must stand at alpha x0 + sigma (unit noise) at every row's point.
-        The rows are run on coefficient vectors over (x0, start noise, every drawn noise); returned is the largest deviation of
-        (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables (note: consistent = False)
-        may leave the schedule by design.
+        For data at one point x0 the exact model returns that x0, so x must stand at alpha x0 +
+        sigma (unit noise) at every row's point. The rows are run on coefficient vectors over (x0,
+        start noise, every drawn noise); returned is the largest deviation of (alpha, sigma),
+        relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables
+        (note: consistent = False) may leave the schedule by design.
         """
         with np.errstate(
             all="ignore"
@@ -308,7 +327,9 @@ class Plan:
 
 
 def _columns(S: int, G: int, L: int, new_S: int, new_G: int) -> np.ndarray:
-    """Where each operand column of an (S, G, L) plan stands in a plan with new_S slots and new_G branches."""
+    """Where each operand column of an (S, G, L) plan stands in a plan with new_S slots and new_G
+    branches.
+    """
     old = np.arange(3 + S + G + L)
     return old + np.where(old > S, new_S - S, 0) + np.where(old >= 3 + S + G, new_G - G, 0)
 

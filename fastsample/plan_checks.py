@@ -1,4 +1,6 @@
-"""What makes a Plan sound: shapes, finite numbers, words in range, and no slot or noise read that nothing wrote or named."""
+"""What makes a Plan sound: shapes, finite numbers, words in range, and no slot or noise read that
+nothing wrote or named.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def _check_shapes(plan: Plan) -> None:
         or plan.t.ndim != 2
     ):
         raise PlanError(
-            "plan: M and V must have 3 dimensions and U, ids, t 2; build plans with fastsample.solvers"
+            "plan: M and V must have 3 dimensions and U, ids, t 2; build plans with "
+            "fastsample.solvers"
         )
     for name, size in plan.dims.items():
         low = {"R": 2, "G": 1, "E": 1}.get(name, 0)
@@ -68,7 +71,8 @@ def _check_shapes(plan: Plan) -> None:
         raise PlanError(f"plan: the note is a {type(plan.note).__name__}; a dict is needed")
     if plan.note.get("stored", "x0") not in list(STORED):
         raise PlanError(
-            f"plan: the note's stored kind is {plan.note['stored']!r}; {', '.join(STORED)} are accepted"
+            f"plan: the note's stored kind is {plan.note['stored']!r}; {', '.join(STORED)} are "
+            "accepted"
         )
 
 
@@ -78,7 +82,8 @@ def _check_values(plan: Plan) -> None:
         if bad.any():
             where = tuple(int(k) for k in np.argwhere(bad)[0])
             raise PlanError(
-                f"plan: {name}{list(where)} is {getattr(plan, name)[where]}; every number must be finite"
+                f"plan: {name}{list(where)} is {getattr(plan, name)[where]}; every number must be "
+                "finite"
             )
     ranges = {
         "reads": (0, 2**plan.W - 1),
@@ -100,7 +105,8 @@ def _check_values(plan: Plan) -> None:
         or (plan.alpha + plan.sigma <= 0).any()
     ):
         raise PlanError(
-            "plan: clip, alpha or sigma is negative, or alpha = sigma = 0; levels and bounds are 0 or more"
+            "plan: clip, alpha or sigma is negative, or alpha = sigma = 0; levels and bounds are 0 "
+            "or more"
         )
 
 
@@ -125,7 +131,8 @@ def _check_reads(plan: Plan) -> None:
     last = plan.rows - 1
     if plan.call[0] >= 0 or plan.call[last] >= 0:
         raise PlanError(
-            "plan: the first and the last row call no model; row 0 starts the run and the last row holds"
+            "plan: the first and the last row call no model; row 0 starts the run and the last row "
+            "holds"
         )
     if (
         plan.reads[last] != 1

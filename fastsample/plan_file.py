@@ -1,4 +1,5 @@
-"""The forms of a Plan outside memory: kernel records, the .fsplan file, JSON and the readable table.
+"""The forms of a Plan outside memory: kernel records, the .fsplan file, JSON and the readable
+table.
 
 The file (little-endian; the C++ parser of csrc/core/plan.cpp reads the same)::
 
@@ -39,7 +40,9 @@ _WORDS = ("reads", "branches", "known_reads", "dst", "call", "ids")
 
 
 class PlanError(ValueError):
-    """A plan, or a plan file, that cannot be used; the message says where and what would be accepted."""
+    """A plan, or a plan file, that cannot be used; the message says where and what would be
+    accepted.
+    """
 
 
 def _layout(dims: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
@@ -66,8 +69,8 @@ def _float_width(dims: dict[str, int]) -> int:
 
 
 def records(plan: Plan, dtype: type | str) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers [R, WF] of `dtype`, words [R, 7+L] int32): the rows as kernels read them. Words: reads low and high 24 bits, branches,
-    known_reads, du, dv, call, noise ids as uint32 bits."""
+    """(numbers [R, WF] of `dtype`, words [R, 7+L] int32): the rows as kernels read them. Words:
+    reads low and high 24 bits, branches, known_reads, du, dv, call, noise ids as uint32 bits."""
     rows = plan.rows
     if dtype not in (np.float32, np.float64, "float32", "float64"):
         raise PlanError(f"table: dtype {dtype!r} is not a state dtype; float32 and float64 are")
@@ -97,7 +100,7 @@ def records(plan: Plan, dtype: type | str) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-# -- .fsplan ---------------------------------------------------------------------------------------------------------------
+# -- .fsplan ---------------------------------------------------------------------------------------
 def encode(plan: Plan) -> bytes:
     """The plan as the bytes of a .fsplan file."""
     rows, dims = plan.rows, plan.dims
@@ -114,10 +117,12 @@ def encode(plan: Plan) -> bytes:
 
 
 def decode(data: bytes, cls: type[Plan]) -> Plan:
-    """A plan from the bytes of a .fsplan file; every size is bounded before anything is allocated."""
+    """A plan from the bytes of a .fsplan file; every size is bounded before anything is "
+    "allocated."""
     if len(data) < HEADER.size:
         raise PlanError(
-            f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut short or not a plan"
+            f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut "
+            "short or not a plan"
         )
     magic, version, header, R, S, G, L, K, E, width, zero, note_bytes, digest = HEADER.unpack_from(
         data
@@ -128,7 +133,8 @@ def decode(data: bytes, cls: type[Plan]) -> Plan:
         )
     if version != VERSION or header != HEADER.size or zero != 0:
         raise PlanError(
-            f"load: version {version} with a header of {header} bytes; version {VERSION} with {HEADER.size} is read here"
+            f"load: version {version} with a header of {header} bytes; version {VERSION} with "
+            f"{HEADER.size} is read here"
         )
     dims = dict(R=R, S=S, G=G, L=L, K=K, E=E)
     for name, size in dims.items():
@@ -147,7 +153,8 @@ def decode(data: bytes, cls: type[Plan]) -> Plan:
         or (rest - note_bytes) % (8 * width)
     ):
         raise PlanError(
-            f"load: the header announces {R} rows of {width} numbers and a note of {note_bytes} bytes; {rest} bytes follow"
+            f"load: the header announces {R} rows of {width} numbers and a note of {note_bytes} "
+            f"bytes; {rest} bytes follow"
         )
     if hashlib.sha256(data[: HEADER.size - 32] + data[HEADER.size :]).digest() != digest:
         raise PlanError(
@@ -200,7 +207,7 @@ def load(path: Any, cls: type[Plan]) -> Plan:
     return decode(data, cls)
 
 
-# -- JSON ------------------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 def dump_note(note: dict) -> str:
     """The note as canonical JSON: sorted keys, no NaN or Infinity."""
     try:
@@ -268,7 +275,9 @@ def _depth(data: bytes) -> int:
 
 
 def to_json(plan: Plan) -> str:
-    """The plan as JSON: {"fastsample_plan": 1, "note": {...}, "M": [...], ...}. Numbers round-trip exactly."""
+    """The plan as JSON: {"fastsample_plan": 1, "note": {...}, "M": [...], ...}. Numbers round-trip
+    exactly.
+    """
     names = [name for name, _ in _layout(plan.dims)] + list(_WORDS)
     arrays = {name: getattr(plan, name).tolist() for name in names}
     return dump_note({"fastsample_plan": VERSION, "dims": plan.dims, "note": plan.note, **arrays})
@@ -282,7 +291,8 @@ def from_json(text: str, cls: type[Plan]) -> Plan:
     names = {name for name, _ in _layout(CAPS)} | set(_WORDS)
     if value.pop("fastsample_plan", None) != VERSION or set(value) != names | {"dims", "note"}:
         raise PlanError(
-            f"from_json: keys are {sorted(value)[:20]}; those of a version {VERSION} plan are needed"
+            f"from_json: keys are {sorted(value)[:20]}; those of a version {VERSION} plan are "
+            "needed"
         )
     dims, note = value.pop("dims"), value.pop("note")
     if (
@@ -305,7 +315,9 @@ def from_json(text: str, cls: type[Plan]) -> Plan:
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A JSON array of numbers as an array of the given shape (an empty axis has no numbers to nest)."""
+    """A JSON array of numbers as an array of the given shape (an empty axis has no numbers to
+    nest).
+    """
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -323,9 +335,11 @@ def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(shape).astype(np.int64 if name in _WORDS else np.float64)
 
 
-# -- readable --------------------------------------------------------------------------------------------------------------
+# -- readable --------------------------------------------------------------------------------------
 def printable(value: Any) -> str:
-    """Text with control and non-printing characters escaped: a note comes from a file, and a terminal obeys what it prints."""
+    """Text with control and non-printing characters escaped: a note comes from a file, and a
+    terminal obeys what it prints.
+    """
     return "".join(
         ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in str(value)
     )
@@ -347,7 +361,8 @@ def describe(plan: Plan) -> str:
             f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)"
         )
     lines.append(
-        f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with exact predictions)"
+        f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with "
+        "exact predictions)"
     )
     lines.append(
         f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update"

@@ -1,4 +1,6 @@
-"""Tables, pictures, the state of an installation: what people read. Pictures need matplotlib (extra `demo`), image grids nothing."""
+"""Tables, pictures, the state of an installation: what people read. Pictures need matplotlib (extra
+`demo`), image grids nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,23 @@ from .files import make_folder, write_whole
 from .plan import Plan
 from .plan_file import printable
 
-# Okabe & Ito's eight colours, told apart with any colour vision; every line also has its own marker.
+# Okabe & Ito's eight colours, told apart with any colour vision; every line also has its own
+# marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 ANY = "by hand, any solver"  # the demonstration's name of the best schedule made by hand
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
-    """A table as text: the first column to the left, the others to the right; floats as they come, so format them before."""
+    """A table as text: the first column to the left, the others to the right; floats as they come,
+    so format them before.
+    """
     lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     if any(len(line) != len(header) for line in lines):
         raise ValueError(
-            f"table: a row has another length than the header's {len(header)}; rows of equal length are needed"
+            f"table: a row has another length than the header's {len(header)}; rows of equal "
+            "length are needed"
         )
     if markdown:
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
@@ -47,16 +53,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
     return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
 
 
-# -- images ----------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndarray:
-    """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values outside are clipped, NaN is shown black."""
+    """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values
+    outside are clipped, NaN is shown black.
+    """
     x = np.asarray(
         images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32
     )
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
-            f"image_grid: images of shape {list(np.shape(images))}; [B,C,H,W] with C = 1 or 3, or [B,H,W], is accepted"
+            f"image_grid: images of shape {list(np.shape(images))}; [B,C,H,W] with C = 1 or 3, or "
+            "[B,H,W], is accepted"
         )
     B, C, H, W = x.shape
     columns = columns or int(np.ceil(np.sqrt(B)))
@@ -110,7 +119,7 @@ def npy(images: Any) -> bytes:
     return data.getvalue()
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -143,7 +152,9 @@ def _axes(figure: Any, title: str, x: str, y: str) -> Any:
 def samples_picture(
     path: str | Path, rows: Mapping[str, Any], title: str, columns: int = 12
 ) -> None:
-    """One row of images per method, from the same noises in the same columns. rows: {label: images [B,C,H,W] in [-1,1]}."""
+    """One row of images per method, from the same noises in the same columns. rows: {label: images
+    [B,C,H,W] in [-1,1]}.
+    """
     columns = min(columns, *(len(images) for images in rows.values()))
     sheet = np.concatenate([image_grid(images[:columns], columns) for images in rows.values()])
     high, wide = len(sheet) / len(rows), sheet.shape[1]
@@ -164,7 +175,8 @@ def samples_picture(
 def schedules_picture(
     path: str | Path, plans: Mapping[str, Plan], title: str, dashed: Sequence[str] = ()
 ) -> None:
-    """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the evaluation.
+    """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the
+    evaluation.
 
     plans: {label: Plan}; dashed: labels drawn in black dashes, to compare with.
     """
@@ -217,9 +229,11 @@ def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], t
     _save(figure, path)
 
 
-# -- installation ----------------------------------------------------------------------------------------------------------
+# -- installation ----------------------------------------------------------------------------------
 def doctor() -> list[tuple[str, str]]:
-    """What is installed, which backend runs where and why, and the command that supplies what is missing: [(what, finding)]."""
+    """What is installed, which backend runs where and why, and the command that supplies what is
+    missing: [(what, finding)].
+    """
     lines = [
         ("python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
     ]
@@ -277,16 +291,29 @@ def _backends() -> list[tuple[str, str]]:
     return lines
 
 
-# -- the demonstration -----------------------------------------------------------------------------------------------------
+# -- the demonstration -----------------------------------------------------------------------------
 def demo(
-    model: Any, search_noise: Any, search_words: Mapping, noise: Any, words: Mapping, out: Path, progress: bool = False, *,
-    budgets: Sequence[int] = (4, 5, 6, 8), grid: int = 40, teacher_nfe: int = 50, at_least: float = 60.0,
-) -> dict[str, Any]:  # fmt: skip
-    """Search schedules for the embedded model, run them beside the usual ones on unseen noises, print the table, draw the pictures.
+    model: Any,
+    search_noise: Any,
+    search_words: Mapping,
+    noise: Any,
+    words: Mapping,
+    out: Path,
+    progress: bool = False,
+    *,
+    budgets: Sequence[int] = (4, 5, 6, 8),
+    grid: int = 40,
+    teacher_nfe: int = 50,
+    at_least: float = 60.0,
+) -> dict[str, Any]:
+    """Search schedules for the embedded model, run them beside the usual ones on unseen noises,
+    print the table, draw the pictures.
 
-    search_noise, noise: unit noise [B,1,28,28]; search_words, words: their model words. As many of the unseen noises as were searched with
-    are held out for the search's own comparison, so sample b of both should have the same words. Writes plans, samples.png, schedules.png
-    and error_vs_evaluations.png to `out`. Returns {"rows": table rows, "search": Search, "agreement": dB, "target": end points}.
+    search_noise, noise: unit noise [B,1,28,28]; search_words, words: their model words. As many of
+    the unseen noises as were searched with are held out for the search's own comparison, so sample
+    b of both should have the same words. Writes plans, samples.png, schedules.png and
+    error_vs_evaluations.png to `out`. Returns {"rows": table rows, "search": Search, "agreement":
+    dB, "target": end points}.
     """
     from . import metrics
     from .models.classifier import class_accuracy, frechet_distance
@@ -298,7 +325,8 @@ def demo(
     )
     name = f"{teacher.note['solver']}, {teacher.nfe} evaluations"
     print(
-        f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as many"
+        f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as "
+        "many"
     )
     held_out = noise[: len(search_noise)]
     search = oss(
@@ -313,7 +341,8 @@ def demo(
     )
     search.save(out)
     print(
-        f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.1f} s; every budget from this one search"
+        f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, "
+        f"{search.seconds:.1f} s; every budget from this one search"
     )
     print(search.about_teacher())
     plans = _demo_plans(model, search, budgets)
@@ -321,10 +350,10 @@ def demo(
         "accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0],
         "distance": frechet_distance,
     }
-    judge = lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)  # noqa: E731
+    judge = lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)
     scores = {label: {m: judge(plan) for m, plan in row.items()} for label, row in plans.items()}
     beside = {m: f"by hand, {one.solver} ({one.grid})" for m, one in search.compared.items()}
-    named = lambda label, m: beside[m] if label == ANY else f"{label}, Euler"  # noqa: E731
+    named = lambda label, m: beside[m] if label == ANY else f"{label}, Euler"
     rows = [_demo_row("teacher", judge(teacher))] + [
         _demo_row(named(label, m), scores[label][m]) for m in budgets for label in scores
     ]
@@ -338,16 +367,19 @@ def demo(
         "seconds",
     )
     print(
-        f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded classifier's features"
+        f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded "
+        "classifier's features"
     )
     print(table(header, rows))
     print(
-        f"OSS beside the best of any solver by hand, chosen on the {len(held_out)} noises held out of the search:"
+        f"OSS beside the best of any solver by hand, chosen on the {len(held_out)} noises held out "
+        "of the search:"
     )
     print("\n".join(f"  {m} evaluations: {search.compared[m]}" for m in sorted(search.compared)))
     scales = ", ".join(f"{m}: {search.plans[m].note['found']['amplitude']:.3f}" for m in budgets)
     print(
-        f"OSS also scales the noise it starts from ({scales}); times alone: the same times without that"
+        f"OSS also scales the noise it starts from ({scales}); times alone: the same times without "
+        "that"
     )
     _demo_pictures(out, plans, scores, target, agreement)
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
@@ -355,7 +387,9 @@ def demo(
 
 
 def _demo_plans(model: Any, search: Any, budgets: Sequence[int]) -> dict[str, dict[int, Plan]]:
-    """{method: {evaluations: plan}}; the best by hand are chosen on noises they are judged on too, which favours them."""
+    """{method: {evaluations: plan}}; the best by hand are chosen on noises they are judged on too,
+    which favours them.
+    """
     from . import grids, solvers
 
     usual = {"Karras": grids.karras, "log-uniform": grids.exponential}

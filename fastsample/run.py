@@ -5,7 +5,8 @@
         run.step(model(run.model_input, run.t))
     run.x
 
-All memory is allocated once; `model_input`, `t`, `x` and `x0` are views of it, valid until the next step.
+All memory is allocated once; `model_input`, `t`, `x` and `x0` are views of it, valid until the next
+step.
 """
 
 from __future__ import annotations
@@ -40,15 +41,31 @@ class Run:
     preview       False: x0 is not formed
     backend       a wish, see fastsample.kernels.select
 
-    A model that writes into its input may write into the state. Raises ValueError or TypeError, one sentence, before any kernel.
+    A model that writes into its input may write into the state. Raises ValueError or TypeError, one
+    sentence, before any kernel.
     """
 
     def __init__(
-        self, plan: Plan, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=None,
-        guidance=None, state_dtype: torch.dtype = torch.float32, model_dtype: torch.dtype | None = None, device=None, noise_scale=None,
-        noise_source: Sequence[Tensor] | Callable | None = None, mask: Tensor | None = None, known: Tensor | None = None,
-        start: int | None = None, preview: bool = True, copies: int = 1, backend: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        *,
+        noise: Tensor | None = None,
+        latent: Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        seed=None,
+        guidance=None,
+        state_dtype: torch.dtype = torch.float32,
+        model_dtype: torch.dtype | None = None,
+        device=None,
+        noise_scale=None,
+        noise_source: Sequence[Tensor] | Callable | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        start: int | None = None,
+        preview: bool = True,
+        copies: int = 1,
+        backend: str | None = None,
+    ) -> None:
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
         transforms.refuse("Run", noise, latent, seed, guidance, noise_scale, mask, known)
@@ -65,7 +82,7 @@ class Run:
         self._table, self._model_dtype = inplace.table(plan, state_dtype, device), model_dtype
         empty = lambda *lead, dtype=state_dtype: torch.empty(
             *lead, *size[1:], dtype=dtype, device=device
-        )  # noqa: E731
+        )
         own_input = (
             copies != 1 or model_dtype != state_dtype or bool((plan.c[: plan.rows - 2] != 1).any())
         )
@@ -85,10 +102,19 @@ class Run:
             .contiguous()
         )
         self._buffers = Buffers(
-            empty(size[0]), empty(plan.S, size[0]), empty(copies * size[0], dtype=model_dtype) if own_input else None,
-            empty(size[0]) if preview else None, torch.zeros(size[0], dtype=torch.int32, device=device), rows,
-            scale, sources.seeds(seed, size[0], device, needed), noise_scale, mask, known, copies,
-        )  # fmt: skip
+            empty(size[0]),
+            empty(plan.S, size[0]),
+            empty(copies * size[0], dtype=model_dtype) if own_input else None,
+            empty(size[0]) if preview else None,
+            torch.zeros(size[0], dtype=torch.int32, device=device),
+            rows,
+            scale,
+            sources.seeds(seed, size[0], device, needed),
+            noise_scale,
+            mask,
+            known,
+            copies,
+        )
         times = self._table.f[:, self._table.dims.c + 1 :][:, : plan.E]
         times = times[:, None, :].expand(-1, copies * size[0], -1).contiguous()
         self._times = (times[..., 0] if plan.E == 1 else times).unbind(0)
@@ -101,7 +127,7 @@ class Run:
             self._refresh()
         self._advance()
 
-    # -- what a loop reads -----------------------------------------------------------------------------------------------
+    # -- what a loop reads -------------------------------------------------------------------------
     @property
     def row(self) -> int:
         """The row that the next step runs; the last row of the plan holds."""
@@ -113,7 +139,9 @@ class Run:
 
     @property
     def t(self) -> Tensor:
-        """Model scalars of the current row: [copies*B], or [copies*B, E] where the model takes several; state dtype."""
+        """Model scalars of the current row: [copies*B], or [copies*B, E] where the model takes
+        several; state dtype.
+        """
         return self._times[self._row - 1]
 
     @property
@@ -123,12 +151,16 @@ class Run:
 
     @property
     def x0(self) -> Tensor | None:
-        """The last step's prediction of the data, [B,*]; None before the first step or with preview=False."""
+        """The last step's prediction of the data, [B,*]; None before the first step or with
+        preview=False.
+        """
         return self._buffers.preview if self._seen else None
 
     @property
     def x(self) -> Tensor:
-        """The state [B,*]. Assigning copies finite values in and refreshes the model input; a multistep plan keeps its history."""
+        """The state [B,*]. Assigning copies finite values in and refreshes the model input; a
+        multistep plan keeps its history.
+        """
         return self._buffers.x
 
     @x.setter
@@ -139,7 +171,8 @@ class Run:
             or not value.is_floating_point()
         ):
             raise ValueError(
-                f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a floating tensor of that shape is accepted"
+                f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a "
+                "floating tensor of that shape is accepted"
             )
         transforms.refuse("Run.x", value)
         arguments.check_values("x", value)
@@ -148,16 +181,22 @@ class Run:
 
     @property
     def seeds(self) -> Tensor | None:
-        """Seeds [B] int64 of the samples, given or drawn; seed=run.seeds draws the same again. None where none was given or needed."""
+        """Seeds [B] int64 of the samples, given or drawn; seed=run.seeds draws the same again. None
+        where none was given or needed.
+        """
         return self._buffers.seed if self._seeded else None
 
     def status(self) -> Tensor:
-        """Status words so far [B] int32: 0, or bits 1 bad row, 4 bad output index, 8 non-finite state."""
+        """Status words so far [B] int32: 0, or bits 1 bad row, 4 bad output index, 8 non-finite
+        state.
+        """
         return self._buffers.status
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation [B] of the noise that the current row adds to x' (0 for a deterministic row); mean() is its mean."""
+        """Standard deviation [B] of the noise that the current row adds to x' (0 for a
+        deterministic row); mean() is its mean.
+        """
         first, ids = (
             3 + self.plan.S + self.plan.G,
             arguments.drawn(self.plan, self._row, masked=False),
@@ -172,13 +211,13 @@ class Run:
         )
         return std if self._buffers.noise_scale is None else std * self._buffers.noise_scale.abs()
 
-    # -- advancing -------------------------------------------------------------------------------------------------------
+    # -- advancing ---------------------------------------------------------------------------------
     def step(self, f: Tensor | Sequence[Tensor | None]) -> None:
         """Apply the current row to the model's output and move to the next.
 
-        f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row does not use), in the model dtype.
-        Raises IndexError past the end; ValueError, TypeError or RuntimeError, one sentence, for outputs that do not fit (nothing is
-        broadcast).
+        f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row
+        does not use), in the model dtype. Raises IndexError past the end; ValueError, TypeError or
+        RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
         """
         try:
             address = (
@@ -202,7 +241,8 @@ class Run:
             transforms.refuse("Run.step", *(f if isinstance(f, (list, tuple)) else (f,)))
             if self._row >= self._end:
                 raise IndexError(
-                    f"Run.step: the plan's {self.plan.nfe} model rows have all run; make a new Run to sample again"
+                    f"Run.step: the plan's {self.plan.nfe} model rows have all run; make a new Run "
+                    "to sample again"
                 )
             self._apply(self._row, self._outputs(f))
         self._row += 1
@@ -211,8 +251,8 @@ class Run:
             self._advance()
 
     def mean(self, f: Tensor | Sequence[Tensor | None]) -> Tensor:
-        """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row re-uses an earlier draw, which belongs
-        to the mean.
+        """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row
+        re-uses an earlier draw, which belongs to the mean.
         """
         transforms.refuse("Run.mean", *(f if isinstance(f, (list, tuple)) else (f,)))
         if self._row >= self._end:
@@ -222,7 +262,8 @@ class Run:
         earlier = {k for i in range(row) for k in arguments.drawn(plan, i, masked)} - {None}
         if earlier & set(arguments.drawn(plan, row, masked)):
             raise ValueError(
-                f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 would leave that draw out"
+                f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 "
+                "would leave that draw out"
             )
         f = [b.x if t is None else t for t in self._outputs(f)]
         still = b._replace(
@@ -240,10 +281,12 @@ class Run:
         twin._bind()
         return twin
 
-    # -- inside ----------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
     @property
     def model_input(self) -> Tensor:
-        """What the model is asked with: c x, [copies*B,*] in the model dtype (the state itself where c = 1 throughout)."""
+        """What the model is asked with: c x, [copies*B,*] in the model dtype (the state itself
+        where c = 1 throughout).
+        """
         return self._input
 
     def _bind(self) -> None:
@@ -309,7 +352,8 @@ class Run:
             f = [f] if G == 1 else f.unflatten(0, (G, self._shape[0])).unbind(0)
         if any(v is not None and v.requires_grad for v in f):
             raise RuntimeError(
-                "Run.step: the model's output requires grad, and a Run keeps none; use torch.no_grad() or Sampler(..., differentiable=True)"
+                "Run.step: the model's output requires grad, and a Run keeps none; use "
+                "torch.no_grad() or Sampler(..., differentiable=True)"
             )
         return [None if v is None else v.contiguous() for v in f]
 

@@ -32,7 +32,8 @@ MODES = ("eager", "compile-model", "compile-loop")
 
 
 class Sampler:
-    """Immutable, safe from any number of threads: everything that changes lives in the Run of a call.
+    """Immutable, safe from any number of threads: everything that changes lives in the Run of a
+    call.
 
     plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan
     asks several. mode: one of MODES.  differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers;
@@ -41,14 +42,22 @@ class Sampler:
     """
 
     def __init__(
-        self, plan: Plan, model: Callable | Sequence[Callable], mode: str = "eager", *, differentiable: bool = False,
-        state_dtype: torch.dtype = torch.float32, model_dtype: torch.dtype | None = None, backend: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        model: Callable | Sequence[Callable],
+        mode: str = "eager",
+        *,
+        differentiable: bool = False,
+        state_dtype: torch.dtype = torch.float32,
+        model_dtype: torch.dtype | None = None,
+        backend: str | None = None,
+    ) -> None:
         if mode not in MODES:
             raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
         if differentiable and mode == "compile-loop":
             raise ValueError(
-                "Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in 'eager' and 'compile-model'"
+                "Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in "
+                "'eager' and 'compile-model'"
             )
         if not isinstance(plan, Plan):
             raise TypeError(
@@ -57,7 +66,8 @@ class Sampler:
         models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
         if not models or not all(callable(m) for m in models) or plan.call.max() >= len(models):
             raise TypeError(
-                f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; that many callables are needed"
+                f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; "
+                "that many callables are needed"
             )
         arguments.dtypes("Sampler", state_dtype, model_dtype)
         if backend not in (None, *BACKENDS):
@@ -68,8 +78,17 @@ class Sampler:
             if mode == "compile-model"
             else models
         )
-        self._set(plan=plan, models=models, mode=mode, differentiable=differentiable, _ask=ask, _graphs={}, _guided={}, _lock=Lock(),
-                  _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend})  # fmt: skip
+        self._set(
+            plan=plan,
+            models=models,
+            mode=mode,
+            differentiable=differentiable,
+            _ask=ask,
+            _graphs={},
+            _guided={},
+            _lock=Lock(),
+            _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend},
+        )
 
     def _set(self, **values) -> None:
         self.__dict__.update(values)
@@ -84,7 +103,9 @@ class Sampler:
         return self
 
     def for_plan(self, plan: Plan) -> Sampler:
-        """The same sampler for another plan; compiled graphs are shared, so a plan of the same `plan.program` compiles nothing anew."""
+        """The same sampler for another plan; compiled graphs are shared, so a plan of the same
+        `plan.program` compiles nothing anew.
+        """
         twin = Sampler(
             plan, self.models, "eager", differentiable=self.differentiable, **self._options
         )
@@ -92,41 +113,75 @@ class Sampler:
         return twin
 
     def __call__(
-        self, *, noise: Tensor | None = None, latent: Tensor | None = None, shape: Sequence[int] | None = None, seed=None,
-        cond: dict | None = None, uncond: dict | None = None, branches: Sequence[dict] | None = None, guidance=None,
-        callback: Callable | None = None, progress: bool = False, trajectory: bool = False, mask: Tensor | None = None,
-        known: Tensor | None = None, batched_guidance: bool = True, noise_scale=None, noise_source=None, start: int | None = None,
-        device=None, table: Tensor | None = None,
-    ):  # fmt: skip
-        """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the model with trajectory=True: states[0] is
-        what the model was first asked with, and in a whole run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
+        self,
+        *,
+        noise: Tensor | None = None,
+        latent: Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        seed=None,
+        cond: dict | None = None,
+        uncond: dict | None = None,
+        branches: Sequence[dict] | None = None,
+        guidance=None,
+        callback: Callable | None = None,
+        progress: bool = False,
+        trajectory: bool = False,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        batched_guidance: bool = True,
+        noise_scale=None,
+        noise_source=None,
+        start: int | None = None,
+        device=None,
+        table: Tensor | None = None,
+    ):
+        """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the
+        model with trajectory=True: states[0] is what the model was first asked with, and in a whole
+        run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
 
-        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond: keywords for the model, a tree that
-        follows its samples as `fastsample.conditions` says. uncond (with guidance): a second branch, f = f_uncond + s (f_cond - f_uncond).
-        branches: keywords of every branch, the last being the base. batched_guidance: all branches in one call of G*B samples where they
-        have one form and share what belongs to no sample, else one call each. callback(step, x, x0): may return a new x, and may raise to
-        stop; x and x0 are the run's own memory, to be cloned if kept beyond the next step.
-        table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None: torch.manual_seed governs it (see Run).
-        Raises FloatingPointError naming samples and row if a state became non-finite.
+        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond:
+        keywords for the model, a tree that follows its samples as `fastsample.conditions` says.
+        uncond (with guidance): a second branch, f = f_uncond + s (f_cond - f_uncond). branches:
+        keywords of every branch, the last being the base. batched_guidance: all branches in one
+        call of G*B samples where they have one form and share what belongs to no sample, else one
+        call each. callback(step, x, x0): may return a new x, and may raise to stop; x and x0 are
+        the run's own memory, to be cloned if kept beyond the next step.
+        table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None:
+        torch.manual_seed governs it (see Run). Raises FloatingPointError naming samples and row if
+        a state became non-finite.
         """
         trees = branches_of(
             "Sampler", cond, uncond, branches, *arguments.place(noise, latent, shape, device)
         )
         plan = self._plan_for(len(trees), guidance)
-        start_ = {"noise": noise, "latent": latent, "shape": shape, "seed": seed, "start": start, "device": device, "guidance": guidance,
-                  "noise_scale": noise_scale, "noise_source": noise_source, "mask": mask, "known": known}  # fmt: skip
+        start_ = {
+            "noise": noise,
+            "latent": latent,
+            "shape": shape,
+            "seed": seed,
+            "start": start,
+            "device": device,
+            "guidance": guidance,
+            "noise_scale": noise_scale,
+            "noise_source": noise_source,
+            "mask": mask,
+            "known": known,
+        }
         if table is not None and not self.differentiable:
             raise ValueError(
-                "Sampler: table= is given without differentiable=True; a plan's own numbers are used otherwise"
+                "Sampler: table= is given without differentiable=True; a plan's own numbers are "
+                "used otherwise"
             )
         if callback is not None and not callable(callback):
             raise TypeError(
-                f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is accepted"
+                f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is "
+                "accepted"
             )
         functional = self.mode == "compile-loop" or self.differentiable
         if functional and (callback is not None or progress):
             raise ValueError(
-                f"Sampler: callback and progress need mode='eager' or 'compile-model' without gradients; mode is {self.mode!r}"
+                "Sampler: callback and progress need mode='eager' or 'compile-model' without "
+                f"gradients; mode is {self.mode!r}"
             )
         conditions = [told(tree) for tree in trees.values()]
         if not self.differentiable:
@@ -145,20 +200,22 @@ class Sampler:
             )
         if branches > 1 and guidance is None and (self.plan.G == 1 or self.plan.K):
             raise ValueError(
-                "Sampler: uncond (or branches) is given without guidance; pass guidance=, a number or one a sample"
+                "Sampler: uncond (or branches) is given without guidance; pass guidance=, a number "
+                "or one a sample"
             )
         if branches == self.plan.G:
             return self.plan
         if self.plan.G > 1:
             raise ValueError(
-                f"Sampler: the plan reads {self.plan.G} branches and {branches} are given; pass uncond= or branches= of {self.plan.G}"
+                f"Sampler: the plan reads {self.plan.G} branches and {branches} are given; pass "
+                f"uncond= or branches= of {self.plan.G}"
             )
         with self._lock:
             if branches not in self._guided:
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches]
 
-    # -- eager -----------------------------------------------------------------------------------------------------------
+    # -- eager -------------------------------------------------------------------------------------
     def _eager(self, plan, conditions, joint, trajectory, callback, progress, **start):
         run = Run(
             plan,
@@ -182,7 +239,8 @@ class Sampler:
                     _versions(run) != before
                 ):  # the input may be the state itself, and t is every later row's too
                     raise ValueError(
-                        f"Sampler: the model changed its input in place at row {row}; let it work on a copy (x = x + ...)"
+                        f"Sampler: the model changed its input in place at row {row}; let it work "
+                        "on a copy (x = x + ...)"
                     )
                 run.step(f)
                 if watch and bad_row is None and run.status().numpy().any():
@@ -211,9 +269,27 @@ class Sampler:
         x, t = (v[: run.x.shape[0]] for v in (run.model_input, run.t))
         return [ask(x, t, **conditions[g]) if used[g] else None for g in range(plan.G)]
 
-    # -- one pure function -----------------------------------------------------------------------------------------------
-    def _functional(self, plan, conditions, joint, trajectory, table, *, noise, latent, shape, seed, start, device, guidance, noise_scale,
-                    noise_source, mask, known):  # fmt: skip
+    # -- one pure function -------------------------------------------------------------------------
+    def _functional(
+        self,
+        plan,
+        conditions,
+        joint,
+        trajectory,
+        table,
+        *,
+        noise,
+        latent,
+        shape,
+        seed,
+        start,
+        device,
+        guidance,
+        noise_scale,
+        noise_source,
+        mask,
+        known,
+    ):
         state = self._options["state_dtype"]
         given, size, device = arguments.start(
             noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable
@@ -240,9 +316,12 @@ class Sampler:
         )
         requested = {
             "scale": arguments.scales(plan, guidance, size[0], state, device, self.differentiable),
-            "noise_scale": arguments.noise_scales(noise_scale, size[0], state, device, self.differentiable),
-            "mask": None if mask is None else mask.expand(size), "known": None if known is None else known.expand(size),
-        }  # fmt: skip
+            "noise_scale": arguments.noise_scales(
+                noise_scale, size[0], state, device, self.differentiable
+            ),
+            "mask": None if mask is None else mask.expand(size),
+            "known": None if known is None else known.expand(size),
+        }
         needed = given is None or sources.seeded(
             plan, first, noise, noise_source, requested["noise_scale"], mask is not None
         )
@@ -308,26 +387,29 @@ def _agree(plan: Plan, models: Sequence[Callable]) -> None:
     for m in models:
         if isinstance(m, Model) and said is not None and m.prediction != said:
             raise ValueError(
-                f"Sampler: the plan was made for prediction {said!r} and the model predicts {m.prediction!r}; make it for this model"
+                f"Sampler: the plan was made for prediction {said!r} and the model predicts "
+                f"{m.prediction!r}; make it for this model"
             )
         unlike = m.difference(plan.note) if isinstance(m, Model) else None
         if unlike is not None:
             word, theirs, ours = unlike
             raise ValueError(
-                f"Sampler: the plan was made for {word} = {theirs!r:.80} and the model's is {ours!r:.80}; make it for this model"
+                f"Sampler: the plan was made for {word} = {theirs!r:.80} and the model's is "
+                f"{ours!r:.80}; make it for this model"
             )
 
 
 def _versions(run: Run) -> tuple[int, ...]:
-    """How often what the model is given was written to; () in inference mode, where nobody counts."""
+    """How often what the model is given was written to; () in inference mode, where nobody "
+    "counts."""
     return () if run.model_input.is_inference() else (run.model_input._version, run.t._version)
 
 
 def _draws(
     plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool
 ) -> list[list]:
-    """For every row its L draws, the caller's and, where that left some to Philox, those: a row takes either kind, not both. [] = all
-    Philox.
+    """For every row its L draws, the caller's and, where that left some to Philox, those: a row
+    takes either kind, not both. [] = all Philox.
     """
     rows = []
     for row in range(plan.rows):
@@ -349,7 +431,9 @@ def _unit(seed: Tensor, k: int, size: Sequence[int], state: torch.dtype) -> Tens
 
 
 def _plain(model: Callable) -> Callable:
-    """The model as a plain function: a callable object is inlined by the compiler, a wrapped one is not always."""
+    """The model as a plain function: a callable object is inlined by the compiler, a wrapped one is
+    not always.
+    """
 
     def ask(x: Tensor, t: Tensor, **cond):
         return model(x, t, **cond)
@@ -358,8 +442,8 @@ def _plain(model: Callable) -> Callable:
 
 
 def _asked(models: Sequence[Callable], together: bool) -> Callable:
-    """ask(x, t, conditions, used): every branch in one call of G*B samples, or a list with one call for each branch used; models[g] asks
-    branch g.
+    """ask(x, t, conditions, used): every branch in one call of G*B samples, or a list with one call
+    for each branch used; models[g] asks branch g.
     """
     branches = len(models)
 
@@ -387,11 +471,14 @@ def _bar(wanted: bool, total: int):
 
 
 def _raise_if_bad(status: Tensor, row: int | None) -> None:
-    """FloatingPointError naming the samples whose state became non-finite, read once at the end of a run."""
+    """FloatingPointError naming the samples whose state became non-finite, read once at the end of
+    a run.
+    """
     bad = status.nonzero().flatten().tolist() if status.numel() else []
     if bad:
         names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         where = "" if row is None else f" at row {row}"
         raise FloatingPointError(
-            f"Sampler: sample {names} became non-finite{where}; the model returned NaN, Inf or a value too large for the state"
+            f"Sampler: sample {names} became non-finite{where}; the model returned NaN, Inf or a "
+            "value too large for the state"
         )

@@ -1,4 +1,5 @@
-"""Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, eps ~ N(0, I), and the half log-SNR lambda = ln(alpha/sigma).
+"""Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, eps ~ N(0, I), and the half log-SNR lambda =
+ln(alpha/sigma).
 
 Every schedule has
     alpha(t), sigma(t), half_log_snr(t)    float64, any shape; half_log_snr is +inf where sigma = 0 and -inf where alpha = 0, both exact
@@ -9,9 +10,11 @@ Every schedule has
     label(t)                               the noise level a network is usually told: t itself, sigma for Flow
 A value outside the range, or not a number, is a ValueError. Floor 0: NumPy only.
 
-Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear), Rombach et al. 2022 (2112.10752, scaled
-linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17, cosine), Karras et al. 2022 (2206.00364, EDM), Liu et al. 2023 (2209.03003, flow),
-Esser et al. 2024 (2403.03206, shift), Lu & Song 2025 (2410.11081, TrigFlow), Lin et al. 2024 (2305.08891, Alg. 1, zero terminal SNR).
+Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear),
+Rombach et al. 2022 (2112.10752, scaled linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17,
+cosine), Karras et al. 2022 (2206.00364, EDM), Liu et al. 2023 (2209.03003, flow), Esser et al. 2024
+(2403.03206, shift), Lu & Song 2025 (2410.11081, TrigFlow), Lin et al. 2024 (2305.08891, Alg. 1,
+zero terminal SNR).
 """
 
 from __future__ import annotations
@@ -35,13 +38,16 @@ def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> floa
         high, sys.float_info.max
     ):  # a NaN compares false; an int of 400 digits is no float
         raise ValueError(
-            f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is accepted"
+            f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is "
+            "accepted"
         )
     return float(value)
 
 
 class Schedule:
-    """What every schedule shares: range checks, the JSON form. A subclass gives _point(t) -> (alpha, sigma, lambda) and the inverse."""
+    """What every schedule shares: range checks, the JSON form. A subclass gives _point(t) ->
+    (alpha, sigma, lambda) and the inverse.
+    """
 
     t_zero = 0.0
     t_top = property(lambda self: self.t_max)  # largest accepted time
@@ -63,7 +69,8 @@ class Schedule:
         level = np.asarray(half_log_snr, dtype=np.float64)
         if np.isnan(level).any():
             raise ValueError(
-                f"{type(self).__name__}.time: half_log_snr = nan; a number or an infinity is accepted"
+                f"{type(self).__name__}.time: half_log_snr = nan; a number or an infinity is "
+                "accepted"
             )
         with np.errstate(over="ignore", divide="ignore"):
             return np.asarray(self._time(level))[()]
@@ -73,7 +80,8 @@ class Schedule:
         bad = ~((t >= self.t_zero) & (t <= self.t_top))
         if bad.any():
             raise ValueError(
-                f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= {self.t_top:g} is accepted"
+                f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= "
+                f"{self.t_top:g} is accepted"
             )
         with np.errstate(over="ignore", divide="ignore"):
             return tuple(np.asarray(value) for value in self._point(t))
@@ -84,7 +92,9 @@ class Schedule:
 
     @staticmethod
     def from_json(data) -> Schedule:
-        """The schedule that to_json wrote: a dict, or its JSON text, read strictly. Anything else is a ValueError."""
+        """The schedule that to_json wrote: a dict, or its JSON text, read strictly. Anything else
+        is a ValueError.
+        """
         words = (
             load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json")
             if isinstance(data, str)
@@ -92,7 +102,8 @@ class Schedule:
         )
         if not isinstance(words, dict) or words.get("name") not in list(SCHEDULES):
             raise ValueError(
-                f"schedules.from_json: {words!r:.80}; a dict whose name is one of {', '.join(SCHEDULES)} is accepted"
+                f"schedules.from_json: {words!r:.80}; a dict whose name is one of "
+                f"{', '.join(SCHEDULES)} is accepted"
             )
         words, make, zero = (
             {k: v for k, v in words.items() if k != "name"},
@@ -107,21 +118,25 @@ class Schedule:
                 or "recipe" in words
             ):
                 raise ValueError(
-                    f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that to_json writes is accepted"
+                    f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that "
+                    "to_json writes is accepted"
                 )
             make = DiscreteVP if kind is None else getattr(DiscreteVP, kind)
         try:
             schedule = make(**words)
         except TypeError as error:
             raise ValueError(
-                f"schedules.from_json: {error!s:.120}; the parameters that to_json writes are accepted"
+                f"schedules.from_json: {error!s:.120}; the parameters that to_json writes are "
+                "accepted"
             ) from None
         return schedule.zero_terminal_snr() if zero else schedule
 
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """Variance preserving: alpha = e^{-L}, sigma = sqrt(1 - e^{-2L}), L(t) = (beta_max - beta_min) t²/4 + beta_min t/2, t in [0, 1]."""
+    """Variance preserving: alpha = e^{-L}, sigma = sqrt(1 - e^{-2L}), L(t) = (beta_max - beta_min)
+    t²/4 + beta_min t/2, t in [0, 1].
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -155,9 +170,11 @@ class VP(Schedule):
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, t in [0, 1]; sigma = 0 at the special time -1.
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, t in [0, 1]; sigma
+    = 0 at the special time -1.
 
-    Between -1 and 0 sigma = sigma_min (1 + t): levels under sigma_min, which the usual grids do not use."""
+    Between -1 and 0 sigma = sigma_min (1 + t): levels under sigma_min, which the usual grids do not
+    use."""
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -186,7 +203,9 @@ class VE(Schedule):
 
 @dataclass(frozen=True)
 class EDM(Schedule):
-    """Karras et al. 2022: alpha = 1, sigma = t >= 0. sigma_data is the standard deviation of x0, used by prediction "edm"."""
+    """Karras et al. 2022: alpha = 1, sigma = t >= 0. sigma_data is the standard deviation of x0,
+    used by prediction "edm".
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -208,9 +227,11 @@ class EDM(Schedule):
 
 @dataclass(frozen=True)
 class Flow(Schedule):
-    """Rectified flow: sigma = shift·t / (1 + (shift-1) t), alpha = 1 - sigma; t in [0, 1] is the time before the shift.
+    """Rectified flow: sigma = shift·t / (1 + (shift-1) t), alpha = 1 - sigma; t in [0, 1] is the
+    time before the shift.
 
-    half_log_snr = ln((1-t)/t) - ln(shift): the shift moves the log-SNR by a constant. alpha = 0 at t = 1 and sigma = 0 at t = 0."""
+    half_log_snr = ln((1-t)/t) - ln(shift): the shift moves the log-SNR by a constant. alpha = 0 at
+    t = 1 and sigma = 0 at t = 0."""
 
     shift: float = 1.0
     t_min: float = 1e-3
@@ -238,7 +259,9 @@ class Flow(Schedule):
 
 @dataclass(frozen=True)
 class TrigFlow(Schedule):
-    """alpha = cos t, sigma = sigma_data·sin t, t in [0, pi/2]; sigma_data is the standard deviation of x0. alpha = 0 exactly at pi/2."""
+    """alpha = cos t, sigma = sigma_data·sin t, t in [0, pi/2]; sigma_data is the standard deviation
+    of x0. alpha = 0 exactly at pi/2.
+    """
 
     sigma_data: float = 1.0
     t_min: float = 2e-3
@@ -260,11 +283,14 @@ class TrigFlow(Schedule):
 
 @dataclass(frozen=True, eq=False)
 class DiscreteVP(Schedule):
-    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]), sigma = sqrt(1 - alphas_cumprod[t]), t = 0..T-1; sigma = 0 at t = -1.
+    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]), sigma = sqrt(1 -
+    alphas_cumprod[t]), t = 0..T-1; sigma = 0 at t = -1.
 
-    alphas_cumprod [T]: strictly decreasing inside (0, 1); the last may be 0 (zero terminal SNR). At a fractional t half_log_snr is linear
-    in t (log-linear sigma/alpha); in the two intervals with an infinite end, -1..0 and the last of a zero-terminal-SNR table, sigma/alpha
-    and alpha/sigma are linear in t instead. recipe names the constructor and its arguments, so that to_json and repr stay short."""
+    alphas_cumprod [T]: strictly decreasing inside (0, 1); the last may be 0 (zero terminal SNR). At
+    a fractional t half_log_snr is linear in t (log-linear sigma/alpha); in the two intervals with
+    an infinite end, -1..0 and the last of a zero-terminal-SNR table, sigma/alpha and alpha/sigma
+    are linear in t instead. recipe names the constructor and its arguments, so that to_json and
+    repr stay short."""
 
     alphas_cumprod: np.ndarray = field(repr=False)
     recipe: dict | None = None
@@ -279,18 +305,21 @@ class DiscreteVP(Schedule):
             table = np.array(self.alphas_cumprod, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
             raise ValueError(
-                f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is accepted"
+                f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is "
+                "accepted"
             ) from None
         if table.ndim != 1 or not 2 <= len(table) <= 100_000:
             raise ValueError(
-                f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to 100000 entries is accepted"
+                f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to "
+                "100000 entries is accepted"
             )
         sound = (table >= 0.0) & (np.diff(table, prepend=1.0) < 0.0)
         if not sound.all():
             at = int(np.argmin(sound))
             found = f"alphas_cumprod[{at}] = {table[at]:g} after {table[:at][-1:]}"
             raise ValueError(
-                f"DiscreteVP: {found}; decreasing values inside (0, 1), the last may be 0, are accepted"
+                f"DiscreteVP: {found}; decreasing values inside (0, 1), the last may be 0, are "
+                "accepted"
             )
         table.setflags(write=False)
         finite = table[: len(table) - (table[-1] == 0.0)]
@@ -301,7 +330,9 @@ class DiscreteVP(Schedule):
     def linear(
         cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> DiscreteVP:
-        """beta = linspace(beta_start, beta_end, steps), alphas_cumprod = cumprod(1 - beta) (Ho et al. 2020)."""
+        """beta = linspace(beta_start, beta_end, steps), alphas_cumprod = cumprod(1 - beta) (Ho et
+        al. 2020).
+        """
         recipe = _recipe("linear", steps, beta_start=beta_start, beta_end=beta_end)
         return cls(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)), recipe)
 
@@ -309,7 +340,9 @@ class DiscreteVP(Schedule):
     def scaled_linear(
         cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> DiscreteVP:
-        """sqrt(beta) = linspace(sqrt(beta_start), sqrt(beta_end), steps) (Rombach et al. 2022; Stable Diffusion)."""
+        """sqrt(beta) = linspace(sqrt(beta_start), sqrt(beta_end), steps) (Rombach et al. 2022;
+        Stable Diffusion).
+        """
         recipe = _recipe("scaled_linear", steps, beta_start=beta_start, beta_end=beta_end)
         return cls(
             np.cumprod(1.0 - np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps) ** 2),
@@ -320,13 +353,17 @@ class DiscreteVP(Schedule):
     def cosine(
         cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999
     ) -> DiscreteVP:
-        """beta_i = min(1 - g((i+1)/steps)/g(i/steps), beta_max), g(u) = cos²((u + offset)/(1 + offset)·pi/2) (Nichol & Dhariwal 2021)."""
+        """beta_i = min(1 - g((i+1)/steps)/g(i/steps), beta_max), g(u) = cos²((u + offset)/(1 +
+        offset)·pi/2) (Nichol & Dhariwal 2021).
+        """
         recipe = _recipe("cosine", steps, offset=offset, beta_max=beta_max)
         g = np.cos((np.arange(steps + 1) / steps + offset) / (1.0 + offset) * (math.pi / 2)) ** 2
         return cls(np.cumprod(np.maximum(g[1:] / g[:-1], 1.0 - beta_max)), recipe)
 
     def zero_terminal_snr(self) -> DiscreteVP:
-        """The same table with sqrt(alphas_cumprod) moved affinely: its first entry stays and its last is 0 (Lin et al. 2024, Alg. 1)."""
+        """The same table with sqrt(alphas_cumprod) moved affinely: its first entry stays and its
+        last is 0 (Lin et al. 2024, Alg. 1).
+        """
         root = np.sqrt(self.alphas_cumprod)
         recipe = None if self.recipe is None else {**self.recipe, "zero_terminal_snr": True}
         return DiscreteVP(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2, recipe)
@@ -351,7 +388,8 @@ class DiscreteVP(Schedule):
             return np.where(level < last, self.t_max - np.exp(np.minimum(level - last, 0.0)), t)
         if (level < last - 1e-9 * abs(last)).any():
             raise ValueError(
-                f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the table's last, are accepted"
+                f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the "
+                "table's last, are accepted"
             )
         return t
 

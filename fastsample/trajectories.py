@@ -1,4 +1,5 @@
-"""Record a run: the state wherever the model was asked, what the model said there as x0, and the end point.
+"""Record a run: the state wherever the model was asked, what the model said there as x0, and the
+end point.
 
 x_0 --model--> x_1 --model--> ... x_n          x0_i = p(alpha_i, sigma_i) x_i + q(alpha_i, sigma_i) f_i
 """
@@ -45,7 +46,8 @@ class Trajectory:
 
 
 def _branch_weights(plan: Plan, row: int, guidance: float | None) -> list[float]:
-    """w_g = U_g + V_g0 * guidance of the branches in f; a branch outside the row's bits weighs 0."""
+    """w_g = U_g + V_g0 * guidance of the branches in f; a branch outside the row's bits weighs "
+    "0."""
     scale = 0.0 if guidance is None else float(guidance)
     weights = plan.U[row] + (plan.V[row, :, 0] * scale if plan.K else 0.0)
     return [float(w) if (int(plan.branches[row]) >> g) & 1 else 0.0 for g, w in enumerate(weights)]
@@ -63,11 +65,14 @@ def visits(
     seed: int | None = None,
     state_dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, int, Tensor, Tensor | None]]:
-    """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields (samples, row, x, f) before each row.
+    """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields (samples,
+    row, x, f) before each row.
 
-    x is the run's own state (copy what you keep); f the guided raw output there, None in the last row, where x is the end point. cond and
-    uncond are trees that follow their samples (`fastsample.conditions`).
-    Sample b draws from seed + b; None takes the seed from the noise: the same noise is visited alike, fresh noise draws afresh.
+    x is the run's own state (copy what you keep); f the guided raw output there, None in the last
+    row, where x is the end point. cond and uncond are trees that follow their samples
+    (`fastsample.conditions`).
+    Sample b draws from seed + b; None takes the seed from the noise: the same noise is visited
+    alike, fresh noise draws afresh.
     """
     branches = list(
         branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values()
@@ -104,7 +109,9 @@ def visits(
 
 
 def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajectory:
-    """The whole run of `plan` on unit noise [B,*]. Options (cond, uncond, guidance, batch_size, seed, state_dtype) as in `visits`."""
+    """The whole run of `plan` on unit noise [B,*]. Options (cond, uncond, guidance, batch_size,
+    seed, state_dtype) as in `visits`.
+    """
     asked = np.flatnonzero(plan.call >= 0)
     place = {int(row): k for k, row in enumerate(asked)} | {plan.rows - 1: len(asked)}
     states, clean = None, None
@@ -137,7 +144,8 @@ def _weighted(weights: list[float], f: list[Tensor], dtype: torch.dtype) -> Tens
 
 
 class Denoiser:
-    """x0 of a model at the points of a grid: many states, each at its own point, in calls of at most batch_size rows per branch.
+    """x0 of a model at the points of a grid: many states, each at its own point, in calls of at
+    most batch_size rows per branch.
 
     t        [n] points in the schedule's time; states are addressed by their place in it
     noise    [B,*], whose samples cond and uncond belong to (`fastsample.conditions`); the model is given its shape, device and dtype
@@ -146,9 +154,18 @@ class Denoiser:
     """
 
     def __init__(
-        self, model: Model, t: np.ndarray, noise: Tensor, *, cond: Mapping | None = None, uncond: Mapping | None = None,
-        guidance: float | None = None, batch_size: int = 256, dtype: torch.dtype = torch.float32, asked: Callable[[int], Any] | None = None,
-    ):  # fmt: skip
+        self,
+        model: Model,
+        t: np.ndarray,
+        noise: Tensor,
+        *,
+        cond: Mapping | None = None,
+        uncond: Mapping | None = None,
+        guidance: float | None = None,
+        batch_size: int = 256,
+        dtype: torch.dtype = torch.float32,
+        asked: Callable[[int], Any] | None = None,
+    ):
         alpha, self.sigma = model.schedule.alpha(t), model.schedule.sigma(t)
         live = self.sigma > 0  # the model is never asked at the data end
         words = np.ones((4, len(t)))
@@ -170,7 +187,9 @@ class Denoiser:
         self._asked, self.rows = asked, 0
 
     def __call__(self, states: Tensor, at: np.ndarray) -> Tensor:
-        """x0 [B,I,D] of states [B,I,D] standing at places `at` [I]. ValueError for a model output of another shape or not finite."""
+        """x0 [B,I,D] of states [B,I,D] standing at places `at` [I]. ValueError for a model output
+        of another shape or not finite.
+        """
         B, points, D = states.shape
         flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
         place = torch.as_tensor(at, device=states.device).repeat(B)
@@ -183,7 +202,8 @@ class Denoiser:
             if not x0[rows].isfinite().all():
                 label = float(self._time[i][(~x0[rows].isfinite()).any(1)][0])
                 raise ValueError(
-                    f"trajectories: the model's output at its time {label:.6g} is not finite; a finite output is needed"
+                    f"trajectories: the model's output at its time {label:.6g} is not finite; a "
+                    "finite output is needed"
                 )
             self.count(len(x))
         return x0.reshape(B, points, D)
@@ -197,7 +217,8 @@ class Denoiser:
         for out in outputs:
             if out.shape != x.shape:
                 raise ValueError(
-                    f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the input's shape is needed"
+                    f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the "
+                    "input's shape is needed"
                 )
         return _weighted(self._weights, [out.reshape(len(x), -1) for out in outputs], self.dtype)
 

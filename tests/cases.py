@@ -1,4 +1,6 @@
-"""The one table of cases for the kernels, shared by tests and benches: a base, and for each case one thing that differs from it."""
+"""The one table of cases for the kernels, shared by tests and benches: a base, and for each case
+one thing that differs from it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ LAYOUTS = ("contiguous", "strided", "offset", "transposed")
 
 @dataclass(frozen=True)
 class Case:
-    """A batch for `step`: sizes, dims, dtypes, memory layout, and which optional arguments are given."""
+    """A batch for `step`: sizes, dims, dtypes, memory layout, and which optional arguments are
+    given.
+    """
 
     elements: int = 37
     batch: int = 3
@@ -49,15 +53,31 @@ class Case:
 
 BASE = Case()
 VARY = {
-    "elements": SIZES, "batch": (0, 1, 9), "S": (0, 1, 24), "G": (1, 8), "L": (0, 3, 8), "K": (0, 8), "E": (2, 4), "state": STATES[1:],
-    "model": MODELS[1:], "layout": LAYOUTS[1:], "mask": (True,), "given_noise": (True,), "weights": (True,), "bound": (True,),
+    "elements": SIZES,
+    "batch": (0, 1, 9),
+    "S": (0, 1, 24),
+    "G": (1, 8),
+    "L": (0, 3, 8),
+    "K": (0, 8),
+    "E": (2, 4),
+    "state": STATES[1:],
+    "model": MODELS[1:],
+    "layout": LAYOUTS[1:],
+    "mask": (True,),
+    "given_noise": (True,),
+    "weights": (True,),
+    "bound": (True,),
     "noise_scale": (True,),
-}  # fmt: skip
+}
 CASES = [
-    BASE, *(replace(BASE, **{name: value}) for name, values in VARY.items() for value in values),
-    replace(BASE, groups=6, elements=36), replace(BASE, groups=4, elements=4 * 3 * 5, mask=True), replace(BASE, groups=6, elements=36, L=2),
-    replace(BASE, state=torch.float64, model=torch.bfloat16), replace(BASE, batch=1, elements=70001, S=1, G=1),
-]  # fmt: skip
+    BASE,
+    *(replace(BASE, **{name: value}) for name, values in VARY.items() for value in values),
+    replace(BASE, groups=6, elements=36),
+    replace(BASE, groups=4, elements=4 * 3 * 5, mask=True),
+    replace(BASE, groups=6, elements=36, L=2),
+    replace(BASE, state=torch.float64, model=torch.bfloat16),
+    replace(BASE, batch=1, elements=70001, S=1, G=1),
+]
 
 
 def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -75,8 +95,8 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers [rows, WF] float64 and words [rows, WI] int32 of random rows. Every second row has a bound for m; slots read are any of
-    the S.
+    """Numbers [rows, WF] float64 and words [rows, WI] int32 of random rows. Every second row has a
+    bound for m; slots read are any of the S.
     """
     numbers = rng.standard_normal((rows, at.WF))
     numbers[:, at.p + 2] = np.where(np.arange(rows) % 2, np.abs(numbers[:, at.p + 2]) + 0.1, 0.0)
@@ -100,14 +120,14 @@ def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.nd
 
 
 def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
-    """Everything a call of `step` takes: positional arguments in `args`, the rest in `options`. Slots that no row of the batch reads
-    hold NaN.
+    """Everything a call of `step` takes: positional arguments in `args`, the rest in `options`.
+    Slots that no row of the batch reads hold NaN.
     """
     rng = np.random.default_rng([seed, case.elements, case.batch, case.S, case.G, case.L, case.K])
     at = Layout(case.S, case.G, case.L, case.K, case.E)
     numbers, words = random_table(rng, at, rows)
-    normal = lambda *shape: torch.from_numpy(rng.standard_normal(shape))  # noqa: E731
-    state = lambda: laid_out(normal(case.batch, case.elements).to(case.state), case.layout)  # noqa: E731
+    normal = lambda *shape: torch.from_numpy(rng.standard_normal(shape))
+    state = lambda: laid_out(normal(case.batch, case.elements).to(case.state), case.layout)
     row = torch.from_numpy(
         rng.integers(0, rows, (case.batch, case.groups) if case.groups > 1 else case.batch)
     )
@@ -129,10 +149,14 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
         "weights": normal(case.batch, 1 + case.G).to(case.state) if case.weights else None,
         "bound": normal(case.batch).abs().add(0.1).to(case.state) if case.bound else None,
         "noise": [state() for _ in range(case.L)] if case.given_noise else [],
-        "mask": torch.from_numpy(rng.random((case.batch, case.elements))).to(case.state) if case.mask else None,
-        "known": state() if case.mask else None, "inner": case.elements // (2 * case.groups) if case.groups > 1 else 0,
-        "model_dtype": case.model, "preview": True,
-    }  # fmt: skip
+        "mask": torch.from_numpy(rng.random((case.batch, case.elements))).to(case.state)
+        if case.mask
+        else None,
+        "known": state() if case.mask else None,
+        "inner": case.elements // (2 * case.groups) if case.groups > 1 else 0,
+        "model_dtype": case.model,
+        "preview": True,
+    }
     if case.groups > 1 and case.elements % (2 * case.groups):
         options["inner"] = case.elements // case.groups
     tables = torch.from_numpy(numbers).to(case.state), torch.from_numpy(words)
@@ -144,16 +168,30 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
 def as_plan(at: Layout, numbers: np.ndarray, words: np.ndarray) -> SimpleNamespace:
     """A table as the interpreter's plan: arrays under their names, in the table's own precision."""
     rows = len(numbers)
-    cut = lambda start, width: numbers[:, start : start + width]  # noqa: E731
+    cut = lambda start, width: numbers[:, start : start + width]
     return SimpleNamespace(
-        S=at.S, G=at.G, L=at.L, K=at.K, E=at.E, W=at.W, rows=rows, M=cut(0, 3 * at.W).reshape(rows, 3, at.W), p=numbers[:, at.p],
+        S=at.S,
+        G=at.G,
+        L=at.L,
+        K=at.K,
+        E=at.E,
+        W=at.W,
+        rows=rows,
+        M=cut(0, 3 * at.W).reshape(rows, 3, at.W),
+        p=numbers[:, at.p],
         q=numbers[:, at.p + 1],
-        clip=numbers[:, at.p + 2], U=cut(at.U, at.G), V=cut(at.V, at.G * at.K).reshape(rows, at.G, at.K), known=cut(at.known, 1 + at.L),
-        c=numbers[:, at.c], preview=cut(at.preview, 2), reads=words[:, READS_LO].astype(np.int64) | words[:,
-        READS_HI].astype(np.int64) << 24,
-        branches=words[:, BRANCHES], known_reads=words[:, KNOWN_READS], dst=words[:, [DU, DV]], ids=words[:,
-        IDS:].astype(np.int64) & 0xFFFFFFFF,
-    )  # fmt: skip
+        clip=numbers[:, at.p + 2],
+        U=cut(at.U, at.G),
+        V=cut(at.V, at.G * at.K).reshape(rows, at.G, at.K),
+        known=cut(at.known, 1 + at.L),
+        c=numbers[:, at.c],
+        preview=cut(at.preview, 2),
+        reads=words[:, READS_LO].astype(np.int64) | words[:, READS_HI].astype(np.int64) << 24,
+        branches=words[:, BRANCHES],
+        known_reads=words[:, KNOWN_READS],
+        dst=words[:, [DU, DV]],
+        ids=words[:, IDS:].astype(np.int64) & 0xFFFFFFFF,
+    )
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

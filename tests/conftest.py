@@ -1,4 +1,6 @@
-"""What every test runs under: hypothesis without chance or deadlines, and memory of the package's own torch.empty filled with NaN."""
+"""What every test runs under: hypothesis without chance or deadlines, and memory of the package's
+own torch.empty filled with NaN.
+"""
 
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ PACKAGE = str(Path(__file__).resolve().parents[1] / "fastsample")
 
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch):
-    """torch.empty and empty_like called from the package give NaN (or the largest integer): an output that nobody wrote fails loudly."""
+    """torch.empty and empty_like called from the package give NaN (or the largest integer): an
+    output that nobody wrote fails loudly.
+    """
     if "torch" not in sys.modules:  # a test of what importing loads must not load torch itself
         yield
         return

@@ -2,8 +2,8 @@
 
     f = sum_g w_g f_g,  m = clip(p x + q f),  [x' u v] = M [x, r, m, f, f_1..f_G, n_1..n_L],  x' += mask (ky y + sum Cy n - x')
 
-Written from the definition, one operand at a time, with no care for speed. `dtype` float64 gives the exact run, float32 the rounded one in
-the order of operations the kernels must keep.
+Written from the definition, one operand at a time, with no care for speed. `dtype` float64 gives
+the exact run, float32 the rounded one in the order of operations the kernels must keep.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def step(
     bound=None,
     dtype=np.float64,
 ):
-    """Row i for one sample. x [D]; slots: S arrays, replaced in place; outputs: G raw outputs (None = absent); noise(id) -> [D].
-    Returns (x', model input of the next row, preview of x0)."""
+    """Row i for one sample. x [D]; slots: S arrays, replaced in place; outputs: G raw outputs (None
+    = absent); noise(id) -> [D]. Returns (x', model input of the next row, preview of x0)."""
     T, S, G = dtype, plan.S, plan.G
-    num = lambda value: T(value)  # noqa: E731  one rounding to the state's dtype, like the kernels' table
+    num = lambda value: T(value)  # one rounding to the state's dtype, like the kernels' table
     x = x.astype(T)
     outputs = (
         [None] * G
@@ -117,8 +117,9 @@ def run(
     trace: list | None = None,
     **options,
 ):
-    """The whole plan from row `first`. model(input, t [E], row, call) -> list of G outputs. Slots start as NaN: unread, they may hold it.
-    Returns the final x; `trace` collects (x', preview) of every row."""
+    """The whole plan from row `first`. model(input, t [E], row, call) -> list of G outputs. Slots
+    start as NaN: unread, they may hold it. Returns the final x; `trace` collects (x', preview) of
+    every row."""
     x, slots = x.astype(dtype), [np.full(x.shape, np.nan, dtype) for _ in range(plan.S)]
     model_input = None if first == 0 else np.asarray(dtype(plan.c[first - 1]) * x)
     for i in range(first, plan.rows):

@@ -27,7 +27,9 @@ SCHEDULES = {
 
 
 def quadrature(x: float, alpha: float, sigma: float) -> float:
-    """E[x0|x] of MIXTURE from Bayes' rule on a grid: on smooth, decaying integrands the trapezoid rule converges beyond all orders."""
+    """E[x0|x] of MIXTURE from Bayes' rule on a grid: on smooth, decaying integrands the trapezoid
+    rule converges beyond all orders.
+    """
     x0 = np.linspace(-4.0, 4.0, 20001)
     prior = 0.3 * np.exp(-0.5 * ((x0 + 1.0) / 0.25) ** 2) + 0.7 * np.exp(
         -0.5 * ((x0 - 1.0) / 0.25) ** 2
@@ -46,7 +48,8 @@ def test_mixture_is_bayes_rule(alpha, sigma):
 
 
 def test_gaussian_by_hand():
-    # prior N(1, 4), x = x0 + eps = 3: the mean moves 4/5 of the way from 1 to 3; eps is the other fifth
+    # prior N(1, 4), x = x0 + eps = 3: the mean moves 4/5 of the way from 1 to 3; eps is the other
+    # fifth
     x0, eps = Gaussian(1.0, 2.0).posterior(np.array([3.0]), 1.0, 1.0)
     np.testing.assert_allclose([x0[0], eps[0]], [2.6, 0.4], rtol=1e-15)
 

@@ -1,4 +1,6 @@
-"""The C interface, as C programs and foreign callers meet it: the header, the binary, a saved plan, hostile input."""
+"""The C interface, as C programs and foreign callers meet it: the header, the binary, a saved plan,
+hostile input.
+"""
 
 import ctypes
 import dataclasses
@@ -54,7 +56,7 @@ def plan_files(tmp_path_factory):
     return {name: (plan, folder / f"{name}.fsplan") for name, plan in found.items()}
 
 
-# -- header and binary --------------------------------------------------------------------------------------------------------
+# -- header and binary -----------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "command", ["gcc -std=c99", "gcc -std=c17", "g++ -x c++ -std=c++11", "g++ -x c++ -std=c++20"]
 )
@@ -92,7 +94,7 @@ def test_build_info_is_json(lib):
     assert "-ffp-contract=off" in info["flags"] and info["isa"] in ("baseline", "avx2", "avx512")
 
 
-# -- plans --------------------------------------------------------------------------------------------------------------------
+# -- plans -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_plan_packs_as_python_packs_it(lib, plan_files, dtype):
     for plan, path in plan_files.values():
@@ -190,7 +192,9 @@ def signed(data):
 
 @pytest.mark.slow
 def test_hostile_input_under_sanitizers(plan_files):
-    """A plan cut at every byte, with every bit flipped, signed again or not; every argument of every function spoilt."""
+    """A plan cut at every byte, with every bit flipped, signed again or not; every argument of
+    every function spoilt.
+    """
     small = fs.schedules.VP()
     path = plan_files["dpmpp_2m"][1].with_name("small.fsplan")
     fs.solvers.SOLVERS["dpmpp_2m_sde"](small, fs.grids.karras(small, 1), prediction="eps").save(
@@ -206,7 +210,7 @@ def test_hostile_input_under_sanitizers(plan_files):
     assert int(done.split()[0]) > 10_000
 
 
-# -- a saved plan in C against Python's numbers -------------------------------------------------------------------------------
+# -- a saved plan in C against Python's numbers ----------------------------------------------------
 def model(x, branch):
     return (np.float32(0.3) + np.float32(0.1) * np.float32(branch)) * x - np.float32(0.1)
 
@@ -227,7 +231,7 @@ def emulated(plan, first_seed):
                 model(given, g) if plan.call[i] >= 0 else np.full(D, np.nan, np.float32)
                 for g in range(plan.G)
             ]
-            draw = lambda k, i=i, b=b: rows.normals(first_seed + b, int(np.uint32(I[i, 7 + k])), D)  # noqa: E731
+            draw = lambda k, i=i, b=b: rows.normals(first_seed + b, int(np.uint32(I[i, 7 + k])), D)
             x, written, given, _, _ = rows.one_row(dims, F[i], I[i], x, slots, f, draw, scale=scale)
             slots = [written.get(s, slot) for s, slot in enumerate(slots)]
             states[i, b] = x

@@ -69,7 +69,7 @@ def halved(v):
     return v[..., 0]
 
 
-# -- cost matrix --------------------------------------------------------------------------------------------------------------
+# -- cost matrix -----------------------------------------------------------------------------------
 def costs(lib, U, c, X, band, p=2.0, threads=0):
     out = np.empty((X.shape[0], U[0].shape[1], X.shape[1]))
     args = CostArgs(
@@ -119,7 +119,8 @@ def test_cost_matrix(lib, dtype, terms, I, J, D, p):  # noqa: E741
     )
     want = (gap**p).mean(-1)
     inside = (np.arange(J) >= band[:, :1]) & (np.arange(J) < band[:, 1:])
-    # A difference carries terms+1 roundings of numbers up to `reach`; a float32 sum of squares runs over at most 64 of them.
+    # A difference carries terms+1 roundings of numbers up to `reach`; a float32 sum of squares runs
+    # over at most 64 of them.
     unit, reach = np.finfo(dtype).eps / 2, sum(abs(u).max() for u in U) + abs(X).max()
     slack = (terms + 1) * unit * reach
     bound = ((gap + slack) ** p - np.maximum(gap - slack, 0) ** p).mean(-1) + (

@@ -25,7 +25,9 @@ def multistep():
 
 
 def test_init_scale_is_what_row_zero_does(lib):
-    """With the amplitude of a search, before churn, and padded or guided; a plan that begins from an image has none."""
+    """With the amplitude of a search, before churn, and padded or guided; a plan that begins from
+    an image has none.
+    """
     plan, scale = multistep(), ctypes.c_double(-1.0)
     vp = fs.schedules.VP()
     churn = fs.solvers.heun(vp, [0.9, 0.5, 0.1], prediction="eps", s_churn=1.0, space="rho")

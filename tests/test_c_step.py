@@ -1,4 +1,6 @@
-"""fs_step, noise and the cost matrix in C against NumPy: bits where bits are promised, on every instruction set this machine has."""
+"""fs_step, noise and the cost matrix in C against NumPy: bits where bits are promised, on every
+instruction set this machine has.
+"""
 
 import hashlib
 import json
@@ -39,7 +41,9 @@ def lib(path):
 
 
 def random_cases(seed, count):
-    """Cases of every kind: half of any row at all, half of the shapes that have a path of their own."""
+    """Cases of every kind: half of any row at all, half of the shapes that have a path of their
+    own.
+    """
     rng = np.random.default_rng(seed)
     for k in range(count):
         dims = tuple(
@@ -103,8 +107,10 @@ def test_every_instruction_set_gives_the_same_bits(path, isa):
     )
     runs = isa == "baseline" or {"avx2": "avx2", "avx512": "avx512vl"}[isa] in flags
     script = (
-        f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_c_step as t; lib = t.Library({str(path)!r}); "
-        "print(json.dumps([json.loads(lib.fs_build_info())['isa'], t.failures(lib, 1, 60), t.noise_digest(lib)]))"
+        f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_c_step "
+        f"as t; lib = t.Library({str(path)!r}); "
+        "print(json.dumps([json.loads(lib.fs_build_info())['isa'], t.failures(lib, 1, 60), "
+        "t.noise_digest(lib)]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -199,7 +205,9 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
 
 
 def test_absent_branches_are_never_read(lib):
-    """f_index -1 skips a branch; a branch without memory may be asked for by nobody; poison in one sample stays there."""
+    """f_index -1 skips a branch; a branch without memory may be asked for by nobody; poison in one
+    sample stays there.
+    """
     rng = np.random.default_rng(6)
     dims = (1, 2, 0, 0, 1)
     table = cases.random_table(rng, 1, dims, np.float32)
@@ -221,7 +229,7 @@ def test_absent_branches_are_never_read(lib):
     assert got["status"][2] & 4
 
 
-# -- noise --------------------------------------------------------------------------------------------------------------------
+# -- noise -----------------------------------------------------------------------------------------
 KNOWN = [  # Random123's known answers for philox4x32-10: counter, key, words
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -231,7 +239,8 @@ KNOWN = [  # Random123's known answers for philox4x32-10: counter, key, words
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-NOISE_DIGEST = "07bac16937305ab7c29829cb117039c3b5222e748bc03e83399ee9fccbd9fd53"  # of noise_digest(), for ever
+# of noise_digest(), for ever
+NOISE_DIGEST = "07bac16937305ab7c29829cb117039c3b5222e748bc03e83399ee9fccbd9fd53"
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)

@@ -1,4 +1,6 @@
-"""The command line, as a user types it: results, files, one-sentence errors with exit code 2, nothing half-written."""
+"""The command line, as a user types it: results, files, one-sentence errors with exit code 2,
+nothing half-written.
+"""
 
 import json
 import os
@@ -84,8 +86,8 @@ def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     T, A = found["teacher"]["nfe"], found["teacher"]["agreement_evaluations"]
     assert f"{T + A + 3 * 16 - 3 - 1 + 2 * (1 + 2 + 3):g} evaluations for each of 4 samples" in said
     assert (
-        f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB with twice as many"
-        in said
+        f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB "
+        "with twice as many" in said
     )
     row = next(line for line in said.splitlines() if "plans/plan-3.fsplan" in line)
     compared = found["compared"]
@@ -299,7 +301,9 @@ except SystemExit:
 
 
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
-    """A small demo: every part of it runs, OSS beats Karras at every budget, the plans and pictures are there."""
+    """A small demo: every part of it runs, OSS beats Karras at every budget, the plans and pictures
+    are there.
+    """
     monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
     monkeypatch.setattr(
         fs.solvers,

@@ -1,7 +1,9 @@
-"""Every coefficient of every solver against a derivation of its own: oracle.loops in 50 digits, row by row, at 1e-12.
+"""Every coefficient of every solver against a derivation of its own: oracle.loops in 50 digits, row
+by row, at 1e-12.
 
-A plan is run on basis vectors, so that each state is the list of its coefficients over the start noise, every prediction and every
-noise; a direct loop with explicit anchors follows it. Both reduce to the same thing whatever the plan stores, eliminates or folds.
+A plan is run on basis vectors, so that each state is the list of its coefficients over the start
+noise, every prediction and every noise; a direct loop with explicit anchors follows it. Both reduce
+to the same thing whatever the plan stores, eliminates or folds.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ by_id = {case.id: case for case in CASES}
 
 
 def grids(case, schedule, sizes) -> list[np.ndarray]:
-    """Uneven grids of every size: between finite levels, and (unless the solver needs a finite rho) from the noise end to sigma = 0."""
+    """Uneven grids of every size: between finite levels, and (unless the solver needs a finite rho)
+    from the noise end to sigma = 0.
+    """
     finite = "space" in case.options and schedule.alpha(schedule.t_max) == 0
     return [
         grid(schedule, n, whole=whole)
@@ -54,7 +58,9 @@ def test_rows_equal_their_derivation(case, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_rows_that_keep_their_anchor_for_a_mask_are_the_same(schedule):
-    """inpaint=True keeps the anchor in a slot instead of eliminating it; without a mask the states are those of the same loop."""
+    """inpaint=True keeps the anchor in a slot instead of eliminating it; without a mask the states
+    are those of the same loop.
+    """
     for name in (
         "heun",
         "dpmpp_2s-r=0.3",
@@ -77,7 +83,9 @@ def test_rows_that_keep_their_anchor_for_a_mask_are_the_same(schedule):
     "case", [c for c in CASES if "s_churn" not in c.options], ids=lambda c: c.id
 )
 def test_rows_from_an_image_are_those_of_the_rest_of_the_grid(case):
-    """start=k: row 0 makes alpha_k y + sigma_k n of an image y, the rest is the plan of grid[k:]. (Churn is part of row 0 too.)"""
+    """start=k: row 0 makes alpha_k y + sigma_k n of an image y, the rest is the plan of grid[k:].
+    (Churn is part of row 0 too.)
+    """
     schedule = SCHEDULES[1]
     t = grid(schedule, 5, whole=True)
     image, rest = case.plan(schedule, t, start=2), case.plan(schedule, t[2:])
@@ -95,7 +103,9 @@ def test_rows_from_an_image_are_those_of_the_rest_of_the_grid(case):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_rows_read_what_has_a_coefficient_and_nothing_else(case):
-    """A declared read is a load, and carries a NaN: at sigma = 0 no row reads the x it does not use."""
+    """A declared read is a load, and carries a NaN: at sigma = 0 no row reads the x it does not
+    use.
+    """
     for schedule in SCHEDULES:
         for t in grids(case, schedule, (1, 5)):
             plan = case.plan(schedule, t)
@@ -116,7 +126,9 @@ def test_rows_of_a_thousand_steps(name):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_rows_over_raw_model_outputs(schedule, prediction):
-    """The map from a network's output to the stored prediction, for every prediction on every schedule, within each shape of row."""
+    """The map from a network's output to the stored prediction, for every prediction on every
+    schedule, within each shape of row.
+    """
     for name in (
         "ddim-eta=0.3",
         "euler",
@@ -161,7 +173,9 @@ def test_jump_is_the_first_order_step_between_any_two_times(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_levels_of_the_schedules(schedule):
-    """alpha, sigma and half log-SNR of a thousand times against their definitions, near both ends too."""
+    """alpha, sigma and half log-SNR of a thousand times against their definitions, near both ends
+    too.
+    """
     rng, low, high = np.random.default_rng(4), schedule.t_zero, schedule.t_max
     near = (high - schedule.t_min) * 10.0 ** rng.uniform(-7, 0, 60)
     times = np.concatenate(
@@ -174,7 +188,8 @@ def test_levels_of_the_schedules(schedule):
     )
     for t in times:
         p, lam = point(schedule, t), float(schedule.half_log_snr(t))
-        # the circle's alpha and sigma are functions of lambda: an error eps (1 + |lambda|) there is one of as much, relatively, here
+        # the circle's alpha and sigma are functions of lambda: an error eps (1 + |lambda|) there is
+        # one of as much, relatively, here
         room = 8 * EPS * (1 + (abs(float(p.lam)) if mp.isfinite(p.lam) else 0))
         for have, want in ((schedule.alpha(t), p.alpha), (schedule.sigma(t), p.sigma)):
             assert abs(float(mp.mpf(float(have)) - want)) <= room * float(want), f"t = {t!r}"
@@ -204,7 +219,9 @@ def test_derived_weights_equal_quadrature_of_the_integral(h, rate):
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc_system_equals_lagrange_weights(variant, corrector, order):
-    """UniPC's own R rho = b/B, and its limit when the oldest node goes to alpha = 0: B cancels but for the published halves."""
+    """UniPC's own R rho = b/B, and its limit when the oldest node goes to alpha = 0: B cancels but
+    for the published halves.
+    """
     past = [Point(None, *_circle(lam)) for lam in ("0.3", "-0.2", "-1.1")][:order]
     t = Point(None, *_circle("0.9"))
     system = d.unipc_system([p.lam for p in past], t.lam, variant, corrector)

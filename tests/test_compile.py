@@ -1,5 +1,5 @@
-"""Compiled modes: the same bits as eager, one graph for every plan of a program. Inductor compiles once here; other cases are traced
-only.
+"""Compiled modes: the same bits as eager, one graph for every plan of a program. Inductor compiles
+once here; other cases are traced only.
 """
 
 from dataclasses import replace
@@ -37,7 +37,9 @@ def unit(batch=2, seed=0):
 
 @pytest.fixture(autouse=True)
 def one_process():
-    """Never torch._dynamo.reset(): a server has none. Every test compiles beside what the others left, at a limit soon reached."""
+    """Never torch._dynamo.reset(): a server has none. Every test compiles beside what the others
+    left, at a limit soon reached.
+    """
     counters.clear()
     with torch._dynamo.config.patch(recompile_limit=2):
         yield
@@ -118,7 +120,9 @@ def test_the_traced_loop_is_eager(case, traced):
 
 
 def test_rows_that_ask_different_models_are_not_confused(traced):
-    """Nested regions are re-used by their code; two models, and rows of different structure, must stay apart."""
+    """Nested regions are re-used by their code; two models, and rows of different structure, must
+    stay apart.
+    """
     plan = plan_of("dpmpp_2m")
     call = plan.call.copy()
     call[3:5] = 1
@@ -146,7 +150,9 @@ def scaled(factor):
 
 
 def test_plans_models_and_forms_of_guidance_live_in_one_process(traced):
-    """torch keeps graphs by code: were it shared, the third plan would pass the limit, and one graph would get another's closures."""
+    """torch keeps graphs by code: were it shared, the third plan would pass the limit, and one
+    graph would get another's closures.
+    """
     for n in range(1, 5):
         agree(plan_of("euler", n), MODEL)(noise=unit())
     check, label = agree(plan_of("euler", 2), MODEL), torch.tensor([1.0, 2.0])
@@ -178,7 +184,8 @@ def test_a_float_keyword_may_change_between_calls(traced):
 
 
 def test_a_tree_of_conditions_is_one_form(traced):
-    """Tensors below a keyword are inputs of the graph, strings and what is shared are part of it."""
+    """Tensors below a keyword are inputs of the graph, strings and what is shared are part of "
+    "it."""
 
     def fn(x, t, added, text, w):
         said = (

@@ -1,4 +1,6 @@
-"""Conditions: one tree of keywords, the same samples on every road. Each case says a vector of one number a sample in another way."""
+"""Conditions: one tree of keywords, the same samples on every road. Each case says a vector of one
+number a sample in another way.
+"""
 
 from collections import OrderedDict, UserDict, namedtuple
 from types import MappingProxyType
@@ -34,24 +36,69 @@ def length(words):
 
 # name: (keywords that say v [n], v as the model reads it from them)
 TREES = {
-    "nested": (lambda v: {"added": {"text": v / 2, "sizes": (v / 2)[:, None]}}, lambda added: added["text"] + added["sizes"][:, 0]),
-    "list of maps": (lambda v: {"maps": [v - 1, torch.ones(len(v), 2)]}, lambda maps: maps[0] + maps[1][:, 1]),
-    "dict in a list": (lambda v: {"maps": [{"low": v}, None, "name", v.sum()]}, lambda maps: maps[0]["low"]),
-    "tuple": (lambda v: {"pair": (v, v * 2)}, lambda pair: pair[1] - pair[0] if isinstance(pair, tuple) else None),
+    "nested": (
+        lambda v: {"added": {"text": v / 2, "sizes": (v / 2)[:, None]}},
+        lambda added: added["text"] + added["sizes"][:, 0],
+    ),
+    "list of maps": (
+        lambda v: {"maps": [v - 1, torch.ones(len(v), 2)]},
+        lambda maps: maps[0] + maps[1][:, 1],
+    ),
+    "dict in a list": (
+        lambda v: {"maps": [{"low": v}, None, "name", v.sum()]},
+        lambda maps: maps[0]["low"],
+    ),
+    "tuple": (
+        lambda v: {"pair": (v, v * 2)},
+        lambda pair: pair[1] - pair[0] if isinstance(pair, tuple) else None,
+    ),
     "named tuple": (lambda v: {"maps": Maps(v, 0.0)}, lambda maps: maps.low + maps.high),
     "ordered dict": (lambda v: {"added": OrderedDict(text=v)}, lambda added: added["text"]),
-    "other mappings": (lambda v: MappingProxyType({"a": Words(b=UserDict(text=v))}), lambda a: a["b"]["text"]),
-    "array": (lambda v: {"text": v.numpy().astype(np.int64)[::-1].copy()[::-1]}, lambda text: text.float()),
-    "list of arrays": (lambda v: {"text": [v.numpy().astype(">f8")]}, lambda text: text[0].to(torch.float32)),
-    "strings": (lambda v: {"text": text(v)}, lambda text: length(text) if isinstance(text, list) else None),
-    "strings and None": (lambda v: {"text": [w or None for w in text(v)]}, lambda text: length(text)),
-    "tuple of numbers": (lambda v: {"added": {"n": tuple(v.tolist())}}, lambda added: torch.tensor(added["n"])),
-    "lists of strings": (lambda v: {"text": [text(v), text(v * 0)]}, lambda text: length(text[0]) + length(text[1])),
-    "shared": (lambda v: {"v": v, "w": fs.shared(torch.zeros(B))}, lambda v, w: v + w.sum() + (len(w) - B)),
-    "shared within": (lambda v: {"a": {"v": v, "w": fs.shared((8, 8))}}, lambda a: a["v"] + (len(a["w"]) - 2)),
-    "shared twice": (lambda v: {"v": v, "w": fs.shared({"n": fs.shared(np.ones(2))})}, lambda v, w: v + w["n"].log().sum().float()),
-    "nothing": (lambda v: {"v": v, "a": {}, "b": [], "c": None, "d": torch.tensor(0.0)}, lambda v, a, b, c, d: v + d + len(a) + len(b)),
-}  # fmt: skip
+    "other mappings": (
+        lambda v: MappingProxyType({"a": Words(b=UserDict(text=v))}),
+        lambda a: a["b"]["text"],
+    ),
+    "array": (
+        lambda v: {"text": v.numpy().astype(np.int64)[::-1].copy()[::-1]},
+        lambda text: text.float(),
+    ),
+    "list of arrays": (
+        lambda v: {"text": [v.numpy().astype(">f8")]},
+        lambda text: text[0].to(torch.float32),
+    ),
+    "strings": (
+        lambda v: {"text": text(v)},
+        lambda text: length(text) if isinstance(text, list) else None,
+    ),
+    "strings and None": (
+        lambda v: {"text": [w or None for w in text(v)]},
+        lambda text: length(text),
+    ),
+    "tuple of numbers": (
+        lambda v: {"added": {"n": tuple(v.tolist())}},
+        lambda added: torch.tensor(added["n"]),
+    ),
+    "lists of strings": (
+        lambda v: {"text": [text(v), text(v * 0)]},
+        lambda text: length(text[0]) + length(text[1]),
+    ),
+    "shared": (
+        lambda v: {"v": v, "w": fs.shared(torch.zeros(B))},
+        lambda v, w: v + w.sum() + (len(w) - B),
+    ),
+    "shared within": (
+        lambda v: {"a": {"v": v, "w": fs.shared((8, 8))}},
+        lambda a: a["v"] + (len(a["w"]) - 2),
+    ),
+    "shared twice": (
+        lambda v: {"v": v, "w": fs.shared({"n": fs.shared(np.ones(2))})},
+        lambda v, w: v + w["n"].log().sum().float(),
+    ),
+    "nothing": (
+        lambda v: {"v": v, "a": {}, "b": [], "c": None, "d": torch.tensor(0.0)},
+        lambda v, a, b, c, d: v + d + len(a) + len(b),
+    ),
+}
 
 
 @pytest.fixture(scope="module", params=TREES)
@@ -80,20 +127,35 @@ def unit():
 
 ROADS = {
     "one": lambda model, cond, uncond: fs.Sampler(PLAN, model)(noise=unit(), cond=cond),
-    "guided": lambda model, cond, uncond: fs.Sampler(PLAN, model)(noise=unit(), cond=cond, uncond=uncond, guidance=3.0),
+    "guided": lambda model, cond, uncond: fs.Sampler(PLAN, model)(
+        noise=unit(), cond=cond, uncond=uncond, guidance=3.0
+    ),
     "branches": lambda model, cond, uncond: metrics.run(
         PLAN, model, unit(), branches=[cond, uncond, cond], guidance=[2.0, 0.5], batch_size=3
     ),
     "differentiable": lambda model, cond, uncond: fs.Sampler(PLAN, model, differentiable=True)(
         noise=unit(), cond=cond, uncond=uncond, guidance=3.0
     ),
-    "record": lambda model, cond, uncond: record(
-        fs.guidance.guided(PLAN), model, unit(), cond=cond, uncond=uncond, guidance=3.0, batch_size=2
-    ).x0,
-    "search": lambda model, cond, uncond: torch.tensor(
-        list(oss(model, unit(), 2, teacher=4, cond=cond, uncond=uncond, guidance=3.0, batch_size=4).error.values()), dtype=torch.float64
+    "record": lambda model, cond, uncond: (
+        record(
+            fs.guidance.guided(PLAN),
+            model,
+            unit(),
+            cond=cond,
+            uncond=uncond,
+            guidance=3.0,
+            batch_size=2,
+        ).x0
     ),
-}  # fmt: skip
+    "search": lambda model, cond, uncond: torch.tensor(
+        list(
+            oss(
+                model, unit(), 2, teacher=4, cond=cond, uncond=uncond, guidance=3.0, batch_size=4
+            ).error.values()
+        ),
+        dtype=torch.float64,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,15 +202,34 @@ def test_hand_made_grids_are_judged_on_some_samples_first():
 
 NAN, TOKEN = torch.tensor(torch.nan), object()
 PAIRS = [
-    (1.0, 1.0, 1), (1.0, 2.0, 2), (1, True, 2), ("a", "a", 1), ("a", "b", 2), (None, None, 1), (None, SAID, 2), (TOKEN, TOKEN, 1),
-    (TOKEN, object(), 2), (torch.tensor(3.0), torch.tensor(3.0), 1), (torch.tensor(3.0), torch.tensor(4.0), 2), (NAN, NAN, 1),
-    (NAN, NAN.clone(), 2), (torch.zeros(B, 2), torch.zeros(B, 3), 2), (torch.zeros(B), torch.zeros(B).double(), 2),
-    (torch.zeros(B), text(SAID), 2), (text(SAID), tuple(text(SAID)), 2), (fs.shared((8, 8)), fs.shared((8, 8)), 1),
-    (fs.shared((8, 8)), fs.shared((8, 9)), 2), (fs.shared({"w": torch.ones(2)}), fs.shared({"w": torch.ones(2)}), 1),
-    (fs.shared(torch.ones(B)), fs.shared(torch.zeros(B)), 2), (fs.shared(torch.ones(B)), torch.ones(B), 2),
-    (torch.Size(range(B)), torch.Size(range(B)), 1), (np.ones(B), np.zeros(B), 1), (np.array(1.0), np.array(2.0), 2), ({}, {}, 1),
+    (1.0, 1.0, 1),
+    (1.0, 2.0, 2),
+    (1, True, 2),
+    ("a", "a", 1),
+    ("a", "b", 2),
+    (None, None, 1),
+    (None, SAID, 2),
+    (TOKEN, TOKEN, 1),
+    (TOKEN, object(), 2),
+    (torch.tensor(3.0), torch.tensor(3.0), 1),
+    (torch.tensor(3.0), torch.tensor(4.0), 2),
+    (NAN, NAN, 1),
+    (NAN, NAN.clone(), 2),
+    (torch.zeros(B, 2), torch.zeros(B, 3), 2),
+    (torch.zeros(B), torch.zeros(B).double(), 2),
+    (torch.zeros(B), text(SAID), 2),
+    (text(SAID), tuple(text(SAID)), 2),
+    (fs.shared((8, 8)), fs.shared((8, 8)), 1),
+    (fs.shared((8, 8)), fs.shared((8, 9)), 2),
+    (fs.shared({"w": torch.ones(2)}), fs.shared({"w": torch.ones(2)}), 1),
+    (fs.shared(torch.ones(B)), fs.shared(torch.zeros(B)), 2),
+    (fs.shared(torch.ones(B)), torch.ones(B), 2),
+    (torch.Size(range(B)), torch.Size(range(B)), 1),
+    (np.ones(B), np.zeros(B), 1),
+    (np.array(1.0), np.array(2.0), 2),
+    ({}, {}, 1),
     ([], {}, 2),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
@@ -176,7 +257,10 @@ def test_branches_are_asked_together_where_one_call_can_say_both(pair):
 
 LONG = torch.zeros(B + 1, 2)
 WRONG = {
-    "nested": ({"added": {"text": LONG}}, r'["added"]["text"] has 6 samples for a batch of 5; 5, or fs.shared(value), is accepted'),
+    "nested": (
+        {"added": {"text": LONG}},
+        r'["added"]["text"] has 6 samples for a batch of 5; 5, or fs.shared(value), is accepted',
+    ),
     "list": ({"maps": [SAID, (LONG,)]}, r'["maps"][1][0] has 6 samples'),
     "named tuple": ({"maps": Maps(SAID, LONG)}, r'["maps"].high has 6 samples'),
     "strings": ({"text": ["a", "b"]}, r'["text"] has 2 samples'),
@@ -185,18 +269,28 @@ WRONG = {
     "array": ({"text": np.zeros((4, 2))}, r'["text"] has 4 samples'),
     "mapping": ({"a": Words(b=UserDict(text=LONG))}, r'["a"]["b"]["text"] has 6 samples'),
     "text array": ({"text": np.array(["a"] * B)}, r'["text"] is an array of <U1'),
-}  # fmt: skip
+}
 DOORS = {
     "Sampler: cond": lambda model, wrong: fs.Sampler(PLAN, model)(noise=unit(), cond=wrong),
-    "Sampler: uncond": lambda model, wrong: fs.Sampler(PLAN, model)(shape=(B, D), cond={}, uncond=wrong, guidance=2.0),
+    "Sampler: uncond": lambda model, wrong: fs.Sampler(PLAN, model)(
+        shape=(B, D), cond={}, uncond=wrong, guidance=2.0
+    ),
     "Sampler: branches[1]": lambda model, wrong: fs.Sampler(PLAN, model, differentiable=True)(
         latent=unit(), start=1, branches=[{}, wrong], guidance=2.0
     ),
-    "oss: uncond": lambda model, wrong: oss(model, unit(), 2, teacher=4, uncond=wrong, guidance=2.0),
-    "trajectories: cond": lambda model, wrong: record(PLAN, model, unit(), cond=wrong, batch_size=2),
-    "trajectories: uncond": lambda model, wrong: Denoiser(model, np.array([0.5]), unit(), uncond=wrong, guidance=2.0),
-    "metrics: cond": lambda model, wrong: metrics.score(PLAN, model, unit(), unit(), cond=wrong, batch_size=2),
-}  # fmt: skip
+    "oss: uncond": lambda model, wrong: oss(
+        model, unit(), 2, teacher=4, uncond=wrong, guidance=2.0
+    ),
+    "trajectories: cond": lambda model, wrong: record(
+        PLAN, model, unit(), cond=wrong, batch_size=2
+    ),
+    "trajectories: uncond": lambda model, wrong: Denoiser(
+        model, np.array([0.5]), unit(), uncond=wrong, guidance=2.0
+    ),
+    "metrics: cond": lambda model, wrong: metrics.score(
+        PLAN, model, unit(), unit(), cond=wrong, batch_size=2
+    ),
+}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -228,7 +322,9 @@ def test_trees_of_different_form_are_refused_by_path(cond, uncond, sentence):
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_gradients_reach_leaves_and_what_two_branches_share(batched):
-    """Two scalars of one value are two parameters: a call for both would give the second no gradient."""
+    """Two scalars of one value are two parameters: a call for both would give the second no
+    gradient.
+    """
     sampler = fs.Sampler(PLAN, model_of(lambda a: a["v"][0] * a["scale"]), differentiable=True)
     leaves = [SAID.clone(), torch.tensor(0.5), SAID.clone() * 0 + 1, torch.tensor(0.5)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
@@ -287,7 +383,7 @@ def test_an_array_keeps_its_dtype_and_its_memory(dtype):
 
 
 def test_the_form_of_a_tree_and_its_own_storages():
-    make = lambda word="a", rows=B: [{"a": {"t": torch.zeros(rows, 2), "l": [word] * B}}]  # noqa: E731
+    make = lambda word="a", rows=B: [{"a": {"t": torch.zeros(rows, 2), "l": [word] * B}}]
     assert form(make()) == form(make(rows=B + 1)) != form(make("b")) and form(make()) != form(
         [{"a": {"t": 0, "l": ["a"] * B}}]
     )

@@ -1,5 +1,5 @@
-"""What must hold for every plan, whatever its rows: an exact model lands on the schedule, and the symmetries of the problem are the
-plan's too.
+"""What must hold for every plan, whatever its rows: an exact model lands on the schedule, and the
+symmetries of the problem are the plan's too.
 
 Rounding bounds are computed: eps times the sizes of the terms that were added, row by row.
 """
@@ -45,17 +45,20 @@ CONTINUOUS = (VP(), VE(), EDM(), Flow(3.0), TrigFlow(0.5))
 def exact_output(
     prediction: str, x: np.ndarray, x0: np.ndarray, alpha: float, sigma: float, spread: float
 ) -> np.ndarray:
-    """What a perfect network of this prediction returns at x: the out with p x + q out = x0 (x0 itself at sigma = 0 is never asked)."""
+    """What a perfect network of this prediction returns at x: the out with p x + q out = x0 (x0
+    itself at sigma = 0 is never asked).
+    """
     p, q = to_x0(prediction, alpha, sigma, spread)
     return (x0 - p * x) / q
 
 
 def landing(plan, spread: float) -> tuple[float, float]:
-    """Run an image (e_0) noised by e_1 with a perfect model: (distance from alpha e_0 + sigma unit noise beyond rounding, the
-    rounding's bound).
+    """Run an image (e_0) noised by e_1 with a perfect model: (distance from alpha e_0 + sigma unit
+    noise beyond rounding, the rounding's bound).
 
-    The bound follows every row: 4 eps times the terms it adds, plus what it makes of the errors in x and in the slots. A perfect
-    model answers an error in x, so that of m is (p - q P/Q) times it, with x0 = P x + Q out.
+    The bound follows every row: 4 eps times the terms it adds, plus what it makes of the errors in
+    x and in the slots. A perfect model answers an error in x, so that of m is (p - q P/Q) times it,
+    with x0 = P x + Q out.
     """
     ids = {int(k): n for n, k in enumerate(sorted({int(k) for k in plan.ids.ravel() if k >= 0}))}
     x0, *units = np.eye(1 + len(ids))
@@ -106,7 +109,8 @@ def test_a_perfect_model_lands_on_the_schedule(schedule, prediction):
             plan = case.plan(schedule, grid(schedule, n, whole=whole), prediction, start=0)
             over, room = landing(plan, plan.note["model"]["sigma_data"])
             assert over <= 0, f"{case.id}, {n} steps: {over:.1e} beyond the {room:.1e} of rounding"
-            # a Heun step far down the noise multiplies what its stage rounded by half the ratio of the levels; eps, by sigma/alpha
+            # a Heun step far down the noise multiplies what its stage rounded by half the ratio of
+            # the levels; eps, by sigma/alpha
             limit = (
                 1e-6
                 if case.name == "heun"
@@ -139,10 +143,12 @@ def test_scaled_noise_leaves_the_schedule_and_the_note_says_so(name, options):
         assert plan.note["consistent"] == consistent == (plan.consistency() <= 1e-12)
 
 
-# -- properties over random grids -----------------------------------------------------------------------------------------
+# -- properties over random grids ------------------------------------------------------------------
 @st.composite
 def random_grids(draw, schedules=CONTINUOUS, longest: int = 8):
-    """(schedule, strictly decreasing times): levels anywhere between the ends, spacings from tiny to huge, either end exact or not."""
+    """(schedule, strictly decreasing times): levels anywhere between the ends, spacings from tiny
+    to huge, either end exact or not.
+    """
     schedule = draw(st.sampled_from(schedules))
     top, low = schedule.half_log_snr(schedule.t_finite), schedule.half_log_snr(schedule.t_min)
     shares = draw(st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=longest))
@@ -169,7 +175,9 @@ def run(
     noise=lambda k: np.cos(np.arange(4.0) * (k + 1)),
     spread: float = 0.5,
 ) -> np.ndarray:
-    """The plan from x = start at its first point, with the denoiser D as the plan's own kind of network."""
+    """The plan from x = start at its first point, with the denoiser D as the plan's own kind of
+    network.
+    """
 
     def model(x, t, row, call):
         alpha, sigma = plan.alpha[row], plan.sigma[row]
@@ -183,8 +191,8 @@ START = np.array([-1.1, 0.2, 0.9, 2.4])
 
 
 def amplification(plan) -> float:
-    """How much a rounding error of one row may grow, at most: the largest sum of |coefficients| times the rows, and sigma/alpha for
-    eps."""
+    """How much a rounding error of one row may grow, at most: the largest sum of |coefficients|
+    times the rows, and sigma/alpha for eps."""
     largest = max(
         1.0,
         *(
@@ -205,8 +213,8 @@ def test_any_decreasing_grid_gives_finite_rows(where, case):
 
 @given(random_grids(), case_of, st.floats(-3, 3))
 def test_constant_denoiser_is_a_fixed_point(where, case, value):
-    """D = c everywhere: x leaves along the straight line, and ends in alpha c + (sigma/sigma_0)(x_0 - alpha_0 c), c itself at sigma =
-    0."""
+    """D = c everywhere: x leaves along the straight line, and ends in alpha c + (sigma/sigma_0)(x_0
+    - alpha_0 c), c itself at sigma = 0."""
     schedule, t = where
     if case.name in ("ddim", "euler_ancestral", "dpmpp_2m_sde"):
         case = by_id["ddim"]  # without noise
@@ -221,7 +229,9 @@ def test_constant_denoiser_is_a_fixed_point(where, case, value):
 
 @given(random_grids(), case_of, st.floats(-2, 2))
 def test_shifting_the_data_shifts_the_samples(where, case, by):
-    """D_s(x) = D(x - alpha s) + s moves every state by alpha s: the weights of each row sum to what the schedule needs."""
+    """D_s(x) = D(x - alpha s) + s moves every state by alpha s: the weights of each row sum to what
+    the schedule needs.
+    """
     schedule, t = where
     plan = case.plan(schedule, t)
     straight = run(plan, START)
@@ -232,7 +242,9 @@ def test_shifting_the_data_shifts_the_samples(where, case, by):
 
 @given(random_grids((EDM(),)), case_of, st.floats(0.01, 100))
 def test_scaling_sigma_scales_the_noise_and_nothing_else(where, case, by):
-    """On sigmas c sigma the coefficients of the predictions stay, those of start and noises are c times as large."""
+    """On sigmas c sigma the coefficients of the predictions stay, those of start and noises are c
+    times as large.
+    """
     schedule, t = where
     plan = case.plan(schedule, t)
     one, scaled = states(plan, raw=True), states(case.plan(schedule, by * t), raw=True)
@@ -249,7 +261,8 @@ def test_scaling_sigma_scales_the_noise_and_nothing_else(where, case, by):
 
 @given(random_grids(), case_of)
 def test_predictions_of_one_denoiser_agree(where, case):
-    """x0, eps, v, flow, edm and trigflow are names for the same network: the samples are the same."""
+    """x0, eps, v, flow, edm and trigflow are names for the same network: the samples are the "
+    "same."""
     schedule, t = where
     ends = {kind: run(case.plan(schedule, t, kind), START) for kind in PREDICTIONS}
     for kind in PREDICTIONS:
@@ -261,7 +274,9 @@ def test_predictions_of_one_denoiser_agree(where, case):
 
 @given(random_grids())
 def test_first_order_solvers_are_one_solver(where):
-    """DDIM, Euler, ancestral Euler without noise, UniPC-1 without corrector: one row in four spellings."""
+    """DDIM, Euler, ancestral Euler without noise, UniPC-1 without corrector: one row in four
+    spellings.
+    """
     schedule, t = where
     want = states(SOLVERS["ddim"](schedule, t, prediction="v"), raw=True).states
     for name, options in (
@@ -275,7 +290,9 @@ def test_first_order_solvers_are_one_solver(where):
 
 @given(random_grids())
 def test_exact_multistep_rows_have_one_form(where):
-    """The exact two- and three-node integrals under their three names: 2M heun, its SDE at eta = 0, UniP; and 3M, UniP-3."""
+    """The exact two- and three-node integrals under their three names: 2M heun, its SDE at eta = 0,
+    UniP; and 3M, UniP-3.
+    """
     schedule, t = where
     unip = {"variant": "vary", "corrector": False, "lower_order_final": False}
     groups = [

@@ -13,7 +13,7 @@ BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
 
 def problem(R=2, B=2, I=5, J=4, D=37, dtype=torch.float32, seed=0):  # noqa: E741
     generator = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     band = torch.tensor([[min(i, J), J - (i % 2)] for i in range(I)], dtype=torch.int32)
     return (
         [normal(B, I, D).to(dtype) for _ in range(R)],
@@ -37,7 +37,9 @@ def exact(U, c, X, band, p):
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
 @pytest.mark.parametrize("p", [1.0, 2.0, 2.5])
 def test_costs(backend, dtype, p):
-    """A float32 difference d of R products is off by at most e = gamma_(R+2) (sum |U c| + |X|), so a cost by mean((|d| + e)^p - |d|^p)."""
+    """A float32 difference d of R products is off by at most e = gamma_(R+2) (sum |U c| + |X|), so
+    a cost by mean((|d| + e)^p - |d|^p).
+    """
     for sizes in ({}, {"R": 1, "D": 1}, {"R": 4, "D": 300, "B": 1}, {"J": 9, "I": 2, "D": 257}):
         U, c, X, band = problem(dtype=dtype, **sizes)
         got, want = cost_matrix(U, c, X, band, p, backend=backend), exact(U, c, X, band, p)
@@ -53,7 +55,8 @@ def test_costs(backend, dtype, p):
             sum(u.double()[:, :, None] * c[r][None, :, :, None] for r, u in enumerate(U))
             - X.double()[:, None]
         ).abs()
-        # partial sums: blocks of up to 256 products in the difference's own precision, and float64 beyond
+        # partial sums: blocks of up to 256 products in the difference's own precision, and float64
+        # beyond
         sums = (256 + 4) * unit * gap.add(e).pow(p).mean(-1) * (1 + p)
         bound = ((gap + e) ** p - gap**p).mean(-1) + sums
         inside = torch.isfinite(want)

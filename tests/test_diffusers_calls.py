@@ -1,4 +1,6 @@
-"""FsScheduler takes arguments where the source class takes them: positions, signatures, and what lands in the wrong place."""
+"""FsScheduler takes arguments where the source class takes them: positions, signatures, and what
+lands in the wrong place.
+"""
 
 import copy
 import inspect
@@ -73,10 +75,19 @@ def test_signatures_are_the_sources_own(source, compat):
     )
 
 
-@pytest.mark.parametrize(("source", "before"), [
-    ("EulerAncestralDiscreteScheduler", ()), ("DDPMScheduler", ()), ("LCMScheduler", ()), ("DPMSolverMultistepScheduler", ()),
-    ("DDIMScheduler", (1.0, False)), ("EulerDiscreteScheduler", (0.0, 0.0, float("inf"), 1.0)),
-    ("FlowMatchEulerDiscreteScheduler", (0.0, 0.0, float("inf"), 1.0)), ("DPMSolverSinglestepScheduler", ())])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "before"),
+    [
+        ("EulerAncestralDiscreteScheduler", ()),
+        ("DDPMScheduler", ()),
+        ("LCMScheduler", ()),
+        ("DPMSolverMultistepScheduler", ()),
+        ("DDIMScheduler", (1.0, False)),
+        ("EulerDiscreteScheduler", (0.0, 0.0, float("inf"), 1.0)),
+        ("FlowMatchEulerDiscreteScheduler", (0.0, 0.0, float("inf"), 1.0)),
+        ("DPMSolverSinglestepScheduler", ()),
+    ],
+)
 def test_a_positional_generator_is_the_generator(source, before):
     """The bits of the keyword, and the peer's picture."""
     ours = FsScheduler.from_config(peer(source))
@@ -99,14 +110,21 @@ def test_return_dict_stands_where_it_does_there(source):
     assert ours.step(x, ours.timesteps[1], x, True).prev_sample.shape == x.shape
 
 
-@pytest.mark.parametrize(("source", "config", "places"), [
-    ("FlowMatchEulerDiscreteScheduler", {}, (None, "cpu", [1.0, 0.6, 0.2])),
-    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, (3, None, None, 0.8)),
-    ("LCMScheduler", {}, (3, None, 20)), ("LCMScheduler", {}, (3, None, None, None, 0.5)),
-    ("DPMSolverMultistepScheduler", {}, (None, None, None, [900, 500, 100])), ("DDPMScheduler", {}, (None, None, [900, 500, 100])),
-    ("HeunDiscreteScheduler", {}, (3, None, 500)), ("HeunDiscreteScheduler", {}, (None, None, None, [900, 500, 100])),
-    ("EulerDiscreteScheduler", {}, (None, None, None, [14.0, 3.0, 0.5, 0.0])),
-    ("UniPCMultistepScheduler", FLOW, (3, None, np.array([1.0, 0.6, 0.2])))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "config", "places"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {}, (None, "cpu", [1.0, 0.6, 0.2])),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, (3, None, None, 0.8)),
+        ("LCMScheduler", {}, (3, None, 20)),
+        ("LCMScheduler", {}, (3, None, None, None, 0.5)),
+        ("DPMSolverMultistepScheduler", {}, (None, None, None, [900, 500, 100])),
+        ("DDPMScheduler", {}, (None, None, [900, 500, 100])),
+        ("HeunDiscreteScheduler", {}, (3, None, 500)),
+        ("HeunDiscreteScheduler", {}, (None, None, None, [900, 500, 100])),
+        ("EulerDiscreteScheduler", {}, (None, None, None, [14.0, 3.0, 0.5, 0.0])),
+        ("UniPCMultistepScheduler", FLOW, (3, None, np.array([1.0, 0.6, 0.2]))),
+    ],
+)
 def test_set_timesteps_by_position_is_the_peers(source, config, places):
     theirs = peer(source, **config)
     ours, named = FsScheduler.from_config(theirs), FsScheduler.from_config(theirs)
@@ -121,7 +139,9 @@ def test_set_timesteps_by_position_is_the_peers(source, config, places):
 
 
 def test_neutral_arguments_are_taken():
-    """DDIMPipeline hands use_clipped_model_output, LTXConditionPipeline per_token_timesteps and the negated output."""
+    """DDIMPipeline hands use_clipped_model_output, LTXConditionPipeline per_token_timesteps and the
+    negated output.
+    """
     ddim = FsScheduler.from_config(diffusers.DDIMScheduler())
     plain = last(ddim, eta=0.0)
     assert torch.equal(last(ddim, eta=0, use_clipped_model_output=None, generator=None), plain)
@@ -151,8 +171,14 @@ def test_neutral_arguments_are_taken():
 
 def test_a_ddim_pipeline_runs_as_with_its_own_scheduler():
     torch.manual_seed(5)
-    unet = diffusers.UNet2DModel(sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-                                 down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     pipe = diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(generator=seeded(), num_inference_steps=3, eta=0.5, output_type="np").images
@@ -228,11 +254,29 @@ def test_what_lands_in_the_wrong_place_is_said(source, places, given, sentence):
     assert torch.equal(last(scheduler, generator=seeded()), good)
 
 
-@pytest.mark.parametrize(("source", "places", "given", "sentence"), [
-    ("LCMScheduler", (3, None, None, None, 0.5), {"compat": None}, "strength = 0.5; 1.0, or compat='diffusers', is accepted"),
-    ("HeunDiscreteScheduler", (3, None, 500), {"compat": None}, "num_train_timesteps = 500; None, or compat"),
-    ("DDIMScheduler", (3, None, [5, 1]), {}, "3 arguments by position; DDIMScheduler takes num_inference_steps, device"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "places", "given", "sentence"),
+    [
+        (
+            "LCMScheduler",
+            (3, None, None, None, 0.5),
+            {"compat": None},
+            "strength = 0.5; 1.0, or compat='diffusers', is accepted",
+        ),
+        (
+            "HeunDiscreteScheduler",
+            (3, None, 500),
+            {"compat": None},
+            "num_train_timesteps = 500; None, or compat",
+        ),
+        (
+            "DDIMScheduler",
+            (3, None, [5, 1]),
+            {},
+            "3 arguments by position; DDIMScheduler takes num_inference_steps, device",
+        ),
+    ],
+)
 def test_what_set_timesteps_does_not_take_is_said(source, places, given, sentence):
     with pytest.raises((TypeError, ValueError)) as error:
         FsScheduler(source=source, **given).set_timesteps(*places)
@@ -242,7 +286,9 @@ def test_what_set_timesteps_does_not_take_is_said(source, places, given, sentenc
 
 
 def test_a_plan_takes_what_pipelines_hand():
-    """Its own signature: generator and variance_noise by position, as the sources that draw have them; eta by name alone."""
+    """Its own signature: generator and variance_noise by position, as the sources that draw have
+    them; eta by name alone.
+    """
     schedule = DiscreteVP.linear()
     scheduler = FsScheduler.from_plan(
         solvers.ddim(schedule, trailing(schedule, 4, rounded=True), prediction="eps", eta=1.0)
@@ -268,7 +314,9 @@ def test_a_plan_takes_what_pipelines_hand():
 
 
 def test_step_is_a_method_like_any_other():
-    """It is pickled with its scheduler, hidden by what is set in its place, and of the class where no scheduler is."""
+    """It is pickled with its scheduler, hidden by what is set in its place, and of the class where
+    no scheduler is.
+    """
     scheduler = FsScheduler(source="DDIMScheduler")
     scheduler.set_timesteps(2)
     assert pickle.loads(pickle.dumps(scheduler.step)).__self__.config.source == "DDIMScheduler"

@@ -1,4 +1,5 @@
-"""FsScheduler as servers and careless callers meet it: configs, plans, copies, threads, bad input."""
+"""FsScheduler as servers and careless callers meet it: configs, plans, copies, threads, bad "
+"input."""
 
 import copy
 import inspect
@@ -25,11 +26,18 @@ FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-# -- from and to configs -------------------------------------------------------------------------------------------------------------
+# -- from and to configs ---------------------------------------------------------------------------
 def test_from_config_keeps_what_the_config_says(tmp_path):
-    """Live configs, configs as JSON, and there and back: an option left at one class's default is never read as another's."""
-    for name, config in (("DDIM", {}), ("HeunDiscrete", {}), ("EulerDiscrete", {**SD, "use_karras_sigmas": True}),
-                         ("DPMSolverMultistep", {**SD, "solver_order": 3}), ("FlowMatchEulerDiscrete", {"shift": 3.0})):  # fmt: skip
+    """Live configs, configs as JSON, and there and back: an option left at one class's default is
+    never read as another's.
+    """
+    for name, config in (
+        ("DDIM", {}),
+        ("HeunDiscrete", {}),
+        ("EulerDiscrete", {**SD, "use_karras_sigmas": True}),
+        ("DPMSolverMultistep", {**SD, "solver_order": 3}),
+        ("FlowMatchEulerDiscrete", {"shift": 3.0}),
+    ):
         peer = getattr(diffusers, f"{name}Scheduler")(**config)
         said = {k: v for k, v in peer.config.items() if not k.startswith("_")}
         ours = FsScheduler.from_config(peer.config)
@@ -60,38 +68,99 @@ def test_from_config_keeps_what_the_config_says(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("make", "sentence"), [
-    (lambda: FsScheduler.from_config(diffusers.IPNDMScheduler()), "IPNDMScheduler is not reproduced; the closest is DPMSolverMultistep"),
-    (lambda: FsScheduler.from_config(diffusers.PNDMScheduler()), "skip_prk_steps = False of PNDMScheduler is not reproduced; True is"),
-    (lambda: FsScheduler.from_config(diffusers.TCDScheduler()), "the closest is LCMScheduler"),
-    (lambda: FsScheduler.from_config(diffusers.LCMScheduler().config), "fits ['LCMScheduler', 'TCDScheduler']"),
-    (lambda: FsScheduler.from_config({"_class_name": "os.system"}), "os.system is not reproduced"),
-    (lambda: FsScheduler.from_config("folder"), "a str was given"),
-    (lambda: FsScheduler.from_config(diffusers.DDIMScheduler(thresholding=True)), "thresholding = True"),
-    (lambda: FsScheduler.from_config(diffusers.UniPCMultistepScheduler(predict_x0=False)), "predict_x0 = False"),
-    (lambda: FsScheduler.from_config(diffusers.UniPCMultistepScheduler(disable_corrector=[0])), "disable_corrector = [0]"),
-    (lambda: FsScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), "invert_sigmas = True"),
-    (lambda: FsScheduler(solver_order=3, algorithm_type="sde-dpmsolver++"), "wrong in diffusers"),
-    (lambda: FsScheduler.from_config(diffusers.DDPMScheduler(variance_type="fixed_large")), "variance_type = 'fixed_large'"),
-    (lambda: FsScheduler(beta_start=float("nan")), "beta_start = nan"), (lambda: FsScheduler(beta_end=-0.1), "beta_end = -0.1"),
-    (lambda: FsScheduler(num_train_timesteps=10**9), "num_train_timesteps = 1000000000"), (lambda: FsScheduler(compat="k"), "compat = 'k'"),
-    (lambda: FsScheduler(plan="AAAA"), "the config's plan cannot be read"),
-    (lambda: FsScheduler(prediction_type="flow_prediction"), "on vp scale"),
-    (lambda: FsScheduler().set_timesteps(0), "0 steps"), (lambda: FsScheduler().set_timesteps(-1), "-1 steps"),
-    (lambda: FsScheduler().set_timesteps(2.5), "2.5 steps"), (lambda: FsScheduler().set_timesteps(), "one number of steps"),
-    (lambda: FsScheduler().set_timesteps(2000), "at most 1000"), (lambda: FsScheduler().set_timesteps(timesteps=[1, 500]), "falling"),
-    (lambda: FsScheduler().set_timesteps(timesteps=[5000, 10]), "from 999 down"),
-    (lambda: FsScheduler().set_timesteps(sigmas=[1.0, 1.0, 0.0]), "strictly falling"),
-    (lambda: FsScheduler().set_timesteps(sigmas=[float("nan"), 0.0]), "falling"),
-    (lambda: FsScheduler().set_timesteps(sigmas=[]), "-1 steps"),
-    (lambda: FsScheduler().set_timesteps(4, sigmas=[1.0, 0.5, 0.0]), "steps [2, 4]"),
-    (lambda: FsScheduler(use_karras_sigmas=True).set_timesteps(timesteps=[9, 5]), "use_karras_sigmas"),
-    (lambda: FsScheduler(compat="diffusers").set_timesteps(sigmas=[1.0, 0.0]), "takes no sigmas"),
-    (lambda: FsScheduler(compat="diffusers").set_timesteps(1000), "repeats a noise level"),
-    (lambda: FsScheduler(source="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True).set_timesteps(8), "mu = None"),
-    (lambda: FsScheduler().step(torch.zeros(1, 3), 999, torch.zeros(1, 3)), "call set_timesteps first"),
-    (lambda: FsScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", compat=None).set_timesteps(8), "'eps' at alpha = 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: FsScheduler.from_config(diffusers.IPNDMScheduler()),
+            "IPNDMScheduler is not reproduced; the closest is DPMSolverMultistep",
+        ),
+        (
+            lambda: FsScheduler.from_config(diffusers.PNDMScheduler()),
+            "skip_prk_steps = False of PNDMScheduler is not reproduced; True is",
+        ),
+        (lambda: FsScheduler.from_config(diffusers.TCDScheduler()), "the closest is LCMScheduler"),
+        (
+            lambda: FsScheduler.from_config(diffusers.LCMScheduler().config),
+            "fits ['LCMScheduler', 'TCDScheduler']",
+        ),
+        (
+            lambda: FsScheduler.from_config({"_class_name": "os.system"}),
+            "os.system is not reproduced",
+        ),
+        (lambda: FsScheduler.from_config("folder"), "a str was given"),
+        (
+            lambda: FsScheduler.from_config(diffusers.DDIMScheduler(thresholding=True)),
+            "thresholding = True",
+        ),
+        (
+            lambda: FsScheduler.from_config(diffusers.UniPCMultistepScheduler(predict_x0=False)),
+            "predict_x0 = False",
+        ),
+        (
+            lambda: FsScheduler.from_config(
+                diffusers.UniPCMultistepScheduler(disable_corrector=[0])
+            ),
+            "disable_corrector = [0]",
+        ),
+        (
+            lambda: FsScheduler.from_config(
+                diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+            ),
+            "invert_sigmas = True",
+        ),
+        (
+            lambda: FsScheduler(solver_order=3, algorithm_type="sde-dpmsolver++"),
+            "wrong in diffusers",
+        ),
+        (
+            lambda: FsScheduler.from_config(diffusers.DDPMScheduler(variance_type="fixed_large")),
+            "variance_type = 'fixed_large'",
+        ),
+        (lambda: FsScheduler(beta_start=float("nan")), "beta_start = nan"),
+        (lambda: FsScheduler(beta_end=-0.1), "beta_end = -0.1"),
+        (lambda: FsScheduler(num_train_timesteps=10**9), "num_train_timesteps = 1000000000"),
+        (lambda: FsScheduler(compat="k"), "compat = 'k'"),
+        (lambda: FsScheduler(plan="AAAA"), "the config's plan cannot be read"),
+        (lambda: FsScheduler(prediction_type="flow_prediction"), "on vp scale"),
+        (lambda: FsScheduler().set_timesteps(0), "0 steps"),
+        (lambda: FsScheduler().set_timesteps(-1), "-1 steps"),
+        (lambda: FsScheduler().set_timesteps(2.5), "2.5 steps"),
+        (lambda: FsScheduler().set_timesteps(), "one number of steps"),
+        (lambda: FsScheduler().set_timesteps(2000), "at most 1000"),
+        (lambda: FsScheduler().set_timesteps(timesteps=[1, 500]), "falling"),
+        (lambda: FsScheduler().set_timesteps(timesteps=[5000, 10]), "from 999 down"),
+        (lambda: FsScheduler().set_timesteps(sigmas=[1.0, 1.0, 0.0]), "strictly falling"),
+        (lambda: FsScheduler().set_timesteps(sigmas=[float("nan"), 0.0]), "falling"),
+        (lambda: FsScheduler().set_timesteps(sigmas=[]), "-1 steps"),
+        (lambda: FsScheduler().set_timesteps(4, sigmas=[1.0, 0.5, 0.0]), "steps [2, 4]"),
+        (
+            lambda: FsScheduler(use_karras_sigmas=True).set_timesteps(timesteps=[9, 5]),
+            "use_karras_sigmas",
+        ),
+        (
+            lambda: FsScheduler(compat="diffusers").set_timesteps(sigmas=[1.0, 0.0]),
+            "takes no sigmas",
+        ),
+        (lambda: FsScheduler(compat="diffusers").set_timesteps(1000), "repeats a noise level"),
+        (
+            lambda: FsScheduler(
+                source="FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True
+            ).set_timesteps(8),
+            "mu = None",
+        ),
+        (
+            lambda: FsScheduler().step(torch.zeros(1, 3), 999, torch.zeros(1, 3)),
+            "call set_timesteps first",
+        ),
+        (
+            lambda: FsScheduler(
+                rescale_betas_zero_snr=True, timestep_spacing="trailing", compat=None
+            ).set_timesteps(8),
+            "'eps' at alpha = 0",
+        ),
+    ],
+)
 def test_what_cannot_be_done_is_said_in_a_sentence(make, sentence):
     with pytest.raises((ValueError, TypeError)) as error:
         make()
@@ -143,7 +212,9 @@ def test_steps_past_the_end_and_other_shapes_are_refused():
 
 
 def test_one_eta_for_a_run_and_timesteps_that_are_not_read():
-    """eta is DDIM's alone. A view of the scheduler's own timesteps says by its place which it is: a device is not waited for."""
+    """eta is DDIM's alone. A view of the scheduler's own timesteps says by its place which it is: a
+    device is not waited for.
+    """
     x = start(2, 3, 4, 4)
     ddim, euler = (
         FsScheduler(source=f"{name}Scheduler", clip_sample=False)
@@ -164,7 +235,7 @@ def test_one_eta_for_a_run_and_timesteps_that_are_not_read():
     assert torch.equal(*ends)
 
 
-# -- plans, copies, threads ----------------------------------------------------------------------------------------------------------
+# -- plans, copies, threads ------------------------------------------------------------------------
 def test_a_plan_is_its_own_schedule():
     schedule = Flow(shift=3.0)
     plan = solvers.dpmpp_2m(
@@ -208,7 +279,9 @@ def test_a_plan_is_its_own_schedule():
 
 
 def test_sigmas_and_timesteps_go_to_every_solver():
-    """An optimised list feeds the multistep solvers too: the levels asked for, the labels that belong to them, and the end."""
+    """An optimised list feeds the multistep solvers too: the levels asked for, the labels that
+    belong to them, and the end.
+    """
     for source in (
         "DPMSolverMultistepScheduler",
         "UniPCMultistepScheduler",
@@ -235,16 +308,41 @@ def test_sigmas_and_timesteps_go_to_every_solver():
     assert {"eta", "generator"} <= inspect.signature(FsScheduler.step).parameters.keys()
 
 
-@pytest.mark.parametrize(("config", "steps"), [
-    *(({"solver_order": 3, "final_sigmas_type": "sigma_min", f"use_{kind}_sigmas": True}, n) for kind in ("karras", "exponential")
-      for n in (14, 15, 40)),
-    ({}, 1000), ({"source": "UniPCMultistepScheduler"}, 1000), ({"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}, 20),
-    ({"source": "UniPCMultistepScheduler", "solver_type": "bh1"}, 9),
-    ({"source": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 8),
-    ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 8),
-    ({"source": "UniPCMultistepScheduler", "solver_order": 3, "lower_order_final": False}, 9)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        *(
+            ({"solver_order": 3, "final_sigmas_type": "sigma_min", f"use_{kind}_sigmas": True}, n)
+            for kind in ("karras", "exponential")
+            for n in (14, 15, 40)
+        ),
+        ({}, 1000),
+        ({"source": "UniPCMultistepScheduler"}, 1000),
+        ({"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}, 20),
+        ({"source": "UniPCMultistepScheduler", "solver_type": "bh1"}, 9),
+        (
+            {
+                "source": "EulerDiscreteScheduler",
+                "rescale_betas_zero_snr": True,
+                "timestep_spacing": "trailing",
+            },
+            8,
+        ),
+        (
+            {
+                "prediction_type": "v_prediction",
+                "rescale_betas_zero_snr": True,
+                "timestep_spacing": "trailing",
+            },
+            8,
+        ),
+        ({"source": "UniPCMultistepScheduler", "solver_order": 3, "lower_order_final": False}, 9),
+    ],
+)
 def test_grids_that_break_the_peers_are_whole_here(config, steps):
-    """NaN at n >= 15, at n = 1000, an IndexError, a singular system, a wasted last call: levels are distinct here, results finite."""
+    """NaN at n >= 15, at n = 1000, an IndexError, a singular system, a wasted last call: levels are
+    distinct here, results finite.
+    """
     scheduler = FsScheduler(**config, compat=None)
     scheduler.set_timesteps(steps)
     assert len(scheduler.timesteps) == steps and (scheduler.sigmas.diff() < 0).all()
@@ -252,7 +350,8 @@ def test_grids_that_break_the_peers_are_whole_here(config, steps):
 
 
 def test_add_noise_is_the_peers():
-    """At training timesteps, at schedule timesteps, at the begin index and in the middle of a run."""
+    """At training timesteps, at schedule timesteps, at the begin index and in the middle of a "
+    "run."""
     x, n = start(2, 3, 4, 4), start(2, 3, 4, 4, seed=1)
     for name, config in (
         ("DDIMScheduler", SD),
@@ -299,7 +398,9 @@ def test_add_noise_is_the_peers():
 
 @pytest.mark.parametrize("name", ["EulerAncestralDiscrete", "UniPCMultistep"])
 def test_copies_share_tables_and_nothing_else(name):
-    """Servers deep-copy one scheduler for each request and step them in turns, or copy one in the middle of its run."""
+    """Servers deep-copy one scheduler for each request and step them in turns, or copy one in the
+    middle of its run.
+    """
     first = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD))
     first.set_timesteps(6)
     starts, draws = (
@@ -333,7 +434,9 @@ def test_copies_share_tables_and_nothing_else(name):
 
 
 def test_threads_on_one_scheduler():
-    """Each thread that sets timesteps has its own loop; a thread without one is given the only one, or told what to do."""
+    """Each thread that sets timesteps has its own loop; a thread without one is given the only one,
+    or told what to do.
+    """
     scheduler = FsScheduler.from_config(diffusers.UniPCMultistepScheduler(**SD))
     starts = [start(2, 3, 8, 8, seed=s) for s in range(4)]
     alone, together, gate = (
@@ -380,6 +483,6 @@ def test_threads_on_one_scheduler():
     other[1].set()
     second.join()
     assert (
-        "2 other threads have a loop and this one has none; call set_timesteps in the thread that steps"
-        in seen[-1]
+        "2 other threads have a loop and this one has none; call set_timesteps in the thread that "
+        "steps" in seen[-1]
     )

@@ -1,4 +1,6 @@
-"""The drop-in keeps the pictures: a peer's config in, by whatever door, the peer's own samples out; and what is said where it cannot."""
+"""The drop-in keeps the pictures: a peer's config in, by whatever door, the peer's own samples out;
+and what is said where it cannot.
+"""
 
 import copy
 import inspect
@@ -30,17 +32,40 @@ ZERO_SNR = SD | {
 }
 WAN = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 PUBLISHED = [
-    *((f"{name}Scheduler", {}) for name in ("DDIM", "DDPM", "LCM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete",
-      "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "FlowMatchEulerDiscrete")),
-    ("PNDMScheduler", SD15), ("DDIMScheduler", ZERO_SNR | {"clip_sample": False}), ("LCMScheduler", SD | {"clip_sample": False}),
+    *(
+        (f"{name}Scheduler", {})
+        for name in (
+            "DDIM",
+            "DDPM",
+            "LCM",
+            "EulerDiscrete",
+            "EulerAncestralDiscrete",
+            "HeunDiscrete",
+            "DPMSolverMultistep",
+            "DPMSolverSinglestep",
+            "UniPCMultistep",
+            "FlowMatchEulerDiscrete",
+        )
+    ),
+    ("PNDMScheduler", SD15),
+    ("DDIMScheduler", ZERO_SNR | {"clip_sample": False}),
+    ("LCMScheduler", SD | {"clip_sample": False}),
     ("DDIMScheduler", SD | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-    *((f"{name}DiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1}) for name in ("Euler", "EulerAncestral")),
-    ("EulerDiscreteScheduler", ZERO_SNR), ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-    *(("DPMSolverMultistepScheduler", SD | {"use_karras_sigmas": True, "algorithm_type": kind}) for kind in
-      ("dpmsolver++", "sde-dpmsolver++")),
-    ("DPMSolverMultistepScheduler", {"solver_order": 3, "timestep_spacing": "trailing"}), ("UniPCMultistepScheduler", WAN),
-    ("UniPCMultistepScheduler", WAN | {"use_karras_sigmas": True}), ("DDIMScheduler", {"timestep_spacing": "linspace"}),
-]  # fmt: skip
+    *(
+        (f"{name}DiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1})
+        for name in ("Euler", "EulerAncestral")
+    ),
+    ("EulerDiscreteScheduler", ZERO_SNR),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    *(
+        ("DPMSolverMultistepScheduler", SD | {"use_karras_sigmas": True, "algorithm_type": kind})
+        for kind in ("dpmsolver++", "sde-dpmsolver++")
+    ),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3, "timestep_spacing": "trailing"}),
+    ("UniPCMultistepScheduler", WAN),
+    ("UniPCMultistepScheduler", WAN | {"use_karras_sigmas": True}),
+    ("DDIMScheduler", {"timestep_spacing": "linspace"}),
+]
 
 
 def model(x, t):
@@ -71,7 +96,9 @@ def walk(scheduler, x, steps, begin=0):
     ids=[f"{s}-{'-'.join(map(str, c.values()))}" for s, c in PUBLISHED],
 )
 def test_the_peers_pictures(source, config):
-    """At 1 to 50 steps and from the middle. Bound: 16 float32 roundings of every state, through what a loop makes of a moved start."""
+    """At 1 to 50 steps and from the middle. Bound: 16 float32 roundings of every state, through
+    what a loop makes of a moved start.
+    """
     ours = FsScheduler.from_config(getattr(diffusers, source)(**config))
     assert ours.config.compat == "diffusers"
     for steps, begin in ((1, 0), (2, 0), (6, 0), (20, 0), (50, 0), (20, 8)):
@@ -133,8 +160,15 @@ def test_exact_is_asked_for_and_stays(tmp_path):
     peer = diffusers.DDIMScheduler()
     exact = FsScheduler.from_config(peer, compat=None)
     exact.save_pretrained(tmp_path)
-    for made in (exact, FsScheduler.from_pretrained(tmp_path), FsScheduler.from_config(exact.config), FsScheduler.from_config(exact),
-                 copy.deepcopy(exact), pickle.loads(pickle.dumps(exact)), FsScheduler(compat=None)):  # fmt: skip
+    for made in (
+        exact,
+        FsScheduler.from_pretrained(tmp_path),
+        FsScheduler.from_config(exact.config),
+        FsScheduler.from_config(exact),
+        copy.deepcopy(exact),
+        pickle.loads(pickle.dumps(exact)),
+        FsScheduler(compat=None),
+    ):
         assert made.config.compat is None
     assert FsScheduler().config.compat == FsScheduler(compat="auto").config.compat == "diffusers"
     assert FsScheduler.from_config(exact.config, compat="auto").config.compat == "diffusers"
@@ -146,11 +180,23 @@ def test_exact_is_asked_for_and_stays(tmp_path):
         FsScheduler.from_config(planned.config, compat="diffusers")
 
 
-@pytest.mark.parametrize(("config", "what"), [
-    ({"beta_schedule": "sigmoid"}, "DPMSolverMultistepScheduler itself cannot be made with this config .NotImplementedError"),
-    ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "itself cannot be made with this config .ValueError: Only one"),
-    ({"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]}, "own noise table has no falling levels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (
+            {"beta_schedule": "sigmoid"},
+            "DPMSolverMultistepScheduler itself cannot be made with this config .NotImplementedError",
+        ),
+        (
+            {"use_karras_sigmas": True, "use_beta_sigmas": True},
+            "itself cannot be made with this config .ValueError: Only one",
+        ),
+        (
+            {"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]},
+            "own noise table has no falling levels",
+        ),
+    ],
+)
 def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, what, tmp_path):
     with pytest.warns(UserWarning, match=what) as said:
         made = FsScheduler(**config)
@@ -167,12 +213,24 @@ def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, wh
     copy.deepcopy(made)
 
 
-@pytest.mark.parametrize(("config", "steps", "what"), [
-    ({}, {"num_inference_steps": 1000}, "repeats a noise level"), ({}, {"sigmas": [14.0, 3.0, 0.5, 0.0]}, "takes no sigmas"),
-    ({"source": "UniPCMultistepScheduler"}, {"num_inference_steps": 1000}, "repeats a noise level"),
-    ({"source": "DDIMScheduler"}, {"timesteps": [900, 500, 100]}, "takes no timesteps"),
-    ({"source": "LCMScheduler"}, {"num_inference_steps": 3, "timesteps": [900, 500, 100]}, "fails there .ValueError: Can only pass one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "steps", "what"),
+    [
+        ({}, {"num_inference_steps": 1000}, "repeats a noise level"),
+        ({}, {"sigmas": [14.0, 3.0, 0.5, 0.0]}, "takes no sigmas"),
+        (
+            {"source": "UniPCMultistepScheduler"},
+            {"num_inference_steps": 1000},
+            "repeats a noise level",
+        ),
+        ({"source": "DDIMScheduler"}, {"timesteps": [900, 500, 100]}, "takes no timesteps"),
+        (
+            {"source": "LCMScheduler"},
+            {"num_inference_steps": 3, "timesteps": [900, 500, 100]},
+            "fails there .ValueError: Can only pass one",
+        ),
+    ],
+)
 def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps, what):
     scheduler, exact, strict = (
         FsScheduler(**config, compat=c) for c in ("auto", None, "diffusers")
@@ -196,7 +254,9 @@ def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps
 
 
 def test_exact_plms_meets_its_schedule_and_its_order():
-    """Rows leave x on the schedule (1e-9, the makers' own check); on a smooth model PLMS converges, v as eps."""
+    """Rows leave x on the schedule (1e-9, the makers' own check); on a smooth model PLMS converges,
+    v as eps.
+    """
     x = start(1, 3, 8, 8, dtype=torch.float64)
 
     def ends(
@@ -236,7 +296,9 @@ def test_exact_plms_meets_its_schedule_and_its_order():
 @pytest.mark.parametrize("begin", [None, 2])
 @pytest.mark.parametrize("source", [s for s, c in PUBLISHED[:10]] + ["PNDMScheduler"])
 def test_add_noise_goes_where_the_peers_goes(source, begin):
-    """During a run and after it: by timesteps, as noise initialisation does after a run, or by the running step of a begin index."""
+    """During a run and after it: by timesteps, as noise initialisation does after a run, or by the
+    running step of a begin index.
+    """
     config = SD15 if source.startswith("PNDM") else {}
     peer = getattr(diffusers, source)(**config)
     ours, added, (x, z) = (
@@ -260,13 +322,24 @@ def test_add_noise_goes_where_the_peers_goes(source, begin):
     assert torch.allclose(*map(torch.stack, added), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("source", "config", "given"), [
-    ("EulerAncestralDiscreteScheduler", {}, {}), ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
-    ("DDIMScheduler", {}, {"eta": 0.5}), ("DDIMScheduler", {}, {}), ("LCMScheduler", {}, {}), ("DDPMScheduler", {}, {}),
-    ("DDPMScheduler", SD | {"timestep_spacing": "trailing"}, {}), ("EulerDiscreteScheduler", {}, {})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "config", "given"),
+    [
+        ("EulerAncestralDiscreteScheduler", {}, {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+        ("DDIMScheduler", {}, {"eta": 0.5}),
+        ("DDIMScheduler", {}, {}),
+        ("LCMScheduler", {}, {}),
+        ("DDPMScheduler", {}, {}),
+        ("DDPMScheduler", SD | {"timestep_spacing": "trailing"}, {}),
+        ("EulerDiscreteScheduler", {}, {}),
+    ],
+)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, given, steps):
-    """A run draws as often as the source's own, its last noise, multiplied by 0, included: from a generator, and from torch's own."""
+    """A run draws as often as the source's own, its last noise, multiplied by 0, included: from a
+    generator, and from torch's own.
+    """
     peer, left = getattr(diffusers, source)(**config), []
     for scheduler in (peer, FsScheduler.from_config(peer)):
         generator = torch.Generator().manual_seed(3)
@@ -278,11 +351,21 @@ def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, give
 
 
 @pytest.mark.parametrize("target", [s for s, c in PUBLISHED[:10]])
-@pytest.mark.parametrize(("source", "config"), [
-    ("DDIMScheduler", {"clip_sample": False}), ("HeunDiscreteScheduler", {"beta_end": 0.02}), ("LCMScheduler", {}), ("PNDMScheduler", SD15),
-    ("DPMSolverSinglestepScheduler", {"solver_order": 2}), ("UniPCMultistepScheduler", {"timestep_spacing": "linspace"})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "config"),
+    [
+        ("DDIMScheduler", {"clip_sample": False}),
+        ("HeunDiscreteScheduler", {"beta_end": 0.02}),
+        ("LCMScheduler", {}),
+        ("PNDMScheduler", SD15),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 2}),
+        ("UniPCMultistepScheduler", {"timestep_spacing": "linspace"}),
+    ],
+)
 def test_another_class_reads_a_config_of_ours_as_the_sources(source, config, target):
-    """What nobody gave is the other class's own default, on the way in, on the way back, and from what was saved."""
+    """What nobody gave is the other class's own default, on the way in, on the way back, and from
+    what was saved.
+    """
     peer, other = (getattr(diffusers, name) for name in (source, target))
     peer = peer(**config)
     ours, names = (
@@ -303,14 +386,23 @@ def test_another_class_reads_a_config_of_ours_as_the_sources(source, config, tar
         assert all(config[name] == want[name] for config in read for name in names)
 
 
-@pytest.mark.parametrize(("source", "config", "edit"), [
-    ("DDIMScheduler", {}, {"steps_offset": 1}), ("DDIMScheduler", {}, {"clip_sample": False}), ("PNDMScheduler", SD15, {"steps_offset": 0}),
-    ("EulerDiscreteScheduler", {}, {"timestep_spacing": "trailing"}), ("EulerDiscreteScheduler", {}, {"prediction_type": "v_prediction"}),
-    ("DPMSolverMultistepScheduler", {}, {"use_karras_sigmas": True}), ("UniPCMultistepScheduler", {}, {"final_sigmas_type": "sigma_min"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "config", "edit"),
+    [
+        ("DDIMScheduler", {}, {"steps_offset": 1}),
+        ("DDIMScheduler", {}, {"clip_sample": False}),
+        ("PNDMScheduler", SD15, {"steps_offset": 0}),
+        ("EulerDiscreteScheduler", {}, {"timestep_spacing": "trailing"}),
+        ("EulerDiscreteScheduler", {}, {"prediction_type": "v_prediction"}),
+        ("DPMSolverMultistepScheduler", {}, {"use_karras_sigmas": True}),
+        ("UniPCMultistepScheduler", {}, {"final_sigmas_type": "sigma_min"}),
+    ],
+)
 @pytest.mark.parametrize("way", ["register_to_config", "another dict"])
 def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way):
-    """As pipelines edit it when they are made: the Stable Diffusion ones set steps_offset and clip_sample."""
+    """As pipelines edit it when they are made: the Stable Diffusion ones set steps_offset and
+    clip_sample.
+    """
     peer = getattr(diffusers, source)(**config)
     ours, ends = FsScheduler.from_config(peer), []
     plain = loop(ours, start(1, 3, 8, 8), 6, model)
@@ -323,8 +415,14 @@ def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way)
     assert torch.allclose(*ends, rtol=1e-4, atol=1e-4) and not torch.allclose(
         plain, ends[1], rtol=1e-2
     )
-    for made in (FsScheduler.from_config(peer), FsScheduler.from_config(peer.config), FsScheduler.from_config(peer.config, source=source),
-                 FsScheduler.from_config(ours), FsScheduler.from_config(ours.config), copy.deepcopy(ours)):  # fmt: skip
+    for made in (
+        FsScheduler.from_config(peer),
+        FsScheduler.from_config(peer.config),
+        FsScheduler.from_config(peer.config, source=source),
+        FsScheduler.from_config(ours),
+        FsScheduler.from_config(ours.config),
+        copy.deepcopy(ours),
+    ):
         assert torch.equal(loop(made, start(1, 3, 8, 8), 6, model), ends[1])
     ours.register_to_config(num_train_timesteps=1)
     for _ in range(2):

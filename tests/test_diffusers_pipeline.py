@@ -1,4 +1,6 @@
-"""FsScheduler in a DDPMPipeline and in a pipeline's loop: the peers' pictures, the peers' noise, half precision."""
+"""FsScheduler in a DDPMPipeline and in a pipeline's loop: the peers' pictures, the peers' noise,
+half precision.
+"""
 
 import contextlib
 import copy
@@ -28,7 +30,9 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The U-Net's operators are so small that threads only wait for each other: 100 times slower on a busy machine."""
+    """The U-Net's operators are so small that threads only wait for each other: 100 times slower on
+    a busy machine.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,9 +57,15 @@ def unet():
     """A small U-Net with random float32 weights."""
     torch.manual_seed(5)
     return diffusers.UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
 
 
 def pipeline(unet, scheduler, dtype):
@@ -65,7 +75,9 @@ def pipeline(unet, scheduler, dtype):
 
 
 def picture(pipe, steps=7):
-    """The pipeline's last sample, before it clamps it; the noise it starts from is the same in every dtype."""
+    """The pipeline's last sample, before it clamps it; the noise it starts from is the same in
+    every dtype.
+    """
     last, step = [], pipe.scheduler.step
     takes = inspect.signature(
         step
@@ -82,11 +94,22 @@ def picture(pipe, steps=7):
     return last[-1].prev_sample.double()
 
 
-@pytest.mark.parametrize(("module", "name", "config"), [
-    ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {}), ("unipc_multistep", "UniPCMultistepScheduler", {}),
-    ("unipc_multistep", "UniPCMultistepScheduler", {"solver_order": 3, "use_karras_sigmas": True})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "name", "config"),
+    [
+        ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {}),
+        ("unipc_multistep", "UniPCMultistepScheduler", {}),
+        (
+            "unipc_multistep",
+            "UniPCMultistepScheduler",
+            {"solver_order": 3, "use_karras_sigmas": True},
+        ),
+    ],
+)
 def test_a_ddpm_pipeline_gives_the_peers_picture(module, name, config, unet, tmp_path):
-    """compat, one U-Net, one noise: equal to DPM++2M and UniPC to float64, and in float32 no further from that than twice they are."""
+    """compat, one U-Net, one noise: equal to DPM++2M and UniPC to float64, and in float32 no
+    further from that than twice they are.
+    """
     code, make = (
         __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]),
         getattr(diffusers, name),
@@ -153,13 +176,26 @@ def test_exact_and_compat_differ_by_what_compat_rounds():
     assert (a - b).abs().max() > 1e-4 * b.abs().max()  # the third-order term at its whole weight
 
 
-@pytest.mark.parametrize(("module", "name", "config", "given"), [
-    ("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", SD, {}), ("lcm", "LCMScheduler", {}, {}),
-    ("ddpm", "DDPMScheduler", {}, {}), ("ddpm", "DDPMScheduler", SD | {"clip_sample": False}, {}),
-    ("ddim", "DDIMScheduler", {}, {}), ("ddim", "DDIMScheduler", SD, {"eta": 0.6}),
-    ("dpmsolver_multistep", "DPMSolverMultistepScheduler", SD | {"algorithm_type": "sde-dpmsolver++"}, {})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "name", "config", "given"),
+    [
+        ("euler_ancestral_discrete", "EulerAncestralDiscreteScheduler", SD, {}),
+        ("lcm", "LCMScheduler", {}, {}),
+        ("ddpm", "DDPMScheduler", {}, {}),
+        ("ddpm", "DDPMScheduler", SD | {"clip_sample": False}, {}),
+        ("ddim", "DDIMScheduler", {}, {}),
+        ("ddim", "DDIMScheduler", SD, {"eta": 0.6}),
+        (
+            "dpmsolver_multistep",
+            "DPMSolverMultistepScheduler",
+            SD | {"algorithm_type": "sde-dpmsolver++"},
+            {},
+        ),
+    ],
+)
 def test_noise_and_clipping_are_the_peers(module, name, config, given):
-    """Same generator, same picture in float64: one draw a step, from the generator or torch's own; x0 clipped where the config says so.
+    """Same generator, same picture in float64: one draw a step, from the generator or torch's own;
+    x0 clipped where the config says so.
 
     Bound: 64 roundings a step, through what the loop makes of a small change of its start.
     """
@@ -184,9 +220,11 @@ def test_noise_and_clipping_are_the_peers(module, name, config, given):
 
 
 def test_half_precision_keeps_the_state_in_float32():
-    """A bf16 pipeline: the state that bf16 samples stand for is not rounded at every step, so most of diffusers' error is not there."""
+    """A bf16 pipeline: the state that bf16 samples stand for is not rounded at every step, so most
+    of diffusers' error is not there.
+    """
     peer = diffusers.EulerDiscreteScheduler(**SD)
-    half = lambda x, t: (0.5 * x.float()).bfloat16()  # noqa: E731
+    half = lambda x, t: (0.5 * x.float()).bfloat16()
     x = start(1, 4, 32, 32, dtype=torch.bfloat16) * 14
     exact = loop(FsScheduler.from_config(peer, compat=None), x.double(), 50, lambda x, t: 0.5 * x)
     runs = [loop(s, x, 50, half) for s in (FsScheduler.from_config(peer, compat=None), peer)]
@@ -196,7 +234,9 @@ def test_half_precision_keeps_the_state_in_float32():
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_an_edited_sample_is_the_new_state(inference):
-    """The tensor handed back unwritten stands for its float32 state; a copy of it, or one that was written to, stands for itself."""
+    """The tensor handed back unwritten stands for its float32 state; a copy of it, or one that was
+    written to, stands for itself.
+    """
     peer = diffusers.EulerDiscreteScheduler(**SD)
     x, f = (
         start(1, 4, 32, 32, dtype=torch.bfloat16) * 14,

@@ -1,4 +1,6 @@
-"""Where an FsScheduler's run begins: noise times init_scale, once, by the pipeline or by the first step; images as add_noise made them."""
+"""Where an FsScheduler's run begins: noise times init_scale, once, by the pipeline or by the first
+step; images as add_noise made them.
+"""
 
 import copy
 import math
@@ -41,11 +43,13 @@ def flow_plan(make=solvers.euler):
 @pytest.mark.parametrize("make", [solvers.euler, solvers.dpmpp_2m, solvers.heun])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_flow_noise_is_multiplied_by_the_first_step(make, dtype):
-    """init_noise_sigma stays 1 on flow scale. What add_noise or scale_noise made is taken as it is, packed and cast as pipelines do."""
+    """init_noise_sigma stays 1 on flow scale. What add_noise or scale_noise made is taken as it is,
+    packed and cast as pipelines do.
+    """
     plan = flow_plan(make)
     close = lambda a, b: torch.allclose(
         a.double(), b.double(), rtol=8 * torch.finfo(dtype).eps, atol=1e-6
-    )  # noqa: E731
+    )
     scheduler, z = scheduler_of(plan), Z.to(dtype)
     assert scheduler.init_noise_sigma == 1.0 and plan.init_scale != 1.0
     assert close(
@@ -77,7 +81,9 @@ def test_flow_noise_is_multiplied_by_the_first_step(make, dtype):
 
 
 def test_nothing_is_multiplied_above_the_first_step():
-    """A begin index above 0, a first timestep further on, the second step, and noise taken to another level than the first."""
+    """A begin index above 0, a first timestep further on, the second step, and noise taken to
+    another level than the first.
+    """
     plan = flow_plan()
     for at, begin in ((2, True), (2, False), (1, True)):
         scheduler = scheduler_of(plan)
@@ -109,7 +115,9 @@ def test_a_first_step_that_was_refused_may_come_again():
 @pytest.mark.parametrize("amplitude", [1.0, 1.3, 0.7])
 @pytest.mark.parametrize(("schedule", "kind"), [(EDM(), "edm"), (VP(), "eps"), (VP(), "v")])
 def test_elsewhere_init_noise_sigma_is_init_scale(schedule, kind, amplitude):
-    """On vp and sigma scale, where step multiplies nothing: before set_timesteps too, and through a saved config."""
+    """On vp and sigma scale, where step multiplies nothing: before set_timesteps too, and through a
+    saved config.
+    """
     plan = louder(solvers.dpmpp_2m(schedule, grids.karras(schedule, 5), prediction=kind), amplitude)
     scheduler = scheduler_of(plan)
     again = fs.FsScheduler.from_config(scheduler.config)
@@ -127,7 +135,9 @@ def test_elsewhere_init_noise_sigma_is_init_scale(schedule, kind, amplitude):
 
 @pytest.mark.parametrize("schedule", [EDM(), VP(), FLOW])
 def test_one_draw_stands_for_the_churn_of_the_first_step(schedule):
-    """A pipeline asks its model before step could draw more: hypot(init_scale, churn) is as much; without an amplitude it is sigma."""
+    """A pipeline asks its model before step could draw more: hypot(init_scale, churn) is as much;
+    without an amplitude it is sigma.
+    """
     grid = grids.from_sigmas(
         schedule, [s / (1 + s) if schedule is FLOW else s for s in (9.0, 3.0, 1.0, 0.3)]
     )
@@ -145,7 +155,9 @@ def test_one_draw_stands_for_the_churn_of_the_first_step(schedule):
 
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "DPMSolverMultistep", "UniPCMultistep"])
 def test_compat_begins_as_the_source_does(name):
-    """A plan compiled from a config has no amplitude: with compat nothing is multiplied; else by the first level, .999 of DPM-Solver++."""
+    """A plan compiled from a config has no amplitude: with compat nothing is multiplied; else by
+    the first level, .999 of DPM-Solver++.
+    """
     config = (
         {}
         if name.startswith("Flow")

@@ -23,7 +23,9 @@ NODES = [
 
 
 def exact_moment(h, j):
-    """∫_0^1 h e^{-(1-u)h} u^j du by its series in h, summed with 60 digits: h sum_n (-h)^n j!/(n+j+1)!."""
+    """∫_0^1 h e^{-(1-u)h} u^j du by its series in h, summed with 60 digits: h sum_n (-h)^n
+    j!/(n+j+1)!.
+    """
     h = mpmath.mpf(h)
     return h * mpmath.nsum(
         lambda n: (-h) ** n * mpmath.factorial(j) / mpmath.factorial(n + j + 1), [0, mpmath.inf]
@@ -37,7 +39,8 @@ def digits():
 
 
 def closed_moment(h, j):
-    """The same by the recurrence I_j = 1 - (j/h) I_{j-1}, whose cancellation 60 digits can afford."""
+    """The same by the recurrence I_j = 1 - (j/h) I_{j-1}, whose cancellation 60 digits can "
+    "afford."""
     h = mpmath.mpf(h)
     found = -mpmath.expm1(-h)
     for k in range(1, j + 1):

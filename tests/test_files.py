@@ -1,4 +1,6 @@
-"""Files: written whole or not at all; what is no regular file is left as it is, links lead on, modes stay."""
+"""Files: written whole or not at all; what is no regular file is left as it is, links lead on,
+modes stay.
+"""
 
 import errno
 import os

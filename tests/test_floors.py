@@ -1,6 +1,7 @@
 """The floors of the house, read from the imports themselves: nothing is imported to find out.
 
-A module imports only from lower floors. Exceptions are written out below, each with its reason, and nowhere else.
+A module imports only from lower floors. Exceptions are written out below, each with its reason, and
+nowhere else.
 """
 
 import ast
@@ -46,10 +47,11 @@ CONFINED = {
 
 
 def imported(source, module):
-    """[(line, dotted name)] of every import in a module, at any depth; relative names made absolute.
+    """[(line, dotted name)] of every import in a module, at any depth; relative names made
+    absolute.
 
-    module: dotted name, a package's front with "__init__" as its last part, e.g. "fastsample.solvers.__init__". Imports under
-    `if TYPE_CHECKING:` never run and are left out.
+    module: dotted name, a package's front with "__init__" as its last part, e.g.
+    "fastsample.solvers.__init__". Imports under `if TYPE_CHECKING:` never run and are left out.
     """
     names = []
     for node in running(ast.parse(source)):
@@ -72,13 +74,16 @@ def running(tree):
 
 
 def unit_of(dotted):
-    """The unit (a name in FLOORS) a dotted name of ours belongs to; None for the package's own front."""
+    """The unit (a name in FLOORS) a dotted name of ours belongs to; None for the package's own
+    front.
+    """
     parts = dotted.split(".")
     return parts[1] if len(parts) > 1 and parts[1] != "__init__" else None
 
 
 def siblings_allowed(module, target):
-    """May a module import this file of its own unit? In kernels, presets, models and interop: yes."""
+    """May a module import this file of its own unit? In kernels, presets, models and interop: "
+    "yes."""
     unit, here, there = unit_of(module), module.split(".")[2:], target.split(".")[2:]
     shared = bool(there) and (
         there[0].startswith("_") or (unit, there[0]) == ("optimize", "search")
@@ -92,7 +97,8 @@ def siblings_allowed(module, target):
 
 
 def breaches(source, module):
-    """Sentences, one for each import of the module that goes up, sideways, or outside where it may."""
+    """Sentences, one for each import of the module that goes up, sideways, or outside where it "
+    "may."""
     path = "/".join(module.split(".")[1:]) + ".py"
     unit, found = unit_of(module), []
     if unit is None or unit == "__main__":  # the front and `python -m fastsample` see every floor
@@ -139,7 +145,9 @@ def test_python_floors():
 
 
 def test_the_rulebook_names_what_exists():
-    """CONTRIBUTING's table holds the modules there are; those FLOORS keeps a place for are in its sentence about parts to come."""
+    """CONTRIBUTING's table holds the modules there are; those FLOORS keeps a place for are in its
+    sentence about parts to come.
+    """
     text = (ROOT / "CONTRIBUTING.md").read_text()
     kept = re.search(r"Kept for parts that do not exist yet: (.*)", text)[1]
     rows = re.findall(r"^\| [\d, ]+ \| ([^|]*)", text, re.M)
@@ -187,7 +195,8 @@ def test_a_breach_is_seen(module, source):
         ("fastsample.kernels.step_triton", "import triton"),
         (
             "fastsample.optimize.oss",
-            "import torch\nfrom ..kernels.cost_matrix import cost_matrix\nfrom ..solvers import SOLVERS",
+            "import torch\nfrom ..kernels.cost_matrix import cost_matrix\nfrom ..solvers import "
+            "SOLVERS",
         ),
         ("fastsample.interop.diffusers", "import diffusers\nfrom ..run import Run"),
         ("fastsample.plan", "from . import plan_file\nif TYPE_CHECKING:\n    import torch"),
@@ -211,7 +220,9 @@ def c_unit(relative):
 
 
 def c_breaches(source, relative):
-    """Sentences, one for each #include of csrc/<relative> that goes up, sideways or to a header it may not see."""
+    """Sentences, one for each #include of csrc/<relative> that goes up, sideways or to a header it
+    may not see.
+    """
     unit, found = c_unit(relative), []
     if unit not in C_FLOOR:
         return [f"csrc/{relative}: stands on no floor"]

@@ -1,8 +1,11 @@
-"""Golden plan files: what was written once is read for ever, number by number, and means the same run.
+"""Golden plan files: what was written once is read for ever, number by number, and means the same
+run.
 
-tests/golden/<name>.fsplan is a file as it was saved; <name>.json beside it is the record: every array as hexadecimal floats or integers,
-the note, and the end of a run by the NumPy interpreter. Neither is ever regenerated: a reader that no longer reads them is broken, and a
-new format gets a new version number and new files. They were written by this snippet, run in tests/ (`record` is below)::
+tests/golden/<name>.fsplan is a file as it was saved; <name>.json beside it is the record: every
+array as hexadecimal floats or integers, the note, and the end of a run by the NumPy interpreter.
+Neither is ever regenerated: a reader that no longer reads them is broken, and a new format gets a
+new version number and new files. They were written by this snippet, run in tests/ (`record` is
+below)::
 
     from fastsample import grids, guidance
     from fastsample.plan import Plan
@@ -10,10 +13,12 @@ new format gets a new version number and new files. They were written by this sn
     from fastsample.solvers import ddim, heun, unipc
     flow, vp, edm = Flow(3.0), DiscreteVP.scaled_linear(), EDM()
     plans = {
-        "unipc_flow_guided": guidance.guided(unipc(flow, grids.uniform(flow, 5), prediction="flow"), branches=3),
-        "unipc_inpaint": unipc(vp, grids.trailing(vp, 4), prediction="v", start=1, inpaint=True),
+        "unipc_flow_guided": guidance.guided(unipc(flow, grids.uniform(flow, 5), prediction="flow"),
+        branches=3), "unipc_inpaint": unipc(vp, grids.trailing(vp, 4), prediction="v", start=1,
+        inpaint=True),
         "heun_churn": heun(edm, grids.karras(edm, 4), prediction="edm", s_churn=3.0),
-        "ddim_clip_wide": ddim(vp, grids.leading(vp, 3), prediction="eps", eta=0.7, clip=1.0).padded(S=2, G=2, L=3, K=1, E=2),
+        "ddim_clip_wide": ddim(vp, grids.leading(vp, 3), prediction="eps", eta=0.7,
+        clip=1.0).padded(S=2, G=2, L=3, K=1, E=2),
     }
     for name, plan in plans.items():
         plan.save(f"golden/{name}.fsplan")
@@ -118,7 +123,9 @@ def test_c_parser_reads_the_same_facts(name):
 
 
 def test_golden_files_use_every_part_of_the_format():
-    """Slots, branches, noises, scales, model scalars, a clip, a known image, two writes in a row: each is in some golden file."""
+    """Slots, branches, noises, scales, model scalars, a clip, a known image, two writes in a row:
+    each is in some golden file.
+    """
     plans = [Plan.load(FILES / f"{name}.fsplan") for name in DIGESTS]
     for part in ("S", "L", "K"):
         assert max(getattr(plan, part) for plan in plans) > 0, part

@@ -79,7 +79,9 @@ def test_literal(grid, wanted):
 
 
 def test_karras_of_the_paper():
-    """sigma 80 -> .002 with rho 7 at 18 levels: the second level as the formula of Karras et al. 2022, eq. 5 gives it."""
+    """sigma 80 -> .002 with rho 7 at 18 levels: the second level as the formula of Karras et al.
+    2022, eq. 5 gives it.
+    """
     wanted = (80 ** (1 / 7) + 1 / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert abs(grids.karras(EDM(), 18)[1] - wanted) <= 64 * EPS * wanted
 
@@ -151,7 +153,8 @@ def test_from_sigmas_gives_a_grid_back(n, name, make):
         )
     again = grids.from_sigmas(schedule, sigmas)
     level, wanted = schedule.half_log_snr(again[1:-1]), schedule.half_log_snr(grid[1:-1])
-    # t is rounded, and near the noise end of Flow a step of t moves lambda by 1/alpha = 1 + e^{-lambda}
+    # t is rounded, and near the noise end of Flow a step of t moves lambda by 1/alpha = 1 +
+    # e^{-lambda}
     assert (np.abs(level - wanted) <= 64 * EPS * (1.0 + np.abs(wanted) + np.exp(-wanted))).all()
     assert (again[0], again[-1]) == (grid[0], grid[-1])
 
@@ -235,7 +238,9 @@ def test_a_bad_grid_is_refused(make, sentence):
 @pytest.mark.parametrize("name", list(ALL))
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
 def test_refined_grids_hold_every_node(name, parts):
-    """Equal parts of one variable between the grid's own times, kept bit for bit; the step to sigma = 0 starts at t_min or below."""
+    """Equal parts of one variable between the grid's own times, kept bit for bit; the step to sigma
+    = 0 starts at t_min or below.
+    """
     schedule = ALL[name]
     given = (
         grids.fine(schedule, 9),

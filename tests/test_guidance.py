@@ -1,4 +1,6 @@
-"""guided: linear weights of the branches with a run-time scale for each sample, and only inside an interval."""
+"""guided: linear weights of the branches with a run-time scale for each sample, and only inside an
+interval.
+"""
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from fastsample.run import Run
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_guidance_by_linear_weights(backend):
-    """f = f_2 + s (f_1 - f_2), a scale for each sample, outputs as a list or one branch-major batch; inside an interval only."""
+    """f = f_2 + s (f_1 - f_2), a scale for each sample, outputs as a list or one branch-major
+    batch; inside an interval only.
+    """
     plan, z = plan_of("dpmpp_2m", 6), unit(dtype=torch.float64)
     scale = torch.tensor([1.0, 2.5, 7.0], dtype=torch.float64)
-    branches = lambda x, t: (net(x, t), net(x, t) * 0.5 + x * 0.1)  # noqa: E731
+    branches = lambda x, t: (net(x, t), net(x, t) * 0.5 + x * 0.1)
     made = guided(plan)
     run = Run(made, noise=z, guidance=scale, state_dtype=torch.float64, backend=backend)
     joined = Run(
@@ -32,7 +36,8 @@ def test_guidance_by_linear_weights(backend):
         c, u = branches(plain.model_input, plain.t)
         largest = max(largest, float((scale.view(-1, 1, 1) * (c.abs() + u.abs())).max()))
         plain.step(u + scale.view(-1, 1, 1) * (c - u))
-    # f is rounded three times by hand and four times by weights (1 - s, two products, a sum); a row of this plan does not enlarge it
+    # f is rounded three times by hand and four times by weights (1 - s, two products, a sum); a row
+    # of this plan does not enlarge it
     assert close(run.x, plain.x, 7 * plan.nfe, largest) and same(run.x, joined.x)
     levels = np.log(np.maximum(plan.alpha[1:-1], 1e-300) / plan.sigma[1:-1])
     part = guided(plan, interval=(float(levels[2]) - 1e-9, float(levels[3]) + 1e-9))
@@ -72,7 +77,7 @@ def test_only_a_plan_can_be_guided():
 def test_numbers_are_one_scale_each_where_a_plan_has_several():
     """K numbers are K scales for every sample; [B] is only for K = 1."""
     made, z = guided(plan_of(), branches=3), unit()
-    branches = lambda run: [net(run.model_input, run.t) * k for k in (1.0, 0.5, 0.2)]  # noqa: E731
+    branches = lambda run: [net(run.model_input, run.t) * k for k in (1.0, 0.5, 0.2)]
     runs = [Run(made, noise=z, guidance=g) for g in ([2.0, 0.5], torch.tensor([[2.0, 0.5]] * 3))]
     for run in runs:
         while not run.done:

@@ -1,4 +1,6 @@
-"""A search beside the schedules made by hand: the best of any deterministic solver on noise held out, counted apart, and said honestly."""
+"""A search beside the schedules made by hand: the best of any deterministic solver on noise held
+out, counted apart, and said honestly.
+"""
 
 import numpy as np
 import pytest
@@ -12,13 +14,19 @@ from fastsample.optimize import oss
 
 pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")  # these are of few steps
 DETERMINISTIC = {  # steps that give M evaluations, by where the grid ends
-    "euler": lambda M, zero: [M], "dpmpp_2m": lambda M, zero: [M], "dpmpp_3m": lambda M, zero: [M], "unipc": lambda M, zero: [M],
-    "heun": lambda M, zero: [(M + zero) / 2], "dpmpp_2s": lambda M, zero: [(M + zero) / 2],
-}  # fmt: skip
+    "euler": lambda M, zero: [M],
+    "dpmpp_2m": lambda M, zero: [M],
+    "dpmpp_3m": lambda M, zero: [M],
+    "unipc": lambda M, zero: [M],
+    "heun": lambda M, zero: [(M + zero) / 2],
+    "dpmpp_2s": lambda M, zero: [(M + zero) / 2],
+}
 
 
 def by_hand(model, z, M, target, solvers=DETERMINISTIC):
-    """{(solver, grid): dB} by the definition, one after the other, on a schedule where no step starts at alpha = 0."""
+    """{(solver, grid): dB} by the definition, one after the other, on a schedule where no step
+    starts at alpha = 0.
+    """
     figures = {}
     for name in solvers:
         for zero in (True, False):
@@ -72,7 +80,9 @@ def test_what_makes_no_such_plan_is_named():
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_every_budget_is_compared_and_counted_apart(guided, monkeypatch):
-    """Held-out noise b has the words of sample b mod B; float64, so that the figures are those of the definition."""
+    """Held-out noise b has the words of sample b mod B; float64, so that the figures are those of
+    the definition.
+    """
     monkeypatch.setattr(metrics, "STARTS", (None,))
     law, z, grid = problem("edm", "x0", B=2)
     rows = []
@@ -145,10 +155,13 @@ def test_unipc_by_hand_beats_the_found_euler_plan_of_8_evaluations(monkeypatch):
 
 
 BAD = {
-    "a list": ([1.0], "held_out is a list"), "another shape": (torch.zeros(2, 4), r"held_out is float32 \[2, 4\]"),
-    "integers": (torch.ones(2, 5).long(), r"held_out is int64 \[2, 5\]"), "none at all": (torch.zeros(0, 5), r"\[0, 5\]"),
-    "not a number": (torch.full((2, 5), np.nan), "not finite"), "no batch": (torch.zeros(5), r"float32 \[5\]"),
-}  # fmt: skip
+    "a list": ([1.0], "held_out is a list"),
+    "another shape": (torch.zeros(2, 4), r"held_out is float32 \[2, 4\]"),
+    "integers": (torch.ones(2, 5).long(), r"held_out is int64 \[2, 5\]"),
+    "none at all": (torch.zeros(0, 5), r"\[0, 5\]"),
+    "not a number": (torch.full((2, 5), np.nan), "not finite"),
+    "no batch": (torch.zeros(5), r"float32 \[5\]"),
+}
 
 
 @pytest.mark.parametrize("case", list(BAD))
@@ -169,7 +182,9 @@ def test_noise_that_was_searched_with_is_refused():
 
 
 def test_a_level_where_the_model_cannot_answer_costs_no_search(monkeypatch):
-    """Schedules by hand ask at levels that the search never asks at: those are at -inf dB and the others are compared."""
+    """Schedules by hand ask at levels that the search never asks at: those are at -inf dB and the
+    others are compared.
+    """
     monkeypatch.setattr(metrics, "STARTS", (None, 5.0))
     law, z, _ = problem("edm", "x0")
     mended = fs.Model(
@@ -204,7 +219,9 @@ ENDLESS = [
 
 @pytest.mark.parametrize("schedule", ENDLESS, ids=lambda s: type(s).__name__)
 def test_grids_that_a_model_cannot_start_on_are_left_out(schedule, monkeypatch):
-    """eps at alpha = 0 says nothing of x0: a search from below is compared with the schedules from below."""
+    """eps at alpha = 0 says nothing of x0: a search from below is compared with the schedules from
+    below.
+    """
     monkeypatch.setattr(metrics, "STARTS", (None, 5.0))
     model, z = (
         GaussianMixture(np.eye(5)[:2], np.ones(2), 0.5).model(schedule, "eps"),

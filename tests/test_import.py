@@ -1,4 +1,6 @@
-"""`import fastsample` stays light: the parts that need torch or a plotting library load when first used."""
+"""`import fastsample` stays light: the parts that need torch or a plotting library load when first
+used.
+"""
 
 import subprocess
 import sys

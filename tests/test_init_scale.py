@@ -1,4 +1,6 @@
-"""What row 0 does to unit noise reaches every road: Plan.init_scale, and runs that somebody else begins."""
+"""What row 0 does to unit noise reaches every road: Plan.init_scale, and runs that somebody else
+begins.
+"""
 
 import math
 from dataclasses import replace
@@ -39,7 +41,8 @@ def flow():
 
 
 def below(schedule, n=5):
-    """A grid that begins below the schedule's first level: what a search with a free start finds."""
+    """A grid that begins below the schedule's first level: what a search with a free start "
+    "finds."""
     return grids.uniform(schedule, n + 1)[1:]
 
 
@@ -91,7 +94,7 @@ def by_run(plan, model):
 
 def by_interpreter(plan, model):
     noises, _ = draws(plan)
-    asked = lambda x, t, row, call: [net(torch.tensor(x), torch.tensor(t)).numpy()]  # noqa: E731
+    asked = lambda x, t, row, call: [net(torch.tensor(x), torch.tensor(t)).numpy()]
     return torch.as_tensor(
         interpreter.run(
             plan, Z.numpy() * plan.init_scale, asked, lambda k: noises[k].numpy(), first=1
@@ -144,7 +147,7 @@ ROADS = {
 }
 
 
-# -- one answer ----------------------------------------------------------------------------------------------------------------------
+# -- one answer ------------------------------------------------------------------------------------
 # A pipeline's one draw stands for the two of a row 0 with churn (tests/test_diffusers_start.py), and the interpreter's row 0 draws its own.
 PAIRS = [
     (a, b) for a in PLANS for b in ROADS if a != "churn" or b not in ("FsScheduler", "interpreter")
@@ -157,7 +160,9 @@ PAIRS = [
     ids=[f"{b}, {a}" for a, b in PAIRS],
 )
 def test_every_road_ends_where_sampler_ends(model, make, road):
-    """Within rounding: 64 ulps of the largest state, x/alpha in k_sample, a row, 16 rows at most; timesteps are float32 in diffusers."""
+    """Within rounding: 64 ulps of the largest state, x/alpha in k_sample, a row, 16 rows at most;
+    timesteps are float32 in diffusers.
+    """
     plan = make(model)
     rounding = EPS if road is not by_scheduler else np.finfo(np.float32).eps
     bound = 64 * 16 * rounding * max(plan.init_scale, 1.0) / plan.alpha[1:].min()
@@ -168,7 +173,9 @@ def test_every_road_ends_where_sampler_ends(model, make, road):
 
 
 def test_the_searched_plan_of_the_embedded_model_keeps_its_figure():
-    """Few Euler steps from 80: the search scales the noise, and the roads that begin a run themselves reach the same PSNR."""
+    """Few Euler steps from 80: the search scales the noise, and the roads that begin a run
+    themselves reach the same PSNR.
+    """
     model, z = (
         fs.models.fashion(),
         torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
@@ -179,7 +186,7 @@ def test_the_searched_plan_of_the_embedded_model_keeps_its_figure():
     found = fs.Sampler(plan, model)(noise=z)
     amplitude = plan.note["found"]["amplitude"]
     assert plan.init_scale == amplitude * plan.sigma[1] and amplitude > 1.01
-    denoiser = lambda x, sigma: model.fn(x, sigma)  # noqa: E731  x0 of x, told sigma
+    denoiser = lambda x, sigma: model.fn(x, sigma)  # x0 of x, told sigma
     roads = {
         "k_sample": k_sample(plan, denoiser, z * plan.init_scale, disable=True),
         "remake": fs.Sampler(plan.remake(), model)(noise=z),
@@ -189,13 +196,20 @@ def test_the_searched_plan_of_the_embedded_model_keeps_its_figure():
     assert fs.metrics.psnr(found, target) > fs.metrics.psnr(lost, target) + 0.1
 
 
-# -- the property --------------------------------------------------------------------------------------------------------------------
+# -- the property ----------------------------------------------------------------------------------
 @plans
 def test_init_scale_is_row_zero_and_stays(model, make, tmp_path):
     plan = make(model)
     plan.save(tmp_path / "a.fsplan")
-    forms = [plan.padded(S=plan.S + 1, G=2, L=plan.L + 1), fs.guidance.guided(plan), plan.with_note(a=1), plan.remake(),
-             plan.remake(1).remake(), Plan.load(tmp_path / "a.fsplan"), Plan.from_json(plan.to_json())]  # fmt: skip
+    forms = [
+        plan.padded(S=plan.S + 1, G=2, L=plan.L + 1),
+        fs.guidance.guided(plan),
+        plan.with_note(a=1),
+        plan.remake(),
+        plan.remake(1).remake(),
+        Plan.load(tmp_path / "a.fsplan"),
+        Plan.from_json(plan.to_json()),
+    ]
     assert isinstance(plan.init_scale, float) and plan.init_scale == plan.M[0, 0, 0] > 0
     assert all(p.init_scale == pytest.approx(plan.init_scale, rel=4 * EPS, abs=0) for p in forms)
     assert all(p.init_scale == plan.init_scale for p in (forms[3], *forms[:3], *forms[5:]))
@@ -236,9 +250,15 @@ def test_remake_of_a_plan_without_amplitude_changes_nothing():
     )
 
 
-@pytest.mark.parametrize(("found", "sentence"), [
-    ("oss", "remake: the note's found: 'oss'; a dict"), ({"amplitude": "1"}, "remake: the note's found: amplitude = '1'; a number"),
-    ({"amplitude": math.inf}, "amplitude = inf"), ({"amplitude": -1.0}, "amplitude = -1.0")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        ("oss", "remake: the note's found: 'oss'; a dict"),
+        ({"amplitude": "1"}, "remake: the note's found: amplitude = '1'; a number"),
+        ({"amplitude": math.inf}, "amplitude = inf"),
+        ({"amplitude": -1.0}, "amplitude = -1.0"),
+    ],
+)
 def test_a_note_that_no_search_wrote_is_refused(found, sentence):
     plan = solvers.euler(edm(), grids.karras(EDM80, 5), start=1)
     with pytest.raises(PlanError, match=sentence):

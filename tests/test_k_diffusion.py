@@ -1,4 +1,6 @@
-"""k_sample against k-diffusion's own samplers in float64: samples, callbacks, noise, and plans k-diffusion has no counterpart of."""
+"""k_sample against k-diffusion's own samplers in float64: samples, callbacks, noise, and plans
+k-diffusion has no counterpart of.
+"""
 
 import importlib.util
 import math
@@ -19,11 +21,15 @@ SCHEDULE = EDM(sigma_min=0.03, sigma_max=14.6)
 SIGMAS = karras(SCHEDULE, 9)
 EPS = np.finfo(np.float64).eps
 CASES = [
-    ("euler", {}, {}, True), ("heun", {}, {}, True), ("dpmpp_2m", {}, {}, True), ("euler_ancestral", {}, {}, False),
-    ("euler_ancestral", {"eta": 0.5}, {"eta": 0.5}, False), ("dpmpp_2m_sde", {}, {}, False),
+    ("euler", {}, {}, True),
+    ("heun", {}, {}, True),
+    ("dpmpp_2m", {}, {}, True),
+    ("euler_ancestral", {}, {}, False),
+    ("euler_ancestral", {"eta": 0.5}, {"eta": 0.5}, False),
+    ("dpmpp_2m_sde", {}, {}, False),
     ("dpmpp_2m_sde", {"eta": 0.4, "variant": "heun"}, {"eta": 0.4, "solver_type": "heun"}, False),
     ("heun", {"s_churn": 3.0, "s_noise": 1.01}, {"s_churn": 3.0, "s_noise": 1.01}, False),
-]  # fmt: skip
+]
 
 
 def denoiser(x, sigma, gain=1.0):
@@ -59,7 +65,9 @@ def noises():
     ids=[f"{c[0]}{'-'.join(map(str, c[1].values()))}" for c in CASES],
 )
 def test_samples_and_callbacks_are_the_peers(name, ours, theirs, still):
-    """Equal within rounding: 64 ulps of the largest state, which is 40 operations a step with gains below 1."""
+    """Equal within rounding: 64 ulps of the largest state, which is 40 operations a step with gains
+    below 1.
+    """
     code, seen, mine, asked = peers.k_diffusion(), [], [], []
 
     def model(x, sigma, gain):
@@ -100,7 +108,9 @@ def test_samples_and_callbacks_are_the_peers(name, ours, theirs, still):
 
 
 def test_any_plan_runs_on_a_denoiser():
-    """Plans on VP and flow schedules, for eps and flow models, keep their own state; x in and out is k-diffusion's. One ODE, one answer."""
+    """Plans on VP and flow schedules, for eps and flow models, keep their own state; x in and out
+    is k-diffusion's. One ODE, one answer.
+    """
     levels = [12.0, 5.0, 2.0, 0.8, 0.3, 0.0]
     table, flow = DiscreteVP.scaled_linear(), Flow(shift=3.0)
     kinds, grids = (
@@ -121,7 +131,9 @@ def test_any_plan_runs_on_a_denoiser():
 
 @pytest.mark.parametrize("schedule", [{"name": "Mine", "c": 2.0}, None])
 def test_a_schedule_of_ones_own_needs_no_registry(schedule):
-    """The rows hold all a run needs; what sigma was before churn is then not known, and is that at which the model is asked."""
+    """The rows hold all a run needs; what sigma was before churn is then not known, and is that at
+    which the model is asked.
+    """
     plan, seen, usual = solvers.dpmpp_2m(SCHEDULE, SIGMAS, prediction="edm"), [], []
     own = k_sample(
         plan.with_note(schedule=schedule), denoiser, start(), callback=seen.append, disable=True
@@ -133,7 +145,9 @@ def test_a_schedule_of_ones_own_needs_no_registry(schedule):
 
 
 def test_dtypes_noise_and_kept_tensors():
-    """fp16 in, fp16 out, float32 state; noise from torch's own generator by default; what a callback keeps stays as it was."""
+    """fp16 in, fp16 out, float32 state; noise from torch's own generator by default; what a
+    callback keeps stays as it was.
+    """
     plan = solvers.euler_ancestral(SCHEDULE, SIGMAS, prediction="edm")
     dtypes, kept = [], []
 
@@ -206,7 +220,7 @@ def test_bad_input_is_refused():
             k_sample(*given)
 
 
-# -- what x must be ------------------------------------------------------------------------------------------------------------------
+# -- what x must be --------------------------------------------------------------------------------
 def x0(x, sigma):
     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
 
@@ -227,7 +241,9 @@ def noise_of(n, rms=1.0, dtype=torch.float64):
     [(EDM(sigma_max=80.0), "edm", 80.0), (VP(), "eps", 100.0), (Flow(), "flow", 9.0)],
 )
 def test_noise_of_another_scale_is_refused(schedule, kind, top, dtype):
-    """Between .97 s (1 - 4/sqrt(2n)) and 1.03 sqrt(s² + 1) (1 + 4/sqrt(2n)), s in k-diffusion's units; both numbers are named."""
+    """Between .97 s (1 - 4/sqrt(2n)) and 1.03 sqrt(s² + 1) (1 + 4/sqrt(2n)), s in k-diffusion's
+    units; both numbers are named.
+    """
     n, levels = 200, (top, 2.0, 0.5, 0.0)
     grid = from_sigmas(schedule, [s / (1 + s) for s in levels] if kind == "flow" else levels)
     plan = louder(solvers.euler(schedule, grid, prediction=kind))

@@ -1,4 +1,6 @@
-"""Metrics: literal values, NumPy and torch alike, ends of the scale, teachers, the grids made by hand."""
+"""Metrics: literal values, NumPy and torch alike, ends of the scale, teachers, the grids made by
+hand.
+"""
 
 import math
 

@@ -24,7 +24,9 @@ SPREAD = 0.5
 
 
 def outputs(alpha, sigma, x0, eps):
-    """Every network's exact output for a point x = alpha x0 + sigma eps, in mpmath; edm and trigflow from their own definitions."""
+    """Every network's exact output for a point x = alpha x0 + sigma eps, in mpmath; edm and
+    trigflow from their own definitions.
+    """
     x = alpha * x0 + sigma * eps
     spread = mpmath.mpf(SPREAD)
     y, rho = (x / alpha, sigma / alpha) if alpha else (mpmath.inf, mpmath.inf)
@@ -60,7 +62,8 @@ def test_every_kind_from_every_prediction(kind, prediction, alpha, sigma):
     values = (a * x0 + s * eps, outputs(a, s, x0, eps)[prediction])
     terms = [mpmath.mpf(float(c)) * value for c, value in zip((p, q), values, strict=True)]
     wanted = {"x0": x0, "eps": eps, "d": eps, "flow": eps - x0}[kind]
-    # p and q each carry a few roundings of their own value (flow: of the two parts they are the difference of)
+    # p and q each carry a few roundings of their own value (flow: of the two parts they are the
+    # difference of)
     bound = 16 * EPS * (sum(abs(t) for t in terms) + abs(wanted))
     if kind == "flow":
         parts = [part(prediction, alpha, sigma, SPREAD) for part in (to_x0, to_eps)]

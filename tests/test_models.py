@@ -106,7 +106,8 @@ def test_every_prediction_on_every_schedule_means_the_same_x0(name, prediction):
         for value in to_x0(prediction, alpha.numpy(), sigma.numpy(), model.sigma_data)
     )
     x0 = net.denoise(x, alpha, sigma, label)
-    # The network is float32: its rounding, not the coefficients', is what differs between the routes, and q is what carries it to x0.
+    # The network is float32: its rounding, not the coefficients', is what differs between the
+    # routes, and q is what carries it to x0.
     bound = 1e-4 * (1.0 + q.abs() * torch.ones_like(x))
     assert ((p * x + q * out - x0).abs() <= bound).all()
 

@@ -1,4 +1,6 @@
-"""moments: exact dot products within their bound, one fixed tree on every backend, the same for a sample wherever it stands."""
+"""moments: exact dot products within their bound, one fixed tree on every backend, the same for a
+sample wherever it stands.
+"""
 
 import math
 from fractions import Fraction
@@ -26,7 +28,7 @@ def tree(terms):
         v[0]
         if len(v) == 1
         else halve([a + b for a, b in zip(v[: len(v) // 2], v[len(v) // 2 :], strict=True)])
-    )  # noqa: E731
+    )
     chunks = [terms[k : k + 1024] for k in range(0, len(terms), 1024)] or [[]]
     sums = []
     for chunk in chunks:
@@ -56,8 +58,8 @@ def test_the_tree_is_the_documented_one(backend, elements):
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "offset", "transposed"])
 def test_dots_are_exact_within_their_bound(backend, dtype, layout):
-    """float64 sums of n products: |error| <= gamma_d sum |a b|, d = 64 steps + 4 halvings + 3 of the chunk sums + 1 product (Higham
-    2002, 4.2).
+    """float64 sums of n products: |error| <= gamma_d sum |a b|, d = 64 steps + 4 halvings + 3 of
+    the chunk sums + 1 product (Higham 2002, 4.2).
     """
     a, b = ([laid_out(t, layout) for t in tensors(2, 3, 4097, dtype, seed)] for seed in (2, 3))
     dots, _ = moments(a, b, backend=backend)

@@ -1,4 +1,6 @@
-"""How the package gets onto a machine: twice, editable, from a wheel, without a compiler. No network: the build tools are lent."""
+"""How the package gets onto a machine: twice, editable, from a wheel, without a compiler. No
+network: the build tools are lent.
+"""
 
 import os
 import shutil
@@ -32,7 +34,9 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def clean(tmp_path):
-    """A virtual environment with nothing of its own; NumPy and torch are lent to it by a .pth file, as a search path."""
+    """A virtual environment with nothing of its own; NumPy and torch are lent to it by a .pth file,
+    as a search path.
+    """
     folder = tmp_path / "venv"
     venv.create(folder, with_pip=False, symlinks=True)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -41,7 +45,9 @@ def clean(tmp_path):
 
 
 def pip(python, *arguments, tools=None, **environment):
-    """pip of this environment, working on another; tools: a folder that holds the only ninja on PATH."""
+    """pip of this environment, working on another; tools: a folder that holds the only ninja on
+    PATH.
+    """
     env = build.environment(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", **environment)
     env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}" if tools else env["PATH"]
     return build.run(sys.executable, "-m", "pip", "--python", python, *arguments, env=env)
@@ -61,7 +67,9 @@ def tools(folder):
 
 
 def test_installed_twice_and_from_a_wheel(source, clean, tmp_path):
-    """The second build finds the first one's cache, whose ninja is gone; the wheel holds one binary that runs in a clean environment."""
+    """The second build finds the first one's cache, whose ninja is gone; the wheel holds one binary
+    that runs in a clean environment.
+    """
     editable = ["install", "--no-deps", "--no-build-isolation", "--editable", source]
     for name in ("first", "second"):
         pip(clean, *editable, tools=tools(tmp_path / name))

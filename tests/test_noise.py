@@ -1,5 +1,5 @@
-"""The noise, to the bit: Philox against its published vectors, the normals against committed numbers, and the same from every form of
-asking.
+"""The noise, to the bit: Philox against its published vectors, the normals against committed
+numbers, and the same from every form of asking.
 """
 
 import math
@@ -21,7 +21,8 @@ KNOWN = [
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-# (seed, noise id) -> float32 bits of the first five normals. Never regenerated: a change of these is a change of every user's images.
+# (seed, noise id) -> float32 bits of the first five normals. Never regenerated: a change of these
+# is a change of every user's images.
 GOLDEN = {
     (0, 0): (0x3F7DBB31, 0xBF6CB6B0, 0xBF1E1B9F, 0xBEF6D1B2, 0xBE1D5353),
     (1, 0): (0x3EC2C3E4, 0xBE97B1BE, 0xBE7F370D, 0xBF807DBD, 0x3F207FA8),
@@ -118,8 +119,8 @@ def test_extreme_words_stay_finite():
 
 
 def test_moments_of_a_fixed_sample():
-    """2^16 numbers of one seed: mean and mean square within 4 standard errors of 0 and 1; no element is repeated elsewhere in the
-    sample.
+    """2^16 numbers of one seed: mean and mean square within 4 standard errors of 0 and 1; no
+    element is repeated elsewhere in the sample.
     """
     n = normal(torch.tensor([12]), torch.tensor([1]), 2**16)[0].double()
     error = 2**-8

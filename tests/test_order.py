@@ -1,9 +1,9 @@
 """The order of every deterministic solver, three ways.
 
-(a) Algebra, no model: a row of order p integrates its prediction exactly when that is a polynomial of degree < p in the row's own
-variable (lambda for
-    the exponential solvers, sigma/alpha or the flow's sigma for Heun). The published shortcuts (2M midpoint, 2S, UniPC's 1/2) miss
-    the top degree by O(h^{p+1}), within a bound of their own.
+(a) Algebra, no model: a row of order p integrates its prediction exactly when that is a polynomial
+of degree < p in the row's own variable (lambda for
+    the exponential solvers, sigma/alpha or the flow's sigma for Heun). The published shortcuts (2M
+    midpoint, 2S, UniPC's 1/2) miss the top degree by O(h^{p+1}), within a bound of their own.
 (b) Slope from exact history on a Gaussian mixture: the rows as such.
 (c) Slope as users run it, started at order 1: what docs/orders.md prints.
 """
@@ -26,8 +26,8 @@ SIZES = (1, 2, 3, 10, 100)
 
 
 def transitions(run, calls_a_step: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(a [n], W [n, 1+calls]): x_{i+1} = a_i x_i + sum_j W_ij m_j between the states before each step's first call (a from the start
-    noise's share)."""
+    """(a [n], W [n, 1+calls]): x_{i+1} = a_i x_i + sum_j W_ij m_j between the states before each
+    step's first call (a from the start noise's share)."""
     at = run.states[::calls_a_step]
     a = at[1:, 0] / at[:-1, 0]
     return a, at[1:] - a[:, None] * at[:-1]
@@ -62,7 +62,8 @@ def _unip(order: int, variant: str) -> dict:
     return {"order": order, "variant": variant, "corrector": False, "lower_order_final": False}
 
 
-# name: (options, order, how far the published shortcut may miss the top degree of a second-order row, in alpha h^3)
+# name: (options, order, how far the published shortcut may miss the top degree of a second-order
+# row, in alpha h^3)
 MULTISTEP = {
     "ddim": ({}, 1, 0),
     "euler_ancestral": ({"eta": 0.0}, 1, 0),
@@ -122,7 +123,9 @@ def test_a_multistep_rows_integrate_polynomials(name, schedule):
     [(1, "bh1"), (1, "bh2"), (1, "vary"), (2, "bh1"), (2, "bh2"), (3, "bh1"), (3, "bh2")],
 )
 def test_a_correctors_integrate_one_degree_more(order, variant, schedule):
-    """The corrector inside a UniPC plan: peel the predictor (the plan without corrector) off each row, what is left is x_c."""
+    """The corrector inside a UniPC plan: peel the predictor (the plan without corrector) off each
+    row, what is left is x_c.
+    """
     name = {1: "unipc 1", 2: f"unipc 2 {variant}", 3: "unipc 3 bh2"}[order]
     n = 10
     predictor, grid_points, _, _ = multistep(name, schedule, n, variant=variant)
@@ -163,8 +166,8 @@ def test_a_two_stage_rows_of_dpmpp_2s(schedule):
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=schedule_id)
 def test_a_heun_rows_integrate_a_linear_slope(schedule):
-    """dy/du = c_0 + c_1 u is integrated exactly, u = sigma/alpha (y = x/alpha) or sigma/(alpha + sigma) (y = x/(alpha + sigma)) on
-    flows."""
+    """dy/du = c_0 + c_1 u is integrated exactly, u = sigma/alpha (y = x/alpha) or sigma/(alpha +
+    sigma) (y = x/(alpha + sigma)) on flows."""
     flow = type(schedule).__name__ in ("Flow", "TrigFlow")
     t = grid(schedule, 10, whole=False)
     plan = SOLVERS["heun"](schedule, t, prediction="x0")
@@ -194,7 +197,9 @@ def test_a_heun_rows_integrate_a_linear_slope(schedule):
 
 
 def test_a_half_weight_of_published_3m_is_told_apart():
-    """The published weight of the second difference is half of what a parabola needs; the exact plan has it whole."""
+    """The published weight of the second difference is half of what a parabola needs; the exact
+    plan has it whole.
+    """
     schedule, n = CONTINUOUS[3], 10
     t = grid(schedule, n, whole=False)
     past = points(schedule, t)
@@ -223,7 +228,9 @@ def test_c_slope_as_users_run_it(method):
 
 
 def test_notes_state_the_order_of_every_step():
-    """note["order"] is that of a run as it is started, note["orders"] that of each step: 1 into sigma = 0. A run with noise has order 1."""
+    """note["order"] is that of a run as it is started, note["orders"] that of each step: 1 into
+    sigma = 0. A run with noise has order 1.
+    """
     schedule, t = CONTINUOUS[3], grid(CONTINUOUS[3], 4, whole=True)
     due = {
         "ddim": [1, 1, 1, 1],
@@ -245,7 +252,8 @@ def test_notes_state_the_order_of_every_step():
 
 
 def test_docs_print_the_orders_measured_here():
-    """docs/orders.md has every method with the order as run; written by `python -m oracle.orders`."""
+    """docs/orders.md has every method with the order as run; written by `python -m "
+    "oracle.orders`."""
     lines = [line for line in orders.DOCUMENT.read_text().splitlines() if line.startswith("|")][2:]
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
     printed = {row[0]: (float(row[1]), float(row[2])) for row in rows}

@@ -1,4 +1,6 @@
-"""OSS: equal to a brute-force greedy search in float64, exact evaluation counts, ties, batches, guidance, provenance."""
+"""OSS: equal to a brute-force greedy search in float64, exact evaluation counts, ties, batches,
+guidance, provenance.
+"""
 
 import itertools
 
@@ -48,7 +50,9 @@ def teacher_states(model, plan, z, grid):
 
 
 def brute(model, solver, z, grid, X, M, start, p):
-    """Greedy search by its definition: {k: (nodes, error)} for k = 1..M, every quantity in float64, one pair at a time."""
+    """Greedy search by its definition: {k: (nodes, error)} for k = 1..M, every quantity in float64,
+    one pair at a time.
+    """
     t, N, z = grid[::-1], len(grid) - 1, z.numpy()
     s, jump = model.schedule, fs.solvers.JUMPS[solver]
 
@@ -200,7 +204,9 @@ def test_one_evaluation_is_the_best_label_of_all():
 
 
 def test_joint_is_no_worse_than_what_it_replaces():
-    """On the noises searched with: the median form, and every evenly spaced subset from any label of the same grid."""
+    """On the noises searched with: the median form, and every evenly spaced subset from any label
+    of the same grid.
+    """
     model, z, grid = problem(B=24, D=16, N=24, seed=3)
     joint, median = (
         oss(model, z, 6, teacher=taught(model, grid), aggregate=a, amplitude=False)
@@ -238,7 +244,9 @@ def test_no_worse_than_the_usual_grids_on_noise_it_never_saw(schedule):
 
 
 def test_amplitude_is_the_best_scale_of_the_noise():
-    """With Gaussian data every step is linear, so that the end points are linear in the scale: the plan begins at the optimum."""
+    """With Gaussian data every step is linear, so that the end points are linear in the scale: the
+    plan begins at the optimum.
+    """
     draw = np.random.default_rng(4)
     model = Gaussian(np.zeros(6), np.linspace(0.2, 1.5, 6)).model(SCHEDULES["edm"], "x0")
     z, grid = torch.tensor(draw.standard_normal((5, 6))), fs.grids.karras(SCHEDULES["edm"], 16)
@@ -303,7 +311,9 @@ def test_ties_go_to_the_noisiest_source():
 
 
 def test_model_words_follow_their_samples():
-    """Words with a batch dimension are cut with the samples, others passed on; guidance equals a model that combines its branches."""
+    """Words with a batch dimension are cut with the samples, others passed on; guidance equals a
+    model that combines its branches.
+    """
     schedule, shift = SCHEDULES["flow"], torch.linspace(-1, 1, 6, **TORCH64)
     law, z, grid = problem("flow", "x0", B=6)
     plan = taught(law, grid)

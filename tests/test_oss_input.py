@@ -1,4 +1,6 @@
-"""OSS refuses bad input with one sentence, before the model is asked; what a model does wrong is named; an interrupt passes through."""
+"""OSS refuses bad input with one sentence, before the model is asked; what a model does wrong is
+named; an interrupt passes through.
+"""
 
 import pytest
 import torch
@@ -8,18 +10,37 @@ import fastsample as fs
 from fastsample.optimize import oss
 
 BAD = [
-    ({"budget": 8}, "budget=8 on a teacher grid of 7 steps"), ({"budget": 0}, "budget=0"), ({"budget": 2.5}, "budget=2.5"),
-    ({"budget": True}, "budget=True"), ({"batch_size": 0}, "batch_size=0"), ({"solver": "dpmpp_2m"}, "solver='dpmpp_2m'"),
-    ({"start": "late"}, "start='late'"), ({"aggregate": "mean"}, "aggregate='mean'"), ({"p": 0}, "p=0"), ({"p": float("nan")}, "p=nan"),
-    ({"z": torch.zeros(3)}, r"z is float32 \[3\]"), ({"z": torch.zeros(0, 5)}, r"z is float32 \[0, 5\]"),
-    ({"z": torch.ones(2, 5).long()}, "z is int64"), ({"z": torch.full((2, 5), float("nan"))}, "not finite"), ({"z": (4,)}, r"z=\[4\]"),
-    ({"guidance": 2.0}, "one of guidance and uncond is given"), ({"uncond": {}}, "one of guidance and uncond is given"),
-    ({"teacher": 0}, "0"), ({"teacher": [1.0, 2.0]}, "decreasing"), ({"teacher": [1.0]}, "1 times"), ({"cond": [1]}, "cond is a list"),
-    ({"model": "net"}, "the model is a str"), ({"teacher": 9.0}, "teacher=9.0; None, a whole"), ({"teacher": True}, "teacher=True; None"),
+    ({"budget": 8}, "budget=8 on a teacher grid of 7 steps"),
+    ({"budget": 0}, "budget=0"),
+    ({"budget": 2.5}, "budget=2.5"),
+    ({"budget": True}, "budget=True"),
+    ({"batch_size": 0}, "batch_size=0"),
+    ({"solver": "dpmpp_2m"}, "solver='dpmpp_2m'"),
+    ({"start": "late"}, "start='late'"),
+    ({"aggregate": "mean"}, "aggregate='mean'"),
+    ({"p": 0}, "p=0"),
+    ({"p": float("nan")}, "p=nan"),
+    ({"z": torch.zeros(3)}, r"z is float32 \[3\]"),
+    ({"z": torch.zeros(0, 5)}, r"z is float32 \[0, 5\]"),
+    ({"z": torch.ones(2, 5).long()}, "z is int64"),
+    ({"z": torch.full((2, 5), float("nan"))}, "not finite"),
+    ({"z": (4,)}, r"z=\[4\]"),
+    ({"guidance": 2.0}, "one of guidance and uncond is given"),
+    ({"uncond": {}}, "one of guidance and uncond is given"),
+    ({"teacher": 0}, "0"),
+    ({"teacher": [1.0, 2.0]}, "decreasing"),
+    ({"teacher": [1.0]}, "1 times"),
+    ({"cond": [1]}, "cond is a list"),
+    ({"model": "net"}, "the model is a str"),
+    ({"teacher": 9.0}, "teacher=9.0; None, a whole"),
+    ({"teacher": True}, "teacher=True; None"),
     ({"teacher": "karras"}, "teacher='karras'; None"),
-    ({"z": (4, 5), "seed": "a"}, "seed is 'a'"), ({"z": (4, 5), "seed": 1.5}, "seed is 1.5"),
-    ({"z": (4, 5), "seed": 2**64}, "seed spans"), ({"z": (4, 5), "budget": 8}, "budget=8"), ({"z": (4, 5), "guidance": 2.0}, "one of"),
-]  # fmt: skip
+    ({"z": (4, 5), "seed": "a"}, "seed is 'a'"),
+    ({"z": (4, 5), "seed": 1.5}, "seed is 1.5"),
+    ({"z": (4, 5), "seed": 2**64}, "seed spans"),
+    ({"z": (4, 5), "budget": 8}, "budget=8"),
+    ({"z": (4, 5), "guidance": 2.0}, "one of"),
+]
 
 
 @pytest.mark.parametrize("change, sentence", BAD, ids=[str(k) for k in range(len(BAD))])

@@ -1,8 +1,9 @@
-"""Our plans against other libraries' samplers, by superposition: every state of both, as coefficients over start, model outputs and
-noises.
+"""Our plans against other libraries' samplers, by superposition: every state of both, as
+coefficients over start, model outputs and noises.
 
-The peers run in float64 on their own grids; ours is made from their sigmas. k-diffusion's model gives x0 at alpha = 1; diffusers'
-gives eps, v, x0 or a flow's velocity. Where a peer deviates from the exact formula our plan is made with compat=.
+The peers run in float64 on their own grids; ours is made from their sigmas. k-diffusion's model
+gives x0 at alpha = 1; diffusers' gives eps, v, x0 or a flow's velocity. Where a peer deviates from
+the exact formula our plan is made with compat=.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from fastsample.solvers import SOLVERS
 
 if find_spec("diffusers") is None or find_spec("k_diffusion") is None:
     pytest.skip(
-        "the peers are not installed: pip install 'fastsample[bench]'; pip install --no-deps k-diffusion",
+        "the peers are not installed: pip install 'fastsample[bench]'; pip install --no-deps "
+        "k-diffusion",
         allow_module_level=True,
     )
 
@@ -33,9 +35,11 @@ KIND = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction"
 
 
 def compare(plan, trace, *, scaled: bool = False) -> None:
-    """Every state of the plan against the peer's, with the start normalised to 1; scaled: the peer's state is x/alpha.
+    """Every state of the plan against the peer's, with the start normalised to 1; scaled: the
+    peer's state is x/alpha.
 
-    Rounding: both know lambda to eps (1 + |lambda|), hence weights to that over the shortest step, and add a few terms a step.
+    Rounding: both know lambda to eps (1 + |lambda|), hence weights to that over the shortest step,
+    and add a few terms a step.
     """
     run = states(plan, raw=True)
     ours = run.states
@@ -117,7 +121,9 @@ def discrete(
     times=None,
     **options,
 ) -> None:
-    """Probe a diffusers scheduler on the scaled-linear table and compare; `times` gives the grid where it is not the peer's sigmas."""
+    """Probe a diffusers scheduler on the scaled-linear table and compare; `times` gives the grid
+    where it is not the peer's sigmas.
+    """
     trace, _ = probe(peer, steps, draws)
     schedule = DiscreteVP.scaled_linear()
     grid = (
@@ -221,7 +227,8 @@ def test_equals_diffusers_dpm_multistep(solver, theirs, options, prediction, ste
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_equals_diffusers_dpm_singlestep(prediction):
-    """It walks a grid in pairs: on one even in log sigma every second level is our half-way stage."""
+    """It walks a grid in pairs: on one even in log sigma every second level is our half-way "
+    "stage."""
     peer = scheduler(
         "dpmsolver_singlestep",
         "DPMSolverSinglestepScheduler",
@@ -312,7 +319,9 @@ def test_equals_diffusers_lcm(prediction):
 
 
 def test_probe_tells_a_wrong_row():
-    """The comparison can fail: 2M midpoint is not 2M heun, and half of the third-order weight is not all of it."""
+    """The comparison can fail: 2M midpoint is not 2M heun, and half of the third-order weight is
+    not all of it.
+    """
     peer = scheduler(
         "dpmsolver_multistep",
         "DPMSolverMultistepScheduler",

@@ -1,4 +1,6 @@
-"""The Plan: its checks, its facts, its file. Every refusal is one sentence, and a damaged file is never read."""
+"""The Plan: its checks, its facts, its file. Every refusal is one sentence, and a damaged file is
+never read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from fastsample.plan import Plan, PlanError
 
 
 def small_plan(**changes) -> Plan:
-    """Two evaluations by hand: DDIM from sigma 4 to 1, then a 2nd-order row from 1 to 0.5 that reads a slot and draws noise (alpha = 1)."""
+    """Two evaluations by hand: DDIM from sigma 4 to 1, then a 2nd-order row from 1 to 0.5 that
+    reads a slot and draws noise (alpha = 1).
+    """
     R, S, G, L, K = 4, 1, 1, 1, 0
     W = 3 + S + G + L  # x r0 m f f0 n0
     M = np.zeros((R, 3, W))
@@ -66,7 +70,9 @@ def test_consistency_of_a_hand_made_plan():
 
 
 def test_facts_of_a_wild_table_are_numbers():
-    """A sound file may hold any finite numbers; what is printed of it must not be a traceback or a warning."""
+    """A sound file may hold any finite numbers; what is printed of it must not be a traceback or a
+    warning.
+    """
     wild = small_plan(
         note={"stored": "flow"},
         sigma=[1, 4, 0, 0.5],
@@ -120,8 +126,8 @@ def test_padding_changes_nothing_a_run_sees():
         2,
     ) and wide.entries == plan.entries
     x, noise = np.linspace(-2, 2, 9), lambda k: np.cos(np.arange(9.0) * k)
-    model = lambda x, t, i, call: [np.tanh(x) * t[0]]  # noqa: E731
-    both = lambda x, t, i, call: [np.tanh(x) * t[0], None]  # noqa: E731
+    model = lambda x, t, i, call: [np.tanh(x) * t[0]]
+    both = lambda x, t, i, call: [np.tanh(x) * t[0], None]
     assert np.array_equal(run(plan, x, model, noise), run(wide, x, both, noise))
     with pytest.raises(PlanError, match="S=0 is less"):
         plan.padded(S=0)
@@ -155,7 +161,7 @@ def test_unsound_plans_are_refused(changes, sentence):
         small_plan(**changes)
 
 
-# -- file ------------------------------------------------------------------------------------------------------------------
+# -- file ------------------------------------------------------------------------------------------
 def same(a: Plan, b: Plan) -> bool:
     arrays = [k for k, v in vars(a).items() if isinstance(v, np.ndarray)]
     return (

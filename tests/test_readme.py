@@ -1,4 +1,6 @@
-"""README keeps its word: the example prints what README shows, and the tables are those of bench/results."""
+"""README keeps its word: the example prints what README shows, and the tables are those of
+bench/results.
+"""
 
 import importlib.util
 import os
@@ -67,7 +69,8 @@ def test_a_changed_result_is_seen():
     }
     made = tables.filled("<!-- table: step -->\nold\n<!-- end -->", [record, older])
     assert made == (
-        "<!-- table: step -->\n| what | median (quartiles) | target |\n|---|---|---|\n| a step | 2 x (1.5–2.5) | ≥ 3 x **missed** |\n\n"
+        "<!-- table: step -->\n| what | median (quartiles) | target |\n|---|---|---|\n| a step | 2 "
+        "x (1.5–2.5) | ≥ 3 x **missed** |\n\n"
         "Missed: a step: why.\nMeasured on P, 2 cores, 2026-01-02.\n<!-- end -->"
     )
 

@@ -1,4 +1,6 @@
-"""Report: tables, image grids and PNG files to the byte, pictures that open, what a missing package is told."""
+"""Report: tables, image grids and PNG files to the byte, pictures that open, what a missing package
+is told.
+"""
 
 import builtins
 import io

@@ -1,4 +1,6 @@
-"""Run: every solver against the NumPy interpreter, what the model is asked, starts, noise, masks, copies, and what is refused."""
+"""Run: every solver against the NumPy interpreter, what the model is asked, starts, noise, masks,
+copies, and what is refused.
+"""
 
 import copy
 
@@ -46,7 +48,9 @@ def tell(t, x):
 
 
 def net(x, t):
-    """A smooth function of everything it is told, of + and * alone: the same numbers in NumPy and torch, any shape."""
+    """A smooth function of everything it is told, of + and * alone: the same numbers in NumPy and
+    torch, any shape.
+    """
     return x * 0.3 + x * x * 0.05 * (tell(t, x) * 0.001 + 0.5)
 
 
@@ -106,7 +110,7 @@ def test_float32_is_the_interpreters_float32_to_the_bit(name, backend):
     z = unit()
     model = lambda x, t, row, call: [
         net(torch.from_numpy(x)[None], torch.tensor([t[0]], dtype=torch.float32))[0].numpy()
-    ]  # noqa: E731
+    ]
     assert torch.equal(
         finish(Run(plan, noise=z, seed=11, backend=backend)).x,
         by_interpreter(plan, z, 11, model=model, dtype=np.float32),
@@ -191,7 +195,9 @@ def test_noise_from_the_seeds():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_image_is_noised_and_finished(backend):
-    """A plan made with start=: row 0 takes the image; its noise is the seeds', the caller's noise=, or a noise_source."""
+    """A plan made with start=: row 0 takes the image; its noise is the seeds', the caller's noise=,
+    or a noise_source.
+    """
     plan, image, z = plan_of("dpmpp_2m", 8, start=3), unit(seed=5), unit(seed=6)
     run = Run(plan, latent=image, noise=z, seed=2, backend=backend)
     level = float(plan.alpha[1]), float(plan.sigma[1])

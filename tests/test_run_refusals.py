@@ -1,4 +1,5 @@
-"""Run: what does not fit is refused with one sentence before any kernel runs, and changes nothing."""
+"""Run: what does not fit is refused with one sentence before any kernel runs, and changes "
+"nothing."""
 
 import math
 
@@ -132,7 +133,9 @@ ROADS = {
 
 @pytest.mark.parametrize("road", ROADS)
 def test_a_latent_is_a_state_or_an_image_and_the_call_says_which(road):
-    """A plan for noise takes a state at the row that start= names; the image belongs to a plan made with start=."""
+    """A plan for noise takes a state at the row that start= names; the image belongs to a plan made
+    with start=.
+    """
     run, image = ROADS[road], unit(seed=5)
     either = (
         r"to resume, pass start= \(one of \[1, 2, 5\]\) .*row 1: 0 x0 \+ 1 eps; .*plan.init_scale = 1 times itself\); "

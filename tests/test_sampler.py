@@ -1,5 +1,5 @@
-"""Sampler: the loop is the Run's, conditions reach the model, callbacks and trajectories see every step, gradients flow, bad input is
-refused.
+"""Sampler: the loop is the Run's, conditions reach the model, callbacks and trajectories see every
+step, gradients flow, bad input is refused.
 """
 
 import sys
@@ -176,7 +176,7 @@ def test_progress_shows_a_bar(capsys, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"differentiable": True}], ids=["eager", "differentiable"])
 def test_images_states_and_masks(options):
     image, z = unit(seed=5), unit()
-    make = lambda plan: Sampler(plan, MODEL, **options)  # noqa: E731
+    make = lambda plan: Sampler(plan, MODEL, **options)
     plan = plan_of(n=8, start=3)
     run = Run(plan, latent=image, noise=z)
     while not run.done:
@@ -280,7 +280,7 @@ def test_several_models():
     call = plan.call.copy()
     call[3:5] = 1
     two = replace(plan, call=call)
-    other = lambda x, t: net(x, t) * 0.5  # noqa: E731
+    other = lambda x, t: net(x, t) * 0.5
     run = Run(plan, noise=z)
     while not run.done:
         run.step((net if run.row < 3 else other)(run.model_input, run.t))
@@ -310,10 +310,14 @@ def test_a_non_finite_sample_is_named_at_the_end(options, value):
 @pytest.mark.parametrize(
     "f",
     [
-        torch.zeros(1, 2, 5), torch.zeros(3, 1, 5), torch.zeros(3, 2, 5, dtype=torch.float64), torch.zeros(3, 2, 5).numpy(), None,
+        torch.zeros(1, 2, 5),
+        torch.zeros(3, 1, 5),
+        torch.zeros(3, 2, 5, dtype=torch.float64),
+        torch.zeros(3, 2, 5).numpy(),
+        None,
         (torch.zeros(3, 2, 5),) * 2,
     ],
-)  # fmt: skip
+)
 def test_outputs_that_do_not_fit_are_refused(options, f):
     with pytest.raises((ValueError, TypeError), match="the model returned"):
         Sampler(plan_of(), lambda x, t: f, **options)(noise=unit())

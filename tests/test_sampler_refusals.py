@@ -1,5 +1,5 @@
-"""Sampler: plans of another model, arguments of the wrong kind and models that write into their input are refused; nothing given is
-silently cut off from its gradient.
+"""Sampler: plans of another model, arguments of the wrong kind and models that write into their
+input are refused; nothing given is silently cut off from its gradient.
 """
 
 import copy
@@ -132,7 +132,7 @@ def scalar(value):
 def test_gradients_reach_what_is_given_and_a_run_refuses_them(name, value, options):
     """Against a central difference along ones: error of order step^2 beside rounding / step."""
     plan = plan_of("euler_ancestral", 3, inpaint="known" in {name, *options})
-    given = lambda v: (lambda row, k: v) if name == "noise_source" else v  # noqa: E731
+    given = lambda v: (lambda row, k: v) if name == "noise_source" else v
     call = {"noise": unit(dtype=torch.float64), "seed": 3, **options}
     learned, step = value.clone().requires_grad_(), 2.0**-17
     sampler = Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)

@@ -99,7 +99,8 @@ def test_half_log_snr_is_the_logarithm(schedule):
 def test_time_is_the_inverse(schedule):
     t = inner(schedule)
     level = schedule.half_log_snr(t)
-    # an error of a few ulp in lambda moves t by that over |d lambda / d t|, and lambda itself carries as much
+    # an error of a few ulp in lambda moves t by that over |d lambda / d t|, and lambda itself
+    # carries as much
     slope = np.abs(np.gradient(level, t))
     assert (
         np.abs(schedule.time(level) - t) <= 16 * EPS * ((1.0 + np.abs(level)) / slope + np.abs(t))

@@ -1,4 +1,6 @@
-"""No seed given: a call draws one from torch's generator where its run draws noise of its own, and nothing where it does not."""
+"""No seed given: a call draws one from torch's generator where its run draws noise of its own, and
+nothing where it does not.
+"""
 
 import copy
 
@@ -37,7 +39,9 @@ def one_start():
 
 @pytest.fixture
 def roads(monkeypatch):
-    """Every way through a plan; the loop that would be compiled runs as it is, since seeds are settled before it."""
+    """Every way through a plan; the loop that would be compiled runs as it is, since seeds are
+    settled before it.
+    """
     monkeypatch.setattr(sampler, "compiled", lambda program: program.run)
     return {
         "Run": lambda plan, model=net, **call: finish(Run(plan, **call), model).x,
@@ -62,9 +66,11 @@ def correlation(a, b):
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
-# -- right values ------------------------------------------------------------------------------------------------------------------------
+# -- right values ----------------------------------------------------------------------------------
 def test_single_samples_spread_as_the_chain_does():
-    """x' = (down/sigma) x + (1 - down/sigma) x/(1 + sigma^2) + up n, from 10 n: the variance of euler_ancestral's end, by hand."""
+    """x' = (down/sigma) x + (1 - down/sigma) x/(1 + sigma^2) + up n, from 10 n: the variance of
+    euler_ancestral's end, by hand.
+    """
     levels, variance = [*np.geomspace(10.0, 0.1, 8), 0.0], 100.0
     for high, low in zip(levels[:-1], levels[1:], strict=True):
         up = low * (high**2 - low**2) ** 0.5 / high
@@ -87,7 +93,7 @@ def test_two_calls_on_fresh_noise_are_uncorrelated(roads, name, road):
     assert correlation(a, b) > 0.5, "the bound can be missed"
 
 
-# -- what draws and what does not --------------------------------------------------------------------------------------------------------
+# -- what draws and what does not ------------------------------------------------------------------
 IMAGE, MASK = unit(seed=5), {"mask": torch.full((1, 1, 1), 0.5), "known": unit(seed=6)}
 Z = {"noise": unit()}
 CASES = {
@@ -250,7 +256,7 @@ def test_a_refused_call_draws_nothing(roads, wrong):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-# -- other doors ---------------------------------------------------------------------------------------------------------------------------
+# -- other doors -----------------------------------------------------------------------------------
 def test_what_brings_its_own_noise_draws_no_seed():
     plan, x, draws = plan_of("euler_ancestral", 4, EDM), unit() * 80, [0]
 
@@ -274,7 +280,9 @@ def test_what_brings_its_own_noise_draws_no_seed():
     [("EulerAncestralDiscreteScheduler", 3), ("LCMScheduler", 3), ("DDIMScheduler", 0)],
 )
 def test_a_scheduler_draws_its_noises_and_nothing_more(source, count):
-    """With a generator of its own none from torch's; without, as many tensors as it draws. (compat: as many as its source draws.)"""
+    """With a generator of its own none from torch's; without, as many tensors as it draws. (compat:
+    as many as its source draws.)
+    """
     scheduler, x = FsScheduler(source=source, compat=None), unit(2, 4, 8, 8)
 
     def loop(**words):

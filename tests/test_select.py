@@ -1,4 +1,6 @@
-"""select: one choice for each (device, dtype), with its reason; a wish is granted or refused, never replaced."""
+"""select: one choice for each (device, dtype), with its reason; a wish is granted or refused, never
+replaced.
+"""
 
 import pytest
 import torch

@@ -67,7 +67,9 @@ def test_compat_changes_what_it_says():
 @pytest.mark.parametrize("end", ["zero", "min"])
 @pytest.mark.parametrize("n", [2, 14, 15, 40])
 def test_what_breaks_in_other_libraries(n, end):
-    """UniPC with bh1 or a full order into sigma = 0 (NaN, singular), and order 3 with an end at sigma_min from n = 15 on (NaN)."""
+    """UniPC with bh1 or a full order into sigma = 0 (NaN, singular), and order 3 with an end at
+    sigma_min from n = 15 on (NaN).
+    """
     grid = grids.karras(SD, n, end=end)
     for name, options in (
         ("unipc", {"variant": "bh1", "lower_order_final": False}),
@@ -100,7 +102,9 @@ FULL, LOW = [1, 2, 3, 3, 3, 3], [1, 2, 3, 3, 2, 1]
     ],
 )
 def test_orders_of_the_steps(name, options, orders):
-    """What the note says, which outputs the rows read, and the one order a step to sigma = 0 can have."""
+    """What the note says, which outputs the rows read, and the one order a step to sigma = 0 can
+    have.
+    """
     grid = grids.karras(EDM(), 6, end="min")
     plan = SOLVERS[name](EDM(), grid, prediction="x0", **options)
     assert plan.note["orders"] == orders

@@ -1,4 +1,6 @@
-"""Solvers: one literal case each, worked out by hand on levels whose steps are powers of two, and what every plan must be."""
+"""Solvers: one literal case each, worked out by hand on levels whose steps are powers of two, and
+what every plan must be.
+"""
 
 import math
 
@@ -102,7 +104,8 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         {},
         {0: {"x": 1}, 1: {"x": 1, "m": -0.5}, 2: {"x": 1, "m": -0.5}},
     ),
-    # TrigFlow at 45 degrees: n = sqrt(2), s = 1/2; at alpha = 0: n = s = 1. x' = sqrt(2)·(x - v/2), and x - v·s at the end, from y = x/n
+    # TrigFlow at 45 degrees: n = sqrt(2), s = 1/2; at alpha = 0: n = s = 1. x' = sqrt(2)·(x - v/2),
+    # and x - v·s at the end, from y = x/n
     (
         "euler",
         TrigFlow(),
@@ -162,7 +165,8 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         {"s_churn": 9.0},
         {0: {"x": 4, "n0": 4}, 1: {"x": 0.125**0.5, "m": 1 - 0.125**0.5}},
     ),
-    # TrigFlow from 60 to 45 degrees, e^h = sqrt(3): x1 = sqrt(2/3)·x + ..., then alpha'/2 (e^h - 1)(m - r0)
+    # TrigFlow from 60 to 45 degrees, e^h = sqrt(3): x1 = sqrt(2/3)·x + ..., then alpha'/2 (e^h -
+    # 1)(m - r0)
     (
         "heun",
         TrigFlow(),
@@ -293,7 +297,9 @@ def test_literal(name, schedule, levels, prediction, options, rows):
 
 
 def test_lcm_boundary():
-    """At index 0: s = 0, so c_skip = 1 and x' = x; at index 1 (s = 10, sigma_data .5) c_skip = .25/100.25, c_out = 10/sqrt(100.25)."""
+    """At index 0: s = 0, so c_skip = 1 and x' = x; at index 1 (s = 10, sigma_data .5) c_skip =
+    .25/100.25, c_out = 10/sqrt(100.25).
+    """
     table = DiscreteVP([0.75, 0.25])
     plan = SOLVERS["lcm"](table, [1.0, 0.0, -1.0], prediction="x0")
     skip, out = 0.25 / 100.25, 10 / math.sqrt(100.25)
@@ -313,7 +319,9 @@ def test_every_solver_has_a_literal_case():
 @every_solver
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
 def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
-    """A model that returns the exact x0 keeps x at alpha x0 + sigma noise, to a few roundings a row, for every prediction, kind and end."""
+    """A model that returns the exact x0 keeps x at alpha x0 + sigma noise, to a few roundings a
+    row, for every prediction, kind and end.
+    """
     for end in ("zero", "min"):
         grid = grids.karras(schedule, n, end=end)
         for prediction in PREDICTIONS if n == 3 else ("v",):
@@ -346,7 +354,9 @@ def test_a_thousand_steps(name, schedule):
 @every_schedule
 @every_solver
 def test_rows(name, options, schedule):
-    """One call a row, at the grid's times; noise ids one a draw, none in the last step; an end at sigma = 0 is x0 itself."""
+    """One call a row, at the grid's times; noise ids one a draw, none in the last step; an end at
+    sigma = 0 is x0 itself.
+    """
     n = 6
     grid = grids.uniform(schedule, n)
     plan = SOLVERS[name](schedule, grid, prediction="v", **options)
@@ -461,8 +471,9 @@ LIMITS = [
 
 @pytest.mark.parametrize(("name", "options"), LIMITS)
 def test_alpha_zero_is_the_limit(name, options):
-    """A run from alpha = 0 is the limit of runs that start ever closer to it: alpha = 2^-p changes the first state by about that much,
-    later ones by about 1/p, since a history weight falls with lambda, a logarithm."""
+    """A run from alpha = 0 is the limit of runs that start ever closer to it: alpha = 2^-p changes
+    the first state by about that much, later ones by about 1/p, since a history weight falls with
+    lambda, a logarithm."""
     x, noise = np.linspace(-1.5, 1.5, 16), np.random.default_rng(3).standard_normal((8, 16))
     states = {}
     for power in (20, 40, 1100):

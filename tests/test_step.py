@@ -1,4 +1,6 @@
-"""step: the reference against the NumPy interpreter, every backend against the reference, bit for bit; indices, gradients, refusals."""
+"""step: the reference against the NumPy interpreter, every backend against the reference, bit for
+bit; indices, gradients, refusals.
+"""
 
 from dataclasses import replace
 
@@ -36,19 +38,28 @@ def in_numpy(setup):
     x, slots, f, numbers, words, row, at = setup.args
     plan, option = as_plan(at, numbers.numpy(), words.numpy()), setup.options
     dtype = x.numpy().dtype.type
-    pick = lambda name, b: None if option[name] is None else option[name][b].numpy()  # noqa: E731
+    pick = lambda name, b: None if option[name] is None else option[name][b].numpy()
     results = []
     for b in range(x.shape[0]):
         held = [s[b].numpy() for s in slots]
         noise = lambda k, b=b: normal(option["seed"][b : b + 1], torch.tensor([k]), x.shape[1])[
             0
-        ].numpy()  # noqa: E731
+        ].numpy()
         new, model_input, preview = interpreter.step(
-            plan, int(row[b]), x[b].numpy(), held, [v[b].to(x.dtype).numpy() for v in f], noise,
+            plan,
+            int(row[b]),
+            x[b].numpy(),
+            held,
+            [v[b].to(x.dtype).numpy() for v in f],
+            noise,
             scale=() if option["scale"] is None else pick("scale", b),
-            mask=pick("mask", b), known=pick("known", b), noise_scale=pick("noise_scale", b), weights=pick("weights", b),
-            bound=pick("bound", b), dtype=dtype,
-        )  # fmt: skip
+            mask=pick("mask", b),
+            known=pick("known", b),
+            noise_scale=pick("noise_scale", b),
+            weights=pick("weights", b),
+            bound=pick("bound", b),
+            dtype=dtype,
+        )
         u, v = (held[d] if d >= 0 else np.zeros_like(new) for d in plan.dst[int(row[b])])
         results.append(
             [torch.from_numpy(np.asarray(value)) for value in (new, u, v, model_input, preview)]
@@ -83,8 +94,20 @@ def test_backend_is_the_reference_bit_for_bit(backend, case):
             assert same(a, b), f"{name}, seed {seed}"
 
 
-@given(st.integers(0, 2**16), st.integers(1, 70), st.integers(1, 4), st.integers(0, 5), st.integers(1, 4), st.integers(0, 3),
-       st.integers(0, 2), st.sampled_from(STATES), st.sampled_from(MODELS), st.booleans(), st.booleans(), st.booleans())  # fmt: skip
+@given(
+    st.integers(0, 2**16),
+    st.integers(1, 70),
+    st.integers(1, 4),
+    st.integers(0, 5),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.sampled_from(STATES),
+    st.sampled_from(MODELS),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_backend_is_the_reference_on_any_case(
     backend, seed, elements, batch, S, G, L, K, state, model, mask, weights, bound
@@ -150,12 +173,12 @@ def test_known_structure_gives_the_same_bits(backend, case):
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_float32_stays_within_its_rounding_bound(model):
-    """|float32 - exact| <= gamma_n sum |terms|, n the longest chain of roundings: w (K+1), f (2G), m (3), the sum (2W), blend none
-    (Higham 2002, 3.1).
+    """|float32 - exact| <= gamma_n sum |terms|, n the longest chain of roundings: w (K+1), f (2G),
+    m (3), the sum (2W), blend none (Higham 2002, 3.1).
     """
     setup = make(replace(BASE, model=model, elements=127))
     exact = make(replace(BASE, model=model, elements=127))
-    wide = lambda v: [t.double() for t in v] if isinstance(v, list) else v.double()  # noqa: E731
+    wide = lambda v: [t.double() for t in v] if isinstance(v, list) else v.double()
     options = {
         k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for k, v in exact.options.items()
@@ -198,7 +221,9 @@ def test_model_input_is_rounded_once(backend, model):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_output_indices(backend):
-    """Outputs of a shared batch, taken by index; an absent branch is left out of f; an unread one may be anything."""
+    """Outputs of a shared batch, taken by index; an absent branch is left out of f; an unread one
+    may be anything.
+    """
     setup = make(replace(BASE, batch=4))
     x, slots, f, numbers, words, row, at = setup.args
     words[:, READS_LO] |= 1 << at.m
@@ -253,7 +278,9 @@ def test_a_bad_index_touches_nothing_but_the_status(backend, what, status):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_groups_are_rows_of_their_own(backend):
-    """A sample whose elements follow two rows equals, element by element, the sample run under each row."""
+    """A sample whose elements follow two rows equals, element by element, the sample run under each
+    row.
+    """
     setup = make(replace(BASE, elements=24, batch=2, L=1))
     x, slots, f, numbers, words, _, at = setup.args
     slots = [torch.nan_to_num(s, 0.25) for s in slots]

@@ -1,4 +1,6 @@
-"""step under autograd: gradients of inputs and of the plan's numbers, NaN that stays out of them, and torch's own checks of the op."""
+"""step under autograd: gradients of inputs and of the plan's numbers, NaN that stays out of them,
+and torch's own checks of the op.
+"""
 
 from dataclasses import replace
 
@@ -12,7 +14,9 @@ from fastsample.kernels.layout import BRANCHES, DU, READS_LO
 
 
 def leaves(setup):
-    """Floating inputs of a call, as double leaves that want a gradient; clip is held, since it switches at 0."""
+    """Floating inputs of a call, as double leaves that want a gradient; clip is held, since it
+    switches at 0.
+    """
     x, slots, f, numbers, words, row, at = setup.args
     hot = torch.ones(at.WF, dtype=torch.float64)
     hot[at.p + 2] = 0
@@ -101,13 +105,36 @@ def test_unread_nan_stays_out_of_gradients():
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_opcheck(model):
-    """Everything once; schema, registration and shapes for the other dtypes (compiling takes seconds)."""
+    """Everything once; schema, registration and shapes for the other dtypes (compiling takes
+    seconds).
+    """
     setup = make(replace(BASE, model=model, elements=5, mask=True, noise_scale=True))
     x, slots, f, numbers, words, row, at = setup.args
     slots = [torch.nan_to_num(s, 0.25) for s in slots]
     o = setup.options
-    args = (x.requires_grad_(), slots, f, numbers.requires_grad_(), words, row, list(at), None, o["scale"], o["seed"],
-            o["noise_scale"], None, None, [], o["mask"], o["known"], 0, model, True, None, None)  # fmt: skip
+    args = (
+        x.requires_grad_(),
+        slots,
+        f,
+        numbers.requires_grad_(),
+        words,
+        row,
+        list(at),
+        None,
+        o["scale"],
+        o["seed"],
+        o["noise_scale"],
+        None,
+        None,
+        [],
+        o["mask"],
+        o["known"],
+        0,
+        model,
+        True,
+        None,
+        None,
+    )
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
         torch.ops.fastsample.step.default,

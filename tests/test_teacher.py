@@ -1,4 +1,6 @@
-"""The teacher of a search: near the truth on every schedule, its agreement with its double measured, kept, counted and said."""
+"""The teacher of a search: near the truth on every schedule, its agreement with its double
+measured, kept, counted and said.
+"""
 
 import itertools
 import warnings
@@ -25,7 +27,9 @@ EMBEDDED = {
 
 @pytest.mark.parametrize("case", list(EMBEDDED))
 def test_the_default_is_within_60_dB_of_the_truth(case):
-    """The embedded model; the truth is a grid three times as fine, 85 dB or more from one of 500 steps."""
+    """The embedded model; the truth is a grid three times as fine, 85 dB or more from one of 500
+    steps.
+    """
     schedule, prediction, spaced = EMBEDDED[case]
     model, cond = fs.models.fashion(schedule, prediction), {"label": torch.tensor([7])}
     z = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(3))
@@ -102,8 +106,11 @@ def test_agreement_is_that_of_the_end_points_and_the_cost_is_exact(asked, schedu
         found.agreement == pytest.approx(metrics.psnr(*ends), abs=1e-6) and finer.nfe >= 2 * T - 1
     )
     assert found.plan.note["found"]["teacher"] == {
-        "solver": found.teacher.note["solver"], "nfe": T, "agreement": found.agreement, "agreement_evaluations": A,
-    }  # fmt: skip
+        "solver": found.teacher.note["solver"],
+        "nfe": T,
+        "agreement": found.agreement,
+        "agreement_evaluations": A,
+    }
     assert f"{found.agreement:.1f} dB" in repr(found)
     if isinstance(teacher, fs.Plan):
         assert (
@@ -139,7 +146,9 @@ def test_a_poor_teacher_is_said_once_and_a_good_one_is_not():
 
 
 def test_a_model_that_never_agrees_stops_at_the_limit():
-    """The data are a spike at 1 and one at -1, so a sample near the edge between them lands on either by a trifle."""
+    """The data are a spike at 1 and one at -1, so a sample near the edge between them lands on
+    either by a trifle.
+    """
     schedule = fs.schedules.EDM(0.002, 10.0)
     steep = fs.Model(lambda x, t: torch.sign(torch.sin(40 * x)), schedule=schedule, prediction="x0")
     with pytest.warns(UserWarning, match="45 dB"):
@@ -199,7 +208,9 @@ def test_find_teacher_takes_the_grid_of_the_schedule():
 
 @pytest.mark.parametrize("name", ["EDM", "Flow(3)", "trig"])
 def test_one_step_does_not_agree_by_accident(name):
-    """The step to sigma = 0 is halved as others are: the teacher is as near to the truth as to its double, 6 dB of a first order apart."""
+    """The step to sigma = 0 is halved as others are: the teacher is as near to the truth as to its
+    double, 6 dB of a first order apart.
+    """
     draw, schedule = np.random.default_rng(0), ON[name] if name in ON else EMBEDDED[name][0]
     model = GaussianMixture(draw.standard_normal((3, 5)), np.ones(3), 0.3).model(schedule, "x0")
     z = torch.tensor(draw.standard_normal((4, 5)))
@@ -220,7 +231,8 @@ TAUGHT = {
 @pytest.mark.parametrize("start", ["fixed", "free"])
 @pytest.mark.parametrize("case", list(TAUGHT))
 def test_a_teacher_that_scales_the_noise_is_met_where_the_search_says(case, start, aggregate):
-    """A schedule that starts at the teacher's own label starts with the teacher's own state there."""
+    """A schedule that starts at the teacher's own label starts with the teacher's own state "
+    "there."""
     model, z, grid = problem("edm", "x0", B=4)
     teacher = TAUGHT[case](model, z, grid)
     assert abs(teacher.init_scale / teacher.sigma[1] - 1) > 0.01

@@ -1,4 +1,6 @@
-"""Trajectories: equal to the interpreter's, whatever the batches; guided outputs; a Denoiser says what a Run's model says."""
+"""Trajectories: equal to the interpreter's, whatever the batches; guided outputs; a Denoiser says
+what a Run's model says.
+"""
 
 import interpreter
 import numpy as np

@@ -1,4 +1,6 @@
-"""Calls under a transform whose arguments, model or batch another part made ready: conditions, a compiled model, seeds, tables."""
+"""Calls under a transform whose arguments, model or batch another part made ready: conditions, a
+compiled model, seeds, tables.
+"""
 
 import numpy as np
 import pytest
@@ -57,7 +59,9 @@ def test_a_compiled_model_is_asked_as_it_is_under_a_transform(monkeypatch):
 
 @pytest.mark.parametrize(("name", "guided"), [("torch.export", True), ("make_fx symbolic", False)])
 def test_an_open_batch_stays_open(name, guided):
-    """Traced with 3 samples, run with 7: neither seeds that nothing draws from nor the lengths of conditions close it."""
+    """Traced with 3 samples, run with 7: neither seeds that nothing draws from nor the lengths of
+    conditions close it.
+    """
     sampler = Sampler(plan_of("unipc", 2), MODEL, differentiable=True, state_dtype=torch.float64)
 
     def call(x):

@@ -1,4 +1,6 @@
-"""Transforms of torch: Sampler(..., differentiable=True) is right under each, whatever goes by address is refused by name."""
+"""Transforms of torch: Sampler(..., differentiable=True) is right under each, whatever goes by
+address is refused by name.
+"""
 
 import copy
 import threading
@@ -168,8 +170,8 @@ def near(got, want):
 @pytest.mark.parametrize("solver", CASES)
 def test_derivatives_are_the_central_differences(solver):
     sampler = Sampler(plan_of(solver, 3), MODEL, differentiable=True, state_dtype=torch.float64)
-    run = lambda x: sampler(noise=x, **CASES[solver](x))  # noqa: E731
-    loss = lambda x: run(x).square().sum()  # noqa: E731
+    run = lambda x: sampler(noise=x, **CASES[solver](x))
+    loss = lambda x: run(x).square().sum()
     slope, curve = central(run, Z, W), central(torch.func.grad(loss), Z, W)
     assert all(near(s(run, Z, W), slope) for s in SLOPES.values())
     assert near(torch.autograd.functional.jvp(run, Z, W)[1], slope)  # two backward passes
@@ -259,10 +261,12 @@ def test_what_holds_no_memory_and_what_hides_in_an_argument_is_refused():
     plan = plan_of("euler_ancestral", 2)
     with forward_ad.dual_level():
         moving = forward_ad.make_dual(torch.ones(3).double(), torch.ones(3).double())
-        source = lambda row, k: Z * moving[:, None]  # noqa: E731
+        source = lambda row, k: Z * moving[:, None]
         for where, given in (
-            ("Sampler", {"noise_scale": moving}), ("Run: noise_source", {"noise_source": source}), ("Sampler", {"cond": {"label": moving}})
-        ):  # fmt: skip
+            ("Sampler", {"noise_scale": moving}),
+            ("Run: noise_source", {"noise_source": source}),
+            ("Sampler", {"cond": {"label": moving}}),
+        ):
             with pytest.raises(
                 RuntimeError, match=f"{where}: called under forward-mode differentiation"
             ):
@@ -314,10 +318,10 @@ def ops():
         (torch.ops.fastsample, torch.full((3,), 2)),
     )
     c = torch.linspace(0.5, 1.5, 12, dtype=torch.float64).view(1, 3, 4)
-    row = lambda x: (x, [x * 0.5] * at.dims.S, [x * x], at.f, at.i, rows, list(at.dims))  # noqa: E731
+    row = lambda x: (x, [x * 0.5] * at.dims.S, [x * x], at.f, at.i, rows, list(at.dims))
     rest = (None,) * 6 + ([], None, None, 0, None, False, None, None)
     band, star = torch.tensor([[0, 4]], dtype=torch.int32).expand(3, 2), torch.tensor([0, 2, 1, 0])
-    wide = lambda x: (x.sum(0) * torch.ones_like(c[0].T[:, :1]))[None]  # noqa: E731
+    wide = lambda x: (x.sum(0) * torch.ones_like(c[0].T[:, :1]))[None]
     return {
         "step": (lambda x: step(*row(x))[0], lambda x: o.step(*row(x), *rest)[0]),
         "moments": (
@@ -338,7 +342,7 @@ def ops():
 @pytest.mark.parametrize("name", ops())
 def test_derivatives_of_the_ops(name):
     f, op = ops()[name]
-    loss = lambda x: f(x).square().sum()  # noqa: E731
+    loss = lambda x: f(x).square().sum()
     slope, curve = central(f, Z, W), central(torch.func.grad(loss), Z, W)
     assert slope.abs().sum() > 0 and near(dual(f, Z, W), slope)
     for g in (f, op):
@@ -360,7 +364,7 @@ def test_clip_away_from_its_kink():
     plan = SOLVERS["euler"](MODEL, grids.uniform(SCHEDULE, 3), clip=0.4)
     run = lambda x: Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)(
         noise=x, trajectory=True
-    )[1]  # noqa: E731
+    )[1]
     slope = central(run, Z, W)
     assert near(dual(run, Z, W), slope)
     assert not near(

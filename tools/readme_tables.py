@@ -1,7 +1,9 @@
-"""Writes README's tables from bench/results/*.json, between `<!-- table: GROUPS -->` and `<!-- end -->`.
+"""Writes README's tables from bench/results/*.json, between `<!-- table: GROUPS -->` and `<!-- end
+-->`.
 
-GROUPS: benchmark groups, by commas, in the order of the table. For each machine the newest file that has them is shown, its date beneath.
-`--check` writes nothing and fails when README is out of step.
+GROUPS: benchmark groups, by commas, in the order of the table. For each machine the newest file
+that has them is shown, its date beneath. `--check` writes nothing and fails when README is out of
+step.
 """
 
 import argparse
@@ -31,7 +33,8 @@ def number(value):
 
 
 def measured(figure):
-    """ "12.3 x (11.9–12.8)": the median and, where there were several measurements, the quartiles."""
+    """ "12.3 x (11.9–12.8)": the median and, where there were several measurements, the "
+    "quartiles."""
     unit = f" {figure['unit']}" if figure["unit"] else ""
     spread = f" ({number(figure['q1'])}–{number(figure['q3'])})" if "q1" in figure else ""
     return number(figure["value"]) + unit + spread
@@ -56,7 +59,9 @@ def newest(records, group):
 
 
 def table(groups, records):
-    """The Markdown of one table, the machines and notes on missed targets beneath; a plain sentence when nothing was measured."""
+    """The Markdown of one table, the machines and notes on missed targets beneath; a plain sentence
+    when nothing was measured.
+    """
     shown = [
         (record, row)
         for group in groups
@@ -87,7 +92,9 @@ def plain(rows):
 
 
 def pivot(rows):
-    """One line a benchmark, one column a figure, where every benchmark has the same figures "case: figure"; None where not."""
+    """One line a benchmark, one column a figure, where every benchmark has the same figures "case:
+    figure"; None where not.
+    """
     names = [[f["what"].partition(": ")[2] for f in row["figures"]] for row in rows]
     if len(rows) < 2 or not all(names[0]) or any(other != names[0] for other in names):
         return None

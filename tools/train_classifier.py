@@ -1,9 +1,11 @@
-"""Train the judge of the embedded model: a classifier on Fashion-MNIST, and the statistics its Fréchet distance is measured against.
+"""Train the judge of the embedded model: a classifier on Fashion-MNIST, and the statistics its
+Fréchet distance is measured against.
 
     python tools/train_classifier.py                # about 4 minutes on 2 idle CPU cores
 
-Cross-entropy with label smoothing 0.05, shifts by up to 1 pixel and mirror images, AdamW, one cosine. The file holds the weights, and
-mean and covariance of the 64 features over the 60,000 training images as they are.
+Cross-entropy with label smoothing 0.05, shifts by up to 1 pixel and mirror images, AdamW, one
+cosine. The file holds the weights, and mean and covariance of the 64 features over the 60,000
+training images as they are.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from fastsample.models.classifier import Classifier, statistics
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image moved by -1..1 pixels both ways (the frame is background) and mirrored with probability 1/2.   [B,1,28,28]"""
+    """Each image moved by -1..1 pixels both ways (the frame is background) and mirrored with "
+    "probability 1/2.   [B,1,28,28]"""
     padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
     row, column = (
         torch.randint(0, 3, (2, len(images), 1), generator=generator) + torch.arange(28)[None, None]

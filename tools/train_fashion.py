@@ -3,10 +3,12 @@
     python tools/train_fashion.py --minutes 60                       # CPU or GPU, whichever is there
     python tools/train_fashion.py --resume                           # go on from the last checkpoint
 
-Loss: mean |F(c_in·x, c_noise, label) - F*|², x = x0 + sigma·eps, ln sigma ~ N(P_mean, P_std²) (Karras et al. 2022, eq. 8, unit weight).
-The run ends after --images or --minutes, whichever comes first; the learning rate follows the larger of the two fractions, so it always
-anneals to zero. The shipped weights are the running average (EMA) with a power-function profile (Karras et al. 2024, eq. 121).
-Data: the four idx files of Fashion-MNIST (Xiao et al. 2017; MIT licence), e.g. the Debian package dataset-fashion-mnist.
+Loss: mean |F(c_in·x, c_noise, label) - F*|², x = x0 + sigma·eps, ln sigma ~ N(P_mean, P_std²)
+(Karras et al. 2022, eq. 8, unit weight). The run ends after --images or --minutes, whichever comes
+first; the learning rate follows the larger of the two fractions, so it always anneals to zero. The
+shipped weights are the running average (EMA) with a power-function profile (Karras et al. 2024, eq.
+121). Data: the four idx files of Fashion-MNIST (Xiao et al. 2017; MIT licence), e.g. the Debian
+package dataset-fashion-mnist.
 """
 
 from __future__ import annotations
@@ -36,14 +38,17 @@ WEIGHTS = Path(__file__).parent.parent / "fastsample" / "models" / "weights"
 
 
 def load_split(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images float32 [N,1,28,28] in [-1,1] and labels int64 [N] of split "train" (60,000) or "t10k" (10,000)."""
+    """Images float32 [N,1,28,28] in [-1,1] and labels int64 [N] of split "train" (60,000) or "t10k"
+    (10,000).
+    """
     paths = [
         Path(folder) / f"{split}-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
     ]
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
-                f"load_split: no file {path}; --data names a folder with Fashion-MNIST's four .gz files"
+                f"load_split: no file {path}; --data names a folder with Fashion-MNIST's four .gz "
+                "files"
             )
     pixels = np.frombuffer(gzip.decompress(paths[0].read_bytes()), np.uint8, offset=16).reshape(
         -1, 1, 28, 28
@@ -63,7 +68,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
-    """sigma [count], one per stratum of the log-normal law: less noise in the loss than independent draws."""
+    """sigma [count], one per stratum of the log-normal law: less noise in the loss than independent
+    draws.
+    """
     u = (
         torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
     ) / count
@@ -73,7 +80,9 @@ def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
 def loss_of(
     net: FashionUNet, x0: torch.Tensor, label: torch.Tensor, sigma: torch.Tensor, eps: torch.Tensor
 ) -> torch.Tensor:
-    """mean |F - F*|² with F* the F that would make the denoiser return x0 (Karras et al. 2022, eq. 8)."""
+    """mean |F - F*|² with F* the F that would make the denoiser return x0 (Karras et al. 2022, eq.
+    8).
+    """
     s = sigma[:, None, None, None]
     x, s2, sd = x0 + s * eps, s * s + net.sigma_data**2, net.sigma_data
     target = (x0 - sd**2 / s2 * x) * s2.sqrt() / (s * sd)
@@ -99,7 +108,9 @@ def learning_rate(peak: float, step: int, progress: float) -> float:
 
 
 class Training:
-    """One run: the network, its average, the optimizer, and how far it has come. All of it goes into a checkpoint."""
+    """One run: the network, its average, the optimizer, and how far it has come. All of it goes
+    into a checkpoint.
+    """
 
     def __init__(
         self, args: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor
@@ -149,7 +160,9 @@ class Training:
         )
 
     def batch(self) -> tuple[torch.Tensor, ...]:
-        """x0, label, sigma, eps of this step. The order of an epoch depends on seed and epoch alone, so a resumed run goes on with it."""
+        """x0, label, sigma, eps of this step. The order of an epoch depends on seed and epoch
+        alone, so a resumed run goes on with it.
+        """
         count, per_epoch = self.args.batch, len(self.images) // self.args.batch
         if self.epoch != self.step // per_epoch:
             self.epoch = self.step // per_epoch
@@ -224,7 +237,8 @@ def train(args: argparse.Namespace) -> None:
     if args.resume:
         run.resume(args.checkpoint)
     print(
-        f"{sum(p.numel() for p in run.net.parameters()):,} parameters, sigma_data {run.net.sigma_data:.4f}, {run.device}",
+        f"{sum(p.numel() for p in run.net.parameters()):,} parameters, sigma_data "
+        f"{run.net.sigma_data:.4f}, {run.device}",
         flush=True,
     )
     running, saved = None, run.seconds
@@ -234,20 +248,23 @@ def train(args: argparse.Namespace) -> None:
         if run.step % 100 == 0:
             images, minutes = run.step * args.batch, run.seconds / 60
             print(
-                f"step {run.step}  images {images:,}  loss {running:.4f}  {minutes:.1f} min  {100 * run.progress:.1f} %",
+                f"step {run.step}  images {images:,}  loss {running:.4f}  {minutes:.1f} min  "
+                f"{100 * run.progress:.1f} %",
                 flush=True,
             )
         if run.seconds - saved > 60 * args.save_minutes:
             saved = run.seconds
             run.save(args.checkpoint)
             print(
-                f"step {run.step}  test loss of the average {validate(run.ema, *test, run.device):.5f}",
+                f"step {run.step}  test loss of the average "
+                f"{validate(run.ema, *test, run.device):.5f}",
                 flush=True,
             )
     loss = validate(run.ema, *test, run.device)
     run.export(args.out, loss)
     print(
-        f"wrote {args.out}: test loss {loss:.5f}, {run.step * args.batch:,} images, {run.seconds / 60:.1f} min",
+        f"wrote {args.out}: test loss {loss:.5f}, {run.step * args.batch:,} images, "
+        f"{run.seconds / 60:.1f} min",
         flush=True,
     )
 

@@ -1,4 +1,6 @@
-"""fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for k-diffusion's users. Each is a Run at heart."""
+"""fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for
+k-diffusion's users. Each is a Run at heart.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""FsScheduler: a Plan behind the contract of a diffusers scheduler (set_timesteps, timesteps, scale_model_input, step; diffusers 0.42).
+"""FsScheduler: a Plan behind the contract of a diffusers scheduler (set_timesteps, timesteps,
+scale_model_input, step; diffusers 0.42).
 
     pipe.scheduler = FsScheduler.from_config(pipe.scheduler)              # the pipeline's own solver and grid: the same pictures
     pipe.scheduler = FsScheduler.from_plan(fs.Plan.load("mine.fsplan"))   # a plan found for this model
@@ -50,7 +51,9 @@ from .diffusers_sources import (
 
 @dataclass
 class FsSchedulerOutput(BaseOutput):
-    """prev_sample [B,*]: the sample at the next timestep; pred_original_sample [B,*]: the data predicted here, if the source gives it."""
+    """prev_sample [B,*]: the sample at the next timestep; pred_original_sample [B,*]: the data
+    predicted here, if the source gives it.
+    """
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
@@ -59,42 +62,85 @@ class FsSchedulerOutput(BaseOutput):
 class FsScheduler(SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
-    source: the diffusers class whose solver, grid and state it takes over (diffusers_sources.SOURCES); every other argument is that class's
-    own. Defaults are DPMSolverMultistepScheduler's where classes differ, so prefer from_config. compat: "diffusers" for that class's own
-    grid (float32 levels, rounded labels, init_noise_sigma) and its deviations, None for exact ones; "auto", the default, becomes
-    "diffusers", or with a warning None where that cannot be reproduced (a single run that cannot be is exact, with a warning). plan: a
-    Plan as base64 text, in place of all that (from_plan).
+    source: the diffusers class whose solver, grid and state it takes over
+    (diffusers_sources.SOURCES); every other argument is that class's own. Defaults are
+    DPMSolverMultistepScheduler's where classes differ, so prefer from_config. compat: "diffusers"
+    for that class's own grid (float32 levels, rounded labels, init_noise_sigma) and its deviations,
+    None for exact ones; "auto", the default, becomes "diffusers", or with a warning None where that
+    cannot be reproduced (a single run that cannot be is exact, with a warning). plan: a Plan as
+    base64 text, in place of all that (from_plan).
 
-    step and set_timesteps take their arguments in the order of the source's own, as inspect.signature says; eta, generator and
-    variance_noise, timesteps and sigmas are taken by name from every source.
+    step and set_timesteps take their arguments in the order of the source's own, as
+    inspect.signature says; eta, generator and variance_noise, timesteps and sigmas are taken by
+    name from every source.
 
-    The state is float32 whatever the sample's dtype, see diffusers_loop. eta is DDIM's, taken from step(); other sources ignore it, as in
-    diffusers. Noise is drawn as there: torch.randn from `generator`, or torch's own generator without one. A thread that calls
-    set_timesteps has a loop of its own; one that never did is given the only loop there is, or a ValueError. A deep copy shares config,
-    plans and tables. Raises ValueError, TypeError or IndexError, one sentence, for whatever it cannot do.
+    The state is float32 whatever the sample's dtype, see diffusers_loop. eta is DDIM's, taken from
+    step(); other sources ignore it, as in diffusers. Noise is drawn as there: torch.randn from
+    `generator`, or torch's own generator without one. A thread that calls set_timesteps has a loop
+    of its own; one that never did is given the only loop there is, or a ValueError. A deep copy
+    shares config, plans and tables. Raises ValueError, TypeError or IndexError, one sentence, for
+    whatever it cannot do.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, *, beta_start: float = 0.0001, beta_end: float = 0.02, beta_schedule: str = "linear",
-        trained_betas: list[float] | None = None, prediction_type: str = "epsilon", timestep_spacing: str = "linspace",
-        steps_offset: int = 0, rescale_betas_zero_snr: bool = False, source: str = "DPMSolverMultistepScheduler",
+        self,
+        num_train_timesteps: int = 1000,
+        *,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        source: str = "DPMSolverMultistepScheduler",
         compat: str | None = "auto",
-        plan: str | None = None, solver_order: int = 2, algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint",
-        lower_order_final: bool = True, euler_at_final: bool = False, predict_x0: bool = True, solver_p: object = None,
+        plan: str | None = None,
+        solver_order: int = 2,
+        algorithm_type: str = "dpmsolver++",
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        predict_x0: bool = True,
+        solver_p: object = None,
         disable_corrector: list[int] = [],  # noqa: B006 (diffusers' own default; never written to)
-        use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, use_lu_lambdas: bool = False,
-        use_flow_sigmas: bool = False, flow_shift: float = 1.0, final_sigmas_type: str = "zero", lambda_min_clipped: float = -math.inf,
-        sigma_min: float | None = None, sigma_max: float | None = None, variance_type: str | None = None, thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0, clip_sample: bool = True, clip_sample_range: float = 1.0,
-        set_alpha_to_one: bool = True, interpolation_type: str = "linear", timestep_type: str = "discrete",
-        original_inference_steps: int = 50, timestep_scaling: float = 10.0, shift: float = 1.0, use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5, max_shift: float = 1.15, base_image_seq_len: int = 256, max_image_seq_len: int = 4096,
-        invert_sigmas: bool = False, shift_terminal: float | None = None, time_shift_type: str = "exponential",
-        stochastic_sampling: bool = False, skip_prk_steps: bool = False,
-    ):  # fmt: skip
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        final_sigmas_type: str = "zero",
+        lambda_min_clipped: float = -math.inf,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        variance_type: str | None = None,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        clip_sample: bool = True,
+        clip_sample_range: float = 1.0,
+        set_alpha_to_one: bool = True,
+        interpolation_type: str = "linear",
+        timestep_type: str = "discrete",
+        original_inference_steps: int = 50,
+        timestep_scaling: float = 10.0,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
+        skip_prk_steps: bool = False,
+    ):
         if compat not in ("auto", None, "diffusers") or (plan and compat == "diffusers"):
             accepted = "a plan is exact, None" if plan else "'auto', None or 'diffusers'"
             raise ValueError(f"FsScheduler: compat = {compat!r}; {accepted} is accepted")
@@ -111,15 +157,18 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
                     f"{why}; every run is exact instead, as with compat=None", stacklevel=3
                 )
 
-    # -- from something else -----------------------------------------------------------------------------------------------------------
+    # -- from something else -----------------------------------------------------------------------
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        """From any diffusers scheduler, or its config (or an FsScheduler's). source= puts another class's solver on the same schedule."""
+        """From any diffusers scheduler, or its config (or an FsScheduler's). source= puts another
+        class's solver on the same schedule.
+        """
         name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
         config = config.config if name else config
         if not isinstance(config, dict):
             raise TypeError(
-                f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its config is accepted"
+                f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its "
+                "config is accepted"
             )
         if config.keys() >= OURS and not hasattr(diffusers, name or config.get("_class_name", "")):
             kwargs.setdefault(
@@ -153,10 +202,12 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_plan(cls, plan: Plan, num_train_timesteps: int = 1000) -> FsScheduler:
-        """A scheduler that runs this plan, in as many steps as it has. The plan is kept in the config, so save_pretrained keeps it.
+        """A scheduler that runs this plan, in as many steps as it has. The plan is kept in the
+        config, so save_pretrained keeps it.
 
-        `timesteps`, `sigmas` and `mu` of set_timesteps then only have to have the plan's length: the plan is the schedule. Guidance is the
-        pipeline's: plans with branches are refused. Flow plans report use_flow_sigmas, so that pipelines leave sigmas to the scheduler.
+        `timesteps`, `sigmas` and `mu` of set_timesteps then only have to have the plan's length:
+        the plan is the schedule. Guidance is the pipeline's: plans with branches are refused. Flow
+        plans report use_flow_sigmas, so that pipelines leave sigmas to the scheduler.
         """
         text = base64.b64encode(checked_plan(plan).to_bytes()).decode()
         kind = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(
@@ -169,16 +220,23 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             plan=text,
         )
 
-    # -- the contract ------------------------------------------------------------------------------------------------------------------
+    # -- the contract ------------------------------------------------------------------------------
     @partial(AsSource, only_exact=("timesteps", "sigmas"))
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device=None, timesteps: list | None = None, sigmas: list | None = None,
-        mu: float | None = None, original_inference_steps: int | None = None, **others,
-    ) -> None:  # fmt: skip
+        self,
+        num_inference_steps: int | None = None,
+        device=None,
+        timesteps: list | None = None,
+        sigmas: list | None = None,
+        mu: float | None = None,
+        original_inference_steps: int | None = None,
+        **others,
+    ) -> None:
         """Compile the plan and start this thread's loop.
 
-        timesteps [n] or sigmas for every source: sigma/alpha, the level the run ends at included, [n+1]; on flow scale sigma before the
-        shift, [n]. mu: the dynamic shift of flow schedules; original_inference_steps: LCM's; others: what else the source's own takes.
+        timesteps [n] or sigmas for every source: sigma/alpha, the level the run ends at included,
+        [n+1]; on flow scale sigma before the shift, [n]. mu: the dynamic shift of flow schedules;
+        original_inference_steps: LCM's; others: what else the source's own takes.
         """
         if self._seen is not self._internal_dict:
             self._read()
@@ -203,14 +261,24 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @AsSource
     def step(
-        self, model_output: Tensor, timestep, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None = None,
-        variance_noise: Tensor | None = None, return_dict: bool = True, *, eta: float = 0.0, per_token_timesteps: Tensor | None = None,
+        self,
+        model_output: Tensor,
+        timestep,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        eta: float = 0.0,
+        per_token_timesteps: Tensor | None = None,
         **others,
-    ) -> FsSchedulerOutput | tuple:  # fmt: skip
-        """One step: [B,*] in, [B,*] out in the sample's dtype. timestep: the next of `timesteps`. variance_noise: in place of a draw.
+    ) -> FsSchedulerOutput | tuple:
+        """One step: [B,*] in, [B,*] out in the sample's dtype. timestep: the next of `timesteps`.
+        variance_noise: in place of a draw.
 
-        Of a source's own arguments (others) those that would change the step are refused. per_token_timesteps: all at the timestep; the
-        model output then has the other sign, as in diffusers.
+        Of a source's own arguments (others) those that would change the step are refused.
+        per_token_timesteps: all at the timestep; the model output then has the other sign, as in
+        diffusers.
         """
         loop = self._loops.get("step")
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
@@ -251,10 +319,13 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return (sample,) if data is None else (sample, data)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·original + sigma·noise at the timesteps; as diffusers, where a begin index was set, at it or the step that runs next."""
+        """alpha·original + sigma·noise at the timesteps; as diffusers, where a begin index was set,
+        at it or the step that runs next.
+        """
         if original_samples.shape != noise.shape:
             raise ValueError(
-                f"FsScheduler.add_noise: noise {list(noise.shape)}, samples {list(original_samples.shape)}; one shape is accepted"
+                f"FsScheduler.add_noise: noise {list(noise.shape)}, samples "
+                f"{list(original_samples.shape)}; one shape is accepted"
             )
         levels = (
             torch.tensor(v, device=noise.device, dtype=noise.dtype)
@@ -268,7 +339,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(sample, noise, timestep)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Where the run begins (img2img): the plan is compiled from there when the first step comes."""
+        """Where the run begins (img2img): the plan is compiled from there when the first step
+        comes.
+        """
         self._loops.get("set_begin_index").begin = int(begin_index)
 
     @property
@@ -283,14 +356,18 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def sigmas(self) -> Tensor:
-        """[calls + 1] float32: sigma/alpha at every call and at the end; sigma itself on flow scale."""
+        """[calls + 1] float32: sigma/alpha at every call and at the end; sigma itself on flow
+        scale.
+        """
         loop = self._loops.get("sigmas")
         sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
         return (sigma if self._scale == "flow" else sigma / alpha).float()
 
     @property
     def init_noise_sigma(self) -> float:
-        """What unit noise is multiplied by: plan.init_scale; 1 on flow scale, where the first step does it. compat: diffusers' rules."""
+        """What unit noise is multiplied by: plan.init_scale; 1 on flow scale, where the first step
+        does it. compat: diffusers' rules.
+        """
         plan = self.plan
         if plan is None or self._scale == "flow" or (not self._exact and self._scale != "sigma"):
             return 1.0
@@ -309,7 +386,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def order(self) -> int:
-        """Model calls a step (the pipelines' word): 2 for Heun, whose first step of 2n - 1 calls has one."""
+        """Model calls a step (the pipelines' word): 2 for Heun, whose first step of 2n - 1 calls
+        has one.
+        """
         return 2 if self._given is None and self.config.source == "HeunDiscreteScheduler" else 1
 
     @property
@@ -332,7 +411,9 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of this thread's loop, from its first timestep on; before set_timesteps the one that was given, or None."""
+        """The plan of this thread's loop, from its first timestep on; before set_timesteps the one
+        that was given, or None.
+        """
         return getattr(self._loops.get(), "plan", self._given)
 
     def __len__(self) -> int:
@@ -344,9 +425,11 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         twin.__dict__.update(self.__dict__, _loops=copy.deepcopy(self._loops, memo))
         return twin
 
-    # -- inside ------------------------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
     def _read(self) -> None:
-        """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample), and so does register_to_config."""
+        """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample),
+        and so does register_to_config.
+        """
         source, plan = self.config.source, self._given
         self._settings = (
             {}
@@ -390,7 +473,8 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
             return found
         if self._given is not None:
             raise ValueError(
-                f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are accepted"
+                f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are "
+                "accepted"
             )
         return trained_levels(
             self._scale, self._settings, timesteps.double().flatten().cpu().numpy()

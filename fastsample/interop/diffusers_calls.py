@@ -1,7 +1,9 @@
-"""How a source's methods are called: by the signature of the diffusers class's own, which inspect.signature answers with.
+"""How a source's methods are called: by the signature of the diffusers class's own, which
+inspect.signature answers with.
 
-The classes order what follows `sample` each in its own way (generator first, or eta, s_churn, return_dict), and so do their set_timesteps.
-Pipelines look there for eta, generator, timesteps and sigmas.
+The classes order what follows `sample` each in its own way (generator first, or eta, s_churn,
+return_dict), and so do their set_timesteps. Pipelines look there for eta, generator, timesteps and
+sigmas.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from .diffusers_loop import ROUNDING
 
 
 class AsSource:
-    """A method whose arguments stand where the source class's own has them; without a source, where the function has them.
+    """A method whose arguments stand where the source class's own has them; without a source, where
+    the function has them.
 
-    only_exact: keywords of ours that the signature lists behind the source's where the scheduler is exact. What is set on the scheduler
-    under the method's name hides it, as it hides any method.
+    only_exact: keywords of ours that the signature lists behind the source's where the scheduler is
+    exact. What is set on the scheduler under the method's name hides it, as it hides any method.
     """
 
     def __init__(self, function: Callable, only_exact: tuple[str, ...] = ()):
@@ -61,12 +64,14 @@ def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Call
             return function(self, *args, **given)
         if len(args) > len(places):
             raise TypeError(
-                f"FsScheduler.{name}: {len(args)} arguments by position; {source.__name__} takes {', '.join(places)}"
+                f"FsScheduler.{name}: {len(args)} arguments by position; {source.__name__} takes "
+                f"{', '.join(places)}"
             )
         for place, value in zip(places, args, strict=False):
             if place in given:
                 raise TypeError(
-                    f"FsScheduler.{name}: {place} was given twice; once, by position or by name, is accepted"
+                    f"FsScheduler.{name}: {place} was given twice; once, by position or by name, "
+                    "is accepted"
                 )
             given[place] = value
         return function(self, **given)
@@ -81,28 +86,37 @@ def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Call
 
 
 def check_set_timesteps(source: type | None, others: dict, exact: bool) -> None:
-    """TypeError for arguments that the source's set_timesteps does not know; exact: ValueError for its own not at their defaults."""
+    """TypeError for arguments that the source's set_timesteps does not know; exact: ValueError for
+    its own not at their defaults.
+    """
     known = {} if source is None else inspect.signature(source.set_timesteps).parameters
     for name, value in others.items():
         if name not in known:
             whose = "a plan" if source is None else source.__name__
-            raise TypeError(f"FsScheduler.set_timesteps: {name} is not known to {whose}; {', '.join([*known][1:]) or 'a number of steps'}"
-                            " is accepted")  # fmt: skip
+            raise TypeError(
+                f"FsScheduler.set_timesteps: {name} is not known to {whose}; {', '.join([*known][1:]) or 'a number of steps'}"
+                " is accepted"
+            )
         if exact and value != known[name].default:
             raise ValueError(
-                f"FsScheduler.set_timesteps: {name} = {value!r}; {known[name].default!r}, or compat='diffusers', is accepted"
+                f"FsScheduler.set_timesteps: {name} = {value!r}; {known[name].default!r}, or "
+                "compat='diffusers', is accepted"
             )
 
 
 def check_step(eta, generator, variance_noise) -> float:
-    """eta as a float; TypeError for one that is no number, and for a generator or a noise that is none: arguments out of place."""
+    """eta as a float; TypeError for one that is no number, and for a generator or a noise that is
+    none: arguments out of place.
+    """
     if generator is not None and not isinstance(generator, (torch.Generator, list, tuple)):
         raise TypeError(
-            f"FsScheduler.step: generator is {_words(generator)}; a torch.Generator, a list of them or None is accepted"
+            f"FsScheduler.step: generator is {_words(generator)}; a torch.Generator, a list of "
+            "them or None is accepted"
         )
     if variance_noise is not None and not isinstance(variance_noise, Tensor):
         raise TypeError(
-            f"FsScheduler.step: variance_noise is {_words(variance_noise)}; a tensor of the sample's shape or None is accepted"
+            f"FsScheduler.step: variance_noise is {_words(variance_noise)}; a tensor of the "
+            "sample's shape or None is accepted"
         )
     if eta.__class__ is float:
         return eta
@@ -110,21 +124,25 @@ def check_step(eta, generator, variance_noise) -> float:
         isinstance(eta, Real) or (isinstance(eta, Tensor) and eta.numel() == 1)
     ):
         raise TypeError(
-            f"FsScheduler.step: eta is {_words(eta)}; a number is accepted, and a generator as generator="
+            f"FsScheduler.step: eta is {_words(eta)}; a number is accepted, and a generator as "
+            "generator="
         )
     return float(eta)
 
 
 def check_others(others: dict, source: str, clipped: bool) -> None:
-    """What else a class's step takes: at its default, or where it changes nothing; ValueError or TypeError otherwise.
+    """What else a class's step takes: at its default, or where it changes nothing; ValueError or
+    TypeError otherwise.
 
-    Nothing is changed by the settings of churn without churn, by churn in FlowMatchEuler, which has none, and by use_clipped_model_output
-    unless clipped.
+    Nothing is changed by the settings of churn without churn, by churn in FlowMatchEuler, which has
+    none, and by use_clipped_model_output unless clipped.
     """
     for name, value in others.items():
         if name not in NEUTRAL:
-            raise TypeError(f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, return_dict and what the source's own"
-                            " step takes are accepted")  # fmt: skip
+            raise TypeError(
+                f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, return_dict and what the source's own"
+                " step takes are accepted"
+            )
         idle = (
             name in CHURN
             or (name == "s_churn" and source.startswith("FlowMatch"))
@@ -132,30 +150,36 @@ def check_others(others: dict, source: str, clipped: bool) -> None:
         )
         if _is_generator(value):
             raise TypeError(
-                f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a generator as generator="
+                f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a "
+                "generator as generator="
             )
         if value is not None and not idle and value != NEUTRAL[name]:
             raise ValueError(
-                f"FsScheduler.step: {name} = {_words(value)} of {source} is not reproduced; {NEUTRAL[name]} is accepted"
+                f"FsScheduler.step: {name} = {_words(value)} of {source} is not reproduced; "
+                f"{NEUTRAL[name]} is accepted"
             )
 
 
 def check_tokens(per_token: Tensor, timestep) -> None:
-    """Every token at the timestep, or a ValueError: a plan has one noise level for the whole sample."""
+    """Every token at the timestep, or a ValueError: a plan has one noise level for the whole
+    sample.
+    """
     at = float(timestep)
     if not isinstance(per_token, Tensor):
         raise TypeError(
-            f"FsScheduler.step: per_token_timesteps is {_words(per_token)}; a tensor, or None, and generator= are accepted"
+            f"FsScheduler.step: per_token_timesteps is {_words(per_token)}; a tensor, or None, and "
+            "generator= are accepted"
         )
     low, high = (float(v) for v in per_token.aminmax())
     if max(abs(low - at), abs(high - at)) > ROUNDING * max(1.0, abs(at)):
         raise ValueError(
-            f"FsScheduler.step: per_token_timesteps from {low:g} to {high:g} at timestep {at:g} are not reproduced; the timestep for every"
+            f"FsScheduler.step: per_token_timesteps from {low:g} to {high:g} at timestep {at:g} "
+            "are not reproduced; the timestep for every"
             " token is accepted"
         )
 
 
-# -- inside ------------------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 CHURN = ("s_tmin", "s_tmax", "s_noise")  # what s_churn reads, and nothing else
 NEUTRAL = {
     "use_clipped_model_output": False,

@@ -1,4 +1,6 @@
-"""A config becomes a plan: its points, the model's words, the solver with its arguments. No torch, no diffusers."""
+"""A config becomes a plan: its points, the model's words, the solver with its arguments. No torch,
+no diffusers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ FULL_ORDER_FROM = (
     15  # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
 )
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
-SHORTEST = 1e-12  # of a level, or of one index of the table: what a step of length 0 becomes, since solvers divide by its length
+# of a level, or of one index of the table: what a step of length 0 becomes, since solvers divide by
+# its length
+SHORTEST = 1e-12
 CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
 
 
@@ -68,12 +72,15 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
         )  # of which sigma scale reads the ends
     except ValueError as error:
         raise ValueError(
-            f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None is accepted"
+            f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None "
+            "is accepted"
         ) from None
 
 
 def peer_layout(source: str, config: dict, peer) -> Points:
-    """Levels and labels as `peer`, the class itself after its set_timesteps, has them, on its table. ValueError where no plan has."""
+    """Levels and labels as `peer`, the class itself after its set_timesteps, has them, on its
+    table. ValueError where no plan has.
+    """
     labels = np.asarray(peer.timesteps.cpu(), dtype=np.float64)
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
     levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64) if hasattr(peer, "sigmas") else None
@@ -99,7 +106,8 @@ def peer_layout(source: str, config: dict, peer) -> Points:
         )
     if not (np.diff(grid) < 0.0).all():
         raise ValueError(
-            f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 there; compat=None is accepted"
+            f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 "
+            "there; compat=None is accepted"
         )
     return Points(grid, labels, schedule, whole)
 
@@ -107,9 +115,11 @@ def peer_layout(source: str, config: dict, peer) -> Points:
 def plan(
     source: str, config: dict, at: Points, *, first: int = 0, eta: float = 0.0, compat: bool = False
 ) -> Plan:
-    """The plan of a class with this config on these points, from grid point `first` on (the state already stands there).
+    """The plan of a class with this config on these points, from grid point `first` on (the state
+    already stands there).
 
-    compat: as diffusers has it, half weight in the third-order term, the unclipped direction and the fixed stride of DDIM included.
+    compat: as diffusers has it, half weight in the third-order term, the unclipped direction and
+    the fixed stride of DDIM included.
     """
     grid, labels = at.grid[first:], at.labels[first:]
     solver, words = _solver(source, config, len(at.labels), first, eta, compat)
@@ -126,7 +136,9 @@ def plan(
 
 
 def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
-    """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise by 0; None if it never draws so."""
+    """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise
+    by 0; None if it never draws so.
+    """
     if source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith(
         "sde"
     ):
@@ -137,11 +149,12 @@ def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
     }.get(source)
 
 
-# -- inside ------------------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 def _model(
     source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None
 ) -> Model:
-    """The model's words. Its time is the label at each point: a rule where one fits, else a lookup."""
+    """The model's words. Its time is the label at each point: a rule where one fits, else a "
+    "lookup."""
 
     def told(t: np.ndarray) -> np.ndarray:
         return np.interp(t, grid[-2::-1], labels[::-1])
@@ -178,7 +191,9 @@ def _model(
 
 
 def _solver(name: str, config: dict, steps: int, first: int, eta: float, compat: bool):
-    """(maker, its arguments) of a class; steps (model calls) and first as the whole run counts them."""
+    """(maker, its arguments) of a class; steps (model calls) and first as the whole run counts
+    them.
+    """
     size = config["num_train_timesteps"]
     if name == "PNDMScheduler":
         return plms, {"stride": size // (steps - (steps > 1))} if compat else {"first": first}

@@ -1,6 +1,8 @@
-"""Flow sigmas as diffusers' configs name them, in float64: x = (1 - sigma) x0 + sigma eps. Pure data: no torch, no diffusers.
+"""Flow sigmas as diffusers' configs name them, in float64: x = (1 - sigma) x0 + sigma eps. Pure
+data: no torch, no diffusers.
 
-sigma = shift·s / (1 + (shift-1) s) (Esser et al. 2024, arXiv:2403.03206, eq. 23) from the class's own s, or a given one; labels T·sigma.
+sigma = shift·s / (1 + (shift-1) s) (Esser et al. 2024, arXiv:2403.03206, eq. 23) from the class's
+own s, or a given one; labels T·sigma.
 """
 
 from __future__ import annotations
@@ -31,16 +33,18 @@ def flow_points(
     sigmas=None,
     mu: float | None = None,
 ) -> Points:
-    """The grid of `steps` steps, or of the given s [n] (sigmas; a last 0 may stand or not), or of timesteps [n]. The end is 0.
+    """The grid of `steps` steps, or of the given s [n] (sigmas; a last 0 may stand or not), or of
+    timesteps [n]. The end is 0.
 
-    FlowMatchEuler's s already runs down to the shifted 1/T, so its shift enters twice there: that is the grid published results use.
-    Timesteps given alone are levels, sigma = t/T, not shifted; given beside sigmas (FlowMatchEuler) they are the labels. mu: the dynamic
-    shift.
+    FlowMatchEuler's s already runs down to the shifted 1/T, so its shift enters twice there: that
+    is the grid published results use. Timesteps given alone are levels, sigma = t/T, not shifted;
+    given beside sigmas (FlowMatchEuler) they are the labels. mu: the dynamic shift.
     """
     size = config["num_train_timesteps"]
     if config.get("final_sigmas_type", "zero") != "zero":
         raise ValueError(
-            "FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; 'zero' is accepted"
+            "FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; "
+            "'zero' is accepted"
         )
     given = None if sigmas is None else falling("sigmas", sigmas, 1.0)
     if given is not None and len(given) > 1 and given[-1] == 0.0:
@@ -74,12 +78,15 @@ def _own(family: Family, config: dict, n: int) -> np.ndarray:
 
 
 def _shift(family: Family, config: dict, mu: float | None) -> float:
-    """The factor of the shift: shift or flow_shift; with dynamic shifting e^mu, or mu where time_shift_type is linear."""
+    """The factor of the shift: shift or flow_shift; with dynamic shifting e^mu, or mu where
+    time_shift_type is linear.
+    """
     if not config["use_dynamic_shifting"]:
         return config["shift" if family.flow == "match" else "flow_shift"]
     if mu is None or not math.isfinite(mu):
         raise ValueError(
-            f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a number is accepted"
+            f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a number is "
+            "accepted"
         )
     return mu if config["time_shift_type"] == "linear" else math.exp(mu)
 

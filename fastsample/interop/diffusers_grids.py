@@ -1,4 +1,5 @@
-"""The times, noise levels and labels that a diffusers scheduler's config stands for, in float64. Pure data: no torch, no diffusers.
+"""The times, noise levels and labels that a diffusers scheduler's config stands for, in float64.
+Pure data: no torch, no diffusers.
 
 A scheduler of diffusers 0.42 keeps its state on one of three scales:
 
@@ -6,13 +7,15 @@ A scheduler of diffusers 0.42 keeps its state on one of three scales:
     sigma    x = x0 + sigma eps                               Euler, EulerAncestral, Heun           grid: sigma
     flow     x = (1 - sigma) x0 + sigma eps                   FlowMatchEuler; use_flow_sigmas       grid: sigma (diffusers_flow)
 
-The functions give the grid [n+1] from noise to data on those scales, and the labels [n] that the model is told at its first n points: the
-scheduler's own rule, with three differences. A label and its level belong together, so a label keeps its fraction where diffusers rounds it
-(Karras) or cuts it off (exponential, beta, flow). Where diffusers repeats a level, a step of length 0, the rule is asked for one more
-point. One step starts at the noise end. (With compat="diffusers" FsScheduler asks diffusers itself for grid and labels.)
+The functions give the grid [n+1] from noise to data on those scales, and the labels [n] that the
+model is told at its first n points: the scheduler's own rule, with three differences. A label and
+its level belong together, so a label keeps its fraction where diffusers rounds it (Karras) or cuts
+it off (exponential, beta, flow). Where diffusers repeats a level, a step of length 0, the rule is
+asked for one more point. One step starts at the noise end. (With compat="diffusers" FsScheduler
+asks diffusers itself for grid and labels.)
 
-Spacing rules: Lin et al. 2024 (arXiv:2305.08891, table 2), Karras et al. 2022 (2206.00364, eq. 5), Lee et al. 2024 (2407.12173, beta),
-Luo et al. 2023 (2310.04378, distilled).
+Spacing rules: Lin et al. 2024 (arXiv:2305.08891, table 2), Karras et al. 2022 (2206.00364, eq. 5),
+Lee et al. 2024 (2407.12173, beta), Luo et al. 2023 (2310.04378, distilled).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import numpy as np
 from ..schedules import DiscreteVP
 
 TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
-SAME = 1e-9  # times or levels closer than this are one point: float64 rounding of the conversions is 1e-13
+# times or levels closer than this are one point: float64 rounding of the conversions is 1e-13
+SAME = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ class Family:
 
 @dataclass(frozen=True)
 class Points:
-    """grid [n+1] in the scale's own variable, noise to data; labels [n]; schedule: the table they stand on; whole: the labels are."""
+    """grid [n+1] in the scale's own variable, noise to data; labels [n]; schedule: the table they
+    stand on; whole: the labels are.
+    """
 
     grid: np.ndarray
     labels: np.ndarray
@@ -57,10 +63,12 @@ class Points:
 
 
 def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
-    """The table of alphas_cumprod that beta_schedule, beta_start, beta_end and num_train_timesteps, or trained_betas, name.
+    """The table of alphas_cumprod that beta_schedule, beta_start, beta_end and num_train_timesteps,
+    or trained_betas, name.
 
-    With rescale_betas_zero_snr its last entry is 0; finite, for the sigma scale: 2^-24 there as diffusers has it (sigma/alpha = 4096), or
-    less where the entry before is less already, as it is with linear betas.
+    With rescale_betas_zero_snr its last entry is 0; finite, for the sigma scale: 2^-24 there as
+    diffusers has it (sigma/alpha = 4096), or less where the entry before is less already, as it is
+    with linear betas.
     """
     kind, size, low, high = (
         config[key] for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end")
@@ -69,7 +77,8 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
         betas = np.asarray(config["trained_betas"], dtype=np.float64)
         if betas.ndim != 1 or not ((betas > 0.0) & (betas < 1.0)).all():
             raise ValueError(
-                f"FsScheduler: trained_betas has shape {list(betas.shape)}; one axis of numbers inside (0, 1) is accepted"
+                f"FsScheduler: trained_betas has shape {list(betas.shape)}; one axis of numbers "
+                "inside (0, 1) is accepted"
             )
         table = DiscreteVP(np.cumprod(1.0 - betas))
     elif kind == "squaredcos_cap_v2":
@@ -101,7 +110,9 @@ def points(
     timesteps=None,
     sigmas=None,
 ) -> Points:
-    """vp and sigma: the grid of `steps` steps, or of these timesteps [n], or of these sigmas/alphas [n+1], their end included."""
+    """vp and sigma: the grid of `steps` steps, or of these timesteps [n], or of these sigmas/alphas
+    [n+1], their end included.
+    """
     steps = count(
         steps,
         None if timesteps is None else len(timesteps),
@@ -110,7 +121,8 @@ def points(
     converted = next((key for key in CONVERSIONS if config.get(key)), None)
     if timesteps is not None and (sigmas is not None or converted):
         raise ValueError(
-            f"FsScheduler.set_timesteps: timesteps were given beside {converted or 'sigmas'}; one of the two is accepted"
+            f"FsScheduler.set_timesteps: timesteps were given beside {converted or 'sigmas'}; one "
+            "of the two is accepted"
         )
     if sigmas is not None:
         levels = falling("sigmas", sigmas, math.inf)
@@ -137,7 +149,9 @@ def points(
 def distilled_points(
     config: dict, steps: int | None, timesteps=None, original_steps: int | None = None
 ) -> Points:
-    """LCM: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly from the noisiest, or these; then no noise."""
+    """LCM: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly from the
+    noisiest, or these; then no noise.
+    """
     size, original = (
         config["num_train_timesteps"],
         original_steps or config["original_inference_steps"],
@@ -149,14 +163,15 @@ def distilled_points(
     steps = count(steps)
     if not steps <= original <= size:
         raise ValueError(
-            f"FsScheduler.set_timesteps: {steps} steps of {original} original ones of {size}; steps <= original <= {size} is accepted"
+            f"FsScheduler.set_timesteps: {steps} steps of {original} original ones of {size}; "
+            f"steps <= original <= {size} is accepted"
         )
     taught = np.arange(original, 0, -1) * (size // original) - 1.0
     times = taught[np.floor(np.linspace(0, original, num=steps, endpoint=False)).astype(int)]
     return checked(np.append(times, -1.0), times)
 
 
-# -- conversions: (lowest level, highest level, n) -> n falling levels -------------------------------------------------------
+# -- conversions: (lowest level, highest level, n) -> n falling levels -----------------------------
 def _karras(low: float, high: float, n: int) -> np.ndarray:
     return np.linspace(high ** (1 / 7.0), low ** (1 / 7.0), n) ** 7.0
 
@@ -179,7 +194,7 @@ CONVERSIONS = {
 }
 
 
-# -- inside ------------------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 def _first(
     family: Family,
     config: dict,
@@ -248,7 +263,8 @@ def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarr
     )
     if not 0.0 < low < high < math.inf:
         raise ValueError(
-            f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < highest, are accepted"
+            f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < "
+            "highest, are accepted"
         )
     return CONVERSIONS[key](low, high, n)
 
@@ -271,7 +287,9 @@ def levels_of(schedule: DiscreteVP) -> np.ndarray:
 
 
 def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:
-    """Times of the table at these levels of sigma/alpha, log-linear between entries; whole where rounding alone makes the difference."""
+    """Times of the table at these levels of sigma/alpha, log-linear between entries; whole where
+    rounding alone makes the difference.
+    """
     with np.errstate(divide="ignore"):
         times = schedule.time(-np.log(np.minimum(levels, levels_of(schedule)[-1])))
     whole = np.round(times)
@@ -288,7 +306,8 @@ def count(*given: int | None) -> int:
             )
     if len(counts) != 1:
         raise ValueError(
-            f"FsScheduler.set_timesteps: steps {sorted(counts) or None} were asked; one number of steps, or one list, is accepted"
+            f"FsScheduler.set_timesteps: steps {sorted(counts) or None} were asked; one number of "
+            "steps, or one list, is accepted"
         )
     return int(counts.pop())
 
@@ -304,7 +323,8 @@ def falling(what: str, values, top: float) -> np.ndarray:
         or not (np.diff(values) < 0.0).all()
     ):
         raise ValueError(
-            f"FsScheduler.set_timesteps: {what} {values.tolist()!r:.60}; strictly falling numbers from {top:g} down to 0 are accepted"
+            f"FsScheduler.set_timesteps: {what} {values.tolist()!r:.60}; strictly falling numbers "
+            f"from {top:g} down to 0 are accepted"
         )
     return np.minimum(values, top)
 
@@ -314,6 +334,7 @@ def checked(grid: np.ndarray, labels: np.ndarray) -> Points:
     if not falls.all():
         at = int(np.argmin(falls))
         raise ValueError(
-            f"FsScheduler.set_timesteps: point {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; a falling grid is accepted"
+            f"FsScheduler.set_timesteps: point {at + 1} is {grid[at + 1]:g} after {grid[at]:g}; a "
+            "falling grid is accepted"
         )
     return Points(grid, labels)

@@ -1,10 +1,13 @@
-"""Loop: one sampling loop of an FsScheduler, a Run that is handed the sample at every step and hands it back. Loops: one for every thread.
+"""Loop: one sampling loop of an FsScheduler, a Run that is handed the sample at every step and
+hands it back. Loops: one for every thread.
 
-The state x is float32 (float64 for a float64 sample) whatever the sample's dtype. A pipeline that hands back the very tensor it was given,
-unwritten, goes on from that state and not from its half-precision copy; any other tensor becomes the new state. History is kept then: a
-multistep solver goes on with its earlier predictions, and where a method comes back to an earlier x (Heun's base, UniPC's corrected x),
-that x is a combination of the state and the predictions, so an edit of the sample moves it by a matching amount. (diffusers keeps such an x
-in the scheduler instead, and an edit is lost there.)
+The state x is float32 (float64 for a float64 sample) whatever the sample's dtype. A pipeline that
+hands back the very tensor it was given, unwritten, goes on from that state and not from its
+half-precision copy; any other tensor becomes the new state. History is kept then: a multistep
+solver goes on with its earlier predictions, and where a method comes back to an earlier x (Heun's
+base, UniPC's corrected x), that x is a combination of the state and the predictions, so an edit of
+the sample moves it by a matching amount. (diffusers keeps such an x in the scheduler instead, and
+an edit is lost there.)
 """
 
 from __future__ import annotations
@@ -32,19 +35,31 @@ ROUNDING = 1e-6  # relative: a timestep went through float32
 class Loop:
     """One run through a plan, or through the plan from a later grid point on.
 
-    plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64 timesteps, else float32.
-    calls_per_point: 2 for Heun, whose first point has 1. compat: the points are diffusers' own. unit: the pipeline begins with unit noise,
-    and without compat init_scale is for the first step to multiply it by (flow pipelines know no init_noise_sigma). timesteps [calls];
-    alpha, sigma [calls + 1] of x at every call and at the end. draws(label, eta): a step that draws even where its row has no noise.
+    plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64
+    timesteps, else float32. calls_per_point: 2 for Heun, whose first point has 1. compat: the
+    points are diffusers' own. unit: the pipeline begins with unit noise, and without compat
+    init_scale is for the first step to multiply it by (flow pipelines know no init_noise_sigma).
+    timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the end. draws(label,
+    eta): a step that draws even where its row has no noise.
 
-    A first sample was made by add_noise where this loop took anything to its first level before its first step: pipelines pack, cast and
-    cut what add_noise gave them, so the tensor itself cannot say.
+    A first sample was made by add_noise where this loop took anything to its first level before its
+    first step: pipelines pack, cast and cut what add_noise gave them, so the tensor itself cannot
+    say.
     """
 
     def __init__(
-        self, plan: Plan, compile: Callable[[int, float], Plan], whole: bool, *, calls_per_point: int = 1, device=None,
-        preview: bool = True, compat: bool = False, unit: bool = False, draws: Callable[[float, float], bool] | None = None,
-    ):  # fmt: skip
+        self,
+        plan: Plan,
+        compile: Callable[[int, float], Plan],
+        whole: bool,
+        *,
+        calls_per_point: int = 1,
+        device=None,
+        preview: bool = True,
+        compat: bool = False,
+        unit: bool = False,
+        draws: Callable[[float, float], bool] | None = None,
+    ):
         self._draws_at = draws
         self.compat, self.plan, self._compile, self._per_point, self._preview = (
             compat,
@@ -87,18 +102,23 @@ class Loop:
         return twin
 
     def find(self, timestep: int | float | Tensor | None) -> int:
-        """Index of the step that comes next: the running one, else the begin index the pipeline set, else that of the timestep."""
+        """Index of the step that comes next: the running one, else the begin index the pipeline
+        set, else that of the timestep.
+        """
         if self.index is not None or self.begin is not None:
             return self.begin if self.index is None else self.index
         at = 0 if timestep is None else self.where(timestep)
         if at is None:
             raise ValueError(
-                f"FsScheduler: timestep {_number(timestep):g} is not in the schedule; scheduler.timesteps are accepted: {self._words()}"
+                f"FsScheduler: timestep {_number(timestep):g} is not in the schedule; "
+                f"scheduler.timesteps are accepted: {self._words()}"
             )
         return at
 
     def factor(self, at: int) -> float:
-        """What a sample that comes to step `at` is multiplied by: init_scale where a run begins with a pipeline's unit noise, else 1."""
+        """What a sample that comes to step `at` is multiplied by: init_scale where a run begins
+        with a pipeline's unit noise, else 1.
+        """
         return self._factor if at == 0 and not self._noised else 1.0
 
     def input_scale(self, timestep: int | float | Tensor | None) -> float:
@@ -107,8 +127,9 @@ class Loop:
         return float(self._scales[at]) * self.factor(at)
 
     def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was set, at it or the running step, else at
-        the timesteps; None if one of them is not of this loop."""
+        """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was
+        set, at it or the running step, else at the timesteps; None if one of them is not of this
+        loop."""
         if by_index and self.begin is not None:
             at = [self.find(None)] * timesteps.numel()
         else:
@@ -121,7 +142,9 @@ class Loop:
     def step(
         self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """(next sample, predicted data or None), in the sample's dtype; draw() gives one noise tensor."""
+        """(next sample, predicted data or None), in the sample's dtype; draw() gives one noise
+        tensor.
+        """
         with (
             self._lock,
             torch.inference_mode(False),
@@ -132,7 +155,8 @@ class Loop:
                 self._start(model_output, timestep, sample, eta)
             elif eta != self._eta:
                 raise ValueError(
-                    f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run is accepted"
+                    f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run "
+                    "is accepted"
                 )
             elif not self._is_ours(sample):
                 self._run.x = self._begun(sample, self.index)
@@ -146,7 +170,8 @@ class Loop:
                 and not _drawing.drawn
                 and self._draws_at(self._labels[self.index], eta)
             ):
-                draw()  # and leaves the generator where the source does, for whatever is drawn from it next
+                # and leaves the generator where the source does, for whatever is drawn from it next
+                draw()
             self.index += 1
             if (
                 self._run.done or sample.device.type == "cpu"
@@ -154,7 +179,7 @@ class Loop:
                 self._refuse_non_finite()
             return self._hand_back(sample.dtype)
 
-    # -- inside ------------------------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
     def _start(self, model_output: Tensor, timestep, sample: Tensor, eta: float) -> None:
         at = self.find(timestep)
         point = (at + self._per_point - 1) // self._per_point
@@ -174,7 +199,9 @@ class Loop:
         self._run, self._eta, self._draws, self.index = run, eta, Draws(plan), at
 
     def _begun(self, sample: Tensor, at: int) -> Tensor:
-        """The sample that comes to step `at` as the state there, not rounded to half precision again."""
+        """The sample that comes to step `at` as the state there, not rounded to half precision
+        again.
+        """
         factor = self.factor(at)
         return (
             sample
@@ -183,43 +210,54 @@ class Loop:
         )
 
     def _check(self, model_output: Tensor, timestep, sample: Tensor) -> None:
-        """What must fit before a kernel runs. A timestep on another device is trusted where reading it would wait for that device."""
+        """What must fit before a kernel runs. A timestep on another device is trusted where reading
+        it would wait for that device.
+        """
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(
-                    f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *] is accepted"
+                    f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *] is "
+                    "accepted"
                 )
             if value.requires_grad:
                 raise RuntimeError(
-                    f"FsScheduler.step: {name} requires grad and a step keeps none; detach it, or use torch.no_grad()"
+                    f"FsScheduler.step: {name} requires grad and a step keeps none; detach it, or "
+                    "use torch.no_grad()"
                 )
         if model_output.shape != sample.shape or model_output.device != sample.device:
             got, want = (f"{list(v.shape)} on {v.device}" for v in (model_output, sample))
             raise ValueError(
-                f"FsScheduler.step: model_output is {got} for a sample of {want}; only that is accepted, nothing is broadcast"
+                f"FsScheduler.step: model_output is {got} for a sample of {want}; only that is "
+                "accepted, nothing is broadcast"
             )
         transforms.refuse("FsScheduler.step", model_output, sample)
         expected = self.find(timestep)
         if not 0 <= expected < len(self):
             raise IndexError(
-                f"FsScheduler.step: step {expected} of {len(self)} timesteps; set_timesteps starts again, a begin index inside is accepted"
+                f"FsScheduler.step: step {expected} of {len(self)} timesteps; set_timesteps starts "
+                "again, a begin index inside is accepted"
             )
         if self._run is not None and sample.shape != self._run.x.shape:
             raise ValueError(
-                f"FsScheduler.step: sample is {list(sample.shape)} after {list(self._run.x.shape)}; one shape for the whole run is accepted"
+                f"FsScheduler.step: sample is {list(sample.shape)} after "
+                f"{list(self._run.x.shape)}; one shape for the whole run is accepted"
             )
         if self.where(timestep, expected) != expected:
             raise ValueError(
-                f"FsScheduler.step: timestep {_number(timestep):g} is out of order; {self._labels[expected]:g} is next, of {self._words()}"
+                f"FsScheduler.step: timestep {_number(timestep):g} is out of order; "
+                f"{self._labels[expected]:g} is next, of {self._words()}"
             )
 
     def where(self, timestep: int | float | Tensor, expected: int | None = None) -> int | None:
-        """Index of a timestep, or None. A view of our own tensor says where it stands without being read."""
+        """Index of a timestep, or None. A view of our own tensor says where it stands without being
+        read.
+        """
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1:
                 raise ValueError(
-                    f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the whole batch is accepted"
+                    f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the "
+                    "whole batch is accepted"
                 )
             if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
                 return timestep.storage_offset() - self.timesteps.storage_offset()
@@ -251,8 +289,10 @@ class Loop:
     def _refuse_non_finite(self) -> None:
         bad = self._run.status().nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no longer finite after timestep"
-                             f" {self._labels[self.index - 1]:g}; finite model outputs are needed")  # fmt: skip
+            raise ValueError(
+                f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no longer finite after timestep"
+                f" {self._labels[self.index - 1]:g}; finite model outputs are needed"
+            )
 
     def _words(self) -> str:
         shown = [f"{t:g}" for t in self._labels]
@@ -283,7 +323,8 @@ class Loops:
 
     def get(self, what: str | None = None) -> Loop | None:
         """The loop; where there is none, None, or a ValueError that says `what` needs one."""
-        if torch.jit.is_tracing():  # levels and scales are looked up by number, which a trace would keep for every later input
+        # levels and scales are looked up by number, which a trace would keep for every later input
+        if torch.jit.is_tracing():
             transforms.refuse("FsScheduler" if what is None else f"FsScheduler.{what}")
         loop = getattr(self._local, "loop", None)
         if loop is not None:
@@ -292,7 +333,8 @@ class Loops:
             loops = list(self._all)
         if len(loops) > 1:
             raise ValueError(
-                f"FsScheduler: {len(loops)} other threads have a loop and this one has none; call set_timesteps in the thread that steps"
+                f"FsScheduler: {len(loops)} other threads have a loop and this one has none; call "
+                "set_timesteps in the thread that steps"
             )
         if not loops and what is not None:
             raise ValueError(
@@ -303,7 +345,9 @@ class Loops:
 
 @lru_cache(maxsize=32)
 def _unscaled(plan: Plan) -> Plan:
-    """The plan without input scales: a pipeline scales its own model input, so the run need not write one."""
+    """The plan without input scales: a pipeline scales its own model input, so the run need not
+    write one.
+    """
     return plan if (plan.c == 1.0).all() else replace(plan, c=np.ones_like(plan.c))
 
 
@@ -311,7 +355,9 @@ _drawing = threading.local()
 
 
 def _drawn(row: int, name: int) -> Tensor:
-    """A Run's noise source: what the step now running in this thread draws. It holds no state, so copies of a run do not share one."""
+    """A Run's noise source: what the step now running in this thread draws. It holds no state, so
+    copies of a run do not share one.
+    """
     _drawing.drawn = True
     return _drawing.draw(name)
 
@@ -321,5 +367,6 @@ def _number(timestep: int | float | Tensor) -> float:
         return float(timestep)
     except (TypeError, ValueError):
         raise TypeError(
-            f"FsScheduler: timestep is a {type(timestep).__name__}; one of scheduler.timesteps is accepted"
+            f"FsScheduler: timestep is a {type(timestep).__name__}; one of scheduler.timesteps is "
+            "accepted"
         ) from None

@@ -1,4 +1,6 @@
-"""The source class itself, asked for its own grid: what compat="diffusers" reproduces, and whether it can be. Imports no diffusers."""
+"""The source class itself, asked for its own grid: what compat="diffusers" reproduces, and whether
+it can be. Imports no diffusers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from .diffusers_grids import Points, count, falling
 
 
 def uncovered(source: type, settings: dict) -> str | None:
-    """Why no run of the class with these settings can be reproduced, in words; None where runs can. Some runs may still not be."""
+    """Why no run of the class with these settings can be reproduced, in words; None where runs can.
+    Some runs may still not be.
+    """
     try:
         peer_table(source.__name__, settings, _made(source, settings))
     except ValueError as error:
@@ -22,7 +26,9 @@ def uncovered(source: type, settings: dict) -> str | None:
 def peer_points(
     source: type, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others
 ) -> Points:
-    """The class's own grid and labels after its set_timesteps with these arguments; ValueError for what it, or a plan, does not take."""
+    """The class's own grid and labels after its set_timesteps with these arguments; ValueError for
+    what it, or a plan, does not take.
+    """
     peer = _made(source, settings)
     lists = {
         "timesteps": timesteps and list(timesteps),
@@ -39,7 +45,8 @@ def peer_points(
     unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
     if unknown:
         raise ValueError(
-            f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it is accepted"
+            f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it "
+            "is accepted"
         )
     if steps is not None:
         count(steps)
@@ -61,7 +68,7 @@ def words(error: ValueError) -> str:
     return str(error).rpartition(";")[0] or str(error)
 
 
-# -- inside ------------------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 def _made(source: type, settings: dict) -> object:
     try:
         return source(**settings)

@@ -1,4 +1,6 @@
-"""A Plan that somebody brings to a scheduler: which ones a pipeline's loop can run, and how its timesteps look there."""
+"""A Plan that somebody brings to a scheduler: which ones a pipeline's loop can run, and how its
+timesteps look there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from ..plan import Plan
 
 
 def checked_plan(plan: Plan) -> Plan:
-    """The plan, or a ValueError: a pipeline has one model, one output of it at a step, and a timestep for an argument."""
+    """The plan, or a ValueError: a pipeline has one model, one output of it at a step, and a
+    timestep for an argument.
+    """
     if not isinstance(plan, Plan):
         raise TypeError(
             f"FsScheduler: plan is a {type(plan).__name__}; a fastsample.Plan is accepted"
@@ -23,25 +27,31 @@ def checked_plan(plan: Plan) -> Plan:
     ):
         if is_so:
             raise ValueError(
-                f"FsScheduler: the plan has several {what}; one is accepted, and guidance is the pipeline's"
+                f"FsScheduler: the plan has several {what}; one is accepted, and guidance is the "
+                "pipeline's"
             )
     return plan
 
 
 def decoded(text: str) -> Plan:
-    """The plan that from_plan wrote into a config: the bytes of a .fsplan file as base64, checked as such a file is."""
+    """The plan that from_plan wrote into a config: the bytes of a .fsplan file as base64, checked
+    as such a file is.
+    """
     try:
         return Plan.from_bytes(base64.b64decode(text, validate=True))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is accepted"
+            f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is "
+            "accepted"
         ) from None
 
 
 def check_length(
     plan: Plan, steps: int | None, timesteps: tuple | None, sigmas: tuple | None
 ) -> None:
-    """A plan is its own schedule: what a pipeline asks for must have its length, in model calls or in grid steps."""
+    """A plan is its own schedule: what a pipeline asks for must have its length, in model calls or
+    in grid steps.
+    """
     fits = {plan.nfe, len(plan.note.get("times") or []) - 1}
     lengths = (
         ("num_inference_steps", steps),
@@ -55,7 +65,8 @@ def check_length(
         ):
             continue
         raise ValueError(
-            f"FsScheduler.set_timesteps: {name} asks for {length!r} steps and the plan makes {plan.nfe} calls;"
+            f"FsScheduler.set_timesteps: {name} asks for {length!r} steps and the plan makes "
+            f"{plan.nfe} calls;"
             f" num_inference_steps={plan.nfe} is accepted"
         )
 
@@ -66,15 +77,18 @@ def from_point(plan: Plan, first: int) -> Plan:
         return plan
     if plan.nfe != len(plan.note.get("grid") or []) - 1:
         raise ValueError(
-            f"FsScheduler: begin_index = {first} of a plan that makes several calls a grid step; 0 is accepted"
+            f"FsScheduler: begin_index = {first} of a plan that makes several calls a grid step; 0 "
+            "is accepted"
         )
     return plan.remake(start=first)
 
 
 def init_scale(plan: Plan) -> float:
-    """What a pipeline's unit noise is multiplied by to stand at row 1: plan.init_scale, or sigma for a plan made for an image.
+    """What a pipeline's unit noise is multiplied by to stand at row 1: plan.init_scale, or sigma
+    for a plan made for an image.
 
-    Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model before step could add another.
+    Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model
+    before step could add another.
     """
     first = 3 + plan.S + plan.G
     drawn = [
@@ -84,7 +98,9 @@ def init_scale(plan: Plan) -> float:
 
 
 def scale_of(plan: Plan) -> str:
-    """vp, sigma or flow: which sum of alpha and sigma is 1 all along (diffusers_grids); vp where none is."""
+    """vp, sigma or flow: which sum of alpha and sigma is 1 all along (diffusers_grids); vp where
+    none is.
+    """
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]
     if np.allclose(alpha, 1.0, rtol=0, atol=1e-9):
         return "sigma"

@@ -1,4 +1,6 @@
-"""Runs: from what set_timesteps was asked for to a Loop, for one source and its settings, or for one plan."""
+"""Runs: from what set_timesteps was asked for to a Loop, for one source and its settings, or for
+one plan.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,19 @@ KEPT_PLANS = 16  # compiled plans that a scheduler and its copies remember
 
 
 class Runs:
-    """source: the diffusers class, with its settings; or given: the plan that is the schedule. A scheduler's copies share one."""
+    """source: the diffusers class, with its settings; or given: the plan that is the schedule. A
+    scheduler's copies share one.
+    """
 
     def __init__(self, source: type | None, settings: dict, given: Plan | None):
         self.source, self.settings, self.given, self._compiled = source, settings, given, {}
 
     def loop(self, asked: tuple, compat: bool, lenient: bool, **about: object) -> Loop:
-        """A loop, on the source's own grid with compat; where that cannot be and lenient says so, an exact one, with a warning.
+        """A loop, on the source's own grid with compat; where that cannot be and lenient says so,
+        an exact one, with a warning.
 
-        asked: steps, timesteps, sigmas, mu, original_inference_steps, and pairs (name, value) of what else the source takes; about: what a
-        Loop is told besides.
+        asked: steps, timesteps, sigmas, mu, original_inference_steps, and pairs (name, value) of
+        what else the source takes; about: what a Loop is told besides.
         """
         check_set_timesteps(self.source, dict(asked[-1]), exact=False)
         why = None
@@ -45,7 +50,7 @@ class Runs:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_compiled": {}}
 
-    # -- inside ----------------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
     def _loop(self, asked: tuple, compat: bool, about: dict) -> Loop:
         if self.given is not None:
             check_length(self.given, *asked[:3])

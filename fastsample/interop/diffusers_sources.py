@@ -1,4 +1,5 @@
-"""The diffusers classes an FsScheduler can stand in for, and what each reads from its config. Pure data: no torch, no diffusers.
+"""The diffusers classes an FsScheduler can stand in for, and what each reads from its config. Pure
+data: no torch, no diffusers.
 
     source                           scale      solver                                              options beside grid and noise schedule
     DDIMScheduler                    vp         ddim                                                eta at run time, clip_sample
@@ -14,8 +15,8 @@
     HeunDiscreteScheduler            sigma      heun                                                clip_sample
     FlowMatchEulerDiscreteScheduler  flow       euler
 
-What a config asks beyond this is refused with a sentence, never ignored. (An option of another class, left in a config, is ignored, as
-there.)
+What a config asks beyond this is refused with a sentence, never ignored. (An option of another
+class, left in a config, is ignored, as there.)
 """
 
 from __future__ import annotations
@@ -134,12 +135,15 @@ def find(source: str) -> Source:
         else "DPMSolverMultistepScheduler",
     )
     raise ValueError(
-        f"FsScheduler: {source} is not reproduced; the closest is {close}: source={close!r} puts its solver on this noise schedule"
+        f"FsScheduler: {source} is not reproduced; the closest is {close}: source={close!r} puts "
+        "its solver on this noise schedule"
     )
 
 
 def settings(source: str, config: dict) -> dict:
-    """The config as the class reads it (names of its sisters' options turned into its own), or a ValueError for what is not reproduced."""
+    """The config as the class reads it (names of its sisters' options turned into its own), or a
+    ValueError for what is not reproduced.
+    """
     found, config = find(source), dict(config)
     theirs, ours = (
         (("midpoint", "heun", "logrho"), "bh2")
@@ -154,16 +158,19 @@ def settings(source: str, config: dict) -> dict:
         if config[key] not in accepted:
             words = " or ".join(map(repr, accepted))
             raise ValueError(
-                f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is accepted"
+                f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is "
+                "accepted"
             )
     if config.get("algorithm_type") == "sde-dpmsolver++" and config["solver_order"] == 3:
         raise ValueError(
-            "FsScheduler: solver_order = 3 of sde-dpmsolver++, whose sign is wrong in diffusers, is not reproduced; 1 or 2 is accepted"
+            "FsScheduler: solver_order = 3 of sde-dpmsolver++, whose sign is wrong in diffusers, "
+            "is not reproduced; 1 or 2 is accepted"
         )
     size, where = config["num_train_timesteps"], scale(source, config)
     if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= 100_000:
         raise ValueError(
-            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is accepted"
+            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is "
+            "accepted"
         )
     kinds = [
         k
@@ -172,7 +179,8 @@ def settings(source: str, config: dict) -> dict:
     ]
     if found.predictions and config["prediction_type"] not in kinds:
         raise ValueError(
-            f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; {' or '.join(kinds)} is accepted"
+            f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
+            f"{' or '.join(kinds)} is accepted"
         )
     for key in ("shift", "flow_shift", "clip_sample_range"):
         if key in config and not 0.0 < float(config[key]) < np.inf:
@@ -189,21 +197,27 @@ def scale(source: str, config: dict) -> str:
 
 
 def output_sign(where: str, config: dict) -> float:
-    """-1 where the model's output is the negative of the plan's prediction: v on sigma scale is -F of EDM with sigma_data = 1."""
+    """-1 where the model's output is the negative of the plan's prediction: v on sigma scale is -F
+    of EDM with sigma_data = 1.
+    """
     return -1.0 if where == "sigma" and config.get("prediction_type") == "v_prediction" else 1.0
 
 
 def defaults(library: object, source: str) -> dict:
-    """The arguments of a class of `library` (diffusers) and their defaults; ValueError for a class that is not reproduced."""
+    """The arguments of a class of `library` (diffusers) and their defaults; ValueError for a class
+    that is not reproduced.
+    """
     find(source)
     arguments = inspect.signature(getattr(library, source).__init__).parameters.items()
     return {name: p.default for name, p in arguments if p.default is not p.empty}
 
 
 def own_config(config: dict, usual: dict) -> dict:
-    """What an FsScheduler's config and its source's (with these defaults) both say, so that pipelines and other classes read no more there.
+    """What an FsScheduler's config and its source's (with these defaults) both say, so that
+    pipelines and other classes read no more there.
 
-    _use_default_values, as diffusers has it: what nobody gave, and what another class has a default of its own for.
+    _use_default_values, as diffusers has it: what nobody gave, and what another class has a default
+    of its own for.
     """
     unset = [
         k for k in config.get("_use_default_values", ()) if k in usual and config[k] == usual[k]
@@ -214,7 +228,8 @@ def own_config(config: dict, usual: dict) -> dict:
 
 
 def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
-    """What a config says to the source. moved: it is another class's, and says nothing where nobody gave it anything.
+    """What a config says to the source. moved: it is another class's, and says nothing where nobody
+    gave it anything.
 
     ValueError for an option of the source that is not among our own and not at its default (usual).
     """
@@ -223,13 +238,16 @@ def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool
     for key in usual.keys() - own:
         if given.get(key, usual[key]) != usual[key]:
             raise ValueError(
-                f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; {usual[key]!r} is accepted"
+                f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; "
+                f"{usual[key]!r} is accepted"
             )
     return given
 
 
 def class_of(library: object, config: dict) -> str:
-    """The class whose arguments a config has: one that was made here, and not loaded, does not write its name into it."""
+    """The class whose arguments a config has: one that was made here, and not loaded, does not
+    write its name into it.
+    """
     keys, found = {k for k in config if not k.startswith("_")}, []
     for name in (n for n in dir(library) if n.endswith("Scheduler")):
         made = getattr(library, name)
@@ -244,6 +262,7 @@ def class_of(library: object, config: dict) -> str:
     ]  # the same scheduler, with one method more
     if len(found) != 1:
         raise ValueError(
-            f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the scheduler itself, or source=, is accepted"
+            f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the "
+            "scheduler itself, or source=, is accepted"
         )
     return found[0]

@@ -1,4 +1,6 @@
-"""Rows that only diffusers' classes make: steps on pairs of points, steps of a fixed stride, PLMS. No torch, no diffusers."""
+"""Rows that only diffusers' classes make: steps on pairs of points, steps of a fixed stride, PLMS.
+No torch, no diffusers.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,18 @@ PLMS = (
 def pairs(
     model: Model, grid, *, variant: str = "midpoint", lower_order_final: bool = True, first: int = 0
 ) -> Plan:
-    """DPM-Solver++(2S) on grid points in pairs, as diffusers' singlestep class walks them: point i is the stage of the step i-1 -> i+1.
+    """DPM-Solver++(2S) on grid points in pairs, as diffusers' singlestep class walks them: point i
+    is the stage of the step i-1 -> i+1.
 
-    h = lambda_{i+1} - lambda_{i-1}, r = (lambda_i - lambda_{i-1})/h, m and m1 the outputs at i-1 and i (x0):
+    h = lambda_{i+1} - lambda_{i-1}, r = (lambda_i - lambda_{i-1})/h, m and m1 the outputs at i-1
+    and i (x0):
     x_i = (sigma_i/sigma)·x + alpha_i (1 - e^{-rh})·m
-    x_{i+1} = (sigma_{i+1}/sigma)·x + alpha_{i+1} (1 - e^{-h})·[m + (m1 - m)/(2r)], or "heun": the line through m and m1 integrated exactly.
+    x_{i+1} = (sigma_{i+1}/sigma)·x + alpha_{i+1} (1 - e^{-h})·[m + (m1 - m)/(2r)], or "heun": the
+    line through m and m1 integrated exactly.
 
-    A step to sigma = 0, or from alpha = 0, is one of first order; lower_order_final makes the last two of an even number so. One
-    evaluation a point. first: how many points of the whole grid were left out, so that the same points pair up. Lu et al. 2022,
-    arXiv:2211.01095, Alg. 1.
+    A step to sigma = 0, or from alpha = 0, is one of first order; lower_order_final makes the last
+    two of an even number so. One evaluation a point. first: how many points of the whole grid were
+    left out, so that the same points pair up. Lu et al. 2022, arXiv:2211.01095, Alg. 1.
     """
     b = Builder(model, grid, stored="x0")
     level, orders = b.half_log_snr, []
@@ -70,11 +75,13 @@ def pairs(
 
 
 def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float = 0.0) -> Plan:
-    """DDIM from every point t of the grid to t - stride, wherever its next point lies; to the grid's end where t < stride.
+    """DDIM from every point t of the grid to t - stride, wherever its next point lies; to the
+    grid's end where t < stride.
 
-    x' = alpha' m + sigma' (k eps + sqrt(1 - k²) n), k² = 1 - eta² (1 - e^{-2h}), h = lambda' - lambda: m is x0 within the clip, eps the
-    direction of the model's raw output, not clipped. Where t - stride is not the next point, x stands off its label by that much. One
-    evaluation a step. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
+    x' = alpha' m + sigma' (k eps + sqrt(1 - k²) n), k² = 1 - eta² (1 - e^{-2h}), h = lambda' -
+    lambda: m is x0 within the clip, eps the direction of the model's raw output, not clipped. Where
+    t - stride is not the next point, x stands off its label by that much. One evaluation a step.
+    Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     """
     eta, b = number("ddim: eta", eta, 0.0, 1.0), Builder(model, grid, stored="x0", clip=clip)
     for i, t in enumerate(b.t[:-1]):
@@ -98,15 +105,18 @@ def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float 
 
 
 def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> Plan:
-    """x' = (alpha'/alpha) x - (alpha'/alpha) sigma (1 - e^{-h}) e, h = lambda' - lambda; e the Adams-Bashforth sum of the last four eps.
+    """x' = (alpha'/alpha) x - (alpha'/alpha) sigma (1 - e^{-h}) e, h = lambda' - lambda; e the
+    Adams-Bashforth sum of the last four eps.
 
-    Orders 1, 2, 3, 4, 4, .. The first step is made twice: grid [t0, t1, t1, t2, .., end], and the call at the first t1 goes from t0 to t1
-    again, with the mean of both outputs, which is kept nowhere. One evaluation a point. Liu et al. 2022, PNDM, arXiv:2202.09778, eq. 9,
-    12 and 13, without the Runge-Kutta steps.
+    Orders 1, 2, 3, 4, 4, .. The first step is made twice: grid [t0, t1, t1, t2, .., end], and the
+    call at the first t1 goes from t0 to t1 again, with the mean of both outputs, which is kept
+    nowhere. One evaluation a point. Liu et al. 2022, PNDM, arXiv:2202.09778, eq. 9, 12 and 13,
+    without the Runge-Kutta steps.
 
-    stride: as diffusers has it. A step goes from t to t - stride, to the grid's end where t < stride; the sum is of the model's raw
-    outputs, with v made an eps afterwards; the second call is the repeated one wherever a run begins, and so goes from t + stride to t.
-    Without it a step goes to the next point, and only a run from the start (first = 0) repeats.
+    stride: as diffusers has it. A step goes from t to t - stride, to the grid's end where t <
+    stride; the sum is of the model's raw outputs, with v made an eps afterwards; the second call is
+    the repeated one wherever a run begins, and so goes from t + stride to t. Without it a step goes
+    to the next point, and only a run from the start (first = 0) repeats.
     """
     b = Builder(model, grid, stored="eps")
     raw, kept = stride is not None, []
@@ -142,7 +152,8 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
             keep={} if again else {kept[-1]: out} | ({"begin": Lin(X)} if i == 0 else {}),
         )
     cite = [
-        "Liu, Ren, Lin, Zhao 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, eq. 9, 12, 13, arXiv:2202.09778"
+        "Liu, Ren, Lin, Zhao 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, eq. "
+        "9, 12, 13, arXiv:2202.09778"
     ]
     orders = [min(4, k + 1) for k in range(len(kept))]
     return b.build(
@@ -158,7 +169,8 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
 def third(
     model: Model, grid, *, variant: str, lower_order_final: bool, euler_at_final: bool
 ) -> Plan:
-    """dpmpp_3m with half the third-order weight, as implementations have it, and the variant's second step.
+    """dpmpp_3m with half the third-order weight, as implementations have it, and the variant's
+    second step.
 
     lower_order_final: orders 2 and 1 in the last two steps; euler_at_final: 1 in the last.
     """
@@ -178,9 +190,11 @@ def sde_2m(model: Model, grid, *, variant: str) -> Plan:
     return _with_row(made, made.rows - 2, solvers.ddim(model, grid, eta=1.0))
 
 
-# -- inside ------------------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 def _with_row(made: Plan, row: int, other: Plan) -> Plan:
-    """The plan with another's x' in one row. Both keep the same values in the same slots up to there."""
+    """The plan with another's x' in one row. Both keep the same values in the same slots up to
+    there.
+    """
     table, reads, other = made.M.copy(), made.reads.copy(), other.padded(S=max(made.S, other.S))
     keeps = (made.dst[row] >= 0).any()
     table[row, 0], reads[row] = (

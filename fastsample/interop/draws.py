@@ -11,7 +11,9 @@ from ..plan import Plan
 
 
 class Draws:
-    """Each noise id is drawn when a row first reads it, and kept only if a later row reads it again (an old id is the same noise again)."""
+    """Each noise id is drawn when a row first reads it, and kept only if a later row reads it again
+    (an old id is the same noise again).
+    """
 
     def __init__(self, plan: Plan):
         first = 3 + plan.S + plan.G

@@ -1,4 +1,5 @@
-"""k_sample: a Plan with the signature of k-diffusion's samplers, which ComfyUI, A1111 and Forge share.
+"""k_sample: a Plan with the signature of k-diffusion's samplers, which ComfyUI, A1111 and Forge
+share.
 
 x = k_sample(plan, model, torch.randn(...) * plan.init_scale / plan.alpha[1], extra_args={"cond": c}, callback=show)   # alpha: 1 on EDM
 """
@@ -27,27 +28,37 @@ LEAST_CHECKED = (
 
 @torch.no_grad()
 def k_sample(
-    plan: Plan, model: Callable, x: Tensor, extra_args: dict | None = None, callback: Callable | None = None, disable: bool | None = None,
+    plan: Plan,
+    model: Callable,
+    x: Tensor,
+    extra_args: dict | None = None,
+    callback: Callable | None = None,
+    disable: bool | None = None,
     noise_sampler: Callable | None = None,
-) -> Tensor:  # fmt: skip
-    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where x = x0 + sigma·eps.
+) -> Tensor:
+    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where x = x0
+    + sigma·eps.
 
-    plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it was made for. Plans on VP or flow
-    schedules run on their own state alpha·x; x in and out, and sigma, are k-diffusion's (sigma/alpha here).
-    x [B,*]: already scaled: s·noise, s = plan.init_scale / plan.alpha[1], which is sigma_max times the amplitude that a search found. Where
-    s >= 4, rms(x) from 0.97 s to 1.03 sqrt(s² + 1) is accepted (data of up to unit variance may be mixed in), each end widened by
-    4/sqrt(2n) of it, 4 standard errors for n numbers. For a plan made with start=: the noised image x0 + sigma/alpha·noise, of any size.
-    The state is float32, float64 for a float64 x.
-    callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat, denoised; its tensors are its to keep.
-    disable: tqdm's. noise_sampler(sigma, sigma_next) -> [B,*]: the noises of a stochastic plan, in its order; by default
-    torch.randn_like(x) (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
+    plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it
+    was made for. Plans on VP or flow schedules run on their own state alpha·x; x in and out, and
+    sigma, are k-diffusion's (sigma/alpha here).
+    x [B,*]: already scaled: s·noise, s = plan.init_scale / plan.alpha[1], which is sigma_max times
+    the amplitude that a search found. Where s >= 4, rms(x) from 0.97 s to 1.03 sqrt(s² + 1) is
+    accepted (data of up to unit variance may be mixed in), each end widened by 4/sqrt(2n) of it, 4
+    standard errors for n numbers. For a plan made with start=: the noised image x0 +
+    sigma/alpha·noise, of any size. The state is float32, float64 for a float64 x.
+    callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat,
+    denoised; its tensors are its to keep. disable: tqdm's. noise_sampler(sigma, sigma_next) ->
+    [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
+    (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
 
-    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for noise of another scale, for a plan that
-    starts at alpha = 0 or reads a model's raw output, too.
+    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
+    noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(
-            f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating torch tensor [B, *] is accepted"
+            f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating "
+            "torch tensor [B, *] is accepted"
         )
     transforms.refuse("k_sample", x)
     plan = _denoising(plan)
@@ -96,17 +107,20 @@ def _denoising(plan: Plan) -> Plan:
         raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
     if plan.G > 1 or plan.K > 0 or plan.E > 1 or int(plan.call.max()) > 0:
         raise ValueError(
-            "k_sample: the plan has several branches, models or model scalars; one of each is accepted, and guidance is the model's"
+            "k_sample: the plan has several branches, models or model scalars; one of each is "
+            "accepted, and guidance is the model's"
         )
     raw = (plan.reads >> (2 + plan.S)) & 3  # f and its branch
     calls = plan.call >= 0
     if raw.any():
         raise ValueError(
-            f"k_sample: row {int(np.argmax(raw > 0))} reads the model's raw output; plans that read only x and predictions are accepted"
+            f"k_sample: row {int(np.argmax(raw > 0))} reads the model's raw output; plans that "
+            "read only x and predictions are accepted"
         )
     if (plan.alpha[1:] == 0.0).any():
         raise ValueError(
-            "k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that starts below is accepted"
+            "k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that "
+            "starts below is accepted"
         )
     p, q = plan.p.copy(), plan.q.copy()
     p[calls], q[calls] = to_kind(plan.stored, "x0", plan.alpha[calls], plan.sigma[calls])
@@ -120,14 +134,18 @@ def _levels(plan: Plan) -> np.ndarray:
 
 
 def _starts(plan: Plan) -> list[int]:
-    """Rows at which a step begins: every call, or with stages in between those that read nothing older."""
+    """Rows at which a step begins: every call, or with stages in between those that read nothing
+    older.
+    """
     calls = np.flatnonzero(plan.call >= 0).tolist()
     steps = len(plan.note["times"]) - 1 if "times" in plan.note else len(calls)
     return calls if len(calls) == steps else [i for i in calls if i in plan.entries]
 
 
 def _before_churn(plan: Plan) -> np.ndarray | None:
-    """sigma/alpha of the plan's grid [n+1], before churn raised it; None where the note names no schedule, or one of somebody's own."""
+    """sigma/alpha of the plan's grid [n+1], before churn raised it; None where the note names no
+    schedule, or one of somebody's own.
+    """
     if "schedule" not in plan.note or "times" not in plan.note:
         return None
     try:
@@ -138,7 +156,9 @@ def _before_churn(plan: Plan) -> np.ndarray | None:
 
 
 def _check_scale(plan: Plan, x: Tensor) -> None:
-    """Refuse noise that was scaled by another number than the plan's. Data of standard deviation up to 1 may be mixed in."""
+    """Refuse noise that was scaled by another number than the plan's. Data of standard deviation up
+    to 1 may be mixed in.
+    """
     if plan.sigma[0] == 0:  # an image, and only its owner knows how large it is
         return
     scale = plan.init_scale / float(plan.alpha[1])
@@ -149,7 +169,8 @@ def _check_scale(plan: Plan, x: Tensor) -> None:
     low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, 1) * (1 + slack)
     if scale >= LEAST_CHECKED and (rms < low or rms > high):
         raise ValueError(
-            f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit noise times"
+            f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit "
+            "noise times"
             f" plan.init_scale / plan.alpha[1] = {scale:.6g} is accepted"
         )
 

@@ -1,5 +1,5 @@
-"""The three kernels and the noise under them: `step`, `moments`, `cost_matrix` (with `cost_gather`, `argmin_source`), and how a backend
-is chosen.
+"""The three kernels and the noise under them: `step`, `moments`, `cost_matrix` (with `cost_gather`,
+`argmin_source`), and how a backend is chosen.
 """
 
 from .cost_matrix import argmin_source as argmin_source

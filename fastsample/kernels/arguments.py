@@ -1,5 +1,5 @@
-"""What a request brings beside its plan: checked and brought into the form the kernels read. Every refusal is one sentence, before any
-kernel runs.
+"""What a request brings beside its plan: checked and brought into the form the kernels read. Every
+refusal is one sentence, before any kernel runs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ def dtypes(where: str, state: object, model: object) -> None:
     """Refuse a state dtype outside STATES and a model dtype outside MODELS (None: not said yet)."""
     if state not in STATES or model not in (None, *MODELS):
         raise TypeError(
-            f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a floating model are accepted"
+            f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a "
+            "floating model are accepted"
         )
 
 
 def integer(value: object) -> int | None:
-    """A whole number of Python, NumPy or torch as an int; None for anything else, True and False of each included."""
+    """A whole number of Python, NumPy or torch as an int; None for anything else, True and False of
+    each included.
+    """
     try:
         return (
             None
@@ -43,15 +46,23 @@ def integer(value: object) -> int | None:
 
 
 def start(
-    noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device, image: bool, gradients: bool = False
-) -> tuple[Tensor | None, tuple[int, ...], torch.device]:  # fmt: skip
-    """The tensor a run starts from (None: to be drawn), the batch's shape [B,*], and its device. image: the plan begins from an image."""
+    noise: Tensor | None,
+    latent: Tensor | None,
+    shape: Sequence[int] | None,
+    device,
+    image: bool,
+    gradients: bool = False,
+) -> tuple[Tensor | None, tuple[int, ...], torch.device]:
+    """The tensor a run starts from (None: to be drawn), the batch's shape [B,*], and its device.
+    image: the plan begins from an image.
+    """
     both = (
         noise is not None and latent is not None and shape is None and image
     )  # the image, and the noise that row 0 adds to it
     if not both and sum(v is not None for v in (noise, latent, shape)) != 1:
         raise ValueError(
-            "Run: pass exactly one of noise= (unit normal), latent= (a state, with start=; an image for a plan made with start=, which may "
+            "Run: pass exactly one of noise= (unit normal), latent= (a state, with start=; an "
+            "image for a plan made with start=, which may "
             "take noise= beside it)"
             " and shape= (noise is drawn from the seeds)"
         )
@@ -60,7 +71,8 @@ def start(
         size = tuple(map(integer, shape)) if isinstance(shape, (Sequence, np.ndarray)) else ()
         if len(size) < 1 or any(n is None or n < 0 for n in size):
             raise ValueError(
-                f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are accepted"
+                f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are "
+                "accepted"
             )
         return None, size, device or torch.device("cpu")
     for name, given in (("noise", noise), ("latent", latent)):
@@ -68,7 +80,8 @@ def start(
             _checked(name, given, device, gradients)
     if both and (noise.shape != latent.shape or noise.device != latent.device):
         raise ValueError(
-            f"Run: noise is {list(noise.shape)} on {noise.device} and latent {list(latent.shape)} on {latent.device}; one shape is accepted"
+            f"Run: noise is {list(noise.shape)} on {noise.device} and latent {list(latent.shape)} "
+            f"on {latent.device}; one shape is accepted"
         )
     given = noise if latent is None else latent
     return given, tuple(given.shape), given.device
@@ -77,7 +90,9 @@ def start(
 def place(
     noise: Tensor | None, latent: Tensor | None, shape: Sequence[int] | None, device
 ) -> tuple[int, torch.device]:
-    """Batch size and device of the run that these start, without a look at the numbers; what starts none is refused as by `start`."""
+    """Batch size and device of the run that these start, without a look at the numbers; what starts
+    none is refused as by `start`.
+    """
     given = noise if latent is None else latent
     if isinstance(given, Tensor) and given.dim() > 0:
         return given.shape[0], given.device
@@ -91,7 +106,8 @@ def _device(wish: object) -> torch.device:
         return torch.empty(0, device=wish).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError) as error:
         raise ValueError(
-            f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', is accepted"
+            f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', "
+            "is accepted"
         ) from error
 
 
@@ -100,7 +116,8 @@ def _checked(name: str, given: object, device, gradients: bool) -> None:
         raise TypeError(f"Run: {name} is a {type(given).__name__}; a torch tensor [B, *] is needed")
     if given.layout != torch.strided or not given.is_floating_point() or given.dim() < 1:
         raise TypeError(
-            f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating tensor [B, *] is accepted"
+            f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating "
+            "tensor [B, *] is accepted"
         )
     if device is not None and device.type != given.device.type:
         raise ValueError(
@@ -112,14 +129,17 @@ def _checked(name: str, given: object, device, gradients: bool) -> None:
 
 
 def readable(gradients: bool, given: Tensor) -> bool:
-    """Are there values to check? Without gradients yes: whatever hides them has been refused by then."""
+    """Are there values to check? Without gradients yes: whatever hides them has been refused by
+    then.
+    """
     return not gradients or transforms.active(given) is None
 
 
 def refuse_gradients(name: str, given: Tensor, kept: bool) -> None:
     if given.requires_grad and not kept:
         raise RuntimeError(
-            f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., differentiable=True)"
+            f"Run: {name} requires grad, and a Run keeps none; detach it, or use Sampler(..., "
+            "differentiable=True)"
         )
 
 
@@ -133,7 +153,8 @@ def check_values(name: str, given: Tensor) -> None:
             else bad.nonzero().flatten().tolist()
         )
         raise ValueError(
-            f"Run: {name} holds NaN or Inf in sample {', '.join(map(str, samples[:8]))}; finite numbers are needed"
+            f"Run: {name} holds NaN or Inf in sample {', '.join(map(str, samples[:8]))}; finite "
+            "numbers are needed"
         )
     if name == "noise" and given.numel() >= STD_ELEMENTS:
         std = float(given.detach().float().std())
@@ -147,8 +168,9 @@ def check_values(name: str, given: Tensor) -> None:
 def entry(
     plan: Plan, latent: bool, row: int | None, noise: bool = False, masked: bool = False
 ) -> int:
-    """The first row to run: 0 for noise and for the image of a plan made with start=, else the entry a state is handed in at, which is
-    always said. noise: some was given, which a later row than 0 must read.
+    """The first row to run: 0 for noise and for the image of a plan made with start=, else the
+    entry a state is handed in at, which is always said. noise: some was given, which a later row
+    than 0 must read.
     """
     image = plan.sigma[0] == 0
     if row is not None and integer(row) is None:
@@ -162,27 +184,33 @@ def entry(
             )
         if row not in (None, 0):
             raise ValueError(
-                f"Run: start={row} needs the state at that row (row 1: noise times plan.init_scale); pass latent=, or noise= without start"
+                f"Run: start={row} needs the state at that row (row 1: noise times "
+                "plan.init_scale); pass latent=, or noise= without start"
             )
         return 0
     entries = [k for k in plan.entries if k > 0 or image]
     if row is None and not image:
         raise ValueError(
-            f"Run: latent= is given without start= and this plan was made for noise; to resume, pass start= (one of {entries}) with the "
-            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise "
+            "Run: latent= is given without start= and this plan was made for noise; to resume, "
+            f"pass start= (one of {entries}) with the "
+            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} "
+            f"x0 + {plan.sigma[1]:.4g} eps; noise "
             f"alone begins there as plan.init_scale = {plan.init_scale:.4g} times itself); "
-            "to begin from an image, make the plan with start=, or plan.remake(start=...), and pass the clean image as latent="
+            "to begin from an image, make the plan with start=, or plan.remake(start=...), and "
+            "pass the clean image as latent="
         )
     row = 0 if row is None else integer(row)
     if row not in entries:
         raise ValueError(
-            f"Run: start={row} is not an entry of this plan (a later row reads history, or there is no such row); entries for a "
+            f"Run: start={row} is not an entry of this plan (a later row reads history, or there "
+            "is no such row); entries for a "
             f"latent are {entries};"
             " elsewhere make the plan with start=, or use plan.remake(start=...)"
         )
     if noise and row > 0 and not (drawn_from(plan, row, masked) == 0).any():
         raise ValueError(
-            f"Run: noise= stands beside the state at row {row}, and no row from there on reads it; leave it out, or start= to have the "
+            f"Run: noise= stands beside the state at row {row}, and no row from there on reads it; "
+            "leave it out, or start= to have the "
             "image noised with it"
         )
     return row
@@ -216,12 +244,14 @@ def scales(
     if plan.K == 0:
         if guidance is not None:
             raise ValueError(
-                "Run: guidance is given and the plan has no guidance scale; make it with fastsample.guidance.guided(plan)"
+                "Run: guidance is given and the plan has no guidance scale; make it with "
+                "fastsample.guidance.guided(plan)"
             )
         return None
     if guidance is None:
         raise ValueError(
-            f"Run: the plan takes {plan.K} guidance scale(s) and guidance is missing; pass guidance="
+            f"Run: the plan takes {plan.K} guidance scale(s) and guidance is missing; pass "
+            "guidance="
         )
     return _per_sample("guidance", guidance, batch, plan.K, dtype, device, gradients)
 
@@ -237,18 +267,28 @@ def noise_scales(
 
 
 def blend(
-    plan: Plan, mask, known, size: Sequence[int], dtype: torch.dtype, device, gradients: bool = False
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a sample (size 1 where it repeats)."""
+    plan: Plan,
+    mask,
+    known,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    device,
+    gradients: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a
+    sample (size 1 where it repeats).
+    """
     if mask is None and known is None:
         return None, None
     if mask is None or known is None:
         raise ValueError(
-            f"Run: {'known' if mask is None else 'mask'} is given without {'mask' if mask is None else 'known'}; inpainting needs both"
+            f"Run: {'known' if mask is None else 'mask'} is given without "
+            f"{'mask' if mask is None else 'known'}; inpainting needs both"
         )
     if not plan.known_reads.any():
         raise ValueError(
-            "Run: mask and known are given and no row of this plan blends a known image; make it with inpaint=True"
+            "Run: mask and known are given and no row of this plan blends a known image; make it "
+            "with inpaint=True"
         )
     for name, value in (("mask", mask), ("known", known)):
         if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:
@@ -257,17 +297,20 @@ def blend(
     mask = mask.to(dtype)
     if readable(gradients, mask) and not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError(
-            f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 (keep the known image) is accepted"
+            f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 "
+            "(keep the known image) is accepted"
         )
     if mask.dim() != len(size) or any(
         m not in (1, n) for m, n in zip(mask.shape, size, strict=True)
     ):
         raise ValueError(
-            f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, or 1 where it repeats, are accepted"
+            f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, "
+            "or 1 where it repeats, are accepted"
         )
     if known.shape not in (tuple(size), (1, *size[1:])) or not known.is_floating_point():
         raise ValueError(
-            f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that shape or a batch of 1 is accepted"
+            f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that "
+            "shape or a batch of 1 is accepted"
         )
     if readable(gradients, known):
         check_values("known", known)

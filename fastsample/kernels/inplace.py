@@ -1,5 +1,5 @@
-"""Rows of a plan applied in place to the buffers of one batch in flight: the eager hot path, which does not go through torch's
-dispatcher.
+"""Rows of a plan applied in place to the buffers of one batch in flight: the eager hot path, which
+does not go through torch's dispatcher.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from .select import Choice
 
 
 class Table(NamedTuple):
-    """A plan on a device: its records and the structure of each row (reads, branches, known_reads, du, dv, clip > 0)."""
+    """A plan on a device: its records and the structure of each row (reads, branches, known_reads,
+    du, dv, clip > 0).
+    """
 
     f: Tensor
     i: Tensor
@@ -33,8 +35,8 @@ _lock = Lock()
 
 
 def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
-    """The plan's table in `dtype` on `device`, made once and shared by every run of the plan; never written to. A transform makes
-    tensors of its own kind, which do not outlive it and are not kept.
+    """The plan's table in `dtype` on `device`, made once and shared by every run of the plan; never
+    written to. A transform makes tensors of its own kind, which do not outlive it and are not kept.
     """
     with _lock:
         made = {} if transforms.active() else _tables.setdefault(plan, {})
@@ -54,8 +56,9 @@ def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
 class Buffers(NamedTuple):
     """All memory of a batch of B samples in flight; None = absent. State dtype T, model dtype Tm.
 
-    x [B,*] T, slots [S,B,*] T, model_input [copies*B,*] Tm (None: the model reads x itself), preview [B,*] T, status [B] int32, rows
-    [R,B] int32; scale [B,K] T, seed [B] int64, noise_scale [B] T, mask and known [B,*] or [1,*] T.
+    x [B,*] T, slots [S,B,*] T, model_input [copies*B,*] Tm (None: the model reads x itself),
+    preview [B,*] T, status [B] int32, rows [R,B] int32; scale [B,K] T, seed [B] int64, noise_scale
+    [B] T, mask and known [B,*] or [1,*] T.
     """
 
     x: Tensor
@@ -97,8 +100,19 @@ def bind(at: Table, b: Buffers, model_dtype: torch.dtype):
         if name in optional
     }
     return native.bind(
-        at.dims, b.x, at.f, at.i, b.rows, model_dtype, slots=b.slots, status=b.status, seed=b.seed, copies=b.copies, **optional, **strides
-    )  # fmt: skip
+        at.dims,
+        b.x,
+        at.f,
+        at.i,
+        b.rows,
+        model_dtype,
+        slots=b.slots,
+        status=b.status,
+        seed=b.seed,
+        copies=b.copies,
+        **optional,
+        **strides,
+    )
 
 
 def step(
@@ -110,16 +124,29 @@ def step(
     model_dtype: torch.dtype,
     choice: Choice,
 ) -> None:
-    """Row `row` for every sample, by a functional backend, written back into the buffers. f: G outputs, None where the row has no such
-    branch.
+    """Row `row` for every sample, by a functional backend, written back into the buffers. f: G
+    outputs, None where the row has no such branch.
     """
     structure = at.structures[row]
-    expand = lambda v: None if v is None else v.expand(b.x.shape)  # noqa: E731
+    expand = lambda v: None if v is None else v.expand(b.x.shape)
     new, u, v, model_input, preview, status = choice.module.step(
-        b.x, b.slots.unbind(0), [b.x if t is None else t for t in f], at.f, at.i, b.rows[row], at.dims, scale=b.scale, seed=b.seed,
-        noise_scale=b.noise_scale, noise=noise, mask=expand(b.mask), known=expand(b.known), model_dtype=model_dtype,
-        preview=b.preview is not None, structure=structure,
-    )  # fmt: skip
+        b.x,
+        b.slots.unbind(0),
+        [b.x if t is None else t for t in f],
+        at.f,
+        at.i,
+        b.rows[row],
+        at.dims,
+        scale=b.scale,
+        seed=b.seed,
+        noise_scale=b.noise_scale,
+        noise=noise,
+        mask=expand(b.mask),
+        known=expand(b.known),
+        model_dtype=model_dtype,
+        preview=b.preview is not None,
+        structure=structure,
+    )
     b.x.copy_(new)
     for slot, value in ((structure[3], u), (structure[4], v)):
         if slot >= 0:

@@ -1,7 +1,8 @@
 """Where each number of a row lies in the two tables a kernel reads.
 
-float record [WF], state dtype: M (3 x W: rows x', u, v) | p | q | clip | U[G] | V[G*K] | ky, Cy[L] | c | t[E] | dx, dm | alpha, sigma
-int record [WI], int32: reads_lo, reads_hi (24 bits each) | branches | known_reads | du | dv | call | ids[L]
+float record [WF], state dtype: M (3 x W: rows x', u, v) | p | q | clip | U[G] | V[G*K] | ky, Cy[L]
+| c | t[E] | dx, dm | alpha, sigma int record [WI], int32: reads_lo, reads_hi (24 bits each) |
+branches | known_reads | du | dv | call | ids[L]
 Operand columns: x, r_1..r_S, m, f, f_1..f_G, n_1..n_L; W = 3 + S + G + L.
 """
 
@@ -13,7 +14,9 @@ READS_LO, READS_HI, BRANCHES, KNOWN_READS, DU, DV, CALL, IDS = range(8)
 
 
 class Layout(NamedTuple):
-    """Dims of a table: S slots, G branches, L noises, K guidance scales, E model scalars; properties are offsets into the float record."""
+    """Dims of a table: S slots, G branches, L noises, K guidance scales, E model scalars;
+    properties are offsets into the float record.
+    """
 
     S: int
     G: int

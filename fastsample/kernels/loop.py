@@ -1,7 +1,8 @@
-"""A whole run as one pure function of tensors: what `compile-loop` compiles and what gradients flow through.
+"""A whole run as one pure function of tensors: what `compile-loop` compiles and what gradients flow
+through.
 
-The structure of the plan (what each row reads and writes, which model it asks) is Python, its numbers are tensors: one trace serves
-every plan of one `plan.program`.
+The structure of the plan (what each row reads and writes, which model it asks) is Python, its
+numbers are tensors: one trace serves every plan of one `plan.program`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ _numbers = count()
 def distinct(function: Callable) -> Callable:
     """The function under a code object that nothing else in the process has.
 
-    torch keeps compiled graphs, and re-uses nested regions, by the code alone, and code objects compare by value: functions of one source
-    line would share one cache, hence its limit of recompiles (8), and graphs made for one another's closures.
+    torch keeps compiled graphs, and re-uses nested regions, by the code alone, and code objects
+    compare by value: functions of one source line would share one cache, hence its limit of
+    recompiles (8), and graphs made for one another's closures.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
     twin = types.FunctionType(
@@ -35,16 +37,26 @@ def distinct(function: Callable) -> Callable:
 
 
 class Program:
-    """run(x, ...) over the rows of a plan from row `first`, by `step` (the definition: to be fused, or under autograd).
+    """run(x, ...) over the rows of a plan from row `first`, by `step` (the definition: to be fused,
+    or under autograd).
 
-    ask[k](x, t, conditions, used) is model k, conditions one dict a branch; it returns [G*B,*] for all branches, or a list of G with None
-    where the row uses no such branch. keep: also return every state. region marks what is compiled once: each kind of row is one, given
-    its operands and no others, each once, because torch matches the tensors of a repeated region by the order in which distinct ones
-    appear.
+    ask[k](x, t, conditions, used) is model k, conditions one dict a branch; it returns [G*B,*] for
+    all branches, or a list of G with None where the row uses no such branch. keep: also return
+    every state. region marks what is compiled once: each kind of row is one, given its operands and
+    no others, each once, because torch matches the tensors of a repeated region by the order in
+    which distinct ones appear.
     """
 
-    def __init__(self, plan: Plan, first: int, step: Callable, ask: Sequence[Callable], model_dtype: torch.dtype, keep: bool,
-                 region: Callable = lambda function: function):  # fmt: skip
+    def __init__(
+        self,
+        plan: Plan,
+        first: int,
+        step: Callable,
+        ask: Sequence[Callable],
+        model_dtype: torch.dtype,
+        keep: bool,
+        region: Callable = lambda function: function,
+    ):
         self.dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
         self.rows, self.first, self.ask, self.model_dtype, self.keep = (
             plan.program[5],
@@ -71,9 +83,18 @@ class Program:
             }
             slots = [used.get(f"r{s}", x) for s in range(at.S)]
             new, u, v, model_input, _, status = step(
-                x, slots, [x if g is None else g for g in f], table_f, table_i, row, at, noise=noise, **rest, model_dtype=self.model_dtype,
+                x,
+                slots,
+                [x if g is None else g for g in f],
+                table_f,
+                table_i,
+                row,
+                at,
+                noise=noise,
+                **rest,
+                model_dtype=self.model_dtype,
                 structure=structure,
-            )  # fmt: skip
+            )
             return (
                 new,
                 model_input,
@@ -128,11 +149,11 @@ class Program:
         conditions: Sequence[dict],
         requested: dict,
     ):
-        """(x at the end, every state from the first row's result on if `keep`, status words [rows run, B]) of the start x [B, *] in the
-        state dtype.
+        """(x at the end, every state from the first row's result on if `keep`, status words [rows
+        run, B]) of the start x [B, *] in the state dtype.
 
-        rows [R, B] int64: row numbers as data. requested: seed, scale, noise_scale, mask, known (None: absent) and noise, for each row
-        its L draws or [].
+        rows [R, B] int64: row numbers as data. requested: seed, scale, noise_scale, mask, known
+        (None: absent) and noise, for each row its L draws or [].
         """
         batch, at = x.shape[0], self.dims
         slots, model_input, t, states, status = {}, None, None, [], []
@@ -169,8 +190,9 @@ class Program:
     def refuse(
         self, error: Exception, x: Tensor, table_f: Tensor, conditions: Sequence[dict]
     ) -> None:
-        """Raise ValueError, one sentence, for the error torch gave instead of a graph: each model is asked once as it is, because a wrong
-        output names its sizes there and a model's own error is raised as such.
+        """Raise ValueError, one sentence, for the error torch gave instead of a graph: each model
+        is asked once as it is, because a wrong output names its sizes there and a model's own error
+        is raised as such.
         """
         used, before = (True,) * self.dims.G, table_f[max(self.first, 1) - 1]
         first_asked = {
@@ -190,14 +212,16 @@ class Program:
             except (TypeError, ValueError) as wrong:
                 raise ValueError(str(wrong)) from error
         raise ValueError(
-            "Sampler: mode='compile-loop' could not take the model as one graph (a graph break, a write into its input, an output that "
+            "Sampler: mode='compile-loop' could not take the model as one graph (a graph break, a "
+            "write into its input, an output that "
             "shares memory with its input); mode='compile-model' is accepted"
         ) from error
 
 
 def compiled(program: Program) -> Callable:
-    """program.run as one graph. Raises ValueError, one sentence, chained from torch's, for a model that does not fit or is not one graph;
-    a failure of the code generator behind the graph is raised as it is.
+    """program.run as one graph. Raises ValueError, one sentence, chained from torch's, for a model
+    that does not fit or is not one graph; a failure of the code generator behind the graph is
+    raised as it is.
     """
     run = torch.compile(types.MethodType(distinct(Program.run), program), fullgraph=True)
 

@@ -2,10 +2,11 @@
 
     dots[b,p,q] = sum_e a_p[b,e] b_q[b,e]        max_abs[b,p] = max_e |a_p[b,e]|
 
-Everything in float64. A sample is padded with zeros to a multiple of 1024. A chunk of 1024 is 64 steps of 16 lanes (lane = e mod 16);
-each lane is summed in order; lanes are halved 16, 8, 4, 2, 1 (lower + upper half); the chunk sums, padded with zeros to a power of two,
-are halved the same way. So a sample's result does not depend on the batch around it, on threads or on the backend. NaN in a_p gives
-max_abs NaN; no elements give 0.
+Everything in float64. A sample is padded with zeros to a multiple of 1024. A chunk of 1024 is 64
+steps of 16 lanes (lane = e mod 16); each lane is summed in order; lanes are halved 16, 8, 4, 2, 1
+(lower + upper half); the chunk sums, padded with zeros to a power of two, are halved the same way.
+So a sample's result does not depend on the batch around it, on threads or on the backend. NaN in
+a_p gives max_abs NaN; no elements give 0.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ def _fake(a, b, backend):
 
 
 _run = register(
-    "moments", "(Tensor[] a, Tensor[] b, str? backend) -> (Tensor, Tensor)",
-    lambda a, b, backend: select(a[0].device, a[0].dtype, backend).module.moments(a, b), _fake, lambda a, b,
-    backend: reference.moments(a, b),
-)  # fmt: skip
+    "moments",
+    "(Tensor[] a, Tensor[] b, str? backend) -> (Tensor, Tensor)",
+    lambda a, b, backend: select(a[0].device, a[0].dtype, backend).module.moments(a, b),
+    _fake,
+    lambda a, b, backend: reference.moments(a, b),
+)
 
 
 def moments(
     a: Sequence[Tensor], b: Sequence[Tensor] = (), *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(dots [B,P,Q], max_abs [B,P]) float64 of a: P = 1..5 and b: Q = 0..24 tensors [B, *] of one shape, any float dtype.
-    Differentiable.
+    """(dots [B,P,Q], max_abs [B,P]) float64 of a: P = 1..5 and b: Q = 0..24 tensors [B, *] of one
+    shape, any float dtype. Differentiable.
     """
     if not 1 <= len(a) <= MOST_A or len(b) > MOST_B:
         raise ValueError(
@@ -48,6 +51,7 @@ def moments(
         )
     if any(t.shape != a[0].shape or not t.is_floating_point() for t in (*a, *b)) or a[0].dim() < 1:
         raise ValueError(
-            f"moments: tensors are {[list(t.shape) for t in (*a, *b)]}; one shape [B, *] and float dtypes are accepted"
+            f"moments: tensors are {[list(t.shape) for t in (*a, *b)]}; one shape [B, *] and float "
+            "dtypes are accepted"
         )
     return _run(list(a), list(b), backend)

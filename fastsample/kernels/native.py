@@ -1,6 +1,8 @@
-"""The kernels in C++ (`fastsample._C`): same arguments and results as `reference`, bit-equal to it for `step` and noise.
+"""The kernels in C++ (`fastsample._C`): same arguments and results as `reference`, bit-equal to it
+for `step` and noise.
 
-Tensors cross as raw addresses of contiguous memory, which this file makes sure of; `Run` binds its own buffers once through `bind`.
+Tensors cross as raw addresses of contiguous memory, which this file makes sure of; `Run` binds its
+own buffers once through `bind`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def bind(
     model_dtype: torch.dtype,
     **tensors,
 ):
-    """A `_C.Step` over buffers that must outlive it; keywords are tensors, lists of tensors or sizes under the names of `_C.Step`."""
+    """A `_C.Step` over buffers that must outlive it; keywords are tensors, lists of tensors or
+    sizes under the names of `_C.Step`.
+    """
     fixed = {
         name: address(t)
         if isinstance(t, Tensor)
@@ -73,21 +77,48 @@ def bind(
         for name, t in tensors.items()
     }
     return _C.Step(
-        batch=x.shape[0], elements=_elements(x), table_rows=table_f.shape[0], table_f=address(table_f), table_i=address(table_i),
-        x=address(x), row=address(row), state_dtype=DTYPES[x.dtype], model_dtype=DTYPES[model_dtype], **Layout(*dims)._asdict(), **fixed,
-    )  # fmt: skip
+        batch=x.shape[0],
+        elements=_elements(x),
+        table_rows=table_f.shape[0],
+        table_f=address(table_f),
+        table_i=address(table_i),
+        x=address(x),
+        row=address(row),
+        state_dtype=DTYPES[x.dtype],
+        model_dtype=DTYPES[model_dtype],
+        **Layout(*dims)._asdict(),
+        **fixed,
+    )
 
 
 def step(
-    x: Tensor, slots: Sequence[Tensor], f: Sequence[Tensor], table_f: Tensor, table_i: Tensor, row: Tensor, dims: Sequence[int], *,
-    f_index: Tensor | None = None, scale: Tensor | None = None, seed: Tensor | None = None, noise_scale: Tensor | None = None,
-    weights: Tensor | None = None, bound: Tensor | None = None, noise: Sequence[Tensor] = (), mask: Tensor | None = None,
-    known: Tensor | None = None, inner: int = 0, model_dtype: torch.dtype | None = None, preview: bool = False,
+    x: Tensor,
+    slots: Sequence[Tensor],
+    f: Sequence[Tensor],
+    table_f: Tensor,
+    table_i: Tensor,
+    row: Tensor,
+    dims: Sequence[int],
+    *,
+    f_index: Tensor | None = None,
+    scale: Tensor | None = None,
+    seed: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    weights: Tensor | None = None,
+    bound: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    inner: int = 0,
+    model_dtype: torch.dtype | None = None,
+    preview: bool = False,
     structure: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One row for each sample of a batch, into fresh memory; the C++ kernel works on the copies in place."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One row for each sample of a batch, into fresh memory; the C++ kernel works on the copies in
+    place.
+    """
     state, model = x.dtype, model_dtype or x.dtype
-    fresh = lambda t: t.to(state).contiguous()  # noqa: E731
+    fresh = lambda t: t.to(state).contiguous()
     new = x.clone(memory_format=torch.contiguous_format)
     pool = torch.stack([s.contiguous() for s in slots]) if slots else new.new_empty(0)
     row, table_f, table_i = row.int().contiguous(), table_f.contiguous(), table_i.contiguous()
@@ -96,14 +127,21 @@ def step(
     )  # one model dtype in the kernel: widen outputs that differ from it
     f = [v.to(given).contiguous() for v in f]
     held = {
-        "f_index": None if f_index is None else f_index.int().contiguous(), "scale": None if scale is None else fresh(scale),
-        "seed": None if seed is None else seed.contiguous(), "noise_scale": None if noise_scale is None else fresh(noise_scale),
-        "weights": None if weights is None else fresh(weights), "bound": None if bound is None else fresh(bound),
-        "mask": None if mask is None else fresh(mask), "known": None if known is None else fresh(known),
-        "noise": [fresh(n) for n in noise], "f": f, "slots": pool,
-        "model_input": torch.zeros_like(new, dtype=given), "preview": torch.zeros_like(new) if preview else None,
+        "f_index": None if f_index is None else f_index.int().contiguous(),
+        "scale": None if scale is None else fresh(scale),
+        "seed": None if seed is None else seed.contiguous(),
+        "noise_scale": None if noise_scale is None else fresh(noise_scale),
+        "weights": None if weights is None else fresh(weights),
+        "bound": None if bound is None else fresh(bound),
+        "mask": None if mask is None else fresh(mask),
+        "known": None if known is None else fresh(known),
+        "noise": [fresh(n) for n in noise],
+        "f": f,
+        "slots": pool,
+        "model_input": torch.zeros_like(new, dtype=given),
+        "preview": torch.zeros_like(new) if preview else None,
         "status": x.new_zeros(x.shape[0], dtype=torch.int32),
-    }  # fmt: skip
+    }
     groups = row.shape[1] if row.dim() == 2 else 1
     sizes = {
         "outputs": f[0].shape[0] if f else x.shape[0],
@@ -137,7 +175,9 @@ def step(
 def _written(
     x: Tensor, pool: Tensor, table_i: Tensor, row: Tensor, status: Tensor, inner: int, structure
 ) -> list[Tensor]:
-    """u and v as the slots now hold them: nothing where the structure says unwritten, +0 for samples that did not write."""
+    """u and v as the slots now hold them: nothing where the structure says unwritten, +0 for
+    samples that did not write.
+    """
     if structure is not None:
         return [pool[d] if d >= 0 else x.new_empty(0) for d in structure[3:5]]
     if not pool.numel():
@@ -173,9 +213,14 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         a[0].new_zeros(batch, len(a), dtype=torch.float64),
     )
     _C.moments(
-        a=[t.data_ptr() for t in a], b=[t.data_ptr() for t in b], batch=batch, elements=_elements(a[0]), dots=dots.data_ptr(),
-        max_abs=peaks.data_ptr(), dtype=DTYPES[dtype],
-    )  # fmt: skip
+        a=[t.data_ptr() for t in a],
+        b=[t.data_ptr() for t in b],
+        batch=batch,
+        elements=_elements(a[0]),
+        dots=dots.data_ptr(),
+        max_abs=peaks.data_ptr(),
+        dtype=DTYPES[dtype],
+    )
     return dots, peaks
 
 
@@ -185,9 +230,18 @@ def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: floa
     batch, I, D = U[0].shape  # noqa: E741
     out = X.new_empty(batch, I, X.shape[1], dtype=torch.float64)
     _C.cost_matrix(
-        U=[u.data_ptr() for u in U], c=c.data_ptr(), X=X.data_ptr(), band=band.data_ptr(), out=out.data_ptr(), batch=batch, I=I,
-        J=X.shape[1], D=D, p=p, dtype=DTYPES[dtype],
-    )  # fmt: skip
+        U=[u.data_ptr() for u in U],
+        c=c.data_ptr(),
+        X=X.data_ptr(),
+        band=band.data_ptr(),
+        out=out.data_ptr(),
+        batch=batch,
+        I=I,
+        J=X.shape[1],
+        D=D,
+        p=p,
+        dtype=DTYPES[dtype],
+    )
     return out
 
 
@@ -198,7 +252,15 @@ def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor) -> Tensor:
     J = c.shape[2]
     out = U[0].new_empty(batch, J, D, dtype=dtype)
     _C.cost_gather(
-        U=[u.data_ptr() for u in U], c=c.data_ptr(), i_star=i_star.data_ptr(), i_star_batch_stride=J if i_star.dim() == 2 else 0,
-        out=out.data_ptr(), batch=batch, I=I, J=J, D=D, dtype=DTYPES[dtype],
-    )  # fmt: skip
+        U=[u.data_ptr() for u in U],
+        c=c.data_ptr(),
+        i_star=i_star.data_ptr(),
+        i_star_batch_stride=J if i_star.dim() == 2 else 0,
+        out=out.data_ptr(),
+        batch=batch,
+        I=I,
+        J=J,
+        D=D,
+        dtype=DTYPES[dtype],
+    )
     return out

@@ -5,8 +5,9 @@ normal[b, e] = lane (e mod 4) of block (e div 4) of Philox4x32-10 with
     counter = (block low 32, block high 32, noise id, stream = 0)
 Words (a, b) of lanes (0, 1) and (2, 3) make one Box-Muller pair, all in float32:
     u = min((float(a) + 1/2) * 2^-32, 1),  r = sqrt(-2 log u),  angle = 2 pi b / 2^32,  (r cos, r sin)
-log, sin and cos are fixed polynomials (Cephes single precision) of + and * only; the angle is reduced in integers and sqrt is rounded
-once, so every backend that keeps the written order gives these very bits. A float64 state takes the float32 normal.
+log, sin and cos are fixed polynomials (Cephes single precision) of + and * only; the angle is
+reduced in integers and sqrt is rounded once, so every backend that keeps the written order gives
+these very bits. A float64 state takes the float32 normal.
 Philox: Salmon et al., SC 2011.
 """
 
@@ -25,16 +26,25 @@ MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 LOG = (
-    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-)  # fmt: skip
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
 def drawn_seed() -> int:
-    """One int64 of torch's default CPU generator, which torch.manual_seed governs: the seed of a call that was given none."""
+    """One int64 of torch's default CPU generator, which torch.manual_seed governs: the seed of a
+    call that was given none.
+    """
     return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
 
 
@@ -46,14 +56,16 @@ def digest(noise: Tensor) -> bytes:
 
 
 def seed_of(noise: Tensor) -> int:
-    """An int64 made of the start noise's digest: measurements on one noise draw the same, on fresh noise others."""
+    """An int64 made of the start noise's digest: measurements on one noise draw the same, on fresh
+    noise others.
+    """
     transforms.refuse("seed of the noise", noise)
     return int.from_bytes(digest(noise)[:8], "little", signed=True)
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product held in int64. Split into 16-bit halves: an int64 that wraps is undefined in generated
-    C++.
+    """High and low word of a 32 x 32 bit product held in int64. Split into 16-bit halves: an int64
+    that wraps is undefined in generated C++.
     """
     low = a * (constant & 0xFFFF)
     high = a * (constant >> 16) + (low >> 16)
@@ -63,7 +75,9 @@ def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
 def philox(
     counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four words of counter, two of key (int64 tensors in [0, 2^32), shapes broadcast) -> four words."""
+    """Philox4x32-10: four words of counter, two of key (int64 tensors in [0, 2^32), shapes
+    broadcast) -> four words.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -75,7 +89,9 @@ def philox(
 
 
 def log(u: Tensor) -> Tensor:
-    """Natural logarithm of float32 u in (0, 1]: u = m 2^e with m in [sqrt(1/2), sqrt 2), polynomial in m - 1."""
+    """Natural logarithm of float32 u in (0, 1]: u = m 2^e with m in [sqrt(1/2), sqrt 2), polynomial
+    in m - 1.
+    """
     bits = u.view(torch.int32)
     exponent = (bits >> 23) - 126
     m = ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32)
@@ -94,7 +110,9 @@ def log(u: Tensor) -> Tensor:
 
 
 def sin_cos(word: Tensor) -> tuple[Tensor, Tensor]:
-    """sin and cos of 2 pi word / 2^32, word int64 in [0, 2^32): the nearest quarter turn is taken off in integers, exactly."""
+    """sin and cos of 2 pi word / 2^32, word int64 in [0, 2^32): the nearest quarter turn is taken
+    off in integers, exactly.
+    """
     turn = (word + (1 << 29)) >> 30
     r = (word - (turn << 30)).float() * (2 * math.pi / 2**32)
     z = r * r
@@ -107,8 +125,8 @@ def sin_cos(word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two normals from two words: r cos and r sin. sqrt goes through float64, where rounding once more gives the correctly rounded
-    float32.
+    """Two normals from two words: r cos and r sin. sqrt goes through float64, where rounding once
+    more gives the correctly rounded float32.
     """
     u = torch.clamp((a.float() + 0.5) * 2.0**-32, max=1.0)
     r = torch.sqrt((-2.0 * log(u)).double()).float()
@@ -117,15 +135,17 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
-    """Normals [B, elements], float32, of seed [B] int64 and noise_id [B] (one id a sample) or [B, elements] (an id for each element)."""
+    """Normals [B, elements], float32, of seed [B] int64 and noise_id [B] (one id a sample) or [B,
+    elements] (an id for each element).
+    """
     key = (seed & MASK32).view(-1, 1), ((seed >> 32) & MASK32).view(-1, 1)
     word = noise_id.long() & MASK32
     word = word if word.dim() == 2 else word[:, None]
     if noise_id.dim() == 1 and not torch.compiler.is_compiling():
         n = _blocks(key, word, torch.arange((elements + 3) // 4, device=seed.device))
         return torch.stack(n, -1).flatten(1)[:, :elements]
-    # One block for each element, of which it keeps one lane: right where elements of a block differ in id, and no concatenation, which a
-    # compiler would inline four times over.
+    # One block for each element, of which it keeps one lane: right where elements of a block differ
+    # in id, and no concatenation, which a compiler would inline four times over.
     place = torch.arange(elements, device=seed.device)
     lane = place % 4
     w0, w1, w2, w3 = _words(key, word, place // 4)

@@ -1,7 +1,8 @@
-"""The torch library `fastsample`: how a functional op is defined, told to torch's compilers, and given its gradient.
+"""The torch library `fastsample`: how a functional op is defined, told to torch's compilers, and
+given its gradient.
 
-`Library.define` and `impl`, never the `custom_op` decorator, which costs four times as much a call. Ops are functional only: one that
-writes into its arguments would drop gradients in silence.
+`Library.define` and `impl`, never the `custom_op` decorator, which costs four times as much a call.
+Ops are functional only: one that writes into its arguments would drop gradients in silence.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ LIBRARY = torch.library.Library("fastsample", "DEF")
 def register(
     name: str, schema: str, kernel: Callable, fake: Callable, definition: Callable | None = None
 ) -> Callable:
-    """Define fastsample::name and return the function that runs it. `kernel` runs it, `fake` gives shapes, `definition` (plain torch, same
-    arguments) is run again for the gradient, which can be differentiated again, and in place of the op for the transforms of torch.func
-    and, by the function returned, for forward-mode tangents, which the op refuses (RuntimeError).
+    """Define fastsample::name and return the function that runs it. `kernel` runs it, `fake` gives
+    shapes, `definition` (plain torch, same arguments) is run again for the gradient, which can be
+    differentiated again, and in place of the op for the transforms of torch.func and, by the
+    function returned, for forward-mode tangents, which the op refuses (RuntimeError).
 
     Without a definition the op has no gradient: it takes whole numbers only.
     """
@@ -30,7 +32,8 @@ def register(
     def without_tangents(*arguments):
         if transforms.tangents(arguments):
             raise RuntimeError(
-                f"fastsample::{name}: an input has a forward-mode tangent, which the op drops; fastsample.kernels.{name} is accepted"
+                f"fastsample::{name}: an input has a forward-mode tangent, which the op drops; "
+                f"fastsample.kernels.{name} is accepted"
             )
         return kernel(*arguments)
 
@@ -49,7 +52,9 @@ def register(
 
 
 def _differentiable(name: str, definition: Callable) -> None:
-    """Reverse mode for fastsample::name: the definition is run again, under a graph of its own where the gradient itself is differentiated."""
+    """Reverse mode for fastsample::name: the definition is run again, under a graph of its own
+    where the gradient itself is differentiated.
+    """
 
     def setup(ctx, inputs, output):
         leaves, ctx.structure = pytree.tree_flatten(tuple(inputs), is_leaf=_is_leaf)
@@ -73,8 +78,13 @@ def _differentiable(name: str, definition: Callable) -> None:
             for o, g in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(gradients), strict=True)
             if g is not None and o.requires_grad
         ]
-        found = torch.autograd.grad([o for o, _ in pairs], [leaves[k] for k in wanted], [g for _, g in pairs], allow_unused=True,
-                                    create_graph=again)  # fmt: skip
+        found = torch.autograd.grad(
+            [o for o, _ in pairs],
+            [leaves[k] for k in wanted],
+            [g for _, g in pairs],
+            allow_unused=True,
+            create_graph=again,
+        )
         result = [None] * len(leaves)
         for k, gradient in zip(wanted, found, strict=True):
             result[k] = gradient
@@ -86,7 +96,9 @@ def _differentiable(name: str, definition: Callable) -> None:
 
 
 def _is_leaf(value: object) -> bool:
-    """Only the argument tuple and lists of tensors are taken apart; a list of ints is one argument without a gradient."""
+    """Only the argument tuple and lists of tensors are taken apart; a list of ints is one argument
+    without a gradient.
+    """
     return not isinstance(value, tuple) and not (
         isinstance(value, list) and all(isinstance(v, Tensor) for v in value)
     )

@@ -1,4 +1,6 @@
-"""What a model returned, held against what was asked of it: one check for every loop. Nothing is broadcast."""
+"""What a model returned, held against what was asked of it: one check for every loop. Nothing is
+broadcast.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from torch import Tensor
 def check(
     where: str, f: object, like: Tensor, dtype: torch.dtype, used: Sequence[bool], row: int
 ) -> None:
-    """Refuse f unless it is branch-major [G*B,*], or a list of G tensors [B,*] (None: a branch this row does not use), in `dtype`.
+    """Refuse f unless it is branch-major [G*B,*], or a list of G tensors [B,*] (None: a branch this
+    row does not use), in `dtype`.
 
-    like: the state [B,*], on the device that is needed. used: for each of the G branches, whether the row reads it. Raises ValueError or
-    TypeError, one sentence.
+    like: the state [B,*], on the device that is needed. used: for each of the G branches, whether
+    the row reads it. Raises ValueError or TypeError, one sentence.
     """
     G, size = len(used), tuple(like.shape)
     if isinstance(f, Tensor):
@@ -31,14 +34,16 @@ def check(
     if not isinstance(f, (list, tuple)) or len(f) != G:
         count = f" of {len(f)}" if isinstance(f, (list, tuple)) else ""
         raise TypeError(
-            f"{where}: the model returned {words(f)}{count}; a tensor, or a list of {G} tensors, is accepted"
+            f"{where}: the model returned {words(f)}{count}; a tensor, or a list of {G} tensors, "
+            "is accepted"
         )
     for g, value in enumerate(f):
         if value is not None:
             _fits(where, value, like, dtype, size, "only that shape")
         elif used[g]:
             raise ValueError(
-                f"{where}: the model returned None for branch {g}, which row {row} uses; a tensor of {list(size)} is needed"
+                f"{where}: the model returned None for branch {g}, which row {row} uses; a tensor "
+                f"of {list(size)} is needed"
             )
 
 
@@ -51,15 +56,18 @@ def _fits(
         )
     if f.shape != needed:
         raise ValueError(
-            f"{where}: the model returned {list(f.shape)} for a sample of {list(like.shape)}; {accepted} is accepted, nothing is broadcast"
+            f"{where}: the model returned {list(f.shape)} for a sample of {list(like.shape)}; "
+            f"{accepted} is accepted, nothing is broadcast"
         )
     if f.dtype != dtype:
         raise TypeError(
-            f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output or pass model_dtype={f.dtype}"
+            f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output or pass "
+            f"model_dtype={f.dtype}"
         )
     if f.device != like.device:
         raise ValueError(
-            f"{where}: the model returned a tensor on {f.device} for a sample on {like.device}; the same device is needed"
+            f"{where}: the model returned a tensor on {f.device} for a sample on {like.device}; "
+            "the same device is needed"
         )
 
 

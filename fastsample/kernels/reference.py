@@ -1,6 +1,8 @@
-"""The kernels in plain torch: the definition every backend is held to, and what Inductor fuses in a compiled loop.
+"""The kernels in plain torch: the definition every backend is held to, and what Inductor fuses in a
+compiled loop.
 
-Sums are formed left to right in the order written, each product and sum rounded on its own (no fused multiply-add).
+Sums are formed left to right in the order written, each product and sum rounded on its own (no
+fused multiply-add).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ MOMENTS_CHUNK, MOMENTS_LANES = 1024, 16
 
 
 def _total(terms: Sequence[tuple], like: Tensor) -> Tensor:
-    """sum of k*v over the terms (on, k, v) that are on: True or False (structure known), or a mask; what is off is never multiplied."""
+    """sum of k*v over the terms (on, k, v) that are on: True or False (structure known), or a mask;
+    what is off is never multiplied.
+    """
     terms = [term for term in terms if term[0] is not False]
     if not terms:
         return torch.zeros_like(like)
@@ -43,7 +47,9 @@ def _clamp(m: Tensor, bound: Tensor) -> Tensor:
 
 
 class _Rows:
-    """The rows of a batch, their numbers as [B, 1, groups, 1] beside elements viewed as [B, outer, groups, inner]."""
+    """The rows of a batch, their numbers as [B, 1, groups, 1] beside elements viewed as [B, outer,
+    groups, inner].
+    """
 
     def __init__(
         self,
@@ -111,10 +117,11 @@ def _branches(
     like: Tensor,
     preview: bool,
 ) -> tuple[list, list, Tensor]:
-    """Raw outputs f_g in the state dtype (None: not given), whether each is there (bool or [B,1,1,1]), and which samples have a bad
-    index [B].
+    """Raw outputs f_g in the state dtype (None: not given), whether each is there (bool or
+    [B,1,1,1]), and which samples have a bad index [B].
 
-    An index is looked at only where the row uses it: branch g enters an f or m that is needed, or operand f_g is read.
+    An index is looked at only where the row uses it: branch g enters an f or m that is needed, or
+    operand f_g is read.
     """
     batch = rows.shape[0]
     values = [rows.elements(v.to(like.dtype)) for v in f] if f_index is None else [None] * len(f)
@@ -174,8 +181,9 @@ def _prediction(
 
 
 def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
-    """The definition, and the op that gives its bits in a graph for the CPU, where Inductor takes longer over Philox than over all the rest
-    of a loop, and under torch.jit.trace, which knows no tensor.view(dtype).
+    """The definition, and the op that gives its bits in a graph for the CPU, where Inductor takes
+    longer over Philox than over all the rest of a loop, and under torch.jit.trace, which knows no
+    tensor.view(dtype).
     """
     if noise_id.dim() == 1 and (
         torch.jit.is_tracing() or (torch.compiler.is_compiling() and seed.device.type == "cpu")
@@ -208,13 +216,31 @@ def _draws(rows: _Rows, at: Layout, x: Tensor, seed, noise_scale, noise, blend: 
 
 
 def step(
-    x: Tensor, slots: Sequence[Tensor], f: Sequence[Tensor], table_f: Tensor, table_i: Tensor, row: Tensor, dims: Sequence[int], *,
-    f_index: Tensor | None = None, scale: Tensor | None = None, seed: Tensor | None = None, noise_scale: Tensor | None = None,
-    weights: Tensor | None = None, bound: Tensor | None = None, noise: Sequence[Tensor] = (), mask: Tensor | None = None,
-    known: Tensor | None = None, inner: int = 0, model_dtype: torch.dtype | None = None, preview: bool = False,
+    x: Tensor,
+    slots: Sequence[Tensor],
+    f: Sequence[Tensor],
+    table_f: Tensor,
+    table_i: Tensor,
+    row: Tensor,
+    dims: Sequence[int],
+    *,
+    f_index: Tensor | None = None,
+    scale: Tensor | None = None,
+    seed: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    weights: Tensor | None = None,
+    bound: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    inner: int = 0,
+    model_dtype: torch.dtype | None = None,
+    preview: bool = False,
     structure: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One row for each sample of a batch; the formula and every argument are described at `fastsample.kernels.step`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One row for each sample of a batch; the formula and every argument are described at
+    `fastsample.kernels.step`.
+    """
     at, state = Layout(*dims), x.dtype
     structure = structure if f_index is None else None  # samples of an indexed batch may differ
     rows = _Rows(x, table_f, table_i, row, inner, structure)
@@ -275,8 +301,8 @@ def fill(out: Tensor, seed: Tensor, noise_id: int) -> None:
 
 
 def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """dots[b,p,q] = sum_e a_p[b,e] b_q[b,e] and max_abs[b,p] = max_e |a_p[b,e]| in float64, by the fixed tree of
-    `fastsample.kernels.moments`.
+    """dots[b,p,q] = sum_e a_p[b,e] b_q[b,e] and max_abs[b,p] = max_e |a_p[b,e]| in float64, by the
+    fixed tree of `fastsample.kernels.moments`.
     """
     batch = a[0].shape[0]
     flat = [
@@ -291,8 +317,8 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _tree_sum(terms: Tensor) -> Tensor:
-    """Sum [B] of terms [B, N]: chunks of 1024 = 64 steps x 16 lanes; lanes summed in order, then halved; chunk sums halved as a power of
-    two.
+    """Sum [B] of terms [B, N]: chunks of 1024 = 64 steps x 16 lanes; lanes summed in order, then
+    halved; chunk sums halved as a power of two.
     """
     chunks = -(-terms.shape[1] // MOMENTS_CHUNK) or 1
     terms = torch.nn.functional.pad(terms, (0, chunks * MOMENTS_CHUNK - terms.shape[1]))
@@ -314,8 +340,8 @@ def _halved(total: Tensor) -> Tensor:
 
 
 def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: float = 2.0) -> Tensor:
-    """C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p for band[i,0] <= j < band[i,1], else +inf; float64 from float32
-    differences.
+    """C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p for band[i,0] <= j < band[i,1],
+    else +inf; float64 from float32 differences.
     """
     wide = torch.promote_types(X.dtype, torch.float32)
     U, X, factor, rows = [u.to(wide) for u in U], X.to(wide), c.to(wide), []

@@ -1,4 +1,5 @@
-"""Which backend runs the kernels: chosen once for each (device, dtype), with a reason that `fastsample doctor` prints.
+"""Which backend runs the kernels: chosen once for each (device, dtype), with a reason that
+`fastsample doctor` prints.
 
 native     C++ on the CPU, for float32 and float64 states; any of the four model dtypes
 reference  plain torch: every device and dtype, and every machine
@@ -24,7 +25,9 @@ _lock = Lock()
 
 
 class Choice(NamedTuple):
-    """A backend: its name, why it was taken, and the module with its `step`, `moments`, `cost_matrix`, `cost_gather` and `fill`."""
+    """A backend: its name, why it was taken, and the module with its `step`, `moments`,
+    `cost_matrix`, `cost_gather` and `fill`.
+    """
 
     name: str
     reason: str
@@ -32,7 +35,8 @@ class Choice(NamedTuple):
 
 
 def select(device: torch.device | str, dtype: torch.dtype, wish: str | None = None) -> Choice:
-    """The backend for tensors of `dtype` on `device`; `wish` is a name of BACKENDS, or None for FASTSAMPLE_BACKEND, or else the best.
+    """The backend for tensors of `dtype` on `device`; `wish` is a name of BACKENDS, or None for
+    FASTSAMPLE_BACKEND, or else the best.
 
     Raises ValueError for an unknown name, RuntimeError for a wished backend that cannot run here.
     """
@@ -55,12 +59,14 @@ def _choose(device: str, dtype: torch.dtype, wish: str | None) -> Choice:
         wish, source = os.environ[VARIABLE], VARIABLE
     if wish not in (None, *BACKENDS):
         raise ValueError(
-            f"select: backend {wish!r} (from {source}) is unknown; accepted are {', '.join(BACKENDS)}"
+            f"select: backend {wish!r} (from {source}) is unknown; accepted are "
+            f"{', '.join(BACKENDS)}"
         )
     refusal = _native_refusal(device, dtype)
     if wish == "native" and refusal:
         raise RuntimeError(
-            f"select: backend native was asked for (from {source}) and cannot be used: {refusal}; reference always can"
+            f"select: backend native was asked for (from {source}) and cannot be used: {refusal}; "
+            "reference always can"
         )
     if wish == "reference":
         return Choice("reference", f"asked for (from {source})", reference)

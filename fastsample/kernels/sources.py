@@ -15,11 +15,14 @@ from .noise import drawn_seed
 
 
 def seeds(seed, batch: int, device, needed: bool) -> Tensor:
-    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if needed, else 0 each."""
+    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s
+    is drawn if needed, else 0 each.
+    """
     if seed is None:
         if needed and (name := transforms.active()):
             raise ValueError(
-                f"Run: no seed is given under {name}, which would keep one draw for every call; pass seed="
+                f"Run: no seed is given under {name}, which would keep one draw for every call; "
+                "pass seed="
             )
         if not needed:
             return torch.zeros(batch, dtype=torch.int64, device=device)
@@ -39,16 +42,19 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
         not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))
     ):
         raise TypeError(
-            f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor [{batch}] is accepted"
+            f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor "
+            f"[{batch}] is accepted"
         )
     values = [first + b for b in range(batch)] if first is not None else [integer(v) for v in seed]
     if len(values) != batch:
         raise ValueError(
-            f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample is needed"
+            f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample "
+            "is needed"
         )
     if None in values:
         raise TypeError(
-            f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int for each sample is accepted"
+            f"Run: seed holds {seed[values.index(None)]!r} for sample {values.index(None)}; an int "
+            "for each sample is accepted"
         )
     if values and not -(2**63) <= min(values) <= max(values) < 2**64:
         raise ValueError(
@@ -62,7 +68,9 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
 def seeded(
     plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool
 ) -> bool:
-    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is not 0 throughout, or is to be learned?"""
+    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is
+    not 0 throughout, or is to be learned?
+    """
     if source is not None or plan.L == 0:
         return False
     known = (
@@ -75,13 +83,20 @@ def seeded(
 
 
 def draws(
-    given, plan: Plan, size: Sequence[int], dtype: torch.dtype, device, masked: bool, initial: Tensor | None,
+    given,
+    plan: Plan,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    device,
+    masked: bool,
+    initial: Tensor | None,
     gradients: bool = False,
-) -> Callable[[int], list] | None:  # fmt: skip
-    """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or None where Philox draws everything.
+) -> Callable[[int], list] | None:
+    """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or
+    None where Philox draws everything.
 
-    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller started the run with; it is every
-    draw of id 0.
+    given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller
+    started the run with; it is every draw of id 0.
     """
     if given is None and (initial is None or not (plan.ids == 0).any()):
         return None
@@ -102,7 +117,8 @@ def draws(
         ):
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on {device} is needed"
+                f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on "
+                f"{device} is needed"
             )
         if not gradients:
             transforms.refuse("Run: noise_source", value)
@@ -117,7 +133,8 @@ def draws(
         if not isinstance(given, Sequence) or len(given) != len(left):
             count = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
             raise ValueError(
-                f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} tensors, one for each noise drawn, are accepted"
+                f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} "
+                "tensors, one for each noise drawn, are accepted"
             )
         held |= {k: checked(f"noise {k}", value) for k, value in zip(left, given, strict=True)}
 

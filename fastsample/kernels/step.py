@@ -6,7 +6,8 @@
     x'      += mask (ky y + sum_l Cy_l n_l - x')              where mask and known image y are given and the row blends
     model input = c x' in the model's dtype;   preview x0 = dx x + dm m
 
-Operands outside a row's read mask are never used: they may hold NaN. Coefficients: `fastsample.kernels.layout`.
+Operands outside a row's read mask are never used: they may hold NaN. Coefficients:
+`fastsample.kernels.layout`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from .ops import register
 from .select import STATES, select
 
 SCHEMA = (
-    "(Tensor x, Tensor[] slots, Tensor[] f, Tensor table_f, Tensor table_i, Tensor row, int[] dims, Tensor? f_index, Tensor? "
+    "(Tensor x, Tensor[] slots, Tensor[] f, Tensor table_f, Tensor table_i, Tensor row, int[] "
+    "dims, Tensor? f_index, Tensor? "
     "scale, Tensor? seed, "
-    "Tensor? noise_scale, Tensor? weights, Tensor? bound, Tensor[] noise, Tensor? mask, Tensor? known, SymInt inner, ScalarType? "
+    "Tensor? noise_scale, Tensor? weights, Tensor? bound, Tensor[] noise, Tensor? mask, Tensor? "
+    "known, SymInt inner, ScalarType? "
     "model_dtype, "
-    "bool preview, int[]? structure, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "bool preview, int[]? structure, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+    "Tensor)"
 )
 OPTIONS = (
     "f_index",
@@ -57,13 +61,17 @@ def _definition(*arguments):
 
 def _fake(x, slots, f, table_f, table_i, row, dims, *options):
     option = dict(zip(OPTIONS, options[:-1], strict=True))
-    like = lambda there, dtype=x.dtype: x.new_empty(x.shape if there else (0,), dtype=dtype)  # noqa: E731
+    like = lambda there, dtype=x.dtype: x.new_empty(x.shape if there else (0,), dtype=dtype)
     structure = option["structure"] if option["f_index"] is None else None
     written = [True, True] if structure is None else [structure[3] >= 0, structure[4] >= 0]
     return (
-        like(True), like(written[0]), like(written[1]), like(True, option["model_dtype"] or x.dtype), like(option["preview"]),
+        like(True),
+        like(written[0]),
+        like(written[1]),
+        like(True, option["model_dtype"] or x.dtype),
+        like(option["preview"]),
         x.new_empty(x.shape[:1], dtype=torch.int32),
-    )  # fmt: skip
+    )
 
 
 _run = register("step", SCHEMA, _kernel, _fake, _definition)
@@ -82,19 +90,41 @@ def _normal(seed: Tensor, noise_id: Tensor, elements: int, backend: str | None) 
 
 
 register(
-    "normal", "(Tensor seed, Tensor noise_id, SymInt elements, str? backend) -> Tensor", _normal,
-    lambda seed, noise_id, elements, backend: torch.empty(seed.shape[0], elements, dtype=torch.float32, device=seed.device),
-)  # fmt: skip
+    "normal",
+    "(Tensor seed, Tensor noise_id, SymInt elements, str? backend) -> Tensor",
+    _normal,
+    lambda seed, noise_id, elements, backend: torch.empty(
+        seed.shape[0], elements, dtype=torch.float32, device=seed.device
+    ),
+)
 
 
 def step(
-    x: Tensor, slots: Sequence[Tensor], f: Sequence[Tensor], table_f: Tensor, table_i: Tensor, row: Tensor, dims: Sequence[int], *,
-    f_index: Tensor | None = None, scale: Tensor | None = None, seed: Tensor | None = None, noise_scale: Tensor | None = None,
-    weights: Tensor | None = None, bound: Tensor | None = None, noise: Sequence[Tensor] = (), mask: Tensor | None = None,
-    known: Tensor | None = None, inner: int = 0, model_dtype: torch.dtype | None = None, preview: bool = False,
-    structure: Sequence[int] | None = None, backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One row for each sample -> (x', u, v, model_input, x0 preview, status); functional, differentiable, traceable.
+    x: Tensor,
+    slots: Sequence[Tensor],
+    f: Sequence[Tensor],
+    table_f: Tensor,
+    table_i: Tensor,
+    row: Tensor,
+    dims: Sequence[int],
+    *,
+    f_index: Tensor | None = None,
+    scale: Tensor | None = None,
+    seed: Tensor | None = None,
+    noise_scale: Tensor | None = None,
+    weights: Tensor | None = None,
+    bound: Tensor | None = None,
+    noise: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
+    inner: int = 0,
+    model_dtype: torch.dtype | None = None,
+    preview: bool = False,
+    structure: Sequence[int] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One row for each sample -> (x', u, v, model_input, x0 preview, status); functional,
+    differentiable, traceable.
 
     x [B, *] float32 or float64, the state;  slots: S of [B, *];  f: up to G of [outputs, *], any float dtype
     table_f [R, WF] of the state's dtype, table_i [R, WI] int32: stacked plans;  dims = (S, G, L, K, E)
@@ -102,22 +132,44 @@ def step(
     f_index [G, B]: the row of f[g] that belongs to each sample, -1 = this branch is absent; without it, sample b takes row b
     scale [B, K], noise_scale [B], weights [B, 1+G], bound [B];  seed [B] int64, without it 0..B-1;  noise: L of [B, *] instead of Philox
     mask, known [B, *] or [1, *];  model_dtype of the model input (the state's by default);  preview: also form x0
-    structure (reads, branches, known_reads, du, dv, clip > 0): promises that every sample's row has it; u, v then are [0] where unwritten.
-    Without it u and v are [B, *], +0 where a sample's row does not write. x0 is [0] without preview.
-    status [B] int32: 1 bad row, 4 bad f_index (the sample stays as it was; u, v, model input and x0 are 0), 8 non-finite x'.
-    Raises ValueError, one sentence, for shapes and dtypes that do not fit: nothing is broadcast.
+    structure (reads, branches, known_reads, du, dv, clip > 0): promises that every sample's row has
+    it; u, v then are [0] where unwritten. Without it u and v are [B, *], +0 where a sample's row
+    does not write. x0 is [0] without preview.
+    status [B] int32: 1 bad row, 4 bad f_index (the sample stays as it was; u, v, model input and x0
+    are 0), 8 non-finite x'. Raises ValueError, one sentence, for shapes and dtypes that do not fit:
+    nothing is broadcast.
     """
     _check(x, slots, f, table_f, table_i, row, dims, f_index, inner)
-    expand = lambda v: v if v is None else v.expand(x.shape)  # noqa: E731
+    expand = lambda v: v if v is None else v.expand(x.shape)
     for name, value in (("mask", mask), ("known", known), *(("noise", n) for n in noise)):
         if value is not None and value.shape != x.shape and value.shape != (1, *x.shape[1:]):
             raise ValueError(
-                f"step: {name} has shape {list(value.shape)} for a state of {list(x.shape)}; the same shape or a batch of 1 is accepted"
+                f"step: {name} has shape {list(value.shape)} for a state of {list(x.shape)}; the "
+                "same shape or a batch of 1 is accepted"
             )
     return _run(
-        x, list(slots), list(f), table_f, table_i, row, list(dims), f_index, scale, seed, noise_scale, weights, bound, list(noise),
-        expand(mask), expand(known), inner, model_dtype, preview, None if structure is None else list(structure), backend,
-    )  # fmt: skip
+        x,
+        list(slots),
+        list(f),
+        table_f,
+        table_i,
+        row,
+        list(dims),
+        f_index,
+        scale,
+        seed,
+        noise_scale,
+        weights,
+        bound,
+        list(noise),
+        expand(mask),
+        expand(known),
+        inner,
+        model_dtype,
+        preview,
+        None if structure is None else list(structure),
+        backend,
+    )
 
 
 def _check(x, slots, f, table_f, table_i, row, dims, f_index, inner) -> None:
@@ -126,11 +178,13 @@ def _check(x, slots, f, table_f, table_i, row, dims, f_index, inner) -> None:
         raise ValueError(f"step: the state is {x.dtype}; float32 and float64 are accepted")
     if len(slots) != at.S or any(s.shape != x.shape or s.dtype != x.dtype for s in slots):
         raise ValueError(
-            f"step: slots are {[list(s.shape) for s in slots]}; {at.S} of {list(x.shape)} {x.dtype} are needed"
+            f"step: slots are {[list(s.shape) for s in slots]}; {at.S} of {list(x.shape)} "
+            f"{x.dtype} are needed"
         )
     if table_f.dim() != 2 or table_f.shape[1] != at.WF or table_f.dtype != x.dtype:
         raise ValueError(
-            f"step: table_f is {list(table_f.shape)} {table_f.dtype}; rows of {at.WF} numbers in {x.dtype} are needed"
+            f"step: table_f is {list(table_f.shape)} {table_f.dtype}; rows of {at.WF} numbers in "
+            f"{x.dtype} are needed"
         )
     if (
         table_i.dim() != 2
@@ -138,17 +192,20 @@ def _check(x, slots, f, table_f, table_i, row, dims, f_index, inner) -> None:
         or table_i.dtype != torch.int32
     ):
         raise ValueError(
-            f"step: table_i is {list(table_i.shape)} {table_i.dtype}; {[table_f.shape[0], at.WI]} int32 is needed"
+            f"step: table_i is {list(table_i.shape)} {table_i.dtype}; {[table_f.shape[0], at.WI]} "
+            "int32 is needed"
         )
     if len(f) > at.G or any(
         v.shape[1:] != x.shape[1:] or (f_index is None and v.shape != x.shape) for v in f
     ):
         raise ValueError(
-            f"step: model outputs are {[list(v.shape) for v in f]} for a state of {list(x.shape)}; up to {at.G} of that shape are accepted"
+            f"step: model outputs are {[list(v.shape) for v in f]} for a state of {list(x.shape)}; "
+            f"up to {at.G} of that shape are accepted"
         )
     if row.dim() not in (1, 2) or row.shape[0] != x.shape[0]:
         raise ValueError(
-            f"step: row has shape {list(row.shape)} for a batch of {x.shape[0]}; [B] or [B, groups] is accepted"
+            f"step: row has shape {list(row.shape)} for a batch of {x.shape[0]}; [B] or [B, "
+            "groups] is accepted"
         )
     groups = row.shape[1] if row.dim() == 2 else 1
     if groups > 1 and (inner <= 0 or (x.shape[0] and x[0].numel() % (groups * inner))):

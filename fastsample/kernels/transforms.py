@@ -1,6 +1,8 @@
-"""Transforms of torch that look at operations and not at memory: what runs by address is invisible to them, and values cannot be read.
+"""Transforms of torch that look at operations and not at memory: what runs by address is invisible
+to them, and values cannot be read.
 
-Run, and a Sampler without differentiable=True, refuse to run under one. The definition in plain torch runs under all of them.
+Run, and a Sampler without differentiable=True, refuse to run under one. The definition in plain
+torch runs under all of them.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ MODES = {
     torch._C._TorchDispatchModeKey.PROXY: "make_fx",
     torch._C._TorchDispatchModeKey.FUNCTIONAL: "functionalization",
     torch._C._TorchDispatchModeKey.FAKE: "FakeTensorMode",
-}  # fmt: skip
+}
 
 
 def active(*given: object) -> str | None:
-    """The name of the transform that this thread, or a tensor among `given`, is under; None where there is none.
+    """The name of the transform that this thread, or a tensor among `given`, is under; None where
+    there is none.
 
-    Of the thread: torch.jit.trace, torch.export, a transform of torch.func, make_fx, FakeTensorMode. Of a tensor: a forward-mode tangent,
-    a subclass that dispatches by itself and so need not have memory.
+    Of the thread: torch.jit.trace, torch.export, a transform of torch.func, make_fx,
+    FakeTensorMode. Of a tensor: a forward-mode tangent, a subclass that dispatches by itself and so
+    need not have memory.
     """
     if tracing():
         return "torch.jit.trace"
@@ -54,12 +58,16 @@ def active(*given: object) -> str | None:
 
 
 def hides_from_compiler() -> bool:
-    """Is a transform active that torch.compile refuses, or whose forward-mode tangents, of any tensor, its graphs drop?"""
+    """Is a transform active that torch.compile refuses, or whose forward-mode tangents, of any
+    tensor, its graphs drop?
+    """
     return forward_ad._current_level >= 0 or active() is not None
 
 
 def tangents(given: object) -> bool:
-    """Has a tensor in this tree a forward-mode tangent? Levels are any thread's, tangents are the tensor's own."""
+    """Has a tensor in this tree a forward-mode tangent? Levels are any thread's, tangents are the
+    tensor's own.
+    """
     if forward_ad._current_level < 0:
         return False
     return any(
@@ -73,5 +81,6 @@ def refuse(where: str, *given: object) -> None:
     name = active(*given)
     if name is not None:
         raise RuntimeError(
-            f"{where}: called under {name}, which cannot see the steps; Sampler(..., differentiable=True) is accepted there"
+            f"{where}: called under {name}, which cannot see the steps; Sampler(..., "
+            "differentiable=True) is accepted there"
         )

@@ -1,4 +1,5 @@
-"""Data laws whose denoiser is known exactly: a point, a Gaussian, a mixture of Gaussians, in any dimension.
+"""Data laws whose denoiser is known exactly: a point, a Gaussian, a mixture of Gaussians, in any
+dimension.
 
 For x = alpha·x0 + sigma·eps and x0 ~ sum_k w_k N(m_k, diag c_k), with u_k = alpha²c_k + sigma²  [K, D]:
 
@@ -6,8 +7,9 @@ For x = alpha·x0 + sigma·eps and x0 ~ sum_k w_k N(m_k, diag c_k), with u_k = a
     x0   = E[x0|x]  = sum_k r_k (m_k + alpha·c_k/u_k (x - alpha·m_k))
     eps  = E[eps|x] = sum_k r_k sigma/u_k (x - alpha·m_k)                                so that x = alpha·x0 + sigma·eps
 
-Neither half is divided by alpha or sigma, so both stay finite and exact at alpha = 0 (x0 = the mean of the data) and at sigma = 0
-(x0 = x/alpha). All arithmetic is float64, whatever the dtype of x; NumPy arrays and torch tensors give results of their own kind.
+Neither half is divided by alpha or sigma, so both stay finite and exact at alpha = 0 (x0 = the mean
+of the data) and at sigma = 0 (x0 = x/alpha). All arithmetic is float64, whatever the dtype of x;
+NumPy arrays and torch tensors give results of their own kind.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class GaussianMixture:
             )
         if not (np.isfinite(means).all() and np.isfinite(weights).all() and (weights > 0).all()):
             raise ValueError(
-                "GaussianMixture: a mean or weight is not finite, or a weight <= 0; finite means, weights > 0 are accepted"
+                "GaussianMixture: a mean or weight is not finite, or a weight <= 0; finite means, "
+                "weights > 0 are accepted"
             )
         if std.ndim and std.shape not in ((len(means),), means.shape):
             shapes = f"std {list(std.shape)} for means {list(means.shape)}"
@@ -55,17 +58,22 @@ class GaussianMixture:
         if std.ndim:
             std = std.reshape(len(means), -1)  # [K, 1] or [K, D]
         self.stds = np.array(np.broadcast_to(std, self.means.shape))
-        self.basis = None  # [D, D], columns: the axes in which the covariance is diagonal; None: the coordinates themselves
+        # [D, D], columns: the axes in which the covariance is diagonal; None: the coordinates
+        # themselves
+        self.basis = None
 
     def denoise(self, x: Any, alpha: Any, sigma: Any) -> Any:
-        """E[x0|x].   x [B, *shape], alpha and sigma numbers or [B] -> [B, *shape], of x's kind and dtype"""
+        """E[x0|x].   x [B, *shape], alpha and sigma numbers or [B] -> [B, *shape], of x's kind "
+        "and dtype"""
         return self.posterior(x, alpha, sigma)[0]
 
     def posterior(self, x: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-        """E[x0|x] and E[eps|x].   x [B, *shape], alpha and sigma >= 0, not both 0, numbers or [B] -> two of x's shape, kind and dtype"""
+        """E[x0|x] and E[eps|x].   x [B, *shape], alpha and sigma >= 0, not both 0, numbers or [B] "
+        "-> two of x's shape, kind and dtype"""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
-                f"{type(self).__name__}: x is {list(x.shape)}; [B, {', '.join(map(str, self.shape))}] is accepted"
+                f"{type(self).__name__}: x is {list(x.shape)}; [B, "
+                f"{', '.join(map(str, self.shape))}] is accepted"
             )
         xp, number = (
             (torch, self._tensor(x))
@@ -95,15 +103,20 @@ class GaussianMixture:
         return lambda value: torch.as_tensor(value, dtype=torch.float64, device=x.device)
 
     def std(self) -> float:
-        """Root mean square over coordinates of the standard deviation of x0: sigma_data for the edm and trigflow predictions."""
+        """Root mean square over coordinates of the standard deviation of x0: sigma_data for the edm
+        and trigflow predictions.
+        """
         mean = self.weights @ self.means
         return float(np.sqrt((self.weights @ (self.stds**2 + (self.means - mean) ** 2)).mean()))
 
     def model(self, schedule: Any, prediction: str = "x0") -> Model:
-        """fs.Model with exact predictions, for NumPy and torch. fn sees x itself and the schedule's own t, also for edm and trigflow."""
+        """fs.Model with exact predictions, for NumPy and torch. fn sees x itself and the schedule's
+        own t, also for edm and trigflow.
+        """
         if prediction not in PREDICTIONS:
             raise ValueError(
-                f"{type(self).__name__}.model: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+                f"{type(self).__name__}.model: prediction = {prediction!r}; one of "
+                f"{', '.join(PREDICTIONS)} is accepted"
             )
         spread = getattr(schedule, "sigma_data", None) or self.std() or 0.5
         torch_levels = levels(schedule)
@@ -166,7 +179,8 @@ class Gaussian(GaussianMixture):
         cov = np.asarray(cov, np.float64)
         if cov.shape != (mean.size, mean.size) or not np.allclose(cov, cov.T, rtol=1e-12, atol=0.0):
             raise ValueError(
-                f"Gaussian: cov {list(cov.shape)} for {mean.size} coordinates; a symmetric [D, D] is accepted"
+                f"Gaussian: cov {list(cov.shape)} for {mean.size} coordinates; a symmetric [D, D] "
+                "is accepted"
             )
         c, basis = np.linalg.eigh(cov)
         if c[0] < -1e-12 * c[-1]:
@@ -179,7 +193,8 @@ class Gaussian(GaussianMixture):
     def ode(
         self, x: Any, alpha: float, sigma: float, alpha_end: float = 1.0, sigma_end: float = 0.0
     ) -> Any:
-        """Where the probability-flow ODE takes x from (alpha, sigma) to (alpha_end, sigma_end), on any schedule.
+        """Where the probability-flow ODE takes x from (alpha, sigma) to (alpha_end, sigma_end), on
+        any schedule.
 
         Along each axis of the covariance (x - alpha·m)/sqrt(alpha²c + sigma²) is constant.   x [B, *shape], NumPy or torch -> the same
         """

@@ -1,11 +1,13 @@
-"""The judge of the embedded model: a small classifier of 28x28 garments, class accuracy, and a Fréchet distance on its features.
+"""The judge of the embedded model: a small classifier of 28x28 garments, class accuracy, and a
+Fréchet distance on its features.
 
     class_accuracy    = share of images the classifier puts in the class they were made for
     frechet_distance  = |m - m'|² + tr(C + C' - 2 (C^½ C' C^½)^½)          over its 64 features; m', C' of the 60,000 training images
 
-The second is the Fréchet distance on fashion-classifier features. It is not FID (Heusel et al. 2017), which is taken on Inception features:
-the two have different scales and must not be compared. Like FID it is biased upward for few images; compare equal counts.
-Weights and reference statistics: weights/fashion_classifier.safetensors, made by tools/train_classifier.py.
+The second is the Fréchet distance on fashion-classifier features. It is not FID (Heusel et al.
+2017), which is taken on Inception features: the two have different scales and must not be compared.
+Like FID it is biased upward for few images; compare equal counts. Weights and reference statistics:
+weights/fashion_classifier.safetensors, made by tools/train_classifier.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _CHUNK = 512  # images per forward pass: bounds the memory
 
 
 class Classifier(nn.Module):
-    """Four 3x3 convolutions, two poolings, the mean over places, one linear map.   images [B,1,28,28] in [-1,1] -> logits [B,10]"""
+    """Four 3x3 convolutions, two poolings, the mean over places, one linear map.   images "
+    "[B,1,28,28] in [-1,1] -> logits [B,10]"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,12 +64,15 @@ def _load() -> tuple[Classifier, np.ndarray, np.ndarray]:
 
 
 def load_classifier() -> Classifier:
-    """The shipped classifier, on the CPU, in eval mode and without gradients on parameters; one module, shared by its users."""
+    """The shipped classifier, on the CPU, in eval mode and without gradients on parameters; one
+    module, shared by its users.
+    """
     return _load()[0]
 
 
 def class_accuracy(images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Share of images whose likeliest class is their label, and their count.   images [B,1,28,28] in [-1,1], labels integers [B]"""
+    """Share of images whose likeliest class is their label, and their count.   images [B,1,28,28] "
+    "in [-1,1], labels integers [B]"""
     net, labels = load_classifier(), torch.as_tensor(labels).cpu()
     if labels.shape != images.shape[:1] or labels.dtype.is_floating_point:
         given = f"labels {labels.dtype} {list(labels.shape)} for {len(images)} images"
@@ -76,11 +82,13 @@ def class_accuracy(images: torch.Tensor, labels: torch.Tensor) -> tuple[float, i
 
 
 def frechet_distance(images: torch.Tensor) -> float:
-    """Fréchet distance on fashion-classifier features to the training split.   images [B,1,28,28] in [-1,1], B >= 2 -> float >= 0"""
+    """Fréchet distance on fashion-classifier features to the training split.   images [B,1,28,28] "
+    "in [-1,1], B >= 2 -> float >= 0"""
     net, mean, cov = _load()
     if len(images) < 2:
         raise ValueError(
-            f"frechet_distance: {len(images)} images; 2 or more are accepted (2,048 give a steady number)"
+            f"frechet_distance: {len(images)} images; 2 or more are accepted (2,048 give a steady "
+            "number)"
         )
     return frechet(*statistics(_batched(net.features, images, "frechet_distance")), mean, cov)
 
@@ -94,7 +102,9 @@ def statistics(features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a^½ C_b C_a^½)^½), float64; means [D], symmetric covariances [D,D] (Dowson & Landau 1982)."""
+    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a^½ C_b C_a^½)^½), float64; means [D], symmetric
+    covariances [D,D] (Dowson & Landau 1982).
+    """
     root = _root(cov_a)
     cross = np.linalg.eigvalsh(root @ cov_b @ root)
     distance = (

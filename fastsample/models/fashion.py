@@ -1,15 +1,19 @@
-"""The embedded model: a class-conditional denoiser of 28x28 garments, trained on Fashion-MNIST, for any schedule and prediction.
+"""The embedded model: a class-conditional denoiser of 28x28 garments, trained on Fashion-MNIST, for
+any schedule and prediction.
 
-With x = alpha·x0 + sigma·eps, n² = sigma² + alpha²·sd² and F = net(x/n, ¼ ln(sigma/alpha), label) (Karras et al. 2022, eq. 7, for x/alpha):
+With x = alpha·x0 + sigma·eps, n² = sigma² + alpha²·sd² and F = net(x/n, ¼ ln(sigma/alpha), label)
+(Karras et al. 2022, eq. 7, for x/alpha):
 
     x0  = alpha·sd²/n²·x + sigma·sd/n·F          the posterior mean
     eps = sigma/n²·x - alpha·sd/n·F              so that x = alpha·x0 + sigma·eps
 
-Nothing is divided by alpha or sigma: both halves, and every prediction made of them, are finite at alpha = 0 and at sigma = 0. The network
-was trained on sigma/alpha from about 0.002 to 80; outside, c_noise stays at the end of that range.
+Nothing is divided by alpha or sigma: both halves, and every prediction made of them, are finite at
+alpha = 0 and at sigma = 0. The network was trained on sigma/alpha from about 0.002 to 80; outside,
+c_noise stays at the end of that range.
 
-Images are float [B,1,28,28] in [-1,1]; labels 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag,
-9 ankle boot. Weights: weights/fashion.safetensors, made by tools/train_fashion.py.
+Images are float [B,1,28,28] in [-1,1]; labels 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5
+sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot. Weights: weights/fashion.safetensors, made by
+tools/train_fashion.py.
 """
 
 from __future__ import annotations
@@ -57,13 +61,16 @@ class FashionUNet(UNet):
     def denoise(
         self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor
     ) -> torch.Tensor:
-        """E[x0|x].   x [B,1,28,28], alpha and sigma [B] >= 0, not both 0, label int64 [B] in 0..10 -> [B,1,28,28] of x's dtype"""
+        """E[x0|x].   x [B,1,28,28], alpha and sigma [B] >= 0, not both 0, label int64 [B] in "
+        "0..10 -> [B,1,28,28] of x's dtype"""
         return self.posterior(x, alpha, sigma, label)[0]
 
     def posterior(
         self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """E[x0|x] and E[eps|x]. Arguments as in denoise. Coefficients are float64, rounded once to x's dtype."""
+        """E[x0|x] and E[eps|x]. Arguments as in denoise. Coefficients are float64, rounded once to
+        x's dtype.
+        """
         alpha, sigma, sd = alpha.double(), sigma.double(), self.sigma_data
         n = torch.sqrt(sigma**2 + (alpha * sd) ** 2)
         c_in, x_x0, f_x0, x_eps, f_eps = (
@@ -76,14 +83,18 @@ class FashionUNet(UNet):
     def _inputs(
         self, x_in: torch.Tensor, c_noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both in the network's dtype, c_noise inside the trained range (±inf at an end of the schedule included)."""
+        """Both in the network's dtype, c_noise inside the trained range (±inf at an end of the
+        schedule included).
+        """
         dtype = self.stem.weight.dtype
         low, high = (math.log(sigma) / 4 for sigma in SIGMA_RANGE)
         return x_in.to(dtype), c_noise.clamp(low, high).to(dtype)
 
 
 class Fashion(nn.Module):
-    """fn(x, t, label=None) of the embedded model: any prediction on any schedule. A module, so that a Model can name its weights."""
+    """fn(x, t, label=None) of the embedded model: any prediction on any schedule. A module, so that
+    a Model can name its weights.
+    """
 
     def __init__(self, net: FashionUNet, schedule: Any, prediction: str) -> None:
         super().__init__()
@@ -93,7 +104,9 @@ class Fashion(nn.Module):
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """x [B,1,28,28], t [B] as `fastsample.Model` tells it, label int64 [B] in 0..10; None or 10: no class -> [B,1,28,28]"""
+        """x [B,1,28,28], t [B] as `fastsample.Model` tells it, label int64 [B] in 0..10; None or
+        10: no class -> [B,1,28,28]
+        """
         if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
             raise ValueError(f"models.fashion: x is {list(x.shape)}; [B, 1, 28, 28] is accepted")
         label = self._labels(label, x)
@@ -118,13 +131,16 @@ class Fashion(nn.Module):
         if label.dtype.is_floating_point or label.shape not in ((), x.shape[:1]):
             given = f"{label.dtype} {list(label.shape)}"
             raise ValueError(
-                f"models.fashion: label is {given}; integers 0..10, [{x.shape[0]}] or one number, are accepted"
+                f"models.fashion: label is {given}; integers 0..10, [{x.shape[0]}] or one number, "
+                "are accepted"
             )
         return label.long().expand(x.shape[0])
 
 
 def load_net(weights: str | Path | None = None, device: Any = "cpu") -> FashionUNet:
-    """The network with its weights, in eval mode, parameters without gradients; one module per (file, device), shared by its users."""
+    """The network with its weights, in eval mode, parameters without gradients; one module per
+    (file, device), shared by its users.
+    """
     path = Path(weights or WEIGHTS / "fashion.safetensors").resolve()
     return _net(path, path.stat().st_mtime_ns if path.exists() else 0, str(device))
 
@@ -148,13 +164,15 @@ def read_weights(path: Path, form: str) -> tuple[dict[str, torch.Tensor], dict[s
         ) from error
     if not path.exists():
         raise FileNotFoundError(
-            f"models: no weights at {path}; a file of tools/train_fashion.py or train_classifier.py is accepted"
+            f"models: no weights at {path}; a file of tools/train_fashion.py or "
+            "train_classifier.py is accepted"
         )
     with safe_open(path, framework="pt") as file:
         note = file.metadata() or {}
         if note.get("format") != form:
             raise ValueError(
-                f"models: {path.name} says format = {json.dumps(note.get('format'))}; {form!r} is accepted"
+                f"models: {path.name} says format = {json.dumps(note.get('format'))}; {form!r} is "
+                "accepted"
             )
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}, note
@@ -166,7 +184,8 @@ def fashion(
     weights: str | Path | None = None,
     device: str = "cpu",
 ) -> Model:
-    """The embedded model as a fastsample.Model; its fn is fn(x, t, label=None), see Fashion.forward.
+    """The embedded model as a fastsample.Model; its fn is fn(x, t, label=None), see
+    Fashion.forward.
 
     schedule     any of fastsample.schedules; None: EDM(0.002, 80)
     prediction   x0, eps, v, flow, edm or trigflow
@@ -174,7 +193,8 @@ def fashion(
     """
     if prediction not in PREDICTIONS:
         raise ValueError(
-            f"models.fashion: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+            f"models.fashion: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is "
+            "accepted"
         )
     net = load_net(weights, device)
     schedule = EDM(*SIGMA_RANGE, sigma_data=net.sigma_data) if schedule is None else schedule

@@ -1,10 +1,13 @@
 """F(x_in, c_noise, label): the small U-Net inside the embedded model.
 
-    x_in [B,1,28,28] -> stem -> blocks at 28x28 -> at 14x14 -> at 7x7, with attention -> at 14x14 -> at 28x28 -> [B,1,28,28]
+    x_in [B,1,28,28] -> stem -> blocks at 28x28 -> at 14x14 -> at 7x7, with attention -> at 14x14 ->
+    at 28x28 -> [B,1,28,28]
 
-Every block is x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding)): Ho et al. 2020, app. B, with the
-scale and shift of Dhariwal & Nichol 2021, table 3. The network knows no schedule: it sees unit-variance input and
-c_noise = ln(sigma/alpha)/4 (Karras et al. 2022, table 1), and `fashion.py` puts the preconditioning around it.
+Every block is x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding)): Ho et
+al. 2020, app. B, with the scale and shift of Dhariwal & Nichol 2021, table 3. The network knows no
+schedule: it sees unit-variance input and
+c_noise = ln(sigma/alpha)/4 (Karras et al. 2022, table 1), and `fashion.py` puts the preconditioning
+around it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ NO_LABEL = NUM_CLASSES  # the eleventh embedding: "no class", learned by label d
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm of 8 groups, in float32 under autocast too (torch's bf16 group norm on a CPU took 2.5x the time; torch 2.13)."""
+    """GroupNorm of 8 groups, in float32 under autocast too (torch's bf16 group norm on a CPU took
+    2.5x the time; torch 2.13).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(8, channels)
@@ -32,7 +37,8 @@ class Norm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """y = skip(x) + conv(silu(scale·norm(conv(silu(norm(x)))) + shift)).   x [B,C_in,H,W], emb [B,E] -> [B,C_out,H,W]"""
+    """y = skip(x) + conv(silu(scale·norm(conv(silu(norm(x)))) + shift)).   x [B,C_in,H,W], emb "
+    "[B,E] -> [B,C_out,H,W]"""
 
     def __init__(self, c_in: int, c_out: int, emb: int) -> None:
         super().__init__()
@@ -53,7 +59,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """y = x + W·softmax(q·k/sqrt(d))·v over the H·W places, `heads` heads.   x [B,C,H,W] -> [B,C,H,W]"""
+    """y = x + W·softmax(q·k/sqrt(d))·v over the H·W places, `heads` heads.   x [B,C,H,W] -> "
+    "[B,C,H,W]"""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -72,7 +79,8 @@ class Attention(nn.Module):
             .reshape(b, height * width, 3, self.heads, c // self.heads)
             .permute(2, 0, 3, 1, 4)
         )
-        # float32 under autocast too: torch's bf16 attention gradient on a CPU took 4x the time of the float32 one (torch 2.13).
+        # float32 under autocast too: torch's bf16 attention gradient on a CPU took 4x the time of
+        # the float32 one (torch 2.13).
         with torch.autocast(x.device.type, enabled=False):
             y = F.scaled_dot_product_attention(*qkv.float()).to(x.dtype)
         y = y.transpose(1, 2).reshape(b, height * width, c)
@@ -95,7 +103,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.label = nn.Embedding(NUM_CLASSES + 1, emb)
-        # Fixed frequencies over c_noise in about [-1.6, 1.1]: periods from 16 down to 0.5, so neighbouring noise levels stay apart.
+        # Fixed frequencies over c_noise in about [-1.6, 1.1]: periods from 16 down to 0.5, so
+        # neighbouring noise levels stay apart.
         self.register_buffer(
             "frequencies", 2 * math.pi * torch.logspace(-4, 1, 16, base=2.0), persistent=False
         )

@@ -1,4 +1,5 @@
-"""What a model that knows the posterior mean must speak: noise levels at t, and any of the six predictions.
+"""What a model that knows the posterior mean must speak: noise levels at t, and any of the six
+predictions.
 
 levels(schedule)(t)      alpha(t), sigma(t) in torch, on any device and under torch.compile; `fastsample.schedules` has them in NumPy
 spoken(prediction, ...)  one prediction from x0 and eps together, by sums that stay finite at alpha = 0 and at sigma = 0
@@ -21,8 +22,9 @@ def levels(
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """The function t -> alpha(t), sigma(t).   t [B], the schedule's own time, any dtype -> float64 [B], float64 [B] on t's device
 
-    Computed in float64, t clamped to the schedule's range: a float32 t may round past its end. Tables lie on `device` (elsewhere each call
-    copies them). A schedule other than the six of `fastsample.schedules` is asked in NumPy, which torch.compile cannot look into.
+    Computed in float64, t clamped to the schedule's range: a float32 t may round past its end.
+    Tables lie on `device` (elsewhere each call copies them). A schedule other than the six of
+    `fastsample.schedules` is asked in NumPy, which torch.compile cannot look into.
     """
     if isinstance(schedule, schedules.EDM):
         return lambda t: (torch.ones_like(t, dtype=torch.float64), t.double())
@@ -76,7 +78,8 @@ def _ve(schedule: schedules.VE):
 
 
 def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
-    # half_log_snr is linear between whole t. In an interval with an infinite end sigma/alpha (or alpha/sigma) is linear instead.
+    # half_log_snr is linear between whole t. In an interval with an infinite end sigma/alpha (or
+    # alpha/sigma) is linear instead.
     last, t_max = int(schedule.t_finite), schedule.t_max
     levels_at = torch.tensor(
         schedule.half_log_snr(np.arange(last + 1)), dtype=torch.float64, device=device
@@ -102,12 +105,14 @@ _POINTS = {
 
 
 def spoken(prediction: str, x0, eps, alpha, sigma, sigma_data: float):
-    """The prediction made of both halves of x = alpha·x0 + sigma·eps; NumPy or torch, alpha and sigma broadcast against x0.
+    """The prediction made of both halves of x = alpha·x0 + sigma·eps; NumPy or torch, alpha and
+    sigma broadcast against x0.
 
         v = alpha·eps - sigma·x0      flow = eps - x0
         edm = (sigma·x0 - alpha·sd²·eps)/(sd·n)      trigflow = -edm      n² = sigma² + alpha²sd²
 
-    Given exact x0 and eps nothing is divided by alpha or sigma. Definitions: `fastsample.model`. Raises ValueError for another word.
+    Given exact x0 and eps nothing is divided by alpha or sigma. Definitions: `fastsample.model`.
+    Raises ValueError for another word.
     """
     if prediction in ("edm", "trigflow"):
         sd = sigma_data

@@ -1,4 +1,6 @@
-"""A search's plans beside the best schedules made by hand, of any deterministic solver, on noises the search never saw."""
+"""A search's plans beside the best schedules made by hand, of any deterministic solver, on noises
+the search never saw.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
             else f"a {type(held_out).__name__}"
         )
         raise ValueError(
-            f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise {['B2', *z.shape[1:]]} is needed"
+            f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise "
+            f"{['B2', *z.shape[1:]]} is needed"
         )
     if not held_out.isfinite().all():
         raise ValueError(
@@ -42,7 +45,8 @@ def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
     same = [b for b, row in enumerate(held_out) if row.cpu().double().numpy().tobytes() in seen]
     if same:
         raise ValueError(
-            f"oss: noise {same[0]} of held_out is one of those searched with; noise the search never saw is needed"
+            f"oss: noise {same[0]} of held_out is one of those searched with; noise the search "
+            "never saw is needed"
         )
     return held_out
 
@@ -56,7 +60,8 @@ def compare(
     words: Mapping[str, Any],
     asked: Any = None,
 ) -> tuple[dict[int, Compared], int]:
-    """({M: Compared}, evaluations of all held-out noises together); the words of held-out noise b are those of sample b mod `samples`.
+    """({M: Compared}, evaluations of all held-out noises together); the words of held-out noise b
+    are those of sample b mod `samples`.
 
     asked: called after every budget.
     """

@@ -1,5 +1,6 @@
-"""The teacher of a search: a plan that visits every node of the search's grid, and how far its end points agree with those at twice its
-evaluations. The search's grid and the teacher's steps are chosen apart: the second is the first with every interval cut in equal parts.
+"""The teacher of a search: a plan that visits every node of the search's grid, and how far its end
+points agree with those at twice its evaluations. The search's grid and the teacher's steps are
+chosen apart: the second is the first with every interval cut in equal parts.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ SETTLED, POOR = 60.0, 45.0  # dB: no more steps are needed; the end points are n
 
 @dataclass(frozen=True)
 class Teacher:
-    """make(parts): the plan with every interval of `grid` [N+1] cut in so many; for a user's own plan parts is 1, or 2 to judge it by.
+    """make(parts): the plan with every interval of `grid` [N+1] cut in so many; for a user's own
+    plan parts is 1, or 2 to judge it by.
 
-    agreement [dB] is None before `settle`, and where no finer plan can be made; nfe counts the evaluations per sample it took.
+    agreement [dB] is None before `settle`, and where no finer plan can be made; nfe counts the
+    evaluations per sample it took.
     """
 
     grid: np.ndarray
@@ -43,7 +46,9 @@ class Teacher:
     nfe: float = 0.0
 
     def note(self) -> dict[str, Any]:
-        """JSON: an agreement of inf (equal to the last bit) is the word "inf", one that nobody knows "not measured"."""
+        """JSON: an agreement of inf (equal to the last bit) is the word "inf", one that nobody
+        knows "not measured".
+        """
         agreement = (
             "not measured"
             if self.agreement is None
@@ -64,12 +69,13 @@ def choose(
     model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None, budget: int
 ) -> Teacher:
     """The search's grid, of at least `budget` steps, and the teacher before it is refined."""
-    wrap = lambda plan: guided(plan) if uncond is not None and plan.G == 1 else plan  # noqa: E731
+    wrap = lambda plan: guided(plan) if uncond is not None and plan.G == 1 else plan
     if isinstance(teacher, Plan):
         grid = np.asarray(teacher.note.get("times", []), np.float64)
         if teacher.L or teacher.entries[:1] != (0,) or len(grid) < 2:
             raise ValueError(
-                f"oss: the teacher {teacher!r} draws noise or names no times; a solver's deterministic plan is needed"
+                f"oss: the teacher {teacher!r} draws noise or names no times; a solver's "
+                "deterministic plan is needed"
             )
         _steps(grid, budget)
         plan = wrap(teacher)
@@ -79,13 +85,14 @@ def choose(
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
     if not whole and np.ndim(steps) == 0:
         raise ValueError(
-            f"oss: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's Plan is accepted"
+            f"oss: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's "
+            "Plan is accepted"
         )
     grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
     _steps(grid, budget)
     make = lambda parts: wrap(
         solvers.SOLVERS[SOLVER](model, grids.refined(model.schedule, grid, parts))
-    )  # noqa: E731
+    )
     return Teacher(grid, make(1), make, MOST_STEPS)
 
 
@@ -98,7 +105,9 @@ def _steps(grid: np.ndarray, budget: int) -> None:
 
 
 def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
-    """{row before which the plan stands at a time of the grid: that node, counted from the data end}; the last such row of each."""
+    """{row before which the plan stands at a time of the grid: that node, counted from the data
+    end}; the last such row of each.
+    """
     node_of, levels = {}, np.stack([plan.alpha[1:], plan.sigma[1:]])
     for k, (a, s) in enumerate(
         zip(model.schedule.alpha(grid), model.schedule.sigma(grid), strict=True)
@@ -106,14 +115,17 @@ def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
         here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
         if not len(here):
             raise ValueError(
-                f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this model's schedule is needed"
+                f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this "
+                "model's schedule is needed"
             )
         node_of[int(here[-1]) + 1] = len(grid) - 1 - k
     return node_of
 
 
 def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan] | None:
-    """parts -> the plan's own solver on its grid cut in so many, from its note; None where the note does not give the plan itself back."""
+    """parts -> the plan's own solver on its grid cut in so many, from its note; None where the note
+    does not give the plan itself back.
+    """
     added = plan.note.get("guidance")
 
     def make(parts: int) -> Plan:
@@ -134,9 +146,11 @@ def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan]
 
 
 def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any]) -> Teacher:
-    """The teacher with as many steps as it takes, judged on the first samples with their own words; their rows are counted in `ask`.
+    """The teacher with as many steps as it takes, judged on the first samples with their own words;
+    their rows are counted in `ask`.
 
-    Below 60 dB of agreement its steps are doubled up to 320; below 45 dB at the end a warning says so. A user's own plan is only judged.
+    Below 60 dB of agreement its steps are doubled up to 320; below 45 dB at the end a warning says
+    so. A user's own plan is only judged.
     """
     if teacher.make is None:
         return teacher
@@ -159,7 +173,8 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
     if agreement < POOR:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
         warnings.warn(
-            f"oss: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many evaluations; a target needs {POOR:g} dB: "
+            f"oss: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
+            f"evaluations; a target needs {POOR:g} dB: "
             "pass teacher= with more steps, or a plan that fits the model better",
             stacklevel=3,
         )
@@ -171,7 +186,9 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
 def walk(
     plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state is that of the last row there."""
+    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state
+    is that of the last row there.
+    """
     N, node_of = len(grid) - 1, _nodes(plan, ask.model, grid)
     X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
     first = torch.empty_like(X[:, 0])

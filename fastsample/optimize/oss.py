@@ -1,27 +1,34 @@
-"""OSS: the subset of a fine grid a one-step solver does best on, by dynamic programming over a batch of noises.
+"""OSS: the subset of a fine grid a one-step solver does best on, by dynamic programming over a
+batch of noises.
 
     z_k[j] = a_ij z_{k-1}[i*] + b_ij x0(z_{k-1}[i*], t_i)      i* = argmin_{i>j} mean_samples mean_d |a_ij z_{k-1}[i] + b_ij x0_i - X[j]|^p
 
-Nodes are counted from the data end: 0 = data, N = noise. z_k[j] [B,D] is the student after exactly k evaluations, standing at node j;
-X[j] is the teacher there; a_ij, b_ij is the solver's jump from t_i to t_j, x' = a x + b x0. One state is kept per (k, j): the search is
-greedy. It follows Pei et al. 2025 (arXiv 2503.21774, alg. 1) with three changes: the cost is averaged over the samples before the argmin
-(one schedule for all, instead of the median of one per sample), layer k means k evaluations and not fewer, and one search answers every
-budget.
+Nodes are counted from the data end: 0 = data, N = noise. z_k[j] [B,D] is the student after exactly
+k evaluations, standing at node j; X[j] is the teacher there; a_ij, b_ij is the solver's jump from
+t_i to t_j, x' = a x + b x0. One state is kept per (k, j): the search is greedy. It follows Pei et
+al. 2025 (arXiv 2503.21774, alg. 1) with three changes: the cost is averaged over the samples before
+the argmin (one schedule for all, instead of the median of one per sample), layer k means k
+evaluations and not fewer, and one search answers every budget.
 
-Evaluations per sample, with the teacher's T, whose first output is used again, and the A that its agreement with its double took:
+Evaluations per sample, with the teacher's T, whose first output is used again, and the A that its
+agreement with its double took:
 
     fixed start, budget M      T + A + (M-1)(N-M+1)          every budget <= M      T + A + (M-1)N - M(M-1)/2
     free start, budget M       T + A + M(N-M+1) - 1          every budget <= M      T + A + MN - M(M-1)/2 - 1
 
-T = `search.teacher.nfe` and A = `search.agreement_nfe`: the steps of T, 2T, ... on at most 4 of the B samples, times 4/B.
+T = `search.teacher.nfe` and A = `search.agreement_nfe`: the steps of T, 2T, ... on at most 4 of the
+B samples, times 4/B.
 
-The teacher is dpmpp_3m on the searched grid, whose every interval is cut in 1, 2, 4, ... parts (`grids.refined`), up to 320 steps, until
-its end points agree to 60 dB PSNR with those at twice its evaluations; below 45 dB at the end a warning says so.
+The teacher is dpmpp_3m on the searched grid, whose every interval is cut in 1, 2, 4, ... parts
+(`grids.refined`), up to 320 steps, until its end points agree to 60 dB PSNR with those at twice its
+evaluations; below 45 dB at the end a warning says so.
 
-A free start may label the noise with any node i: the run begins at sigma_i times the unit noise. Two things cost more. The median form
-walks its schedule once to know its error: + M for each budget M it answers. `amplitude` begins the run at c sigma_i times the unit noise
-instead: few Euler steps shrink what they should keep, and noise too large by 0.5/M or so makes up for most of it. With x(c) the end points,
-c = 1 + <X[0] - x(1), g> / <g, g>, g the slope of x between 1 and 1 + 0.5/M; the best of the three is kept: + 2 M for each budget.
+A free start may label the noise with any node i: the run begins at sigma_i times the unit noise.
+Two things cost more. The median form walks its schedule once to know its error: + M for each budget
+M it answers. `amplitude` begins the run at c sigma_i times the unit noise instead: few Euler steps
+shrink what they should keep, and noise too large by 0.5/M or so makes up for most of it. With x(c)
+the end points, c = 1 + <X[0] - x(1), g> / <g, g>, g the slope of x between 1 and 1 + 0.5/M; the
+best of the three is kept: + 2 M for each budget.
 """
 
 from __future__ import annotations
@@ -51,12 +58,28 @@ from .search import Search
 
 
 def oss(
-    model: Model, z: Tensor | Sequence[int], budget: int = 6, *, solver: str = "euler", teacher: None | int | Sequence[float] | Plan = None,
-    start: str = "free", all_budgets: bool = True, cond: Mapping | None = None, uncond: Mapping | None = None,
-    guidance: float | None = None, seed: int | None = None, aggregate: str = "joint", p: float = 2.0, batch_size: int = 256,
-    amplitude: bool | None = None, state_dtype: torch.dtype | None = None, held_out: Tensor | None = None, progress: bool = False,
-) -> Search:  # fmt: skip
-    """Search time grids of 1..budget evaluations (all_budgets=False: of exactly budget) for `solver` on `model`.
+    model: Model,
+    z: Tensor | Sequence[int],
+    budget: int = 6,
+    *,
+    solver: str = "euler",
+    teacher: None | int | Sequence[float] | Plan = None,
+    start: str = "free",
+    all_budgets: bool = True,
+    cond: Mapping | None = None,
+    uncond: Mapping | None = None,
+    guidance: float | None = None,
+    seed: int | None = None,
+    aggregate: str = "joint",
+    p: float = 2.0,
+    batch_size: int = 256,
+    amplitude: bool | None = None,
+    state_dtype: torch.dtype | None = None,
+    held_out: Tensor | None = None,
+    progress: bool = False,
+) -> Search:
+    """Search time grids of 1..budget evaluations (all_budgets=False: of exactly budget) for
+    `solver` on `model`.
 
     z            unit noise [B,*], or its shape with a seed (None: a fresh one, kept in the note); every sample pulls on the same schedule
     solver       a one-step solver with a jump: a key of solvers.JUMPS
@@ -71,7 +94,8 @@ def oss(
     held_out     unit noise [B2,*] the search never saw: each plan is compared on it with the schedules made by hand, every grid of
                  `metrics.hand_made` with every deterministic solver. Noise b has the words of sample b mod B. None: nothing is spent
 
-    Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
+    Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError,
+    one sentence, for bad input.
     """
     begin = time.perf_counter()
     _check(
@@ -95,7 +119,7 @@ def oss(
     dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     budgets = range(1, budget + 1) if all_budgets else [budget]
-    rows = lambda: len(z) * (teacher.plan.nfe + _evaluations(N, budgets, start, aggregate, scaled))  # noqa: E731
+    rows = lambda: len(z) * (teacher.plan.nfe + _evaluations(N, budgets, start, aggregate, scaled))
     with torch.no_grad(), _bar(progress, rows(), " evaluations", "oss") as bar:
         ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=bar and bar.update, **words)
         teacher = _teacher.settle(teacher, ask, z, words)
@@ -161,7 +185,9 @@ def _compared(
 
 @dataclass
 class _Layers:
-    """The dynamic program. X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jump [2,N+1,N+1]: a, b."""
+    """The dynamic program. X [B,N+1,D]: teacher states from the data end; first [B,D]: its first
+    x0; jump [2,N+1,N+1]: a, b.
+    """
 
     ask: Denoiser
     jump: Tensor
@@ -201,7 +227,8 @@ class _Layers:
             best = argmin_source(cost.mean(0) if joint else cost)
             if (best < 0).any():
                 raise ValueError(
-                    f"oss: after {k} evaluations every jump to some node overflows; a model with bounded output is needed"
+                    f"oss: after {k} evaluations every jump to some node overflows; a model with "
+                    "bounded output is needed"
                 )
             self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
             landed = cost_gather([states, x0], jump, best)
@@ -210,7 +237,9 @@ class _Layers:
             states, at = landed[:, max(0, 1 - low) :], np.arange(max(low, 1), high + 1)
 
     def _noise(self, node: int) -> Tensor:
-        """The noise labelled with a node, sigma z; with the first node the teacher's own start, which its row 0 may have scaled."""
+        """The noise labelled with a node, sigma z; with the first node the teacher's own start,
+        which its row 0 may have scaled.
+        """
         own = node == self.X.shape[1] - 1
         return (
             self.X[:, node]
@@ -219,7 +248,9 @@ class _Layers:
         )
 
     def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
-        """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first answer."""
+        """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first
+        answer.
+        """
         if k > 1:
             return self.ask(states, at)
         return (
@@ -229,8 +260,8 @@ class _Layers:
         )
 
     def path(self, m: int) -> np.ndarray:
-        """Nodes [m+1] of the schedule of m evaluations, start first, 0 last. The median form walks back every sample's own path and takes
-        the middle node at each position."""
+        """Nodes [m+1] of the schedule of m evaluations, start first, 0 last. The median form walks
+        back every sample's own path and takes the middle node at each position."""
         nodes = [np.zeros(1 if self.aggregate == "joint" else len(self.X), np.int64)]
         for low, sources in reversed(self.parents[:m]):
             nodes.append(sources[np.arange(len(sources)), nodes[-1] - low])
@@ -238,7 +269,9 @@ class _Layers:
         return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
 
     def ends(self, paths: dict[int, np.ndarray], scaled: bool) -> dict[int, tuple[float, float]]:
-        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best found. A median is run to know its error."""
+        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best
+        found. A median is run to know its error.
+        """
         plain = (
             {m: self.finals[m] for m in paths}
             if self.aggregate == "joint"
@@ -269,7 +302,9 @@ class _Layers:
         return best
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
-        """End points [B,D] of several schedules, run in step with one another so that each model call has work of all of them."""
+        """End points [B,D] of several schedules, run in step with one another so that each model
+        call has work of all of them.
+        """
         x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
@@ -286,7 +321,9 @@ class _Layers:
 
 
 def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
-    """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes from the data end."""
+    """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes
+    from the data end.
+    """
     t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
     for i in range(1, len(t)):
         jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
@@ -296,7 +333,9 @@ def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) ->
 def _compile(
     model: Model, solver: str, search: Search, m: int, c: float, uncond: Mapping | None, found: dict
 ) -> Plan:
-    """The plan of m evaluations, with its provenance in note["found"]; amplitude: its init_scale over the sigma it starts at."""
+    """The plan of m evaluations, with its provenance in note["found"]; amplitude: its init_scale
+    over the sigma it starts at.
+    """
     at = search.indices[m]
     plan = solvers.SOLVERS[solver](model, search.grid[at])
     amplitude = c * (
@@ -306,10 +345,18 @@ def _compile(
         plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]])
     )  # row 0 scales the unit noise
     found = {
-        "method": "oss", **found, "amplitude": amplitude, "budget": m, "N": len(search.grid) - 1, "indices": at.tolist(),
-        "start_label": float(search.grid[at[0]]), "samples": search.samples, "error": search.error[m], "evaluations": search.nfe,
+        "method": "oss",
+        **found,
+        "amplitude": amplitude,
+        "budget": m,
+        "N": len(search.grid) - 1,
+        "indices": at.tolist(),
+        "start_label": float(search.grid[at[0]]),
+        "samples": search.samples,
+        "error": search.error[m],
+        "evaluations": search.nfe,
         "seconds": round(search.seconds, 3),
-    }  # fmt: skip
+    }
     return (plan if uncond is None else guided(plan)).with_note(found=found)
 
 
@@ -326,7 +373,8 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
         shape = tuple(int(n) for n in z)
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(
-                f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, is needed"
+                f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, "
+                "is needed"
             )
         if seed is not None and integer(seed) is None:
             raise TypeError(
@@ -337,7 +385,8 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
         return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
         raise ValueError(
-            f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at least one element is needed"
+            f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at "
+            "least one element is needed"
         )
     if not z.isfinite().all():
         raise ValueError("oss: z holds a number that is not finite; unit normal noise is needed")
@@ -385,7 +434,8 @@ def _bar(wanted: bool, total: int, unit: str, what: str) -> Any:
 
 
 def _known(bar: Any, total: int, agreement: float | None) -> None:
-    """The bar once the teacher is chosen: its exact total, and the teacher's agreement beside it."""
+    """The bar once the teacher is chosen: its exact total, and the teacher's agreement beside "
+    "it."""
     if bar is not None:
         bar.total = total
         bar.set_postfix_str(

@@ -15,7 +15,8 @@ from ..plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A found plan beside the best one made by hand, both on held-out noises: PSNR in dB to the teacher's end points.
+    """A found plan beside the best one made by hand, both on held-out noises: PSNR in dB to the
+    teacher's end points.
 
     plan     Plan    the best by hand of as many evaluations; `solver` and `grid` are its names
     by_hand, found   float   dB of that plan, and of the plan the search found
@@ -91,7 +92,9 @@ class Search:
         return self.plans[max(self.plans)]
 
     def save(self, folder: str | Path, name: str = "plan") -> list[Path]:
-        """Write every plan as folder/name-<evaluations>.fsplan, each whole or not at all; the folder is made. Returns the paths."""
+        """Write every plan as folder/name-<evaluations>.fsplan, each whole or not at all; the
+        folder is made. Returns the paths.
+        """
         folder = make_folder(folder)
         paths = [folder / f"{name}-{budget}.fsplan" for budget in sorted(self.plans)]
         for path, budget in zip(paths, sorted(self.plans), strict=True):
@@ -112,6 +115,7 @@ class Search:
             or "not compared with schedules made by hand"
         )
         return (
-            f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations {{{budgets}}}, {self.about_teacher()}, {by_hand}, "
+            f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations "
+            f"{{{budgets}}}, {self.about_teacher()}, {by_hand}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"
         )

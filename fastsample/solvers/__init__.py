@@ -10,7 +10,8 @@ inpaint     True: the plan can be run with a mask and a known image
 clip        bound of |x0|, 0 for none
 compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion"); each solver's docstring says which
 
-The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong arguments raise ValueError.
+The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
+arguments raise ValueError.
 """
 
 from __future__ import annotations
@@ -60,13 +61,16 @@ __all__ = ["JUMPS", "SOLVERS", "jump", "remake", *SOLVERS]
 
 
 def remake(plan: Plan, start: int | float | None) -> Plan:
-    """The same solver on the same grid for an image noised to grid[start], compiled from the plan's own note.
+    """The same solver on the same grid for an image noised to grid[start], compiled from the plan's
+    own note.
 
-    start is an index into the plan's whole grid, or a strength in (0.0, 1.0]; None compiles it for noise, with the plan's init_scale. An
-    image is noised to alpha x0 + sigma eps: the amplitude by which a search scales the start noise makes up for what few steps from pure
-    noise lose, and has no meaning there. note["found"]["amplitude"] keeps it for a later remake(None). Raises ValueError for plans that
-    a solver of this registry did not make (learned tables), that guidance was added to, or whose model gave its times by a callable, and
-    PlanError, which names the key, for a note that no solver wrote.
+    start is an index into the plan's whole grid, or a strength in (0.0, 1.0]; None compiles it for
+    noise, with the plan's init_scale. An image is noised to alpha x0 + sigma eps: the amplitude by
+    which a search scales the start noise makes up for what few steps from pure noise lose, and has
+    no meaning there. note["found"]["amplitude"] keeps it for a later remake(None). Raises
+    ValueError for plans that a solver of this registry did not make (learned tables), that guidance
+    was added to, or whose model gave its times by a callable, and PlanError, which names the key,
+    for a note that no solver wrote.
     """
     note = plan.note
     name = note.get("solver")
@@ -75,7 +79,8 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
         or not {"arguments", "schedule", "grid", "prediction"} <= note.keys()
     ):
         raise ValueError(
-            f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not learned tables)"
+            f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not "
+            "learned tables)"
         )
     if note.get("guidance") is not None:
         raise ValueError(
@@ -95,12 +100,14 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     ):
         if not isinstance(value, kind):
             raise PlanError(
-                f"remake: the note's {key}: {value!r:.60}; a {kind.__name__}, as a solver writes it, is accepted"
+                f"remake: the note's {key}: {value!r:.60}; a {kind.__name__}, as a solver writes "
+                "it, is accepted"
             )
     for word in ("time", "input_scale"):
         if words.get(word) == "callable":
             raise ValueError(
-                f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} with start= is accepted"
+                f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} "
+                "with start= is accepted"
             )
     said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
     schedule = _read("schedule", lambda: from_json(note["schedule"]))
@@ -112,7 +119,7 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     make = lambda at: _read(
         "arguments",
         lambda: SOLVERS[name](model, grid, start=at, inpaint=inpaint, clip=clip, **arguments),
-    )  # noqa: E731
+    )
     made = make(index)
     if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
         amplitude = plan.init_scale / (made if index is None else make(None)).init_scale
@@ -128,7 +135,9 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
 
 
 def _read(key: str, make: Callable):
-    """make(), which uses what the note says under key. A note may come from any file: what it breaks is named after it, in one sentence."""
+    """make(), which uses what the note says under key. A note may come from any file: what it
+    breaks is named after it, in one sentence.
+    """
     try:
         return make()
     except ValueError as error:

@@ -1,4 +1,6 @@
-"""What every maker does first: check its arguments, with one sentence for what is wrong, and open a Builder."""
+"""What every maker does first: check its arguments, with one sentence for what is wrong, and open a
+Builder.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def number(name: str, value, low: float = 0.0, high: float = math.inf) -> float:
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not low <= value <= high:
         raise ValueError(
-            f"{name} = {value!r}; a number from {low:g} {'up' if high == math.inf else f'to {high:g}'} is accepted"
+            f"{name} = {value!r}; a number from {low:g} "
+            f"{'up' if high == math.inf else f'to {high:g}'} is accepted"
         )
     return float(value)
 

@@ -1,17 +1,21 @@
 """Builder: what every solver file compiles its rows with.
 
-A maker describes each model evaluation by what it does to the state, in symbols, and the Builder turns that into a Plan::
+A maker describes each model evaluation by what it does to the state, in symbols, and the Builder
+turns that into a Plan::
 
-    b = Builder(model_or_schedule, grid, prediction=prediction, stored="x0", start=start, inpaint=inpaint)
+    b = Builder(model_or_schedule, grid, prediction=prediction, stored="x0", start=start,
+    inpaint=inpaint)
     for i in range(b.n):
         b.row(b.t[i], to=b.t[i + 1], x=a * X + g * M, keep={f"m{i}": M})   # slots are named; reading R("m3") finds the slot
     return b.build("ddim", order=1, eta=eta, citations=[...])
 
-X is the state where the model is asked, M the prediction in the stored kind, R(name) a kept value, N(id) a
-noise. `x=` is the next state, at the point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before it.
-`anchor=` names the value a later row comes back to (the x a Runge-Kutta step starts from, the corrected x of UniPC): R("anchor"). It is
-eliminated: written as a combination of x', slots and noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the
-anchor keeps a slot.
+X is the state where the model is asked, M the prediction in the stored kind, R(name) a kept value,
+N(id) a
+noise. `x=` is the next state, at the point `to`. A row without a call (churn) is `b.pre(...)`: it
+is multiplied into the row before it. `anchor=` names the value a later row comes back to (the x a
+Runge-Kutta step starts from, the corrected x of UniPC): R("anchor"). It is eliminated: written as a
+combination of x', slots and noises, so a row writes x' and one slot. With `inpaint=True` rows edit
+x, so the anchor keeps a slot.
 """
 
 from __future__ import annotations
@@ -25,12 +29,18 @@ from ..model import Model, to_kind
 from ..plan import Plan, PlanError
 
 INITIAL_NOISE = 0  # id of the noise a run starts from; makers draw ids from 1
-CONSISTENT = 1e-9  # a defect above this is a wrong formula, not rounding (sound rows show about 1e-15, at N = 1000 1e-12) ...
-ROUNDING = 1e-14  # ... unless weights are huge (a Heun step over many decades): rounding grows with the sum of their sizes
+# a defect above this is a wrong formula, not rounding (sound rows show about 1e-15, at N = 1000
+# 1e-12) ...
+CONSISTENT = 1e-9
+# ... unless weights are huge (a Heun step over many decades): rounding grows with the sum of their
+# sizes
+ROUNDING = 1e-14
 
 
 class Lin(dict):
-    """A linear combination {operand: coefficient}; operands are "x", "m", "f", ("f", g), ("n", id), ("r", name)."""
+    """A linear combination {operand: coefficient}; operands are "x", "m", "f", ("f", g), ("n", id),
+    ("r", name).
+    """
 
     def __add__(self, other: Lin) -> Lin:
         out = Lin(self)
@@ -90,7 +100,9 @@ class _Row:
 
 
 class Builder:
-    """Collects rows and compiles them. `t` is the grid in the schedule's time, noise to data; `n` its steps; `alpha`, `sigma` [n+1]."""
+    """Collects rows and compiles them. `t` is the grid in the schedule's time, noise to data; `n`
+    its steps; `alpha`, `sigma` [n+1].
+    """
 
     def __init__(
         self,
@@ -112,7 +124,8 @@ class Builder:
         )
         if self.clip < 0 or (self.clip and stored != "x0"):
             raise ValueError(
-                f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers that store x0 is accepted"
+                f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers "
+                "that store x0 is accepted"
             )
         full = np.asarray(grid, dtype=np.float64)
         self.start = start_index(full, start)
@@ -139,7 +152,9 @@ class Builder:
 
     @property
     def half_log_snr(self) -> np.ndarray:
-        """lambda = log(alpha / sigma) at the grid's points [n+1]; -inf where alpha = 0, +inf where sigma = 0."""
+        """lambda = log(alpha / sigma) at the grid's points [n+1]; -inf where alpha = 0, +inf where
+        sigma = 0.
+        """
         return self.schedule.half_log_snr(self.t)
 
     def level(self, t: float) -> tuple[float, float]:
@@ -159,7 +174,9 @@ class Builder:
         anchor: Lin | None = None,
         call: int = 0,
     ) -> None:
-        """One evaluation of the model at time `t`, where x stands; `x` is the next state, standing at `to` (a time, or (alpha, sigma))."""
+        """One evaluation of the model at time `t`, where x stands; `x` is the next state, standing
+        at `to` (a time, or (alpha, sigma)).
+        """
         a, s = self.level(t)
         p, q = to_kind(self.stored, self.model.prediction, a, s, self.model.sigma_data)
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
@@ -179,7 +196,8 @@ class Builder:
         )
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:
-        """A change of the state without a call (churn, restart), multiplied into the row before it."""
+        """A change of the state without a call (churn, restart), multiplied into the row before "
+        "it."""
         last = self._rows[-1]
         last.out["x"] = x.put("x", last.out["x"])
         last.target = to if isinstance(to, tuple) else self.level(to)
@@ -187,7 +205,8 @@ class Builder:
     def build(
         self, solver: str, *, arguments: dict | None = None, consistent: bool = True, **note: object
     ) -> Plan:
-        """Compile. The note records the solver, its arguments, the schedule, the grid and `note`."""
+        """Compile. The note records the solver, its arguments, the schedule, the grid and "
+        "`note`."""
         rows = self._rows if self.inpaint else eliminate_anchor(self._rows)
         S = allocate(rows)
         plan = Plan(**self._pack(rows, S), note=self._note(solver, arguments, consistent, note))
@@ -195,7 +214,8 @@ class Builder:
         accepted = max(CONSISTENT, ROUNDING * float(np.abs(plan.M).sum(2).max()))
         if consistent and not defect <= accepted:
             raise PlanError(
-                f"{solver}: rows leave the schedule by {defect:.1e} with exact predictions; {accepted:.0e} is accepted"
+                f"{solver}: rows leave the schedule by {defect:.1e} with exact predictions; "
+                f"{accepted:.0e} is accepted"
             )
         return plan
 
@@ -289,18 +309,22 @@ def resolve(model: object, prediction: str | None) -> Model:
     if isinstance(model, Model):
         if prediction is not None and prediction != model.prediction:
             raise ValueError(
-                f"prediction: {prediction!r} given beside a Model that predicts {model.prediction!r}; leave prediction out"
+                f"prediction: {prediction!r} given beside a Model that predicts "
+                f"{model.prediction!r}; leave prediction out"
             )
         return model
     if prediction is None:
         raise ValueError(
-            "prediction: none given with a schedule; pass prediction= (x0, eps, v, flow, edm or trigflow), or an fs.Model"
+            "prediction: none given with a schedule; pass prediction= (x0, eps, v, flow, edm or "
+            "trigflow), or an fs.Model"
         )
     return Model(None, schedule=model, prediction=prediction)
 
 
 def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
-    """Index into the grid of an image-to-image start: an integer, or a strength in (0, 1]: the share of the steps that is run."""
+    """Index into the grid of an image-to-image start: an integer, or a strength in (0, 1]: the
+    share of the steps that is run.
+    """
     if start is None:
         return None
     steps = len(grid) - 1
@@ -311,22 +335,26 @@ def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
     if isinstance(start, (int, np.integer)) and not isinstance(start, bool) and 0 <= start < steps:
         return int(start)
     raise ValueError(
-        f"start: {start!r} for a grid of {steps} steps; an index 0..{steps - 1} or a float strength in (0.0, 1.0] is accepted"
+        f"start: {start!r} for a grid of {steps} steps; an index 0..{steps - 1} or a float "
+        "strength in (0.0, 1.0] is accepted"
     )
 
 
 def eliminate_anchor(rows: list[_Row]) -> list[_Row]:
-    """Write R("anchor") as a combination of the state, kept values and noises wherever it is read, and keep it in no slot.
+    """Write R("anchor") as a combination of the state, kept values and noises wherever it is read,
+    and keep it in no slot.
 
-    After a row, old x = (x' - rest) / a with a the coefficient of x in x'; substituting gives the anchor over what is still there. Exact
-    algebra, possible while a is not 0. The rows of a plan with masks edit x, which breaks it: they keep the anchor in a slot instead.
+    After a row, old x = (x' - rest) / a with a the coefficient of x in x'; substituting gives the
+    anchor over what is still there. Exact algebra, possible while a is not 0. The rows of a plan
+    with masks edit x, which breaks it: they keep the anchor in a slot instead.
     """
     at: Lin | None = None  # the anchor, over "x", ("r", name) and ("n", id)
     done = []
     for i, row in enumerate(rows):
         if at is None and any(ANCHOR in v for v in row.out.values()):
             raise PlanError(
-                f"row {i} comes back to an anchor that is gone; make the plan with inpaint=True to keep it in a slot"
+                f"row {i} comes back to an anchor that is gone; make the plan with inpaint=True to "
+                "keep it in a slot"
             )
         out = {k: _trim(v.put(ANCHOR, at) if ANCHOR in v else v) for k, v in row.out.items()}
         new = out.pop("anchor", at)
@@ -337,7 +365,9 @@ def eliminate_anchor(rows: list[_Row]) -> list[_Row]:
 
 
 def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
-    """`value`, over the operands a row reads, written over what stands after the row; None where that is impossible."""
+    """`value`, over the operands a row reads, written over what stands after the row; None where
+    that is impossible.
+    """
     step, c = out["x"], value.get("x", 0.0)
     if c:
         a = step.get("x", 0.0)
@@ -367,7 +397,9 @@ def _trim(value: Lin) -> Lin:
 
 
 def allocate(rows: list[_Row]) -> int:
-    """Give every kept value a slot while it is still to be read, drop those nobody reads; returns the number of slots."""
+    """Give every kept value a slot while it is still to be read, drop those nobody reads; returns
+    the number of slots.
+    """
     live: set[str] = set()
     after: list[set[str]] = []
     for row in reversed(rows):

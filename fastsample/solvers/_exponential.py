@@ -1,12 +1,13 @@
 """Weights of exponential integrators, and the one-step jump.
 
-The probability-flow ODE in data form, over lambda = ln(alpha/sigma) with h = lambda_t - lambda_s (Lu et al. 2022, arXiv:2211.01095, eq. 8):
+The probability-flow ODE in data form, over lambda = ln(alpha/sigma) with h = lambda_t - lambda_s
+(Lu et al. 2022, arXiv:2211.01095, eq. 8):
 
     x_t = (sigma_t/sigma_s)·x_s + alpha_t·∫_0^1 H e^{-(1-u)H} x0(u) du            H = h here, (1 + eta) h for the SDE
 
-With x0(u) the polynomial through outputs at nodes u_k (in steps of h from the newest, which stands at 0) the integral is sum_k w_k·x0_k,
-w_k = sum_j L_kj I_j, L_kj the monomial coefficients of the Lagrange basis, I_j = H·j!·phi_{j+1}(-H); phi_0 = e^z and
-phi_{k+1} = (phi_k - 1/k!)/z.
+With x0(u) the polynomial through outputs at nodes u_k (in steps of h from the newest, which stands
+at 0) the integral is sum_k w_k·x0_k, w_k = sum_j L_kj I_j, L_kj the monomial coefficients of the
+Lagrange basis, I_j = H·j!·phi_{j+1}(-H); phi_0 = e^z and phi_{k+1} = (phi_k - 1/k!)/z.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SERIES_BELOW = 1.0  # the recurrence for phi loses about k digits per power of ten below this; the series needs under 20 terms there
+# the recurrence for phi loses about k digits per power of ten below this; the series needs under 20
+# terms there
+SERIES_BELOW = 1.0
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) = sum_n z^n/(n+k)!, z finite or -inf; by the series for |z| < 1, by the recurrence above."""
+    """phi_k(z) = sum_n z^n/(n+k)!, z finite or -inf; by the series for |z| < 1, by the recurrence
+    above.
+    """
     if abs(z) < SERIES_BELOW:
         total, term, n = 0.0, 1.0 / math.factorial(k), 0
         while abs(term) > 1e-18 * abs(total):
@@ -40,14 +45,18 @@ def gain(h: float) -> float:
 
 
 def moments(h: float, count: int) -> list[float]:
-    """I_j = ∫_0^1 h e^{-(1-u)h} u^j du = h·j!·phi_{j+1}(-h) for j = 0..count-1; every one is 1 for h = inf."""
+    """I_j = ∫_0^1 h e^{-(1-u)h} u^j du = h·j!·phi_{j+1}(-h) for j = 0..count-1; every one is 1 for
+    h = inf.
+    """
     if math.isinf(h):
         return [1.0] * count
     return [gain(h)] + [h * math.factorial(j) * phi(j + 1, -h) for j in range(1, count)]
 
 
 def weights(at: Sequence[float], h: float) -> list[float]:
-    """w_k with sum_k w_k·y(u_k) = ∫_0^1 h e^{-(1-u)h} y(u) du for every polynomial y of degree < len(at); u_k = at[k], in steps of h."""
+    """w_k with sum_k w_k·y(u_k) = ∫_0^1 h e^{-(1-u)h} y(u) du for every polynomial y of degree <
+    len(at); u_k = at[k], in steps of h.
+    """
     integrals, found = moments(h, len(at)), []
     for k, node in enumerate(at):
         basis = np.ones(1)  # prod_{i != k} (u - u_i)/(u_k - u_i), lowest power first
@@ -59,25 +68,29 @@ def weights(at: Sequence[float], h: float) -> list[float]:
 
 
 def history(levels: np.ndarray, i: int, order: int) -> list[int]:
-    """Grid points whose outputs a multistep row of this order reads at point i, newest first: i, i-1, ...
+    """Grid points whose outputs a multistep row of this order reads at point i, newest first: i,
+    i-1, ...
 
-    A point with alpha = 0 (lambda = -inf) drops out: as its node goes to -inf its weight goes to 0, and the rest become those of one order
-    less.
+    A point with alpha = 0 (lambda = -inf) drops out: as its node goes to -inf its weight goes to 0,
+    and the rest become those of one order less.
     """
     return [j for j in range(i, max(-1, i - order), -1) if j == i or np.isfinite(levels[j])]
 
 
 def nodes(levels: np.ndarray, seen: Sequence[int], h: float) -> list[float]:
-    """Where the outputs of these grid points stand, in steps of h from the first (the newest), which stands at 0."""
+    """Where the outputs of these grid points stand, in steps of h from the first (the newest),
+    which stands at 0.
+    """
     return [0.0, *(float(levels[j] - levels[seen[0]]) / h for j in seen[1:])]
 
 
 def jump(schedule, t_from, t_to):
-    """(a, b) of the one-step map x' = a·x + b·x0 from time t_from to t_to < t_from; arrays broadcast, float64.
+    """(a, b) of the one-step map x' = a·x + b·x0 from time t_from to t_to < t_from; arrays
+    broadcast, float64.
 
-    a = sigma'/sigma, b = -alpha'·expm1(lambda - lambda'): DDIM (Song et al. 2021, arXiv:2010.02502, eq. 12 with sigma_t = 0), which is also
-    Euler in sigma/alpha on x/alpha, and Euler on rectified flow. Finite at both ends: a = 0, b = alpha' where sigma' = 0; b = alpha' where
-    alpha = 0.
+    a = sigma'/sigma, b = -alpha'·expm1(lambda - lambda'): DDIM (Song et al. 2021, arXiv:2010.02502,
+    eq. 12 with sigma_t = 0), which is also Euler in sigma/alpha on x/alpha, and Euler on rectified
+    flow. Finite at both ends: a = 0, b = alpha' where sigma' = 0; b = alpha' where alpha = 0.
     """
     level, target = schedule.half_log_snr(t_from), schedule.half_log_snr(t_to)
     with np.errstate(invalid="ignore"):

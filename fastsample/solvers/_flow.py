@@ -1,4 +1,6 @@
-"""Flow coordinates on any schedule: y = x/n, s = sigma/n, n = alpha + sigma, in which dy/ds = v = eps - x0 is finite at both ends."""
+"""Flow coordinates on any schedule: y = x/n, s = sigma/n, n = alpha + sigma, in which dy/ds = v =
+eps - x0 is finite at both ends.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def is_flow(schedule, grid: np.ndarray) -> bool:
 
 
 def velocity_step(alpha, sigma, level) -> tuple[float, float]:
-    """(a, e) of x' = a·x + e·v between two points: a = n'/n, e = n'(s' - s) = (alpha'·sigma/n)·expm1(lambda - lambda').
+    """(a, e) of x' = a·x + e·v between two points: a = n'/n, e = n'(s' - s) =
+    (alpha'·sigma/n)·expm1(lambda - lambda').
 
     alpha, sigma, level [2]: of the point left and the point reached.
     """

@@ -14,10 +14,11 @@ def ddim(
 ) -> Plan:
     """x' = (k sigma'/sigma)·x + (alpha' - k alpha sigma'/sigma)·x0 + sigma' sqrt(1 - k²)·n,  k² = 1 - eta² (1 - e^{-2h}).
 
-    h = lambda' - lambda; eta in [0, 1]: 0 deterministic, 1 ancestral (DDPM with the small variance). First order, one evaluation a step,
-    stores nothing. In VP terms sigma' sqrt(1 - k²) = eta sqrt((1-a')/(1-a)) sqrt(1 - a/a'), a = alpha² (Song et al. 2021,
-    arXiv:2010.02502, eq. 12 and 16); the form above is the same on any schedule. compat changes nothing here. Raises ValueError for an
-    argument out of range.
+    h = lambda' - lambda; eta in [0, 1]: 0 deterministic, 1 ancestral (DDPM with the small
+    variance). First order, one evaluation a step, stores nothing. In VP terms sigma' sqrt(1 - k²) =
+    eta sqrt((1-a')/(1-a)) sqrt(1 - a/a'), a = alpha² (Song et al. 2021, arXiv:2010.02502, eq. 12
+    and 16); the form above is the same on any schedule. compat changes nothing here. Raises
+    ValueError for an argument out of range.
     """
     eta = number("ddim: eta", eta, 0.0, 1.0)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)

@@ -22,11 +22,14 @@ def dpmpp_2m(
 ) -> Plan:
     """x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (h/2h_1)·(m - m_1)],  h = lambda' - lambda, h_1 the step before; m is x0.
 
-    variant "midpoint" (above); "heun" integrates the line through m and m_1 exactly: the weight of (m - m_1)·h/h_1 is h·phi_2(-h). Second
-    order, one evaluation a step, one output kept; the first step, a step to sigma = 0 and the one after alpha = 0 are of first order (the
-    limits). lower_order_final: the last step of first order whatever it ends in. Lu et al. 2022, arXiv:2211.01095, Alg. 2.
+    variant "midpoint" (above); "heun" integrates the line through m and m_1 exactly: the weight of
+    (m - m_1)·h/h_1 is h·phi_2(-h). Second order, one evaluation a step, one output kept; the first
+    step, a step to sigma = 0 and the one after alpha = 0 are of first order (the limits).
+    lower_order_final: the last step of first order whatever it ends in. Lu et al. 2022,
+    arXiv:2211.01095, Alg. 2.
 
-    compat="diffusers": lower_order_final for n < 15, as its default configuration. k-diffusion's rows are the exact ones.
+    compat="diffusers": lower_order_final for n < 15, as its default configuration. k-diffusion's
+    rows are the exact ones.
     """
     choice("dpmpp_2m: variant", variant, ("midpoint", "heun"))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)

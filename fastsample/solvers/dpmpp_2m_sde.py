@@ -23,12 +23,15 @@ def dpmpp_2m_sde(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """x' = (sigma'/sigma) e^{-eta h}·x + alpha' (1 - e^{-H})·[m + (h/2h_1)·(m - m_1)] + sigma' sqrt(1 - e^{-2 eta h}) s_noise·n.
+    """x' = (sigma'/sigma) e^{-eta h}·x + alpha' (1 - e^{-H})·[m + (h/2h_1)·(m - m_1)] + sigma'
+    sqrt(1 - e^{-2 eta h}) s_noise·n.
 
-    h = lambda' - lambda, h_1 the step before, H = (1 + eta) h; m is x0. variant "midpoint" (above); "heun" integrates the line through m
-    and m_1 exactly: the weight of (m - m_1)·h/h_1 is H·phi_2(-H). eta >= 0 is the strength of the SDE's noise (0: dpmpp_2m). One
-    evaluation a step, one output kept; first order where dpmpp_2m is; no noise in a step to sigma = 0. Lu et al. 2022, arXiv:2211.01095,
-    eq. 19 (eta = 1), with k-diffusion's eta. s_noise other than 1 leaves the schedule by design. compat changes nothing here.
+    h = lambda' - lambda, h_1 the step before, H = (1 + eta) h; m is x0. variant "midpoint" (above);
+    "heun" integrates the line through m and m_1 exactly: the weight of (m - m_1)·h/h_1 is
+    H·phi_2(-H). eta >= 0 is the strength of the SDE's noise (0: dpmpp_2m). One evaluation a step,
+    one output kept; first order where dpmpp_2m is; no noise in a step to sigma = 0. Lu et al. 2022,
+    arXiv:2211.01095, eq. 19 (eta = 1), with k-diffusion's eta. s_noise other than 1 leaves the
+    schedule by design. compat changes nothing here.
     """
     eta, s_noise = number("dpmpp_2m_sde: eta", eta), number("dpmpp_2m_sde: s_noise", s_noise)
     choice("dpmpp_2m_sde: variant", variant, ("midpoint", "heun"))
@@ -52,7 +55,8 @@ def dpmpp_2m_sde(
         b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
     words = {"eta": eta, "s_noise": s_noise, "variant": variant, "compat": compat}
     cite = [
-        "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), arXiv:2211.01095"
+        "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), "
+        "arXiv:2211.01095"
     ]
     consistent, order = s_noise == 1.0 or not eta, 1 if eta else max(orders)
     return b.build(

@@ -17,9 +17,11 @@ def dpmpp_2s(
 ) -> Plan:
     """x1 = (sigma1/sigma)·x + alpha1 (1 - e^{-rh})·m at lambda + r h;  x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (m1 - m)/(2r)].
 
-    m is x0, h = lambda' - lambda, 0 < r < 1. Second order, two evaluations a step. A step that starts at alpha = 0 or ends at sigma = 0 is
-    of first order, with one evaluation: h is infinite there, and the limit of the two-stage step is that one. Keeps one output. Lu et al.
-    2022, arXiv:2211.01095, Alg. 1. compat changes nothing here (diffusers walks grid points in pairs instead of half steps).
+    m is x0, h = lambda' - lambda, 0 < r < 1. Second order, two evaluations a step. A step that
+    starts at alpha = 0 or ends at sigma = 0 is of first order, with one evaluation: h is infinite
+    there, and the limit of the two-stage step is that one. Keeps one output. Lu et al. 2022,
+    arXiv:2211.01095, Alg. 1. compat changes nothing here (diffusers walks grid points in pairs
+    instead of half steps).
     """
     r = number("dpmpp_2s: r", r, 0.0, 1.0)
     if r in (0.0, 1.0):

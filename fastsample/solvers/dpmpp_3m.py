@@ -21,14 +21,16 @@ def dpmpp_3m(
 ) -> Plan:
     """x' = (sigma'/sigma)·x + alpha' [h phi_1·m + h phi_2·D1 + 2 h phi_3·D2],  phi_k = phi_k(-h), h = lambda' - lambda; m is x0.
 
-    r0 = h_1/h, r1 = h_2/h, D10 = (m - m_1)/r0, D11 = (m_1 - m_2)/r1, D1 = D10 + r0/(r0 + r1)·(D10 - D11), D2 = (D10 - D11)/(r0 + r1): the
-    parabola through the last three outputs, integrated exactly. Orders 1, 2, 3, 3, ...; a step to sigma = 0 is of first order, and outputs
-    at alpha = 0 drop out (the limits). lower_order_final: orders 2 and 1 in the last two steps. One evaluation a step, two outputs kept.
-    Started at order 1 the whole run is of second order. Lu et al. 2022, arXiv:2211.01095, app. B, with 2 h phi_3 where every
-    implementation has h phi_3: D2 is half of h² times the second derivative.
+    r0 = h_1/h, r1 = h_2/h, D10 = (m - m_1)/r0, D11 = (m_1 - m_2)/r1, D1 = D10 + r0/(r0 + r1)·(D10 -
+    D11), D2 = (D10 - D11)/(r0 + r1): the parabola through the last three outputs, integrated
+    exactly. Orders 1, 2, 3, 3, ...; a step to sigma = 0 is of first order, and outputs at alpha = 0
+    drop out (the limits). lower_order_final: orders 2 and 1 in the last two steps. One evaluation a
+    step, two outputs kept. Started at order 1 the whole run is of second order. Lu et al. 2022,
+    arXiv:2211.01095, app. B, with 2 h phi_3 where every implementation has h phi_3: D2 is half of
+    h² times the second derivative.
 
-    compat="diffusers": h phi_3, the midpoint weight in the second-order step, and lower_order_final for n < 15, as its default
-    configuration. compat="k-diffusion": h phi_3, as in its 3M SDE.
+    compat="diffusers": h phi_3, the midpoint weight in the second-order step, and lower_order_final
+    for n < 15, as its default configuration. compat="k-diffusion": h phi_3, as in its 3M SDE.
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
@@ -62,7 +64,9 @@ def dpmpp_3m(
 
 
 def _as_published(at: list[float], h: float, midpoint: bool) -> list[float]:
-    """The weights as implementations have them: half that of D2 (which leaves a second-order step), diffusers' midpoint at order 2."""
+    """The weights as implementations have them: half that of D2 (which leaves a second-order step),
+    diffusers' midpoint at order 2.
+    """
     total, first, second = moments(h, 3)  # h phi_1, h phi_2, 2 h phi_3
     r0 = -at[1]
     if len(at) == 2:

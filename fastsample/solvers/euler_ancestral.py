@@ -22,15 +22,18 @@ def euler_ancestral(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """In rho = sigma/alpha: up = min(rho', eta·rho' sqrt(rho² - rho'²)/rho), down = sqrt(rho'² - up²);
+    """In rho = sigma/alpha: up = min(rho', eta·rho' sqrt(rho² - rho'²)/rho), down = sqrt(rho'² -
+    up²);
     x' = (alpha'/alpha)(down/rho)·x + alpha'(1 - down/rho)·x0 + alpha' up·n.
 
-    On Flow the rectified-flow form, which keeps alpha = 1 - sigma: down = sigma'(1 - eta(1 - sigma'/sigma)), q = alpha'/(1 - down);
-    x' = q (down/sigma)·x + q (1 - down/sigma)·x0 + sqrt(sigma'² - (q·down)²)·n.
+    On Flow the rectified-flow form, which keeps alpha = 1 - sigma: down = sigma'(1 - eta(1 -
+    sigma'/sigma)), q = alpha'/(1 - down); x' = q (down/sigma)·x + q (1 - down/sigma)·x0 +
+    sqrt(sigma'² - (q·down)²)·n.
 
-    eta >= 0 (on Flow at most 1); s_noise scales the noise, and other values than 1 leave the schedule by design. First order, one
-    evaluation a step, stores nothing. Song et al. 2021, arXiv:2011.13456, app. F, in the form of k-diffusion's sample_euler_ancestral, and
-    that form restated for alpha = 1 - sigma. compat changes nothing here.
+    eta >= 0 (on Flow at most 1); s_noise scales the noise, and other values than 1 leave the
+    schedule by design. First order, one evaluation a step, stores nothing. Song et al. 2021,
+    arXiv:2011.13456, app. F, in the form of k-diffusion's sample_euler_ancestral, and that form
+    restated for alpha = 1 - sigma. compat changes nothing here.
     """
     eta, s_noise = number("euler_ancestral: eta", eta), number("euler_ancestral: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
@@ -46,7 +49,8 @@ def euler_ancestral(
                 step = step + up * s_noise * N(i + 1)
         b.row(b.t[i], to=b.t[i + 1], x=step)
     cite = [
-        "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral sampling), arXiv:2011.13456"
+        "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral "
+        "sampling), arXiv:2011.13456"
     ]
     return b.build(
         "euler_ancestral",
@@ -60,7 +64,9 @@ def euler_ancestral(
 
 
 def _step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
-    """The step and its noise in rho: up = rho' u, down = rho' k, k² = 1 - u², u² = min(1, eta²(1 - e^{-2h}))."""
+    """The step and its noise in rho: up = rho' u, down = rho' k, k² = 1 - u², u² = min(1, eta²(1 -
+    e^{-2h})).
+    """
     left = math.exp(-2.0 * h)
     alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
     rest = (1.0 - eta) * (1.0 + eta) + eta**2 * left
@@ -74,7 +80,9 @@ def _step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
 
 
 def _flow_step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
-    """The step and its noise on Flow; every difference is written over g = sigma - sigma', which the levels give without cancelling."""
+    """The step and its noise on Flow; every difference is written over g = sigma - sigma', which
+    the levels give without cancelling.
+    """
     sigma, target, alpha = b.sigma[i], b.sigma[i + 1], b.alpha[i + 1]
     g = alpha * sigma * -math.expm1(-h)
     lift = target * eta * g / sigma  # sigma' - down

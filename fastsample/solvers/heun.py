@@ -31,15 +31,18 @@ def heun(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """rho space (VP, VE, EDM): y = x/alpha, rho = sigma/alpha, d = (y - x0)/rho, rho^ = (1 + gamma) rho;
+    """rho space (VP, VE, EDM): y = x/alpha, rho = sigma/alpha, d = (y - x0)/rho, rho^ = (1 + gamma)
+    rho;
     y^ = y + sqrt(rho^² - rho²) s_noise·n;  y1 = y^ + (rho' - rho^)·d;  y' = y1 + ½ (rho' - rho^)·(d1 - d).
-    flow space (Flow, TrigFlow, alpha = 0): y = x/(alpha + sigma), s = sigma/(alpha + sigma), v = eps - x0, the last line in s and v.
+    flow space (Flow, TrigFlow, alpha = 0): y = x/(alpha + sigma), s = sigma/(alpha + sigma), v =
+    eps - x0, the last line in s and v.
 
-    gamma = min(s_churn/n, sqrt(2) - 1) where s_tmin <= rho <= s_tmax, else 0; rho^ stays within the schedule (only EDM goes above its
-    sigma_max). space = "rho" or "flow" overrides. Second order, two evaluations a step, one for a last step to sigma = 0 (an Euler step):
-    2n - 1 in all. Keeps one output; the stage's base is eliminated: x' = x1 + a multiple of (m1 - m), m = x0 in rho space and v in flow
-    space. Karras et al. 2022, arXiv:2206.00364, Alg. 1 and 2. s_noise other than 1 leaves the schedule by design; compat changes nothing
-    here.
+    gamma = min(s_churn/n, sqrt(2) - 1) where s_tmin <= rho <= s_tmax, else 0; rho^ stays within the
+    schedule (only EDM goes above its sigma_max). space = "rho" or "flow" overrides. Second order,
+    two evaluations a step, one for a last step to sigma = 0 (an Euler step): 2n - 1 in all. Keeps
+    one output; the stage's base is eliminated: x' = x1 + a multiple of (m1 - m), m = x0 in rho
+    space and v in flow space. Karras et al. 2022, arXiv:2206.00364, Alg. 1 and 2. s_noise other
+    than 1 leaves the schedule by design; compat changes nothing here.
     """
     found = resolve(model, prediction)
     churn = {
@@ -55,7 +58,8 @@ def heun(
     )
     if space == "flow" and s_churn:
         raise ValueError(
-            f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts at alpha > 0, is accepted"
+            f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts "
+            "at alpha > 0, is accepted"
         )
     b = begin(
         found,
@@ -69,7 +73,8 @@ def heun(
     )
     if space == "rho" and b.alpha[0] == 0.0:
         raise ValueError(
-            "heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space = 'flow' is accepted"
+            "heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space "
+            "= 'flow' is accepted"
         )
     level = b.half_log_snr
     for i in range(b.n):
@@ -85,7 +90,8 @@ def heun(
     }
     orders = [1 if b.sigma[i + 1] == 0.0 else 2 for i in range(b.n)]
     cite = [
-        "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, arXiv:2206.00364"
+        "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, "
+        "arXiv:2206.00364"
     ]
     consistent = s_noise == 1.0 or not s_churn
     return b.build(
@@ -122,7 +128,9 @@ def _churned(
 
 
 def _step(b: Builder, i: int, t: float, target: float) -> None:
-    """One step in rho space from time t, where x stands after churn, to grid point i+1, whose lambda is target."""
+    """One step in rho space from time t, where x stands after churn, to grid point i+1, whose
+    lambda is target.
+    """
     alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
     if sigma == 0.0:
         b.row(t, to=b.t[i + 1], x=alpha * M)
@@ -134,8 +142,9 @@ def _step(b: Builder, i: int, t: float, target: float) -> None:
         x=(sigma / b.level(t)[1]) * X - alpha * math.expm1(-h) * M,
         keep={f"m{i}": M},
     )
-    # The Euler step keeps d, so d = (y1 - x0)/rho' too: d1 - d = (x0 - x0_1)/rho', and rho^/rho' = e^h. In x0 every term is of the size of
-    # x; over d the stage x^ + (rho' - rho^) d would round at the size of rho^, and d1 raise that by 1/rho'.
+    # The Euler step keeps d, so d = (y1 - x0)/rho' too: d1 - d = (x0 - x0_1)/rho', and rho^/rho' =
+    # e^h. In x0 every term is of the size of x; over d the stage x^ + (rho' - rho^) d would round
+    # at the size of rho^, and d1 raise that by 1/rho'.
     b.row(b.t[i + 1], to=b.t[i + 1], x=X + 0.5 * alpha * math.expm1(h) * (M - R(f"m{i}")))
 
 

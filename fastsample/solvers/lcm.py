@@ -25,16 +25,19 @@ def lcm(
 ) -> Plan:
     """D = c_skip·x + c_out·x0,  x' = alpha'·D + sigma'·n;  c_skip = sd²/(s² + sd²), c_out = s/sqrt(s² + sd²), s = timestep_scaling·t.
 
-    boundary: True, as above, for DiscreteVP only, where it is the default; False, the default elsewhere: D = x0 (the re-noising of DMD and
-    of few-step flow models). sd = sigma_data. One evaluation a step, stores nothing; a step to sigma = 0 gives D. For consistency models:
-    with others the samples lose detail. With the boundary D is x0 only but for a part in s², so the plan leaves the schedule by as much
-    (note: consistent). Luo et al. 2023, arXiv:2310.04378, sec. 4. compat changes nothing here.
+    boundary: True, as above, for DiscreteVP only, where it is the default; False, the default
+    elsewhere: D = x0 (the re-noising of DMD and of few-step flow models). sd = sigma_data. One
+    evaluation a step, stores nothing; a step to sigma = 0 gives D. For consistency models: with
+    others the samples lose detail. With the boundary D is x0 only but for a part in s², so the plan
+    leaves the schedule by as much (note: consistent). Luo et al. 2023, arXiv:2310.04378, sec. 4.
+    compat changes nothing here.
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     boundary = isinstance(b.schedule, DiscreteVP) if boundary is None else bool(boundary)
     if boundary and not isinstance(b.schedule, DiscreteVP):
         raise ValueError(
-            f"lcm: boundary = True on {type(b.schedule).__name__}; False, or a DiscreteVP, is accepted"
+            f"lcm: boundary = True on {type(b.schedule).__name__}; False, or a DiscreteVP, is "
+            "accepted"
         )
     scaling, spread = (
         number("lcm: timestep_scaling", timestep_scaling),

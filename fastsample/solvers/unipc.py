@@ -1,4 +1,6 @@
-"""UniPC: a multistep predictor, and a corrector that uses the output at the predicted point at no extra evaluation."""
+"""UniPC: a multistep predictor, and a corrector that uses the output at the predicted point at no
+extra evaluation.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,19 @@ def unipc(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """Predictor of order p: x' = (sigma'/sigma)·x_c + alpha' sum_k w_k·m_k, the w_k integrating the polynomial through the last p outputs.
-    Corrector of order p, one point later: x_c = (sigma/sigma_1)·x_c1 + alpha sum_k w_k·m_k, through those outputs and the new one.
+    """Predictor of order p: x' = (sigma'/sigma)·x_c + alpha' sum_k w_k·m_k, the w_k integrating the
+    polynomial through the last p outputs. Corrector of order p, one point later: x_c =
+    (sigma/sigma_1)·x_c1 + alpha sum_k w_k·m_k, through those outputs and the new one.
 
-    order 1..3. variant "bh1", "bh2": the published shortcut 1/2 in the predictor of order 2 and the corrector of order 1, where the weight
-    of the one difference is B(h)/2, B = h or 1 - e^{-h}; "vary": the exact weight there too. They differ nowhere else. corrector=False:
-    predictor alone. lower_order_final: order at most n - i. A step to sigma = 0 is of first order, the end is not corrected (nothing is
-    evaluated there), and outputs at alpha = 0 drop out (the limits); the first corrector after alpha = 0 keeps bh2's half weight and is
-    left out for bh1, whose weight is infinite there. One evaluation a step; x_c is eliminated, so a row keeps one output. m is x0. Order
-    as run: min(order + 1, 3), or min(order, 2) without the corrector. Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8. compat changes nothing
-    here.
+    order 1..3. variant "bh1", "bh2": the published shortcut 1/2 in the predictor of order 2 and the
+    corrector of order 1, where the weight of the one difference is B(h)/2, B = h or 1 - e^{-h};
+    "vary": the exact weight there too. They differ nowhere else. corrector=False: predictor alone.
+    lower_order_final: order at most n - i. A step to sigma = 0 is of first order, the end is not
+    corrected (nothing is evaluated there), and outputs at alpha = 0 drop out (the limits); the
+    first corrector after alpha = 0 keeps bh2's half weight and is left out for bh1, whose weight is
+    infinite there. One evaluation a step; x_c is eliminated, so a row keeps one output. m is x0.
+    Order as run: min(order + 1, 3), or min(order, 2) without the corrector. Zhao et al. 2023,
+    arXiv:2302.04867, Alg. 5-8. compat changes nothing here.
     """
     choice("unipc: order", order, (1, 2, 3))
     choice("unipc: variant", variant, ("bh1", "bh2", "vary"))
@@ -70,9 +75,11 @@ def unipc(
 
 
 def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:
-    """x at grid point i, corrected: from the corrected x of point i-1, over the last `order` outputs up to there and the one at point i.
+    """x at grid point i, corrected: from the corrected x of point i-1, over the last `order`
+    outputs up to there and the one at point i.
 
-    The shortcut belongs to order 1, not to an order that alpha = 0 brought down to 1: the limit of order 2 is the exact weight.
+    The shortcut belongs to order 1, not to an order that alpha = 0 brought down to 1: the limit of
+    order 2 is the exact weight.
     """
     last = i - 1
     h = float(level[i] - level[last])
@@ -90,6 +97,8 @@ def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) 
 
 
 def _halved(h: float, variant: str, node: float) -> list[float]:
-    """Weights of m and of the output at `node` by the shortcut for one difference: (1 - e^{-h})·m + B(h)/2·(m_node - m)/node."""
+    """Weights of m and of the output at `node` by the shortcut for one difference: (1 - e^{-h})·m +
+    B(h)/2·(m_node - m)/node.
+    """
     w = 0.5 * (h if variant == "bh1" else gain(h)) / node
     return [gain(h) - w, w]

@@ -1,4 +1,5 @@
-"""CMake for the C tests: build trees stay in build/, so that only what changed is compiled again."""
+"""CMake for the C tests: build trees stay in build/, so that only what changed is compiled "
+"again."""
 
 import os
 import subprocess
@@ -37,7 +38,8 @@ def cmake(source, name, *options, target=None):
 
 
 def installed():
-    """(prefix of an installed libfastsample, folder of programs built against it by find_package)."""
+    """(prefix of an installed libfastsample, folder of programs built against it by "
+    "find_package)."""
     library, prefix = cmake("csrc", "c-library", "-DFASTSAMPLE_WERROR=ON"), BUILD / "c-prefix"
     run("cmake", "--install", library, "--prefix", prefix)
     return prefix, cmake("tests/c", "c-programs", f"-DCMAKE_PREFIX_PATH={prefix}")

@@ -1,4 +1,6 @@
-"""Random steps for fs_step: each call fills every array, so that an unwritten number shows; `expected` is the NumPy definition."""
+"""Random steps for fs_step: each call fills every array, so that an unwritten number shows;
+`expected` is the NumPy definition.
+"""
 
 import numpy as np
 from c import interface, rows
@@ -12,13 +14,15 @@ FLOATS = {
 
 
 def random_table(rng, R, dims, dtype, dense=False):
-    """(F [R,WF], I [R,WI]) with coefficients in [-1, 1], random read masks, branches, writes and ids."""
+    """(F [R,WF], I [R,WI]) with coefficients in [-1, 1], random read masks, branches, writes and
+    ids.
+    """
     S, G, L, K, E = dims
     W, at, width = rows.offsets(*dims)
     F = rng.uniform(-1, 1, (R, width)).astype(dtype)
     F[:, at["clip"]] = np.where(rng.random(R) < 0.4, rng.uniform(0.2, 1, R), 0)
     reads = np.array([rng.integers(0, 2**W) if not dense else 2**W - 1 for _ in range(R)], np.int64)
-    slot = lambda: rng.integers(-1, S, R) if S else np.full(R, -1)  # noqa: E731
+    slot = lambda: rng.integers(-1, S, R) if S else np.full(R, -1)
     du, dv = slot(), slot()
     dv = np.where(du == dv, -1, dv)
     words = [
@@ -35,7 +39,9 @@ def random_table(rng, R, dims, dtype, dense=False):
 
 
 def fused_table(rng, slots_read, noise, write, dims, dtype):
-    """One row of the commonest shape: x, the first slots, m and perhaps a noise; a slot written or not."""
+    """One row of the commonest shape: x, the first slots, m and perhaps a noise; a slot written or
+    not.
+    """
     S, G, L, K, E = dims
     F, I = random_table(rng, 1, dims, dtype)  # noqa: E741
     reads = 1 | ((1 << slots_read) - 1) << 1 | 1 << (1 + S) | (int(noise) << (3 + S + G))
@@ -74,7 +80,7 @@ class Case:
         S, G, L, K, E = dims
         T, self.P, self.inner = FLOATS[dtype], P or B, inner or D
         self.F, self.I = table
-        number = lambda *shape: rng.standard_normal(shape).astype(T)  # noqa: E731
+        number = lambda *shape: rng.standard_normal(shape).astype(T)
         outputs = outputs or B
         self.arrays = dict(
             x=number(self.P, D),
@@ -139,7 +145,7 @@ class Case:
         """Row i of sample b over all its elements."""
         S, G, L, K, E = self.dims
         T = old_x.dtype.type
-        pick = lambda name: a[name][b] if name in a else None  # noqa: E731
+        pick = lambda name: a[name][b] if name in a else None
 
         def n(k):
             value = (
@@ -202,8 +208,8 @@ def differences(got, want):
     """Names of arrays whose bits differ (NaN equals NaN)."""
     same = lambda x, y: (
         x.tobytes() == y.tobytes() or (x.dtype.kind == "f" and np.array_equal(x, y, equal_nan=True))
-    )  # noqa: E731
-    flat = lambda v: v if isinstance(v, list) else [v]  # noqa: E731
+    )
+    flat = lambda v: v if isinstance(v, list) else [v]
     return [
         name
         for name in want

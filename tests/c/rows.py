@@ -1,6 +1,8 @@
-"""One step on packed tables and the normals of a seed, in NumPy: the definition once more, beside the C code and the torch reference.
+"""One step on packed tables and the normals of a seed, in NumPy: the definition once more, beside
+the C code and the torch reference.
 
-Products are rounded before sums and terms added in the order written; float32 results must agree bit for bit.
+Products are rounded before sums and terms added in the order written; float32 results must agree
+bit for bit.
 """
 
 import numpy as np
@@ -72,7 +74,8 @@ def one_row(
     known=None,
     preview=False,
 ):
-    """A row of one sample. F, words: its record; x [D]; slots: S arrays; f: G arrays or None; n(l) -> [D].
+    """A row of one sample. F, words: its record; x [D]; slots: S arrays; f: G arrays or None; n(l)
+    -> [D].
     Returns (x', {slot: value}, model input unscaled by dtype, t [E], preview or None)."""
     S, G, L, K, E = dims
     W, at, _ = offsets(*dims)
@@ -94,8 +97,8 @@ def one_row(
         m = np.where(m > high, high, m)
         m = m / high if bound is not None else m
     draws = {}
-    draw = lambda k: draws[k] if k in draws else draws.setdefault(k, n(k))  # noqa: E731
-    value = lambda k: [x, *slots, m, fused, *f][k] if k < 3 + S + G else draw(k - 3 - S - G)  # noqa: E731
+    draw = lambda k: draws[k] if k in draws else draws.setdefault(k, n(k))
+    value = lambda k: [x, *slots, m, fused, *f][k] if k < 3 + S + G else draw(k - 3 - S - G)
     out = [
         total([(F[o * W + k], value(k)) for k in range(W) if reads >> k & 1], x) for o in range(3)
     ]
@@ -111,7 +114,7 @@ def one_row(
     return out[0], written, F[at["c"]] * out[0], F[at["t"] : at["t"] + E], image
 
 
-# -- normals ------------------------------------------------------------------------------------------------------------------
+# -- normals ---------------------------------------------------------------------------------------
 MASK = np.uint64(0xFFFFFFFF)
 LOG = (
     7.0376836292e-2,
@@ -127,7 +130,9 @@ LOG = (
 
 
 def philox(counter, key):
-    """Philox4x32-10: counter 4 x uint64 arrays, key 2 x uint64 -> 4 words below 2^32 (in uint64, whose products do not wrap)."""
+    """Philox4x32-10: counter 4 x uint64 arrays, key 2 x uint64 -> 4 words below 2^32 (in uint64,
+    whose products do not wrap).
+    """
     c0, c1, c2, c3 = (np.asarray(c, np.uint64) for c in counter)
     k0, k1 = (np.uint64(k) for k in key)
     for _ in range(10):

@@ -1,4 +1,6 @@
-"""On a GPU: the reference kernels give the very bits they give on the CPU, noise and steps, so that a seed means one picture everywhere."""
+"""On a GPU: the reference kernels give the very bits they give on the CPU, noise and steps, so that
+a seed means one picture everywhere.
+"""
 
 import pytest
 import torch

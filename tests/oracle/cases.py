@@ -1,4 +1,6 @@
-"""Which direct loop says what each solver's plan must be, with what options, and the schedules and grids they are compared on."""
+"""Which direct loop says what each solver's plan must be, with what options, and the schedules and
+grids they are compared on.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from .marginals import point
 
 @dataclass(frozen=True)
 class Case:
-    """A solver with options, the loop it must equal, and the loop's options (`loop_options` adds what depends on schedule and grid)."""
+    """A solver with options, the loop it must equal, and the loop's options (`loop_options` adds
+    what depends on schedule and grid).
+    """
 
     name: str
     loop: object
@@ -131,7 +135,9 @@ def schedule_id(schedule) -> str:
 
 
 def grid(schedule, n: int, *, whole: bool) -> np.ndarray:
-    """An uneven grid of n steps. whole: from t_max (alpha = 0 where the schedule has it) to sigma = 0, else between two finite levels."""
+    """An uneven grid of n steps. whole: from t_max (alpha = 0 where the schedule has it) to sigma =
+    0, else between two finite levels.
+    """
     top, low = schedule.half_log_snr(schedule.t_finite), schedule.half_log_snr(schedule.t_min)
     k = np.arange(n + 1)
     share = np.cumsum(1 + 0.45 * np.sin(2.1 * k + 0.4))

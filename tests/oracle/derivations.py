@@ -1,14 +1,15 @@
 """Coefficients from the exact solution of the probability-flow ODE (and its SDE), in 50 digits.
 
-With x = alpha x0 + sigma eps, lambda = ln(alpha/sigma), h = lambda_t - lambda_s, and noise of strength rate = 1 + eta >= 1, the step
-s -> t solves
+With x = alpha x0 + sigma eps, lambda = ln(alpha/sigma), h = lambda_t - lambda_s, and noise of
+strength rate = 1 + eta >= 1, the step s -> t solves
 
-    x_t = (sigma_t/sigma_s) e^{-(rate-1) h} x_s + alpha_t int_s^t rate e^{rate (lambda - lambda_t)} x0(lambda) dlambda
+    x_t = (sigma_t/sigma_s) e^{-(rate-1) h} x_s + alpha_t int_s^t rate e^{rate (lambda - lambda_t)}
+    x0(lambda) dlambda
           + sigma_t sqrt(1 - e^{-2(rate-1)h}) n
 
-(Lu et al. 2022b, eq. 9 for rate 1; Xue et al. 2023, eq. 6 with rate = 1 + tau^2). A solver replaces x0(lambda) by its Lagrange
-polynomial. A node at lambda = -infinity (alpha = 0) drops out of that polynomial, a step to lambda = +infinity (sigma = 0) ends in
-the newest prediction.
+(Lu et al. 2022b, eq. 9 for rate 1; Xue et al. 2023, eq. 6 with rate = 1 + tau^2). A solver replaces
+x0(lambda) by its Lagrange polynomial. A node at lambda = -infinity (alpha = 0) drops out of that
+polynomial, a step to lambda = +infinity (sigma = 0) ends in the newest prediction.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from .marginals import Point
 
 
 def lagrange(nodes: Sequence, k: int, origin) -> list:
-    """Monomial coefficients, in powers of (lambda - origin), of the basis polynomial that is 1 at node k and 0 at the others."""
+    """Monomial coefficients, in powers of (lambda - origin), of the basis polynomial that is 1 at
+    node k and 0 at the others.
+    """
     poly = [mp.mpf(1)]
     for j, node in enumerate(nodes):
         if j != k:
@@ -42,7 +45,9 @@ def moments(h, rate, count: int) -> list:
 
 
 def exact_weights(nodes: Sequence, lo, hi, rate=1) -> list:
-    """Weights W_k with alpha_t sum_k W_k x0_k = alpha_t int rate e^{rate(lambda - hi)} P(lambda) dlambda, P through (nodes_k, x0_k)."""
+    """Weights W_k with alpha_t sum_k W_k x0_k = alpha_t int rate e^{rate(lambda - hi)} P(lambda)
+    dlambda, P through (nodes_k, x0_k).
+    """
     if hi == mp.inf:
         if len(nodes) != 1:
             raise ValueError("exact_weights: only one node has a limit at sigma = 0")
@@ -92,8 +97,8 @@ def gain(s: Point, t: Point, rate=1):
 
 
 def midpoint_weights(older: Point | None, s: Point, t: Point, rate=1) -> list:
-    """[W_0, W_1]: the gain times (1 + 1/(2r), -1/(2r)), r = h_prev/h: half the first difference, for its first-order weight
-    (Lu et al. 2022b, algorithm 2)."""
+    """[W_0, W_1]: the gain times (1 + 1/(2r), -1/(2r)), r = h_prev/h: half the first difference,
+    for its first-order weight (Lu et al. 2022b, algorithm 2)."""
     g = gain(s, t, rate)
     if older is None:
         return [g]
@@ -102,9 +107,11 @@ def midpoint_weights(older: Point | None, s: Point, t: Point, rate=1) -> list:
 
 
 def half_third_weights(points: Sequence[Point], t: Point, rate=1) -> list:
-    """Weights of DPM-Solver++(3M) as published: the Taylor form of three nodes with phi_3 f''/2 where phi_3 f'' is due.
+    """Weights of DPM-Solver++(3M) as published: the Taylor form of three nodes with phi_3 f''/2
+    where phi_3 f'' is due.
 
-    The exact weights are E f + phi_2 f' + 2 phi_3 (f''/2); the published code drops the 2. points: newest first.
+    The exact weights are E f + phi_2 f' + 2 phi_3 (f''/2); the published code drops the 2. points:
+    newest first.
     """
     exact = exact_weights([p.lam for p in points], points[0].lam, t.lam, rate)
     if not all(mp.isfinite(p.lam) for p in points):
@@ -118,10 +125,11 @@ def half_third_weights(points: Sequence[Point], t: Point, rate=1) -> list:
 
 
 def unipc_system(nodes: Sequence, target, variant: str, corrector: bool) -> list:
-    """Weights over (m_0, m_1, .., [m_t]) from UniPC's own linear system (Zhao et al. 2023, theorem 3.1), halves hard-coded as in its
-    code.
+    """Weights over (m_0, m_1, .., [m_t]) from UniPC's own linear system (Zhao et al. 2023, theorem
+    3.1), halves hard-coded as in its code.
 
-    nodes: half log-SNR of m_0, m_1, .. (newest first), target: of t. Sum_k rho_k (m_k - m_0)/r_k with R rho = b/B.
+    nodes: half log-SNR of m_0, m_1, .. (newest first), target: of t. Sum_k rho_k (m_k - m_0)/r_k
+    with R rho = b/B.
     """
     h = target - nodes[0]
     hh = -h
@@ -144,8 +152,9 @@ def unipc_system(nodes: Sequence, target, variant: str, corrector: bool) -> list
 
 
 def unipc_weights(history: Sequence[Point], t: Point, variant: str, corrector: bool) -> list:
-    """Weights over (m_0, .., m_{p-1}[, m_t]): Lagrange through the nodes, except where UniPC hard-codes rho = 1/2 (one difference only):
-    there the difference gets B/2, which is h/2 for bh1 and (1 - e^{-h})/2 for bh2; "vary" keeps Lagrange there too."""
+    """Weights over (m_0, .., m_{p-1}[, m_t]): Lagrange through the nodes, except where UniPC
+    hard-codes rho = 1/2 (one difference only): there the difference gets B/2, which is h/2 for bh1
+    and (1 - e^{-h})/2 for bh2; "vary" keeps Lagrange there too."""
     nodes = [p.lam for p in history] + ([t.lam] if corrector else [])
     s = history[0]
     if len(nodes) != 2 or variant == "vary":

@@ -1,8 +1,9 @@
 """Vectors that know how large their terms were, and the 50-digit numbers all derivations use.
 
-A sampler is linear in its start noise, its predictions and its noises. Fed with basis vectors in place of those, every state it
-visits is its own list of coefficients. `Lin` carries such a state as (value, mag): mag adds the absolute values of the terms that
-value adds with their signs, so eps * mag is what rounding may do to each coefficient and no bound has to be typed in.
+A sampler is linear in its start noise, its predictions and its noises. Fed with basis vectors in
+place of those, every state it visits is its own list of coefficients. `Lin` carries such a state as
+(value, mag): mag adds the absolute values of the terms that value adds with their signs, so eps *
+mag is what rounding may do to each coefficient and no bound has to be typed in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ EPS = 2.0**-52
 
 
 def extended(c) -> np.longdouble:
-    """An mpf, rounded once to the 64-bit significand of long double (two float64 parts where long double is float64)."""
+    """An mpf, rounded once to the 64-bit significand of long double (two float64 parts where long
+    double is float64).
+    """
     high = float(c)
     return (
         np.longdouble(high) + np.longdouble(float(c - high))
@@ -62,12 +65,14 @@ class Lin:
         return self.__rmul__(c)
 
     def through(self, other: Lin) -> Lin:
-        """The same state, reached by way of `other`: terms of that size were added and cancelled on the way."""
+        """The same state, reached by way of `other`: terms of that size were added and cancelled on
+        the way.
+        """
         return Lin(self.value, self.mag + other.mag)
 
     def defect(self, other: np.ndarray) -> float:
-        """Largest |value - other| / mag over the coefficients, with 0/0 = 0; infinite where other has a coefficient that should not
-        be there."""
+        """Largest |value - other| / mag over the coefficients, with 0/0 = 0; infinite where other
+        has a coefficient that should not be there."""
         gap = np.abs(self.value - np.asarray(other, np.longdouble))
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.max(np.where(gap == 0, 0, gap / self.mag), initial=0))

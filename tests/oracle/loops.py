@@ -1,8 +1,10 @@
-"""Direct sampling loops: each keeps its anchors and earlier states under their own names, nothing eliminated, nothing folded.
+"""Direct sampling loops: each keeps its anchors and earlier states under their own names, nothing
+eliminated, nothing folded.
 
-Every loop is `loop(points, x, ask, draw, **options) -> x`, with `points` the grid (oracle.marginals.Point), x a Lin at points[0],
-`ask(x, point) -> (x, x0)` the model (it may hand back its own x, so a loop can follow another run row by row) and `draw()` unit noise.
-Loops that ask between grid points take `stage(lam) -> Point`, which may round to a float time.
+Every loop is `loop(points, x, ask, draw, **options) -> x`, with `points` the grid
+(oracle.marginals.Point), x a Lin at points[0], `ask(x, point) -> (x, x0)` the model (it may hand
+back its own x, so a loop can follow another run row by row) and `draw()` unit noise. Loops that ask
+between grid points take `stage(lam) -> Point`, which may round to a float time.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def combine(a, x, weights, values):
 
 
 def ddim(points, x, ask, draw, *, eta=0.0):
-    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s n with s = eta sigma' sqrt(1 - e^{-2h}) (Song et al. 2021a, eq. 12 and 16)."""
+    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s n with s = eta sigma' sqrt(1 - e^{-2h}) (Song
+    et al. 2021a, eq. 12 and 16).
+    """
     for s, t in pairwise(points):
         x, m = ask(x, s)
         up = min(t.sigma, mp.mpf(eta) * t.sigma * mp.sqrt(d.gain(s, t, 2)))
@@ -34,7 +38,9 @@ def ddim(points, x, ask, draw, *, eta=0.0):
 
 
 def euler(points, x, ask, draw):
-    """dx/dsigma along the straight line from x to the prediction; the same map in every scaling of x, hence DDIM with eta = 0."""
+    """dx/dsigma along the straight line from x to the prediction; the same map in every scaling of
+    x, hence DDIM with eta = 0.
+    """
     for s, t in pairwise(points):
         x, m = ask(x, s)
         eps = s.sigma
@@ -43,8 +49,8 @@ def euler(points, x, ask, draw):
 
 
 def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
-    """VE: step to sigma_down, add sigma_up n, in x/alpha (Karras' sigma). RF: step to sigma_d, then scale by q and add noise up to
-    sigma'."""
+    """VE: step to sigma_down, add sigma_up n, in x/alpha (Karras' sigma). RF: step to sigma_d, then
+    scale by q and add noise up to sigma'."""
     eta = mp.mpf(eta)
     for s, t in pairwise(points):
         x, m = ask(x, s)
@@ -70,8 +76,8 @@ def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
 
 
 def _frame(p: Point, frame: str) -> tuple:
-    """(scale, u): y = x/scale moves along dy/du; rho: y = x/alpha, u = sigma/alpha; line: y = x/(alpha+sigma), u =
-    sigma/(alpha+sigma)."""
+    """(scale, u): y = x/scale moves along dy/du; rho: y = x/alpha, u = sigma/alpha; line: y =
+    x/(alpha+sigma), u = sigma/(alpha+sigma)."""
     return (
         (p.alpha, p.rho) if frame == "rho" else (p.alpha + p.sigma, p.sigma / (p.alpha + p.sigma))
     )
@@ -84,8 +90,8 @@ def _slope(y, m, p: Point, frame: str):
 
 
 def churned(p: Point, n: int, stage, churn, low, high, end):
-    """The point with rho larger by 1 + gamma, gamma = min(S_churn/N, sqrt 2 - 1) where low <= rho <= high (Karras et al. 2022,
-    algorithm 2), but no noisier than lambda = end."""
+    """The point with rho larger by 1 + gamma, gamma = min(S_churn/N, sqrt 2 - 1) where low <= rho
+    <= high (Karras et al. 2022, algorithm 2), but no noisier than lambda = end."""
     gamma = min(mp.mpf(churn) / n, mp.sqrt(2) - 1) if low <= p.rho <= high else mp.mpf(0)
     lam = max(p.lam - mp.log(1 + gamma), end)
     return p if gamma == 0 or lam == p.lam else stage(lam)
@@ -105,7 +111,9 @@ def heun(
     high=float("inf"),
     s_noise=1.0,
 ):
-    """Trapezoid in u (Karras et al. 2022, algorithm 2), Euler to sigma' = 0; the churn adds noise up to the larger rho first."""
+    """Trapezoid in u (Karras et al. 2022, algorithm 2), Euler to sigma' = 0; the churn adds noise
+    up to the larger rho first.
+    """
     n = len(points) - 1
     for s, t in pairwise(points):
         hat = churned(s, n, stage, churn, low, high, end)
@@ -129,7 +137,9 @@ def heun(
 
 
 def dpmpp_2s(points, x, ask, draw, *, stage, r=0.5):
-    """DPM-Solver++(2S): one evaluation at lambda_s + r h between (Lu et al. 2022b, algorithm 1); first order where h is infinite."""
+    """DPM-Solver++(2S): one evaluation at lambda_s + r h between (Lu et al. 2022b, algorithm 1);
+    first order where h is infinite.
+    """
     r = mp.mpf(r)
     for s, t in pairwise(points):
         x, m = ask(x, s)
@@ -145,7 +155,9 @@ def dpmpp_2s(points, x, ask, draw, *, stage, r=0.5):
 
 
 def multistep(points, x, ask, draw, weights, *, rate=1):
-    """x' = a x + alpha' sum_k W_k m_k + c n, with weights(history, t) -> [W_k]; history holds the points asked at, newest first."""
+    """x' = a x + alpha' sum_k W_k m_k + c n, with weights(history, t) -> [W_k]; history holds the
+    points asked at, newest first.
+    """
     history, values = [], []
     for s, t in pairwise(points):
         x, m = ask(x, s)
@@ -159,16 +171,17 @@ def multistep(points, x, ask, draw, weights, *, rate=1):
 
 
 def _ramp(points, fall_below: int):
-    """used(history, t, order): the outputs a step to t uses; one to sigma = 0, and with fewer steps than fall_below at most the steps
-    left."""
+    """used(history, t, order): the outputs a step to t uses; one to sigma = 0, and with fewer steps
+    than fall_below at most the steps left."""
     n = len(points) - 1
     left = {id(t): n - i if n < fall_below else n for i, t in enumerate(points[1:])}
     return lambda history, t, order: history[: 1 if t.sigma == 0 else min(order, left[id(t)])]
 
 
 def dpmpp_2m(points, x, ask, draw, *, kind="midpoint", eta=0.0, fall_below=0):
-    """DPM-Solver++(2M), and with eta > 0 its SDE form: kind midpoint (algorithm 2 of Lu et al. 2022b) or heun (exact two-node
-    integral). fall_below: with fewer steps than that, the last is of order 1."""
+    """DPM-Solver++(2M), and with eta > 0 its SDE form: kind midpoint (algorithm 2 of Lu et al.
+    2022b) or heun (exact two-node integral). fall_below: with fewer steps than that, the last is of
+    order 1."""
     rate, ramp = 1 + mp.mpf(eta), _ramp(points, fall_below)
 
     def weights(history, t):
@@ -181,7 +194,8 @@ def dpmpp_2m(points, x, ask, draw, *, kind="midpoint", eta=0.0, fall_below=0):
 
 
 def dpmpp_3m(points, x, ask, draw, *, half=False, second="exact", fall_below=0):
-    """DPM-Solver++(3M): the exact three-node integral, or (half) with the published weight of the second difference.
+    """DPM-Solver++(3M): the exact three-node integral, or (half) with the published weight of the
+    second difference.
 
     fall_below: with fewer steps than that, the last two are of order 2 and 1.
     """
@@ -199,10 +213,11 @@ def dpmpp_3m(points, x, ask, draw, *, half=False, second="exact", fall_below=0):
 
 
 def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=False):
-    """UniPC-p: correct x_i with the prediction at x_i, from the kept corrected x_{i-1}; then predict x_{i+1} (Zhao et al. 2023,
-    algorithm 1).
+    """UniPC-p: correct x_i with the prediction at x_i, from the kept corrected x_{i-1}; then
+    predict x_{i+1} (Zhao et al. 2023, algorithm 1).
 
-    bh1 gives the first corrector after alpha = 0 an infinite weight, so x stays as predicted there. fall: order at most the steps left.
+    bh1 gives the first corrector after alpha = 0 an infinite weight, so x stays as predicted there.
+    fall: order at most the steps left.
     """
     history, values, anchor, used = [], [], None, 0
     n = len(points) - 1
@@ -225,8 +240,9 @@ def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=
 
 
 def lcm(points, x, ask, draw, *, scaling=None, sigma_data=0.5):
-    """D = c_skip x + c_out x0 with s = scaling t, c_skip = sd^2/(s^2 + sd^2), c_out = s/sqrt(s^2 + sd^2); x' = alpha' D + sigma' n,
-    at the end D (Luo et al. 2023, eq. 9 and algorithm 3). scaling None: D = x0."""
+    """D = c_skip x + c_out x0 with s = scaling t, c_skip = sd^2/(s^2 + sd^2), c_out = s/sqrt(s^2 +
+    sd^2); x' = alpha' D + sigma' n, at the end D (Luo et al. 2023, eq. 9 and algorithm 3). scaling
+    None: D = x0."""
     sd = mp.mpf(sigma_data)
     for s, t in pairwise(points):
         x, m = ask(x, s)

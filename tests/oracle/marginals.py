@@ -5,7 +5,8 @@ VE         alpha = 1,  sigma = smin (smax/smin)^t, smin (1 + t) on [-1, 0]      
 EDM        alpha = 1,  sigma = t                                                   (Karras et al. 2022)
 Flow       sigma = s t / (1 + (s - 1) t),  alpha = 1 - sigma
 TrigFlow   alpha = cos t,  sigma = sd sin t                                        (Lu and Song 2024)
-DiscreteVP sigma^2 = 1 - alpha^2, half log-SNR piecewise linear in the index between the entries of the table, sigma = 0 at index -1
+DiscreteVP sigma^2 = 1 - alpha^2, half log-SNR piecewise linear in the index between the entries of
+the table, sigma = 0 at index -1
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .linear import mp
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a grid: schedule time t (float, None for a stage between grid points), alpha and sigma as mpf."""
+    """A point of a grid: schedule time t (float, None for a stage between grid points), alpha and
+    sigma as mpf.
+    """
 
     t: float | None
     alpha: object
@@ -42,7 +45,9 @@ def _vp(lam):
 
 
 def level(schedule, lam) -> tuple:
-    """(alpha, sigma) of the schedule where ln(alpha/sigma) = lam: every family ties alpha to sigma by one equation."""
+    """(alpha, sigma) of the schedule where ln(alpha/sigma) = lam: every family ties alpha to sigma
+    by one equation.
+    """
     name = type(schedule).__name__
     if name in ("VP", "DiscreteVP"):
         return _vp(lam)
@@ -56,7 +61,9 @@ def level(schedule, lam) -> tuple:
 
 
 def _discrete(schedule, t):
-    """lambda linear between neighbours; in the two intervals with an infinite end sigma/alpha and alpha/sigma are linear instead."""
+    """lambda linear between neighbours; in the two intervals with an infinite end sigma/alpha and
+    alpha/sigma are linear instead.
+    """
     table, z = schedule.alphas_cumprod, mp.mpf(t)
     if t == -1:
         return mp.mpf(1), mp.mpf(0)

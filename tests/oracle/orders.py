@@ -1,8 +1,9 @@
 """Order of convergence on a problem with a known answer, as slopes of a Plan's end error.
 
-The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25). With y = x/alpha and rho =
-sigma/alpha every schedule gives the same probability-flow ODE, dy/dlambda = D(y, rho) - y, solved from rho = 3 to .1 by DOP853.
-`python -m oracle.orders`, in tests/, writes the table docs/orders.md.
+The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25).
+With y = x/alpha and rho = sigma/alpha every schedule gives the same probability-flow ODE,
+dy/dlambda = D(y, rho) - y, solved from rho = 3 to .1 by DOP853. `python -m oracle.orders`, in
+tests/, writes the table docs/orders.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ WINDOW = (
 
 
 def denoise(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
-    """E[x0 | alpha x0 + sigma eps = x]: responsibilities of the components times their posterior means."""
+    """E[x0 | alpha x0 + sigma eps = x]: responsibilities of the components times their posterior
+    means.
+    """
     variance = (alpha * STD) ** 2 + sigma**2
     gap = x[..., None] - alpha * MEANS
     log = np.log(WEIGHTS) - gap**2 / (2 * variance)
@@ -65,10 +68,12 @@ def grid(schedule, n: int) -> np.ndarray:
 
 
 def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> float:
-    """Largest end error in y. history = p hands the run exact states at its first p points, so that row p is the first of full order.
+    """Largest end error in y. history = p hands the run exact states at its first p points, so that
+    row p is the first of full order.
 
-    A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the state at point p is set to the full-order
-    prediction from the exact history, which is what a run that had been going on would hold.
+    A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the state
+    at point p is set to the full-order prediction from the exact history, which is what a run that
+    had been going on would hold.
     """
     where = [i for i in range(plan.rows) if plan.call[i] >= 0]
     level = {i: (plan.alpha[i], plan.sigma[i]) for i in range(plan.rows)}
@@ -113,7 +118,9 @@ _ERRORS: dict[tuple, float] = {}
 
 @dataclass(frozen=True)
 class Method:
-    """A deterministic solver with options, the order p its rows reach, and the outputs a full row needs (history)."""
+    """A deterministic solver with options, the order p its rows reach, and the outputs a full row
+    needs (history).
+    """
 
     name: str
     options: dict
@@ -131,7 +138,9 @@ class Method:
         )
 
     def error(self, n: int, *, exact_history: bool) -> float:
-        """Largest end error of n steps; remembered, and computed once where a full row needs no history."""
+        """Largest end error of n steps; remembered, and computed once where a full row needs no
+        history.
+        """
         key = (self.id, n, exact_history and self.history > 1)
         if key not in _ERRORS:
             _ERRORS[key] = self._error(n, exact_history=key[2])
@@ -153,7 +162,9 @@ class Method:
 
     @property
     def as_run(self) -> int:
-        """The order a run started at order 1 reaches: its first step leaves an error of h^2, after a corrector of h^3."""
+        """The order a run started at order 1 reaches: its first step leaves an error of h^2, after
+        a corrector of h^3.
+        """
         return min(
             self.order, 3 if self.name == "unipc" and self.options.get("corrector", True) else 2
         )
@@ -216,7 +227,8 @@ def measured(method: Method) -> tuple[float, float, float]:
 def table() -> str:
     """The measured orders of every method as Markdown."""
     lines = [
-        "| solver | order as run | from exact history | order of its rows | error as run, 512 steps |",
+        "| solver | order as run | from exact history | order of its rows | error as run, 512 "
+        "steps |",
         "|---|---|---|---|---|",
     ]
     for m in METHODS:

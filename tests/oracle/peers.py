@@ -1,8 +1,8 @@
 """Other libraries' samplers, run wholly in float64 and probed with basis vectors.
 
-Superposition: a scheduler step is linear in the state, the model outputs and the noises. With e_0 as the start, e_1, e_2, .. as model
-outputs and the next basis vectors as noises, every state of the foreign run is its own row of coefficients, to be held against the
-same run of a Plan.
+Superposition: a scheduler step is linear in the state, the model outputs and the noises. With e_0
+as the start, e_1, e_2, .. as model outputs and the next basis vectors as noises, every state of the
+foreign run is its own row of coefficients, to be held against the same run of a Plan.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 
 
 class _Instead:
-    """A module with some attributes replaced: `float32` reads as float64, noise comes from the probe."""
+    """A module with some attributes replaced: `float32` reads as float64, noise comes from the
+    probe.
+    """
 
     def __init__(self, module: object, **changes: object):
         self.__dict__.update(changes, _module=module)
@@ -31,14 +33,17 @@ class _Instead:
 
 @dataclass
 class Trace:
-    """A probed run: states [calls+1, D] (before each model call, then the end) and where the model was asked."""
+    """A probed run: states [calls+1, D] (before each model call, then the end) and where the model
+    was asked.
+    """
 
     states: list[np.ndarray] = field(default_factory=list)
     asked: list[float] = field(default_factory=list)
 
 
 class Basis:
-    """Hands out basis vectors of R^size: start 0, model outputs 1..calls, noises from calls+1 on."""
+    """Hands out basis vectors of R^size: start 0, model outputs 1..calls, noises from calls+1 "
+    "on."""
 
     def __init__(self, calls: int, draws: int):
         self.calls, self.size = calls, 1 + calls + draws
@@ -59,7 +64,9 @@ class Basis:
 
 
 def scheduler(module: str, name: str, **config) -> object:
-    """A diffusers scheduler built in float64 (its module keeps reading float64 while `probe` runs it)."""
+    """A diffusers scheduler built in float64 (its module keeps reading float64 while `probe` runs
+    it).
+    """
     import torch
 
     code = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
@@ -90,17 +97,19 @@ def _replaced(module: object, **changes: object) -> Iterator[None]:
 
 
 def probe(peer: object, steps: int, draws: int = 0, **settings) -> tuple[Trace, Basis]:
-    """Drive a diffusers scheduler with basis vectors; its start is e_0 as it stands (no init_noise_sigma)."""
+    """Drive a diffusers scheduler with basis vectors; its start is e_0 as it stands (no
+    init_noise_sigma).
+    """
     import torch
 
     code = sys.modules[type(peer).__module__]
-    tensor = lambda v: torch.from_numpy(v)[None]  # noqa: E731
+    tensor = lambda v: torch.from_numpy(v)[None]
     changes = {
         "torch": _Instead(torch, float32=torch.float64),
         "np": _Instead(np, float32=np.float64),
     }
     basis = None
-    noise = lambda *a, **k: tensor(basis.noise())  # noqa: E731
+    noise = lambda *a, **k: tensor(basis.noise())
     with _replaced(code, randn_tensor=noise, **changes):
         peer.set_timesteps(steps, **settings)
         basis, trace = Basis(len(peer.timesteps), draws), Trace()
@@ -116,7 +125,8 @@ def probe(peer: object, steps: int, draws: int = 0, **settings) -> tuple[Trace, 
 
 
 def k_diffusion() -> object:
-    """k-diffusion's sampling module, without torchvision and the rest of what its package imports."""
+    """k-diffusion's sampling module, without torchvision and the rest of what its package "
+    "imports."""
     if "k_diffusion.sampling" in sys.modules:
         return sys.modules["k_diffusion.sampling"]
     found = importlib.util.find_spec("k_diffusion")
@@ -148,12 +158,14 @@ def k_diffusion() -> object:
 def probe_k(
     name: str, sigmas: np.ndarray, calls: int, draws: int = 0, **options
 ) -> tuple[Trace, Basis]:
-    """Drive k_diffusion.sampling.sample_<name> with denoised outputs e_1, e_2, ..; start e_0, noise injected."""
+    """Drive k_diffusion.sampling.sample_<name> with denoised outputs e_1, e_2, ..; start e_0, noise
+    injected.
+    """
     import torch
 
     code = k_diffusion()
     basis, trace = Basis(calls, draws), Trace()
-    tensor = lambda v: torch.from_numpy(v)[None]  # noqa: E731
+    tensor = lambda v: torch.from_numpy(v)[None]
 
     def model(x, sigma):
         trace.states.append(x[0].numpy().copy())

@@ -4,7 +4,9 @@ import torch
 
 
 def network(x, t):
-    """A smooth nonlinear function of everything, in x's dtype; timesteps are float32 numbers, whatever they come as."""
+    """A smooth nonlinear function of everything, in x's dtype; timesteps are float32 numbers,
+    whatever they come as.
+    """
     y = x.double().flatten(1)
     weight = torch.sin(torch.arange(y.shape[1] ** 2, dtype=torch.float64)).view(y.shape[1], -1)
     swing = 1 + 0.1 * torch.sin(0.017 * torch.as_tensor(t).float().double())

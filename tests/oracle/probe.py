@@ -1,8 +1,10 @@
 """A Plan run on basis vectors, and a direct loop following it call by call.
 
-`states(plan)` feeds the NumPy interpreter e_0 as start noise, e_1, e_2, .. as predictions (in the plan's stored kind) or as raw model
-outputs, and the next basis vectors as noises: every state of the run becomes its row of coefficients. `follow` runs a direct loop
-(oracle.loops) beside it, hands the loop the plan's own state at every call, and measures each step alone, coefficient by coefficient.
+`states(plan)` feeds the NumPy interpreter e_0 as start noise, e_1, e_2, .. as predictions (in the
+plan's stored kind) or as raw model outputs, and the next basis vectors as noises: every state of
+the run becomes its row of coefficients. `follow` runs a direct loop (oracle.loops) beside it, hands
+the loop the plan's own state at every call, and measures each step alone, coefficient by
+coefficient.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from .marginals import Point, point, points
 
 @dataclass
 class Run:
-    """states [calls+1, D]: x before each call, then the end; row [calls]: the plan's row of each call."""
+    """states [calls+1, D]: x before each call, then the end; row [calls]: the plan's row of each
+    call.
+    """
 
     states: np.ndarray
     row: list[int]
@@ -40,7 +44,9 @@ def noise_ids(plan) -> list[int]:
 
 
 def states(plan, *, raw: bool = False) -> Run:
-    """Run the plan on basis vectors; raw: the vectors stand for model outputs, else for predictions m."""
+    """Run the plan on basis vectors; raw: the vectors stand for model outputs, else for predictions
+    m.
+    """
     if not raw:
         asked = plan.call >= 0
         plan = replace(
@@ -62,7 +68,9 @@ def states(plan, *, raw: bool = False) -> Run:
 
 
 def x0_from(stored: str, x: Lin, m: Lin, p: Point) -> Lin:
-    """The x0 a stored prediction stands for: m itself, or from eps, or from the velocity of (alpha x0 + sigma eps)/(alpha + sigma)."""
+    """The x0 a stored prediction stands for: m itself, or from eps, or from the velocity of (alpha
+    x0 + sigma eps)/(alpha + sigma).
+    """
     if stored == "x0":
         return m
     if stored == "flow":
@@ -71,7 +79,9 @@ def x0_from(stored: str, x: Lin, m: Lin, p: Point) -> Lin:
 
 
 def x0_of_output(prediction: str, x: Lin, f: Lin, p: Point, sigma_data: float = 1.0) -> Lin:
-    """x0 from a raw model output, by the definition of each prediction (solved for x0 beside x = alpha x0 + sigma eps)."""
+    """x0 from a raw model output, by the definition of each prediction (solved for x0 beside x =
+    alpha x0 + sigma eps).
+    """
     if prediction in ("x0", "eps", "flow"):
         return x0_from(prediction, x, f, p)
     if prediction == "v":  # v = alpha eps - sigma x0
@@ -88,8 +98,9 @@ def x0_of_output(prediction: str, x: Lin, f: Lin, p: Point, sigma_data: float = 
 
 @dataclass
 class Comparison:
-    """defect [calls+1]: largest |plan - derived| / mag over the coefficients of each state (before each call, then the end); room
-    [calls+1]: what float64 leaves of the difference, from `floor` up."""
+    """defect [calls+1]: largest |plan - derived| / mag over the coefficients of each state (before
+    each call, then the end); room [calls+1]: what float64 leaves of the difference, from `floor`
+    up."""
 
     defect: np.ndarray
     room: np.ndarray
@@ -107,8 +118,9 @@ def follow(
 ) -> Comparison:
     """Run the direct loop beside the plan and compare every state.
 
-    reset: the loop continues from the plan's state, so that each number is the defect of one row; else of all rows so far. An option
-    stage="of the plan" becomes the point at the float time the plan asks at, once that time is found to be lambda's to rounding.
+    reset: the loop continues from the plan's state, so that each number is the defect of one row;
+    else of all rows so far. An option stage="of the plan" becomes the point at the float time the
+    plan asks at, once that time is found to be lambda's to rounding.
     """
     run = states(plan, raw=raw)
     grid = points(schedule, plan.note["times"])
@@ -145,7 +157,8 @@ def follow(
     compare(loop(grid, extended_start(grid[0], unit[0]), ask, draw, **options))
     if (len(asked), draws) != (run.calls, run.draws):
         raise AssertionError(
-            f"the loop made {len(asked)} calls and {draws} draws, the plan {run.calls} and {run.draws}"
+            f"the loop made {len(asked)} calls and {draws} draws, the plan {run.calls} and "
+            f"{run.draws}"
         )
     return Comparison(
         np.array(defects),
@@ -154,11 +167,12 @@ def follow(
 
 
 def room(visited: list[Point], stages: set[int], schedule, floor: float = 1e-12) -> np.ndarray:
-    """Per state: `floor`, or what float64 can know of the spacings its row depends on, where steps are short.
+    """Per state: `floor`, or what float64 can know of the spacings its row depends on, where steps
+    are short.
 
-    A weight is a function of differences of lambda. lambda is known to a few eps (1 + |lambda|), and between grid points to what the
-    rounding of the time makes of it; over the difference, that is the relative accuracy of the weight. A row looks back at most four
-    points.
+    A weight is a function of differences of lambda. lambda is known to a few eps (1 + |lambda|),
+    and between grid points to what the rounding of the time makes of it; over the difference, that
+    is the relative accuracy of the weight. A row looks back at most four points.
     """
     known = [0.0]
     for a, b in zip(visited, visited[1:], strict=False):
@@ -184,18 +198,21 @@ def extended_start(p: Point, unit: np.ndarray) -> Lin:
 
 
 def plan_point(plan, schedule, row: int, lam) -> Point:
-    """The point at the time row `row` asks its model, which must be lambda's time to rounding (the plan's model is told the
-    schedule's time)."""
+    """The point at the time row `row` asks its model, which must be lambda's time to rounding (the
+    plan's model is told the schedule's time)."""
     p = point(schedule, float(plan.t[row - 1, 0]))
     if abs(p.lam - lam) > reach(schedule, p) + 4 * EPS * (1 + abs(lam)):
         raise AssertionError(
-            f"row {row} asks at t = {p.t!r}, lambda = {mp.nstr(p.lam, 17)}; lambda = {mp.nstr(lam, 17)} is due"
+            f"row {row} asks at t = {p.t!r}, lambda = {mp.nstr(p.lam, 17)}; lambda = "
+            f"{mp.nstr(lam, 17)} is due"
         )
     return p
 
 
 def same_point(plan, row: int, p: Point) -> None:
-    """The row asks its model where the loop does: the same time, the same alpha and sigma to rounding."""
+    """The row asks its model where the loop does: the same time, the same alpha and sigma to
+    rounding.
+    """
     told_t = plan.note["model"]["time"] is None and plan.note["prediction"] in (
         "x0",
         "eps",
