@@ -27,16 +27,21 @@ class Run:
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
-    latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand beside it); with start= the state there
-    start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps (row 1 of a plan for noise, begun from
-                  noise alone: plan.init_scale times it); a plan for noise needs it for a latent
-    seed          int s (sample b takes s + b), B ints, or int64 [B]; None: a fresh s of torch's default CPU generator, taken only where the
-                  run draws noise of its own (`seeds` says which). Noise id 0 of a plan is the noise the run started with
+    latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand
+                  beside it); with start= the state there
+    start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps
+                  (row 1 of a plan for noise, begun from noise alone: plan.init_scale times it); a
+                  plan for noise needs it for a latent
+    seed          int s (sample b takes s + b), B ints, or int64 [B]; None: a fresh s of torch's
+                  default CPU generator, taken only where the run draws noise of its own (`seeds`
+                  says which). Noise id 0 of a plan is the noise the run started with
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
     noise_scale   a number or [B], times every draw of the plan (0: none)
-    noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in the order the rows first draw it
+    noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in
+                  the order the rows first draw it
     mask, known   inpainting: mask in [0,1], 1 keeps the known image
-    state_dtype   float32 or float64; model_dtype: what the model gets and returns (by default that of the given noise or latent)
+    state_dtype   float32 or float64
+    model_dtype   what the model gets and returns (by default that of the given noise or latent)
     copies        how often model_input and t repeat the batch
     preview       False: x0 is not formed
     backend       a wish, see fastsample.kernels.select

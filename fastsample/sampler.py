@@ -3,10 +3,13 @@
     sampler = Sampler(plan, model)
     x0 = sampler(noise=z, seed=7, cond={"y": labels}, uncond={"y": none}, guidance=3.0)
 
-mode "eager": a Run and the model as they are.  "compile-model": the model under torch.compile.  "compile-loop": the whole loop as one graph
-(fullgraph; the model is a nested region, compiled once however many rows ask it; plans of one `plan.program` share the graph through
-`for_plan`). There a float among the keywords of the model is part of the graph, and each new value compiles and keeps another: pass a
-number that changes often as a tensor.
+mode "eager"          a Run and the model as they are
+     "compile-model"  the model under torch.compile
+     "compile-loop"   the whole loop as one graph (fullgraph; the model is a nested region, compiled
+                      once however many rows ask it; plans of one `plan.program` share the graph
+                      through `for_plan`). A float among the keywords of the model is part of the
+                      graph, and each new value compiles and keeps another: pass a number that
+                      changes often as a tensor
 """
 
 from __future__ import annotations
@@ -35,10 +38,13 @@ class Sampler:
     """Immutable, safe from any number of threads: everything that changes lives in the Run of a
     call.
 
-    plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first; or a sequence of them where the plan
-    asks several. mode: one of MODES.  differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers;
-    the definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in "eager", any derivative are right too
-    (values are not checked). state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one sentence.
+    plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first;
+    or a sequence of them where the plan asks several. mode: one of MODES.
+    differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers; the
+    definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in
+    "eager", any derivative are right too (values are not checked).
+    state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one
+    sentence.
     """
 
     def __init__(

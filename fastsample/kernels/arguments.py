@@ -159,7 +159,10 @@ def check_values(name: str, given: Tensor) -> None:
     if name == "noise" and given.numel() >= STD_ELEMENTS:
         std = float(given.detach().float().std())
         if not STD_RANGE[0] <= std <= STD_RANGE[1]:
-            hint = "already scaled by sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
+            hint = (
+                "already scaled by sigma? pass latent= with start=1 (row 0 multiplies by "
+                "plan.init_scale)"
+            )
             raise ValueError(
                 f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; {hint}"
             )

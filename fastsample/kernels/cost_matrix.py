@@ -1,6 +1,7 @@
 """Costs of jumps between the points of a recorded run, and the jumps picked from them.
 
-    C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p        for band[i,0] <= j < band[i,1], +inf elsewhere
+    C[b,i,j] = mean_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p
+               for band[i,0] <= j < band[i,1], +inf elsewhere
 
 Source i jumps to target j by weights c_r[i,j] of its vectors U_r (state, predictions); X holds the
 targets. Differences in float32 (float64 for float64 inputs), partial sums in float64: a float32

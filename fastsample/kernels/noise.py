@@ -4,7 +4,8 @@ normal[b, e] = lane (e mod 4) of block (e div 4) of Philox4x32-10 with
     key     = (seed low 32, seed high 32)
     counter = (block low 32, block high 32, noise id, stream = 0)
 Words (a, b) of lanes (0, 1) and (2, 3) make one Box-Muller pair, all in float32:
-    u = min((float(a) + 1/2) * 2^-32, 1),  r = sqrt(-2 log u),  angle = 2 pi b / 2^32,  (r cos, r sin)
+    u = min((float(a) + 1/2) * 2^-32, 1),  r = sqrt(-2 log u),  angle = 2 pi b / 2^32
+    (r cos, r sin)
 log, sin and cos are fixed polynomials (Cephes single precision) of + and * only; the angle is
 reduced in integers and sqrt is rounded once, so every backend that keeps the written order gives
 these very bits. A float64 state takes the float32 normal.

@@ -1,9 +1,10 @@
 """The step: one row of a plan for each sample of a batch, in one pass.
 
-    f        = sum_g w_g f_g                     w_g = U_g + sum_s scale_s V_gs, or w_0..w_G from `weights` (else w_0 = 1)
-    m        = clip(w_0 p x + q f)               or clamp(., -bound, bound) / bound where `bound` is given
-    [x' u v] = M [x, r_1..r_S, m, f, f_1..f_G, n_1..n_L]      n_l = normal(seed, id_l) noise_scale, or noise[l] noise_scale
-    x'      += mask (ky y + sum_l Cy_l n_l - x')              where mask and known image y are given and the row blends
+    f        = sum_g w_g f_g        w_g = U_g + sum_s scale_s V_gs, w_0 = 1; or all of `weights`
+    m        = clip(w_0 p x + q f)  or clamp(., -bound, bound) / bound where `bound` is given
+    [x' u v] = M [x, r_1..r_S, m, f, f_1..f_G, n_1..n_L]
+                                    n_l = normal(seed, id_l) noise_scale, or noise[l] noise_scale
+    x'      += mask (ky y + sum_l Cy_l n_l - x')    with a mask and a known image y
     model input = c x' in the model's dtype;   preview x0 = dx x + dm m
 
 Operands outside a row's read mask are never used: they may hold NaN. Coefficients:
@@ -126,12 +127,13 @@ def step(
     """One row for each sample -> (x', u, v, model_input, x0 preview, status); functional,
     differentiable, traceable.
 
-    x [B, *] float32 or float64, the state;  slots: S of [B, *];  f: up to G of [outputs, *], any float dtype
-    table_f [R, WF] of the state's dtype, table_i [R, WI] int32: stacked plans;  dims = (S, G, L, K, E)
-    row [B], or [B, groups] with element e of a sample in group (e / inner) mod groups
-    f_index [G, B]: the row of f[g] that belongs to each sample, -1 = this branch is absent; without it, sample b takes row b
-    scale [B, K], noise_scale [B], weights [B, 1+G], bound [B];  seed [B] int64, without it 0..B-1;  noise: L of [B, *] instead of Philox
-    mask, known [B, *] or [1, *];  model_dtype of the model input (the state's by default);  preview: also form x0
+    x [B, *] float32 or float64, the state;  slots: S of [B, *];  f: up to G of [outputs, *], any
+    float dtype;  table_f [R, WF] of the state's dtype, table_i [R, WI] int32: stacked plans
+    dims = (S, G, L, K, E);  row [B], or [B, groups], element e in group (e / inner) mod groups
+    f_index [G, B]: the row of f[g] that belongs to each sample, -1 = this branch is absent; without
+    it, sample b takes row b.  scale [B, K], noise_scale [B], weights [B, 1+G], bound [B]
+    seed [B] int64, without it 0..B-1;  noise: L of [B, *] instead of Philox;  mask, known [B, *] or
+    [1, *];  model_dtype of the model input (the state's by default);  preview: also form x0
     structure (reads, branches, known_reads, du, dv, clip > 0): promises that every sample's row has
     it; u, v then are [0] where unwritten. Without it u and v are [B, *], +0 where a sample's row
     does not write. x0 is [0] without preview.
