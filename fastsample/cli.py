@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import sys
 import time
@@ -23,11 +24,11 @@ from .plan import Plan
 from .plan_file import printable
 
 EXAMPLES = """examples:
-  fastsample demo                                    find schedules for the embedded model and show the gain, in demo/
+  fastsample demo                                    schedules for the embedded model and their gain
   fastsample optimize --budget 8 --out plans         one plan for each of 1..8 evaluations
   fastsample sample plans/plan-8.fsplan --out a.png  64 images with one of them
   fastsample show plans/plan-8.fsplan                the plan as a table
-  fastsample doctor                                  what is installed, which backend runs, what is missing"""
+  fastsample doctor                                  versions, the backends, and what is missing"""
 UNSEEN = 1_000_000  # seeds of noises no search has seen begin here
 
 
@@ -40,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fastsample: interrupted; nothing half-written is left", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader has gone: say nothing more, at exit neither
+        # The reader has gone: say nothing more, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (
         ValueError,
@@ -55,137 +55,94 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         if args.traceback:
             raise
-        print(
-            f"fastsample {args.name}: {printable(error) or type(error).__name__}", file=sys.stderr
-        )
+        why = printable(error) or type(error).__name__
+        print(f"fastsample {args.name}: {why}", file=sys.stderr)
         return 2
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    top = argparse.ArgumentParser(
-        "fastsample",
-        description="Few-step sampling for diffusion and flow models.",
-        epilog=EXAMPLES,
-        **form,
-    )
-    commands = top.add_subparsers(
-        dest="name", required=True, metavar="demo | optimize | sample | show | doctor"
-    )
+    about = "Few-step sampling for diffusion and flow models."
+    top = argparse.ArgumentParser("fastsample", description=about, epilog=EXAMPLES, **form)
+    names = "demo | optimize | sample | show | doctor"
+    commands = top.add_subparsers(dest="name", required=True, metavar=names)
 
     def command(run: Callable, about: str, example: str) -> Callable:
         name = run.__name__
-        sub = commands.add_parser(
-            name,
-            help=about,
-            description=about,
-            epilog=f"example:\n  fastsample {name} {example}".rstrip(),
-            **form,
-        )
+        example = f"example:\n  fastsample {name} {example}".rstrip()
+        sub = commands.add_parser(name, help=about, description=about, epilog=example, **form)
         sub.set_defaults(command=run)
-        sub.add_argument(
-            "--traceback", action="store_true", help="on an error show where it came from"
-        )
+        traceback = "on an error show where it came from"
+        sub.add_argument("--traceback", action="store_true", help=traceback)
         return sub.add_argument
 
-    add = command(
-        demo, "search schedules for the embedded model, sample, and show the gain", "--out demo"
-    )
-    add("--out", default="demo", help="folder for plans and pictures (default: demo)")
-    add("--samples", type=_count, default=64, help="unseen noises to compare on (default: 64)")
-    add("--search-samples", type=_count, default=32, help="noises to search with (default: 32)")
-    _progress_option(add)
-    add = command(
-        optimize,
-        "search time grids for a model by OSS",
-        "--model mine:make --shape 4,64,64 --budget 8 --out plans",
-    )
-    add(
-        "--budget",
-        type=_count,
-        default=8,
-        help="largest number of evaluations; every smaller one is found too (default: 8)",
-    )
-    add("--solver", default="euler", help="a one-step solver (default: euler)")
-    add(
-        "--teacher",
-        type=_count,
-        default=40,
-        help="steps of the grid searched; the teacher takes as many or more (default: 40)",
-    )
-    add(
-        "--held-out",
-        type=_whole,
-        default=16,
-        help="noises to compare on with schedules made by hand; 0: no comparison (default: 16)",
-    )
-    add(
-        "--start",
-        choices=("free", "fixed"),
-        default="free",
-        help="free: the noise may carry a lower label (default)",
-    )
-    add(
-        "--aggregate",
-        choices=("joint", "median"),
-        default="joint",
-        help="joint: one schedule for all (default); median: of one per sample",
-    )
-    add("--out", default="plans", help="folder for the plan files (default: plans)")
-    _model_options(add, 32)
-    _progress_option(add)
-    add = command(
-        sample,
-        "run a plan and write its samples",
-        "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy",
-    )
-    add("plan", help="a .fsplan file")
-    add(
-        "--out",
-        action="append",
-        metavar="FILE",
-        help="a .png grid or a .npy array; may be given twice (default: samples.png)",
-    )
-    _model_options(add, 64)
-    add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
-    add("plan", help="a .fsplan file")
-    add("--json", action="store_true", help="the whole plan as JSON")
-    add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
-    command(
-        doctor, "print versions, the backends with the reason for each, and what is missing", ""
-    )
+    about = "search schedules for the embedded model, sample, and show the gain"
+    _demo_options(command(demo, about, "--out demo"))
+    example = "--model mine:make --shape 4,64,64 --budget 8 --out plans"
+    _optimize_options(command(optimize, "search time grids for a model by OSS", example))
+    example = "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy"
+    _sample_options(command(sample, "run a plan and write its samples", example))
+    example = "plans/plan-8.fsplan --picture plan.png"
+    _show_options(command(show, "print a plan as a table", example))
+    about = "print versions, the backends with the reason for each, and what is missing"
+    command(doctor, about, "")
     return top
 
 
+def _demo_options(add: Callable) -> None:
+    add("--out", default="demo", help="folder for plans and pictures (default: demo)")
+    _number(add, "--samples", 64, "unseen noises to compare on")
+    _number(add, "--search-samples", 32, "noises to search with")
+    _progress_option(add)
+
+
+def _optimize_options(add: Callable) -> None:
+    _number(add, "--budget", 8, "largest number of evaluations; every smaller one is found too")
+    add("--solver", default="euler", help="a one-step solver (default: euler)")
+    _number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
+    about = "noises to compare on with schedules made by hand; 0: no comparison"
+    _number(add, "--held-out", 16, about, kind=_whole)
+    about = "free: the noise may carry a lower label (default)"
+    add("--start", choices=("free", "fixed"), default="free", help=about)
+    about = "joint: one schedule for all (default); median: of one per sample"
+    add("--aggregate", choices=("joint", "median"), default="joint", help=about)
+    add("--out", default="plans", help="folder for the plan files (default: plans)")
+    _model_options(add, 32)
+    _progress_option(add)
+
+
+def _sample_options(add: Callable) -> None:
+    add("plan", help="a .fsplan file")
+    about = "a .png grid or a .npy array; may be given twice (default: samples.png)"
+    add("--out", action="append", metavar="FILE", help=about)
+    _model_options(add, 64)
+
+
+def _show_options(add: Callable) -> None:
+    add("plan", help="a .fsplan file")
+    add("--json", action="store_true", help="the whole plan as JSON")
+    add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
+
+
 def _model_options(add: Callable, samples: int) -> None:
-    add(
-        "--model",
-        metavar="MODULE:FACTORY",
-        help="a factory of a fastsample.Model (default: the embedded model)",
-    )
+    about = "a factory of a fastsample.Model (default: the embedded model)"
+    add("--model", metavar="MODULE:FACTORY", help=about)
     add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
-    add("--samples", type=_count, default=samples, help=f"noises (default: {samples})")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)",
+    _number(add, "--samples", samples, "noises")
+    about = (
+        "seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)"
     )
-    add("--batch-size", type=_count, default=256, help="rows of one model call (default: 256)")
-    add(
-        "--label", type=int, help="embedded model: one class 0..9 (default: each in turn; -1: none)"
-    )
+    add("--seed", type=int, default=0, help=about)
+    _number(add, "--batch-size", 256, "rows of one model call")
+    about = "embedded model: one class 0..9 (default: each in turn; -1: none)"
+    add("--label", type=int, help=about)
     add("--guidance", type=float, help="embedded model: classifier-free guidance scale")
 
 
 def _progress_option(add: Callable) -> None:
-    add(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="progress bars (default: on a terminal)",
-    )
+    about = "progress bars (default: on a terminal)"
+    add("--progress", action=argparse.BooleanOptionalAction, default=None, help=about)
 
 
 def _count(text: str, low: int = 1) -> int:
@@ -202,10 +159,15 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(_count(part.strip()) for part in text.split(","))
 
 
+def _number(add: Callable, name: str, default: int, about: str, kind: Callable = _count) -> None:
+    """An option that takes a whole number; its help ends with the default."""
+    add(name, type=kind, default=default, help=f"{about} (default: {default})")
+
+
 # -- models ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Subject:
-    """A model to work on: the Model, the shape of one sample, and the words for a batch:
+    """A model to work on: the Model, the shape of one sample, and the words for a batch,
     words(count) -> {cond, uncond, guidance}.
     """
 
@@ -220,12 +182,8 @@ class Subject:
         from .kernels.noise import normal
 
         seeds = torch.arange(count, dtype=torch.int64) + seed
-        size = 1
-        for n in self.shape:
-            size *= n
-        return normal(seeds, torch.zeros(count, dtype=torch.int64), size).reshape(
-            count, *self.shape
-        )
+        flat = normal(seeds, torch.zeros_like(seeds), math.prod(self.shape))
+        return flat.reshape(count, *self.shape)
 
 
 def subject(args: argparse.Namespace) -> Subject:
@@ -277,15 +235,12 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
         )
 
     def words(count: int) -> dict[str, Any]:
-        labels = (
-            torch.arange(count) % 10 if label is None else torch.full((count,), label % 11)
-        )  # -1: the eleventh, "no class"
+        none = torch.full((count,), 10)  # the eleventh class, "no class", which -1 stands for
+        labels = torch.arange(count) % 10 if label is None else torch.full((count,), label % 11)
         plain = {"cond": {"label": labels}}
-        return (
-            plain
-            if guidance is None
-            else {**plain, "uncond": {"label": torch.full((count,), 10)}, "guidance": guidance}
-        )
+        if guidance is None:
+            return plain
+        return {**plain, "uncond": {"label": none}, "guidance": guidance}
 
     return Subject(models.fashion(), (1, 28, 28), words)
 
@@ -293,66 +248,55 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
 # -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
     _folder(args.out)
-    from . import metrics, report
     from .optimize import oss
 
-    it, options = (
-        subject(args),
-        {
-            "solver": args.solver,
-            "start": args.start,
-            "aggregate": args.aggregate,
-            "batch_size": args.batch_size,
-        },
-    )
-    words = {**options, **it.words(args.samples)}
-    z = it.noise(args.samples, args.seed)
-    fresh = it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None
+    it = subject(args)
     search = oss(
         it.model,
-        z,
+        it.noise(args.samples, args.seed),
         args.budget,
+        solver=args.solver,
+        start=args.start,
+        aggregate=args.aggregate,
         teacher=args.teacher,
         seed=args.seed,
-        held_out=fresh,
+        held_out=it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None,
+        batch_size=args.batch_size,
         progress=_progress(args),
-        **words,
+        **it.words(args.samples),
     )
-    rows = []
-    for m, path in zip(sorted(search.plans), search.save(args.out), strict=True):
-        error, plan = search.error[m], search.plans[m]
-        level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
-        scale = f"{plan.note['found']['amplitude']:.3f}"
-        beside = search.compared.get(m)
-        held = (
-            (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", f"{beside.solver}, {beside.grid}")
-            if beside
-            else ("-", "-", "not compared")
-        )
-        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, *held, path))
-    held = ("held out dB", "by hand dB", "best by hand")
-    print(
-        report.table(
-            ("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file"),
-            rows,
-        )
-    )
+    print(_found(search, search.save(args.out)))
     print(search.about_teacher())
-    spent = (
-        f"{search.nfe:g} evaluations for each of {search.samples} samples, {search.seconds:.1f} s"
-    )
-    print(f"{spent}; error and PSNR to the teacher on these samples")
+    spent = f"{search.nfe:g} evaluations for each of {search.samples} samples"
+    print(f"{spent}, {search.seconds:.1f} s; error and PSNR to the teacher on these samples")
     if search.compared:
         beaten = [str(m) for m in sorted(search.compared) if not search.compared[m].beats]
-        verdict = (
-            f"the plans of {', '.join(beaten)} evaluations do not beat the best made by hand"
-            if beaten
-            else "every plan beats them"
-        )
-        print(
-            f"beside the schedules made by hand, of any solver, on {args.held_out} noises held "
-            f"out: {verdict}"
-        )
+        verdict = "every plan beats them"
+        if beaten:
+            verdict = (
+                f"the plans of {', '.join(beaten)} evaluations do not beat the best made by hand"
+            )
+        beside = f"of any solver, on {args.held_out} noises held out"
+        print(f"beside the schedules made by hand, {beside}: {verdict}")
+
+
+def _found(search: Any, paths: Sequence[Path]) -> str:
+    """The table of a search: its plans, the best by hand beside each, and their files."""
+    from . import metrics, report
+
+    rows = []
+    for m, path in zip(sorted(search.plans), paths, strict=True):
+        error, plan, beside = search.error[m], search.plans[m], search.compared.get(m)
+        level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
+        scale = f"{plan.note['found']['amplitude']:.3f}"
+        held = ("-", "-", "not compared")
+        if beside:
+            name = f"{beside.solver}, {beside.grid}"
+            held = (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", name)
+        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, *held, path))
+    held = ("held out dB", "by hand dB", "best by hand")
+    header = ("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file")
+    return report.table(header, rows)
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -368,9 +312,8 @@ def sample(args: argparse.Namespace) -> None:
     it = subject(args)
     z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
-    print(
-        f"{args.samples} samples of {plan.nfe} evaluations in {time.perf_counter() - begin:.2f} s"
-    )
+    seconds = time.perf_counter() - begin
+    print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
     for out in outs:
         if Path(out).suffix == ".png":
             report.save_images(out, end)
@@ -397,11 +340,9 @@ def show(args: argparse.Namespace) -> None:
     if args.picture:
         from . import report
 
-        report.schedules_picture(
-            args.picture,
-            {printable(plan.note.get("solver", "plan")): plan},
-            f"Where {Path(args.plan).name} asks the model",
-        )
+        drawn = {printable(plan.note.get("solver", "plan")): plan}
+        title = f"Where {Path(args.plan).name} asks the model"
+        report.schedules_picture(args.picture, drawn, title)
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -425,9 +366,8 @@ def demo(args: argparse.Namespace) -> None:
 def _folder(name: str) -> None:
     """Refuse, before any work, an output folder that cannot be one."""
     path = Path(named(name, "--out"))
-    there = next(
-        (p for p in (path, *path.parents) if os.path.lexists(p)), path
-    )  # it, or the nearest above it that is there
+    # It, or the nearest above it that is there.
+    there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
             f"--out {path}: {there} is no folder that can be written; the name of a folder, new or "
