@@ -1,5 +1,6 @@
-"""Tables, pictures, the state of an installation: what people read. Pictures need matplotlib (extra
-`demo`), image grids nothing.
+"""Tables, pictures, the state of an installation: what people read.
+
+Pictures need matplotlib (extra `demo`), image grids nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import platform
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from .files import make_folder, write_whole
 from .plan import Plan
 from .plan_file import printable
 
-# Okabe & Ito's eight colours, told apart with any colour vision; every line also has its own
-# marker.
+# Okabe & Ito's eight colours, told apart with any colour vision; every line has its marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 ANY = "by hand, any solver"  # the demonstration's name of the best schedule made by hand
@@ -43,13 +43,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
         rule = ["---", *["---:"] * (len(header) - 1)]
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
     width = [max(len(line[k]) for line in lines) for k in range(len(header))]
-    out = [
-        "  ".join(
-            cell.ljust(w) if k == 0 else cell.rjust(w)
-            for k, (cell, w) in enumerate(zip(line, width, strict=True))
-        )
-        for line in lines
-    ]
+    out = []
+    for first, *others in lines:
+        cells = [cell.rjust(w) for cell, w in zip(others, width[1:], strict=True)]
+        out.append("  ".join([first.ljust(width[0]), *cells]))
     return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
 
 
@@ -58,9 +55,7 @@ def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndar
     """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values
     outside are clipped, NaN is shown black.
     """
-    x = np.asarray(
-        images.detach().float().cpu().numpy() if hasattr(images, "detach") else images, np.float32
-    )
+    x = _float32(images)
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
@@ -81,22 +76,13 @@ def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndar
 def png(pixels: np.ndarray) -> bytes:
     """A PNG file (RFC 2083) of uint8 [H,W] (grey) or [H,W,3] (RGB)."""
     height, width = pixels.shape[:2]
-    lines = np.concatenate(
-        [np.zeros((height, 1), np.uint8), np.ascontiguousarray(pixels).reshape(height, -1)], axis=1
-    )  # filter 0 before each line
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
+    filters = np.zeros((height, 1), np.uint8)  # filter 0 before each line
+    lines = np.hstack([filters, np.ascontiguousarray(pixels).reshape(height, -1)])
     head = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
-        + chunk(b"IEND", b"")
-    )
+    data = b"\x89PNG\r\n\x1a\n"
+    for body in (b"IHDR" + head, b"IDAT" + zlib.compress(lines.tobytes(), 9), b"IEND"):
+        data += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data
 
 
 def save_images(path: str | Path, images: Any, columns: int | None = None, zoom: int = 3) -> None:
@@ -108,15 +94,13 @@ def save_images(path: str | Path, images: Any, columns: int | None = None, zoom:
 def npy(images: Any) -> bytes:
     """A .npy file (format 1.0) of a tensor or array, float32."""
     data = io.BytesIO()
-    np.save(
-        data,
-        np.asarray(
-            images.detach().float().cpu().numpy() if hasattr(images, "detach") else images,
-            np.float32,
-        ),
-        allow_pickle=False,
-    )
+    np.save(data, _float32(images), allow_pickle=False)
     return data.getvalue()
+
+
+def _float32(images: Any) -> np.ndarray:
+    x = images.detach().float().cpu().numpy() if hasattr(images, "detach") else images
+    return np.asarray(x, np.float32)
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -125,9 +109,8 @@ def _figure(width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(
-            "report: pictures need matplotlib; pip install 'fastsample[demo]'"
-        ) from None
+        why = "report: pictures need matplotlib; pip install 'fastsample[demo]'"
+        raise ImportError(why) from None
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: no global state, no screen
     return figure
@@ -152,16 +135,15 @@ def _axes(figure: Any, title: str, x: str, y: str) -> Any:
 def samples_picture(
     path: str | Path, rows: Mapping[str, Any], title: str, columns: int = 12
 ) -> None:
-    """One row of images per method, from the same noises in the same columns. rows: {label: images
-    [B,C,H,W] in [-1,1]}.
+    """One row of images per method, from the same noises in the same columns.
+
+    rows: {label: images [B,C,H,W] in [-1,1]}.
     """
     columns = min(columns, *(len(images) for images in rows.values()))
     sheet = np.concatenate([image_grid(images[:columns], columns) for images in rows.values()])
     high, wide = len(sheet) / len(rows), sheet.shape[1]
-    width = 0.62 * columns
-    figure = _figure(
-        width + 0.1 * max(map(len, rows)) + 0.3, width * len(sheet) / wide + 0.5
-    )  # room for the labels and the title
+    width, labels, heading = 0.62 * columns, 0.1 * max(map(len, rows)) + 0.3, 0.5
+    figure = _figure(width + labels, width * len(sheet) / wide + heading)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11)
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -175,8 +157,7 @@ def samples_picture(
 def schedules_picture(
     path: str | Path, plans: Mapping[str, Plan], title: str, dashed: Sequence[str] = ()
 ) -> None:
-    """Where each plan asks the model: noise level sigma/alpha (log scale) against the number of the
-    evaluation.
+    """Where each plan asks the model: sigma/alpha (log scale) against the number of the evaluation.
 
     plans: {label: Plan}; dashed: labels drawn in black dashes, to compare with.
     """
@@ -187,20 +168,10 @@ def schedules_picture(
         with np.errstate(divide="ignore"):
             level = plan.sigma[asked] / plan.alpha[asked]
         numbers, level = np.arange(1, len(level) + 1), np.where(np.isfinite(level), level, np.nan)
-        style = (
-            {"color": "#000000", "linestyle": "--"}
-            if label in dashed
-            else {"color": COLOURS[k % 8]}
-        )
-        axes.plot(
-            numbers,
-            level,
-            marker=MARKERS[k % 8],
-            markersize=4.5,
-            linewidth=1.5,
-            label=label,
-            **style,
-        )
+        style = {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 4.5}
+        if label in dashed:
+            style |= {"color": "#000000", "linestyle": "--"}
+        axes.plot(numbers, level, linewidth=1.5, label=label, **style)
     axes.set_xticks(range(1, 1 + max(plan.nfe for plan in plans.values())), minor=False)
     axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)
@@ -210,48 +181,36 @@ def schedules_picture(
 def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], title: str) -> None:
     """PSNR to the teacher's end points against evaluations. curves: {label: {evaluations: dB}}."""
     figure = _figure(7.6, 4.6)
-    axes = _axes(
-        figure, title, "model evaluations per sample", "PSNR to the teacher's end points (dB)"
-    )
+    figures = "PSNR to the teacher's end points (dB)"
+    axes = _axes(figure, title, "model evaluations per sample", figures)
     for k, (label, curve) in enumerate(curves.items()):
         budgets = sorted(curve)
-        axes.plot(
-            budgets,
-            [curve[m] for m in budgets],
-            color=COLOURS[k % 8],
-            marker=MARKERS[k % 8],
-            markersize=5,
-            linewidth=1.6,
-            label=label,
-        )
+        style = {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 5}
+        axes.plot(budgets, [curve[m] for m in budgets], linewidth=1.6, label=label, **style)
     axes.set_xticks(sorted({m for curve in curves.values() for m in curve}))
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 
 # -- installation ----------------------------------------------------------------------------------
+EXTRAS = {  # what of each extra `doctor` looks for
+    "demo": ("matplotlib", "tqdm"),
+    "optimize": ("scipy", "cma"),
+    "bench": ("diffusers", "k-diffusion"),
+}
+
+
 def doctor() -> list[tuple[str, str]]:
     """What is installed, which backend runs where and why, and the command that supplies what is
     missing: [(what, finding)].
     """
-    lines = [
-        ("python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
-    ]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    lines = [("python", f"{platform.python_version()} on {machine}")]
     for name in ("fastsample", "numpy", "torch"):
         lines.append((name, _version(name) or f"missing; pip install {name}"))
-    for extra, names in (
-        ("demo", ("matplotlib", "tqdm")),
-        ("optimize", ("scipy", "cma")),
-        ("bench", ("diffusers", "k-diffusion")),
-    ):
-        for name in names:
-            lines.append(
-                (
-                    name,
-                    _version(name)
-                    or f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'",
-                )
-            )
+    for extra, names in EXTRAS.items():
+        remedy = f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'"
+        lines += [(name, _version(name) or remedy) for name in names]
     if _version("torch"):
         lines += _backends()
     return lines
@@ -272,15 +231,12 @@ def _backends() -> list[tuple[str, str]]:
     from .kernels import native
     from .kernels.select import select
 
-    lines = [("threads", f"{torch.get_num_threads()} in torch")]
-    built = (
-        "missing: "
-        + native.MISSING
-        + "; make native in the source tree, or reinstall where a C++ compiler is"
-        if native.MISSING
-        else ", ".join(f"{k} {v}" for k, v in native._C.build_info().items())
-    )
-    lines.append(("native code", built))
+    if native.MISSING:
+        remedy = "make native in the source tree, or reinstall where a C++ compiler is"
+        built = f"missing: {native.MISSING}; {remedy}"
+    else:
+        built = ", ".join(f"{k} {v}" for k, v in native._C.build_info().items())
+    lines = [("threads", f"{torch.get_num_threads()} in torch"), ("native code", built)]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         for dtype in (torch.float32, torch.float64):
@@ -292,6 +248,9 @@ def _backends() -> list[tuple[str, str]]:
 
 
 # -- the demonstration -----------------------------------------------------------------------------
+FIGURES = ("PSNR dB", "quartiles dB", "class accuracy", "Fréchet distance", "seconds")
+
+
 def demo(
     model: Any,
     search_noise: Any,
@@ -312,78 +271,43 @@ def demo(
     search_noise, noise: unit noise [B,1,28,28]; search_words, words: their model words. As many of
     the unseen noises as were searched with are held out for the search's own comparison, so sample
     b of both should have the same words. Writes plans, samples.png, schedules.png and
-    error_vs_evaluations.png to `out`. Returns {"rows": table rows, "search": Search, "agreement":
-    dB, "target": end points}.
+    error_vs_evaluations.png to `out`. Returns {"rows", "search", "agreement", "target"}: table
+    rows, a Search, dB, end points.
     """
     from . import metrics
-    from .models.classifier import class_accuracy, frechet_distance
-    from .optimize import oss
 
     make_folder(out)
     teacher, agreement, target = metrics.find_teacher(
         model, noise, nfe=teacher_nfe, at_least=at_least, **words
     )
     name = f"{teacher.note['solver']}, {teacher.nfe} evaluations"
-    print(
-        f"teacher: {name}; its end points agree to {agreement:.1f} dB PSNR with those at twice as "
-        "many"
-    )
-    held_out = noise[: len(search_noise)]
-    search = oss(
-        model,
-        search_noise,
-        max(budgets),
-        solver="euler",
-        teacher=grid,
-        held_out=held_out,
-        progress=progress,
-        **search_words,
-    )
+    agrees = f"agree to {agreement:.1f} dB PSNR with those at twice as many"
+    print(f"teacher: {name}; its end points {agrees}")
+    options = {"held_out": noise[: len(search_noise)], "progress": progress, **search_words}
+    search = _demo_search(model, search_noise, max(budgets), grid, options)
     search.save(out)
-    print(
-        f"OSS: {search.nfe:g} evaluations for each of {search.samples} noises, "
-        f"{search.seconds:.1f} s; every budget from this one search"
-    )
-    print(search.about_teacher())
     plans = _demo_plans(model, search, budgets)
-    judges = {
-        "accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0],
-        "distance": frechet_distance,
-    }
-    judge = lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)
+    judge = _demo_judge(model, noise, words, target)
     scores = {label: {m: judge(plan) for m, plan in row.items()} for label, row in plans.items()}
-    beside = {m: f"by hand, {one.solver} ({one.grid})" for m, one in search.compared.items()}
-    named = lambda label, m: beside[m] if label == ANY else f"{label}, Euler"
-    rows = [_demo_row("teacher", judge(teacher))] + [
-        _demo_row(named(label, m), scores[label][m]) for m in budgets for label in scores
-    ]
-    header = (
-        "method",
-        "evaluations",
-        "PSNR dB",
-        "quartiles dB",
-        "class accuracy",
-        "Fréchet distance",
-        "seconds",
-    )
-    print(
-        f"{len(noise)} noises the search never saw; the Fréchet distance is on the embedded "
-        "classifier's features"
-    )
-    print(table(header, rows))
-    print(
-        f"OSS beside the best of any solver by hand, chosen on the {len(held_out)} noises held out "
-        "of the search:"
-    )
-    print("\n".join(f"  {m} evaluations: {search.compared[m]}" for m in sorted(search.compared)))
-    scales = ", ".join(f"{m}: {search.plans[m].note['found']['amplitude']:.3f}" for m in budgets)
-    print(
-        f"OSS also scales the noise it starts from ({scales}); times alone: the same times without "
-        "that"
-    )
+    rows = [_demo_row("teacher", judge(teacher)), *_demo_rows(search, scores, budgets)]
+    judged = "the Fréchet distance is on the embedded classifier's features"
+    print(f"{len(noise)} noises the search never saw; {judged}")
+    print(table(("method", "evaluations", *FIGURES), rows))
+    _demo_beside(search, budgets, len(options["held_out"]))
     _demo_pictures(out, plans, scores, target, agreement)
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
     return {"rows": rows, "search": search, "agreement": agreement, "target": target}
+
+
+def _demo_search(model: Any, noise: Any, budget: int, grid: int, options: Mapping) -> Any:
+    """The search, and what it tells of itself."""
+    from .optimize import oss
+
+    search = oss(model, noise, budget, solver="euler", teacher=grid, **options)
+    spent = f"{search.nfe:g} evaluations for each of {search.samples} noises"
+    print(f"OSS: {spent}, {search.seconds:.1f} s; every budget from this one search")
+    print(search.about_teacher())
+    return search
 
 
 def _demo_plans(model: Any, search: Any, budgets: Sequence[int]) -> dict[str, dict[int, Plan]]:
@@ -392,25 +316,57 @@ def _demo_plans(model: Any, search: Any, budgets: Sequence[int]) -> dict[str, di
     """
     from . import grids, solvers
 
-    usual = {"Karras": grids.karras, "log-uniform": grids.exponential}
-    plans = {
-        name: {m: solvers.euler(model, spaced(model.schedule, m)) for m in budgets}
-        for name, spaced in usual.items()
+    euler, schedule = solvers.euler, model.schedule
+    return {
+        "Karras": {m: euler(model, grids.karras(schedule, m)) for m in budgets},
+        "log-uniform": {m: euler(model, grids.exponential(schedule, m)) for m in budgets},
+        ANY: {m: search.compared[m].plan for m in budgets},
+        # Without the amplitude.
+        "OSS, times alone": {m: euler(model, search.grid[search.indices[m]]) for m in budgets},
+        "OSS": {m: search.plans[m] for m in budgets},
     }
-    plans[ANY] = {m: search.compared[m].plan for m in budgets}
-    plans["OSS, times alone"] = {
-        m: solvers.euler(model, search.grid[search.indices[m]]) for m in budgets
-    }  # without the amplitude
-    return {**plans, "OSS": {m: search.plans[m] for m in budgets}}
+
+
+def _demo_judge(model: Any, noise: Any, words: Mapping, target: Any) -> Callable[[Plan], Any]:
+    """plan -> its `metrics.Score` on these noises, with the two figures of the classifier."""
+    from . import metrics
+    from .models.classifier import class_accuracy, frechet_distance
+
+    judges = {
+        "accuracy": lambda x: class_accuracy(x, words["cond"]["label"])[0],
+        "distance": frechet_distance,
+    }
+    return lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)
+
+
+def _demo_rows(search: Any, scores: Mapping, budgets: Sequence[int]) -> list[tuple[str, ...]]:
+    """The rows of every budget, one per method; the best by hand under the names of its plan."""
+    rows = []
+    for m in budgets:
+        best = search.compared[m]
+        for label, row in scores.items():
+            by_hand = f"by hand, {best.solver} ({best.grid})"
+            rows.append(_demo_row(by_hand if label == ANY else f"{label}, Euler", row[m]))
+    return rows
 
 
 def _demo_row(label: str, score: Any) -> tuple[str, ...]:
-    low, _, high = score.quartiles
-    psnr = (
-        (f"{score.psnr:.2f}", f"{low:.1f} .. {high:.1f}") if np.isfinite(score.psnr) else ("-", "-")
-    )  # the teacher against itself
+    psnr = ("-", "-")  # the teacher against itself
+    if np.isfinite(score.psnr):
+        low, _, high = score.quartiles
+        psnr = (f"{score.psnr:.2f}", f"{low:.1f} .. {high:.1f}")
     judged = (f"{100 * score.judged['accuracy']:.1f} %", f"{score.judged['distance']:.2f}")
     return (label, str(score.nfe), *psnr, *judged, f"{score.seconds:.2f}")
+
+
+def _demo_beside(search: Any, budgets: Sequence[int], held_out: int) -> None:
+    """What the table does not say: how each plan found stands, and what else OSS moves."""
+    chosen = f"chosen on the {held_out} noises held out of the search"
+    print(f"OSS beside the best of any solver by hand, {chosen}:")
+    print("\n".join(f"  {m} evaluations: {search.compared[m]}" for m in sorted(search.compared)))
+    scales = ", ".join(f"{m}: {search.plans[m].note['found']['amplitude']:.3f}" for m in budgets)
+    alone = "times alone: the same times without that"
+    print(f"OSS also scales the noise it starts from ({scales}); {alone}")
 
 
 def _demo_pictures(
@@ -419,27 +375,21 @@ def _demo_pictures(
     budgets = sorted(plans["OSS"])
     shown = {"teacher": target}
     for m in sorted({budgets[0], budgets[len(budgets) // 2], budgets[-1]}):
-        shown |= {
-            f"{label}, {m} ({scores[label][m].psnr:.1f} dB)": scores[label][m].end
-            for label in ("Karras", ANY, "OSS")
-        }
-    samples_picture(
-        out / "samples.png",
-        shown,
-        "The same noises, by schedule and number of evaluations (PSNR to the teacher)",
-    )
+        for label in ("Karras", ANY, "OSS"):
+            score = scores[label][m]
+            shown[f"{label}, {m} ({score.psnr:.1f} dB)"] = score.end
+    title = "The same noises, by schedule and number of evaluations (PSNR to the teacher)"
+    samples_picture(out / "samples.png", shown, title)
     drawn = {f"OSS, {m} evaluations": plans["OSS"][m] for m in budgets}
     usual = f"Karras, {budgets[-1]} evaluations"
     drawn[usual] = plans["Karras"][budgets[-1]]
-    schedules_picture(
-        out / "schedules.png", drawn, "Where the schedules ask the model", dashed=[usual]
-    )
+    title = "Where the schedules ask the model"
+    schedules_picture(out / "schedules.png", drawn, title, dashed=[usual])
     solvers = dict.fromkeys(plans[ANY][m].note["found"]["solver"] for m in budgets)
-    legend = {
-        label: f"{label} ({', '.join(solvers)})" if label == ANY else label for label in scores
-    }
-    curves = {
-        legend[label]: {m: score.psnr for m, score in row.items()} for label, row in scores.items()
-    }
-    title = f"Euler beside any solver, on unseen noises (the teacher agrees with its double to {agreement:.0f} dB)"
+    curves = {}
+    for label, row in scores.items():
+        legend = f"{label} ({', '.join(solvers)})" if label == ANY else label
+        curves[legend] = {m: score.psnr for m, score in row.items()}
+    agrees = f"(the teacher agrees with its double to {agreement:.0f} dB)"
+    title = f"Euler beside any solver, on unseen noises {agrees}"
     error_picture(out / "error_vs_evaluations.png", curves, title)

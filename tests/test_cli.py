@@ -59,25 +59,14 @@ def here(tmp_path, monkeypatch):
 MINE = ["--model", "mine:make", "--shape", "1,4,4", "--samples", "4"]
 
 
+def call(line, *more):
+    """The exit code of a line as it is typed, with more words after it."""
+    return cli.main([*line.split(), *more])
+
+
 def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     monkeypatch.setattr(fs.metrics, "STARTS", (None,))
-    assert (
-        cli.main(
-            [
-                "optimize",
-                *MINE,
-                "--budget",
-                "3",
-                "--teacher",
-                "16",
-                "--held-out",
-                "3",
-                "--out",
-                "plans",
-            ]
-        )
-        == 0
-    )
+    assert call("optimize --budget 3 --teacher 16 --held-out 3 --out plans", *MINE) == 0
     said = capsys.readouterr().out
     assert sorted(os.listdir("plans")) == ["plan-1.fsplan", "plan-2.fsplan", "plan-3.fsplan"]
     plan = fs.Plan.load("plans/plan-3.fsplan")
@@ -85,44 +74,19 @@ def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     assert plan.nfe == 3 and found["seed"] == 0
     T, A = found["teacher"]["nfe"], found["teacher"]["agreement_evaluations"]
     assert f"{T + A + 3 * 16 - 3 - 1 + 2 * (1 + 2 + 3):g} evaluations for each of 4 samples" in said
-    assert (
-        f"teacher: dpmpp_3m, {T} evaluations; it agrees to {found['teacher']['agreement']:.1f} dB "
-        "with twice as many" in said
-    )
+    agreement = f"{found['teacher']['agreement']:.1f} dB with twice as many"
+    assert f"teacher: dpmpp_3m, {T} evaluations; it agrees to {agreement}" in said
     row = next(line for line in said.splitlines() if "plans/plan-3.fsplan" in line)
     compared = found["compared"]
-    assert (
-        row.split()[5:7] == [f"{compared['found']:.2f}", f"{compared['by_hand']:.2f}"]
-        and compared["samples"] == 3
-    )
+    assert row.split()[5:7] == [f"{compared['found']:.2f}", f"{compared['by_hand']:.2f}"]
+    assert compared["samples"] == 3
     assert f"{compared['solver']}, {compared['grid']}" in row
-    beaten = [
-        m
-        for m in (1, 2, 3)
-        if not fs.Plan.load(f"plans/plan-{m}.fsplan").note["found"]["compared"]["beats"]
-    ]
-    assert (
-        beaten
-        and f"the plans of {', '.join(map(str, beaten))} evaluations do not beat the best made by hand"
-        in said
-    )
+    notes = {m: fs.Plan.load(f"plans/plan-{m}.fsplan").note for m in (1, 2, 3)}
+    beaten = [str(m) for m, note in notes.items() if not note["found"]["compared"]["beats"]]
+    verdict = "evaluations do not beat the best made by hand"
+    assert beaten and f"the plans of {', '.join(beaten)} {verdict}" in said
 
-    assert (
-        cli.main(
-            [
-                "sample",
-                "plans/plan-3.fsplan",
-                *MINE,
-                "--seed",
-                "9",
-                "--out",
-                "a.png",
-                "--out",
-                "a.npy",
-            ]
-        )
-        == 0
-    )
+    assert call("sample plans/plan-3.fsplan --seed 9 --out a.png --out a.npy", *MINE) == 0
     assert "4 samples of 3 evaluations" in capsys.readouterr().out
     got = np.load("a.npy", allow_pickle=False)
     it = cli.subject(cli.parser().parse_args(["sample", "x", *MINE]))
@@ -138,24 +102,8 @@ def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
 
 
 def test_the_shape_may_be_the_models_own(here, capsys):
-    assert (
-        cli.main(
-            [
-                "optimize",
-                "--model",
-                "mine:shaped",
-                "--samples",
-                "2",
-                "--budget",
-                "1",
-                "--teacher",
-                "5",
-                "--held-out",
-                "0",
-            ]
-        )
-        == 0
-    )
+    options = "--samples 2 --budget 1 --teacher 5 --held-out 0"
+    assert call(f"optimize --model mine:shaped {options}") == 0
     assert "not compared" in capsys.readouterr().out
     assert cli.main(["optimize", "--model", "mine:make", "--samples", "2"]) == 2
     assert "pass --shape" in capsys.readouterr().err
@@ -170,10 +118,8 @@ def test_a_guided_plan_is_run_with_the_scale_it_was_found_with(here, capsys):
     np.testing.assert_array_equal(np.load("g.npy"), want.numpy())
     for found in (None, {"guidance": "2"}, {"guidance": True}, [1]):
         plan.with_note(found=found).save("bad.fsplan")
-        assert (
-            cli.main(["sample", "bad.fsplan", "--samples", "2"]) == 2
-            and "pass --guidance" in capsys.readouterr().err
-        )
+        assert cli.main(["sample", "bad.fsplan", "--samples", "2"]) == 2
+        assert "pass --guidance" in capsys.readouterr().err
 
 
 def test_doctor(capsys):
@@ -184,10 +130,8 @@ def test_doctor(capsys):
 
 def test_show_escapes_what_a_terminal_would_obey(here, capsys):
     s = fs.schedules.Flow()
-    plan = fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").with_note(
-        solver="\x1b[2J", remark="\x9b\u202e"
-    )
-    plan.save("bad.fsplan")
+    plan = fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow")
+    plan.with_note(solver="\x1b[2J", remark="\x9b\u202e").save("bad.fsplan")
     assert cli.main(["show", "bad.fsplan"]) == 0 and cli.main(["show", "bad.fsplan", "--json"]) == 0
     said = capsys.readouterr().out
     assert not any(ch in said for ch in "\x1b\x9b\u202e") and "\\x1b[2J" in said
@@ -220,9 +164,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, w
     before = sorted(os.listdir())
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
-    assert (
-        said.count("\n") == 1 and said.startswith(f"fastsample {arguments[0]}: ") and words in said
-    )
+    assert said.count("\n") == 1 and words in said
+    assert said.startswith(f"fastsample {arguments[0]}: ")
     assert sorted(os.listdir()) == before
 
 
@@ -249,24 +192,8 @@ def test_traceback_on_demand(here):
 
 
 def test_an_interrupt_leaves_nothing(here, capsys):
-    assert (
-        cli.main(
-            [
-                "optimize",
-                "--model",
-                "mine:interrupted",
-                "--shape",
-                "4",
-                "--samples",
-                "2",
-                "--budget",
-                "2",
-                "--out",
-                "plans",
-            ]
-        )
-        == 130
-    )
+    options = "--shape 4 --samples 2 --budget 2 --out plans"
+    assert call(f"optimize --model mine:interrupted {options}") == 130
     assert "interrupted" in capsys.readouterr().err and sorted(os.listdir()) == ["mine.py"]
 
 
@@ -286,18 +213,10 @@ try:
 except SystemExit:
     print(sorted({"torch", "matplotlib", "scipy"} & set(sys.modules)))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        timeout=60,
-    )
-    assert (
-        done.returncode == 0
-        and "fastsample demo" in done.stdout
-        and done.stdout.rstrip().endswith("[]")
-    ), done.stderr
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "fastsample demo" in done.stdout and done.stdout.rstrip().endswith("[]"), done.stderr
 
 
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
@@ -305,11 +224,8 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     are there.
     """
     monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
-    monkeypatch.setattr(
-        fs.solvers,
-        "SOLVERS",
-        {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_3m", "unipc")},
-    )
+    few = {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_3m", "unipc")}
+    monkeypatch.setattr(fs.solvers, "SOLVERS", few)
     it = cli.embedded()
     made = fs.report.demo(
         it.model,
@@ -325,25 +241,17 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     )
     said = capsys.readouterr().out
     assert "class accuracy" in said and "noises the search never saw" in said
-    assert {
-        "samples.png",
-        "schedules.png",
-        "error_vs_evaluations.png",
-        "plan-2.fsplan",
-        "plan-3.fsplan",
-    } <= set(os.listdir("demo"))
+    pictures = {"samples.png", "schedules.png", "error_vs_evaluations.png"}
+    assert {"plan-2.fsplan", "plan-3.fsplan"} | pictures <= set(os.listdir("demo"))
     psnr = {(row[0], row[1]): float(row[2]) for row in made["rows"] if row[2] != "-"}
     assert all(psnr["OSS, Euler", m] > psnr["Karras, Euler", m] for m in ("2", "3"))
     for m in (2, 3):
         beside = made["search"].compared[m]
-        apart = 20 * np.log10(
-            1 + 10 ** ((beside.by_hand - 60) / 20)
-        )  # two teachers, each within 60 dB of the truth
-        assert psnr[f"by hand, {beside.solver} ({beside.grid})", str(m)] == pytest.approx(
-            beside.by_hand, abs=2 * apart + 5e-3
-        )
+        # Two teachers, each within 60 dB of the truth.
+        apart = 20 * np.log10(1 + 10 ** ((beside.by_hand - 60) / 20))
+        figure = psnr[f"by hand, {beside.solver} ({beside.grid})", str(m)]
+        assert figure == pytest.approx(beside.by_hand, abs=2 * apart + 5e-3)
         assert f"{m} evaluations: {beside}" in said
     assert made["search"].about_teacher() in said
-    assert (
-        json.loads(fs.Plan.load("demo/plan-3.fsplan").to_json())["note"]["found"]["method"] == "oss"
-    )
+    note = json.loads(fs.Plan.load("demo/plan-3.fsplan").to_json())["note"]
+    assert note["found"]["method"] == "oss"

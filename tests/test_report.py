@@ -32,11 +32,8 @@ def test_image_grid():
     images = torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     sheet = report.image_grid(images, columns=2, pad=1)
     assert sheet.shape == (7, 7) and sheet.dtype == np.uint8
-    assert (
-        (sheet[1:3, 1:3] == 0).all()
-        and (sheet[1:3, 4:6] == 255).all()
-        and (sheet[4:6, 1:3] == 128).all()
-    )
+    assert (sheet[1:3, 1:3] == 0).all() and (sheet[1:3, 4:6] == 255).all()
+    assert (sheet[4:6, 1:3] == 128).all()
     assert (sheet[0] == 255).all() and (sheet[4:6, 4:6] == 255).all()
     wild = np.array([np.nan, np.inf, -np.inf, 5.0]).reshape(4, 1, 1)
     assert report.image_grid(wild, columns=4, pad=0).ravel().tolist() == [0, 255, 0, 255]
@@ -57,9 +54,8 @@ def read_png(data):
     while at < len(data):
         (size,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
         body = data[at + 8 : at + 8 + size]
-        assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(
-            kind + body
-        )
+        (check,) = struct.unpack(">I", data[at + 8 + size : at + 12 + size])
+        assert check == zlib.crc32(kind + body)
         chunks[kind], at = body, at + 12 + size
     width, height, depth, colour, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     assert (depth, rest) == (8, [0, 0, 0]) and chunks[b"IEND"] == b""
@@ -77,12 +73,10 @@ def test_png(shape):
 def test_save_images_and_npy(tmp_path):
     images = torch.linspace(-1, 1, 8).reshape(2, 1, 2, 2)
     report.save_images(tmp_path / "a.png", images, columns=2, zoom=2)
-    np.testing.assert_array_equal(
-        read_png((tmp_path / "a.png").read_bytes())[::2, ::2], report.image_grid(images, 2)
-    )
-    np.testing.assert_array_equal(
-        np.load(io.BytesIO(report.npy(images)), allow_pickle=False), images.numpy()
-    )
+    got = read_png((tmp_path / "a.png").read_bytes())[::2, ::2]
+    np.testing.assert_array_equal(got, report.image_grid(images, 2))
+    got = np.load(io.BytesIO(report.npy(images)), allow_pickle=False)
+    np.testing.assert_array_equal(got, images.numpy())
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -94,25 +88,16 @@ def plans():
 def test_pictures_are_png_files(tmp_path):
     from matplotlib.image import imread
 
-    report.samples_picture(
-        tmp_path / "samples.png",
-        {"a": torch.zeros(4, 1, 8, 8), "b": torch.ones(4, 1, 8, 8)},
-        "title",
-        columns=4,
-    )
-    report.schedules_picture(
-        tmp_path / "schedules.png", {f"{n}": plan for n, plan in plans().items()}, "title"
-    )
-    report.error_picture(
-        tmp_path / "error.png", {"a": {4: 20.0, 8: 30.0}, "b": {4: 22.0, 8: float("inf")}}, "title"
-    )
+    images = {"a": torch.zeros(4, 1, 8, 8), "b": torch.ones(4, 1, 8, 8)}
+    report.samples_picture(tmp_path / "samples.png", images, "title", columns=4)
+    drawn = {f"{n}": plan for n, plan in plans().items()}
+    report.schedules_picture(tmp_path / "schedules.png", drawn, "title")
+    curves = {"a": {4: 20.0, 8: 30.0}, "b": {4: 22.0, 8: float("inf")}}
+    report.error_picture(tmp_path / "error.png", curves, "title")
     for path in tmp_path.iterdir():
         pixels = imread(path)
-        assert (
-            pixels.shape[0] > 100
-            and pixels.shape[1] > 300
-            and 0.01 < (pixels[..., :3].mean(-1) < 0.9).mean() < 0.9
-        )
+        assert pixels.shape[0] > 100 and pixels.shape[1] > 300
+        assert 0.01 < (pixels[..., :3].mean(-1) < 0.9).mean() < 0.9
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -132,28 +117,14 @@ def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
 
 def test_doctor_names_every_part_and_a_remedy(monkeypatch):
     found = dict(report.doctor())
-    assert {
-        "python",
-        "fastsample",
-        "numpy",
-        "torch",
-        "matplotlib",
-        "tqdm",
-        "scipy",
-        "cma",
-        "diffusers",
-        "native code",
-        "cpu, float32",
-    } <= set(found)
+    packages = ["fastsample", "numpy", "torch", "matplotlib", "tqdm", "scipy", "cma", "diffusers"]
+    assert {"python", *packages, "native code", "cpu, float32"} <= set(found)
     from fastsample.kernels.select import select
 
     choice = select("cpu", torch.float32)
     assert found["cpu, float32"] == f"{choice.name} ({choice.reason})"
-    monkeypatch.setattr(
-        report, "_version", lambda name: None if name in ("matplotlib", "cma") else "1.0"
-    )
+    version = lambda name: None if name in ("matplotlib", "cma") else "1.0"
+    monkeypatch.setattr(report, "_version", version)
     found = dict(report.doctor())
-    assert (
-        "pip install 'fastsample[demo]'" in found["matplotlib"]
-        and "pip install 'fastsample[optimize]'" in found["cma"]
-    )
+    assert "pip install 'fastsample[demo]'" in found["matplotlib"]
+    assert "pip install 'fastsample[optimize]'" in found["cma"]
