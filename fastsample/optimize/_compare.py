@@ -21,25 +21,18 @@ def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
     """The held-out noise in z's dtype and device, or a sentence."""
     if held_out is None:
         return None
-    if (
-        not isinstance(held_out, Tensor)
-        or held_out.shape[1:] != z.shape[1:]
-        or not len(held_out)
-        or not held_out.is_floating_point()
-    ):
-        found = (
-            f"{str(held_out.dtype)[6:]} {list(held_out.shape)}"
-            if isinstance(held_out, Tensor)
-            else f"a {type(held_out).__name__}"
-        )
+    found = f"a {type(held_out).__name__}"
+    if isinstance(held_out, Tensor):
+        found = f"{str(held_out.dtype)[6:]} {list(held_out.shape)}"
+        fits = held_out.shape[1:] == z.shape[1:] and len(held_out) > 0
+    if not isinstance(held_out, Tensor) or not fits or not held_out.is_floating_point():
         raise ValueError(
             f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise "
             f"{['B2', *z.shape[1:]]} is needed"
         )
     if not held_out.isfinite().all():
-        raise ValueError(
-            "oss: held_out holds a number that is not finite; unit normal noise is needed"
-        )
+        why = "oss: held_out holds a number that is not finite; unit normal noise is needed"
+        raise ValueError(why)
     held_out = held_out.to(z)
     seen = {row.cpu().double().numpy().tobytes() for row in z}
     same = [b for b, row in enumerate(held_out) if row.cpu().double().numpy().tobytes() in seen]

@@ -1,6 +1,8 @@
 """The teacher of a search: a plan that visits every node of the search's grid, and how far its end
-points agree with those at twice its evaluations. The search's grid and the teacher's steps are
-chosen apart: the second is the first with every interval cut in equal parts.
+points agree with those at twice its evaluations.
+
+The search's grid and the teacher's steps are chosen apart: the second is the first with every
+interval cut in equal parts.
 """
 
 from __future__ import annotations
@@ -49,16 +51,11 @@ class Teacher:
         """JSON: an agreement of inf (equal to the last bit) is the word "inf", one that nobody
         knows "not measured".
         """
-        agreement = (
-            "not measured"
-            if self.agreement is None
-            else self.agreement
-            if math.isfinite(self.agreement)
-            else str(self.agreement)
-        )
-        name = self.plan.note.get("solver", "unnamed")
+        agreement = "not measured" if self.agreement is None else self.agreement
+        if self.agreement is not None and not math.isfinite(self.agreement):
+            agreement = str(self.agreement)
         return {
-            "solver": name,
+            "solver": self.plan.note.get("solver", "unnamed"),
             "nfe": self.plan.nfe,
             "agreement": agreement,
             "agreement_evaluations": self.nfe,
@@ -90,9 +87,8 @@ def choose(
         )
     grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
     _steps(grid, budget)
-    make = lambda parts: wrap(
-        solvers.SOLVERS[SOLVER](model, grids.refined(model.schedule, grid, parts))
-    )
+    fine = lambda parts: grids.refined(model.schedule, grid, parts)
+    make = lambda parts: wrap(solvers.SOLVERS[SOLVER](model, fine(parts)))
     return Teacher(grid, make(1), make, MOST_STEPS)
 
 
@@ -109,9 +105,8 @@ def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
     end}; the last such row of each.
     """
     node_of, levels = {}, np.stack([plan.alpha[1:], plan.sigma[1:]])
-    for k, (a, s) in enumerate(
-        zip(model.schedule.alpha(grid), model.schedule.sigma(grid), strict=True)
-    ):
+    points = zip(model.schedule.alpha(grid), model.schedule.sigma(grid), strict=True)
+    for k, (a, s) in enumerate(points):
         here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
         if not len(here):
             raise ValueError(
@@ -137,11 +132,8 @@ def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan]
         make(2)
         pairs = zip(make(1).table(np.float64), plan.table(np.float64), strict=True)
         return make if all(np.array_equal(a, b) for a, b in pairs) else None
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-    ):  # a learned table, a model that tells its times by a callable, a strange note
+    except (ValueError, TypeError, LookupError):
+        # A learned table, a model that tells its times by a callable, a strange note.
         return None
 
 
@@ -174,13 +166,12 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
         warnings.warn(
             f"oss: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
-            f"evaluations; a target needs {POOR:g} dB: "
-            "pass teacher= with more steps, or a plan that fits the model better",
-            stacklevel=3,
+            f"evaluations; a target needs {POOR:g} dB: pass teacher= with more steps, or a plan "
+            "that fits the model better",
+            stacklevel=4,  # who called oss
         )
-    return Teacher(
-        teacher.grid, plan, teacher.make, teacher.most, agreement, (ask.rows - before) / len(z)
-    )
+    spent = (ask.rows - before) / len(z)
+    return Teacher(teacher.grid, plan, teacher.make, teacher.most, agreement, spent)
 
 
 def walk(

@@ -1,7 +1,8 @@
 """OSS: the subset of a fine grid a one-step solver does best on, by dynamic programming over a
 batch of noises.
 
-    z_k[j] = a_ij z_{k-1}[i*] + b_ij x0(z_{k-1}[i*], t_i)      i* = argmin_{i>j} mean_samples mean_d |a_ij z_{k-1}[i] + b_ij x0_i - X[j]|^p
+    z_k[j] = a_ij z_{k-1}[i*] + b_ij x0(z_{k-1}[i*], t_i)
+    i* = argmin_{i>j} mean_samples mean_d |a_ij z_{k-1}[i] + b_ij x0_i - X[j]|^p
 
 Nodes are counted from the data end: 0 = data, N = noise. z_k[j] [B,D] is the student after exactly
 k evaluations, standing at node j; X[j] is the teacher there; a_ij, b_ij is the solver's jump from
@@ -10,11 +11,36 @@ al. 2025 (arXiv 2503.21774, alg. 1) with three changes: the cost is averaged ove
 the argmin (one schedule for all, instead of the median of one per sample), layer k means k
 evaluations and not fewer, and one search answers every budget.
 
+The arguments of `oss`:
+
+    z            unit noise [B,*], or its shape with a seed (None: a fresh one, kept in the note);
+                 every sample pulls on the same schedule
+    solver       a one-step solver with a jump: a key of solvers.JUMPS
+    teacher      the grid searched, its plan as below: None: 40 steps of `grids.fine`; N: that many;
+                 or a grid in the schedule's t. A deterministic Plan stays the teacher as it is, on
+                 its own times
+    start        "free": the noise may be labelled with any node of the grid; "fixed": with the
+                 first one
+    all_budgets  True: grids of 1..budget evaluations; False: of exactly budget
+    cond, uncond, guidance   model words, trees that follow their samples (`fastsample.conditions`);
+                 guidance needs uncond
+    aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the
+                 middle node at each position
+    p            exponent of the cost
+    batch_size   rows of one model call, per branch
+    amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint
+                 form
+    state_dtype  float32, or float64 (default: float64 for float64 noise, else float32)
+    held_out     unit noise [B2,*] the search never saw: each plan is compared on it with the
+                 schedules made by hand, every grid of `metrics.hand_made` with every deterministic
+                 solver. Noise b has the words of sample b mod B. None: nothing is spent
+
 Evaluations per sample, with the teacher's T, whose first output is used again, and the A that its
 agreement with its double took:
 
-    fixed start, budget M      T + A + (M-1)(N-M+1)          every budget <= M      T + A + (M-1)N - M(M-1)/2
-    free start, budget M       T + A + M(N-M+1) - 1          every budget <= M      T + A + MN - M(M-1)/2 - 1
+                   budget M                  every budget <= M
+    fixed start    T + A + (M-1)(N-M+1)      T + A + (M-1)N - M(M-1)/2
+    free start     T + A + M(N-M+1) - 1      T + A + MN - M(M-1)/2 - 1
 
 T = `search.teacher.nfe` and A = `search.agreement_nfe`: the steps of T, 2T, ... on at most 4 of the
 B samples, times 4/B.
@@ -36,7 +62,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,13 +73,13 @@ from .. import solvers
 from ..conditions import branches_of
 from ..guidance import guided
 from ..kernels.arguments import integer
-from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
 from ..kernels.noise import digest, drawn_seed, normal
 from ..kernels.sources import seeds as seeds_of
 from ..model import Model
 from ..plan import Plan
 from ..trajectories import Denoiser
 from . import _compare, _teacher
+from ._layers import Layers, Options, jumps
 from .search import Search
 
 
@@ -78,94 +104,58 @@ def oss(
     held_out: Tensor | None = None,
     progress: bool = False,
 ) -> Search:
-    """Search time grids of 1..budget evaluations (all_budgets=False: of exactly budget) for
-    `solver` on `model`.
-
-    z            unit noise [B,*], or its shape with a seed (None: a fresh one, kept in the note); every sample pulls on the same schedule
-    solver       a one-step solver with a jump: a key of solvers.JUMPS
-    teacher      the grid searched, its plan as above: None: 40 steps of `grids.fine`; N: that many; or a grid in the schedule's t.
-                 A deterministic Plan stays the teacher as it is, on its own times
-    start        "free": the noise may be labelled with any node of the grid; "fixed": with the first one
-    cond, uncond, guidance   model words, trees that follow their samples (`fastsample.conditions`); guidance needs uncond
-    aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the middle node at each position
-    p            exponent of the cost;   batch_size   rows of one model call, per branch
-    amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint form
-    state_dtype  float32, or float64 (default: float64 for float64 noise, else float32)
-    held_out     unit noise [B2,*] the search never saw: each plan is compared on it with the schedules made by hand, every grid of
-                 `metrics.hand_made` with every deterministic solver. Noise b has the words of sample b mod B. None: nothing is spent
-
-    Memory: about 5 (N+1) B D numbers. Nothing is written to disk. Raises ValueError or TypeError,
-    one sentence, for bad input.
+    """Search time grids of 1..budget evaluations for `solver` on `model`; the module's docstring
+    says what each argument means. Memory: about 5 (N+1) B D numbers; nothing is written to disk.
+    Raises ValueError or TypeError, one sentence, for bad input.
     """
     begin = time.perf_counter()
-    _check(
-        model,
-        {"budget": budget, "batch_size": batch_size},
-        solver,
-        start,
-        aggregate,
-        p,
-        uncond,
-        guidance,
-    )
+    counts = {"budget": budget, "batch_size": batch_size}
+    _check(model, counts, solver, start, aggregate, p, uncond, guidance)
     teacher = _teacher.choose(model, teacher, uncond, budget)
     z, seed = _noise(z, seed)
-    words = branches_of("oss", cond, uncond, None, len(z), z.device) | {
-        "guidance": guidance,
-        "batch_size": batch_size,
-    }
+    words = branches_of("oss", cond, uncond, None, len(z), z.device)
+    words |= {"guidance": guidance, "batch_size": batch_size}
     held_out = _compare.held_out_noise(held_out, z)
-    grid, N = teacher.grid, len(teacher.grid) - 1
     dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     budgets = range(1, budget + 1) if all_budgets else [budget]
-    rows = lambda: len(z) * (teacher.plan.nfe + _evaluations(N, budgets, start, aggregate, scaled))
+    options = Options(budgets, start, aggregate, float(p), bool(scaled))
+    teacher, paths, ends, nfe = _run(model, solver, z, teacher, options, words, dtype, progress)
+    error = {m: e for m, (_, e) in ends.items()}
+    indices = {m: len(teacher.grid) - 1 - path for m, path in paths.items()}
+    spent = (nfe, len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
+    search = Search({}, error, indices, teacher.grid, teacher.plan, *spent)
+    found = {**options.note(), "seed": seed, "noise": digest(z).hex()[:16], "guidance": guidance}
+    found |= {"teacher": teacher.note(), "compared": "not compared"}
+    for m, (c, _) in ends.items():
+        search.plans[m] = _compile(model, solver, search, m, c, uncond, found)
+    if held_out is None:
+        return search
+    return _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
+
+
+def _run(
+    model: Model,
+    solver: str,
+    z: Tensor,
+    teacher: _teacher.Teacher,
+    options: Options,
+    words: Mapping[str, Any],
+    dtype: torch.dtype,
+    progress: bool,
+) -> tuple[_teacher.Teacher, dict[int, np.ndarray], dict[int, tuple[float, float]], float]:
+    """The teacher settled, the paths and ends of `Layers`, the evaluations per sample."""
+    grid = teacher.grid
+    rows = lambda: len(z) * (teacher.plan.nfe + options.evaluations(len(grid) - 1))
     with torch.no_grad(), _bar(progress, rows(), " evaluations", "oss") as bar:
         ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=bar and bar.update, **words)
         teacher = _teacher.settle(teacher, ask, z, words)
         _known(bar, ask.rows + rows(), teacher.agreement)
         X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
-        layers = _Layers(
-            ask,
-            _jumps(model, solver, grid, z.device),
-            z,
-            X,
-            first,
-            budget,
-            start,
-            all_budgets,
-            aggregate,
-            p,
-        )
+        layers = Layers(options, ask, jumps(model, solver, grid, z.device), z, X, first)
         layers.fill()
-        paths = {m: layers.path(m) for m in budgets}
-        ends = layers.ends(paths, scaled)
-    spent = (ask.rows / len(z), len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
-    search = Search(
-        {},
-        {m: e for m, (_, e) in ends.items()},
-        {m: N - path for m, path in paths.items()},
-        grid,
-        teacher.plan,
-        *spent,
-    )
-    found = {
-        "start": start,
-        "aggregate": aggregate,
-        "p": float(p),
-        "seed": seed,
-        "noise": digest(z).hex()[:16],
-        "guidance": guidance,
-    }
-    found |= {"teacher": teacher.note(), "compared": "not compared"}
-    search.plans.update(
-        {m: _compile(model, solver, search, m, c, uncond, found) for m, (c, _) in ends.items()}
-    )
-    return (
-        search
-        if held_out is None
-        else _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
-    )
+        paths = {m: layers.path(m) for m in options.budgets}
+        return teacher, paths, layers.ends(paths), ask.rows / len(z)
 
 
 def _compared(
@@ -183,153 +173,6 @@ def _compared(
     return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)
 
 
-@dataclass
-class _Layers:
-    """The dynamic program. X [B,N+1,D]: teacher states from the data end; first [B,D]: its first
-    x0; jump [2,N+1,N+1]: a, b.
-    """
-
-    ask: Denoiser
-    jump: Tensor
-    z: Tensor
-    X: Tensor
-    first: Tensor
-    budget: int
-    start: str
-    every: bool
-    aggregate: str
-    p: float
-    parents: list[tuple[int, np.ndarray]] = field(
-        default_factory=list
-    )  # layer k at [k-1]: lowest target, its source nodes [1 or B, J]
-    finals: dict[int, Tensor] = field(default_factory=dict)  # end points [B,D] after k evaluations
-
-    def fill(self) -> None:
-        N, M, device = self.X.shape[1] - 1, self.budget, self.X.device
-        at = np.arange(
-            N if self.start == "fixed" else 1 if self.every else M, N + 1
-        )  # labels from which the budget can still be spent
-        states = torch.stack([self._noise(i) for i in at], 1)
-        for k in range(1, M + 1):
-            x0 = self._answers(k, states, at)
-            low, high = (
-                (0, 0) if k == M else (0 if self.every else M - k, N - k)
-            )  # targets: from where the budget can be spent
-            jump = self.jump[:, at][:, :, low : high + 1].contiguous()
-            band = np.stack(
-                [np.zeros_like(at), np.clip(at - low, 0, high + 1 - low)], 1
-            )  # from i only to j < i
-            band = torch.as_tensor(band, dtype=torch.int32, device=device)
-            cost = cost_matrix(
-                [states, x0], jump, self.X[:, low : high + 1].contiguous(), band, self.p
-            )
-            joint = self.aggregate == "joint"
-            best = argmin_source(cost.mean(0) if joint else cost)
-            if (best < 0).any():
-                raise ValueError(
-                    f"oss: after {k} evaluations every jump to some node overflows; a model with "
-                    "bounded output is needed"
-                )
-            self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
-            landed = cost_gather([states, x0], jump, best)
-            if low == 0:  # the data end asks no model
-                self.finals[k] = landed[:, 0].clone()
-            states, at = landed[:, max(0, 1 - low) :], np.arange(max(low, 1), high + 1)
-
-    def _noise(self, node: int) -> Tensor:
-        """The noise labelled with a node, sigma z; with the first node the teacher's own start,
-        which its row 0 may have scaled.
-        """
-        own = node == self.X.shape[1] - 1
-        return (
-            self.X[:, node]
-            if own
-            else float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
-        )
-
-    def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
-        """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first
-        answer.
-        """
-        if k > 1:
-            return self.ask(states, at)
-        return (
-            torch.cat([self.ask(states[:, :-1], at[:-1]), self.first[:, None]], 1)
-            if len(at) > 1
-            else self.first[:, None]
-        )
-
-    def path(self, m: int) -> np.ndarray:
-        """Nodes [m+1] of the schedule of m evaluations, start first, 0 last. The median form walks
-        back every sample's own path and takes the middle node at each position."""
-        nodes = [np.zeros(1 if self.aggregate == "joint" else len(self.X), np.int64)]
-        for low, sources in reversed(self.parents[:m]):
-            nodes.append(sources[np.arange(len(sources)), nodes[-1] - low])
-        ranked = np.sort(np.stack(nodes[::-1]), axis=1)  # [m+1, 1 or B]
-        return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
-
-    def ends(self, paths: dict[int, np.ndarray], scaled: bool) -> dict[int, tuple[float, float]]:
-        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best
-        found. A median is run to know its error.
-        """
-        plain = (
-            {m: self.finals[m] for m in paths}
-            if self.aggregate == "joint"
-            else self._walk(paths, dict.fromkeys(paths, 1.0))
-        )
-        best = {m: (1.0, self._error(x)) for m, x in plain.items()}
-        if not scaled:
-            return best
-        probe = {m: 1 + 0.5 / m for m in paths}
-        moved, tuned = self._walk(paths, probe), {}
-        for m in paths:
-            gap, slope = (
-                (self.X[:, 0] - plain[m]).double(),
-                (moved[m] - plain[m]).double() / (probe[m] - 1),
-            )
-            tuned[m] = float(
-                np.clip(
-                    1 + float((gap * slope).sum() / (slope * slope).sum().clamp(min=1e-300)),
-                    0.1,
-                    100.0,
-                )
-            )
-        for amplitude, x in ((probe, moved), (tuned, self._walk(paths, tuned))):
-            best = {
-                m: min(best[m], (amplitude[m], self._error(x[m])), key=lambda pair: pair[1])
-                for m in paths
-            }
-        return best
-
-    def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
-        """End points [B,D] of several schedules, run in step with one another so that each model
-        call has work of all of them.
-        """
-        x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
-        for k in range(max(paths)):
-            going = [m for m in paths if k < m]
-            x0 = self.ask(
-                torch.stack([x[m] for m in going], 1), np.array([paths[m][k] for m in going])
-            )
-            for n, m in enumerate(going):
-                a, b = self.jump[:, paths[m][k], paths[m][k + 1]]
-                x[m] = float(a) * x[m] + float(b) * x0[:, n]
-        return x
-
-    def _error(self, x: Tensor) -> float:
-        return float(((x - self.X[:, 0]).abs().double() ** self.p).mean())
-
-
-def _jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
-    """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes
-    from the data end.
-    """
-    t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
-    for i in range(1, len(t)):
-        jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
-    return torch.as_tensor(jump, device=device)
-
-
 def _compile(
     model: Model, solver: str, search: Search, m: int, c: float, uncond: Mapping | None, found: dict
 ) -> Plan:
@@ -338,12 +181,11 @@ def _compile(
     """
     at = search.indices[m]
     plan = solvers.SOLVERS[solver](model, search.grid[at])
-    amplitude = c * (
-        search.teacher.init_scale / plan.init_scale if at[0] == 0 else 1.0
-    )  # at the first the teacher's own
-    plan = replace(
-        plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]])
-    )  # row 0 scales the unit noise
+    amplitude = c
+    if at[0] == 0:  # at the first node the teacher's own
+        amplitude = c * (search.teacher.init_scale / plan.init_scale)
+    # Row 0 scales the unit noise.
+    plan = replace(plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]]))
     found = {
         "method": "oss",
         **found,
@@ -360,14 +202,6 @@ def _compile(
     return (plan if uncond is None else guided(plan)).with_note(found=found)
 
 
-def _evaluations(N: int, budgets: Sequence[int], start: str, aggregate: str, scaled: bool) -> int:
-    """Evaluations per sample beside the teacher's (module docstring)."""
-    M, every = max(budgets), len(budgets) > 1
-    starts = (N if every else N - M + 1) - 1 if start == "free" else 0
-    walks = (aggregate == "median") + 2 * bool(scaled)
-    return starts + sum(N - k if every else N - M + 1 for k in range(1, M)) + walks * sum(budgets)
-
-
 def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | None]:
     if not isinstance(z, Tensor):
         shape = tuple(int(n) for n in z)
@@ -377,9 +211,8 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
                 "is needed"
             )
         if seed is not None and integer(seed) is None:
-            raise TypeError(
-                f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
-            )
+            why = f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
+            raise TypeError(why)
         seed = drawn_seed() if seed is None else integer(seed)
         seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
         return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
@@ -434,10 +267,8 @@ def _bar(wanted: bool, total: int, unit: str, what: str) -> Any:
 
 
 def _known(bar: Any, total: int, agreement: float | None) -> None:
-    """The bar once the teacher is chosen: its exact total, and the teacher's agreement beside "
-    "it."""
+    """The bar once the teacher is settled: its exact total, and the teacher's agreement."""
     if bar is not None:
         bar.total = total
-        bar.set_postfix_str(
-            "teacher not measured" if agreement is None else f"teacher agrees to {agreement:.1f} dB"
-        )
+        agrees = "not measured" if agreement is None else f"agrees to {agreement:.1f} dB"
+        bar.set_postfix_str(f"teacher {agrees}")

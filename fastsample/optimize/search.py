@@ -18,9 +18,9 @@ class Compared:
     """A found plan beside the best one made by hand, both on held-out noises: PSNR in dB to the
     teacher's end points.
 
-    plan     Plan    the best by hand of as many evaluations; `solver` and `grid` are its names
+    plan             Plan    the best by hand of as many evaluations, named by `solver` and `grid`
     by_hand, found   float   dB of that plan, and of the plan the search found
-    samples  int     held-out noises
+    samples          int     held-out noises
     """
 
     plan: Plan
@@ -37,40 +37,44 @@ class Compared:
 
     def note(self) -> dict[str, Any]:
         """The same as JSON; a figure that is not finite is its name."""
-        figures = {
-            k: v if np.isfinite(v) else str(v)
-            for k, v in (("by_hand", self.by_hand), ("found", self.found))
-        }
+        figure = lambda v: v if np.isfinite(v) else str(v)
         return {
             "solver": self.solver,
             "grid": self.grid,
-            **figures,
+            "by_hand": figure(self.by_hand),
+            "found": figure(self.found),
             "beats": self.beats,
             "samples": self.samples,
         }
 
     def __str__(self) -> str:
         verdict = "beats" if self.beats else "does not beat"
-        return f"{self.found:.1f} dB {verdict} {self.solver} by hand ({self.grid}), {self.by_hand:.1f} dB"
+        best = f"{self.solver} by hand ({self.grid}), {self.by_hand:.1f} dB"
+        return f"{self.found:.1f} dB {verdict} {best}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Search:
     """The outcome of a search over subsets of a fine grid t_0 > t_1 > ... > t_N (noise -> data).
 
-    plans    {M: Plan}        one plan per budget of M evaluations; `plan` is the largest
-    error    {M: float}       mean |x(plan) - x(teacher)|^p over samples and elements, at the data end, on the noises searched with
-    indices  {M: [M+1] int64} places of the plan's times in `grid`, increasing, the last = N
-    grid     [N+1] float64    the fine grid, in the schedule's t
-    teacher  Plan             the plan that drew the target trajectory
-    nfe      float            model evaluations spent per sample, the teacher's included (one = one row's call, however many branches)
-    samples  int              noises searched with
-    seconds  float            wall-clock time of the search, the comparison apart
-    agreement  float | None   PSNR in dB of the teacher's end points to those at twice its evaluations, on at most 4 of the samples; None
-                              where it cannot be measured (a user's own plan that its note does not make again)
-    agreement_nfe  float      model evaluations per sample spent on it, part of nfe
-    compared {M: Compared}    each plan beside the best made by hand, on held-out noise; empty where none was given
-    compared_nfe  float       model evaluations per sample searched with, spent on that and not part of nfe
+    plans     {M: Plan}         one plan per budget of M evaluations; `plan` is the largest
+    error     {M: float}        mean |x(plan) - x(teacher)|^p over samples and elements, at the data
+                                end, on the noises searched with
+    indices   {M: [M+1] int64}  places of the plan's times in `grid`, increasing, the last = N
+    grid      [N+1] float64     the fine grid, in the schedule's t
+    teacher   Plan              the plan that drew the target trajectory
+    nfe       float             model evaluations spent per sample, the teacher's included (one =
+                                one row's call, however many branches)
+    samples   int               noises searched with
+    seconds   float             wall-clock time of the search, the comparison apart
+    agreement float | None      PSNR in dB of the teacher's end points to those at twice its
+                                evaluations, on at most 4 of the samples; None where it cannot be
+                                measured (a user's own plan that its note does not make again)
+    agreement_nfe float         model evaluations per sample spent on it, part of nfe
+    compared  {M: Compared}     each plan beside the best made by hand, on held-out noise; empty
+                                where none was given
+    compared_nfe float          model evaluations per sample searched with, spent on that and not
+                                part of nfe
     """
 
     plans: Mapping[int, Plan]
@@ -110,10 +114,8 @@ class Search:
 
     def __repr__(self) -> str:
         budgets = ", ".join(f"{m}: {self.error[m]:.3g}" for m in sorted(self.plans))
-        by_hand = (
-            "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared))
-            or "not compared with schedules made by hand"
-        )
+        by_hand = "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared))
+        by_hand = by_hand or "not compared with schedules made by hand"
         return (
             f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations "
             f"{{{budgets}}}, {self.about_teacher()}, {by_hand}, "

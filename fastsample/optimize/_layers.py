@@ -1,0 +1,171 @@
+"""The dynamic program of OSS: layer k is the student after k evaluations at every node of the grid.
+
+Nodes are counted from the data end: 0 = data, N = noise. The formula is that of `optimize.oss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
+from ..model import Model
+from ..trajectories import Denoiser
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is searched for: schedules of which budgets, under the names of `oss`'s arguments;
+    scaled: with the noise scaled by a factor per budget.
+    """
+
+    budgets: Sequence[int]
+    start: str
+    aggregate: str
+    p: float
+    scaled: bool
+
+    def evaluations(self, N: int) -> int:
+        """Evaluations per sample on N steps beside the teacher's (`oss`'s module docstring)."""
+        M, every = max(self.budgets), len(self.budgets) > 1
+        starts = (N if every else N - M + 1) - 1 if self.start == "free" else 0
+        asked = sum(N - k if every else N - M + 1 for k in range(1, M))
+        walks = (self.aggregate == "median") + 2 * self.scaled
+        return starts + asked + walks * sum(self.budgets)
+
+    def note(self) -> dict[str, Any]:
+        return {"start": self.start, "aggregate": self.aggregate, "p": self.p}
+
+
+@dataclass
+class Layers:
+    """The layers and what they are made of.
+
+    X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jump [2,N+1,N+1]:
+    a, b; parents[k-1]: layer k's lowest target, and its source nodes [1 or B, J]; finals[k]: end
+    points [B,D] after k evaluations.
+    """
+
+    options: Options
+    ask: Denoiser
+    jump: Tensor
+    z: Tensor
+    X: Tensor
+    first: Tensor
+    parents: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    finals: dict[int, Tensor] = field(default_factory=dict)
+
+    def fill(self) -> None:
+        """Every layer from the one before."""
+        N, M, every = self.X.shape[1] - 1, max(self.options.budgets), len(self.options.budgets) > 1
+        joint, p = self.options.aggregate == "joint", self.options.p
+        # Labels from which the budget can still be spent.
+        at = np.arange(1 if every else M, N + 1) if self.options.start == "free" else np.array([N])
+        states = torch.stack([self._noise(i) for i in at], 1)
+        for k in range(1, M + 1):
+            x0 = self._answers(k, states, at)
+            # Targets: from where the budget can be spent.
+            low, high = 0 if every else M - k, N - k if k < M else 0
+            jump = self.jump[:, at][:, :, low : high + 1].contiguous()
+            # From i only to j < i.
+            band = np.stack([np.zeros_like(at), np.clip(at - low, 0, high + 1 - low)], 1)
+            band = torch.as_tensor(band, dtype=torch.int32, device=self.X.device)
+            target = self.X[:, low : high + 1].contiguous()
+            cost = cost_matrix([states, x0], jump, target, band, p)
+            best = argmin_source(cost.mean(0) if joint else cost)
+            if (best < 0).any():
+                raise ValueError(
+                    f"oss: after {k} evaluations every jump to some node overflows; a model with "
+                    "bounded output is needed"
+                )
+            self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
+            landed = cost_gather([states, x0], jump, best)
+            if low == 0:  # the data end asks no model
+                self.finals[k] = landed[:, 0].clone()
+            states, at = landed[:, max(0, 1 - low) :], np.arange(max(low, 1), high + 1)
+
+    def _noise(self, node: int) -> Tensor:
+        """The noise labelled with a node, sigma z; with the first node the teacher's own start,
+        which its row 0 may have scaled.
+        """
+        if node == self.X.shape[1] - 1:
+            return self.X[:, node]
+        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
+
+    def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
+        """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first
+        answer.
+        """
+        if k > 1:
+            return self.ask(states, at)
+        known = self.first[:, None]
+        return torch.cat([self.ask(states[:, :-1], at[:-1]), known], 1) if len(at) > 1 else known
+
+    def path(self, m: int) -> np.ndarray:
+        """Nodes [m+1] of the schedule of m evaluations, start first, 0 last.
+
+        The median form walks back every sample's own path and takes the middle node at each
+        position.
+        """
+        nodes = [np.zeros(1 if self.options.aggregate == "joint" else len(self.X), np.int64)]
+        for low, sources in reversed(self.parents[:m]):
+            nodes.append(sources[np.arange(len(sources)), nodes[-1] - low])
+        ranked = np.sort(np.stack(nodes[::-1]), axis=1)  # [m+1, 1 or B]
+        return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
+
+    def ends(self, paths: dict[int, np.ndarray]) -> dict[int, tuple[float, float]]:
+        """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best
+        found. A median is run to know its error.
+        """
+        if self.options.aggregate == "joint":
+            plain = {m: self.finals[m] for m in paths}
+        else:
+            plain = self._walk(paths, dict.fromkeys(paths, 1.0))
+        best = {m: (1.0, self._error(x)) for m, x in plain.items()}
+        if not self.options.scaled:
+            return best
+        probe = {m: 1 + 0.5 / m for m in paths}
+        moved, tuned = self._walk(paths, probe), {}
+        for m in paths:
+            gap = (self.X[:, 0] - plain[m]).double()
+            slope = (moved[m] - plain[m]).double() / (probe[m] - 1)
+            shift = float((gap * slope).sum() / (slope * slope).sum().clamp(min=1e-300))
+            tuned[m] = float(np.clip(1 + shift, 0.1, 100.0))
+        for amplitude, x in ((probe, moved), (tuned, self._walk(paths, tuned))):
+            for m in paths:
+                tried = (amplitude[m], self._error(x[m]))
+                best[m] = min(best[m], tried, key=lambda pair: pair[1])
+        return best
+
+    def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
+        """End points [B,D] of several schedules, run in step with one another so that each model
+        call has work of all of them.
+        """
+        x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
+        for k in range(max(paths)):
+            going = [m for m in paths if k < m]
+            at = np.array([paths[m][k] for m in going])
+            x0 = self.ask(torch.stack([x[m] for m in going], 1), at)
+            for n, m in enumerate(going):
+                a, b = self.jump[:, paths[m][k], paths[m][k + 1]]
+                x[m] = float(a) * x[m] + float(b) * x0[:, n]
+        return x
+
+    def _error(self, x: Tensor) -> float:
+        return float(((x - self.X[:, 0]).abs().double() ** self.options.p).mean())
+
+
+def jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
+    """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes
+    from the data end.
+    """
+    t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
+    for i in range(1, len(t)):
+        jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
+    return torch.as_tensor(jump, device=device)
