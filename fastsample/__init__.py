@@ -70,9 +70,8 @@ def __getattr__(name: str) -> object:
     if name in _NAMES:
         if name in ("Plan", "PlanError"):
             importlib.import_module(".solvers", __name__)  # so that plan.remake finds its makers
-        value = globals()[name] = getattr(
-            importlib.import_module(f".{_NAMES[name]}", __name__), name
-        )
+        module = importlib.import_module(f".{_NAMES[name]}", __name__)
+        value = globals()[name] = getattr(module, name)
         return value
     if name in __all__:
         return importlib.import_module(f".{name}", __name__)

@@ -4,10 +4,11 @@ its samples on every road.
 A condition is a dict of keywords; under each, dicts, lists, tuples and named tuples may be nested
 (as torch's pytree has them). Its leaves:
 
-    tensor [B,*] of one axis or more                goes with its samples: cut, indexed, put side by side
-    list or tuple of strings, numbers and None      is one leaf, B long, and goes with its samples too
-    0-d tensor, number, string, None, any object    is shared: every sample is told it as it is
-    shared(value)                                   never travels, whatever it holds; the model sees the value
+    tensor [B,*] of one axis or more               goes with its samples: cut, indexed, joined
+    list or tuple of strings, numbers and None     is one leaf, B long, and goes with its samples
+    0-d tensor, number, string, None, any object   is shared: every sample is told it as it is
+    shared(value)                                  never travels, whatever it holds; the model sees
+                                                   the value
 
 A NumPy array becomes a tensor of its dtype on the noise's device, another kind of mapping a dict.
 Another length is refused by its path, `cond["added"]["text"]`. Whether an axis that happens to be B
@@ -40,9 +41,7 @@ class Shared:
 
 
 def shared(value: Any) -> Shared:
-    """The value as a part of a condition that never travels with samples; the model is given the
-    value itself.
-    """
+    """A part of a condition that never travels with samples; the model is given the value itself."""
     return Shared(value)
 
 
@@ -60,12 +59,8 @@ def branches_of(
     """
     named = {"cond": {} if cond is None else cond} | ({} if uncond is None else {"uncond": uncond})
     if branches is not None:
-        alone = (
-            cond is None
-            and uncond is None
-            and isinstance(branches, (list, tuple))
-            and len(branches) > 0
-        )
+        several = isinstance(branches, (list, tuple)) and len(branches) > 0
+        alone = several and cond is None and uncond is None
         if not alone or not all(isinstance(b, Mapping) for b in branches):
             raise ValueError(
                 f"{where}: branches must be one dict or more, and stand alone; leave out cond and "
@@ -92,9 +87,9 @@ def take(tree: dict, index: slice | Tensor) -> dict:
             return value
         if isinstance(value, Tensor):
             return value[index.to(value.device) if isinstance(index, Tensor) else index]
-        return _list_like(
-            value, [value[i] for i in index.tolist()] if isinstance(index, Tensor) else value[index]
-        )
+        if isinstance(index, Tensor):
+            return _list_like(value, [value[i] for i in index.tolist()])
+        return _list_like(value, value[index])
 
     return pytree.tree_map(part, tree, is_leaf=_is_leaf)
 
@@ -104,9 +99,8 @@ def told(tree: dict) -> dict:
     leaves, spec = pytree.tree_flatten(tree, is_leaf=_is_leaf)
     if not any(isinstance(value, Shared) for value in leaves):
         return tree
-    return pytree.tree_unflatten(
-        [value.value if isinstance(value, Shared) else value for value in leaves], spec
-    )
+    leaves = [value.value if isinstance(value, Shared) else value for value in leaves]
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def merged(where: str, branches: Mapping[str, dict]) -> dict | None:
@@ -125,9 +119,8 @@ def merged(where: str, branches: Mapping[str, dict]) -> dict | None:
 
 def _columns(where: str, branches: Mapping[str, dict]) -> list[list]:
     """For each leaf of the first branch what every branch says there, by its path."""
-    leaves = [
-        dict(pytree.tree_leaves_with_path(tree, is_leaf=_is_leaf)) for tree in branches.values()
-    ]
+    trees = branches.values()
+    leaves = [dict(pytree.tree_leaves_with_path(tree, is_leaf=_is_leaf)) for tree in trees]
     for name, own in zip(branches, leaves, strict=True):
         for other, theirs in zip(branches, leaves, strict=True):
             for path in own:
@@ -186,11 +179,9 @@ def _is_list(value: Sequence) -> bool:
 
 
 def _travels(leaf: object) -> bool:
-    return (
-        leaf.dim() > 0
-        if isinstance(leaf, Tensor)
-        else isinstance(leaf, (list, tuple)) and _is_list(leaf)
-    )
+    if isinstance(leaf, Tensor):
+        return leaf.dim() > 0
+    return isinstance(leaf, (list, tuple)) and _is_list(leaf)
 
 
 def _length(leaf: Sequence | Tensor) -> int:
@@ -208,9 +199,8 @@ def _flat(value: Mapping, batch: int) -> bool:
     """Nothing but tensors of `batch` samples, as most conditions are: known to be right by a look,
     a tenth of a short eager call sooner.
     """
-    return all(
-        isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch for v in value.values()
-    )
+    leaves = value.values()
+    return all(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == batch for v in leaves)
 
 
 def _checked(where: str, name: str, value: object, batch: int, device: torch.device) -> Any:
@@ -230,9 +220,7 @@ def _checked(where: str, name: str, value: object, batch: int, device: torch.dev
         elif isinstance(leaf, Mapping) and leaf:
             leaves[k] = _checked(where, path(k), dict(leaf), batch, device)
         elif isinstance(leaf, (list, tuple)) and leaf and not _is_list(leaf):
-            leaves[k] = _checked(
-                where, path(k), list(leaf) if isinstance(leaf, list) else tuple(leaf), batch, device
-            )
+            leaves[k] = _checked(where, path(k), _list_like(leaf, leaf), batch, device)
         if _travels(leaf) and (size := _length(leaf)) != batch:
             count = f"{size} samples for a batch of {batch}"
             raise ValueError(
@@ -273,11 +261,8 @@ def _one_call(values: Sequence) -> bool:
         return all(_same(first, v) for v in values[1:])
     if not isinstance(first, Tensor):
         return all(type(v) is type(first) for v in values)
-    return all(
-        isinstance(v, Tensor)
-        and (v.shape, v.dtype, v.device) == (first.shape, first.dtype, first.device)
-        for v in values
-    )
+    kind = (first.shape, first.dtype, first.device)
+    return all(isinstance(v, Tensor) and (v.shape, v.dtype, v.device) == kind for v in values)
 
 
 def _joined(values: Sequence) -> Any:
@@ -286,11 +271,9 @@ def _joined(values: Sequence) -> Any:
         return first.value
     if not _travels(first):
         return first
-    return (
-        torch.cat(list(values))
-        if isinstance(first, Tensor)
-        else _list_like(first, [item for value in values for item in value])
-    )
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    return _list_like(first, [item for value in values for item in value])
 
 
 def _list_like(value: Sequence, items: Sequence) -> Sequence:
@@ -313,10 +296,7 @@ def _equal(a: object, b: object) -> bool:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         kinds = [(v.shape, v.dtype, v.device, v.requires_grad) for v in (a, b)]
-        return (
-            kinds[0] == kinds[1]
-            and not a.requires_grad
-            and transforms.active(a, b) is None
-            and torch.equal(a, b)
-        )
+        if kinds[0] != kinds[1] or a.requires_grad:
+            return False
+        return transforms.active(a, b) is None and torch.equal(a, b)
     return type(a) is type(b) and isinstance(a, PLAIN) and bool(a == b)

@@ -1,6 +1,4 @@
-"""Files that appear whole or not at all: written beside their place under another name, then
-renamed into it.
-"""
+"""Files that appear whole or not at all: written under another name beside, then renamed."""
 
 from __future__ import annotations
 
@@ -23,12 +21,10 @@ def write_whole(path: Any, data: bytes) -> None:
     """
     target, old = place(path)
     folder = os.path.dirname(target)
-    temporary = os.path.join(
-        folder, f".fastsample-{os.urandom(8).hex()}"
-    )  # the file's own name may be as long as a name can be
-    mode = (
-        0o666 if old is None else 0o600
-    )  # the kernel takes the umask off; to read and set it would be every thread's business
+    # The file's own name may be as long as a name can be.
+    temporary = os.path.join(folder, f".fastsample-{os.urandom(8).hex()}")
+    # The kernel takes the umask off; to read and set it would be every thread's business.
+    mode = 0o666 if old is None else 0o600
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
@@ -42,9 +38,10 @@ def write_whole(path: Any, data: bytes) -> None:
             os.unlink(temporary)
         if not isinstance(error, OSError):
             raise
-        why = f"{os.fsdecode(path)} could not be written in the folder {folder} ({error.strerror or error})"
+        where = f"save: {os.fsdecode(path)} could not be written in the folder {folder}"
         raise type(error)(
-            f"save: {why}; a folder that can be written, with room, is accepted"
+            f"{where} ({error.strerror or error}); a folder that can be written, with room, is "
+            "accepted"
         ) from None
 
 
@@ -67,9 +64,9 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
     try:
         target = os.path.realpath(name)
     except FileNotFoundError:
-        gone = f"save: {name} lies in a working folder that is gone"
         raise FileNotFoundError(
-            f"{gone}; a file name in a folder that exists is accepted"
+            f"save: {name} lies in a working folder that is gone; a file name in a folder that "
+            "exists is accepted"
         ) from None
     folder = os.path.basename(name) in ("", ".", "..") or (old and stat.S_ISDIR(old.st_mode))
     if folder or not os.path.isdir(os.path.dirname(target)):

@@ -1,8 +1,8 @@
 """Guidance by linear weights: f = f_G + sum_k s_k (f_k - f_G), with the scales s_k chosen per
 sample at run time.
 
-With two branches (conditional, unconditional) this is classifier-free guidance, f = f_2 + s (f_1 -
-f_2): Ho and Salimans 2022, eq. 6 with s = 1 + w.
+With two branches (conditional, unconditional) this is classifier-free guidance,
+f = f_2 + s (f_1 - f_2): Ho and Salimans 2022, eq. 6 with s = 1 + w.
 """
 
 from __future__ import annotations
@@ -49,11 +49,8 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     for k in range(branches - 1):
         V[on, k, k], V[on, -1, k] = base[on], -base[on]
     bits = np.where(on, (1 << branches) - 1, np.where(called, 1, 0))
-    note = {
-        "form": "linear",
-        "branches": int(branches),
-        "interval": None if interval is None else [low, high],
-    }
+    span = None if interval is None else [low, high]
+    note = {"form": "linear", "branches": int(branches), "interval": span}
     return replace(wide, U=U, V=V, branches=bits, note={**plan.note, "guidance": note})
 
 

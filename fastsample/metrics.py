@@ -1,7 +1,9 @@
 """Compare runs: PSNR and errors between end points, plans against a teacher, the usual grids to
 beat. Nets that judge are arguments.
 
-mse(a, b) = mean (a - b)^2        psnr(a, b) = 10 log10(range^2 / mse(a, b)) dB        range = 2 for data in [-1, 1]
+    mse(a, b) = mean (a - b)^2      psnr(a, b) = 10 log10(range^2 / mse(a, b)) dB
+
+with range = 2 for data in [-1, 1].
 """
 
 from __future__ import annotations
@@ -34,19 +36,14 @@ __all__ = [
 ]
 
 DATA_RANGE = 2.0  # data in [-1, 1]
-STARTS = (
-    None,
-    40.0,
-    20.0,
-    10.0,
-    5.0,
-    2.5,
-)  # sigma/alpha the noise is labelled with; None: the schedule's largest
+# sigma/alpha the noise is labelled with; None: the schedule's largest
+STARTS = (None, 40.0, 20.0, 10.0, 5.0, 2.5)
 
 
 def mse(a: Any, b: Any) -> float:
-    """mean (a - b)^2 over all samples and elements, in float64. a, b [B,*] NumPy or torch, equal
-    shapes.
+    """mean (a - b)^2 over all samples and elements, in float64.
+
+    a, b [B,*] NumPy or torch, equal shapes.
     """
     return float(_squared(a, b, "mse").mean())
 
@@ -57,8 +54,9 @@ def max_abs(a: Any, b: Any) -> float:
 
 
 def psnr(a: Any, b: Any, data_range: float = DATA_RANGE) -> float:
-    """10 log10(data_range^2 / mse) in dB, the mse over all samples together. inf for equal inputs,
-    nan where one holds NaN.
+    """10 log10(data_range^2 / mse) in dB, the mse over all samples together.
+
+    inf for equal inputs, nan where one holds NaN.
     """
     return decibel(mse(a, b), data_range)
 
@@ -67,17 +65,16 @@ def psnr_quartiles(a: Any, b: Any, data_range: float = DATA_RANGE) -> tuple[floa
     """The quartiles (25, 50, 75 %) over samples of each sample's own PSNR in dB. a, b [B,*]."""
     each = _squared(a, b, "psnr_quartiles")
     each = each.reshape(len(each), -1).mean(axis=1)
-    low, mid, high = np.quantile(
-        each, [0.75, 0.5, 0.25]
-    )  # on the mse, where a sample of error 0 is an ordinary number
+    # On the mse, where a sample of error 0 is an ordinary number.
+    low, mid, high = np.quantile(each, [0.75, 0.5, 0.25])
     return decibel(low, data_range), decibel(mid, data_range), decibel(high, data_range)
 
 
 def settled(
     make: Callable[[int], Plan], run: Callable[[Plan], Any], at_least: float, most: int
 ) -> tuple[Plan, float, Any]:
-    """The first of make(1), make(2), make(4), ... whose end points agree to `at_least` dB with
-    those of the next; (plan, dB, end points).
+    """(plan, dB, end points) of the first of make(1), make(2), make(4), ... whose end points agree
+    to `at_least` dB with those of the next.
 
     Each is run once. The last of up to `most` evaluations if none does.
     """
@@ -117,23 +114,20 @@ def find_teacher(
             "t_min, agree by themselves"
         )
     make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))
-    plan, agreement, end = settled(
-        make, lambda plan: run(plan, model, noise, **words), at_least, most // 2
-    )
+    ended = lambda plan: run(plan, model, noise, **words)
+    plan, agreement, end = settled(make, ended, at_least, most // 2)
     if agreement >= at_least:
         return plan, agreement, end
     raise RuntimeError(
         f"find_teacher: {solver} with {plan.nfe} evaluations agrees with twice as many to "
-        f"{agreement:.1f} dB only; "
-        f"{at_least:g} dB is needed: a smoother model, another solver or a larger `most`"
+        f"{agreement:.1f} dB only; {at_least:g} dB is needed: a smoother model, another solver or "
+        "a larger `most`"
     )
 
 
 @dataclass(frozen=True)
 class Score:
-    """One plan measured against target end points. `judged` holds what the extra nets said, by
-    name.
-    """
+    """One plan measured against target end points; `judged`: what the extra nets said, by name."""
 
     nfe: int
     psnr: float  # dB, over all samples
@@ -152,8 +146,9 @@ def score(
     judges: Mapping[str, Callable[[Any], float]] | None = None,
     **words: Any,
 ) -> Score:
-    """Run `plan` on unit noise [B,*] and compare its end points with `target` [B,*]. judges: {name:
-    function of the end points}.
+    """Run `plan` on unit noise [B,*] and compare its end points with `target` [B,*].
+
+    judges: {name: function of the end points}.
     """
     begin = time.perf_counter()
     end = run(plan, model, noise, **words)
@@ -178,31 +173,26 @@ def hand_made(
         "uniform flow time": (lambda s: s / (1 + s), lambda w: w / (1 - w)),
         "uniform angle": (np.arctan, np.tan),
     }
-    low, high = (
-        float(np.exp(-schedule.half_log_snr(t))) for t in (schedule.t_min, schedule.t_finite)
-    )
-    out = {}
+    level = lambda t: float(np.exp(-schedule.half_log_snr(t)))
+    low, high, out = level(schedule.t_min), level(schedule.t_finite), {}
+
+    def spaced(name: str, n: int, first: float, top: float) -> np.ndarray:
+        if name == "uniform t":
+            return np.linspace(first, schedule.t_min, n)
+        warp, back = shapes[name]
+        inner = schedule.time(-np.log(back(np.linspace(warp(top), warp(low), n)[1:-1])))
+        return np.concatenate([[first], inner, [schedule.t_min]])
+
     for start in STARTS if starts is None else starts:
         top = high if start is None else start
         if not low < top <= high:
             continue
-        ends = (
-            schedule.t_max if start is None else float(schedule.time(-np.log(top))),
-            schedule.t_min,
-        )
-        grids = {"uniform t": lambda n, ends=ends: np.linspace(*ends, n)}
-        for name, (warp, back) in shapes.items():
-            grids[name] = lambda n, warp=warp, back=back, top=top, ends=ends: np.concatenate(
-                [
-                    ends[:1],
-                    schedule.time(-np.log(back(np.linspace(warp(top), warp(low), n)[1:-1]))),
-                    ends[1:],
-                ]
-            )
-        for name, grid in grids.items():
+        first = schedule.t_max if start is None else float(schedule.time(-np.log(top)))
+        for name in ("uniform t", *shapes):
             label = name if start is None else f"{name} from {start:g}"
-            out[label] = np.append(grid(nfe) if nfe > 1 else ends[:1], schedule.t_zero)
-            out[f"{label}, not to zero"] = grid(nfe + 1)
+            whole = spaced(name, nfe, first, top) if nfe > 1 else first
+            out[label] = np.append(whole, schedule.t_zero)
+            out[f"{label}, not to zero"] = spaced(name, nfe + 1, first, top)
     return {name: grid for name, grid in out.items() if (np.diff(grid) < 0).all()}
 
 
@@ -218,15 +208,10 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
         raise ValueError(
             f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted"
         )
-    names = (
-        [solver]
-        if solver
-        else {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}.values()
-    )
-    usual = [
-        hand_made(model.schedule, steps)
-        for steps in sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))
-    ]
+    alike = {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}
+    names = [solver] if solver else alike.values()
+    steps = sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))
+    usual = [hand_made(model.schedule, n) for n in steps]
     found = {}
     for name in names:
         for grids in usual:
@@ -277,28 +262,25 @@ def best_hand_made(
             f"best_hand_made: {solver} makes no plan of {nfe} evaluations without noise; another "
             "solver or number is needed"
         )
-
-    def ranked(chosen: Sequence[tuple], count: int) -> list[tuple]:
-        cut = _cut(words, slice(count), noise)
-        figures = [
-            (reached(one[-1], model, noise[:count], target[:count], **cut), *one) for one in chosen
-        ]
-        return sorted(
-            figures, key=lambda figure: -figure[0] if figure[0] == figure[0] else math.inf
-        )
-
-    few = min(screen, len(noise))
-    last = [figure[1:] for figure in ranked(plans, few)[:finalists]]
-    figure, name, grid, plan = ranked(last, len(noise))[0]
-    spent = nfe * (few * len(plans) + len(noise) * len(last))
-    found = {
-        "solver": name,
-        "grid": grid,
-        "psnr": figure,
-        "samples": len(noise),
-        "evaluations": spent,
-    }
+    few, B = min(screen, len(noise)), len(noise)
+    last = _ranked(plans, model, noise, target, few, words)[:finalists]
+    last = [(name, grid, plan) for _, name, grid, plan in last]
+    figure, name, grid, plan = _ranked(last, model, noise, target, B, words)[0]
+    spent = nfe * (few * len(plans) + B * len(last))
+    found = {"solver": name, "grid": grid, "psnr": figure, "samples": B, "evaluations": spent}
     return plan.with_note(found={"method": "by hand", **found})
+
+
+def _ranked(
+    plans: Sequence[tuple], model: Any, noise: Any, target: Any, count: int, words: Mapping
+) -> list[tuple]:
+    """(dB, solver, grid, plan) of every plan on the first `count` noises, the best first, nan last.
+
+    plans: (solver, grid, plan) of each.
+    """
+    cut, few = _cut(words, slice(count), noise), noise[:count]
+    figures = [(reached(one[-1], model, few, target[:count], **cut), *one) for one in plans]
+    return sorted(figures, key=lambda one: math.inf if math.isnan(one[0]) else -one[0])
 
 
 def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> float:
@@ -307,9 +289,8 @@ def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> fl
     """
     try:
         return psnr(run(plan, model, noise, **words), target)
-    except (
-        FloatingPointError
-    ):  # one plan asks the model where it cannot answer: that says nothing of the others
+    except FloatingPointError:
+        # One plan asks the model where it cannot answer: that says nothing of the others.
         return -math.inf
 
 
@@ -338,18 +319,13 @@ def run(
 
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
-    sampler = Sampler(
-        plan,
-        model,
-        state_dtype=state_dtype
-        or (torch.float64 if noise.dtype == torch.float64 else torch.float32),
-    )
+    wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
+    sampler = Sampler(plan, model, state_dtype=state_dtype or wide)
     parts = []
     for first in range(0, len(noise), batch_size):
         samples = slice(first, first + batch_size)
-        parts.append(
-            sampler(noise=noise[samples], seed=seed + first, **_cut(words, samples, noise))
-        )
+        cut = _cut(words, samples, noise)
+        parts.append(sampler(noise=noise[samples], seed=seed + first, **cut))
     return torch.cat(parts)
 
 
@@ -361,11 +337,11 @@ def _cut(words: Mapping[str, Any], samples: slice, noise: Any) -> dict[str, Any]
     trees = branches_of("metrics", *(words.get(name) for name in names), len(noise), noise.device)
     cut = {name: take(tree, samples) for name, tree in trees.items()}
     cut = cut if words.get("branches") is None else {"branches": list(cut.values())}
-    others = {name: value for name, value in words.items() if name not in names}
-    return cut | {
-        name: v[samples] if getattr(v, "ndim", 0) and len(v) == len(noise) else v
-        for name, v in others.items()
-    }
+    for name, value in words.items():
+        if name not in names:
+            follows = getattr(value, "ndim", 0) and len(value) == len(noise)
+            cut[name] = value[samples] if follows else value
+    return cut
 
 
 def _squared(a: Any, b: Any, where: str) -> np.ndarray:
@@ -380,9 +356,8 @@ def _squared(a: Any, b: Any, where: str) -> np.ndarray:
 
 
 def _float64(a: Any) -> np.ndarray:
-    return np.asarray(
-        a.detach().double().cpu().numpy() if hasattr(a, "detach") else a, dtype=np.float64
-    )
+    a = a.detach().double().cpu().numpy() if hasattr(a, "detach") else a
+    return np.asarray(a, dtype=np.float64)
 
 
 def decibel(error: float, data_range: float = DATA_RANGE) -> float:
@@ -391,8 +366,6 @@ def decibel(error: float, data_range: float = DATA_RANGE) -> float:
         raise ValueError(f"psnr: data_range={data_range}; a finite number above 0 is needed")
     if error == 0:
         return math.inf
-    return (
-        10 * math.log10(data_range**2 / error)
-        if math.isfinite(error)
-        else (-math.inf if error == math.inf else math.nan)
-    )
+    if not math.isfinite(error):
+        return -math.inf if error == math.inf else math.nan
+    return 10 * math.log10(data_range**2 / error)

@@ -1,7 +1,8 @@
 """Record a run: the state wherever the model was asked, what the model said there as x0, and the
 end point.
 
-x_0 --model--> x_1 --model--> ... x_n          x0_i = p(alpha_i, sigma_i) x_i + q(alpha_i, sigma_i) f_i
+    x_0 --model--> x_1 --model--> ... x_n
+    x0_i = p(alpha_i, sigma_i) x_i + q(alpha_i, sigma_i) f_i
 """
 
 from __future__ import annotations
@@ -46,8 +47,7 @@ class Trajectory:
 
 
 def _branch_weights(plan: Plan, row: int, guidance: float | None) -> list[float]:
-    """w_g = U_g + V_g0 * guidance of the branches in f; a branch outside the row's bits weighs "
-    "0."""
+    """w_g = U_g + V_g0 * guidance of the branches in f; one outside the row's bits weighs 0."""
     scale = 0.0 if guidance is None else float(guidance)
     weights = plan.U[row] + (plan.V[row, :, 0] * scale if plan.K else 0.0)
     return [float(w) if (int(plan.branches[row]) >> g) & 1 else 0.0 for g, w in enumerate(weights)]
@@ -65,18 +65,16 @@ def visits(
     seed: int | None = None,
     state_dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, int, Tensor, Tensor | None]]:
-    """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields (samples,
-    row, x, f) before each row.
+    """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields
+    (samples, row, x, f) before each row.
 
     x is the run's own state (copy what you keep); f the guided raw output there, None in the last
     row, where x is the end point. cond and uncond are trees that follow their samples
-    (`fastsample.conditions`).
-    Sample b draws from seed + b; None takes the seed from the noise: the same noise is visited
-    alike, fresh noise draws afresh.
+    (`fastsample.conditions`). Sample b draws from seed + b; None takes the seed from the noise: the
+    same noise is visited alike, fresh noise draws afresh.
     """
-    branches = list(
-        branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values()
-    )
+    trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
+    branches = list(trees.values())
     if len(branches) != plan.G:
         raise ValueError(
             f"trajectories: the plan combines {plan.G} branches and {len(branches)} are given; "
@@ -98,19 +96,16 @@ def visits(
         )
         while not run.done:
             f = [model(run.model_input, run.t, **branch) for branch in words]
-            yield (
-                samples,
-                run.row,
-                run.x,
-                _weighted(_branch_weights(plan, run.row, guidance), f, dtype),
-            )
+            weights = _branch_weights(plan, run.row, guidance)
+            yield samples, run.row, run.x, _weighted(weights, f, dtype)
             run.step(f if len(f) > 1 else f[0])
         yield samples, plan.rows - 1, run.x, None
 
 
 def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajectory:
-    """The whole run of `plan` on unit noise [B,*]. Options (cond, uncond, guidance, batch_size,
-    seed, state_dtype) as in `visits`.
+    """The whole run of `plan` on unit noise [B,*].
+
+    Options (cond, uncond, guidance, batch_size, seed, state_dtype) as in `visits`.
     """
     asked = np.flatnonzero(plan.call >= 0)
     place = {int(row): k for k, row in enumerate(asked)} | {plan.rows - 1: len(asked)}
@@ -122,24 +117,18 @@ def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajector
                 clean = x.new_empty((len(asked), *noise.shape))
             states[place[row], samples] = x
             if f is not None:
-                p, q = to_x0(
-                    model.prediction,
-                    float(plan.alpha[row]),
-                    float(plan.sigma[row]),
-                    model.sigma_data,
-                )
+                a, s = float(plan.alpha[row]), float(plan.sigma[row])
+                p, q = to_x0(model.prediction, a, s, model.sigma_data)
                 clean[place[row], samples] = p * x + q * f
     rows = np.append(asked, plan.rows - 1)
-    return Trajectory(
-        states, clean, plan.alpha[rows].copy(), plan.sigma[rows].copy(), plan.t[asked - 1, 0].copy()
-    )
+    alpha, sigma, time = plan.alpha[rows], plan.sigma[rows], plan.t[asked - 1, 0]
+    return Trajectory(states, clean, alpha.copy(), sigma.copy(), time.copy())
 
 
 def _weighted(weights: list[float], f: list[Tensor], dtype: torch.dtype) -> Tensor:
     """sum_g w_g f_g from left to right, in the state's dtype."""
-    terms = [
-        w * g.to(dtype) if w != 1.0 else g.to(dtype) for w, g in zip(weights, f, strict=True) if w
-    ]
+    pairs = [(w, g.to(dtype)) for w, g in zip(weights, f, strict=True) if w]
+    terms = [g if w == 1.0 else w * g for w, g in pairs]
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(f[0], dtype=dtype)
 
 
@@ -148,8 +137,10 @@ class Denoiser:
     most batch_size rows per branch.
 
     t        [n] points in the schedule's time; states are addressed by their place in it
-    noise    [B,*], whose samples cond and uncond belong to (`fastsample.conditions`); the model is given its shape, device and dtype
-    dtype    of the states;   asked: called with the number of rows after every call
+    noise    [B,*], whose samples cond and uncond belong to (`fastsample.conditions`); the model is
+             given its shape, device and dtype
+    dtype    of the states
+    asked    called with the number of rows after every call
     rows     how many rows have been asked in all
     """
 
@@ -171,24 +162,19 @@ class Denoiser:
         words = np.ones((4, len(t)))
         words[:2, live] = model.times(t[live]), model.scales(t[live])
         words[2:, live] = to_x0(model.prediction, alpha[live], self.sigma[live], model.sigma_data)
-        self.model, self.shape, self.model_dtype, self.batch_size, self.dtype = (
-            model,
-            noise.shape,
-            noise.dtype,
-            batch_size,
-            dtype,
-        )
+        self.model, self.batch_size, self.dtype = model, batch_size, dtype
+        self.shape, self.model_dtype = noise.shape, noise.dtype
         self._time, scale, p, q = (torch.as_tensor(v, device=noise.device).to(dtype) for v in words)
         self._scale, self._p, self._q = scale[:, None], p[:, None], q[:, None]
-        self._branches = list(
-            branches_of("trajectories", cond, uncond, None, len(noise), noise.device).values()
-        )
+        trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
+        self._branches = list(trees.values())
         self._weights = [1.0] if uncond is None else [float(guidance), 1.0 - float(guidance)]
         self._asked, self.rows = asked, 0
 
     def __call__(self, states: Tensor, at: np.ndarray) -> Tensor:
-        """x0 [B,I,D] of states [B,I,D] standing at places `at` [I]. ValueError for a model output
-        of another shape or not finite.
+        """x0 [B,I,D] of states [B,I,D] standing at places `at` [I].
+
+        ValueError for a model output of another shape or not finite.
         """
         B, points, D = states.shape
         flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
