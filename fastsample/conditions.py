@@ -41,7 +41,7 @@ class Shared:
 
 
 def shared(value: Any) -> Shared:
-    """A part of a condition that never travels with samples; the model is given the value itself."""
+    """A part of a condition that never travels with samples; the model is given the value alone."""
     return Shared(value)
 
 

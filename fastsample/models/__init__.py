@@ -1,8 +1,9 @@
 """Models to try things on: the embedded image model, its judge, and problems whose answer is known.
 
-fashion(...)     class-conditional 28x28 garments, as a fastsample.Model (the function; its module is fastsample.models.fashion)
-classifier       class accuracy and the Fréchet distance on fashion-classifier features
-analytic         Point, Gaussian, GaussianMixture: exact denoisers
+fashion(...)   class-conditional 28x28 garments, as a fastsample.Model (the function; its
+               module is fastsample.models.fashion)
+classifier     class accuracy and the Fréchet distance on fashion-classifier features
+analytic       Point, Gaussian, GaussianMixture: exact denoisers
 """
 
 from . import analytic, classifier

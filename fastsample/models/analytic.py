@@ -1,11 +1,14 @@
 """Data laws whose denoiser is known exactly: a point, a Gaussian, a mixture of Gaussians, in any
 dimension.
 
-For x = alpha·x0 + sigma·eps and x0 ~ sum_k w_k N(m_k, diag c_k), with u_k = alpha²c_k + sigma²  [K, D]:
+For x = alpha·x0 + sigma·eps and x0 ~ sum_k w_k N(m_k, diag c_k):
 
-    r_k  = softmax_k( ln w_k - ½ sum_d (x - alpha·m_k)²/u_k - ½ sum_d ln u_k )          posterior weight of component k
+    u_k  = alpha²c_k + sigma²  [K, D]
+    r_k  = softmax_k( ln w_k - ½ sum_d (x - alpha·m_k)²/u_k - ½ sum_d ln u_k )
     x0   = E[x0|x]  = sum_k r_k (m_k + alpha·c_k/u_k (x - alpha·m_k))
-    eps  = E[eps|x] = sum_k r_k sigma/u_k (x - alpha·m_k)                                so that x = alpha·x0 + sigma·eps
+    eps  = E[eps|x] = sum_k r_k sigma/u_k (x - alpha·m_k)
+
+with r_k the posterior weight of component k; x = alpha·x0 + sigma·eps holds for both means too.
 
 Neither half is divided by alpha or sigma, so both stay finite and exact at alpha = 0 (x0 = the mean
 of the data) and at sigma = 0 (x0 = x/alpha). All arithmetic is float64, whatever the dtype of x;
@@ -14,6 +17,7 @@ NumPy arrays and torch tensors give results of their own kind.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,13 @@ from fastsample.model import PREDICTIONS, Model
 from fastsample.models.words import levels, spoken
 
 _TINY = 1e-150  # floor of u: with c = 0 and sigma = 0 the nearest component wins instead of 0/0
+
+
+def _float64(x: Any) -> Callable[[Any], Any]:
+    """The function that makes a value float64, of x's kind and where x lies."""
+    if isinstance(x, torch.Tensor):
+        return lambda value: torch.as_tensor(value, dtype=torch.float64, device=x.device)
+    return lambda value: np.asarray(value, np.float64)
 
 
 class GaussianMixture:
@@ -58,28 +69,27 @@ class GaussianMixture:
         if std.ndim:
             std = std.reshape(len(means), -1)  # [K, 1] or [K, D]
         self.stds = np.array(np.broadcast_to(std, self.means.shape))
-        # [D, D], columns: the axes in which the covariance is diagonal; None: the coordinates
-        # themselves
+        # [D, D], columns: the axes in which the covariance is diagonal; None: the coordinates.
         self.basis = None
 
     def denoise(self, x: Any, alpha: Any, sigma: Any) -> Any:
-        """E[x0|x].   x [B, *shape], alpha and sigma numbers or [B] -> [B, *shape], of x's kind "
-        "and dtype"""
+        """E[x0|x] [B, *shape], of x's kind and dtype.
+
+        x [B, *shape]; alpha and sigma numbers or [B].
+        """
         return self.posterior(x, alpha, sigma)[0]
 
     def posterior(self, x: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-        """E[x0|x] and E[eps|x].   x [B, *shape], alpha and sigma >= 0, not both 0, numbers or [B] "
-        "-> two of x's shape, kind and dtype"""
+        """E[x0|x] and E[eps|x], both of x's shape, kind and dtype.
+
+        x [B, *shape]; alpha and sigma >= 0, not both 0, numbers or [B].
+        """
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"{type(self).__name__}: x is {list(x.shape)}; [B, "
                 f"{', '.join(map(str, self.shape))}] is accepted"
             )
-        xp, number = (
-            (torch, self._tensor(x))
-            if isinstance(x, torch.Tensor)
-            else (np, lambda value: np.asarray(value, np.float64))
-        )
+        xp, number = torch if isinstance(x, torch.Tensor) else np, _float64(x)
         if self.basis is not None:
             basis = number(self.basis)
         flat = number(x).reshape(-1, 1, self.means.shape[1])  # [B, 1, D]
@@ -98,10 +108,6 @@ class GaussianMixture:
             return tuple(half.reshape(x.shape).to(x.dtype) for half in halves)
         return tuple(half.reshape(x.shape).astype(x.dtype) for half in halves)
 
-    @staticmethod
-    def _tensor(x: torch.Tensor):
-        return lambda value: torch.as_tensor(value, dtype=torch.float64, device=x.device)
-
     def std(self) -> float:
         """Root mean square over coordinates of the standard deviation of x0: sigma_data for the edm
         and trigflow predictions.
@@ -110,8 +116,9 @@ class GaussianMixture:
         return float(np.sqrt((self.weights @ (self.stds**2 + (self.means - mean) ** 2)).mean()))
 
     def model(self, schedule: Any, prediction: str = "x0") -> Model:
-        """fs.Model with exact predictions, for NumPy and torch. fn sees x itself and the schedule's
-        own t, also for edm and trigflow.
+        """fs.Model with exact predictions, for NumPy and torch.
+
+        fn sees x itself and the schedule's own t, also for edm and trigflow.
         """
         if prediction not in PREDICTIONS:
             raise ValueError(
@@ -126,20 +133,16 @@ class GaussianMixture:
             if is_torch:
                 alpha, sigma = torch_levels(torch.as_tensor(t, device=x.device).reshape(-1))
             else:
-                alpha, sigma = (
-                    np.reshape(value, -1) for value in (schedule.alpha(t), schedule.sigma(t))
-                )
+                alpha, sigma = np.reshape(schedule.alpha(t), -1), np.reshape(schedule.sigma(t), -1)
             x0, eps = self.posterior(x, alpha, sigma)
             column = (-1,) + (1,) * (x.ndim - 1)
             alpha, sigma = (value.reshape(column) for value in (alpha, sigma))
             out = spoken(prediction, x0, eps, alpha, sigma, spread)
             return out.to(x.dtype) if is_torch else out.astype(x.dtype)
 
-        plain = (
-            {"time": lambda t: t, "input_scale": lambda t: np.ones_like(t)}
-            if prediction in ("edm", "trigflow")
-            else {}
-        )
+        plain = {}
+        if prediction in ("edm", "trigflow"):
+            plain = {"time": lambda t: t, "input_scale": lambda t: np.ones_like(t)}
         return Model(
             fn,
             schedule=schedule,
@@ -153,9 +156,8 @@ class GaussianMixture:
         """n draws of x0, float64 [n, *shape]; the same seed gives the same draws."""
         generator = np.random.default_rng(seed)
         chosen = generator.choice(len(self.weights), size=n, p=self.weights)
-        flat = self.means[chosen] + self.stds[chosen] * generator.standard_normal(
-            (n, self.means.shape[1])
-        )
+        unit = generator.standard_normal((n, self.means.shape[1]))
+        flat = self.means[chosen] + self.stds[chosen] * unit
         return (flat if self.basis is None else flat @ self.basis.T).reshape(n, *self.shape)
 
 
@@ -163,7 +165,10 @@ class Gaussian(GaussianMixture):
     """x0 ~ N(mean, diag std²) or N(mean, cov).
 
     mean    [*shape], shape may be empty; samples are [B, *shape]
-    std     >= 0: a number or [*shape];   cov [D, D], D = elements of mean: symmetric, no negative eigenvalue. One of the two.
+    std     >= 0: a number or [*shape]
+    cov     [D, D], D = elements of mean: symmetric, no negative eigenvalue
+
+    One of std and cov is given.
     """
 
     def __init__(self, mean: Any, std: Any = None, *, cov: Any = None) -> None:
@@ -194,25 +199,18 @@ class Gaussian(GaussianMixture):
         self, x: Any, alpha: float, sigma: float, alpha_end: float = 1.0, sigma_end: float = 0.0
     ) -> Any:
         """Where the probability-flow ODE takes x from (alpha, sigma) to (alpha_end, sigma_end), on
-        any schedule.
+        any schedule: along each axis of the covariance (x - alpha·m)/sqrt(alpha²c + sigma²) is
+        constant.
 
-        Along each axis of the covariance (x - alpha·m)/sqrt(alpha²c + sigma²) is constant.   x [B, *shape], NumPy or torch -> the same
+        x [B, *shape], NumPy or torch -> the same.
         """
-        number = (
-            self._tensor(x)
-            if isinstance(x, torch.Tensor)
-            else (lambda value: np.asarray(value, np.float64))
-        )
-        flat, mean, c = (
-            number(x).reshape(-1, self.means.shape[1]),
-            number(self.means[0]),
-            number(self.stds[0]) ** 2,
-        )
+        number = _float64(x)
+        flat = number(x).reshape(-1, self.means.shape[1])
+        mean, c = number(self.means[0]), number(self.stds[0]) ** 2
         if self.basis is not None:
             flat = flat @ number(self.basis)
-        flat = alpha_end * mean + (
-            (alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)
-        ) ** 0.5 * (flat - alpha * mean)
+        wider = ((alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)) ** 0.5
+        flat = alpha_end * mean + wider * (flat - alpha * mean)
         if self.basis is not None:
             flat = flat @ number(self.basis).T
         flat = flat.reshape(x.shape)

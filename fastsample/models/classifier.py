@@ -2,7 +2,8 @@
 Fréchet distance on its features.
 
     class_accuracy    = share of images the classifier puts in the class they were made for
-    frechet_distance  = |m - m'|² + tr(C + C' - 2 (C^½ C' C^½)^½)          over its 64 features; m', C' of the 60,000 training images
+    frechet_distance  = |m - m'|² + tr(C + C' - 2 (C^½ C' C^½)^½)
+                        over its 64 features; m', C' of the 60,000 training images
 
 The second is the Fréchet distance on fashion-classifier features. It is not FID (Heusel et al.
 2017), which is taken on Inception features: the two have different scales and must not be compared.
@@ -27,8 +28,10 @@ _CHUNK = 512  # images per forward pass: bounds the memory
 
 
 class Classifier(nn.Module):
-    """Four 3x3 convolutions, two poolings, the mean over places, one linear map.   images "
-    "[B,1,28,28] in [-1,1] -> logits [B,10]"""
+    """Five 3x3 convolutions, two poolings, the mean over places, one linear map.
+
+    images [B,1,28,28] in [-1,1] -> logits [B,10].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +57,8 @@ class Classifier(nn.Module):
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Classifier, np.ndarray, np.ndarray]:
-    tensors, _ = read_weights(
-        WEIGHTS / "fashion_classifier.safetensors", "fastsample-fashion-classifier-1"
-    )
+    path = WEIGHTS / "fashion_classifier.safetensors"
+    tensors, _ = read_weights(path, "fastsample-fashion-classifier-1")
     mean, cov = (tensors.pop(f"reference.{name}").double().numpy() for name in ("mean", "cov"))
     net = Classifier()
     net.load_state_dict(tensors)
@@ -71,8 +73,10 @@ def load_classifier() -> Classifier:
 
 
 def class_accuracy(images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Share of images whose likeliest class is their label, and their count.   images [B,1,28,28] "
-    "in [-1,1], labels integers [B]"""
+    """Share of images whose likeliest class is their label, and their count.
+
+    images [B,1,28,28] in [-1,1]; labels integers [B].
+    """
     net, labels = load_classifier(), torch.as_tensor(labels).cpu()
     if labels.shape != images.shape[:1] or labels.dtype.is_floating_point:
         given = f"labels {labels.dtype} {list(labels.shape)} for {len(images)} images"
@@ -82,8 +86,10 @@ def class_accuracy(images: torch.Tensor, labels: torch.Tensor) -> tuple[float, i
 
 
 def frechet_distance(images: torch.Tensor) -> float:
-    """Fréchet distance on fashion-classifier features to the training split.   images [B,1,28,28] "
-    "in [-1,1], B >= 2 -> float >= 0"""
+    """Fréchet distance on fashion-classifier features to the training split, >= 0.
+
+    images [B,1,28,28] in [-1,1], B >= 2.
+    """
     net, mean, cov = _load()
     if len(images) < 2:
         raise ValueError(
@@ -96,23 +102,19 @@ def frechet_distance(images: torch.Tensor) -> float:
 def statistics(features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D,D] (divided by B - 1), float64, of features [B,D], B >= 2."""
     values = features.double().numpy()
-    return values.mean(axis=0), np.cov(values, rowvar=False).reshape(
-        values.shape[1], values.shape[1]
-    )
+    D = values.shape[1]
+    return values.mean(axis=0), np.cov(values, rowvar=False).reshape(D, D)
 
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a^½ C_b C_a^½)^½), float64; means [D], symmetric
-    covariances [D,D] (Dowson & Landau 1982).
+    """|m_a - m_b|² + tr(C_a + C_b - 2 (C_a^½ C_b C_a^½)^½), float64 (Dowson & Landau 1982).
+
+    means [D], symmetric covariances [D,D].
     """
     root = _root(cov_a)
     cross = np.linalg.eigvalsh(root @ cov_b @ root)
-    distance = (
-        ((mean_a - mean_b) ** 2).sum()
-        + np.trace(cov_a)
-        + np.trace(cov_b)
-        - 2 * np.sqrt(cross.clip(min=0.0)).sum()
-    )
+    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b)
+    distance -= 2 * np.sqrt(cross.clip(min=0.0)).sum()
     return float(max(distance, 0.0))  # equal inputs may round below 0
 
 
@@ -128,7 +130,7 @@ def _batched(function, images: torch.Tensor, where: str) -> torch.Tensor:
         raise ValueError(
             f"{where}: images are {list(images.shape)}; [B, 1, 28, 28] with B >= 1 is accepted"
         )
-    chunks = images.detach().to("cpu", torch.float32).split(_CHUNK)
-    return torch.cat(
-        [function(chunk.contiguous(memory_format=torch.channels_last)) for chunk in chunks]
-    )
+    images = images.detach().to("cpu", torch.float32)
+    form = torch.channels_last
+    chunks = [chunk.contiguous(memory_format=form) for chunk in images.split(_CHUNK)]
+    return torch.cat([function(chunk) for chunk in chunks])

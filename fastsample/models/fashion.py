@@ -11,8 +11,8 @@ Nothing is divided by alpha or sigma: both halves, and every prediction made of 
 alpha = 0 and at sigma = 0. The network was trained on sigma/alpha from about 0.002 to 80; outside,
 c_noise stays at the end of that range.
 
-Images are float [B,1,28,28] in [-1,1]; labels 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5
-sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot. Weights: weights/fashion.safetensors, made by
+Images are float [B,1,28,28] in [-1,1]; labels 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat,
+5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot. Weights: weights/fashion.safetensors, made by
 tools/train_fashion.py.
 """
 
@@ -51,7 +51,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 class FashionUNet(UNet):
     """The U-Net and its preconditioning. `forward(x_in, c_noise, label)` is the raw network F.
 
-    sigma_data   standard deviation of the training images about their mean, kept in the metadata of the weights
+    sigma_data   standard deviation of the training images about their mean, kept in the metadata
+                 of the weights
     """
 
     def __init__(self, sigma_data: float, **architecture: Any) -> None:
@@ -61,15 +62,18 @@ class FashionUNet(UNet):
     def denoise(
         self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor
     ) -> torch.Tensor:
-        """E[x0|x].   x [B,1,28,28], alpha and sigma [B] >= 0, not both 0, label int64 [B] in "
-        "0..10 -> [B,1,28,28] of x's dtype"""
+        """E[x0|x] [B,1,28,28], of x's dtype.
+
+        x [B,1,28,28]; alpha and sigma [B] >= 0, not both 0; label int64 [B] in 0..10.
+        """
         return self.posterior(x, alpha, sigma, label)[0]
 
     def posterior(
         self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """E[x0|x] and E[eps|x]. Arguments as in denoise. Coefficients are float64, rounded once to
-        x's dtype.
+        """E[x0|x] and E[eps|x]; arguments as in denoise.
+
+        Coefficients are float64, rounded once to x's dtype.
         """
         alpha, sigma, sd = alpha.double(), sigma.double(), self.sigma_data
         n = torch.sqrt(sigma**2 + (alpha * sd) ** 2)
@@ -83,8 +87,8 @@ class FashionUNet(UNet):
     def _inputs(
         self, x_in: torch.Tensor, c_noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both in the network's dtype, c_noise inside the trained range (±inf at an end of the
-        schedule included).
+        """Both in the network's dtype, c_noise inside the trained range, also where it is ±inf at
+        an end of the schedule.
         """
         dtype = self.stem.weight.dtype
         low, high = (math.log(sigma) / 4 for sigma in SIGMA_RANGE)
@@ -92,8 +96,9 @@ class FashionUNet(UNet):
 
 
 class Fashion(nn.Module):
-    """fn(x, t, label=None) of the embedded model: any prediction on any schedule. A module, so that
-    a Model can name its weights.
+    """fn(x, t, label=None) of the embedded model: any prediction on any schedule.
+
+    A module, so that a Model can name its weights.
     """
 
     def __init__(self, net: FashionUNet, schedule: Any, prediction: str) -> None:
@@ -104,8 +109,10 @@ class Fashion(nn.Module):
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """x [B,1,28,28], t [B] as `fastsample.Model` tells it, label int64 [B] in 0..10; None or
-        10: no class -> [B,1,28,28]
+        """The prediction [B,1,28,28].
+
+        x [B,1,28,28]; t [B] as `fastsample.Model` tells it; label int64 [B] in 0..10, None or 10:
+        no class.
         """
         if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
             raise ValueError(f"models.fashion: x is {list(x.shape)}; [B, 1, 28, 28] is accepted")
@@ -159,9 +166,8 @@ def read_weights(path: Path, form: str) -> tuple[dict[str, torch.Tensor], dict[s
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise ImportError(
-            "models: reading weights needs safetensors; pip install 'fastsample[demo]'"
-        ) from error
+        why = "models: reading weights needs safetensors; pip install 'fastsample[demo]'"
+        raise ImportError(why) from error
     if not path.exists():
         raise FileNotFoundError(
             f"models: no weights at {path}; a file of tools/train_fashion.py or "
@@ -184,8 +190,7 @@ def fashion(
     weights: str | Path | None = None,
     device: str = "cpu",
 ) -> Model:
-    """The embedded model as a fastsample.Model; its fn is fn(x, t, label=None), see
-    Fashion.forward.
+    """The embedded model as a fastsample.Model with fn(x, t, label=None), see Fashion.forward.
 
     schedule     any of fastsample.schedules; None: EDM(0.002, 80)
     prediction   x0, eps, v, flow, edm or trigflow

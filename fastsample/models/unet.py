@@ -1,13 +1,12 @@
 """F(x_in, c_noise, label): the small U-Net inside the embedded model.
 
-    x_in [B,1,28,28] -> stem -> blocks at 28x28 -> at 14x14 -> at 7x7, with attention -> at 14x14 ->
-    at 28x28 -> [B,1,28,28]
+    x_in [B,1,28,28] -> stem -> blocks at 28x28 -> at 14x14 -> at 7x7, with attention
+                             -> at 14x14 -> at 28x28 -> [B,1,28,28]
 
 Every block is x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding)): Ho et
 al. 2020, app. B, with the scale and shift of Dhariwal & Nichol 2021, table 3. The network knows no
-schedule: it sees unit-variance input and
-c_noise = ln(sigma/alpha)/4 (Karras et al. 2022, table 1), and `fashion.py` puts the preconditioning
-around it.
+schedule: it sees unit-variance input and c_noise = ln(sigma/alpha)/4 (Karras et al. 2022, table 1),
+and `fashion.py` puts the preconditioning around it.
 """
 
 from __future__ import annotations
@@ -23,22 +22,23 @@ NO_LABEL = NUM_CLASSES  # the eleventh embedding: "no class", learned by label d
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm of 8 groups, in float32 under autocast too (torch's bf16 group norm on a CPU took
-    2.5x the time; torch 2.13).
+    """GroupNorm of 8 groups, in float32 under autocast too: torch's bf16 group norm on a CPU took
+    2.5x the time (torch 2.13).
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(8, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(
-            x.dtype
-        )
+        out = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+        return out.to(x.dtype)
 
 
 class Block(nn.Module):
-    """y = skip(x) + conv(silu(scale·norm(conv(silu(norm(x)))) + shift)).   x [B,C_in,H,W], emb "
-    "[B,E] -> [B,C_out,H,W]"""
+    """y = skip(x) + conv(silu(scale·norm(conv(silu(norm(x)))) + shift)).
+
+    x [B,C_in,H,W], emb [B,E] -> [B,C_out,H,W].
+    """
 
     def __init__(self, c_in: int, c_out: int, emb: int) -> None:
         super().__init__()
@@ -58,9 +58,15 @@ class Block(nn.Module):
         return self.skip(x) + self.conv_out(h)
 
 
+def _blocks(c_in: int, width: int, emb: int, depth: int) -> nn.ModuleList:
+    return nn.ModuleList([Block(c_in if i == 0 else width, width, emb) for i in range(depth)])
+
+
 class Attention(nn.Module):
-    """y = x + W·softmax(q·k/sqrt(d))·v over the H·W places, `heads` heads.   x [B,C,H,W] -> "
-    "[B,C,H,W]"""
+    """y = x + W·softmax(q·k/sqrt(d))·v over the H·W places, `heads` heads.
+
+    x [B,C,H,W] -> [B,C,H,W].
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -74,11 +80,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B,N,C]
-        qkv = (
-            self.qkv(tokens)
-            .reshape(b, height * width, 3, self.heads, c // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(tokens).reshape(b, height * width, 3, self.heads, c // self.heads)
+        qkv = qkv.permute(2, 0, 3, 1, 4)
         # float32 under autocast too: torch's bf16 attention gradient on a CPU took 4x the time of
         # the float32 one (torch 2.13).
         with torch.autocast(x.device.type, enabled=False):
@@ -88,10 +91,14 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x_in, c_noise, label).   x_in [B,1,28,28], c_noise [B], label int64 [B] in 0..10 -> [B,1,28,28]
+    """F(x_in, c_noise, label) [B,1,28,28].
 
-    widths     channels per resolution, finest first, each resolution half the one before; multiples of 8
-    depths     blocks per resolution: once for the coarsest, on the way down and again on the way up for the others
+    x_in [B,1,28,28], c_noise [B], label int64 [B] in 0..10.
+
+    widths     channels per resolution, finest first, each resolution half the one before;
+               multiples of 8
+    depths     blocks per resolution: once for the coarsest, on the way down and again on the way
+               up for the others
     emb        width of the embedding of noise level and label
     """
 
@@ -105,28 +112,22 @@ class UNet(nn.Module):
         self.label = nn.Embedding(NUM_CLASSES + 1, emb)
         # Fixed frequencies over c_noise in about [-1.6, 1.1]: periods from 16 down to 0.5, so
         # neighbouring noise levels stay apart.
-        self.register_buffer(
-            "frequencies", 2 * math.pi * torch.logspace(-4, 1, 16, base=2.0), persistent=False
-        )
+        frequencies = 2 * math.pi * torch.logspace(-4, 1, 16, base=2.0)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.noise = nn.Sequential(nn.Linear(32, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
         self.down, self.up, self.widen = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         c = widths[0]
         for width, depth in zip(widths[:-1], depths[:-1], strict=True):
-            self.down.append(
-                nn.ModuleList([Block(c if i == 0 else width, width, emb) for i in range(depth)])
-            )
+            self.down.append(_blocks(c, width, emb, depth))
             c = width
-        self.middle = nn.ModuleList(
-            [Block(c if i == 0 else widths[-1], widths[-1], emb) for i in range(depths[-1])]
-        )
+        self.middle = _blocks(c, widths[-1], emb, depths[-1])
         self.attention = Attention(widths[-1], heads=4)
         c = widths[-1]
         for width, depth in zip(widths[-2::-1], depths[-2::-1], strict=True):
-            self.widen.append(
-                nn.Conv2d(c, width, 1)
-            )  # before the upsampling: a quarter of the work of after it
-            self.up.append(nn.ModuleList([Block(width, width, emb) for _ in range(depth)]))
+            # Before the upsampling: a quarter of the work of after it.
+            self.widen.append(nn.Conv2d(c, width, 1))
+            self.up.append(_blocks(width, width, emb, depth))
             c = width
         self.norm = Norm(c)
         self.head = nn.Conv2d(c, 1, 3, padding=1)

@@ -1,8 +1,10 @@
 """What a model that knows the posterior mean must speak: noise levels at t, and any of the six
 predictions.
 
-levels(schedule)(t)      alpha(t), sigma(t) in torch, on any device and under torch.compile; `fastsample.schedules` has them in NumPy
-spoken(prediction, ...)  one prediction from x0 and eps together, by sums that stay finite at alpha = 0 and at sigma = 0
+    levels(schedule)(t)      alpha(t), sigma(t) in torch, on any device and under torch.compile;
+                             `fastsample.schedules` has them in NumPy
+    spoken(prediction, ...)  one prediction from x0 and eps together, by sums that stay finite at
+                             alpha = 0 and at sigma = 0
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from fastsample import schedules
 def levels(
     schedule: Any, device: Any = "cpu"
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The function t -> alpha(t), sigma(t).   t [B], the schedule's own time, any dtype -> float64 [B], float64 [B] on t's device
+    """The function t -> alpha(t), sigma(t), both float64 [B] on t's device.
 
-    Computed in float64, t clamped to the schedule's range: a float32 t may round past its end.
+    t [B] is the schedule's own time, of any dtype. Computed in float64, t clamped to the schedule's
+    range: a float32 t may round past its end.
     Tables lie on `device` (elsewhere each call copies them). A schedule other than the six of
     `fastsample.schedules` is asked in NumPy, which torch.compile cannot look into.
     """
@@ -32,19 +35,16 @@ def levels(
     if isinstance(schedule, schedules.DiscreteVP):
         point = _discrete_vp(schedule, device)
     else:
-        point = next(
-            (make(schedule) for kind, make in _POINTS.items() if isinstance(schedule, kind)), None
-        ) or _numpy(schedule)
+        makers = (make for kind, make in _POINTS.items() if isinstance(schedule, kind))
+        point = next(makers, _numpy)(schedule)
     return lambda t: point(t.double().clamp(low, high))
 
 
 def _numpy(schedule: Any):
     def point(t: torch.Tensor):
         at = t.detach().cpu().numpy()
-        return tuple(
-            torch.as_tensor(np.asarray(f(at)), dtype=torch.float64, device=t.device)
-            for f in (schedule.alpha, schedule.sigma)
-        )
+        values = (np.asarray(f(at)) for f in (schedule.alpha, schedule.sigma))
+        return tuple(torch.as_tensor(v, dtype=torch.float64, device=t.device) for v in values)
 
     return point
 
@@ -81,9 +81,8 @@ def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
     # half_log_snr is linear between whole t. In an interval with an infinite end sigma/alpha (or
     # alpha/sigma) is linear instead.
     last, t_max = int(schedule.t_finite), schedule.t_max
-    levels_at = torch.tensor(
-        schedule.half_log_snr(np.arange(last + 1)), dtype=torch.float64, device=device
-    )
+    whole = schedule.half_log_snr(np.arange(last + 1))
+    levels_at = torch.tensor(whole, dtype=torch.float64, device=device)
 
     def point(t: torch.Tensor):
         table, inside = levels_at.to(t.device), t.clamp(0.0, last)
