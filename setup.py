@@ -1,6 +1,7 @@
 """Builds fastsample/_C with CMake and Ninja, or installs without it.
 
-FASTSAMPLE_NATIVE=auto|on|off   auto: build if a C++ compiler works, else say so and go on (backend `reference`: everything works, slower)
+FASTSAMPLE_NATIVE=auto|on|off   auto: build if a C++ compiler works, else say so and go on (backend
+                                `reference`: everything works, slower)
 FASTSAMPLE_CUDA=auto|on|off     this version has no CUDA kernels: `on` is refused
 """
 
@@ -31,20 +32,16 @@ def choice(name: str) -> str:
 
 def compiler_fault() -> str | None:
     """None if a C++ program compiles here, else why not in a few words."""
-    compiler = os.environ.get("CXX", "").split() or [
-        next(filter(shutil.which, ("c++", "g++", "clang++")), "")
-    ]
+    found = next(filter(shutil.which, ("c++", "g++", "clang++")), "")
+    compiler = os.environ.get("CXX", "").split() or [found]
     if not compiler[0]:
         return "no C++ compiler was found"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(PROBE)
+        command = [*compiler, "-std=c++17", source, "-o", Path(folder, "probe")]
         try:
-            done = subprocess.run(
-                [*compiler, "-std=c++17", source, "-o", Path(folder, "probe")],
-                capture_output=True,
-                text=True,
-            )
+            done = subprocess.run(command, capture_output=True, text=True)
         except OSError as error:
             return f"{compiler[0]} does not start ({error})"
     return None if done.returncode == 0 else f"{compiler[0]} does not compile a two-line program"
@@ -63,22 +60,17 @@ def extensions() -> list[Extension]:
         return [Extension("fastsample._C", sources=[], optional=native == "auto")]
     if native == "on":
         raise SystemExit(f"FASTSAMPLE_NATIVE=on: {fault}; install g++ or clang++, or set CXX")
-    print(
-        f"fastsample: built without _C ({fault}); everything works on the backend `reference`",
-        file=sys.stderr,
-    )
+    told = f"built without _C ({fault}); everything works on the backend `reference`"
+    print(f"fastsample: {told}", file=sys.stderr)
     return []
 
 
 class CMakeBuild(build_ext):
-    """Writes _C where setuptools expects it: into the package (editable) or the build tree "
-    "(wheel)."""
+    """Writes _C where setuptools expects it: the package (editable) or the build tree (wheel)."""
 
     def build_extension(self, extension: Extension) -> None:
-        target, build = (
-            Path(self.get_ext_fullpath(extension.name)).resolve(),
-            ROOT / "build" / f"setup-{sys.implementation.cache_tag}",
-        )
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        build = ROOT / "build" / f"setup-{sys.implementation.cache_tag}"
         # Always named: a cached path may lead into the build environment of an earlier install,
         # deleted since.
         ninja = shutil.which("ninja")
@@ -93,25 +85,15 @@ class CMakeBuild(build_ext):
             "FASTSAMPLE_PYBIND11": pybind11_headers(),
             "Python_EXECUTABLE": sys.executable,
         }
-        configure = [
-            "cmake",
-            "-S",
-            ROOT / "csrc",
-            "-B",
-            build,
-            "-G",
-            "Ninja",
-            *(f"-D{name}={value}" for name, value in options.items()),
-        ]
+        configure = ["cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja"]
+        configure += [f"-D{name}={value}" for name, value in options.items()]
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", build, "--target", "_C"], check=True)
-        except (
-            OSError,
-            subprocess.CalledProcessError,
-        ) as error:  # in auto mode setuptools says so and goes on without _C
+        except (OSError, subprocess.CalledProcessError) as error:
+            # In auto mode setuptools says so and goes on without _C.
             raise CompileError(
                 f"fastsample: CMake could not build _C ({error}); FASTSAMPLE_NATIVE=off installs "
                 "without it"

@@ -22,9 +22,8 @@ def problem():
     generator = torch.Generator().manual_seed(0)
     rate = torch.linspace(-2.0, 1.0, D, dtype=torch.float64)
     start = torch.randn(D, generator=generator, dtype=torch.float64)
-    t = (
-        torch.linspace(0.0, 1.0, N, dtype=torch.float64) ** 1.5
-    )  # evenly spaced, jumps of i then j-i and j-i then i would tie exactly
+    # Evenly spaced, jumps of i then j-i and j-i then i would tie exactly.
+    t = torch.linspace(0.0, 1.0, N, dtype=torch.float64) ** 1.5
     exact = torch.exp(t[:, None] * rate) * start
     jumped = start + t[:, None] * (rate * start)
     c = torch.stack([torch.ones(N, N, dtype=torch.float64), t[None, :] - t[:, None]])
@@ -38,24 +37,19 @@ def costs_in_float64(u, c, x):
     weights, out = c.numpy(), np.full((N, N), np.inf)
     for i in range(N):
         for j in range(i + 1, N):
-            difference = (
-                weights[0, i, j] * sources[0][i] + weights[1, i, j] * sources[1][i] - targets[j]
-            )
+            jump = weights[0, i, j] * sources[0][i] + weights[1, i, j] * sources[1][i]
+            difference = jump - targets[j]
             out[i, j] = difference @ difference / D
     return out
 
 
 def per_pair(u, c, x):
-    """The plain loop: one torch expression for each pair, float32, as published searches write "
-    "it."""
-    out, weights = torch.full((N, N), torch.inf), c.tolist()
+    """The plain loop, a torch expression for each pair, float32, as published searches have it."""
+    out, (a, b) = torch.full((N, N), torch.inf), c.tolist()
     for i in range(N):
         for j in range(i + 1, N):
-            out[i, j] = (
-                (weights[0][i][j] * u[0][0, i] + weights[1][i][j] * u[1][0, i] - x[0, j])
-                .square()
-                .mean()
-            )
+            away = a[i][j] * u[0][0, i] + b[i][j] * u[1][0, i] - x[0, j]
+            out[i, j] = away.square().mean()
     return out
 
 
@@ -70,33 +64,17 @@ def bench_cost_matrix(benchmark):
     best = N - 1 - np.argmin(truth[::-1, 1:], axis=0)  # ties: the highest source
     wrong = int((argmin_source(cost)[1:].numpy() != best).sum())
     pairs = N * (N - 1) // 2
-    operations = (
-        pairs * D * 3
-    )  # two for the jump less the target, one for the square: 3 multiply-adds an element and pair
-    benchmark.extra_info.update(
-        pairs=pairs, multiply_adds=operations, threads=torch.get_num_threads()
-    )
-    figure(
-        benchmark,
-        f"cost_matrix, N={N}, D={D}: wrong argmins against float64",
-        wrong,
-        target=0,
-        better="equal",
-    )
+    # Two for the jump less the target, one for the square: 3 multiply-adds an element and pair.
+    operations, threads = pairs * D * 3, torch.get_num_threads()
+    benchmark.extra_info.update(pairs=pairs, multiply_adds=operations, threads=threads)
+    what = f"cost_matrix, N={N}, D={D}: wrong argmins against float64"
+    figure(benchmark, what, wrong, target=0, better="equal")
     if wrong:
         raise AssertionError(f"cost_matrix: {wrong} of {N - 1} argmins differ from float64")
     with torch.inference_mode():
-        ours, peers = interleaved(
-            benchmark,
-            lambda: lambda: cost_matrix(u, c, x, band),
-            {"pairs": lambda: lambda: per_pair(u, c, x)},
-        )
-    figure(
-        benchmark,
-        "cost_matrix: multiply-adds per second",
-        [operations / s / 1e9 for s in ours],
-        "G/s",
-        target=60,
-    )
+        loop = {"pairs": lambda: lambda: per_pair(u, c, x)}
+        ours, peers = interleaved(benchmark, lambda: lambda: cost_matrix(u, c, x, band), loop)
+    speeds = [operations / s / 1e9 for s in ours]
+    figure(benchmark, "cost_matrix: multiply-adds per second", speeds, "G/s", target=60)
     ratios = [peer / own for peer, own in zip(peers["pairs"], ours, strict=True)]
     figure(benchmark, "cost_matrix: against a torch loop over pairs", ratios, "x", target=12)

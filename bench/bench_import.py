@@ -15,7 +15,8 @@ import fastsample
 imported = perf_counter()
 fastsample.solvers, fastsample.grids, fastsample.schedules, fastsample.Plan, fastsample.Model
 used = perf_counter()
-print(imported - start, used - start, *[name for name in ("torch", "scipy", "triton", "diffusers", "matplotlib") if name in sys.modules])
+heavy = ("torch", "scipy", "triton", "diffusers", "matplotlib")
+print(imported - start, used - start, *[name for name in heavy if name in sys.modules])
 """
 
 
@@ -24,9 +25,9 @@ def bench_import(benchmark):
     seconds, heavy = [], set()
 
     def once():
-        words = subprocess.run(
-            [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
-        ).stdout.split()
+        command = [sys.executable, "-c", CODE]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        words = done.stdout.split()
         seconds.append([float(word) for word in words[:2]])
         heavy.update(words[2:])
 
@@ -34,13 +35,8 @@ def bench_import(benchmark):
     benchmark.pedantic(once, rounds=PAIRS, warmup_rounds=2, iterations=1)
     if heavy:
         raise AssertionError(f"import: loads {sorted(heavy)}")
-    alone, with_makers = zip(*seconds[-PAIRS:], strict=True)
-    figure(
-        benchmark, "`import fastsample`", [1e3 * s for s in alone], "ms", target=150, better="lower"
-    )
-    figure(
-        benchmark,
-        "`import fastsample` and the first use of solvers, grids, schedules",
-        [1e3 * s for s in with_makers],
-        "ms",
-    )
+    milliseconds = [[1e3 * s for s in pair] for pair in seconds[-PAIRS:]]
+    alone, with_makers = zip(*milliseconds, strict=True)
+    figure(benchmark, "`import fastsample`", alone, "ms", target=150, better="lower")
+    what = "`import fastsample` and the first use of solvers, grids, schedules"
+    figure(benchmark, what, with_makers, "ms")

@@ -13,11 +13,8 @@ from triad import moves, step_bytes
 
 import fastsample as fs
 
-SIZES = {
-    (1, 4, 64, 64): 20,
-    (1, 16, 128, 128): 20,
-    (1, 16, 21, 60, 104): 8,
-}  # shape -> evaluations in a round
+# shape -> evaluations in a round
+SIZES = {(1, 4, 64, 64): 20, (1, 16, 128, 128): 20, (1, 16, 21, 60, 104): 8}
 WORDS = {"dpmpp_2m": {}, "unipc": {"order": 2}}
 TARGETS = {"dpmpp_2m": (25, 10, 10), "unipc": (35, 10, 5)}
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -27,11 +24,11 @@ def peer_scheduler(solver, nfe):
     """diffusers' scheduler of the same method, its defaults kept: order 2, a last step of order 1,
     sigma = 0 at the end.
     """
-    kind = {
+    kinds = {
         "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
         "unipc": diffusers.UniPCMultistepScheduler,
-    }[solver]
-    scheduler = kind(**BETAS)
+    }
+    scheduler = kinds[solver](**BETAS)
     scheduler.set_timesteps(nfe)
     return scheduler
 
@@ -65,9 +62,8 @@ def check(plan, scheduler, noise, model_outputs):
             f"step: float32 differs from float64 by {own:.1e} of its range; rounding explains "
             f"{bound:.1e}"
         )
-    if (
-        not foreign <= 1e-3
-    ):  # the peer rounds its sigmas and coefficients to float32 before it uses them
+    # The peer rounds its sigmas and coefficients to float32 before it uses them.
+    if not foreign <= 1e-3:
         raise AssertionError(
             f"step: differs from {type(scheduler).__name__} by {foreign:.1e} of its range"
         )
@@ -79,10 +75,8 @@ def bench_step(benchmark, solver, shape):
     benchmark.group = "step"
     nfe, elements = SIZES[shape], torch.Size(shape).numel()
     plan = our_plan(solver, peer_scheduler(solver, nfe))
-    noise, model_outputs = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(0)),
-        outputs(shape, nfe),
-    )
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model_outputs = outputs(shape, nfe)
     with torch.inference_mode():
         check(plan, peer_scheduler(solver, nfe), noise, model_outputs)
         per_step = step_bytes(fs.Run(plan, noise=noise, preview=False))
@@ -107,23 +101,17 @@ def bench_step(benchmark, solver, shape):
         own, peers = interleaved(benchmark, ours, {"diffusers": theirs, **loops})
     name = f"{solver}, {'×'.join(map(str, shape))}"
     target = TARGETS[solver][list(SIZES).index(shape)]
-    benchmark.extra_info.update(
-        evaluations=nfe, bytes_per_step=per_step, threads=torch.get_num_threads()
-    )
+    threads = torch.get_num_threads()
+    benchmark.extra_info.update(evaluations=nfe, bytes_per_step=per_step, threads=threads)
     figure(benchmark, f"{name}: one step", [s / nfe * 1e6 for s in own], "µs")
-    why = f"ours moves {per_step / elements:.0f} bytes an element at the speed shown; the peer costs more or less by its page faults"
+    why = f"ours moves {per_step / elements:.0f} bytes an element at the speed shown; the peer "
+    why += "costs more or less by its page faults"
     ratios = [p / s for p, s in zip(peers["diffusers"], own, strict=True)]
     figure(benchmark, f"{name}: against diffusers", ratios, "x", target=target, missed=why)
     shares = {loop: [100 * p / s for p, s in zip(peers[loop], own, strict=True)] for loop in loops}
-    why = (
-        "the call from Python is most of it: the triad is one ctypes call with its arguments made "
-        "beforehand"
-        if elements < 65536
-        else ""
-    )
-    figure(
-        benchmark, f"{name}: share of a triad's speed", shares["triad"], "%", target=85, missed=why
-    )
+    call = "the call from Python is most of it: the triad is one ctypes call with its arguments "
+    why, what = call + "made beforehand" if elements < 65536 else "", "share of a triad's speed"
+    figure(benchmark, f"{name}: {what}", shares["triad"], "%", target=85, missed=why)
     figure(benchmark, f"{name}: of an in-place loop's", shares["in place"], "%")
 
 

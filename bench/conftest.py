@@ -1,5 +1,4 @@
-"""Writes a run of the benchmarks as one small committed file: "
-"bench/results/<machine>-<date>.json."""
+"""Writes a run of the benchmarks as one small file, bench/results/<machine>-<date>.json."""
 
 import json
 import os
@@ -12,16 +11,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--date",
-        default=None,
-        help="the day of the run, YYYY-MM-DD; without it no results file is written",
-    )
-    parser.addoption(
-        "--machine",
-        default=None,
-        help="a short name of the machine; default: made from its processor",
-    )
+    about = "the day of the run, YYYY-MM-DD; without it no results file is written"
+    parser.addoption("--date", default=None, help=about)
+    about = "a short name of the machine; default: made from its processor"
+    parser.addoption("--machine", default=None, help=about)
     parser.addoption("--results", default=str(RESULTS), help="the folder of the results file")
 
 
@@ -39,9 +32,9 @@ def vector_unit():
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return ""
-    return next(
-        (name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), ""
-    )
+    if "avx512f" in flags:
+        return "AVX-512"
+    return "AVX2" if "avx2" in flags else ""
 
 
 def versions():
@@ -56,19 +49,10 @@ def versions():
 
 def compact(item):
     """What is kept of one benchmark: its name, seconds with quartiles, figures and counts."""
-    stats, extra = item["stats"], dict(item["extra_info"])
-    seconds = {
-        "median": stats["median"],
-        "q1": stats["q1"],
-        "q3": stats["q3"],
-        "rounds": stats["rounds"],
-    }
-    row = {
-        "name": item["name"],
-        "group": item["group"] or "",
-        "seconds": seconds,
-        "figures": extra.pop("figures", []),
-    }
+    extra = dict(item["extra_info"])
+    seconds = {key: item["stats"][key] for key in ("median", "q1", "q3", "rounds")}
+    row = {"name": item["name"], "group": item["group"] or "", "seconds": seconds}
+    row["figures"] = extra.pop("figures", [])
     return {**row, "counts": extra} if extra else row
 
 
@@ -86,9 +70,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     if date is None or config.getoption("--collect-only"):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = config.getoption("--machine") or re.sub(
-        r"[^a-z0-9]+", "-", f"{processor()} {cores} cores".lower()
-    ).strip("-")
+    made = re.sub(r"[^a-z0-9]+", "-", f"{processor()} {cores} cores".lower()).strip("-")
+    name = config.getoption("--machine") or made
     record = {
         "machine": name,
         "processor": processor(),
@@ -98,9 +81,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
         "versions": versions(),
     }
     path = Path(config.getoption("--results")) / f"{name}-{date}.json"
-    kept = (
-        json.loads(path.read_text())["rows"] if path.exists() else []
-    )  # a part of the benchmarks replaces its own rows
+    # A part of the benchmarks replaces its own rows.
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = {row["name"]: row for row in kept}
     rows.update({row["name"]: row for row in map(compact, output_json["benchmarks"])})
     record["rows"] = rounded(list(rows.values()))

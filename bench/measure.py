@@ -22,8 +22,9 @@ def quartiles(values):
 
 
 def interleaved(benchmark, ours, peers, pairs=PAIRS):
-    """Seconds of ours and of each peer, taken in turn `pairs` times -> (ours [pairs], {peer:
-    [pairs]}).
+    """Seconds of ours and of each peer, taken in turn `pairs` times.
+
+    -> (ours [pairs], {peer: [pairs]}).
 
     ours, peers[name]: () -> work, a callable of no arguments. Making the work is not timed, so each
     round starts from fresh state. Two rounds of warm-up are thrown away. The pytest-benchmark
@@ -41,12 +42,10 @@ def interleaved(benchmark, ours, peers, pairs=PAIRS):
             gc.enable()
         return (ours(),), {}
 
-    benchmark.pedantic(
-        lambda work: work(), setup=setup, rounds=pairs, warmup_rounds=2, iterations=1
-    )
-    return list(benchmark.stats.stats.data), {
-        name: values[-pairs:] for name, values in seconds.items()
-    }
+    rounds = {"rounds": pairs, "warmup_rounds": 2, "iterations": 1}
+    benchmark.pedantic(lambda work: work(), setup=setup, **rounds)
+    theirs = {name: values[-pairs:] for name, values in seconds.items()}
+    return list(benchmark.stats.stats.data), theirs
 
 
 def figure(benchmark, what, values, unit="", target=None, better="higher", missed=""):
@@ -62,9 +61,8 @@ def figure(benchmark, what, values, unit="", target=None, better="higher", misse
     if not exact:
         line.update(q1=q1, q3=q3, n=len(values))
     if target is not None:
-        met = {"higher": median >= target, "lower": median <= target, "equal": median == target}[
-            better
-        ]
+        sides = {"higher": median >= target, "lower": median <= target, "equal": median == target}
+        met = sides[better]
         line.update(target=target, better=better, met=bool(met))
         if not met and missed:
             line["note"] = missed
@@ -75,7 +73,6 @@ def figure(benchmark, what, values, unit="", target=None, better="higher", misse
 def outputs(shape, nfe):
     """Model outputs [nfe] that no model made: fixed numbers, the same for both sides."""
     generator = torch.Generator().manual_seed(1)
-    distinct = [
-        torch.randn(shape, generator=generator) for _ in range(min(nfe, 4))
-    ]  # four are enough to tell a wrong order of history
+    # Four are enough to tell a wrong order of history.
+    distinct = [torch.randn(shape, generator=generator) for _ in range(min(nfe, 4))]
     return [distinct[i % len(distinct)] for i in range(nfe)]

@@ -1,11 +1,16 @@
 """The published per-sample step-size search, as a peer for bench_search.py; written from its
 description, used only for comparison.
 
-    X[j] = teacher Euler states;   for each image, for k = 1..M, for i = N..1:  v = v(z[i], t_i), then for every j < i
-    c = mean (z[i] + (t_j - t_i) v - X[j])^2;   if c < dp[k][j]: dp[k][j] = c, trace[k][j] = i, z'[j] = z[i] + (t_j - t_i) v
+    X[j] = teacher Euler states
+    for each image, for k = 1..M, for i = N..1:
+        v = v(z[i], t_i)
+        for every j < i:
+            y = z[i] + (t_j - t_i) v
+            c = mean (y - X[j])^2
+            if c < dp[k][j]: dp[k][j] = c, trace[k][j] = i, z'[j] = y
 
-Pei et al. 2025 (arXiv 2503.21774), alg. 1 with the habits of its released form: flow coordinates x
-/ (alpha + sigma), t = sigma / (alpha + sigma); one image and one node per model call; every node
+Pei et al. 2025 (arXiv 2503.21774), alg. 1 with the habits of its released form: flow coordinates
+x / (alpha + sigma), t = sigma / (alpha + sigma); one image and one node per model call; every node
 starts as the noise (a free start); a layer starts from the last one's costs and traces; one search
 per budget; the schedule of a model is the middle node at each position over the images' own
 schedules.
@@ -41,9 +46,8 @@ class Velocity:
         a, s = float(self.alpha[i]), float(self.sigma[i])
         x = z * (a + s)
         words = {k: v[samples] for k, v in self.cond.items()}
-        f = self.model(
-            x * float(self.scale[i]), torch.full((len(x),), float(self.time[i])), **words
-        )
+        label = torch.full((len(x),), float(self.time[i]))
+        f = self.model(x * float(self.scale[i]), label, **words)
         self.rows += len(x)
         p, q = to_x0(self.model.prediction, a, s, self.model.sigma_data)
         x0 = p * x + q * f
@@ -69,13 +73,10 @@ def search(
     begin, velocity, N = time.perf_counter(), Velocity(model, grid, cond or {}), len(grid) - 1
     X = [None] * N + [noise * float(velocity.flow[N])]
     for i in range(N, 0, -1):
-        X[i - 1] = X[i] + float(velocity.flow[i - 1] - velocity.flow[i]) * velocity(
-            X[i], i, slice(None)
-        )
-    paths = [
-        _one(velocity, [x[b : b + 1] for x in X], budget, slice(b, b + 1))
-        for b in range(len(noise))
-    ]
+        step = float(velocity.flow[i - 1] - velocity.flow[i])
+        X[i - 1] = X[i] + step * velocity(X[i], i, slice(None))
+    samples = [slice(b, b + 1) for b in range(len(noise))]
+    paths = [_one(velocity, [x[own] for x in X], budget, own) for own in samples]
     ranked, half = np.sort(np.array(paths), axis=0), len(paths) // 2
     median = (ranked[half] + ranked[(len(paths) - 1) // 2]) // 2
     return Published(median.tolist(), velocity.rows, time.perf_counter() - begin)

@@ -1,8 +1,9 @@
 """The measured bandwidth a step is held against, in C, float32, on the step's threads; and the
 bytes a step must move.
 
-    triad     a[i] = b[i] + s*c[i]      the usual measure: its stores go to lines that were not read
-    in place  a[i] = s*a[i] + b[i]      a harder one: a line is read, changed and written back, as a step does with its state
+    triad     a[i] = b[i] + s*c[i]   the usual measure: its stores go to lines that were not read
+    in place  a[i] = s*a[i] + b[i]   a harder one: a line is read, changed and written back, as a
+                                     step does with its state
 
 Each moves 12 bytes an element. On most processors the triad's stores cost a read of the line that
 nobody counts, so a step, which works in place, can be faster than a triad over as many bytes. The
@@ -18,11 +19,13 @@ import torch
 
 SOURCE = """
 #include <stdint.h>
-void triad(float* restrict a, const float* restrict b, const float* restrict c, float s, int64_t n, int32_t threads) {
+void triad(float* restrict a, const float* restrict b, const float* restrict c, float s, int64_t n,
+           int32_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < n; ++i) a[i] = b[i] + s * c[i];
 }
-void in_place(float* restrict a, const float* restrict b, const float* restrict unused, float s, int64_t n, int32_t threads) {
+void in_place(float* restrict a, const float* restrict b, const float* restrict unused, float s,
+              int64_t n, int32_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < n; ++i) a[i] = s * a[i] + b[i];
 }
@@ -33,15 +36,12 @@ SOURCES = 4  # model outputs a benchmark takes in turn; the loops read as many a
 
 
 def load():
-    """The compiled loops; built on every run, since the binary fits only the machine that built "
-    "it."""
+    """The compiled loops; built on every run: the binary fits only the machine that built it."""
     BUILD.mkdir(parents=True, exist_ok=True)
     source, library = BUILD / "triad.c", BUILD / "triad.so"
     source.write_text(SOURCE)
-    subprocess.run(
-        ["gcc", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-o", library, source],
-        check=True,
-    )
+    options = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *options, "-o", library, source], check=True)
     return ctypes.CDLL(str(library))
 
 
@@ -80,9 +80,8 @@ def _check(library, n):
         a, b, c = (torch.rand(n) for _ in range(3))
         exact = b.double() + 0.5 * c.double() if name == "triad" else 0.5 * a.double() + b.double()
         getattr(library, name)(*_arguments(a, b, c, 0.5, n, 1))
-        if (
-            not (a.double() - exact).abs().max() <= 2.0**-24
-        ):  # half of a float is exact, and the sum, below 2, is rounded once
+        # Half of a float is exact, and the sum, below 2, is rounded once.
+        if not (a.double() - exact).abs().max() <= 2.0**-24:
             raise AssertionError(f"triad: the compiled loop {name} is wrong")
 
 
@@ -91,14 +90,12 @@ def step_bytes(run):
     reads once, every output once.
     """
     plan, elements = run.plan, run.x.numel()
-    writes_input = (
-        run.model_input.data_ptr() != run.x.data_ptr()
-    )  # else the model is asked with the state itself
+    # Else the model is asked with the state itself.
+    writes_input = run.model_input.data_ptr() != run.x.data_ptr()
     state, model = run.x.element_size(), run.model_input.element_size()
     rows = [row for row in range(plan.rows) if plan.call[row] >= 0]
-    return sum(_row_bytes(plan, row, elements, writes_input, state, model) for row in rows) / len(
-        rows
-    )
+    moved = [_row_bytes(plan, row, elements, writes_input, state, model) for row in rows]
+    return sum(moved) / len(rows)
 
 
 def _row_bytes(plan, row, elements, writes_input, state, model):

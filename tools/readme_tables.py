@@ -1,9 +1,8 @@
-"""Writes README's tables from bench/results/*.json, between `<!-- table: GROUPS -->` and `<!-- end
--->`.
+"""Writes README's tables from bench/results/*.json.
 
-GROUPS: benchmark groups, by commas, in the order of the table. For each machine the newest file
-that has them is shown, its date beneath. `--check` writes nothing and fails when README is out of
-step.
+A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`. GROUPS: benchmark groups, by
+commas, in the order of the table. For each machine the newest file that has them is shown, its date
+beneath. `--check` writes nothing and fails when README is out of step.
 """
 
 import argparse
@@ -23,18 +22,13 @@ def number(value):
     """Three significant digits, whole numbers whole, no exponent."""
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
-    return (
-        f"{value:.3g}"
-        if 1e-3 <= abs(value) < 1000
-        else f"{value:,.0f}"
-        if abs(value) >= 1000
-        else f"{value:.1e}"
-    )
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def measured(figure):
-    """ "12.3 x (11.9–12.8)": the median and, where there were several measurements, the "
-    "quartiles."""
+    """The median and, of several measurements, the quartiles: 12.3 x (11.9–12.8)."""
     unit = f" {figure['unit']}" if figure["unit"] else ""
     spread = f" ({number(figure['q1'])}–{number(figure['q3'])})" if "q1" in figure else ""
     return number(figure["value"]) + unit + spread
@@ -44,9 +38,8 @@ def goal(figure):
     if "target" not in figure:
         return ""
     unit = f" {figure['unit']}" if figure["unit"] else ""
-    return f"{SIGN[figure['better']]} {number(figure['target'])}{unit}" + (
-        "" if figure["met"] else " **missed**"
-    )
+    missed = "" if figure["met"] else " **missed**"
+    return f"{SIGN[figure['better']]} {number(figure['target'])}{unit}{missed}"
 
 
 def newest(records, group):
@@ -72,16 +65,10 @@ def table(groups, records):
     if not shown:
         return "Not measured yet: `make bench`.\n"
     lines = pivot([row for _, row in shown]) or plain([row for _, row in shown])
-    notes = dict.fromkeys(
-        f"Missed: {f['what']}: {f['note']}."
-        for _, row in shown
-        for f in row["figures"]
-        if "note" in f
-    )
-    sources = dict.fromkeys(
-        ", ".join(filter(None, (r["processor"], f"{r['cores']} cores", r["vector"], r["date"])))
-        for r, _ in shown
-    )
+    figures = [f for _, row in shown for f in row["figures"] if "note" in f]
+    notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for f in figures)
+    machines = [(r["processor"], f"{r['cores']} cores", r["vector"], r["date"]) for r, _ in shown]
+    sources = dict.fromkeys(", ".join(filter(None, machine)) for machine in machines)
     return "\n".join([*lines, "", *notes, *(f"Measured on {source}." for source in sources)]) + "\n"
 
 
@@ -92,8 +79,8 @@ def plain(rows):
 
 
 def pivot(rows):
-    """One line a benchmark, one column a figure, where every benchmark has the same figures "case:
-    figure"; None where not.
+    """One line a benchmark, one column a figure, where every benchmark has the same figures
+    "case: figure"; None where not.
     """
     names = [[f["what"].partition(": ")[2] for f in row["figures"]] for row in rows]
     if len(rows) < 2 or not all(names[0]) or any(other != names[0] for other in names):
@@ -111,9 +98,8 @@ def pivot(rows):
 
 def filled(text, records):
     """README's text with every marked table made anew."""
-    return BLOCK.sub(
-        lambda m: m[1] + table([g.strip() for g in m[2].split(",")], records) + m[3], text
-    )
+    groups = lambda names: [name.strip() for name in names.split(",")]
+    return BLOCK.sub(lambda m: m[1] + table(groups(m[2]), records) + m[3], text)
 
 
 def results():
@@ -122,9 +108,8 @@ def results():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="fail when README is out of step; write nothing"
-    )
+    about = "fail when README is out of step; write nothing"
+    parser.add_argument("--check", action="store_true", help=about)
     check = parser.parse_args().check
     text = README.read_text()
     new = filled(text, results())

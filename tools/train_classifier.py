@@ -24,28 +24,20 @@ from fastsample.models.classifier import Classifier, statistics
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image moved by -1..1 pixels both ways (the frame is background) and mirrored with "
-    "probability 1/2.   [B,1,28,28]"""
-    padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
-    row, column = (
-        torch.randint(0, 3, (2, len(images), 1), generator=generator) + torch.arange(28)[None, None]
-    )
-    columns = torch.where(
-        torch.rand(len(images), 1, generator=generator) < 0.5, column, column.flip(1)
-    )
-    return padded[
-        torch.arange(len(images))[:, None, None], 0, row[:, :, None], columns[:, None, :]
-    ][:, None]
+    """Images [B,1,28,28], each moved by -1..1 pixels both ways (the frame is background) and
+    mirrored with probability 1/2.
+    """
+    B, padded = len(images), F.pad(images, (1, 1, 1, 1), value=-1.0)
+    row, column = torch.randint(0, 3, (2, B, 1), generator=generator) + torch.arange(28)[None, None]
+    column = torch.where(torch.rand(B, 1, generator=generator) < 0.5, column, column.flip(1))
+    return padded[torch.arange(B)[:, None, None], 0, row[:, :, None], column[:, None, :]][:, None]
 
 
 @torch.inference_mode()
 def in_chunks(function, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat(
-        [
-            function(chunk.contiguous(memory_format=torch.channels_last))
-            for chunk in images.split(500)
-        ]
-    )
+    form = torch.channels_last
+    chunks = [chunk.contiguous(memory_format=form) for chunk in images.split(500)]
+    return torch.cat([function(chunk) for chunk in chunks])
 
 
 def main() -> None:
@@ -56,9 +48,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS / "fashion_classifier.safetensors")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--threads", type=int, default=0, help="0: as many as torch takes by itself"
-    )
+    about = "0: as many as torch takes by itself"
+    parser.add_argument("--threads", type=int, default=0, help=about)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -73,9 +64,8 @@ def main() -> None:
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(images), generator=generator)
-            print(
-                f"epoch {step // per_epoch}  {(time.monotonic() - start) / 60:.1f} min", flush=True
-            )
+            minutes = (time.monotonic() - start) / 60
+            print(f"epoch {step // per_epoch}  {minutes:.1f} min", flush=True)
         chosen = order[step % per_epoch * batch :][:batch]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(3e-3, step, step / steps)

@@ -1,13 +1,13 @@
 """Train the embedded model: the class-conditional U-Net of fastsample/models on Fashion-MNIST.
 
-    python tools/train_fashion.py --minutes 60                       # CPU or GPU, whichever is there
-    python tools/train_fashion.py --resume                           # go on from the last checkpoint
+    python tools/train_fashion.py --minutes 60    # CPU or GPU, whichever is there
+    python tools/train_fashion.py --resume        # go on from the last checkpoint
 
 Loss: mean |F(c_in·x, c_noise, label) - F*|², x = x0 + sigma·eps, ln sigma ~ N(P_mean, P_std²)
 (Karras et al. 2022, eq. 8, unit weight). The run ends after --images or --minutes, whichever comes
 first; the learning rate follows the larger of the two fractions, so it always anneals to zero. The
-shipped weights are the running average (EMA) with a power-function profile (Karras et al. 2024, eq.
-121). Data: the four idx files of Fashion-MNIST (Xiao et al. 2017; MIT licence), e.g. the Debian
+shipped weights are the running average (EMA) with a power-function profile (Karras et al. 2024,
+eq. 121). Data: the four idx files of Fashion-MNIST (Xiao et al. 2017; MIT licence), e.g. the Debian
 package dataset-fashion-mnist.
 """
 
@@ -38,25 +38,22 @@ WEIGHTS = Path(__file__).parent.parent / "fastsample" / "models" / "weights"
 
 
 def load_split(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images float32 [N,1,28,28] in [-1,1] and labels int64 [N] of split "train" (60,000) or "t10k"
-    (10,000).
+    """Images float32 [N,1,28,28] in [-1,1] and labels int64 [N] of split "train" (60,000) or
+    "t10k" (10,000).
     """
-    paths = [
-        Path(folder) / f"{split}-{kind}.gz" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    paths = [Path(folder) / f"{split}-{kind}.gz" for kind in kinds]
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
                 f"load_split: no file {path}; --data names a folder with Fashion-MNIST's four .gz "
                 "files"
             )
-    pixels = np.frombuffer(gzip.decompress(paths[0].read_bytes()), np.uint8, offset=16).reshape(
-        -1, 1, 28, 28
-    )
-    labels = np.frombuffer(gzip.decompress(paths[1].read_bytes()), np.uint8, offset=8)
-    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1.0), torch.from_numpy(
-        labels.astype(np.int64)
-    )
+    pixels, labels = (gzip.decompress(path.read_bytes()) for path in paths)
+    images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    images = torch.from_numpy(images.astype(np.float32) / 127.5 - 1.0)
+    labels = np.frombuffer(labels, np.uint8, offset=8)
+    return images, torch.from_numpy(labels.astype(np.int64))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -71,17 +68,16 @@ def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
     """sigma [count], one per stratum of the log-normal law: less noise in the loss than independent
     draws.
     """
-    u = (
-        torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    ) / count
+    stratum = torch.randperm(count, generator=generator)
+    u = (stratum + torch.rand(count, generator=generator)) / count
     return torch.exp(P_MEAN + P_STD * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
 
 
 def loss_of(
     net: FashionUNet, x0: torch.Tensor, label: torch.Tensor, sigma: torch.Tensor, eps: torch.Tensor
 ) -> torch.Tensor:
-    """mean |F - F*|² with F* the F that would make the denoiser return x0 (Karras et al. 2022, eq.
-    8).
+    """mean |F - F*|² with F* the F that would make the denoiser return x0 (Karras et al. 2022,
+    eq. 8).
     """
     s = sigma[:, None, None, None]
     x, s2, sd = x0 + s * eps, s * s + net.sigma_data**2, net.sigma_data
@@ -108,23 +104,19 @@ def learning_rate(peak: float, step: int, progress: float) -> float:
 
 
 class Training:
-    """One run: the network, its average, the optimizer, and how far it has come. All of it goes
-    into a checkpoint.
+    """One run: the network, its average, the optimizer, and how far it has come.
+
+    All of it goes into a checkpoint.
     """
 
     def __init__(
         self, args: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor
     ) -> None:
-        self.args, self.images, self.labels, self.device = (
-            args,
-            images,
-            labels,
-            torch.device(args.device),
-        )
+        self.args, self.images, self.labels = args, images, labels
+        self.device = torch.device(args.device)
         torch.manual_seed(args.seed)
-        self.net = FashionUNet(sigma_data=images.std().item()).to(
-            self.device, memory_format=torch.channels_last
-        )
+        net = FashionUNet(sigma_data=images.std().item())
+        self.net = net.to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -134,16 +126,10 @@ class Training:
 
     def save(self, path: Path) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")}
+        state |= {"generator": self.generator.get_state()}
+        state |= {"step": self.step, "seconds": self.seconds}
         file = io.BytesIO()
-        torch.save(
-            {
-                **state,
-                "generator": self.generator.get_state(),
-                "step": self.step,
-                "seconds": self.seconds,
-            },
-            file,
-        )
+        torch.save(state, file)
         write_whole(path, file.getvalue())
 
     def resume(self, path: Path) -> None:
@@ -155,30 +141,24 @@ class Training:
 
     @property
     def progress(self) -> float:
-        return max(
-            self.step * self.args.batch / self.args.images, self.seconds / (60 * self.args.minutes)
-        )
+        images, most = self.step * self.args.batch, 60 * self.args.minutes
+        return max(images / self.args.images, self.seconds / most)
 
     def batch(self) -> tuple[torch.Tensor, ...]:
-        """x0, label, sigma, eps of this step. The order of an epoch depends on seed and epoch
-        alone, so a resumed run goes on with it.
+        """x0, label, sigma, eps of this step.
+
+        The order of an epoch depends on seed and epoch alone, so a resumed run goes on with it.
         """
         count, per_epoch = self.args.batch, len(self.images) // self.args.batch
         if self.epoch != self.step // per_epoch:
             self.epoch = self.step // per_epoch
-            self.order = torch.randperm(
-                len(self.images),
-                generator=torch.Generator().manual_seed(self.args.seed + self.epoch),
-            )
+            generator = torch.Generator().manual_seed(self.args.seed + self.epoch)
+            self.order = torch.randperm(len(self.images), generator=generator)
         chosen = self.order[(self.step % per_epoch) * count :][:count]
         x0, label = self.images[chosen], self.labels[chosen].clone()
         label[torch.rand(count, generator=self.generator) < LABEL_DROPOUT] = NO_LABEL
-        return (
-            x0,
-            label,
-            draw_sigma(count, self.generator),
-            torch.randn(x0.shape, generator=self.generator),
-        )
+        sigma = draw_sigma(count, self.generator)
+        return x0, label, sigma, torch.randn(x0.shape, generator=self.generator)
 
     def advance(self) -> float:
         """One optimizer step and one step of the average; the loss."""
@@ -192,12 +172,10 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
+        share = 1 - (1 - 1 / self.step) ** (EMA_POWER + 1)
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.ema.parameters()),
-                list(self.net.parameters()),
-                1 - (1 - 1 / self.step) ** (EMA_POWER + 1),
-            )
+            averaged, own = list(self.ema.parameters()), list(self.net.parameters())
+            torch._foreach_lerp_(averaged, own, share)
         value = loss.item()
         self.seconds += time.monotonic() - start
         return value
@@ -220,53 +198,35 @@ class Training:
             "P_mean": str(P_MEAN),
             "P_std": str(P_STD),
         }
-        write_whole(
-            path,
-            save(
-                {
-                    name: value.detach().cpu().contiguous()
-                    for name, value in self.ema.state_dict().items()
-                },
-                note,
-            ),
-        )
+        state = self.ema.state_dict()
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        write_whole(path, save(tensors, note))
 
 
 def train(args: argparse.Namespace) -> None:
     run, test = Training(args, *load_split(args.data, "train")), load_split(args.data, "t10k")
     if args.resume:
         run.resume(args.checkpoint)
-    print(
-        f"{sum(p.numel() for p in run.net.parameters()):,} parameters, sigma_data "
-        f"{run.net.sigma_data:.4f}, {run.device}",
-        flush=True,
-    )
+    say = lambda text: print(text, flush=True)
+    size = sum(p.numel() for p in run.net.parameters())
+    say(f"{size:,} parameters, sigma_data {run.net.sigma_data:.4f}, {run.device}")
     running, saved = None, run.seconds
     while run.progress < 1.0:
         loss = run.advance()
         running = loss if running is None else running + (loss - running) * 0.01
         if run.step % 100 == 0:
             images, minutes = run.step * args.batch, run.seconds / 60
-            print(
-                f"step {run.step}  images {images:,}  loss {running:.4f}  {minutes:.1f} min  "
-                f"{100 * run.progress:.1f} %",
-                flush=True,
-            )
+            far = f"{minutes:.1f} min  {100 * run.progress:.1f} %"
+            say(f"step {run.step}  images {images:,}  loss {running:.4f}  {far}")
         if run.seconds - saved > 60 * args.save_minutes:
             saved = run.seconds
             run.save(args.checkpoint)
-            print(
-                f"step {run.step}  test loss of the average "
-                f"{validate(run.ema, *test, run.device):.5f}",
-                flush=True,
-            )
+            loss = validate(run.ema, *test, run.device)
+            say(f"step {run.step}  test loss of the average {loss:.5f}")
     loss = validate(run.ema, *test, run.device)
     run.export(args.out, loss)
-    print(
-        f"wrote {args.out}: test loss {loss:.5f}, {run.step * args.batch:,} images, "
-        f"{run.seconds / 60:.1f} min",
-        flush=True,
-    )
+    spent = f"{run.step * args.batch:,} images, {run.seconds / 60:.1f} min"
+    say(f"wrote {args.out}: test loss {loss:.5f}, {spent}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -284,12 +244,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument(
-        "--threads", type=int, default=0, help="0: as many as torch takes by itself"
-    )
-    parser.add_argument(
-        "--no-bf16", dest="bf16", action="store_false", help="train in float32 throughout"
-    )
+    about = "0: as many as torch takes by itself"
+    parser.add_argument("--threads", type=int, default=0, help=about)
+    about = "train in float32 throughout"
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help=about)
     args = parser.parse_args(argv)
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"

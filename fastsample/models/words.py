@@ -25,9 +25,9 @@ def levels(
     """The function t -> alpha(t), sigma(t), both float64 [B] on t's device.
 
     t [B] is the schedule's own time, of any dtype. Computed in float64, t clamped to the schedule's
-    range: a float32 t may round past its end.
-    Tables lie on `device` (elsewhere each call copies them). A schedule other than the six of
-    `fastsample.schedules` is asked in NumPy, which torch.compile cannot look into.
+    range: a float32 t may round past its end. Tables lie on `device` (elsewhere each call copies
+    them). A schedule other than the six of `fastsample.schedules` is asked in NumPy, which
+    torch.compile cannot look into.
     """
     if isinstance(schedule, schedules.EDM):
         return lambda t: (torch.ones_like(t, dtype=torch.float64), t.double())
