@@ -125,58 +125,58 @@ def unit():
     return torch.randn(B, D, generator=torch.Generator().manual_seed(0))
 
 
+def guided(**words):
+    return {**words, "guidance": 3.0}
+
+
+def searched(model, **words):
+    found = oss(model, unit(), 2, teacher=4, batch_size=4, **guided(**words))
+    return torch.tensor(list(found.error.values()), dtype=torch.float64)
+
+
+def recorded(model, **words):
+    plan = fs.guidance.guided(PLAN)
+    return record(plan, model, unit(), batch_size=2, **guided(**words)).x0
+
+
+def branched(model, cond, uncond):
+    words = {"branches": [cond, uncond, cond], "guidance": [2.0, 0.5]}
+    return metrics.run(PLAN, model, unit(), batch_size=3, **words)
+
+
+def sampled(model, differentiable=False, **words):
+    return fs.Sampler(PLAN, model, differentiable=differentiable)(noise=unit(), **words)
+
+
 ROADS = {
-    "one": lambda model, cond, uncond: fs.Sampler(PLAN, model)(noise=unit(), cond=cond),
-    "guided": lambda model, cond, uncond: fs.Sampler(PLAN, model)(
-        noise=unit(), cond=cond, uncond=uncond, guidance=3.0
-    ),
-    "branches": lambda model, cond, uncond: metrics.run(
-        PLAN, model, unit(), branches=[cond, uncond, cond], guidance=[2.0, 0.5], batch_size=3
-    ),
-    "differentiable": lambda model, cond, uncond: fs.Sampler(PLAN, model, differentiable=True)(
-        noise=unit(), cond=cond, uncond=uncond, guidance=3.0
-    ),
-    "record": lambda model, cond, uncond: (
-        record(
-            fs.guidance.guided(PLAN),
-            model,
-            unit(),
-            cond=cond,
-            uncond=uncond,
-            guidance=3.0,
-            batch_size=2,
-        ).x0
-    ),
-    "search": lambda model, cond, uncond: torch.tensor(
-        list(
-            oss(
-                model, unit(), 2, teacher=4, cond=cond, uncond=uncond, guidance=3.0, batch_size=4
-            ).error.values()
-        ),
-        dtype=torch.float64,
-    ),
+    "one": lambda model, cond, uncond: sampled(model, cond=cond),
+    "guided": lambda model, **words: sampled(model, **guided(**words)),
+    "branches": branched,
+    "differentiable": lambda model, **words: sampled(model, True, **guided(**words)),
+    "record": recorded,
+    "search": searched,
 }
 
 
 @pytest.fixture(scope="module")
 def flat():
-    return {road: run(FLAT, {"v": SAID}, {"v": SAID * 0}) for road, run in ROADS.items()}
+    words = {"cond": {"v": SAID}, "uncond": {"v": SAID * 0}}
+    return {road: run(FLAT, **words) for road, run in ROADS.items()}
 
 
 @pytest.mark.parametrize("road", ROADS)
 def test_a_tree_is_told_as_its_flat_keyword_is(case, road, flat):
     tree, read = case
-    assert same(ROADS[road](model_of(read), tree(SAID), tree(SAID * 0)), flat[road])
+    got = ROADS[road](model_of(read), cond=tree(SAID), uncond=tree(SAID * 0))
+    assert same(got, flat[road])
 
 
 def test_flat_keywords_are_what_a_model_of_its_own_says(flat):
     """The roads that the cases are held against, held against a model that knows its samples."""
     own = fs.Model(lambda x, t: FLAT.fn(x, t, v=SAID), SCHEDULE, prediction="flow")
     assert same(flat["one"], fs.Sampler(PLAN, own)(noise=unit()))
-    sampler = fs.Sampler(PLAN, FLAT)
-    one_by_one = sampler(
-        noise=unit(), cond={"v": SAID}, uncond={"v": SAID * 0}, guidance=3.0, batched_guidance=False
-    )
+    words = guided(cond={"v": SAID}, uncond={"v": SAID * 0})
+    one_by_one = sampled(FLAT, batched_guidance=False, **words)
     assert same(flat["guided"], one_by_one) and same(flat["differentiable"], one_by_one)
     assert not same(flat["one"], flat["guided"])
 
@@ -187,16 +187,12 @@ def test_hand_made_grids_are_judged_on_some_samples_first():
     def read(text, a):
         return length(text) + a["v"] * 0 + (len(a["w"]) - 2)
 
-    found = []
-    for model, cond in (
-        (FLAT, {"v": SAID}),
-        (model_of(read), {"text": text(SAID), "a": {"v": SAID, "w": fs.shared(torch.ones(2))}}),
-    ):
-        found.append(
-            metrics.best_hand_made(model, unit(), 2, unit(), screen=2, finalists=2, cond=cond).note[
-                "found"
-            ]
-        )
+    tree = {"text": text(SAID), "a": {"v": SAID, "w": fs.shared(torch.ones(2))}}
+    options = {"screen": 2, "finalists": 2}
+    found = [
+        metrics.best_hand_made(model, unit(), 2, unit(), cond=cond, **options).note["found"]
+        for model, cond in ((FLAT, {"v": SAID}), (model_of(read), tree))
+    ]
     assert found[0] == found[1]
 
 
@@ -243,15 +239,10 @@ def test_branches_are_asked_together_where_one_call_can_say_both(pair):
 
     calls = []
     sampler = fs.Sampler(PLAN, model_of(read, calls))
-    call = {
-        "noise": unit(),
-        "cond": {"v": SAID, "other": first},
-        "uncond": {"other": second, "v": SAID * 0},
-        "guidance": 3.0,
-    }
-    got = sampler(**call)
+    call = guided(cond={"v": SAID, "other": first}, uncond={"other": second, "v": SAID * 0})
+    got = sampler(noise=unit(), **call)
     assert calls == [2 * B // each] * each * PLAN.nfe
-    assert same(got, sampler(**call, batched_guidance=False))
+    assert same(got, sampler(noise=unit(), **call, batched_guidance=False))
     assert not any(isinstance(v, type(fs.shared(0))) for v in seen)
 
 
@@ -313,9 +304,8 @@ def test_another_length_is_refused_by_its_path(wrong, door):
     ],
 )
 def test_trees_of_different_form_are_refused_by_path(cond, uncond, sentence):
-    with pytest.raises(
-        ValueError, match="have keywords of their own.*batched_guidance=False"
-    ) as caught:
+    said = "have keywords of their own.*batched_guidance=False"
+    with pytest.raises(ValueError, match=said) as caught:
         fs.Sampler(PLAN, FLAT)(noise=unit(), cond=cond, uncond=uncond, guidance=2.0)
     assert sentence in str(caught.value)
 
@@ -346,25 +336,16 @@ def test_cut_leaves_keep_their_kind():
     tree = branches_of("here", cond, None, None, B, torch.device("cpu"))["cond"]
     for index, numbers in ((slice(1, 3), [1, 2]), (torch.tensor([4, 4, 0]), [4, 4, 0])):
         got = told(take(tree, index))
-        assert (
-            same(got["t"], SAID[numbers])
-            and got["l"] == [text(SAID)[i] for i in numbers]
-            and got["n"] == tuple(numbers)
-        )
-        assert (
-            got["w"] is SAID
-            and isinstance(got["m"], Maps)
-            and same(got["m"].low, SAID[numbers])
-            and got["k"] == cond["k"]
-        )
+        assert same(got["t"], SAID[numbers]) and got["l"] == [text(SAID)[i] for i in numbers]
+        assert got["n"] == tuple(numbers) and got["w"] is SAID and got["k"] == cond["k"]
+        assert isinstance(got["m"], Maps) and same(got["m"].low, SAID[numbers])
     assert told(take(take(tree, slice(0, 2)), slice(1, 2)))["w"] is SAID
 
 
 def test_a_shared_value_is_passed_on_as_it_is():
     seen, value = [], {"log": [SAID, {"deep": SAID}]}
-    fs.Sampler(PLAN, model_of(lambda v, w: (seen.append(w), v)[1]))(
-        noise=unit(), cond={"v": SAID, "w": fs.shared(value)}
-    )
+    model = model_of(lambda v, w: (seen.append(w), v)[1])
+    sampled(model, cond={"v": SAID, "w": fs.shared(value)})
     assert all(w is value for w in seen)
 
 
@@ -376,17 +357,15 @@ def test_an_array_keeps_its_dtype_and_its_memory(dtype):
     assert cond["a"][0].dtype == torch.from_numpy(np.ones(1, dtype)).dtype
     cond["a"][0].zero_()
     assert array.all()
-    (cond,) = branches_of(
-        "here", {"a": array, "b": fs.shared([array])}, None, None, B, torch.device("meta")
-    ).values()
+    tree = {"a": array, "b": fs.shared([array])}
+    (cond,) = branches_of("here", tree, None, None, B, torch.device("meta")).values()
     assert cond["a"].device.type == told(cond)["b"][0].device.type == "meta"
 
 
 def test_the_form_of_a_tree_and_its_own_storages():
     make = lambda word="a", rows=B: [{"a": {"t": torch.zeros(rows, 2), "l": [word] * B}}]
-    assert form(make()) == form(make(rows=B + 1)) != form(make("b")) and form(make()) != form(
-        [{"a": {"t": 0, "l": ["a"] * B}}]
-    )
+    assert form(make()) == form(make(rows=B + 1)) != form(make("b"))
+    assert form(make()) != form([{"a": {"t": 0, "l": ["a"] * B}}])
     assert form([{"a": SAID}]) != form([{"b": SAID}]) != form([{"b": [SAID]}])
     (one,) = unshared([{"a": {"t": SAID}, "b": [SAID, SAID[1:]]}])
     own = [one["a"]["t"], *one["b"]]
@@ -394,15 +373,8 @@ def test_the_form_of_a_tree_and_its_own_storages():
 
 
 def test_what_starts_a_run_says_its_batch():
-    assert (
-        arguments.place(None, None, (4, 2), None)[0] == 4
-        and arguments.place(unit(), unit()[:2], None, None)[0] == 2
-    )
-    for bad in (
-        (None, None, None, None),
-        (5, None, None, None),
-        (torch.tensor(0.0), None, None, None),
-        (None, None, (), None),
-    ):
+    assert arguments.place(None, None, (4, 2), None)[0] == 4
+    assert arguments.place(unit(), unit()[:2], None, None)[0] == 2
+    for noise, shape in ((None, None), (5, None), (torch.tensor(0.0), None), (None, ())):
         with pytest.raises((TypeError, ValueError), match="^Run: "):
-            arguments.place(*bad)
+            arguments.place(noise, None, shape, None)

@@ -31,11 +31,9 @@ def by_hand(model, z, M, target, solvers=DETERMINISTIC):
     for name in solvers:
         for zero in (True, False):
             for n in DETERMINISTIC[name](M, zero):
-                for label, grid in (
-                    metrics.hand_made(model.schedule, int(n)).items()
-                    if n == int(n) and n >= 1
-                    else ()
-                ):
+                whole = n == int(n) and n >= 1
+                made = metrics.hand_made(model.schedule, int(n)) if whole else {}
+                for label, grid in made.items():
                     if ("not to zero" not in label) == zero:
                         plan = fs.solvers.SOLVERS[name](model, grid)
                         assert plan.nfe == M
@@ -54,17 +52,11 @@ def test_the_best_by_hand_is_the_best_of_all(M, solver, monkeypatch):
     figures = by_hand(model, z, M, target, [solver] if solver else DETERMINISTIC)
     best = metrics.best_hand_made(model, z, M, target, solver=solver)
     found = best.note["found"]
-    assert (
-        found["psnr"] == max(figures.values()) == figures[found["solver"], found["grid"]]
-        and best.nfe == M
-    )
-    assert (
-        found["psnr"] == metrics.psnr(metrics.run(best, model, z), target)
-        and best.note["solver"] == found["solver"]
-    )
-    tables = {
-        plan.M.tobytes() + plan.t.tobytes() for _, _, plan in metrics.by_hand(model, M, solver)
-    }
+    assert found["psnr"] == max(figures.values()) == figures[found["solver"], found["grid"]]
+    assert found["psnr"] == metrics.psnr(metrics.run(best, model, z), target)
+    assert best.nfe == M and best.note["solver"] == found["solver"]
+    plans = [plan for _, _, plan in metrics.by_hand(model, M, solver)]
+    tables = {plan.M.tobytes() + plan.t.tobytes() for plan in plans}
     assert found["evaluations"] == M * 4 * (len(tables) + min(5, len(tables)))
 
 
@@ -94,38 +86,29 @@ def test_every_budget_is_compared_and_counted_apart(guided, monkeypatch):
     model = fs.Model(fn, schedule=law.schedule, prediction="x0")
     fresh = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     shift = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    words = {"cond": {"shift": shift}} | (
-        {"uncond": {"shift": 0 * shift}, "guidance": 1.5} if guided else {}
-    )
-    at = torch.arange(5) % 2
-    given = {"cond": {"shift": shift[at]}} | (
-        {"uncond": {"shift": 0 * shift[at]}, "guidance": 1.5} if guided else {}
-    )
+    words, given = {"cond": {"shift": shift}}, {"cond": {"shift": shift[torch.arange(5) % 2]}}
+    if guided:
+        for own in (words, given):
+            own |= {"uncond": {"shift": 0 * own["cond"]["shift"]}, "guidance": 1.5}
     alone = oss(model, z, 3, teacher=taught(model, grid), **words)
     spent = sum(rows)
     assert alone.compared == {} and alone.compared_nfe == 0 and "not compared" in repr(alone)
     assert all(plan.note["found"]["compared"] == "not compared" for plan in alone.plans.values())
     rows.clear()
     found = oss(model, z, 3, teacher=taught(model, grid), held_out=fresh, **words)
-    assert (
-        sum(rows) == (1 + guided) * len(z) * (found.nfe + found.compared_nfe)
-        and spent == (1 + guided) * len(z) * found.nfe
-    )
+    assert sum(rows) == (1 + guided) * len(z) * (found.nfe + found.compared_nfe)
+    assert spent == (1 + guided) * len(z) * found.nfe
     assert found.error == alone.error and list(found.compared) == [1, 2, 3]
     target = metrics.run(found.teacher, model, fresh, **given)
     for m, one in found.compared.items():
-        assert one.found == pytest.approx(
-            metrics.psnr(metrics.run(found.plans[m], model, fresh, **given), target), abs=1e-9
-        )
-        assert one.by_hand == pytest.approx(
-            metrics.psnr(metrics.run(one.plan, model, fresh, **given), target), abs=1e-9
-        )
+        ours = metrics.psnr(metrics.run(found.plans[m], model, fresh, **given), target)
+        theirs = metrics.psnr(metrics.run(one.plan, model, fresh, **given), target)
+        assert one.found == pytest.approx(ours, abs=1e-9)
+        assert one.by_hand == pytest.approx(theirs, abs=1e-9)
         assert one.plan.nfe == m and one.samples == 5 and one.beats == (one.found > one.by_hand)
-        noted = found.plans[m].note["found"]["compared"]
-        assert noted == {
-            name: getattr(one, name)
-            for name in ("solver", "grid", "by_hand", "found", "beats", "samples")
-        }
+        names = ("solver", "grid", "by_hand", "found", "beats", "samples")
+        noted = {name: getattr(one, name) for name in names}
+        assert found.plans[m].note["found"]["compared"] == noted
         assert f"{m}: {one}" in repr(found)
         assert ("does not beat" in str(one)) == (not one.beats)
 
@@ -134,17 +117,15 @@ def test_one_budget_is_compared_alone(monkeypatch):
     monkeypatch.setattr(metrics, "STARTS", (5.0,))
     model, z, grid = problem("flow", "flow")
     fresh = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    assert list(
-        oss(model, z, 3, teacher=taught(model, grid), all_budgets=False, held_out=fresh).compared
-    ) == [3]
+    found = oss(model, z, 3, teacher=taught(model, grid), all_budgets=False, held_out=fresh)
+    assert list(found.compared) == [3]
 
 
 def test_unipc_by_hand_beats_the_found_euler_plan_of_8_evaluations(monkeypatch):
     """The embedded model: about 32 dB against 30. The plan found says so itself."""
     monkeypatch.setattr(metrics, "STARTS", (40.0,))  # where the best of them all starts
-    monkeypatch.setattr(
-        fs.solvers, "SOLVERS", {name: fs.solvers.SOLVERS[name] for name in ("euler", "unipc")}
-    )
+    few = {name: fs.solvers.SOLVERS[name] for name in ("euler", "unipc")}
+    monkeypatch.setattr(fs.solvers, "SOLVERS", few)
     model, cond = fs.models.fashion(), {"label": torch.arange(2)}
     z, fresh = torch.randn(2, 2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     teacher = fs.solvers.dpmpp_3m(model, fs.grids.fine(model.schedule, 40))
@@ -187,26 +168,16 @@ def test_a_level_where_the_model_cannot_answer_costs_no_search(monkeypatch):
     """
     monkeypatch.setattr(metrics, "STARTS", (None, 5.0))
     law, z, _ = problem("edm", "x0")
-    mended = fs.Model(
-        lambda x, t: torch.where(t[:, None] > 19.9, torch.nan, law.fn(x, t)),
-        schedule=law.schedule,
-        prediction="x0",
-    )
+    fn = lambda x, t: torch.where(t[:, None] > 19.9, torch.nan, law.fn(x, t))
+    mended = fs.Model(fn, schedule=law.schedule, prediction="x0")
     fresh = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = oss(
-        mended,
-        z,
-        2,
-        teacher=fs.grids.karras(law.schedule, 9)[1:],
-        all_budgets=False,
-        held_out=fresh,
-    )
+    grid = fs.grids.karras(law.schedule, 9)[1:]
+    found = oss(mended, z, 2, teacher=grid, all_budgets=False, held_out=fresh)
     for m, one in found.compared.items():
         target = metrics.run(found.teacher, law, fresh)
         low = {k: v for k, v in by_hand(law, fresh, m, target).items() if "from 5" in k[1]}
-        assert one.by_hand == max(low.values()) == low[one.solver, one.grid] and np.isfinite(
-            one.found
-        )
+        assert one.by_hand == max(low.values()) == low[one.solver, one.grid]
+        assert np.isfinite(one.found)
     assert metrics.reached(fs.solvers.euler(law, [20.0, 0.0]), mended, fresh, fresh) == -np.inf
 
 
@@ -223,18 +194,9 @@ def test_grids_that_a_model_cannot_start_on_are_left_out(schedule, monkeypatch):
     below.
     """
     monkeypatch.setattr(metrics, "STARTS", (None, 5.0))
-    model, z = (
-        GaussianMixture(np.eye(5)[:2], np.ones(2), 0.5).model(schedule, "eps"),
-        torch.eye(5, dtype=torch.float64),
-    )
-    found = oss(
-        model,
-        z[:3],
-        2,
-        teacher=fs.grids.fine(schedule, 20)[4:],
-        all_budgets=False,
-        held_out=z[3:] - 1,
-    )
+    model = GaussianMixture(np.eye(5)[:2], np.ones(2), 0.5).model(schedule, "eps")
+    z, grid = torch.eye(5, dtype=torch.float64), fs.grids.fine(schedule, 20)[4:]
+    found = oss(model, z[:3], 2, teacher=grid, all_budgets=False, held_out=z[3:] - 1)
     assert np.isfinite(found.compared[2].by_hand) and "from 5" in found.compared[2].grid
     with pytest.raises(ValueError, match="alpha = 0"):
         fs.solvers.euler(model, fs.grids.fine(schedule, 20))
@@ -248,12 +210,9 @@ def test_counts_are_refused_before_the_model_is_asked(bad):
     model, z, _ = problem()
     asked = fs.Model(lambda x, t: pytest.fail("asked"), schedule=model.schedule, prediction="x0")
     (name, value), *_ = bad.items()
-    with pytest.raises(
-        ValueError,
-        match=f"^best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted$",
-    ):
+    said = f"^best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted$"
+    with pytest.raises(ValueError, match=said):
         metrics.best_hand_made(asked, z, **({"nfe": 2, "target": z} | bad))
-    with pytest.raises(
-        ValueError, match="^best_hand_made: 6 end points for 3 noises; one for each is accepted$"
-    ):
+    said = "^best_hand_made: 6 end points for 3 noises; one for each is accepted$"
+    with pytest.raises(ValueError, match=said):
         metrics.best_hand_made(asked, z, 2, torch.cat([z, z]))

@@ -13,9 +13,8 @@ import fastsample as fs
 from fastsample.models.analytic import Gaussian, GaussianMixture
 from fastsample.optimize import oss
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:oss. the teacher"
-)  # most searches here need no good one
+# Most searches here need no good one.
+pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")
 TORCH64 = {"dtype": torch.float64}
 SCHEDULES = {
     "edm": fs.schedules.EDM(sigma_max=20.0),
@@ -40,11 +39,10 @@ def taught(model, grid):
 def teacher_states(model, plan, z, grid):
     """X [B,N+1,D] from the data end, by the interpreter."""
     out = []
+    ask = lambda inp, t, row, call: [model(inp[None], np.asarray(t))[0]]
     for x in z.numpy():
         trace = []
-        interpreter.run(
-            plan, x, lambda inp, t, row, call: [model(inp[None], np.asarray(t))[0]], trace=trace
-        )
+        interpreter.run(plan, x, ask, trace=trace)
         out.append([state for state, _ in trace[: len(grid)]])
     return np.array(out)[:, ::-1]
 
@@ -58,15 +56,9 @@ def brute(model, solver, z, grid, X, M, start, p):
 
     def x0(x, i):
         a, b = fs.model.to_x0(model.prediction, s.alpha(t[i]), s.sigma(t[i]), model.sigma_data)
-        given = float(model.scales(t[i : i + 1])[0]) * x
-        return (
-            a * x
-            + b
-            * model(
-                torch.tensor(given),
-                torch.full((len(x),), float(model.times(t[i : i + 1])[0]), **TORCH64),
-            ).numpy()
-        )
+        given = torch.tensor(float(model.scales(t[i : i + 1])[0]) * x)
+        label = torch.full((len(x),), float(model.times(t[i : i + 1])[0]), **TORCH64)
+        return a * x + b * model(given, label).numpy()
 
     layer = {i: (s.sigma(t[i]) * z, [i]) for i in range(1, N + 1) if i == N or start == "free"}
     found = {}
@@ -99,28 +91,17 @@ def brute(model, solver, z, grid, X, M, start, p):
 )
 def test_equals_brute_force(schedule, prediction, solver, start, p):
     model, z, grid = problem(schedule, prediction)
-    found = oss(
-        model, z, 4, solver=solver, teacher=taught(model, grid), start=start, p=p, amplitude=False
-    )
+    options = {"solver": solver, "teacher": taught(model, grid), "start": start, "p": p}
+    found = oss(model, z, 4, amplitude=False, **options)
     X = teacher_states(model, found.teacher, z, grid)
     for k, (nodes, error) in brute(model, solver, z, grid, X, 4, start, p).items():
         assert (len(grid) - 1 - found.indices[k]).tolist() == nodes
         assert found.error[k] == pytest.approx(error, rel=1e-9)
         np.testing.assert_array_equal(found.plans[k].note["times"], grid[found.indices[k]])
-    one = oss(
-        model,
-        z,
-        4,
-        solver=solver,
-        teacher=taught(model, grid),
-        start=start,
-        p=p,
-        amplitude=False,
-        all_budgets=False,
-    )  # the band cuts states no path can use
-    assert one.indices[4].tolist() == found.indices[4].tolist() and one.error[4] == pytest.approx(
-        found.error[4], rel=1e-12
-    )
+    # The band cuts states no path can use.
+    one = oss(model, z, 4, amplitude=False, all_budgets=False, **options)
+    assert one.indices[4].tolist() == found.indices[4].tolist()
+    assert one.error[4] == pytest.approx(found.error[4], rel=1e-12)
 
 
 @pytest.mark.parametrize("N, M", [(7, 1), (7, 4), (7, 7), (12, 5)])
@@ -128,15 +109,11 @@ def test_equals_brute_force(schedule, prediction, solver, start, p):
 def test_evaluations(N, M, every):
     model, z, grid = problem(N=N)
     rows = []
-    counted = fs.Model(
-        lambda x, t: (rows.append(len(x)), model.fn(x, t))[1],
-        schedule=model.schedule,
-        prediction="x0",
-    )
-    T, A = (
-        N,
-        N + 2 * N - 1,
-    )  # the teacher's, and those of its agreement: its last step starts at t_min and is not cut
+    fn = lambda x, t: (rows.append(len(x)), model.fn(x, t))[1]
+    counted = fs.Model(fn, schedule=model.schedule, prediction="x0")
+    options = {"teacher": taught(model, grid), "all_budgets": every}
+    # The teacher's, and those of its agreement: its last step starts at t_min and is not cut.
+    T, A = N, N + 2 * N - 1
     formula = {
         ("fixed", False): T + A + (M - 1) * (N - M + 1),
         ("fixed", True): T + A + (M - 1) * N - M * (M - 1) // 2,
@@ -145,38 +122,19 @@ def test_evaluations(N, M, every):
     }
     for start in ("fixed", "free"):
         rows.clear()
-        found = oss(
-            counted,
-            z,
-            M,
-            teacher=taught(model, grid),
-            start=start,
-            all_budgets=every,
-            batch_size=4,
-            amplitude=False,
-        )
-        assert found.nfe == sum(rows) / len(z) == formula[start, every] and (
-            found.teacher.nfe,
-            found.agreement_nfe,
-        ) == (T, A)
+        found = oss(counted, z, M, start=start, batch_size=4, amplitude=False, **options)
+        assert found.nfe == sum(rows) / len(z) == formula[start, every]
+        assert (found.teacher.nfe, found.agreement_nfe) == (T, A)
         assert max(rows) <= 4
         assert sorted(found.plans) == (list(range(1, M + 1)) if every else [M])
         assert all(plan.nfe == m for m, plan in found.plans.items())
         assert found.plan.note["found"]["evaluations"] == found.nfe
     walk = M * (M + 1) // 2 if every else M
     rows.clear()
-    scaled = oss(counted, z, M, teacher=taught(model, grid), all_budgets=every)
+    scaled = oss(counted, z, M, **options)
     assert scaled.nfe == sum(rows) / len(z) == formula["free", every] + 2 * walk
     rows.clear()
-    median = oss(
-        counted,
-        z,
-        M,
-        teacher=taught(model, grid),
-        start="fixed",
-        all_budgets=every,
-        aggregate="median",
-    )
+    median = oss(counted, z, M, start="fixed", aggregate="median", **options)
     assert median.nfe == sum(rows) / len(z) == formula["fixed", every] + walk
 
 
@@ -194,13 +152,10 @@ def test_one_evaluation_is_the_best_label_of_all():
     model, z, grid = problem(B=6, N=9)
     found = oss(model, z, 1, teacher=taught(model, grid), amplitude=False)
     target = fs.metrics.run(found.teacher, model, z, state_dtype=torch.float64)
-    ends = [
-        fs.metrics.run(fs.solvers.euler(model, grid[[i, 9]]), model, z, state_dtype=torch.float64)
-        for i in range(9)
-    ]
-    assert found.error[1] == pytest.approx(
-        min(fs.metrics.mse(end, target) for end in ends), rel=1e-12
-    )
+    plans = [fs.solvers.euler(model, grid[[i, 9]]) for i in range(9)]
+    ends = [fs.metrics.run(plan, model, z, state_dtype=torch.float64) for plan in plans]
+    best = min(fs.metrics.mse(end, target) for end in ends)
+    assert found.error[1] == pytest.approx(best, rel=1e-12)
 
 
 def test_joint_is_no_worse_than_what_it_replaces():
@@ -214,26 +169,18 @@ def test_joint_is_no_worse_than_what_it_replaces():
     )
     target = fs.metrics.run(joint.teacher, model, z, state_dtype=torch.float64)
     for m in (2, 4, 6):
-        even = [
-            grid[np.unique(np.rint(np.linspace(first, 24, m + 1)).astype(int))]
-            for first in range(0, 24 - m)
-        ]
-        even = [
-            fs.metrics.mse(
-                fs.metrics.run(fs.solvers.euler(model, g), model, z, state_dtype=torch.float64),
-                target,
-            )
-            for g in even
-            if len(g) == m + 1
-        ]
-        assert joint.error[m] <= min(median.error[m], *even) * (1 + 1e-12)
+        even = [np.rint(np.linspace(first, 24, m + 1)).astype(int) for first in range(0, 24 - m)]
+        even = [grid[at] for at in map(np.unique, even) if len(at) == m + 1]
+        plans = [fs.solvers.euler(model, g) for g in even]
+        ends = [fs.metrics.run(plan, model, z, state_dtype=torch.float64) for plan in plans]
+        errors = [fs.metrics.mse(end, target) for end in ends]
+        assert joint.error[m] <= min(median.error[m], *errors) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_no_worse_than_the_usual_grids_on_noise_it_never_saw(schedule):
-    model, z, grid = problem(
-        schedule, B=48, D=16, N=24, seed=5, std=0.5
-    )  # modes that touch: no sample hangs on a knife's edge
+    # Modes that touch: no sample hangs on a knife's edge.
+    model, z, grid = problem(schedule, B=48, D=16, N=24, seed=5, std=0.5)
     found = oss(model, z[:24], 6, teacher=taught(model, grid))
     target = fs.metrics.run(found.teacher, model, z[24:])
     for m in range(2, 7):
@@ -259,25 +206,19 @@ def test_amplitude_is_the_best_scale_of_the_noise():
         for m, plan in scaled.plans.items():
             c, sigma = plan.note["found"]["amplitude"], plan.sigma[1]
             assert plan.M[0, 0, 0] == c * sigma and plain.plans[m].M[0, 0, 0] == sigma and c != 1
-            errors = [
-                fs.metrics.mse(fs.metrics.run(plan, model, z * f), target)
-                for f in (0.999, 1.0, 1.001)
-            ]
-            assert errors[1] < min(errors[0], errors[2]) and errors[1] == pytest.approx(
-                scaled.error[m], rel=1e-9
-            )
-            assert (
-                scaled.error[m] < plain.error[m] and (scaled.indices[m] == plain.indices[m]).all()
-            )
+            ends = [fs.metrics.run(plan, model, z * f) for f in (0.999, 1.0, 1.001)]
+            low, here, high = (fs.metrics.mse(end, target) for end in ends)
+            assert here < min(low, high)
+            assert here == pytest.approx(scaled.error[m], rel=1e-9)
+            assert scaled.error[m] < plain.error[m]
+            assert (scaled.indices[m] == plain.indices[m]).all()
 
 
 def test_median_is_the_middle_of_searches_of_one():
     model, z, grid = problem(B=5)
     for B in (4, 5):
-        alone = [
-            oss(model, z[b : b + 1], 3, teacher=taught(model, grid), amplitude=False)
-            for b in range(B)
-        ]
+        options = {"teacher": taught(model, grid), "amplitude": False}
+        alone = [oss(model, z[b : b + 1], 3, **options) for b in range(B)]
         together = oss(model, z[:B], 3, teacher=taught(model, grid), aggregate="median")
         for m in (1, 2, 3):
             ranked = np.sort([len(grid) - 1 - one.indices[m] for one in alone], axis=0)
@@ -289,25 +230,14 @@ def test_median_is_the_middle_of_searches_of_one():
 
 def test_ties_go_to_the_noisiest_source():
     """A model of x0 = 0 on powers of two: every jump lands on the teacher to the bit."""
-    model = fs.Model(
-        lambda x, t: torch.zeros_like(x), schedule=fs.schedules.EDM(sigma_max=16.0), prediction="x0"
-    )
-    grid = np.array([16.0, 8.0, 4.0, 2.0, 1.0, 0.0])
+    schedule = fs.schedules.EDM(sigma_max=16.0)
+    model = fs.Model(lambda x, t: torch.zeros_like(x), schedule=schedule, prediction="x0")
+    plan = fs.solvers.euler(model, [16.0, 8.0, 4.0, 2.0, 1.0, 0.0])
     for start, aggregate in itertools.product(("fixed", "free"), ("joint", "median")):
-        found = oss(
-            model,
-            torch.ones(2, 3),
-            3,
-            teacher=fs.solvers.euler(model, grid),
-            start=start,
-            aggregate=aggregate,
-        )
+        found = oss(model, torch.ones(2, 3), 3, teacher=plan, start=start, aggregate=aggregate)
         assert found.error == {1: 0.0, 2: 0.0, 3: 0.0}
-        assert {m: at.tolist() for m, at in found.indices.items()} == {
-            1: [0, 5],
-            2: [0, 1, 5],
-            3: [0, 1, 2, 5],
-        }
+        indices = {m: at.tolist() for m, at in found.indices.items()}
+        assert indices == {1: [0, 5], 2: [0, 1, 5], 3: [0, 1, 2, 5]}
 
 
 def test_model_words_follow_their_samples():
@@ -322,33 +252,18 @@ def test_model_words_follow_their_samples():
         return law.fn(x, t) * gain + shift.reshape(-1, 1)
 
     def fused(x, t, shift):
-        return 2.5 * fn(x, t, shift, 1.0) + (1 - 2.5) * fn(
-            x, t, torch.zeros(len(x), **TORCH64), 0.8
-        )
+        zero = torch.zeros(len(x), **TORCH64)
+        return 2.5 * fn(x, t, shift, 1.0) + (1 - 2.5) * fn(x, t, zero, 0.8)
 
-    cond, uncond = {"shift": shift, "gain": 1.0}, {"shift": torch.zeros(6, **TORCH64), "gain": 0.8}
-    whole = oss(
-        fs.Model(fused, schedule=schedule, prediction="x0"),
-        z,
-        3,
-        teacher=plan,
-        cond={"shift": shift},
-    )
+    one, two = (fs.Model(f, schedule=schedule, prediction="x0") for f in (fused, fn))
+    words = {"cond": {"shift": shift, "gain": 1.0}, "guidance": 2.5}
+    words |= {"uncond": {"shift": torch.zeros(6, **TORCH64), "gain": 0.8}}
+    whole = oss(one, z, 3, teacher=plan, cond={"shift": shift})
     for batch in (2, 5, 256):
-        split = oss(
-            fs.Model(fn, schedule=schedule, prediction="x0"),
-            z,
-            3,
-            teacher=plan,
-            cond=cond,
-            uncond=uncond,
-            guidance=2.5,
-            batch_size=batch,
-        )
+        split = oss(two, z, 3, teacher=plan, batch_size=batch, **words)
         assert split.error == pytest.approx(whole.error, rel=1e-12) and split.nfe == whole.nfe
-        assert [at.tolist() for at in split.indices.values()] == [
-            at.tolist() for at in whole.indices.values()
-        ]
+        assert list(split.indices) == list(whole.indices)
+        assert all((split.indices[m] == at).all() for m, at in whole.indices.items())
         assert split.plan.G == 2 and split.plan.note["found"]["guidance"] == 2.5
 
 
@@ -359,10 +274,10 @@ def test_any_deterministic_plan_teaches(teacher):
     found = oss(model, z, 2, teacher=plan, amplitude=False)
     np.testing.assert_array_equal(found.grid, grid)
     assert found.nfe == plan.nfe + found.agreement_nfe + 2 * 7 - 1 - 1
-    target = fs.metrics.run(plan, model, z, state_dtype=torch.float64)
-    assert fs.metrics.mse(
-        fs.metrics.run(found.plan, model, z, state_dtype=torch.float64), target
-    ) == pytest.approx(found.error[2], rel=1e-9)
+    target, end = (
+        fs.metrics.run(one, model, z, state_dtype=torch.float64) for one in (plan, found.plan)
+    )
+    assert fs.metrics.mse(end, target) == pytest.approx(found.error[2], rel=1e-9)
 
 
 def test_shape_and_seed_draw_the_noise_and_float32_is_the_default():
@@ -371,20 +286,14 @@ def test_shape_and_seed_draw_the_noise_and_float32_is_the_default():
         oss(model, (4, 5), 2, teacher=taught(model, grid), seed=seed) for seed in (7, 7, 8)
     )
     assert found.error == again.error != other.error
-    assert (
-        found.plan.note["found"]["noise"]
-        == again.plan.note["found"]["noise"]
-        != other.plan.note["found"]["noise"]
-    )
+    noises = [one.plan.note["found"]["noise"] for one in (found, again, other)]
+    assert noises[0] == noises[1] != noises[2]
     assert found.plan.note["found"]["seed"] == 7 and found.samples == 4
     exact = oss(model, (4, 5), 2, teacher=taught(model, grid), seed=7, state_dtype=torch.float64)
     assert exact.error != found.error and exact.error == pytest.approx(found.error, rel=1e-4)
     asked = []
-    half = fs.Model(
-        lambda x, t: (asked.append(x.dtype), model.fn(x, t))[1],
-        schedule=model.schedule,
-        prediction="x0",
-    )
+    fn = lambda x, t: (asked.append(x.dtype), model.fn(x, t))[1]
+    half = fs.Model(fn, schedule=model.schedule, prediction="x0")
     oss(half, torch.ones(2, 5, dtype=torch.bfloat16), 2, teacher=taught(model, grid))
     assert set(asked) == {torch.bfloat16}
 
@@ -404,15 +313,10 @@ def test_provenance():
         "guidance": None,
     }
     assert expected.items() <= found.items()
-    assert (
-        found["teacher"].items() >= {"solver": "dpmpp_3m", "nfe": 7}.items()
-        and found["compared"] == "not compared"
-    )
-    assert (
-        found["start_label"] == grid[found["indices"][0]]
-        and found["error"] > 0
-        and found["seconds"] >= 0
-    )
+    assert {"solver": "dpmpp_3m", "nfe": 7}.items() <= found["teacher"].items()
+    assert found["compared"] == "not compared"
+    assert found["start_label"] == grid[found["indices"][0]]
+    assert found["error"] > 0 and found["seconds"] >= 0
 
 
 def test_plans_are_saved_whole(tmp_path):

@@ -47,30 +47,22 @@ BAD = [
 def test_bad_input(change, sentence):
     model, z, grid = problem()
     asked, state = [], torch.random.get_rng_state()
-    watched = fs.Model(
-        lambda x, t: (asked.append(1), model.fn(x, t))[1], schedule=model.schedule, prediction="x0"
-    )
+    fn = lambda x, t: (asked.append(1), model.fn(x, t))[1]
+    watched = fs.Model(fn, schedule=model.schedule, prediction="x0")
     arguments = {"model": watched, "z": z, "budget": 3, "teacher": grid} | change
     with pytest.raises((ValueError, TypeError), match=sentence) as caught:
         oss(**arguments)
-    assert (
-        "\n" not in str(caught.value)
-        and not asked
-        and torch.equal(torch.random.get_rng_state(), state)
-    )
+    assert "\n" not in str(caught.value) and not asked
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_bad_teachers_and_models():
     model, z, grid = problem()
     with pytest.raises(ValueError, match="draws noise"):
         oss(model, z, 2, teacher=fs.solvers.euler_ancestral(model, grid))
+    short = fs.Model(lambda x, t: x[:1], schedule=model.schedule, prediction="x0")
     with pytest.raises(ValueError, match="returned"):
-        oss(
-            fs.Model(lambda x, t: x[:1], schedule=model.schedule, prediction="x0"),
-            z,
-            2,
-            teacher=grid,
-        )
+        oss(short, z, 2, teacher=grid)
     calls = []
 
     def late_nan(x, t):
