@@ -193,7 +193,8 @@ def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], t
 
 
 # -- installation ----------------------------------------------------------------------------------
-EXTRAS = {  # what of each extra `doctor` looks for
+# What of each extra `doctor` looks for.
+EXTRAS = {
     "demo": ("matplotlib", "tqdm"),
     "optimize": ("scipy", "cma"),
     "bench": ("diffusers", "k-diffusion"),

@@ -31,9 +31,8 @@ def quadrature(x: float, alpha: float, sigma: float) -> float:
     rule converges beyond all orders.
     """
     x0 = np.linspace(-4.0, 4.0, 20001)
-    prior = 0.3 * np.exp(-0.5 * ((x0 + 1.0) / 0.25) ** 2) + 0.7 * np.exp(
-        -0.5 * ((x0 - 1.0) / 0.25) ** 2
-    )
+    bump = lambda mean: np.exp(-0.5 * ((x0 - mean) / 0.25) ** 2)
+    prior = 0.3 * bump(-1.0) + 0.7 * bump(1.0)
     joint = prior * np.exp(-0.5 * ((x - alpha * x0) / sigma) ** 2)
     return float((joint * x0).sum() / joint.sum())
 
@@ -48,8 +47,7 @@ def test_mixture_is_bayes_rule(alpha, sigma):
 
 
 def test_gaussian_by_hand():
-    # prior N(1, 4), x = x0 + eps = 3: the mean moves 4/5 of the way from 1 to 3; eps is the other
-    # fifth
+    # Prior N(1, 4), x = x0 + eps = 3: the mean moves 4/5 of the way from 1 to 3; eps is the rest.
     x0, eps = Gaussian(1.0, 2.0).posterior(np.array([3.0]), 1.0, 1.0)
     np.testing.assert_allclose([x0[0], eps[0]], [2.6, 0.4], rtol=1e-15)
 
@@ -69,9 +67,8 @@ def test_halves_rebuild_x_and_end_in_their_limits(law, alpha, sigma):
         np.testing.assert_allclose(eps, 0.0, atol=0)
     if alpha == 0.0:
         mean = law.weights @ law.means if law.basis is None else law.basis @ law.means[0]
-        np.testing.assert_allclose(
-            x0, np.broadcast_to(mean.reshape(law.shape), x.shape), rtol=1e-12, atol=1e-12
-        )
+        want = np.broadcast_to(mean.reshape(law.shape), x.shape)
+        np.testing.assert_allclose(x0, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("std", [0.0, 0.25])
@@ -80,10 +77,8 @@ def test_far_samples_and_zero_noise_stay_finite(std):
     for sigma in (0.0, 1e-200, 1e-8, 1.0, 1e8):
         for half in law.posterior(np.array([[1e3, -1e3], [0.9, 0.1], [0.0, 0.0]]), 1.0, sigma):
             assert np.isfinite(half).all(), sigma
-    if std == 0.0:
-        np.testing.assert_array_equal(
-            law.denoise(np.array([[0.9, 0.1]]), 1.0, 0.0), [[1.0, 0.0]]
-        )  # the nearest point
+    if std == 0.0:  # the nearest point
+        np.testing.assert_array_equal(law.denoise(np.array([[0.9, 0.1]]), 1.0, 0.0), [[1.0, 0.0]])
 
 
 def test_full_covariance_is_the_linear_solve():
@@ -99,35 +94,25 @@ def test_full_covariance_is_the_linear_solve():
 
 def test_mixture_in_many_dimensions_and_per_sample_levels():
     rng = np.random.default_rng(1)
-    means, std, x = (
-        rng.normal(size=(3, 2, 2)),
-        rng.uniform(0.2, 1.0, size=(3, 2, 2)),
-        rng.normal(size=(4, 2, 2)),
-    )
-    law, alpha, sigma = (
-        GaussianMixture(means, [1, 2, 3], std),
-        np.array([1.0, 0.8, 0.0, 0.5]),
-        np.array([0.3, 0.6, 1.0, 0.0]),
-    )
+    means, std = rng.normal(size=(3, 2, 2)), rng.uniform(0.2, 1.0, size=(3, 2, 2))
+    x, law = rng.normal(size=(4, 2, 2)), GaussianMixture(means, [1, 2, 3], std)
+    alpha, sigma = np.array([1.0, 0.8, 0.0, 0.5]), np.array([0.3, 0.6, 1.0, 0.0])
     got = law.denoise(x, alpha, sigma)
     for b in range(4):  # one sample, one component at a time
         u = alpha[b] ** 2 * std**2 + sigma[b] ** 2
-        weight = np.array([1, 2, 3]) * np.exp(
-            -0.5 * ((x[b] - alpha[b] * means) ** 2 / u + np.log(u)).sum((1, 2))
-        )
-        each = means + alpha[b] * std**2 / u * (x[b] - alpha[b] * means)
-        np.testing.assert_allclose(
-            got[b], (weight[:, None, None] * each).sum(0) / weight.sum(), rtol=1e-12
-        )
+        away = x[b] - alpha[b] * means
+        weight = np.array([1, 2, 3]) * np.exp(-0.5 * (away**2 / u + np.log(u)).sum((1, 2)))
+        each = means + alpha[b] * std**2 / u * away
+        want = (weight[:, None, None] * each).sum(0) / weight.sum()
+        np.testing.assert_allclose(got[b], want, rtol=1e-12)
 
 
 def test_torch_is_numpy_and_keeps_dtype_and_gradient():
     x = np.linspace(-2.0, 2.0, 9)
     want = MIXTURE.denoise(x, 0.8, 0.6)
     got = MIXTURE.denoise(torch.tensor(x, requires_grad=True), torch.full((9,), 0.8), 0.6)
-    np.testing.assert_allclose(
-        got.detach().numpy(), MIXTURE.denoise(x, np.float64(np.float32(0.8)), 0.6), rtol=1e-14
-    )
+    rounded = MIXTURE.denoise(x, np.float64(np.float32(0.8)), 0.6)
+    np.testing.assert_allclose(got.detach().numpy(), rounded, rtol=1e-14)
     assert got.requires_grad and got.dtype == torch.float64
     assert MIXTURE.denoise(torch.tensor(x, dtype=torch.float32), 0.8, 0.6).dtype == torch.float32
     assert MIXTURE.denoise(x.astype(np.float32), 0.8, 0.6).dtype == np.float32
@@ -138,15 +123,13 @@ def test_torch_is_numpy_and_keeps_dtype_and_gradient():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_prediction_on_every_schedule_means_the_same_x0(name, prediction):
     schedule = SCHEDULES[name]
-    model, t = (
-        MIXTURE.model(schedule, prediction),
-        np.linspace(schedule.t_min, min(schedule.t_finite, 50.0), 7),
-    )
+    model = MIXTURE.model(schedule, prediction)
+    t = np.linspace(schedule.t_min, min(schedule.t_finite, 50.0), 7)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x = np.linspace(-2.0, 2.0, 7) * (alpha + sigma)
     p, q = to_x0(prediction, alpha, sigma, model.sigma_data)
     out = model(model.scales(t) * x, model.times(t))
-    # rounding of out reaches x0 through q, that of x through p
+    # Rounding of out reaches x0 through q, that of x through p.
     bound = 64 * np.finfo(np.float64).eps * (1.0 + np.abs(p * x) + np.abs(q * out))
     assert (np.abs(p * x + q * out - MIXTURE.denoise(x, alpha, sigma)) <= bound).all()
     in_torch = model(torch.tensor(x), torch.tensor(t)).numpy()
@@ -159,10 +142,8 @@ def test_predictions_are_finite_where_alpha_or_sigma_is_zero(name):
     for prediction in PREDICTIONS:
         model = MIXTURE.model(schedule, prediction)
         for t in (schedule.t_zero, schedule.t_max):
-            assert np.isfinite(model(np.array([0.3, -0.7]), np.array([t, t]))).all(), (
-                prediction,
-                t,
-            )
+            out = model(np.array([0.3, -0.7]), np.array([t, t]))
+            assert np.isfinite(out).all(), (prediction, t)
 
 
 @pytest.mark.parametrize("law", [Gaussian([0.4, -1.0], [0.5, 2.0]), FULL], ids=["diag", "full"])
@@ -177,25 +158,19 @@ def test_gaussian_ode_end_point_is_the_integrated_ode(law):
         k4 = law.posterior(x + h * k3, 1.0, s_next)[1]
         x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     np.testing.assert_allclose(law.ode(start, 1.0, 3.0, 1.0, 0.2), x, rtol=1e-9)
-    # another schedule is another scale of the same path
-    np.testing.assert_allclose(
-        law.ode(start * 0.25, 0.25, 0.75), law.ode(start, 1.0, 3.0), rtol=1e-13
-    )
-    np.testing.assert_allclose(
-        law.ode(torch.tensor(start), 1.0, 3.0).numpy(), law.ode(start, 1.0, 3.0), rtol=1e-13
-    )
+    # Another schedule is another scale of the same path.
+    end = law.ode(start, 1.0, 3.0)
+    np.testing.assert_allclose(law.ode(start * 0.25, 0.25, 0.75), end, rtol=1e-13)
+    np.testing.assert_allclose(law.ode(torch.tensor(start), 1.0, 3.0).numpy(), end, rtol=1e-13)
 
 
 def test_samples():
     draws = GaussianMixture([[[0.0, 1.0]], [[2.0, 3.0]]], [1, 3], 0.0).sample(50, seed=3)
-    assert draws.shape == (50, 1, 2) and {tuple(row) for row in draws.reshape(50, 2)} == {
-        (0.0, 1.0),
-        (2.0, 3.0),
-    }
+    assert draws.shape == (50, 1, 2)
+    assert {tuple(row) for row in draws.reshape(50, 2)} == {(0.0, 1.0), (2.0, 3.0)}
     on_a_line = Gaussian([0.0, 0.0], cov=[[1.0, 2.0], [2.0, 4.0]]).sample(20, seed=3)
-    np.testing.assert_allclose(
-        on_a_line[:, 1], 2 * on_a_line[:, 0], atol=1e-7
-    )  # sqrt of a rounded zero eigenvalue
+    # sqrt of a rounded zero eigenvalue
+    np.testing.assert_allclose(on_a_line[:, 1], 2 * on_a_line[:, 0], atol=1e-7)
     np.testing.assert_array_equal(MIXTURE.sample(5, seed=1), MIXTURE.sample(5, seed=1))
     assert not np.array_equal(MIXTURE.sample(5, seed=1), MIXTURE.sample(5, seed=2))
     np.testing.assert_array_equal(Point([1.0, 2.0]).sample(2), [[1.0, 2.0], [1.0, 2.0]])
@@ -212,9 +187,8 @@ def test_point():
 
 def test_std_is_the_spread_of_the_data():
     assert MIXTURE.std() == pytest.approx(np.sqrt(0.25**2 + 1.0 - 0.4**2), rel=1e-14)
-    assert Gaussian([0.0, 5.0], cov=[[2.0, 0.6], [0.6, 1.0]]).std() == pytest.approx(
-        np.sqrt(1.5), rel=1e-14
-    )
+    law = Gaussian([0.0, 5.0], cov=[[2.0, 0.6], [0.6, 1.0]])
+    assert law.std() == pytest.approx(np.sqrt(1.5), rel=1e-14)
 
 
 @pytest.mark.parametrize(

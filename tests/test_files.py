@@ -68,15 +68,8 @@ def special(kind, name):
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(
     "kind",
-    [
-        "fifo",
-        "socket",
-        "folder",
-        "loop",
-        "link to a fifo",
-        "link into no folder",
-        "link to a folder",
-    ],
+    ["fifo", "socket", "folder", "loop"]
+    + ["link to a fifo", "link into no folder", "link to a folder"],
 )
 def test_what_is_no_regular_file_is_refused_and_stays(here, door, kind):
     special(kind, "it.png")
@@ -108,15 +101,11 @@ def test_links_are_followed_and_stay(here, door, there, links, target):
         Path(target).write_bytes(b"old")
         os.chmod(target, 0o640)
     save("c/c" if "c" in links else next(iter(links)))
-    assert (
-        Path(target).read_bytes() == data
-        and not os.path.islink(target)
-        and mode(target) == (0o640 if there else 0o644)
-    )
+    assert Path(target).read_bytes() == data and not os.path.islink(target)
+    assert mode(target) == (0o640 if there else 0o644)
     assert {name: os.readlink(name) for name in links} == links
-    assert (
-        sum(len(folders) + len(names) for _, folders, names in os.walk(".")) == 2 + len(links) + 1
-    ), "nothing else is there"
+    things = sum(len(folders) + len(names) for _, folders, names in os.walk("."))
+    assert things == 2 + len(links) + 1, "nothing else is there"
 
 
 @pytest.mark.parametrize("kept", [0o600, 0o640, 0o664, 0o755])
@@ -124,11 +113,8 @@ def test_an_old_file_keeps_its_mode_and_is_never_more_open(here, monkeypatch, ke
     Path("it").write_bytes(b"old")
     os.chmod("it", kept)
     seen, sync = [], os.fsync
-    monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda handle: (seen.append(stat.S_IMODE(os.fstat(handle).st_mode)), sync(handle)),
-    )
+    look = lambda handle: seen.append(stat.S_IMODE(os.fstat(handle).st_mode))
+    monkeypatch.setattr(os, "fsync", lambda handle: (look(handle), sync(handle)))
     PLAN.save("it")
     assert mode("it") == kept and seen == [0o600]
 
@@ -156,11 +142,8 @@ def test_owner_and_group_stay_where_they_may(here, monkeypatch, refused):
 
     monkeypatch.setattr(os, "chown", chown)
     PLAN.save("it")
-    assert (
-        set_to == [(old.st_uid, -1), (-1, old.st_gid)]
-        and mode("it") == 0o640
-        and Path("it").read_bytes() == PLAN.to_bytes()
-    )
+    assert set_to == [(old.st_uid, -1), (-1, old.st_gid)] and mode("it") == 0o640
+    assert Path("it").read_bytes() == PLAN.to_bytes()
 
 
 def failing(name, error, after=False):
@@ -194,13 +177,11 @@ def test_whatever_fails_the_old_file_stays_alone(here, monkeypatch, step, after,
         patch.setattr(os, step, failing(step, error, after))
         with pytest.raises(type(error)) as raised:
             PLAN.save("plans/it")
-    assert (
-        os.listdir("plans") == ["it"]
-        and Path("plans/it").read_bytes() == b"old"
-        and mode("plans/it") == 0o640
-    )
+    assert os.listdir("plans") == ["it"] and mode("plans/it") == 0o640
+    assert Path("plans/it").read_bytes() == b"old"
     if isinstance(error, OSError):
-        sentence = f"save: plans/it could not be written in the folder {here}/plans ({error.strerror}); a folder that can be written,"
+        sentence = f"save: plans/it could not be written in the folder {here}/plans "
+        sentence += f"({error.strerror}); a folder that can be written,"
         assert str(raised.value).startswith(sentence) and ".fastsample" not in str(raised.value)
 
 
@@ -208,9 +189,8 @@ def test_a_protected_file_is_refused(here, monkeypatch):
     """Root may write anything: the answer is what counts, so it is given."""
     Path("it").write_bytes(b"old")
     os.chmod("it", 0o444)
-    monkeypatch.setattr(
-        os, "access", lambda name, how: not (how == os.W_OK and name == str(here / "it"))
-    )
+    given = lambda name, how: not (how == os.W_OK and name == str(here / "it"))
+    monkeypatch.setattr(os, "access", given)
     with pytest.raises(PermissionError, match=r"save: it is protected from writing \(-r--r--r--\)"):
         PLAN.save("it")
     assert Path("it").read_bytes() == b"old"
@@ -249,9 +229,8 @@ def test_a_working_folder_that_is_gone_is_named(here):
     os.mkdir("gone")
     os.chdir("gone")
     os.rmdir(here / "gone")
-    with pytest.raises(
-        FileNotFoundError, match="^save: it lies in a working folder that is gone; .* accepted$"
-    ):
+    sentence = "^save: it lies in a working folder that is gone; .* accepted$"
+    with pytest.raises(FileNotFoundError, match=sentence):
         PLAN.save("it")
     PLAN.save(here / "it")
     assert os.listdir(here) == ["it"]
@@ -271,16 +250,13 @@ def test_a_folder_that_cannot_be_one_is_refused_before_the_work(here, capsys, th
     Path("it").write_bytes(b"old") if there == "file" else special(there, "it")
     before = kind_of("it")
     for folder in ("it", "it/below"):
-        with pytest.raises(
-            OSError,
-            match=f"^save: the folder {folder} cannot be made .*; the name of a folder is accepted",
-        ):
+        sentence = f"^save: the folder {folder} cannot be made .*; the name of a folder is accepted"
+        with pytest.raises(OSError, match=sentence):
             Search.save(SimpleNamespace(plans={2: PLAN}), folder)
         for command in ("optimize", "demo"):
             assert cli.main([command, "--out", folder]) == 2
-            assert capsys.readouterr().err.startswith(
-                f"fastsample {command}: --out {folder}: it is no folder that can be written; "
-            )
+            said = f"fastsample {command}: --out {folder}: it is no folder that can be written; "
+            assert capsys.readouterr().err.startswith(said)
     assert os.listdir() == ["it"] and kind_of("it") == before
 
 

@@ -13,9 +13,8 @@ HEAVY = ("torch", "scipy", "triton", "diffusers", "matplotlib", "safetensors", "
 def loaded_after(code):
     """Names of HEAVY in sys.modules of a fresh interpreter that has run the code."""
     report = f"; import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code + report], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    command = [sys.executable, "-c", code + report]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.split()
 
 
@@ -24,13 +23,15 @@ def test_import_loads_nothing_heavy():
 
 
 def test_making_a_plan_loads_nothing_heavy():
-    make = "s = fs.schedules.Flow(shift=3.0); plan = fs.solvers.dpmpp_2m(s, fs.grids.uniform(s, 4), prediction='flow'); plan.describe()"
+    make = "s = fs.schedules.Flow(shift=3.0); g = fs.grids.uniform(s, 4); "
+    make += "fs.solvers.dpmpp_2m(s, g, prediction='flow').describe()"
     assert loaded_after(f"import fastsample as fs; {make}") == []
 
 
 def test_a_plan_is_read_without_torch(tmp_path):
     path = str(tmp_path / "a.fsplan")
-    make = f"s = fs.schedules.EDM(); fs.solvers.euler(s, fs.grids.karras(s, 4), prediction='edm').save({path!r})"
+    make = "s = fs.schedules.EDM(); g = fs.grids.karras(s, 4); "
+    make += f"fs.solvers.euler(s, g, prediction='edm').save({path!r})"
     assert loaded_after(f"import fastsample as fs; {make}") == []
     assert loaded_after(f"import fastsample as fs; print(fs.Plan.load({path!r}).nfe)") == ["4"]
 

@@ -49,9 +49,8 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 def test_levels_are_those_of_the_schedule(name):
     schedule = SCHEDULES[name]
     inside = np.linspace(schedule.t_zero, schedule.t_max, 997)
-    t = np.concatenate(
-        [inside, [schedule.t_zero, schedule.t_min, schedule.t_finite, schedule.t_max]]
-    )
+    ends = [schedule.t_zero, schedule.t_min, schedule.t_finite, schedule.t_max]
+    t = np.concatenate([inside, ends])
     alpha, sigma = (value.numpy() for value in levels(schedule)(torch.tensor(t)))
     np.testing.assert_allclose(alpha, schedule.alpha(t), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(sigma, schedule.sigma(t), rtol=1e-12, atol=1e-15)
@@ -94,17 +93,13 @@ def test_every_prediction_on_every_schedule_means_the_same_x0(name, prediction):
     model = fashion(schedule, prediction)
     t = schedule.time(-np.log([0.01, 0.3, 3.0, 50.0]))  # sigma/alpha
     alpha, sigma = (torch.tensor(value) for value in (schedule.alpha(t), schedule.sigma(t)))
-    x, label = (
-        noise(4, 1, 28, 28, dtype=torch.float64) * (alpha + sigma)[:, None, None, None],
-        torch.tensor([0, 5, 9, NO_LABEL]),
-    )
+    x = noise(4, 1, 28, 28, dtype=torch.float64) * (alpha + sigma)[:, None, None, None]
+    label = torch.tensor([0, 5, 9, NO_LABEL])
     scaled = x * torch.tensor(model.scales(t))[:, None, None, None]
     out = model(scaled, torch.tensor(model.times(t)), label=label)
     assert out.dtype == x.dtype and not out.requires_grad
-    p, q = (
-        torch.tensor(value)[:, None, None, None]
-        for value in to_x0(prediction, alpha.numpy(), sigma.numpy(), model.sigma_data)
-    )
+    jump = to_x0(prediction, alpha.numpy(), sigma.numpy(), model.sigma_data)
+    p, q = (torch.tensor(value)[:, None, None, None] for value in jump)
     x0 = net.denoise(x, alpha, sigma, label)
     # The network is float32: its rounding, not the coefficients', is what differs between the
     # routes, and q is what carries it to x0.
@@ -121,9 +116,8 @@ def test_nothing_blows_up_at_the_ends(name, prediction):
     if prediction == "edm":
         out = model(x, torch.tensor([-math.inf, math.inf]))
     else:
-        out = model(
-            x, torch.tensor(model.times([schedule.t_zero, schedule.t_max]), dtype=torch.float32)
-        )
+        t = model.times([schedule.t_zero, schedule.t_max])
+        out = model(x, torch.tensor(t, dtype=torch.float32))
     assert torch.isfinite(out).all() and out.abs().max() < 1e3
 
 
@@ -131,29 +125,22 @@ def test_limits_without_noise_and_without_signal():
     x, zero, one = noise(2, 1, 28, 28), torch.zeros(2), torch.ones(2)
     label = torch.tensor([3, NO_LABEL])
     net = load_net()
-    torch.testing.assert_close(
-        net.denoise(x, one, zero, label), x, rtol=1e-6, atol=1e-6
-    )  # no noise: x is the image
-    x0, eps = net.posterior(
-        x, zero, one, label
-    )  # no signal: x is the noise, and x0 the mean image of the class
+    # No noise: x is the image.
+    torch.testing.assert_close(net.denoise(x, one, zero, label), x, rtol=1e-6, atol=1e-6)
+    # No signal: x is the noise, and x0 the mean image of the class.
+    x0, eps = net.posterior(x, zero, one, label)
     torch.testing.assert_close(eps, x, rtol=1e-6, atol=1e-6)
     assert x0.abs().max() < 1.3
-    assert (
-        x0[0, 0, :, :2].mean() < -0.9 and x0[0, 0, 10:18, 12:16].mean() > 0.2
-    )  # a dress: background beside, cloth in the middle
+    # A dress: background beside, cloth in the middle.
+    assert x0[0, 0, :, :2].mean() < -0.9 and x0[0, 0, 10:18, 12:16].mean() > 0.2
 
 
 def test_a_trigflow_time_rounded_past_the_end_is_the_end():
-    t, label = (
-        torch.full((2,), math.pi / 2),
-        torch.tensor([3, 7]),
-    )  # float32: above pi/2, where the tangent is negative
-    x, net = noise(2, 1, 28, 28), load_net()
+    t = torch.full((2,), math.pi / 2)  # float32: above pi/2, where the tangent is negative
+    x, net, label = noise(2, 1, 28, 28), load_net(), torch.tensor([3, 7])
     got = -net.sigma_data * fashion(schedules.TrigFlow(), "trigflow")(x, t, label=label)
-    torch.testing.assert_close(
-        got, net.denoise(x, torch.zeros(2), torch.ones(2), label), rtol=1e-5, atol=1e-5
-    )
+    want = net.denoise(x, torch.zeros(2), torch.ones(2), label)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_only_the_signal_to_noise_ratio_matters():
@@ -161,12 +148,9 @@ def test_only_the_signal_to_noise_ratio_matters():
     alpha, sigma = torch.tensor([0.3, 0.6, 0.9]).double(), torch.tensor([0.9, 0.8, 0.1]).double()
     scaled = net.denoise(x / alpha[:, None, None, None], torch.ones(3), sigma / alpha, label)
     torch.testing.assert_close(net.denoise(x, alpha, sigma, label), scaled, rtol=0, atol=1e-4)
-    far = [
-        net.denoise(x * s, torch.ones(3), torch.full((3,), s), label) for s in (SIGMA_RANGE[1], 1e4)
-    ]
-    assert (
-        far[0] - far[1]
-    ).abs().max() < 0.2  # past the trained range c_noise stays, and so does the answer
+    # Past the trained range c_noise stays, and so does the answer.
+    at = lambda s: net.denoise(x * s, torch.ones(3), torch.full((3,), s), label)
+    assert (at(SIGMA_RANGE[1]) - at(1e4)).abs().max() < 0.2
 
 
 def test_labels():
@@ -174,15 +158,10 @@ def test_labels():
     plain = model(x, t)
     torch.testing.assert_close(model(x, t, label=None), plain, rtol=0, atol=0)
     torch.testing.assert_close(model(x, t, label=torch.full((3,), NO_LABEL)), plain, rtol=0, atol=0)
-    torch.testing.assert_close(
-        model(x, t, label=7), model(x, t, label=torch.tensor([7, 7, 7])), rtol=0, atol=0
-    )
+    each = model(x, t, label=torch.tensor([7, 7, 7]))
+    torch.testing.assert_close(model(x, t, label=7), each, rtol=0, atol=0)
     assert (model(x, t, label=7) - plain).abs().max() > 0.1
-    for wrong in (
-        torch.zeros(3),
-        torch.zeros(2, dtype=torch.int64),
-        torch.zeros(3, 10, dtype=torch.int64),
-    ):
+    for wrong in (torch.zeros(3), torch.zeros(2).long(), torch.zeros(3, 10).long()):
         with pytest.raises(ValueError, match=r"integers 0\.\.10"):
             model(x, t, label=wrong)
     with pytest.raises(ValueError, match=r"\[B, 1, 28, 28\]"):
@@ -200,19 +179,14 @@ def test_bad_words_and_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name, prediction", [("edm", "x0"), ("flow-3", "flow"), ("linear", "eps")])
 def test_the_model_traces_in_one_piece(name, prediction):
-    model, x, label = (
-        fashion(SCHEDULES[name], prediction),
-        noise(2, 1, 28, 28),
-        torch.tensor([1, 2]),
-    )
+    model = fashion(SCHEDULES[name], prediction)
+    x, label = noise(2, 1, 28, 28), torch.tensor([1, 2])
     t = torch.tensor(model.times([SCHEDULES[name].t_finite] * 2), dtype=torch.float32)
     torch._dynamo.reset()
-    compiled = torch.compile(
-        model.fn, backend="eager", fullgraph=True
-    )  # tracing only; Inductor is the sampler tests' matter
-    torch.testing.assert_close(
-        compiled(x, t, label=label), model(x, t, label=label), rtol=1e-5, atol=1e-5
-    )
+    # Tracing only; Inductor is the sampler tests' matter.
+    compiled = torch.compile(model.fn, backend="eager", fullgraph=True)
+    got, want = compiled(x, t, label=label), model(x, t, label=label)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def heun(denoise, x: torch.Tensor, steps: int) -> torch.Tensor:
@@ -240,60 +214,44 @@ def test_samples_are_garments_of_their_class():
     with torch.inference_mode():
         images = heun(guided, noise(100, 1, 28, 28, seed=1), steps=8)
     accuracy, count = classifier.class_accuracy(images, labels)
-    assert (
-        count == 100 and accuracy >= 0.85
-    )  # 0.93 with the shipped weights; 0.96 at 35 evaluations
-    assert classifier.frechet_distance(images) < 0.1 * classifier.frechet_distance(
-        noise(100, 1, 28, 28).clamp(-1, 1)
-    )
+    # 0.93 with the shipped weights; 0.96 at 35 evaluations.
+    assert count == 100 and accuracy >= 0.85
+    far = classifier.frechet_distance(noise(100, 1, 28, 28).clamp(-1, 1))
+    assert classifier.frechet_distance(images) < 0.1 * far
 
 
 # --- the judge ---
 
 
 def test_classifier_budget_and_note():
-    _, note = read_weights(
-        WEIGHTS / "fashion_classifier.safetensors", "fastsample-fashion-classifier-1"
-    )
+    path = WEIGHTS / "fashion_classifier.safetensors"
+    _, note = read_weights(path, "fastsample-fashion-classifier-1")
     assert sum(p.numel() for p in classifier.load_classifier().parameters()) <= 150_000
     assert float(note["test_accuracy"]) >= 0.92 and "train split" in note["reference"]
 
 
 def test_frechet_by_hand():
     one, two = np.eye(2), np.diag([4.0, 9.0])
-    zero = np.zeros(2)
-    assert classifier.frechet(zero, one, zero, one) == 0.0
-    assert classifier.frechet(zero, one, np.array([3.0, 4.0]), one) == pytest.approx(
-        25.0, rel=1e-14
-    )
-    assert classifier.frechet(zero, one, zero, two) == pytest.approx(
-        1.0 + 4.0, rel=1e-14
-    )  # (2-1)² + (3-1)²
+    zero, away = np.zeros(2), np.array([3.0, 4.0])
+    apart = lambda a, b: classifier.frechet(zero, a, zero, b)
+    assert apart(one, one) == 0.0
+    assert classifier.frechet(zero, one, away, one) == pytest.approx(25.0, rel=1e-14)
+    assert apart(one, two) == pytest.approx(1.0 + 4.0, rel=1e-14)  # (2-1)² + (3-1)²
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])  # a rotation of both changes nothing
-    assert classifier.frechet(
-        zero, turn @ one @ turn.T, zero, turn @ two @ turn.T
-    ) == pytest.approx(5.0, rel=1e-13)
+    turned = apart(turn @ one @ turn.T, turn @ two @ turn.T)
+    assert turned == pytest.approx(5.0, rel=1e-13)
     skew = np.array([[2.0, 1.0], [1.0, 2.0]])
-    assert classifier.frechet(zero, skew, zero, two) == pytest.approx(
-        classifier.frechet(zero, two, zero, skew), rel=1e-13
-    )
+    assert apart(skew, two) == pytest.approx(apart(two, skew), rel=1e-13)
     # 2x2 matrices: tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)), with M = C·C'
     product = skew @ two
-    want = (
-        np.trace(skew)
-        + np.trace(two)
-        - 2 * np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
-    )
-    assert classifier.frechet(zero, skew, zero, two) == pytest.approx(want, rel=1e-12)
+    root = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    assert apart(skew, two) == pytest.approx(np.trace(skew) + np.trace(two) - 2 * root, rel=1e-12)
 
 
 def test_the_reference_is_at_distance_zero_from_itself():
     _, mean, cov = classifier._load()
-    assert (
-        mean.shape == (64,)
-        and cov.shape == (64, 64)
-        and classifier.frechet(mean, cov, mean, cov) < 1e-9
-    )
+    assert mean.shape == (64,) and cov.shape == (64, 64)
+    assert classifier.frechet(mean, cov, mean, cov) < 1e-9
 
 
 def test_accuracy_counts_and_refuses():
@@ -317,54 +275,34 @@ def write_split(folder: Path, split: str, count: int) -> None:
     """Random pixels in the idx format: two headers of 16 and 8 bytes, then bytes."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 784), dtype=np.uint8)
-    (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(
-        gzip.compress(bytes(16) + pixels.tobytes())
-    )
-    (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(
-        gzip.compress(bytes(8) + bytes(i % 10 for i in range(count)))
-    )
+    images = gzip.compress(bytes(16) + pixels.tobytes())
+    labels = gzip.compress(bytes(8) + bytes(i % 10 for i in range(count)))
+    (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(images)
+    (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(labels)
 
 
 def test_the_tool_trains_stops_and_goes_on(tmp_path):
     write_split(tmp_path, "train", 12), write_split(tmp_path, "t10k", 4)
     path = Path(__file__).parent.parent / "tools" / "train_fashion.py"
-    tool = importlib.util.module_from_spec(
-        spec := importlib.util.spec_from_file_location("train_fashion", path)
-    )
+    spec = importlib.util.spec_from_file_location("train_fashion", path)
+    tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     out, checkpoint = tmp_path / "w.safetensors", tmp_path / "c.pt"
-    words = [
-        "--data",
-        tmp_path,
-        "--out",
-        out,
-        "--checkpoint",
-        checkpoint,
-        "--batch",
-        4,
-        "--device",
-        "cpu",
-        "--minutes",
-        9,
-        "--no-bf16",
-    ]
+    files = {"--data": tmp_path, "--out": out, "--checkpoint": checkpoint}
+    sizes = {"--batch": 4, "--device": "cpu", "--minutes": 9}
+    words = [str(word) for pair in (files | sizes).items() for word in pair] + ["--no-bf16"]
 
-    tool.main(
-        [*map(str, words), "--images", "8", "--save-minutes", "0"]
-    )  # two steps, a checkpoint after each
-    tool.main([*map(str, words), "--images", "12", "--resume"])
-    state, (average, note) = (
-        torch.load(checkpoint, weights_only=True),
-        read_weights(out, "fastsample-fashion-1"),
-    )
+    # Two steps, a checkpoint after each.
+    tool.main([*words, "--images", "8", "--save-minutes", "0"])
+    tool.main([*words, "--images", "12", "--resume"])
+    state = torch.load(checkpoint, weights_only=True)
+    average, note = read_weights(out, "fastsample-fashion-1")
     assert state["step"] == 2 and note["images"] == "12"
     assert all(torch.isfinite(value).all() for value in average.values())
-    assert any(
-        not torch.equal(average[name], state["ema"][name]) for name in average
-    )  # the third step moved the average
-    assert fashion(weights=out).sigma_data == pytest.approx(
-        0.58, abs=0.02
-    )  # uniform pixels: 2/sqrt(12)
+    # The third step moved the average.
+    assert any(not torch.equal(average[name], state["ema"][name]) for name in average)
+    # Uniform pixels: 2/sqrt(12).
+    assert fashion(weights=out).sigma_data == pytest.approx(0.58, abs=0.02)
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -15,7 +15,8 @@ from c import build
 
 pytestmark = pytest.mark.slow
 PARTS = ("csrc", "fastsample", "pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in")
-SAY = "import fastsample, importlib.util as u; print(fastsample.__file__, u.find_spec('fastsample._C') is not None)"
+SAY = "import fastsample as fs, importlib.util as u; native = u.find_spec('fastsample._C'); "
+SAY += "print(fs.__file__, native is not None)"
 USE = "from fastsample import _C; print(_C.build_info()['version'])"
 
 
@@ -25,10 +26,11 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for part in PARTS:
         path = build.ROOT / part
-        ignore = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(path, folder / part, ignore=ignore) if path.is_dir() else shutil.copy(
-            path, folder / part
-        )
+        if path.is_dir():
+            ignore = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(path, folder / part, ignore=ignore)
+        else:
+            shutil.copy(path, folder / part)
     return folder
 
 
@@ -45,8 +47,9 @@ def clean(tmp_path):
 
 
 def pip(python, *arguments, tools=None, **environment):
-    """pip of this environment, working on another; tools: a folder that holds the only ninja on
-    PATH.
+    """pip of this environment, working on another.
+
+    tools: a folder that holds the only ninja on PATH.
     """
     env = build.environment(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", **environment)
     env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}" if tools else env["PATH"]
@@ -84,9 +87,8 @@ def test_installed_twice_and_from_a_wheel(source, clean, tmp_path):
     names = build.run(sys.executable, "-m", "zipfile", "-l", wheel).split()
     binaries = [name for name in names if name.endswith((".so", ".a"))]
     assert len(binaries) == 1 and binaries[0].startswith("fastsample/_C.")
-    assert any(name.endswith("fashion.safetensors") for name in names) and not any(
-        name.startswith(("csrc/", "tests/")) for name in names
-    )
+    assert any(name.endswith("fashion.safetensors") for name in names)
+    assert not any(name.startswith(("csrc/", "tests/")) for name in names)
     pip(clean, "install", "--no-deps", wheel)
     where, native = say(clean, SAY, tmp_path)
     assert Path(where).is_relative_to(clean.parents[1]) and native == "True"
@@ -115,8 +117,10 @@ def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_
     pip(clean, "install", "--no-deps", "--no-build-isolation", source, **setting)
     where, native = say(clean, SAY, tmp_path)
     assert Path(where).is_relative_to(clean.parents[1]) and native == "False"
-    run = "import fastsample as fs, torch; s = fs.schedules.VP(); p = fs.solvers.ddim(s, fs.grids.uniform(s, 2), prediction='eps'); "
-    run += "r = fs.Run(p, shape=(1, 5), seed=1); r.step(r.model_input); r.step(r.model_input); print(r.done, bool(r.x.isfinite().all()))"
+    run = "import fastsample as fs, torch; s = fs.schedules.VP(); "
+    run += "p = fs.solvers.ddim(s, fs.grids.uniform(s, 2), prediction='eps'); "
+    run += "r = fs.Run(p, shape=(1, 5), seed=1); r.step(r.model_input); r.step(r.model_input); "
+    run += "print(r.done, bool(r.x.isfinite().all()))"
     assert say(clean, run, tmp_path) == ["True", "True"]
 
 
@@ -139,7 +143,6 @@ def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_
 )
 def test_a_wish_that_cannot_be_met_is_refused(source, setting, sentence):
     command = [sys.executable, "setup.py", "--version"]
-    done = subprocess.run(
-        command, cwd=source, capture_output=True, text=True, env=build.environment(**setting)
-    )
+    env = build.environment(**setting)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=env)
     assert done.returncode != 0 and sentence in done.stderr

@@ -22,9 +22,8 @@ def blocks(language):
 
 
 def readme_tables():
-    spec = importlib.util.spec_from_file_location(
-        "readme_tables", ROOT / "tools" / "readme_tables.py"
-    )
+    path = ROOT / "tools" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -62,15 +61,12 @@ def test_a_changed_result_is_seen():
     figure.update(target=3, better="higher", met=False, note="why")
     record = {"machine": "m", "processor": "P", "vector": "", "cores": 2, "date": "2026-01-02"}
     record["rows"] = [{"group": "step", "figures": [figure]}]
-    older = {
-        **record,
-        "date": "2026-01-01",
-        "rows": [{"group": "step", "figures": [{**figure, "value": 9.0}]}],
-    }
+    rows = [{"group": "step", "figures": [{**figure, "value": 9.0}]}]
+    older = {**record, "date": "2026-01-01", "rows": rows}
     made = tables.filled("<!-- table: step -->\nold\n<!-- end -->", [record, older])
     assert made == (
-        "<!-- table: step -->\n| what | median (quartiles) | target |\n|---|---|---|\n| a step | 2 "
-        "x (1.5–2.5) | ≥ 3 x **missed** |\n\n"
+        "<!-- table: step -->\n| what | median (quartiles) | target |\n|---|---|---|\n"
+        "| a step | 2 x (1.5–2.5) | ≥ 3 x **missed** |\n\n"
         "Missed: a step: why.\nMeasured on P, 2 cores, 2026-01-02.\n<!-- end -->"
     )
 

@@ -35,10 +35,8 @@ def test_the_default_is_within_60_dB_of_the_truth(case):
     z = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(3))
     found = oss(model, z, 1, start="fixed", cond=cond)
     truth = metrics.run(fs.solvers.dpmpp_3m(model, spaced(schedule, 120)), model, z, cond=cond)
-    assert (
-        metrics.psnr(metrics.run(found.teacher, model, z, cond=cond), truth) >= 60
-        and found.agreement >= 60
-    )
+    assert metrics.psnr(metrics.run(found.teacher, model, z, cond=cond), truth) >= 60
+    assert found.agreement >= 60
     assert len(found.grid) == 41 and np.isin(found.grid, found.teacher.note["times"]).all()
 
 
@@ -50,15 +48,10 @@ def moved(schedule="vp", B=6, D=5):
     draw = np.random.default_rng(1)
     law = GaussianMixture(draw.standard_normal((3, D)), np.ones(3), 0.5).model(ON[schedule], "x0")
     z = torch.tensor(draw.standard_normal((B, D)))
-    model = fs.Model(
-        lambda x, t, shift: law.fn(x, t) + shift, schedule=law.schedule, prediction="x0"
-    )
-    far = {"shift": torch.linspace(-1, 1, B, dtype=torch.float64)[:, None]}
-    return (
-        model,
-        z,
-        {"cond": far, "uncond": {"shift": torch.zeros(B, 1, dtype=torch.float64)}, "guidance": 1.5},
-    )
+    fn = lambda x, t, shift: law.fn(x, t) + shift
+    model = fs.Model(fn, schedule=law.schedule, prediction="x0")
+    far = torch.linspace(-1, 1, B, dtype=torch.float64)[:, None]
+    return model, z, {"cond": {"shift": far}, "uncond": {"shift": 0 * far}, "guidance": 1.5}
 
 
 CASES = (("flow", False), ("vp", True), ("trig", True), ("zero snr", False), ("edm", True))
@@ -84,27 +77,20 @@ ASKED = {
 def test_agreement_is_that_of_the_end_points_and_the_cost_is_exact(asked, schedule, every):
     model, z, words = moved(schedule)
     teacher, M, rows = ASKED[asked](model), 3, []
-    counted = fs.Model(
-        lambda x, t, shift: (rows.append(len(x)), model.fn(x, t, shift))[1],
-        schedule=model.schedule,
-        prediction="x0",
-    )
+    fn = lambda x, t, shift: (rows.append(len(x)), model.fn(x, t, shift))[1]
+    counted = fs.Model(fn, schedule=model.schedule, prediction="x0")
     found = oss(counted, z, M, teacher=teacher, start="fixed", all_budgets=every, **words)
     N, T, A = len(found.grid) - 1, found.teacher.nfe, found.agreement_nfe
     assert sum(rows) / 2 / len(z) == found.nfe  # two branches
-    assert found.nfe == pytest.approx(
-        T + A + ((M - 1) * N - M * (M - 1) / 2 if every else (M - 1) * (N - M + 1)), rel=1e-15
-    )
-    few = {
-        k: {n: v[:4] for n, v in word.items()} if k != "guidance" else word
-        for k, word in words.items()
-    }
+    spent = T + A + ((M - 1) * N - M * (M - 1) / 2 if every else (M - 1) * (N - M + 1))
+    assert found.nfe == pytest.approx(spent, rel=1e-15)
+    few = {branch: {"shift": words[branch]["shift"][:4]} for branch in ("cond", "uncond")}
+    few["guidance"] = words["guidance"]
     parts = 1 if isinstance(teacher, fs.Plan) else 2 ** round(np.log2(T / N))
     finer = finer_plan(found, model, 2 * parts)
     ends = [metrics.run(plan, model, z[:4], **few) for plan in (found.teacher, finer)]
-    assert (
-        found.agreement == pytest.approx(metrics.psnr(*ends), abs=1e-6) and finer.nfe >= 2 * T - 1
-    )
+    assert found.agreement == pytest.approx(metrics.psnr(*ends), abs=1e-6)
+    assert finer.nfe >= 2 * T - 1
     assert found.plan.note["found"]["teacher"] == {
         "solver": found.teacher.note["solver"],
         "nfe": T,
@@ -113,10 +99,8 @@ def test_agreement_is_that_of_the_end_points_and_the_cost_is_exact(asked, schedu
     }
     assert f"{found.agreement:.1f} dB" in repr(found)
     if isinstance(teacher, fs.Plan):
-        assert (
-            found.teacher.M
-            == teacher.padded(**{k: v for k, v in found.teacher.dims.items() if k in "SGLKE"}).M
-        ).all()
+        wide = {k: v for k, v in found.teacher.dims.items() if k in "SGLKE"}
+        assert (found.teacher.M == teacher.padded(**wide).M).all()
         assert pytest.approx((T + finer.nfe) * 4 / 6) == A
     else:
         assert np.isin(found.grid, found.teacher.note["times"]).all() and T <= 320
@@ -126,18 +110,15 @@ def test_agreement_is_that_of_the_end_points_and_the_cost_is_exact(asked, schedu
 def finer_plan(found, model, parts):
     """The teacher's solver on the search's grid with every step cut in so many, by its note."""
     note = found.teacher.note
-    made = fs.solvers.SOLVERS[note["solver"]](
-        model, grids.refined(model.schedule, found.grid, parts), **note["arguments"]
-    )
+    grid = grids.refined(model.schedule, found.grid, parts)
+    made = fs.solvers.SOLVERS[note["solver"]](model, grid, **note["arguments"])
     return fs.guidance.guided(made, interval=note["guidance"]["interval"])
 
 
 def test_a_poor_teacher_is_said_once_and_a_good_one_is_not():
     model, z, grid = problem()
-    with pytest.warns(
-        UserWarning,
-        match=r"oss: the teacher \(euler, 7 evaluations\) agrees to \d+\.\d dB with twice as many",
-    ) as said:
+    sentence = r"oss: the teacher \(euler, 7 evaluations\) agrees to \d+\.\d dB with twice as many"
+    with pytest.warns(UserWarning, match=sentence) as said:
         found = oss(model, z, 2, teacher=fs.solvers.euler(model, grid))
     assert len(said) == 1 and found.agreement < 45 and said[0].filename == __file__
     with warnings.catch_warnings():
@@ -151,13 +132,11 @@ def test_a_model_that_never_agrees_stops_at_the_limit():
     """
     schedule = fs.schedules.EDM(0.002, 10.0)
     steep = fs.Model(lambda x, t: torch.sign(torch.sin(40 * x)), schedule=schedule, prediction="x0")
+    z = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="45 dB"):
-        found = oss(
-            steep, torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), 1, teacher=30
-        )
-    assert (
-        found.teacher.nfe == 8 * 29 + 1 and found.agreement < 45
-    )  # twice as many are 465; the last step starts at t_min and stays whole
+        found = oss(steep, z, 1, teacher=30)
+    # Twice as many are 465; the last step starts at t_min and stays whole.
+    assert found.teacher.nfe == 8 * 29 + 1 and found.agreement < 45
 
 
 @pytest.mark.parametrize("change", ["numbers", "note"])
@@ -172,15 +151,13 @@ def test_a_plan_that_its_note_does_not_make_is_not_measured(change):
         plan = plan.with_note(solver="mine")
     found = oss(model, z, 2, teacher=plan, amplitude=False)
     assert found.agreement is None and found.agreement_nfe == 0 and found.nfe == 7 + 2 * 7 - 1 - 1
-    assert found.plan.note["found"]["teacher"][
-        "agreement"
-    ] == "not measured" and "was not measured" in repr(found)
+    assert found.plan.note["found"]["teacher"]["agreement"] == "not measured"
+    assert "was not measured" in repr(found)
 
 
 def test_end_points_equal_to_the_last_bit_agree_to_inf_and_the_plan_is_saved(tmp_path):
-    model = fs.Model(
-        lambda x, t: torch.zeros_like(x), schedule=fs.schedules.EDM(sigma_max=16.0), prediction="x0"
-    )
+    schedule = fs.schedules.EDM(sigma_max=16.0)
+    model = fs.Model(lambda x, t: torch.zeros_like(x), schedule=schedule, prediction="x0")
     found = oss(model, torch.ones(2, 3), 1)
     assert found.agreement == np.inf
     assert fs.Plan.load(found.save(tmp_path)[0]).note["found"]["teacher"]["agreement"] == "inf"
@@ -196,11 +173,8 @@ def test_progress_is_exact_when_the_teacher_grows(capsys):
 
 
 def test_find_teacher_takes_the_grid_of_the_schedule():
-    for schedule, spaced in (
-        ("flow", grids.uniform_half_log_snr),
-        ("vp", grids.karras),
-        ("edm", grids.karras),
-    ):
+    usual = {"flow": grids.uniform_half_log_snr, "vp": grids.karras, "edm": grids.karras}
+    for schedule, spaced in usual.items():
         model, z, _ = problem(schedule, "x0", std=0.5)
         plan, agreement, _ = metrics.find_teacher(model, z, nfe=20)
         assert agreement >= 60 and plan.note["times"] == spaced(model.schedule, plan.nfe).tolist()
@@ -231,22 +205,18 @@ TAUGHT = {
 @pytest.mark.parametrize("start", ["fixed", "free"])
 @pytest.mark.parametrize("case", list(TAUGHT))
 def test_a_teacher_that_scales_the_noise_is_met_where_the_search_says(case, start, aggregate):
-    """A schedule that starts at the teacher's own label starts with the teacher's own state "
-    "there."""
+    """A schedule that starts at the teacher's own label starts with the teacher's state there."""
     model, z, grid = problem("edm", "x0", B=4)
     teacher = TAUGHT[case](model, z, grid)
     assert abs(teacher.init_scale / teacher.sigma[1] - 1) > 0.01
+    options = {"teacher": teacher, "start": start, "aggregate": aggregate}
     for amplitude in (False, True):
-        found = oss(
-            model, z, 3, teacher=teacher, start=start, aggregate=aggregate, amplitude=amplitude
-        )
+        found = oss(model, z, 3, amplitude=amplitude, **options)
         target = metrics.run(teacher, model, z)
         for m, plan in found.plans.items():
-            assert metrics.mse(metrics.run(plan, model, z), target) == pytest.approx(
-                found.error[m], rel=1e-9
-            )
-            assert plan.note["found"]["amplitude"] * plan.sigma[1] == pytest.approx(
-                plan.init_scale, rel=1e-15
-            )
+            error = metrics.mse(metrics.run(plan, model, z), target)
+            scale = plan.note["found"]["amplitude"] * plan.sigma[1]
+            assert error == pytest.approx(found.error[m], rel=1e-9)
+            assert scale == pytest.approx(plan.init_scale, rel=1e-15)
             if start == "fixed" and not amplitude:
                 assert plan.init_scale == pytest.approx(teacher.init_scale, rel=1e-15)

@@ -24,10 +24,8 @@ def test_record_equals_the_interpreter(solver):
     model, z, grid = problem()
     plan = fs.solvers.SOLVERS[solver](model, grid)
     got = record(plan, model, z, batch_size=2)
-    assert (
-        got.x.dtype == torch.float64
-        and len(got.x) == plan.nfe + 1 == len(got.x0) + 1 == len(got.time) + 1
-    )
+    assert got.x.dtype == torch.float64
+    assert len(got.x) == plan.nfe + 1 == len(got.x0) + 1 == len(got.time) + 1
     for b in range(len(z)):
         trace = []
 
@@ -56,17 +54,12 @@ def test_batches_change_nothing():
 def test_guided_outputs():
     model, z, grid = problem("x0")
     plain = fs.solvers.euler(model, grid)
-    fused = fs.Model(
-        lambda x, t: 3.0 * model.fn(x, t) - 2.0 * 0.5 * model.fn(x, t),
-        schedule=model.schedule,
-        prediction="x0",
-    )
-    words = fs.Model(
-        lambda x, t, gain: gain * model.fn(x, t), schedule=model.schedule, prediction="x0"
-    )
-    got = record(
-        fs.guidance.guided(plain), words, z, cond={"gain": 1.0}, uncond={"gain": 0.5}, guidance=3.0
-    )
+    fn = lambda x, t: 3.0 * model.fn(x, t) - 2.0 * 0.5 * model.fn(x, t)
+    fused = fs.Model(fn, schedule=model.schedule, prediction="x0")
+    fn = lambda x, t, gain: gain * model.fn(x, t)
+    words = fs.Model(fn, schedule=model.schedule, prediction="x0")
+    branches = {"cond": {"gain": 1.0}, "uncond": {"gain": 0.5}}
+    got = record(fs.guidance.guided(plain), words, z, guidance=3.0, **branches)
     want = record(plain, fused, z)
     torch.testing.assert_close(got.x, want.x, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(got.x0, want.x0, rtol=1e-12, atol=1e-12)
@@ -77,9 +70,8 @@ def test_guided_outputs():
 def test_visits_yield_every_row_of_every_chunk():
     model, z, grid = problem()
     plan = fs.solvers.euler(model, grid)
-    seen = [
-        (s.start, s.stop, row, f is None) for s, row, x, f in visits(plan, model, z, batch_size=3)
-    ]
+    rows = visits(plan, model, z, batch_size=3)
+    seen = [(s.start, s.stop, row, f is None) for s, row, x, f in rows]
     assert seen == [(a, b, row, row == 7) for a, b in ((0, 3), (3, 5)) for row in range(1, 8)]
 
 
@@ -91,9 +83,8 @@ def test_denoiser_says_what_the_run_says(prediction):
     ask = Denoiser(model, grid, z, dtype=torch.float64, batch_size=4, asked=rows.append)
     at = np.array([4, 0, 5, 2])
     got = ask(run.x[at].transpose(0, 1).reshape(5, 4, 6), at)
-    torch.testing.assert_close(
-        got.reshape(5, 4, 2, 3).transpose(0, 1), run.x0[at], rtol=1e-11, atol=1e-11
-    )
+    got = got.reshape(5, 4, 2, 3).transpose(0, 1)
+    torch.testing.assert_close(got, run.x0[at], rtol=1e-11, atol=1e-11)
     assert rows == [4, 4, 4, 4, 4] and ask.rows == 20
 
 
@@ -101,7 +92,6 @@ def test_denoiser_refuses_what_a_model_may_not_return():
     model, z, grid = problem()
     x = torch.zeros(5, 1, 6, dtype=torch.float64)
     for fn, sentence in ((lambda x, t: x[:1], "returned"), (lambda x, t: x / 0, "not finite")):
+        wrong = fs.Model(fn, schedule=model.schedule, prediction="x0")
         with pytest.raises(ValueError, match=sentence):
-            Denoiser(
-                fs.Model(fn, schedule=model.schedule, prediction="x0"), grid, z, dtype=torch.float64
-            )(x, np.array([2]))
+            Denoiser(wrong, grid, z, dtype=torch.float64)(x, np.array([2]))
