@@ -1,8 +1,10 @@
 """FsScheduler: a Plan behind the contract of a diffusers scheduler (set_timesteps, timesteps,
 scale_model_input, step; diffusers 0.42).
 
-    pipe.scheduler = FsScheduler.from_config(pipe.scheduler)              # the pipeline's own solver and grid: the same pictures
-    pipe.scheduler = FsScheduler.from_plan(fs.Plan.load("mine.fsplan"))   # a plan found for this model
+    # the pipeline's own solver and grid: the same pictures
+    pipe.scheduler = FsScheduler.from_config(pipe.scheduler)
+    # a plan found for this model
+    pipe.scheduler = FsScheduler.from_plan(fs.Plan.load("mine.fsplan"))
 
 The only file that imports diffusers.
 """
@@ -29,10 +31,10 @@ from torch import Tensor
 from ..plan import Plan
 from .diffusers_calls import AsSource, check_others, check_step, check_tokens
 from .diffusers_config import trained_levels
-from .diffusers_grids import noise_schedule
 from .diffusers_loop import Loops
 from .diffusers_peer import uncovered
-from .diffusers_plan import checked_plan, decoded, init_scale, scale_of
+from .diffusers_plan import checked_plan, decoded, scale_of
+from .diffusers_readings import Readings
 from .diffusers_runs import Runs
 from .diffusers_sources import (
     OURS,
@@ -59,7 +61,7 @@ class FsSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class FsScheduler(SchedulerMixin, ConfigMixin):
+class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over
@@ -141,21 +143,7 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         stochastic_sampling: bool = False,
         skip_prk_steps: bool = False,
     ):
-        if compat not in ("auto", None, "diffusers") or (plan and compat == "diffusers"):
-            accepted = "a plan is exact, None" if plan else "'auto', None or 'diffusers'"
-            raise ValueError(f"FsScheduler: compat = {compat!r}; {accepted} is accepted")
-        self._given = None if plan is None else checked_plan(decoded(plan))
-        if not plan:
-            self._internal_dict = FrozenDict(own_config(self.config, defaults(diffusers, source)))
-        self._loops, self._auto = Loops(), compat == "auto"
-        self._read()
-        if self._auto:
-            why = None if plan else uncovered(self._source, self._settings)
-            self.register_to_config(compat=None if plan or why else "diffusers")
-            if why:
-                warnings.warn(
-                    f"{why}; every run is exact instead, as with compat=None", stacklevel=3
-                )
+        self._take(source, compat, plan)
 
     # -- from something else -----------------------------------------------------------------------
     @classmethod
@@ -171,33 +159,23 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
                 "config is accepted"
             )
         if config.keys() >= OURS and not hasattr(diffusers, name or config.get("_class_name", "")):
-            kwargs.setdefault(
-                "compat", config["compat"] and "auto"
-            )  # "diffusers" is asked for again: other arguments may have changed
+            # "diffusers" is asked for again: other arguments may have changed
+            kwargs.setdefault("compat", config["compat"] and "auto")
             if config["plan"]:
-                return super().from_config(
-                    config, return_unused_kwargs=return_unused_kwargs, **kwargs
-                )
+                return super().from_config(config, return_unused_kwargs, **kwargs)
             name = config["source"]
         name = name or config.get("_class_name")
         source = kwargs.pop("source", None) or name or class_of(diffusers, config)
         own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
         moved = name != source if name else not usual.keys() <= config.keys()
-        given, asked = (
-            said(config, source, usual, own, moved),
-            {k: kwargs.pop(k) for k in list(kwargs) if k in own},
-        )
-        made = cls(
-            **{k: v for k, v in {**usual, **given, **asked, "source": source}.items() if k in own}
-        )
-        unset = [
-            k
-            for k in usual
-            if k not in asked and (k not in given or k in config.get("_use_default_values", ()))
-        ]
-        made.register_to_config(
-            **{k: v for k, v in given.items() if k not in own}, _use_default_values=unset
-        )
+        given = said(config, source, usual, own, moved)
+        asked = {k: kwargs.pop(k) for k in list(kwargs) if k in own}
+        words = {**usual, **given, **asked, "source": source}
+        made = cls(**{k: v for k, v in words.items() if k in own})
+        left = config.get("_use_default_values", ())
+        unset = [k for k in usual if k not in asked and (k not in given or k in left)]
+        others = {k: v for k, v in given.items() if k not in own}
+        made.register_to_config(**others, _use_default_values=unset)
         return (made, kwargs) if return_unused_kwargs else made
 
     @classmethod
@@ -210,12 +188,10 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         plans report use_flow_sigmas, so that pipelines leave sigmas to the scheduler.
         """
         text = base64.b64encode(checked_plan(plan).to_bytes()).decode()
-        kind = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(
-            plan.note.get("prediction"), "epsilon"
-        )
+        theirs = {ours: kind for kind, ours in PREDICTIONS.items()}
         return cls(
             num_train_timesteps=num_train_timesteps,
-            prediction_type=kind,
+            prediction_type=theirs.get(plan.note.get("prediction"), "epsilon"),
             use_flow_sigmas=scale_of(plan) == "flow",
             plan=text,
         )
@@ -240,22 +216,24 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         """
         if self._seen is not self._internal_dict:
             self._read()
-        lists = [
+        lists = (
             None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v)
             for v in (timesteps, sigmas)
-        ]
+        )
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
-        pair = self._source is None or SOURCES[self.config.source].pair
-        about = {
-            "calls_per_point": self.order,
-            "device": device,
-            "preview": pair,
-            "unit": self._scale == "flow",
-        }
-        self._loops.set(self._runs.loop(asked, self.config.compat is not None, self._auto, **about))
+        loop = self._runs.loop(
+            asked,
+            self.config.compat is not None,
+            self._auto,
+            calls_per_point=self.order,
+            device=device,
+            preview=self._source is None or SOURCES[self.config.source].pair,
+            unit=self._scale == "flow",
+        )
+        self._loops.set(loop)
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
-        """c·sample: what the model is asked with at the timestep. The sample itself where c = 1."""
+        """c·sample: what the model is asked with at the timestep; the sample itself where c = 1."""
         c = self._loops.get("scale_model_input").input_scale(timestep)
         return sample if c == 1.0 else sample * c
 
@@ -273,22 +251,18 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         per_token_timesteps: Tensor | None = None,
         **others,
     ) -> FsSchedulerOutput | tuple:
-        """One step: [B,*] in, [B,*] out in the sample's dtype. timestep: the next of `timesteps`.
-        variance_noise: in place of a draw.
+        """One step: [B,*] in, [B,*] out in the sample's dtype.
 
-        Of a source's own arguments (others) those that would change the step are refused.
-        per_token_timesteps: all at the timestep; the model output then has the other sign, as in
-        diffusers.
+        timestep: the next of `timesteps`. variance_noise: in place of a draw. others: of a source's
+        own arguments, those that would change the step are refused. per_token_timesteps: all at the
+        timestep; the model output then has the other sign, as in diffusers.
         """
         loop = self._loops.get("step")
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
         if others:
-            check_others(
-                others,
-                self.config.source,
-                clipped=loop.compat and bool(self._settings.get("clip_sample")),
-            )
+            clips = loop.compat and bool(self._settings.get("clip_sample"))
+            check_others(others, self.config.source, clipped=clips)
         if isinstance(model_output, Tensor) and isinstance(sample, Tensor):
             model_output = self._prediction(model_output, sample)
             if per_token_timesteps is not None:
@@ -296,42 +270,29 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
                 model_output = -model_output
 
         def draw() -> Tensor:
-            if variance_noise is not None:
-                return variance_noise
-            kind = (
-                torch.float32
-                if self._settings.get("algorithm_type", "").startswith("sde")
-                else model_output.dtype
-            )
-            return randn_tensor(
-                model_output.shape, generator=generator, device=model_output.device, dtype=kind
-            )
+            given = variance_noise is not None
+            return variance_noise if given else self._noise(model_output, generator)
 
-        sample, data = loop.step(
-            model_output,
-            timestep,
-            sample,
-            eta if self._source is diffusers.DDIMScheduler else 0.0,
-            draw,
-        )
+        eta = eta if self._source is diffusers.DDIMScheduler else 0.0
+        sample, data = loop.step(model_output, timestep, sample, eta, draw)
         if return_dict:
             return FsSchedulerOutput(prev_sample=sample, pred_original_sample=data)
         return (sample,) if data is None else (sample, data)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·original + sigma·noise at the timesteps; as diffusers, where a begin index was set,
-        at it or the step that runs next.
+        """alpha·original + sigma·noise at the timesteps; where a begin index was set, at it or the
+        step that runs next, as diffusers.
         """
         if original_samples.shape != noise.shape:
             raise ValueError(
                 f"FsScheduler.add_noise: noise {list(noise.shape)}, samples "
                 f"{list(original_samples.shape)}; one shape is accepted"
             )
-        levels = (
-            torch.tensor(v, device=noise.device, dtype=noise.dtype)
+        axes = [-1, *[1] * (noise.dim() - 1)]
+        alpha, sigma = (
+            torch.tensor(v, device=noise.device, dtype=noise.dtype).view(axes)
             for v in self._levels_at(timesteps)
         )
-        alpha, sigma = (v.view(-1, *[1] * (noise.dim() - 1)) for v in levels)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -344,78 +305,6 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         """
         self._loops.get("set_begin_index").begin = int(begin_index)
 
-    @property
-    def timesteps(self) -> Tensor:
-        """What the model is told at every call; before set_timesteps, every training timestep."""
-        loop = self._loops.get()
-        return (
-            torch.arange(self.config.num_train_timesteps - 1, -1, -1)
-            if loop is None
-            else loop.timesteps
-        )
-
-    @property
-    def sigmas(self) -> Tensor:
-        """[calls + 1] float32: sigma/alpha at every call and at the end; sigma itself on flow
-        scale.
-        """
-        loop = self._loops.get("sigmas")
-        sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
-        return (sigma if self._scale == "flow" else sigma / alpha).float()
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """What unit noise is multiplied by: plan.init_scale; 1 on flow scale, where the first step
-        does it. compat: diffusers' rules.
-        """
-        plan = self.plan
-        if plan is None or self._scale == "flow" or (not self._exact and self._scale != "sigma"):
-            return 1.0
-        return (
-            init_scale(plan)
-            if self._exact
-            else math.hypot(plan.sigma[1], self._settings["timestep_spacing"] == "leading")
-        )
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """The noise schedule's table, float32; a flow, or a plan, has none."""
-        if self._given is not None or self._scale == "flow":
-            raise AttributeError("alphas_cumprod")
-        return torch.tensor(noise_schedule(self.config).alphas_cumprod, dtype=torch.float32)
-
-    @property
-    def order(self) -> int:
-        """Model calls a step (the pipelines' word): 2 for Heun, whose first step of 2n - 1 calls
-        has one.
-        """
-        return 2 if self._given is None and self.config.source == "HeunDiscreteScheduler" else 1
-
-    @property
-    def num_inference_steps(self) -> int | None:
-        steps = getattr(self._loops.get(), "steps", None)
-        return (
-            steps - 1
-            if steps is not None and steps > 1 and self._source is diffusers.PNDMScheduler
-            else steps
-        )
-
-    @property
-    def step_index(self) -> int | None:
-        """Index of the step that runs next; None before the first."""
-        return getattr(self._loops.get(), "index", None)
-
-    @property
-    def begin_index(self) -> int | None:
-        return getattr(self._loops.get(), "begin", None)
-
-    @property
-    def plan(self) -> Plan | None:
-        """The plan of this thread's loop, from its first timestep on; before set_timesteps the one
-        that was given, or None.
-        """
-        return getattr(self._loops.get(), "plan", self._given)
-
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
@@ -426,49 +315,57 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
         return twin
 
     # -- inside ------------------------------------------------------------------------------------
+    def _take(self, source: str, compat: str | None, plan: str | None) -> None:
+        """What __init__ does with a config that has been registered."""
+        if compat not in ("auto", None, "diffusers") or (plan and compat == "diffusers"):
+            accepted = "a plan is exact, None" if plan else "'auto', None or 'diffusers'"
+            raise ValueError(f"FsScheduler: compat = {compat!r}; {accepted} is accepted")
+        self._given = None if plan is None else checked_plan(decoded(plan))
+        if not plan:
+            self._internal_dict = FrozenDict(own_config(self.config, defaults(diffusers, source)))
+        self._loops, self._auto = Loops(), compat == "auto"
+        self._read()
+        if self._auto:
+            why = None if plan else uncovered(self._source, self._settings)
+            self.register_to_config(compat=None if plan or why else "diffusers")
+            if why:
+                warnings.warn(
+                    f"{why}; every run is exact instead, as with compat=None", stacklevel=4
+                )
+
     def _read(self) -> None:
         """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample),
         and so does register_to_config.
         """
         source, plan = self.config.source, self._given
-        self._settings = (
-            {}
-            if plan
-            else settings(source, {k: self.config[k] for k in defaults(diffusers, source)})
-        )
+        read = {} if plan else {k: self.config[k] for k in defaults(diffusers, source)}
+        self._settings = {} if plan else settings(source, read)
         self._source = None if plan else getattr(diffusers, source)
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._runs, self._seen = Runs(self._source, self._settings, plan), self._internal_dict
 
-    @property
-    def _exact(self) -> bool:
-        """Does this thread's run begin as plans do, not as the source?"""
-        return not getattr(self._loops.get(), "compat", self.config.compat)
-
     def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""
-        if (
-            self._learned
-            and model_output.dim() == sample.dim() > 1
-            and model_output.shape[1] == 2 * sample.shape[1]
-        ):
-            model_output = model_output[
-                :, : sample.shape[1]
-            ]  # the other half predicts a variance, which these solvers do not use
+        if self._learned and model_output.dim() == sample.dim() > 1:
+            channels = sample.shape[1]
+            if model_output.shape[1] == 2 * channels:
+                # the other half predicts a variance, which these solvers do not use
+                model_output = model_output[:, :channels]
         return -model_output if self._negative else model_output
+
+    def _noise(self, output: Tensor, generator) -> Tensor:
+        """One draw for a step with this model output, of the dtype that the source's has."""
+        sde = self._settings.get("algorithm_type", "").startswith("sde")
+        kind = torch.float32 if sde else output.dtype
+        return randn_tensor(output.shape, generator=generator, device=output.device, dtype=kind)
 
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
-        found = (
-            None
-            if loop is None
-            else loop.levels(
-                timesteps, by_index=self._given is not None or self.config.source not in UNINDEXED
-            )
-        )
+        indexed = self._given is not None or self.config.source not in UNINDEXED
+        found = None if loop is None else loop.levels(timesteps, by_index=indexed)
         if found is not None:
             return found
         if self._given is not None:
@@ -476,6 +373,5 @@ class FsScheduler(SchedulerMixin, ConfigMixin):
                 f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are "
                 "accepted"
             )
-        return trained_levels(
-            self._scale, self._settings, timesteps.double().flatten().cpu().numpy()
-        )
+        labels = timesteps.double().flatten().cpu().numpy()
+        return trained_levels(self._scale, self._settings, labels)

@@ -22,8 +22,8 @@ from .diffusers_loop import ROUNDING
 
 
 class AsSource:
-    """A method whose arguments stand where the source class's own has them; without a source, where
-    the function has them.
+    """A method whose arguments stand where the source class's own has them, or where the function
+    has them if there is no source.
 
     only_exact: keywords of ours that the signature lists behind the source's where the scheduler is
     exact. What is set on the scheduler under the method's name hides it, as it hides any method.
@@ -31,9 +31,8 @@ class AsSource:
 
     def __init__(self, function: Callable, only_exact: tuple[str, ...] = ()):
         self._function, self._only_exact, self.__doc__ = function, only_exact, function.__doc__
-        self._methods: dict[object, Callable] = {
-            None: function
-        }  # of every source met, so that a call makes nothing but a bound method
+        # of every source met, so that a call makes nothing but a bound method
+        self._methods: dict[object, Callable] = {None: function}
 
     def __get__(self, scheduler, owner=None) -> Callable:
         if scheduler is None:
@@ -43,9 +42,8 @@ class AsSource:
             key = source, scheduler.config.compat is None
         method = self._methods.get(key)
         if method is None:
-            method = self._methods[key] = _called_as(
-                self._function, source, self._only_exact if key == (source, True) else ()
-            )
+            extra = self._only_exact if key == (source, True) else ()
+            method = self._methods[key] = _called_as(self._function, source, extra)
         return MethodType(method, scheduler)
 
 
@@ -54,9 +52,8 @@ def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Call
     own = inspect.signature(getattr(source, function.__name__))
     places, name = tuple(own.parameters)[1:], function.__name__
     ours = tuple(inspect.signature(function).parameters)[1:]
-    alike = next(
-        k for k, (a, b) in enumerate(zip((*places, ""), (*ours, "."), strict=False)) if a != b
-    )  # so many stand in one place
+    ends = zip((*places, ""), (*ours, "."), strict=False)
+    alike = next(k for k, (a, b) in enumerate(ends) if a != b)  # so many stand in one place
 
     @wraps(function)
     def method(self, *args, **given):
@@ -93,9 +90,9 @@ def check_set_timesteps(source: type | None, others: dict, exact: bool) -> None:
     for name, value in others.items():
         if name not in known:
             whose = "a plan" if source is None else source.__name__
+            words = ", ".join([*known][1:]) or "a number of steps"
             raise TypeError(
-                f"FsScheduler.set_timesteps: {name} is not known to {whose}; {', '.join([*known][1:]) or 'a number of steps'}"
-                " is accepted"
+                f"FsScheduler.set_timesteps: {name} is not known to {whose}; {words} is accepted"
             )
         if exact and value != known[name].default:
             raise ValueError(
@@ -120,9 +117,8 @@ def check_step(eta, generator, variance_noise) -> float:
         )
     if eta.__class__ is float:
         return eta
-    if isinstance(eta, bool) or not (
-        isinstance(eta, Real) or (isinstance(eta, Tensor) and eta.numel() == 1)
-    ):
+    scalar = isinstance(eta, Tensor) and eta.numel() == 1
+    if isinstance(eta, bool) or not (isinstance(eta, Real) or scalar):
         raise TypeError(
             f"FsScheduler.step: eta is {_words(eta)}; a number is accepted, and a generator as "
             "generator="
@@ -140,8 +136,8 @@ def check_others(others: dict, source: str, clipped: bool) -> None:
     for name, value in others.items():
         if name not in NEUTRAL:
             raise TypeError(
-                f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, return_dict and what the source's own"
-                " step takes are accepted"
+                f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, "
+                "return_dict and what the source's own step takes are accepted"
             )
         idle = (
             name in CHURN
@@ -174,8 +170,7 @@ def check_tokens(per_token: Tensor, timestep) -> None:
     if max(abs(low - at), abs(high - at)) > ROUNDING * max(1.0, abs(at)):
         raise ValueError(
             f"FsScheduler.step: per_token_timesteps from {low:g} to {high:g} at timestep {at:g} "
-            "are not reproduced; the timestep for every"
-            " token is accepted"
+            "are not reproduced; the timestep for every token is accepted"
         )
 
 
@@ -191,14 +186,11 @@ NEUTRAL = {
 
 
 def _is_generator(value) -> bool:
-    return isinstance(
-        value[0] if isinstance(value, (list, tuple)) and value else value, torch.Generator
-    )
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, torch.Generator)
 
 
 def _words(value) -> str:
-    return (
-        f"{value!r:.40}"
-        if isinstance(value, (Real, str)) or value is None
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, (Real, str)) or value is None:
+        return f"{value!r:.40}"
+    return f"a {type(value).__name__}"

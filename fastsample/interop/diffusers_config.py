@@ -18,9 +18,8 @@ from .diffusers_grids import Points, distilled_points, indices, noise_schedule, 
 from .diffusers_sources import PREDICTIONS, find, scale
 from .diffusers_steps import pairs, plms, sde_2m, strided, third
 
-FULL_ORDER_FROM = (
-    15  # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
-)
+# steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
+FULL_ORDER_FROM = 15
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
 # of a level, or of one index of the table: what a step of length 0 becomes, since solvers divide by
 # its length
@@ -52,24 +51,20 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     found = points(family, config, schedule, steps, timesteps=timesteps, sigmas=sigmas)
     if source == "PNDMScheduler" and len(found.labels) > 1:  # its first step is made twice
         found = Points(*(np.insert(values, 1, values[1]) for values in (found.grid, found.labels)))
-    return replace(
-        found,
-        schedule=schedule,
-        whole=where == "vp" and bool((found.labels == np.round(found.labels)).all()),
-    )
+    whole = where == "vp" and bool((found.labels == np.round(found.labels)).all())
+    return replace(found, schedule=schedule, whole=whole)
 
 
 def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     """The noise schedule that a diffusers scheduler has in float32; None for a flow."""
     if scale(source, config) == "flow":
         return None
+    table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)
+    if scale(source, config) == "sigma":
+        # a table whose last entry is set to 2^-24 may rise there; sigma scale reads its ends alone
+        table = np.sort(table)[::-1]
     try:
-        table = np.asarray(
-            peer.alphas_cumprod.cpu(), dtype=np.float64
-        )  # a table whose last entry is set to 2^-24 may rise there
-        return DiscreteVP(
-            np.sort(table)[::-1] if scale(source, config) == "sigma" else table
-        )  # of which sigma scale reads the ends
+        return DiscreteVP(table)
     except ValueError as error:
         raise ValueError(
             f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None "
@@ -78,19 +73,17 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
 
 
 def peer_layout(source: str, config: dict, peer) -> Points:
-    """Levels and labels as `peer`, the class itself after its set_timesteps, has them, on its
-    table. ValueError where no plan has.
+    """Levels and labels on the table of `peer`, the class itself after its set_timesteps.
+
+    ValueError where no plan has them.
     """
     labels = np.asarray(peer.timesteps.cpu(), dtype=np.float64)
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
     levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64) if hasattr(peer, "sigmas") else None
-    if (
-        source == "HeunDiscreteScheduler"
-    ):  # every point but the first and the end stands there twice
-        labels, levels = (
-            labels[np.r_[0, 1 : len(labels) : 2]],
-            levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]],
-        )
+    if source == "HeunDiscreteScheduler":
+        # every point but the first and the end stands there twice
+        labels = labels[np.r_[0, 1 : len(labels) : 2]]
+        levels = levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]]
     schedule = peer_table(source, config, peer)
     if levels is not None:
         levels = levels[: len(labels) + 1]
@@ -101,9 +94,11 @@ def peer_layout(source: str, config: dict, peer) -> Points:
     if source in STRIDED:
         return Points(grid, labels, schedule, whole)
     if grid[-1] == grid[-2]:  # a last step of length 0
-        grid[-1 if len(grid) == 2 else -2] += (
-            SHORTEST * max(1.0, grid[-2]) * (-1.0 if len(grid) == 2 else 1.0)
-        )
+        short = SHORTEST * max(1.0, grid[-2])
+        if len(grid) == 2:
+            grid[-1] -= short
+        else:
+            grid[-2] += short
     if not (np.diff(grid) < 0.0).all():
         raise ValueError(
             f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 "
@@ -123,15 +118,9 @@ def plan(
     """
     grid, labels = at.grid[first:], at.labels[first:]
     solver, words = _solver(source, config, len(at.labels), first, eta, compat)
-    clip = (
-        float(config["clip_sample_range"]) if source in CLIPPING and config["clip_sample"] else 0.0
-    )
-    made = solver(
-        _model(source, config, grid, labels, at.schedule),
-        grid,
-        **words,
-        **({"clip": clip} if clip else {}),
-    )
+    if source in CLIPPING and config["clip_sample"]:
+        words["clip"] = float(config["clip_sample_range"])
+    made = solver(_model(source, config, grid, labels, at.schedule), grid, **words)
     return made.with_note(made_for=f"diffusers {source}")
 
 
@@ -139,9 +128,8 @@ def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
     """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise
     by 0; None if it never draws so.
     """
-    if source == "EulerAncestralDiscreteScheduler" or config.get("algorithm_type", "").startswith(
-        "sde"
-    ):
+    sde = config.get("algorithm_type", "").startswith("sde")
+    if sde or source == "EulerAncestralDiscreteScheduler":
         return lambda label, eta: True
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,
@@ -153,8 +141,7 @@ def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
 def _model(
     source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None
 ) -> Model:
-    """The model's words. Its time is the label at each point: a rule where one fits, else a "
-    "lookup."""
+    """The model's words; its time is each point's label: a rule where one fits, else a lookup."""
 
     def told(t: np.ndarray) -> np.ndarray:
         return np.interp(t, grid[-2::-1], labels[::-1])
@@ -163,37 +150,19 @@ def _model(
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if where == "flow":
         size = float(config["num_train_timesteps"])
-        return Model(
-            None,
-            Flow(),
-            kind,
-            time=size if np.array_equal(labels, grid[:-1] * size) else told,
-            model_id="unknown",
-        )
+        time = size if np.array_equal(labels, grid[:-1] * size) else told
+        return Model(None, Flow(), kind, time=time, model_id="unknown")
     if where == "vp":
-        return Model(
-            None,
-            schedule,
-            kind,
-            time=None if np.array_equal(labels, grid[:-1]) else told,
-            model_id="unknown",
-        )
+        time = None if np.array_equal(labels, grid[:-1]) else told
+        return Model(None, schedule, kind, time=time, model_id="unknown")
     levels = np.exp(-schedule.half_log_snr(np.array([schedule.t_min, schedule.t_finite])))
     kind = "edm" if kind == "v" else kind
-    return Model(
-        None,
-        EDM(float(levels[0]), float(levels[1]), sigma_data=1.0),
-        kind,
-        time=told,
-        input_scale="vp",
-        model_id="unknown",
-    )
+    edm = EDM(float(levels[0]), float(levels[1]), sigma_data=1.0)
+    return Model(None, edm, kind, time=told, input_scale="vp", model_id="unknown")
 
 
 def _solver(name: str, config: dict, steps: int, first: int, eta: float, compat: bool):
-    """(maker, its arguments) of a class; steps (model calls) and first as the whole run counts
-    them.
-    """
+    """(maker, its arguments) of a class; steps (model calls) and first count in the whole run."""
     size = config["num_train_timesteps"]
     if name == "PNDMScheduler":
         return plms, {"stride": size // (steps - (steps > 1))} if compat else {"first": first}
@@ -224,21 +193,15 @@ def _solver(name: str, config: dict, steps: int, first: int, eta: float, compat:
 
 
 def _multistep(config: dict, steps: int, compat: bool):
-    sde, order, variant = (
-        config["algorithm_type"] == "sde-dpmsolver++",
-        config["solver_order"],
-        config["solver_type"],
-    )
-    lowered, at_final = (
-        bool(config["lower_order_final"] and steps < FULL_ORDER_FROM),
-        bool(config.get("euler_at_final")),
-    )
+    sde = config["algorithm_type"] == "sde-dpmsolver++"
+    order, variant = config["solver_order"], config["solver_type"]
+    lowered = bool(config["lower_order_final"] and steps < FULL_ORDER_FROM)
+    at_final = bool(config.get("euler_at_final"))
     if order == 1:
         return solvers.ddim, {"eta": 1.0 if sde else 0.0}
     if sde:
-        return sde_2m if compat and (lowered or at_final) else solvers.dpmpp_2m_sde, {
-            "variant": variant
-        }
+        last_of_first_order = compat and (lowered or at_final)
+        return sde_2m if last_of_first_order else solvers.dpmpp_2m_sde, {"variant": variant}
     if order == 2:
         return solvers.dpmpp_2m, {"variant": variant, "lower_order_final": lowered or at_final}
     if compat:

@@ -68,10 +68,8 @@ def _own(family: Family, config: dict, n: int) -> np.ndarray:
     """s before the shift [n]."""
     size = config["num_train_timesteps"]
     if family.flow == "match":
-        low = (
-            1.0 / size if config["use_dynamic_shifting"] else _shifted(config["shift"], 1.0 / size)
-        )
-        return np.linspace(1.0, low, n)
+        shift = 1.0 if config["use_dynamic_shifting"] else config["shift"]
+        return np.linspace(1.0, _shifted(shift, 1.0 / size), n)
     if family.flow == "unipc":
         return np.linspace(1.0, 1.0 / size, n + 1)[:-1]
     return (1.0 - 1.0 / size) * np.linspace(1.0, 0.0, n + 1)[:-1]
@@ -101,9 +99,8 @@ def _converted(family: Family, config: dict, s: np.ndarray, n: int) -> np.ndarra
         return s
     if family.flow == "match":
         return convert(key, config, s[-1], s[0], n)
-    if (
-        family.flow == "unipc" and key == "use_karras_sigmas"
-    ):  # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
+    if family.flow == "unipc" and key == "use_karras_sigmas":
+        # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
         rho = levels_of(noise_schedule(config))
         rho = convert(key, config, rho[0], rho[-1], n)
         return rho / (1.0 + rho)

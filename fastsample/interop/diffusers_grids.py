@@ -3,9 +3,12 @@ Pure data: no torch, no diffusers.
 
 A scheduler of diffusers 0.42 keeps its state on one of three scales:
 
-    vp       x = alpha x0 + sigma eps, alpha² + sigma² = 1    DDIM, DDPM, DPMSolver*, UniPC, LCM    grid: index t of the table, -1: no noise
-    sigma    x = x0 + sigma eps                               Euler, EulerAncestral, Heun           grid: sigma
-    flow     x = (1 - sigma) x0 + sigma eps                   FlowMatchEuler; use_flow_sigmas       grid: sigma (diffusers_flow)
+    vp       x = alpha x0 + sigma eps, alpha² + sigma² = 1    DDIM, DDPM, DPMSolver*, UniPC, LCM
+    sigma    x = x0 + sigma eps                               Euler, EulerAncestral, Heun
+    flow     x = (1 - sigma) x0 + sigma eps                   FlowMatchEuler; use_flow_sigmas
+
+A grid's variable is sigma on sigma and flow scale (diffusers_flow), and on vp the index t of the
+table, -1 where there is no noise.
 
 The functions give the grid [n+1] from noise to data on those scales, and the labels [n] that the
 model is told at its first n points: the scheduler's own rule, with three differences. A label and
@@ -70,9 +73,8 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     diffusers has it (sigma/alpha = 4096), or less where the entry before is less already, as it is
     with linear betas.
     """
-    kind, size, low, high = (
-        config[key] for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end")
-    )
+    kind, size = config["beta_schedule"], config["num_train_timesteps"]
+    low, high = config["beta_start"], config["beta_end"]
     if config.get("trained_betas") is not None:
         betas = np.asarray(config["trained_betas"], dtype=np.float64)
         if betas.ndim != 1 or not ((betas > 0.0) & (betas < 1.0)).all():
@@ -86,9 +88,8 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     elif kind in ("linear", "scaled_linear"):
         table = getattr(DiscreteVP, kind)(size, low, high)
     elif kind == "sigmoid":
-        table = DiscreteVP(
-            np.cumprod(1.0 - (low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size)))))
-        )
+        betas = low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size)))
+        table = DiscreteVP(np.cumprod(1.0 - betas))
     else:
         words = "linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas"
         raise ValueError(f"FsScheduler: beta_schedule = {kind!r}; {words} is accepted")
@@ -132,13 +133,10 @@ def points(
         end = _end(family, config, schedule, converted)
         times = None if timesteps is None else falling("timesteps", timesteps, schedule.t_max)
         first, labels = _first(family, config, schedule, steps, times, converted)
-        if (
-            first[-1] <= end + SAME and times is None
-        ):  # a step of length 0: one point more, and the last is the end
-            first, labels = (
-                values[:-1]
-                for values in _first(family, config, schedule, steps + 1, times, converted)
-            )
+        if first[-1] <= end + SAME and times is None:
+            # a step of length 0: one point more, and the last is the end
+            more = _first(family, config, schedule, steps + 1, times, converted)
+            first, labels = (values[:-1] for values in more)
         grid = np.append(first, end)
     labels = np.maximum(labels, 0.0)
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
@@ -152,10 +150,8 @@ def distilled_points(
     """LCM: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly from the
     noisiest, or these; then no noise.
     """
-    size, original = (
-        config["num_train_timesteps"],
-        original_steps or config["original_inference_steps"],
-    )
+    size = config["num_train_timesteps"]
+    original = original_steps or config["original_inference_steps"]
     if timesteps is not None:
         times = falling("timesteps", timesteps, size - 1.0)
         count(steps, len(times))
@@ -210,9 +206,8 @@ def _first(
         if converted:
             times = indices(schedule, convert(converted, config, rho[0], rho[-1], n))
         return times, times
-    levels = np.interp(
-        times, np.arange(len(rho)), rho
-    )  # linear in sigma between the table's entries, as Euler's own levels are
+    # linear in sigma between the table's entries, as Euler's own levels are
+    levels = np.interp(times, np.arange(len(rho)), rho)
     if config.get("interpolation_type") == "log_linear":
         levels = _exponential(rho[0], rho[-1], n + 1)
     if converted:
@@ -228,20 +223,15 @@ def _spaced(family: Family, config: dict, schedule: DiscreteVP, n: int) -> np.nd
         raise ValueError(
             f"FsScheduler.set_timesteps: {n} steps of {size} timesteps; at most {size} are accepted"
         )
-    clipped = int(
-        (
-            schedule.half_log_snr(np.arange(float(size)))
-            < config.get("lambda_min_clipped", -math.inf)
-        ).sum()
-    )
-    last = size - clipped
+    lowest = config.get("lambda_min_clipped", -math.inf)
+    last = size - int((schedule.half_log_snr(np.arange(float(size))) < lowest).sum())
     kind = config.get("timestep_spacing", "linspace") if family.spaced else "linspace"
+    asked = n + family.extra
     if kind == "linspace":
-        times = np.linspace(last - 1.0, 0.0, n + family.extra)[:n]
+        times = np.linspace(last - 1.0, 0.0, asked)[:n]
     elif kind == "leading":
-        times = np.arange(n + family.extra)[::-1][:n] * float(
-            last // (n + family.extra)
-        ) + config.get("steps_offset", 0)
+        stride = float(last // asked)
+        times = np.arange(asked)[::-1][:n] * stride + config.get("steps_offset", 0)
     elif kind == "trailing":
         times = last - np.arange(n) * (size / n)
         times = times[times > 0.0] - 1.0
@@ -250,17 +240,14 @@ def _spaced(family: Family, config: dict, schedule: DiscreteVP, n: int) -> np.nd
             f"FsScheduler: timestep_spacing = {kind!r}; linspace, leading or trailing is accepted"
         )
     rounded = np.round(times + 1.0) - 1.0 if kind == "trailing" else np.round(times)
-    repeats = (
-        np.diff(rounded) >= 0.0
-    ).any()  # more steps than whole timesteps in the range: the fractions are kept
+    # with more steps than whole timesteps in the range, the fractions are kept
+    repeats = (np.diff(rounded) >= 0.0).any()
     return times if repeats or not (family.whole or kind == "trailing") else rounded
 
 
 def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarray:
-    low, high = (
-        bound if config.get(name) is None else config[name]
-        for name, bound in (("sigma_min", low), ("sigma_max", high))
-    )
+    low = low if config.get("sigma_min") is None else config["sigma_min"]
+    high = high if config.get("sigma_max") is None else config["sigma_max"]
     if not 0.0 < low < high < math.inf:
         raise ValueError(
             f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < "
@@ -271,9 +258,8 @@ def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarr
 
 def _end(family: Family, config: dict, schedule: DiscreteVP, converted: str | None) -> float:
     """The grid's last point: no noise, or the table's first entry."""
-    kept = config.get("final_sigmas_type", "zero") == "sigma_min" or not config.get(
-        "set_alpha_to_one", True
-    )
+    kept = config.get("final_sigmas_type", "zero") == "sigma_min"
+    kept |= not config.get("set_alpha_to_one", True)
     kept |= config.get("interpolation_type") == "log_linear" and not converted
     if family.scale == "vp":
         return 0.0 if kept else schedule.t_zero
@@ -315,13 +301,8 @@ def count(*given: int | None) -> int:
 def falling(what: str, values, top: float) -> np.ndarray:
     """values as float64 [n], strictly falling, from `top` down to 0."""
     values = np.asarray(values, dtype=np.float64)
-    if (
-        values.ndim != 1
-        or not values.size
-        or not (values >= 0.0).all()
-        or not (values[0] <= top * 1.001)
-        or not (np.diff(values) < 0.0).all()
-    ):
+    listed = values.ndim == 1 and values.size > 0 and bool((values >= 0.0).all())
+    if not listed or not values[0] <= top * 1.001 or not (np.diff(values) < 0.0).all():
         raise ValueError(
             f"FsScheduler.set_timesteps: {what} {values.tolist()!r:.60}; strictly falling numbers "
             f"from {top:g} down to 0 are accepted"

@@ -60,28 +60,17 @@ class Loop:
         unit: bool = False,
         draws: Callable[[float, float], bool] | None = None,
     ):
-        self._draws_at = draws
-        self.compat, self.plan, self._compile, self._per_point, self._preview = (
-            compat,
-            plan,
-            compile,
-            calls_per_point,
-            preview,
-        )
+        self.compat, self.plan, self._compile = compat, plan, compile
+        self._per_point, self._preview, self._draws_at = calls_per_point, preview, draws
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
-        self.timesteps = torch.tensor(
-            self._labels, dtype=torch.int64 if whole else torch.float32, device=device
-        )
-        self.alpha, self.sigma = (
-            np.append(plan.alpha[rows], plan.alpha[-1]),
-            np.append(plan.sigma[rows], plan.sigma[-1]),
-        )
+        kind = torch.int64 if whole else torch.float32
+        self.timesteps = torch.tensor(self._labels, dtype=kind, device=device)
+        self.alpha = np.append(plan.alpha[rows], plan.alpha[-1])
+        self.sigma = np.append(plan.sigma[rows], plan.sigma[-1])
         self._scales = plan.c[rows - 1]
-        self._factor, self._noised = (
-            init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0,
-            False,
-        )
+        self._factor = init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0
+        self._noised = False
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
         self.begin: int | None = None
         self.index: int | None = None
@@ -129,7 +118,8 @@ class Loop:
     def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
         """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was
         set, at it or the running step, else at the timesteps; None if one of them is not of this
-        loop."""
+        loop.
+        """
         if by_index and self.begin is not None:
             at = [self.find(None)] * timesteps.numel()
         else:
@@ -145,11 +135,8 @@ class Loop:
         """(next sample, predicted data or None), in the sample's dtype; draw() gives one noise
         tensor.
         """
-        with (
-            self._lock,
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # inference tensors do not count writes
+        # inference tensors do not count writes
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             self._check(model_output, timestep, sample)
             if self._run is None:
                 self._start(model_output, timestep, sample, eta)
@@ -165,17 +152,13 @@ class Loop:
                 self._run.step(model_output)
             finally:
                 _drawing.draw = None
-            if (
-                self._draws_at is not None
-                and not _drawing.drawn
-                and self._draws_at(self._labels[self.index], eta)
-            ):
+            owed = self._draws_at is not None and not _drawing.drawn
+            if owed and self._draws_at(self._labels[self.index], eta):
                 # and leaves the generator where the source does, for whatever is drawn from it next
                 draw()
             self.index += 1
-            if (
-                self._run.done or sample.device.type == "cpu"
-            ):  # elsewhere reading the status waits for the device
+            # elsewhere reading the status waits for the device
+            if self._run.done or sample.device.type == "cpu":
                 self._refuse_non_finite()
             return self._hand_back(sample.dtype)
 
@@ -184,17 +167,14 @@ class Loop:
         at = self.find(timestep)
         point = (at + self._per_point - 1) // self._per_point
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
-        words = {
-            "state_dtype": torch.float64 if sample.dtype == torch.float64 else torch.float32,
-            "model_dtype": model_output.dtype,
-        }
         run = Run(
             _unscaled(plan),
             latent=self._begun(sample, at),
             start=1,
+            state_dtype=torch.float64 if sample.dtype == torch.float64 else torch.float32,
+            model_dtype=model_output.dtype,
             noise_source=_drawn,
             preview=self._preview,
-            **words,
         )
         self._run, self._eta, self._draws, self.index = run, eta, Draws(plan), at
 
@@ -203,11 +183,9 @@ class Loop:
         again.
         """
         factor = self.factor(at)
-        return (
-            sample
-            if factor == 1.0
-            else factor * (sample if sample.dtype == torch.float64 else sample.float())
-        )
+        if factor == 1.0:
+            return sample
+        return factor * (sample if sample.dtype == torch.float64 else sample.float())
 
     def _check(self, model_output: Tensor, timestep, sample: Tensor) -> None:
         """What must fit before a kernel runs. A timestep on another device is trusted where reading
@@ -268,17 +246,15 @@ class Loop:
         if expected is not None and expected < len(same) and same[expected]:
             return expected
         found = np.flatnonzero(same)
-        return (
-            int(found[-1 if self._per_point == 2 else 0]) if len(found) else None
-        )  # Heun's second of two equal timesteps starts a step
+        if not len(found):
+            return None
+        # Heun's second of two equal timesteps starts a step
+        return int(found[-1 if self._per_point == 2 else 0])
 
     def _is_ours(self, sample: Tensor) -> bool:
         """Is this the tensor that the last step returned, unwritten since?"""
-        return (
-            self._returned is not None
-            and self._returned() is sample
-            and sample._version == self._version
-        )
+        ours = self._returned is not None and self._returned() is sample
+        return ours and sample._version == self._version
 
     def _hand_back(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         x = self._run.x.to(dtype, copy=True)
@@ -290,8 +266,9 @@ class Loop:
         bad = self._run.status().nonzero().flatten().tolist()
         if bad:
             raise ValueError(
-                f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no longer finite after timestep"
-                f" {self._labels[self.index - 1]:g}; finite model outputs are needed"
+                f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no "
+                f"longer finite after timestep {self._labels[self.index - 1]:g}; finite model "
+                "outputs are needed"
             )
 
     def _words(self) -> str:

@@ -30,13 +30,10 @@ def peer_points(
     what it, or a plan, does not take.
     """
     peer = _made(source, settings)
-    lists = {
-        "timesteps": timesteps and list(timesteps),
-        "sigmas": None if sigmas is None else np.array(sigmas),
-    }  # UniPC takes no list
     asked = {
         "num_inference_steps": steps,
-        **lists,
+        "timesteps": timesteps and list(timesteps),
+        "sigmas": None if sigmas is None else np.array(sigmas),  # UniPC takes no list
         "mu": mu,
         "original_inference_steps": original_inference_steps,
         **dict(others),
@@ -52,9 +49,8 @@ def peer_points(
         count(steps)
     if timesteps is not None:
         size = settings["num_train_timesteps"]
-        falling(
-            "timesteps", timesteps, size - (0.0 if source.__name__.startswith("FlowMatch") else 1.0)
-        )
+        top = size if source.__name__.startswith("FlowMatch") else size - 1.0
+        falling("timesteps", timesteps, top)
     try:
         peer.set_timesteps(**asked)
     except Exception as error:

@@ -53,21 +53,17 @@ def check_length(
     in grid steps.
     """
     fits = {plan.nfe, len(plan.note.get("times") or []) - 1}
-    lengths = (
-        ("num_inference_steps", steps),
-        ("timesteps", timesteps and len(timesteps)),
-        ("sigmas", sigmas and len(sigmas)),
-    )
-    for name, length in lengths:
-        if length is None or (
-            not isinstance(length, bool)
-            and length in fits | ({n + 1 for n in fits} if name == "sigmas" else set())
-        ):
+    with_end = fits | {n + 1 for n in fits}
+    for name, length, accepted in (
+        ("num_inference_steps", steps, fits),
+        ("timesteps", timesteps and len(timesteps), fits),
+        ("sigmas", sigmas and len(sigmas), with_end),
+    ):
+        if length is None or (not isinstance(length, bool) and length in accepted):
             continue
         raise ValueError(
             f"FsScheduler.set_timesteps: {name} asks for {length!r} steps and the plan makes "
-            f"{plan.nfe} calls;"
-            f" num_inference_steps={plan.nfe} is accepted"
+            f"{plan.nfe} calls; num_inference_steps={plan.nfe} is accepted"
         )
 
 
@@ -90,10 +86,8 @@ def init_scale(plan: Plan) -> float:
     Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model
     before step could add another.
     """
-    first = 3 + plan.S + plan.G
-    drawn = [
-        float(plan.M[0, 0, first + k]) for k in range(plan.L) if plan.reads[0] >> (first + k) & 1
-    ]
+    noises = range(3 + plan.S + plan.G, 3 + plan.S + plan.G + plan.L)
+    drawn = [float(plan.M[0, 0, k]) for k in noises if plan.reads[0] >> k & 1]
     return math.hypot(plan.init_scale if plan.sigma[0] else 0.0, *drawn)
 
 
@@ -110,6 +104,5 @@ def scale_of(plan: Plan) -> str:
 def is_whole(plan: Plan) -> bool:
     """Are its timesteps whole numbers of a table? They are int64 then, as diffusers' own are."""
     told = plan.t[np.flatnonzero(plan.call >= 0) - 1, 0]
-    return (plan.note.get("schedule") or {}).get("name") == "DiscreteVP" and bool(
-        (told == np.round(told)).all()
-    )
+    indexed = (plan.note.get("schedule") or {}).get("name") == "DiscreteVP"
+    return indexed and bool((told == np.round(told)).all())

@@ -1,19 +1,24 @@
 """The diffusers classes an FsScheduler can stand in for, and what each reads from its config. Pure
 data: no torch, no diffusers.
 
-    source                           scale      solver                                              options beside grid and noise schedule
-    DDIMScheduler                    vp         ddim                                                eta at run time, clip_sample
-    DDPMScheduler                    vp         ddim, eta = 1 (Ho et al. 2020, eq. 7)               clip_sample
-    DPMSolverMultistepScheduler      vp, flow   ddim, dpmpp_2m, dpmpp_3m; sde-dpmsolver++: ddim     solver_order, solver_type,
-                                                with eta = 1, dpmpp_2m_sde                          lower_order_final, euler_at_final
-    DPMSolverSinglestepScheduler     vp, flow   ddim, dpmpp_2s on pairs of grid points              solver_order, solver_type
-    UniPCMultistepScheduler          vp, flow   unipc                                               solver_order, solver_type
-    PNDMScheduler                    vp         plms (Liu et al. 2022)                              skip_prk_steps=True alone
-    LCMScheduler                     vp         lcm                                                 timestep_scaling, clip_sample
-    EulerDiscreteScheduler           sigma      euler
-    EulerAncestralDiscreteScheduler  sigma      euler_ancestral
-    HeunDiscreteScheduler            sigma      heun                                                clip_sample
-    FlowMatchEulerDiscreteScheduler  flow       euler
+    source, "Scheduler"     scale     solver                            options beside grid and
+    left out                                                            noise schedule
+    DDIM                    vp        ddim                              eta at run time, clip_sample
+    DDPM                    vp        ddim, eta = 1                     clip_sample
+                                      (Ho et al. 2020, eq. 7)
+    DPMSolverMultistep      vp, flow  ddim, dpmpp_2m, dpmpp_3m;         solver_order, solver_type,
+                                      sde-dpmsolver++: ddim with        lower_order_final,
+                                      eta = 1, dpmpp_2m_sde             euler_at_final
+    DPMSolverSinglestep     vp, flow  ddim, dpmpp_2s on pairs of        solver_order, solver_type
+                                      grid points
+    UniPCMultistep          vp, flow  unipc                             solver_order, solver_type
+    PNDM                    vp        plms (Liu et al. 2022)            skip_prk_steps=True alone
+    LCM                     vp        lcm                               timestep_scaling,
+                                                                        clip_sample
+    EulerDiscrete           sigma     euler
+    EulerAncestralDiscrete  sigma     euler_ancestral
+    HeunDiscrete            sigma     heun                              clip_sample
+    FlowMatchEulerDiscrete  flow      euler
 
 What a config asks beyond this is refused with a sentence, never ignored. (An option of another
 class, left in a config, is ignored, as there.)
@@ -101,15 +106,10 @@ SOURCES = {
         _FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False
     ),
 }
-UNINDEXED = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "PNDMScheduler",
-    "LCMScheduler",
-)  # their add_noise goes by timesteps alone
-OURS = frozenset(
-    {"source", "compat", "plan"}
-)  # what an FsScheduler's config says beside its source's
+# their add_noise goes by timesteps alone
+UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")
+# what an FsScheduler's config says beside its source's
+OURS = frozenset({"source", "compat", "plan"})
 CLOSEST = {
     "DDIMParallelScheduler": "DDIMScheduler",
     "CogVideoXDDIMScheduler": "DDIMScheduler",
@@ -128,12 +128,8 @@ def find(source: str) -> Source:
     """The entry of a diffusers class, or a ValueError that names the closest one."""
     if source in SOURCES:
         return SOURCES[source]
-    close = CLOSEST.get(
-        source,
-        "FlowMatchEulerDiscreteScheduler"
-        if "Flow" in str(source)
-        else "DPMSolverMultistepScheduler",
-    )
+    kind = "FlowMatchEulerDiscrete" if "Flow" in str(source) else "DPMSolverMultistep"
+    close = CLOSEST.get(source, f"{kind}Scheduler")
     raise ValueError(
         f"FsScheduler: {source} is not reproduced; the closest is {close}: source={close!r} puts "
         "its solver on this noise schedule"
@@ -145,11 +141,9 @@ def settings(source: str, config: dict) -> dict:
     ValueError for what is not reproduced.
     """
     found, config = find(source), dict(config)
-    theirs, ours = (
-        (("midpoint", "heun", "logrho"), "bh2")
-        if source.startswith("UniPC")
-        else (("logrho", "bh1", "bh2"), "midpoint")
-    )
+    theirs, ours = ("logrho", "bh1", "bh2"), "midpoint"
+    if source.startswith("UniPC"):
+        theirs, ours = ("midpoint", "heun", "logrho"), "bh2"
     if config.get("solver_type") in theirs:
         config["solver_type"] = ours
     if config.get("algorithm_type") == "deis":
@@ -172,11 +166,8 @@ def settings(source: str, config: dict) -> dict:
             f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is "
             "accepted"
         )
-    kinds = [
-        k
-        for k in found.predictions
-        if k != ("v_prediction" if where == "flow" else "flow_prediction")
-    ]
+    barred = "v_prediction" if where == "flow" else "flow_prediction"
+    kinds = [k for k in found.predictions if k != barred]
     if found.predictions and config["prediction_type"] not in kinds:
         raise ValueError(
             f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
@@ -219,12 +210,10 @@ def own_config(config: dict, usual: dict) -> dict:
     _use_default_values, as diffusers has it: what nobody gave, and what another class has a default
     of its own for.
     """
-    unset = [
-        k for k in config.get("_use_default_values", ()) if k in usual and config[k] == usual[k]
-    ]
-    return {k: v for k, v in config.items() if k in usual or k in OURS} | {
-        "_use_default_values": unset
-    }
+    unset = config.get("_use_default_values", ())
+    kept = {k: v for k, v in config.items() if k in usual or k in OURS}
+    kept["_use_default_values"] = [k for k in unset if k in usual and config[k] == usual[k]]
+    return kept
 
 
 def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
@@ -251,15 +240,11 @@ def class_of(library: object, config: dict) -> str:
     keys, found = {k for k in config if not k.startswith("_")}, []
     for name in (n for n in dir(library) if n.endswith("Scheduler")):
         made = getattr(library, name)
-        if (
-            isinstance(made, type)
-            and hasattr(made, "config_name")
-            and keys == inspect.signature(made.__init__).parameters.keys() - {"self"}
-        ):
-            found.append(name)
-    found = [
-        n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found
-    ]  # the same scheduler, with one method more
+        if isinstance(made, type) and hasattr(made, "config_name"):
+            arguments = inspect.signature(made.__init__).parameters.keys() - {"self"}
+            found += [name] * (keys == arguments)
+    # a Parallel one is the same scheduler, with one method more
+    found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]
     if len(found) != 1:
         raise ValueError(
             f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the "

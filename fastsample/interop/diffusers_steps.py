@@ -5,6 +5,7 @@ No torch, no diffusers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +18,13 @@ from ..solvers._build import ANCHOR, Builder, Lin, M, N, R, X
 from ..solvers._exponential import gain, weights
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
+# Adams-Bashforth, newest first
 PLMS = (
     (1.0,),
     (3 / 2, -1 / 2),
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)  # Adams-Bashforth, newest first
+)
 
 
 def pairs(
@@ -31,8 +33,8 @@ def pairs(
     """DPM-Solver++(2S) on grid points in pairs, as diffusers' singlestep class walks them: point i
     is the stage of the step i-1 -> i+1.
 
-    h = lambda_{i+1} - lambda_{i-1}, r = (lambda_i - lambda_{i-1})/h, m and m1 the outputs at i-1
-    and i (x0):
+    h = lambda_{i+1} - lambda_{i-1}, r = (lambda_i - lambda_{i-1})/h, m and m1 the outputs (x0) at
+    i-1 and i:
     x_i = (sigma_i/sigma)·x + alpha_i (1 - e^{-rh})·m
     x_{i+1} = (sigma_{i+1}/sigma)·x + alpha_{i+1} (1 - e^{-h})·[m + (m1 - m)/(2r)], or "heun": the
     line through m and m1 integrated exactly.
@@ -78,10 +80,10 @@ def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float 
     """DDIM from every point t of the grid to t - stride, wherever its next point lies; to the
     grid's end where t < stride.
 
-    x' = alpha' m + sigma' (k eps + sqrt(1 - k²) n), k² = 1 - eta² (1 - e^{-2h}), h = lambda' -
-    lambda: m is x0 within the clip, eps the direction of the model's raw output, not clipped. Where
-    t - stride is not the next point, x stands off its label by that much. One evaluation a step.
-    Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
+    x' = alpha' m + sigma' (k eps + sqrt(1 - k²) n), k² = 1 - eta² (1 - e^{-2h}),
+    h = lambda' - lambda: m is x0 within the clip, eps the direction of the model's raw output, not
+    clipped. Where t - stride is not the next point, x stands off its label by that much. One
+    evaluation a step. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     """
     eta, b = number("ddim: eta", eta, 0.0, 1.0), Builder(model, grid, stored="x0", clip=clip)
     for i, t in enumerate(b.t[:-1]):
@@ -105,8 +107,9 @@ def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float 
 
 
 def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> Plan:
-    """x' = (alpha'/alpha) x - (alpha'/alpha) sigma (1 - e^{-h}) e, h = lambda' - lambda; e the
-    Adams-Bashforth sum of the last four eps.
+    """x' = (alpha'/alpha) x - (alpha'/alpha) sigma (1 - e^{-h}) e, h = lambda' - lambda.
+
+    e: the Adams-Bashforth sum of the last four eps.
 
     Orders 1, 2, 3, 4, 4, .. The first step is made twice: grid [t0, t1, t1, t2, .., end], and the
     call at the first t1 goes from t0 to t1 again, with the mean of both outputs, which is kept
@@ -118,39 +121,26 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
     the repeated one wherever a run begins, and so goes from t + stride to t. Without it a step goes
     to the next point, and only a run from the start (first = 0) repeats.
     """
-    b = Builder(model, grid, stored="eps")
-    raw, kept = stride is not None, []
-    for i, t in enumerate(b.t[:-1]):
-        again = i == 1 and (raw or first == 0)
-        if raw:
-            begin, to = (t + stride, t) if again else (t, t - stride if t >= stride else b.t[-1])
-        else:
-            begin, to = (b.t[0], t) if again else (t, b.t[i + 1])
-        if (
-            not raw and begin == to
-        ):  # a run that begins at the repeated point asks there twice; the second call is used
-            b.row(t, to=b.level(to), x=Lin(X))
+    b, kept = Builder(model, grid, stored="eps"), []
+    raw = stride is not None
+    out = RAW if raw else M
+    for i, (begin, to, again) in enumerate(_legs(b.t, stride, first)):
+        (alpha, sigma), at = b.level(begin), b.level(to)
+        if not raw and begin == to:
+            # a run that begins at the repeated point asks there twice; the second call is used
+            b.row(b.t[i], to=at, x=Lin(X))
             continue
-        out = RAW if raw else M
         if again:
-            combined, source = 0.5 * out + 0.5 * R(kept[0]), R("begin")
+            combined, source, keep = 0.5 * out + 0.5 * R(kept[0]), R("begin"), {}
         else:
             seen = [out, *(R(name) for name in reversed(kept[-3:]))]
-            combined, source = (
-                sum((w * f for w, f in zip(PLMS[len(seen) - 1], seen, strict=True)), Lin()),
-                Lin(X),
-            )
+            combined = sum((w * f for w, f in zip(PLMS[len(seen) - 1], seen, strict=True)), Lin())
             kept.append(f"f{i}")
-        (alpha, sigma), at = b.level(begin), b.level(to)
+            source, keep = Lin(X), {kept[-1]: out} | ({"begin": Lin(X)} if i == 0 else {})
         p, q = to_eps(b.model.prediction, alpha, sigma) if raw else (0.0, 1.0)
         eps = float(p) * source + float(q) * combined if p else float(q) * combined
         x = (at[0] / alpha) * source - (at[0] / alpha * sigma * gain(_rise(b, begin, to))) * eps
-        b.row(
-            t,
-            to=at,
-            x=x,
-            keep={} if again else {kept[-1]: out} | ({"begin": Lin(X)} if i == 0 else {}),
-        )
+        b.row(b.t[i], to=at, x=x, keep=keep)
     cite = [
         "Liu, Ren, Lin, Zhao 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, eq. "
         "9, 12, 13, arXiv:2202.09778"
@@ -174,9 +164,8 @@ def third(
 
     lower_order_final: orders 2 and 1 in the last two steps; euler_at_final: 1 in the last.
     """
-    lowered = (
-        lower_order_final or len(grid) > 15
-    )  # dpmpp_3m lowers shorter runs by itself, as the class does by default
+    # dpmpp_3m lowers shorter runs by itself, as the class does by default
+    lowered = lower_order_final or len(grid) > 15
     compat = "diffusers" if variant == "midpoint" and lowered else "k-diffusion"
     made = solvers.dpmpp_3m(model, grid, lower_order_final=lower_order_final, compat=compat)
     if variant == "midpoint" and not lowered and made.nfe > 1:
@@ -191,22 +180,31 @@ def sde_2m(model: Model, grid, *, variant: str) -> Plan:
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _legs(
+    times: np.ndarray, stride: float | None, first: int
+) -> Iterator[tuple[float, float, bool]]:
+    """(begin, to, again) of every step of plms: again, the first step for the second time."""
+    for i, t in enumerate(times[:-1]):
+        again = i == 1 and (stride is not None or first == 0)
+        if stride is None:
+            begin, to = (times[0], t) if again else (t, times[i + 1])
+        elif again:
+            begin, to = t + stride, t
+        else:
+            begin, to = t, t - stride if t >= stride else times[-1]
+        yield begin, to, again
+
+
 def _with_row(made: Plan, row: int, other: Plan) -> Plan:
     """The plan with another's x' in one row. Both keep the same values in the same slots up to
     there.
     """
     table, reads, other = made.M.copy(), made.reads.copy(), other.padded(S=max(made.S, other.S))
     keeps = (made.dst[row] >= 0).any()
-    table[row, 0], reads[row] = (
-        other.M[row, 0],
-        other.reads[row] | (reads[row] & 1 << (1 + made.S) if keeps else 0),
-    )
-    return replace(
-        made,
-        M=table,
-        reads=reads,
-        note={**made.note, "solver": f"{made.note['solver']}, row {row} of {other.note['solver']}"},
-    )
+    table[row, 0] = other.M[row, 0]
+    reads[row] = other.reads[row] | (reads[row] & 1 << (1 + made.S) if keeps else 0)
+    solver = f"{made.note['solver']}, row {row} of {other.note['solver']}"
+    return replace(made, M=table, reads=reads, note={**made.note, "solver": solver})
 
 
 def _rise(b: Builder, t: float, to: float) -> float:

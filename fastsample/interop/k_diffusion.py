@@ -1,7 +1,8 @@
 """k_sample: a Plan with the signature of k-diffusion's samplers, which ComfyUI, A1111 and Forge
 share.
 
-x = k_sample(plan, model, torch.randn(...) * plan.init_scale / plan.alpha[1], extra_args={"cond": c}, callback=show)   # alpha: 1 on EDM
+    noise = torch.randn(...) * plan.init_scale / plan.alpha[1]  # alpha: 1 on EDM
+    x = k_sample(plan, model, noise, extra_args={"cond": c}, callback=show)
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from ..run import Run
 from ..schedules import from_json
 from .draws import Draws
 
-LEAST_CHECKED = (
-    4.0  # sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
-)
+# sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
+LEAST_CHECKED = 4.0
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def k_sample(
     disable: bool | None = None,
     noise_sampler: Callable | None = None,
 ) -> Tensor:
-    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where x = x0
-    + sigma·eps.
+    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where
+    x = x0 + sigma·eps.
 
     plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it
     was made for. Plans on VP or flow schedules run on their own state alpha·x; x in and out, and
@@ -55,17 +55,11 @@ def k_sample(
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
     noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(
-            f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating "
-            "torch tensor [B, *] is accepted"
-        )
-    transforms.refuse("k_sample", x)
+    _check_input(x)
     plan = _denoising(plan)
     _check_scale(plan, x)
-    alpha, levels, starts = plan.alpha, _levels(plan), _starts(plan)
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
-    sigmas = torch.tensor(levels, dtype=state, device=x.device)
+    sigmas = torch.tensor(_levels(plan), dtype=state, device=x.device)
     draw = _sampler(plan, noise_sampler, x, sigmas)
     run = Run(
         plan,
@@ -76,29 +70,46 @@ def k_sample(
         noise_source=draw,
         preview=False,
     )
-    ones, extra_args, step = x.new_ones([x.shape[0]]), extra_args or {}, 0
-    before = _before_churn(plan)
-    bar = iter(_progress(len(starts), disable))
+    _walk(run, model, x.dtype, sigmas, extra_args or {}, callback, disable)
+    return (run.x / float(plan.alpha[-1])).to(x.dtype)
+
+
+def _walk(
+    run: Run,
+    model: Callable,
+    dtype: torch.dtype,
+    sigmas: Tensor,
+    extra_args: dict,
+    callback: Callable | None,
+    disable: bool | None,
+) -> None:
+    """The run to its end: the model asked in dtype at sigmas [R], callback and bar once a step."""
+    starts, before = _starts(run.plan), _before_churn(run.plan)
+    ones, bar = (
+        sigmas.new_ones([run.x.shape[0]], dtype=dtype),
+        iter(_progress(len(starts), disable)),
+    )
     while not run.done:
         row = run.row
-        asked = (run.x / float(alpha[row])).to(x.dtype)
-        denoised = model(asked, sigmas[row].to(x.dtype) * ones, **extra_args)
+        asked = (run.x / float(run.plan.alpha[row])).to(dtype)
+        denoised = model(asked, sigmas[row].to(dtype) * ones, **extra_args)
         if row in starts:
             next(bar, None)
-            if callback is not None:
-                hat = sigmas[row]
-                sigma = (
-                    hat
-                    if before is None
-                    else torch.as_tensor(before[step], dtype=state, device=x.device)
-                )
-                callback(
-                    {"x": asked, "i": step, "sigma": sigma, "sigma_hat": hat, "denoised": denoised}
-                )
-            step += 1
-        run.step(denoised.to(x.dtype) if isinstance(denoised, Tensor) else denoised)
+        if row in starts and callback is not None:
+            i, hat = starts.index(row), sigmas[row]
+            sigma = hat if before is None else hat.new_tensor(before[i])
+            callback({"x": asked, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
+        run.step(denoised.to(dtype) if isinstance(denoised, Tensor) else denoised)
     next(bar, None)
-    return (run.x / float(alpha[-1])).to(x.dtype)
+
+
+def _check_input(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(
+            f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating "
+            "torch tensor [B, *] is accepted"
+        )
+    transforms.refuse("k_sample", x)
 
 
 def _denoising(plan: Plan) -> Plan:
@@ -162,31 +173,24 @@ def _check_scale(plan: Plan, x: Tensor) -> None:
     if plan.sigma[0] == 0:  # an image, and only its owner knows how large it is
         return
     scale = plan.init_scale / float(plan.alpha[1])
-    rms, slack = (
-        float(x.detach().double().square().mean().sqrt()),
-        4 / math.sqrt(2 * max(x.numel(), 1)),
-    )
+    rms = float(x.detach().double().square().mean().sqrt())
+    slack = 4 / math.sqrt(2 * max(x.numel(), 1))
     low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, 1) * (1 + slack)
     if scale >= LEAST_CHECKED and (rms < low or rms > high):
         raise ValueError(
             f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit "
-            "noise times"
-            f" plan.init_scale / plan.alpha[1] = {scale:.6g} is accepted"
+            f"noise times plan.init_scale / plan.alpha[1] = {scale:.6g} is accepted"
         )
 
 
 def _first(plan: Plan, x: Tensor, draw: Callable) -> Tensor:
     """The state at row 1: alpha·x, and the churn of the first step where row 0 draws it."""
-    noises = [
-        k
-        for k in range(plan.L)
-        if plan.reads[0] >> (3 + plan.S + plan.G + k) & 1 and plan.ids[0, k] != 0
-    ]
+    at = 3 + plan.S + plan.G
+    noises = [k for k in range(plan.L) if plan.reads[0] >> (at + k) & 1 and plan.ids[0, k] != 0]
     if not noises:
         return x * float(plan.alpha[1])
     churn = sum(
-        float(plan.M[0, 0, 3 + plan.S + plan.G + k]) * draw(0, int(plan.ids[0, k])).to(x.dtype)
-        for k in noises
+        float(plan.M[0, 0, at + k]) * draw(0, int(plan.ids[0, k])).to(x.dtype) for k in noises
     )
     return x * float(plan.alpha[1]) + churn
 
@@ -198,11 +202,9 @@ def _sampler(
     draws = Draws(plan)
 
     def new(row: int) -> Tensor:
-        return (
-            torch.randn_like(x)
-            if noise_sampler is None
-            else noise_sampler(sigmas[row], sigmas[row + 1])
-        )
+        if noise_sampler is None:
+            return torch.randn_like(x)
+        return noise_sampler(sigmas[row], sigmas[row + 1])
 
     return lambda row, name: draws(name, lambda: new(row))
 
