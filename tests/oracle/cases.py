@@ -35,28 +35,18 @@ class Case:
         return SOLVERS[self.name](schedule, grid, prediction=prediction, **self.options, **more)
 
     def loop_options(self, schedule, grid) -> dict:
-        line = "space" not in self.options and (
-            type(schedule).__name__ in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
-        )
+        kind, more = type(schedule).__name__, {}
+        if self.loop in (loops.heun, loops.dpmpp_2s):
+            more["stage"] = "of the plan"
         if self.loop is loops.heun:
-            end = -mp.inf if isinstance(schedule, EDM) else point(schedule, schedule.t_max).lam
-            return {
-                "stage": "of the plan",
-                "end": end,
-                "frame": "line" if line else "rho",
-                **self.expect,
-            }
-        if self.loop is loops.dpmpp_2s:
-            return {"stage": "of the plan", **self.expect}
+            on_line = kind in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
+            more["frame"] = "line" if on_line and "space" not in self.options else "rho"
+            more["end"] = -mp.inf if kind == "EDM" else point(schedule, schedule.t_max).lam
         if self.loop is loops.euler_ancestral:
-            return {"form": "rf" if type(schedule).__name__ == "Flow" else "ve", **self.expect}
-        if (
-            self.loop is loops.lcm
-            and "scaling" not in self.expect
-            and type(schedule).__name__ == "DiscreteVP"
-        ):
-            return {"scaling": 10.0, **self.expect}
-        return dict(self.expect)
+            more["form"] = "rf" if kind == "Flow" else "ve"
+        if self.loop is loops.lcm and kind == "DiscreteVP":
+            more["scaling"] = 10.0
+        return more | self.expect
 
 
 def _unipc(order: int, variant: str, corrector: bool = True) -> Case:
@@ -127,16 +117,13 @@ SCHEDULES = [
 
 
 def schedule_id(schedule) -> str:
-    return type(schedule).__name__ + (
-        "-zero"
-        if schedule.alpha(schedule.t_max) == 0 and type(schedule).__name__ == "DiscreteVP"
-        else ""
-    )
+    name = type(schedule).__name__
+    return f"{name}-zero" if name == "DiscreteVP" and schedule.alpha(schedule.t_max) == 0 else name
 
 
 def grid(schedule, n: int, *, whole: bool) -> np.ndarray:
-    """An uneven grid of n steps. whole: from t_max (alpha = 0 where the schedule has it) to sigma =
-    0, else between two finite levels.
+    """An uneven grid of n steps. whole: from t_max (alpha = 0 where the schedule has it) to
+    sigma = 0, else between two finite levels.
     """
     top, low = schedule.half_log_snr(schedule.t_finite), schedule.half_log_snr(schedule.t_min)
     k = np.arange(n + 1)

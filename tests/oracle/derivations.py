@@ -3,8 +3,8 @@
 With x = alpha x0 + sigma eps, lambda = ln(alpha/sigma), h = lambda_t - lambda_s, and noise of
 strength rate = 1 + eta >= 1, the step s -> t solves
 
-    x_t = (sigma_t/sigma_s) e^{-(rate-1) h} x_s + alpha_t int_s^t rate e^{rate (lambda - lambda_t)}
-    x0(lambda) dlambda
+    x_t = (sigma_t/sigma_s) e^{-(rate-1) h} x_s
+          + alpha_t int_s^t rate e^{rate (lambda - lambda_t)} x0(lambda) dlambda
           + sigma_t sqrt(1 - e^{-2(rate-1)h}) n
 
 (Lu et al. 2022b, eq. 9 for rate 1; Xue et al. 2023, eq. 6 with rate = 1 + tau^2). A solver replaces
@@ -28,10 +28,8 @@ def lagrange(nodes: Sequence, k: int, origin) -> list:
     for j, node in enumerate(nodes):
         if j != k:
             shift, scale = origin - node, 1 / (nodes[k] - node)
-            poly = [
-                scale * (shift * a + b)
-                for a, b in zip([*poly, mp.mpf(0)], [mp.mpf(0), *poly], strict=True)
-            ]
+            same, higher = [*poly, mp.mpf(0)], [mp.mpf(0), *poly]
+            poly = [scale * (shift * a + b) for a, b in zip(same, higher, strict=True)]
     return poly
 
 
@@ -45,8 +43,8 @@ def moments(h, rate, count: int) -> list:
 
 
 def exact_weights(nodes: Sequence, lo, hi, rate=1) -> list:
-    """Weights W_k with alpha_t sum_k W_k x0_k = alpha_t int rate e^{rate(lambda - hi)} P(lambda)
-    dlambda, P through (nodes_k, x0_k).
+    """Weights W_k with alpha_t sum_k W_k x0_k = alpha_t int_lo^hi rate e^{rate(lambda - hi)}
+    P(lambda) dlambda, P through (nodes_k, x0_k).
     """
     if hi == mp.inf:
         if len(nodes) != 1:
@@ -68,14 +66,13 @@ def exact_weights(nodes: Sequence, lo, hi, rate=1) -> list:
 
 def quadrature_weights(nodes: Sequence, lo, hi, rate=1) -> list:
     """The same weights by adaptive quadrature of the integral itself: checks `exact_weights`."""
-    poly = [lagrange(nodes, k, hi) for k in range(len(nodes))]
-    return [
-        mp.quad(
-            lambda z, p=p: rate * mp.exp(rate * z) * mp.polyval(p[::-1], z),
-            mp.linspace(lo - hi, 0, 5),
-        )
-        for p in poly
-    ]
+
+    def integral(k: int):
+        poly = lagrange(nodes, k, hi)[::-1]
+        f = lambda z: rate * mp.exp(rate * z) * mp.polyval(poly, z)
+        return mp.quad(f, mp.linspace(lo - hi, 0, 5))
+
+    return [integral(k) for k in range(len(nodes))]
 
 
 def transfer(s: Point, t: Point, rate=1) -> tuple:
@@ -98,7 +95,8 @@ def gain(s: Point, t: Point, rate=1):
 
 def midpoint_weights(older: Point | None, s: Point, t: Point, rate=1) -> list:
     """[W_0, W_1]: the gain times (1 + 1/(2r), -1/(2r)), r = h_prev/h: half the first difference,
-    for its first-order weight (Lu et al. 2022b, algorithm 2)."""
+    for its first-order weight (Lu et al. 2022b, algorithm 2).
+    """
     g = gain(s, t, rate)
     if older is None:
         return [g]
@@ -125,8 +123,8 @@ def half_third_weights(points: Sequence[Point], t: Point, rate=1) -> list:
 
 
 def unipc_system(nodes: Sequence, target, variant: str, corrector: bool) -> list:
-    """Weights over (m_0, m_1, .., [m_t]) from UniPC's own linear system (Zhao et al. 2023, theorem
-    3.1), halves hard-coded as in its code.
+    """Weights over (m_0, m_1, .., [m_t]) from UniPC's own linear system, halves hard-coded as in
+    its code (Zhao et al. 2023, theorem 3.1).
 
     nodes: half log-SNR of m_0, m_1, .. (newest first), target: of t. Sum_k rho_k (m_k - m_0)/r_k
     with R rho = b/B.
@@ -154,7 +152,8 @@ def unipc_system(nodes: Sequence, target, variant: str, corrector: bool) -> list
 def unipc_weights(history: Sequence[Point], t: Point, variant: str, corrector: bool) -> list:
     """Weights over (m_0, .., m_{p-1}[, m_t]): Lagrange through the nodes, except where UniPC
     hard-codes rho = 1/2 (one difference only): there the difference gets B/2, which is h/2 for bh1
-    and (1 - e^{-h})/2 for bh2; "vary" keeps Lagrange there too."""
+    and (1 - e^{-h})/2 for bh2; "vary" keeps Lagrange there too.
+    """
     nodes = [p.lam for p in history] + ([t.lam] if corrector else [])
     s = history[0]
     if len(nodes) != 2 or variant == "vary":

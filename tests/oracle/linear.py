@@ -23,11 +23,8 @@ def extended(c) -> np.longdouble:
     double is float64).
     """
     high = float(c)
-    return (
-        np.longdouble(high) + np.longdouble(float(c - high))
-        if np.isfinite(high)
-        else np.longdouble(high)
-    )
+    low = float(c - high) if np.isfinite(high) else 0.0
+    return np.longdouble(high) + np.longdouble(low)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,9 +35,8 @@ class Lin:
     mag: np.ndarray
     __array_ufunc__ = None
 
-    def __repr__(
-        self,
-    ) -> str:  # mpmath formats what it cannot multiply before it lets the other side try
+    def __repr__(self) -> str:
+        """Short: mpmath formats what it cannot multiply before it lets the other side try."""
         return "Lin"
 
     @classmethod
@@ -72,7 +68,8 @@ class Lin:
 
     def defect(self, other: np.ndarray) -> float:
         """Largest |value - other| / mag over the coefficients, with 0/0 = 0; infinite where other
-        has a coefficient that should not be there."""
+        has a coefficient that should not be there.
+        """
         gap = np.abs(self.value - np.asarray(other, np.longdouble))
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.max(np.where(gap == 0, 0, gap / self.mag), initial=0))

@@ -24,8 +24,8 @@ def combine(a, x, weights, values):
 
 
 def ddim(points, x, ask, draw, *, eta=0.0):
-    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s n with s = eta sigma' sqrt(1 - e^{-2h}) (Song
-    et al. 2021a, eq. 12 and 16).
+    """x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s n with s = eta sigma' sqrt(1 - e^{-2h})
+    (Song et al. 2021a, eq. 12 and 16).
     """
     for s, t in pairwise(points):
         x, m = ask(x, s)
@@ -50,23 +50,20 @@ def euler(points, x, ask, draw):
 
 def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
     """VE: step to sigma_down, add sigma_up n, in x/alpha (Karras' sigma). RF: step to sigma_d, then
-    scale by q and add noise up to sigma'."""
+    scale by q and add noise up to sigma'.
+    """
     eta = mp.mpf(eta)
     for s, t in pairwise(points):
         x, m = ask(x, s)
         if form == "rf":
             down = t.sigma * (1 + (t.sigma / s.sigma - 1) * eta)
             q = t.alpha / (1 - down)
-            a, b, up = (
-                q * down / s.sigma,
-                q * (1 - down / s.sigma),
-                mp.sqrt(t.sigma**2 - (down * q) ** 2),
-            )
+            a, b = q * down / s.sigma, q * (1 - down / s.sigma)
+            up = mp.sqrt(t.sigma**2 - (down * q) ** 2)
         else:
             fall = (t.rho / s.rho) ** 2 if s.alpha else mp.mpf(0)
-            up = (
-                min(mp.mpf(1), eta * mp.sqrt(1 - fall)) * t.sigma
-            )  # alpha' sigma_up: finite also where alpha = 0
+            # alpha' sigma_up: finite also where alpha = 0
+            up = min(mp.mpf(1), eta * mp.sqrt(1 - fall)) * t.sigma
             down = mp.sqrt(t.sigma**2 - up**2)
             a, b = down / s.sigma, t.alpha - s.alpha * down / s.sigma
         x = a * x + b * m
@@ -76,11 +73,13 @@ def euler_ancestral(points, x, ask, draw, *, eta=1.0, form="ve"):
 
 
 def _frame(p: Point, frame: str) -> tuple:
-    """(scale, u): y = x/scale moves along dy/du; rho: y = x/alpha, u = sigma/alpha; line: y =
-    x/(alpha+sigma), u = sigma/(alpha+sigma)."""
-    return (
-        (p.alpha, p.rho) if frame == "rho" else (p.alpha + p.sigma, p.sigma / (p.alpha + p.sigma))
-    )
+    """(scale, u): y = x/scale moves along dy/du.
+
+    rho: y = x/alpha, u = sigma/alpha; line: y = x/(alpha+sigma), u = sigma/(alpha+sigma).
+    """
+    if frame == "rho":
+        return p.alpha, p.rho
+    return p.alpha + p.sigma, p.sigma / (p.alpha + p.sigma)
 
 
 def _slope(y, m, p: Point, frame: str):
@@ -90,8 +89,10 @@ def _slope(y, m, p: Point, frame: str):
 
 
 def churned(p: Point, n: int, stage, churn, low, high, end):
-    """The point with rho larger by 1 + gamma, gamma = min(S_churn/N, sqrt 2 - 1) where low <= rho
-    <= high (Karras et al. 2022, algorithm 2), but no noisier than lambda = end."""
+    """The point with rho larger by 1 + gamma, but no noisier than lambda = end.
+
+    gamma = min(S_churn/N, sqrt 2 - 1) where low <= rho <= high (Karras et al. 2022, algorithm 2).
+    """
     gamma = min(mp.mpf(churn) / n, mp.sqrt(2) - 1) if low <= p.rho <= high else mp.mpf(0)
     lam = max(p.lam - mp.log(1 + gamma), end)
     return p if gamma == 0 or lam == p.lam else stage(lam)
@@ -118,9 +119,8 @@ def heun(
     for s, t in pairwise(points):
         hat = churned(s, n, stage, churn, low, high, end)
         if hat is not s:
-            x = (hat.alpha / s.alpha) * x + (
-                mp.mpf(s_noise) * hat.alpha * mp.sqrt(hat.rho**2 - s.rho**2)
-            ) * draw()
+            up = mp.mpf(s_noise) * hat.alpha * mp.sqrt(hat.rho**2 - s.rho**2)
+            x = (hat.alpha / s.alpha) * x + up * draw()
         s = hat
         x, m = ask(x, s)
         (scale_s, u_s), (scale_t, u_t) = _frame(s, frame), _frame(t, frame)
@@ -172,7 +172,8 @@ def multistep(points, x, ask, draw, weights, *, rate=1):
 
 def _ramp(points, fall_below: int):
     """used(history, t, order): the outputs a step to t uses; one to sigma = 0, and with fewer steps
-    than fall_below at most the steps left."""
+    than fall_below at most the steps left.
+    """
     n = len(points) - 1
     left = {id(t): n - i if n < fall_below else n for i, t in enumerate(points[1:])}
     return lambda history, t, order: history[: 1 if t.sigma == 0 else min(order, left[id(t)])]
@@ -180,8 +181,10 @@ def _ramp(points, fall_below: int):
 
 def dpmpp_2m(points, x, ask, draw, *, kind="midpoint", eta=0.0, fall_below=0):
     """DPM-Solver++(2M), and with eta > 0 its SDE form: kind midpoint (algorithm 2 of Lu et al.
-    2022b) or heun (exact two-node integral). fall_below: with fewer steps than that, the last is of
-    order 1."""
+    2022b) or heun (exact two-node integral).
+
+    fall_below: with fewer steps than that, the last is of order 1.
+    """
     rate, ramp = 1 + mp.mpf(eta), _ramp(points, fall_below)
 
     def weights(history, t):
@@ -226,9 +229,8 @@ def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=
         if corrector and i and not (variant == "bh1" and used == 1 and history[0].alpha == 0):
             W = d.unipc_weights(history[:used], s, variant, True)
             a = d.transfer(history[0], s)[0]
-            corrected = combine(a, anchor, [s.alpha * w for w in W], [*values[:used], m]).through(
-                x
-            )  # a plan reaches it from x
+            corrected = combine(a, anchor, [s.alpha * w for w in W], [*values[:used], m])
+            corrected = corrected.through(x)  # a plan reaches it from x
         else:
             corrected = x
         history, values = [s, *history][:3], [m, *values][:3]
@@ -240,9 +242,11 @@ def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=
 
 
 def lcm(points, x, ask, draw, *, scaling=None, sigma_data=0.5):
-    """D = c_skip x + c_out x0 with s = scaling t, c_skip = sd^2/(s^2 + sd^2), c_out = s/sqrt(s^2 +
-    sd^2); x' = alpha' D + sigma' n, at the end D (Luo et al. 2023, eq. 9 and algorithm 3). scaling
-    None: D = x0."""
+    """x' = alpha' D + sigma' n, at the end D (Luo et al. 2023, eq. 9 and algorithm 3).
+
+    D = c_skip x + c_out x0 with s = scaling t, c_skip = sd^2/(s^2 + sd^2),
+    c_out = s/sqrt(s^2 + sd^2); scaling None: D = x0.
+    """
     sd = mp.mpf(sigma_data)
     for s, t in pairwise(points):
         x, m = ask(x, s)

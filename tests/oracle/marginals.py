@@ -1,12 +1,12 @@
 """alpha and sigma of the six schedules in 50 digits, from their definitions.
 
-VP         ln alpha = -t^2 (b1 - b0)/4 - t b0/2,   sigma^2 = 1 - alpha^2          (Song et al. 2021, eq. 33)
-VE         alpha = 1,  sigma = smin (smax/smin)^t, smin (1 + t) on [-1, 0]         (Song et al. 2021, eq. 30)
-EDM        alpha = 1,  sigma = t                                                   (Karras et al. 2022)
-Flow       sigma = s t / (1 + (s - 1) t),  alpha = 1 - sigma
-TrigFlow   alpha = cos t,  sigma = sd sin t                                        (Lu and Song 2024)
-DiscreteVP sigma^2 = 1 - alpha^2, half log-SNR piecewise linear in the index between the entries of
-the table, sigma = 0 at index -1
+VP          ln alpha = -t^2 (b1 - b0)/4 - t b0/2,  sigma^2 = 1 - alpha^2  (Song et al. 2021, eq. 33)
+VE          alpha = 1,  sigma = smin (smax/smin)^t, smin (1 + t) on [-1, 0]      (ibid., eq. 30)
+EDM         alpha = 1,  sigma = t                                             (Karras et al. 2022)
+Flow        sigma = s t / (1 + (s - 1) t),  alpha = 1 - sigma
+TrigFlow    alpha = cos t,  sigma = sd sin t                                    (Lu and Song 2024)
+DiscreteVP  sigma^2 = 1 - alpha^2,  half log-SNR piecewise linear in the index between the entries
+            of the table, sigma = 0 at index -1
 """
 
 from __future__ import annotations
@@ -87,10 +87,8 @@ def point(schedule, t: float) -> Point:
     name, t = type(schedule).__name__, float(t)
     z = mp.mpf(t)
     if name == "VP":
-        alpha = mp.exp(
-            -(z**2) * (mp.mpf(schedule.beta_max) - mp.mpf(schedule.beta_min)) / 4
-            - z * mp.mpf(schedule.beta_min) / 2
-        )
+        low, high = mp.mpf(schedule.beta_min), mp.mpf(schedule.beta_max)
+        alpha = mp.exp(-(z**2) * (high - low) / 4 - z * low / 2)
         return Point(t, alpha, mp.sqrt(1 - alpha**2))
     if name == "DiscreteVP":
         return Point(t, *_discrete(schedule, t))

@@ -25,13 +25,10 @@ from .marginals import points
 
 MEANS, WEIGHTS, STD = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.25
 TOP, BOTTOM = 3.0, 0.1
-STARTS = np.array(
-    [-5.2, -3.1, -1.7, -0.6, 0.7, 1.9, 3.4, 5.0]
-)  # y at rho = 3, on both sides of the split
-WINDOW = (
-    1e-10,
-    1e-2,
-)  # errors that speak of order: below is rounding, above is not yet a power law
+# y at rho = 3, on both sides of the split
+STARTS = np.array([-5.2, -3.1, -1.7, -0.6, 0.7, 1.9, 3.4, 5.0])
+# errors that speak of order: below is rounding, above is not yet a power law
+WINDOW = (1e-10, 1e-2)
 
 
 def denoise(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
@@ -51,15 +48,8 @@ def exact(rho: float) -> np.ndarray:
     """y at rho on the trajectories through STARTS."""
     if rho >= TOP * (1 - 1e-14):
         return STARTS
-    span = (-np.log(TOP), -np.log(rho))
-    return solve_ivp(
-        lambda lam, y: denoise(y, 1.0, np.exp(-lam)) - y,
-        span,
-        STARTS,
-        method="DOP853",
-        rtol=3e-14,
-        atol=1e-14,
-    ).y[:, -1]
+    span, ode = (-np.log(TOP), -np.log(rho)), lambda lam, y: denoise(y, 1.0, np.exp(-lam)) - y
+    return solve_ivp(ode, span, STARTS, method="DOP853", rtol=3e-14, atol=1e-14).y[:, -1]
 
 
 def grid(schedule, n: int) -> np.ndarray:
@@ -68,16 +58,16 @@ def grid(schedule, n: int) -> np.ndarray:
 
 
 def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> float:
-    """Largest end error in y. history = p hands the run exact states at its first p points, so that
-    row p is the first of full order.
+    """Largest end error in y.
 
-    A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the state
-    at point p is set to the full-order prediction from the exact history, which is what a run that
-    had been going on would hold.
+    history = p hands the run exact states at its first p points, so that row p is the first of full
+    order. A predictor-corrector keeps an anchor inside its rows: with `unipc` (order, variant) the
+    state at point p is set to the full-order prediction from the exact history, which is what a run
+    that had been going on would hold.
     """
     where = [i for i in range(plan.rows) if plan.call[i] >= 0]
     level = {i: (plan.alpha[i], plan.sigma[i]) for i in range(plan.rows)}
-    slots, x, model_input = [np.full(STARTS.shape, np.nan)] * plan.S, STARTS * plan.alpha[1], None
+    slots, x = [np.full(STARTS.shape, np.nan)] * plan.S, STARTS * plan.alpha[1]
     for i in range(1, plan.rows):
         k, (alpha, sigma) = where.index(i) if i in where else -1, level[i]
         if 0 <= k < history:
@@ -85,7 +75,7 @@ def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> flo
         elif unipc and k == history > 1:
             x = _predicted(plan, schedule, where, history, unipc["variant"])
         outputs = [denoise(x, alpha, sigma)] if k >= 0 else None  # plans made with prediction="x0"
-        x, model_input, _ = interpreter.step(plan, i, x, slots, outputs, None)
+        x = interpreter.step(plan, i, x, slots, outputs, None)[0]
     return float(np.max(np.abs(x / plan.alpha[-1] - exact(BOTTOM))))
 
 
@@ -96,9 +86,8 @@ def _predicted(plan, schedule, where: list[int], p: int, variant: str) -> np.nda
     weights = d.unipc_weights(past[p - 1 :: -1], t, variant, False)
     out = float(d.transfer(s, t)[0]) * float(s.alpha) * exact(float(s.rho))
     for w, node in zip(weights, past[p - 1 :: -1], strict=True):
-        out = out + float(t.alpha * w) * denoise(
-            float(node.alpha) * exact(float(node.rho)), float(node.alpha), float(node.sigma)
-        )
+        alpha, sigma = float(node.alpha), float(node.sigma)
+        out = out + float(t.alpha * w) * denoise(alpha * exact(float(node.rho)), alpha, sigma)
     return out
 
 
@@ -131,11 +120,8 @@ class Method:
     @property
     def id(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return (
-            self.name
-            + (f"({options})" if options else "")
-            + ("" if isinstance(self.schedule, EDM) else " on a flow")
-        )
+        name = f"{self.name}({options})" if options else self.name
+        return name if isinstance(self.schedule, EDM) else f"{name} on a flow"
 
     def error(self, n: int, *, exact_history: bool) -> float:
         """Largest end error of n steps; remembered, and computed once where a full row needs no
@@ -147,36 +133,30 @@ class Method:
         return _ERRORS[key]
 
     def plan(self, n: int):
-        more = {"lower_order_final": False} if self.name == "unipc" else {}
-        return SOLVERS[self.name](
-            self.schedule, grid(self.schedule, n), prediction="x0", **self.options, **more
-        )
+        options = self.options | ({"lower_order_final": False} if self.name == "unipc" else {})
+        times = grid(self.schedule, n)
+        return SOLVERS[self.name](self.schedule, times, prediction="x0", **options)
+
+    @property
+    def corrects(self) -> bool:
+        return self.name == "unipc" and self.options.get("corrector", True)
 
     def _error(self, n: int, *, exact_history: bool) -> float:
-        plan = self.plan(n)
-        corrected = self.name == "unipc" and self.options.get("corrector", True)
-        anchor = {"variant": self.options["variant"]} if corrected and exact_history else None
-        return error(
-            plan, self.schedule, history=self.history if exact_history else 1, unipc=anchor
-        )
+        history = self.history if exact_history else 1
+        anchor = {"variant": self.options["variant"]} if self.corrects and exact_history else None
+        return error(self.plan(n), self.schedule, history=history, unipc=anchor)
 
     @property
     def as_run(self) -> int:
         """The order a run started at order 1 reaches: its first step leaves an error of h^2, after
         a corrector of h^3.
         """
-        return min(
-            self.order, 3 if self.name == "unipc" and self.options.get("corrector", True) else 2
-        )
+        return min(self.order, 3 if self.corrects else 2)
 
 
 def _unipc(order: int, variant: str, corrector: bool) -> Method:
-    return Method(
-        "unipc",
-        {"order": order, "variant": variant} | ({} if corrector else {"corrector": False}),
-        order + corrector,
-        order,
-    )
+    options = {"order": order, "variant": variant} | ({} if corrector else {"corrector": False})
+    return Method("unipc", options, order + corrector, order)
 
 
 METHODS = [
@@ -205,13 +185,14 @@ METHODS = [
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "orders.md"
 HEAD = """# Order of convergence, measured
 
-Each solver on a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25) with its exact denoiser, on EDM's
-schedule where not said otherwise, from sigma/alpha = 3 to .1 on levels even in log sigma; slope of the largest end error over the last
-doubling, to 512 steps.
+Each solver on a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25)
+with its exact denoiser, on EDM's schedule where not said otherwise, from sigma/alpha = 3 to .1 on
+levels even in log sigma; slope of the largest end error over the last doubling, to 512 steps.
 
-**As run** is what a sampler started from noise shows: its first steps have no history and are of lower order. *From exact history*
-hands the first full row what it would have had, and shows the order of the rows themselves. The first step leaves an error of order 2
-(3 with UniPC's corrector) for good: a figure above that is a run whose first step does not yet dominate.
+**As run** is what a sampler started from noise shows: its first steps have no history and are of
+lower order. *From exact history* hands the first full row what it would have had, and shows the
+order of the rows themselves. The first step leaves an error of order 2 (3 with UniPC's corrector)
+for good: a figure above that is a run whose first step does not yet dominate.
 
 Written by `python -m oracle.orders` in `tests/`; `tests/test_order.py` holds every number.
 
@@ -226,11 +207,8 @@ def measured(method: Method) -> tuple[float, float, float]:
 
 def table() -> str:
     """The measured orders of every method as Markdown."""
-    lines = [
-        "| solver | order as run | from exact history | order of its rows | error as run, 512 "
-        "steps |",
-        "|---|---|---|---|---|",
-    ]
+    heads = "solver; order as run; from exact history; order of its rows; error as run, 512 steps"
+    lines = [f"| {' | '.join(heads.split('; '))} |", "|---|---|---|---|---|"]
     for m in METHODS:
         rows, run, error = measured(m)
         lines.append(f"| {m.id} | **{run:.2f}** | {rows:.2f} | {m.order} | {error:.1e} |")

@@ -42,8 +42,7 @@ class Trace:
 
 
 class Basis:
-    """Hands out basis vectors of R^size: start 0, model outputs 1..calls, noises from calls+1 "
-    "on."""
+    """Hands out basis vectors of R^size: start 0, model outputs 1..calls, then noises."""
 
     def __init__(self, calls: int, draws: int):
         self.calls, self.size = calls, 1 + calls + draws
@@ -67,13 +66,16 @@ def scheduler(module: str, name: str, **config) -> object:
     """A diffusers scheduler built in float64 (its module keeps reading float64 while `probe` runs
     it).
     """
+    code = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
+    with _replaced(code, **_in_double()):
+        return getattr(code, name)(**config)
+
+
+def _in_double() -> dict:
+    """torch and numpy whose float32 is float64."""
     import torch
 
-    code = importlib.import_module(f"diffusers.schedulers.scheduling_{module}")
-    with _replaced(
-        code, torch=_Instead(torch, float32=torch.float64), np=_Instead(np, float32=np.float64)
-    ):
-        return getattr(code, name)(**config)
+    return {"torch": _Instead(torch, float32=torch.float64), "np": _Instead(np, float32=np.float64)}
 
 
 @contextlib.contextmanager
@@ -81,10 +83,8 @@ def _replaced(module: object, **changes: object) -> Iterator[None]:
     """The module with some of its names replaced and torch's default dtype float64."""
     import torch
 
-    old, dtype = (
-        {k: getattr(module, k) for k in changes if hasattr(module, k)},
-        torch.get_default_dtype(),
-    )
+    old = {k: getattr(module, k) for k in changes if hasattr(module, k)}
+    dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     for k in old:
         setattr(module, k, changes[k])
@@ -104,13 +104,9 @@ def probe(peer: object, steps: int, draws: int = 0, **settings) -> tuple[Trace, 
 
     code = sys.modules[type(peer).__module__]
     tensor = lambda v: torch.from_numpy(v)[None]
-    changes = {
-        "torch": _Instead(torch, float32=torch.float64),
-        "np": _Instead(np, float32=np.float64),
-    }
     basis = None
     noise = lambda *a, **k: tensor(basis.noise())
-    with _replaced(code, randn_tensor=noise, **changes):
+    with _replaced(code, randn_tensor=noise, **_in_double()):
         peer.set_timesteps(steps, **settings)
         basis, trace = Basis(len(peer.timesteps), draws), Trace()
         x = tensor(basis.vector(0))
@@ -125,17 +121,12 @@ def probe(peer: object, steps: int, draws: int = 0, **settings) -> tuple[Trace, 
 
 
 def k_diffusion() -> object:
-    """k-diffusion's sampling module, without torchvision and the rest of what its package "
-    "imports."""
+    """k-diffusion's sampling module, without torchvision and what else its package imports."""
     if "k_diffusion.sampling" in sys.modules:
         return sys.modules["k_diffusion.sampling"]
     found = importlib.util.find_spec("k_diffusion")
-    stubs = [
-        "torchvision",
-        "torchvision.transforms",
-        "torchvision.transforms.functional",
-        "torchvision.utils",
-    ]
+    parts = ("", ".transforms", ".transforms.functional", ".utils")
+    stubs = [f"torchvision{part}" for part in parts]
     kept = {n: sys.modules[n] for n in stubs if n in sys.modules}
     for n in stubs:
         sys.modules[n] = types.ModuleType(n)
@@ -177,13 +168,8 @@ def probe_k(
         options["noise_sampler"] = lambda *a: tensor(basis.noise())
     # euler and heun draw even when they add none
     draw = (lambda x: tensor(basis.noise())) if options.get("s_churn") else torch.zeros_like
+    levels = torch.from_numpy(np.asarray(sigmas, float))
     with _replaced(code, torch=_Instead(torch, randn_like=draw)):
-        end = sample(
-            model,
-            tensor(basis.vector(0)),
-            torch.from_numpy(np.asarray(sigmas, float)),
-            disable=True,
-            **options,
-        )
+        end = sample(model, tensor(basis.vector(0)), levels, disable=True, **options)
     trace.states.append(end[0].numpy().copy())
     return trace, basis

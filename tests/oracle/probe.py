@@ -21,9 +21,7 @@ from .marginals import Point, point, points
 
 @dataclass
 class Run:
-    """states [calls+1, D]: x before each call, then the end; row [calls]: the plan's row of each
-    call.
-    """
+    """states [calls+1, D]: x before each call, then the end; row [calls]: each call's row."""
 
     states: np.ndarray
     row: list[int]
@@ -33,43 +31,30 @@ class Run:
 
 def noise_ids(plan) -> list[int]:
     """Ids of the noises drawn after the start, in the order they are read."""
-    first = 3 + plan.S + plan.G
-    seen = [
-        int(plan.ids[i, k])
-        for i in range(plan.rows)
-        for k in range(plan.L)
-        if (plan.reads[i] >> (first + k)) & 1
-    ]
-    return [n for n in dict.fromkeys(seen) if n != 0]
+    read = plan.reads[:, None] >> (3 + plan.S + plan.G + np.arange(plan.L)) & 1  # [R, L]
+    return [n for n in dict.fromkeys(plan.ids[read == 1].tolist()) if n != 0]
 
 
 def states(plan, *, raw: bool = False) -> Run:
-    """Run the plan on basis vectors; raw: the vectors stand for model outputs, else for predictions
-    m.
-    """
+    """Run the plan on basis vectors; raw: the vectors stand for model outputs, else predictions."""
     if not raw:
         asked = plan.call >= 0
-        plan = replace(
-            plan,
-            p=np.where(asked, 0.0, plan.p),
-            q=np.where(asked, 1.0, plan.q),
-            clip=np.zeros(plan.rows),
-        )
+        p, q = np.where(asked, 0.0, plan.p), np.where(asked, 1.0, plan.q)
+        plan = replace(plan, p=p, q=q, clip=np.zeros(plan.rows))
     ids = noise_ids(plan)
     unit = np.eye(1 + plan.nfe + len(ids))
     rows = [i for i in range(plan.rows) if plan.call[i] >= 0]
     at = {row: 1 + k for k, row in enumerate(rows)}
     noise = {n: unit[1 + plan.nfe + k] for k, n in enumerate(ids)}
     trace: list = []
-    interpreter.run(
-        plan, unit[0], lambda x, t, i, call: [unit[at[i]]], noise.__getitem__, trace=trace
-    )
+    model = lambda x, t, i, call: [unit[at[i]]]
+    interpreter.run(plan, unit[0], model, noise.__getitem__, trace=trace)
     return Run(np.array([trace[i - 1][0] for i in rows] + [trace[-1][0]]), rows, plan.nfe, len(ids))
 
 
 def x0_from(stored: str, x: Lin, m: Lin, p: Point) -> Lin:
-    """The x0 a stored prediction stands for: m itself, or from eps, or from the velocity of (alpha
-    x0 + sigma eps)/(alpha + sigma).
+    """The x0 a stored prediction stands for: m itself, or from eps, or from the velocity of
+    (alpha x0 + sigma eps)/(alpha + sigma).
     """
     if stored == "x0":
         return m
@@ -79,8 +64,8 @@ def x0_from(stored: str, x: Lin, m: Lin, p: Point) -> Lin:
 
 
 def x0_of_output(prediction: str, x: Lin, f: Lin, p: Point, sigma_data: float = 1.0) -> Lin:
-    """x0 from a raw model output, by the definition of each prediction (solved for x0 beside x =
-    alpha x0 + sigma eps).
+    """x0 from a raw model output, by the definition of each prediction, solved for x0 beside
+    x = alpha x0 + sigma eps.
     """
     if prediction in ("x0", "eps", "flow"):
         return x0_from(prediction, x, f, p)
@@ -100,7 +85,8 @@ def x0_of_output(prediction: str, x: Lin, f: Lin, p: Point, sigma_data: float = 
 class Comparison:
     """defect [calls+1]: largest |plan - derived| / mag over the coefficients of each state (before
     each call, then the end); room [calls+1]: what float64 leaves of the difference, from `floor`
-    up."""
+    up.
+    """
 
     defect: np.ndarray
     room: np.ndarray
@@ -109,8 +95,8 @@ class Comparison:
         return bool((self.defect <= self.room).all())
 
     def __str__(self) -> str:
-        worst = int(np.argmax(self.defect / self.room))
-        return f"state {worst} of {len(self.defect) - 1}: defect {self.defect[worst]:.2e}, room {self.room[worst]:.2e}"
+        k, last = int(np.argmax(self.defect / self.room)), len(self.defect) - 1
+        return f"state {k} of {last}: defect {self.defect[k]:.2e}, room {self.room[k]:.2e}"
 
 
 def follow(
@@ -122,7 +108,7 @@ def follow(
     else of all rows so far. An option stage="of the plan" becomes the point at the float time the
     plan asks at, once that time is found to be lambda's to rounding.
     """
-    run = states(plan, raw=raw)
+    run, kind = states(plan, raw=raw), plan.note["prediction"]
     grid = points(schedule, plan.note["times"])
     unit = np.eye(1 + run.calls + run.draws)
     defects, asked, draws = [], [], 0
@@ -136,14 +122,11 @@ def follow(
         asked.append(p)
         same_point(plan, run.row[len(asked) - 1], p)
         value = Lin.of(unit[len(asked)])
-        if raw:
-            x0 = x0_of_output(
-                plan.note["prediction"], x, value, p, plan.note["model"]["sigma_data"]
-            )
-            return x, x0 if plan.stored == "x0" else x0.through(
-                (1 / (p.alpha + p.sigma)) * x
-            )  # x - sigma d and its like cancel x
-        return x, x0_from(plan.stored, x, value, p)
+        if not raw:
+            return x, x0_from(plan.stored, x, value, p)
+        x0 = x0_of_output(kind, x, value, p, plan.note["model"]["sigma_data"])
+        # x - sigma d and its like cancel x
+        return x, x0 if plan.stored == "x0" else x0.through((1 / (p.alpha + p.sigma)) * x)
 
     def draw() -> Lin:
         nonlocal draws
@@ -160,10 +143,8 @@ def follow(
             f"the loop made {len(asked)} calls and {draws} draws, the plan {run.calls} and "
             f"{run.draws}"
         )
-    return Comparison(
-        np.array(defects),
-        room([*asked, grid[-1]], {id(p) for p in asked} - {id(p) for p in grid}, schedule),
-    )
+    stages = {id(p) for p in asked} - {id(p) for p in grid}
+    return Comparison(np.array(defects), room([*asked, grid[-1]], stages, schedule))
 
 
 def room(visited: list[Point], stages: set[int], schedule, floor: float = 1e-12) -> np.ndarray:
@@ -176,10 +157,8 @@ def room(visited: list[Point], stages: set[int], schedule, floor: float = 1e-12)
     """
     known = [0.0]
     for a, b in zip(visited, visited[1:], strict=False):
-        lam, gap = (
-            max((abs(p.lam) for p in (a, b) if mp.isfinite(p.lam)), default=0),
-            abs(b.lam - a.lam),
-        )
+        lam = max((abs(p.lam) for p in (a, b) if mp.isfinite(p.lam)), default=0)
+        gap = abs(b.lam - a.lam)
         blur = 8 * EPS * (1 + lam) + sum(reach(schedule, p) for p in (a, b) if id(p) in stages)
         known.append(float(blur / gap) if gap else 0.0)
     return np.array([max([floor, *known[max(0, k - 3) : k + 1]]) for k in range(len(visited))])
@@ -199,7 +178,8 @@ def extended_start(p: Point, unit: np.ndarray) -> Lin:
 
 def plan_point(plan, schedule, row: int, lam) -> Point:
     """The point at the time row `row` asks its model, which must be lambda's time to rounding (the
-    plan's model is told the schedule's time)."""
+    plan's model is told the schedule's time).
+    """
     p = point(schedule, float(plan.t[row - 1, 0]))
     if abs(p.lam - lam) > reach(schedule, p) + 4 * EPS * (1 + abs(lam)):
         raise AssertionError(
@@ -213,12 +193,8 @@ def same_point(plan, row: int, p: Point) -> None:
     """The row asks its model where the loop does: the same time, the same alpha and sigma to
     rounding.
     """
-    told_t = plan.note["model"]["time"] is None and plan.note["prediction"] in (
-        "x0",
-        "eps",
-        "v",
-        "flow",
-    )
+    plain = plan.note["prediction"] in ("x0", "eps", "v", "flow")
+    told_t = plain and plan.note["model"]["time"] is None
     if p.t is not None and told_t and plan.t[row - 1, 0] != p.t:
         raise AssertionError(f"row {row}: t = {plan.t[row - 1, 0]!r}; {p.t!r} is due")
     for name in ("alpha", "sigma"):
