@@ -18,9 +18,8 @@ import fastsample
 from tests.oracle import peers
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning"
-)  # diffusers' own
+# diffusers' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 diffusers.utils.logging.set_verbosity_error()
 FsScheduler = fastsample.FsScheduler
 

@@ -20,9 +20,8 @@ from tests.oracle.pipelines import network, start
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning"
-)  # diffusers' own
+# diffusers' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 FsScheduler = fastsample.FsScheduler
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 CONFIG = {

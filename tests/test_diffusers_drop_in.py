@@ -19,9 +19,8 @@ from tests.oracle.pipelines import loop, start
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
-pytestmark = pytest.mark.filterwarnings(
-    "error::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
-)  # its own
+QUIET = "ignore::DeprecationWarning", "ignore::FutureWarning"  # diffusers' own
+pytestmark = pytest.mark.filterwarnings("error::UserWarning", *QUIET)
 FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD15 = SD | {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}

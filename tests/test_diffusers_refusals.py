@@ -1,0 +1,126 @@
+"""What an FsScheduler cannot do is said in a sentence, before anything runs."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+
+import fastsample
+from tests.oracle.pipelines import loop, start
+
+diffusers = pytest.importorskip("diffusers")
+diffusers.utils.logging.set_verbosity_error()
+# diffusers' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+FsScheduler = fastsample.FsScheduler
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NAN = float("nan")
+
+
+def of(name, **config):
+    """A scheduler from a diffusers one of this name, when called."""
+    peer = getattr(diffusers, f"{name}Scheduler")(**config)
+    return partial(FsScheduler.from_config, peer)
+
+
+def timed(*steps, timesteps=None, sigmas=None, **config):
+    """set_timesteps of a scheduler of this config, when called."""
+    lists = {k: v for k, v in (("timesteps", timesteps), ("sigmas", sigmas)) if v is not None}
+    return lambda: FsScheduler(**config).set_timesteps(*steps, **lists)
+
+
+def refused():
+    """(what is refused when called, sentence)"""
+    yield of("IPNDM"), "IPNDMScheduler is not reproduced; the closest is DPMSolverMultistep"
+    yield of("PNDM"), "skip_prk_steps = False of PNDMScheduler is not reproduced; True is"
+    yield of("TCD"), "the closest is LCMScheduler"
+    config = diffusers.LCMScheduler().config
+    yield partial(FsScheduler.from_config, config), "fits ['LCMScheduler', 'TCDScheduler']"
+    config = {"_class_name": "os.system"}
+    yield partial(FsScheduler.from_config, config), "os.system is not reproduced"
+    yield partial(FsScheduler.from_config, "folder"), "a str was given"
+    yield of("DDIM", thresholding=True), "thresholding = True"
+    yield of("UniPCMultistep", predict_x0=False), "predict_x0 = False"
+    yield of("UniPCMultistep", disable_corrector=[0]), "disable_corrector = [0]"
+    yield of("FlowMatchEulerDiscrete", invert_sigmas=True), "invert_sigmas = True"
+    sde = partial(FsScheduler, solver_order=3, algorithm_type="sde-dpmsolver++")
+    yield sde, "wrong in diffusers"
+    yield of("DDPM", variance_type="fixed_large"), "variance_type = 'fixed_large'"
+    yield partial(FsScheduler, beta_start=NAN), "beta_start = nan"
+    yield partial(FsScheduler, beta_end=-0.1), "beta_end = -0.1"
+    yield partial(FsScheduler, num_train_timesteps=10**9), "num_train_timesteps = 1000000000"
+    yield partial(FsScheduler, compat="k"), "compat = 'k'"
+    yield partial(FsScheduler, plan="AAAA"), "the config's plan cannot be read"
+    yield partial(FsScheduler, prediction_type="flow_prediction"), "on vp scale"
+    yield timed(0), "0 steps"
+    yield timed(-1), "-1 steps"
+    yield timed(2.5), "2.5 steps"
+    yield timed(), "one number of steps"
+    yield timed(2000), "at most 1000"
+    yield timed(timesteps=[1, 500]), "falling"
+    yield timed(timesteps=[5000, 10]), "from 999 down"
+    yield timed(sigmas=[1.0, 1.0, 0.0]), "strictly falling"
+    yield timed(sigmas=[NAN, 0.0]), "falling"
+    yield timed(sigmas=[]), "-1 steps"
+    yield timed(4, sigmas=[1.0, 0.5, 0.0]), "steps [2, 4]"
+    yield timed(timesteps=[9, 5], use_karras_sigmas=True), "use_karras_sigmas"
+    yield timed(sigmas=[1.0, 0.0], compat="diffusers"), "takes no sigmas"
+    yield timed(1000, compat="diffusers"), "repeats a noise level"
+    shifting = {"source": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    yield timed(8, **shifting), "mu = None"
+    x = torch.zeros(1, 3)
+    yield lambda: FsScheduler().step(x, 999, x), "call set_timesteps first"
+    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "compat": None}
+    yield timed(8, **zero_snr), "'eps' at alpha = 0"
+
+
+@pytest.mark.parametrize(("make", "sentence"), list(refused()))
+def test_what_cannot_be_done_is_said_in_a_sentence(make, sentence):
+    with pytest.raises((ValueError, TypeError)) as error:
+        make()
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def bad_steps():
+    """(what, (model output, timestep or its index, sample), sentence)"""
+    x, f = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    nan, inf = torch.full_like(x, torch.nan), torch.full_like(x, torch.inf)
+    yield "NaN latents", (f, 0, nan), "latent holds NaN"
+    yield "infinite output", (inf, 0, x), "no longer finite"
+    yield "output of batch 1", (f[:1], 0, x), "nothing is broadcast"
+    yield "output of one channel", (f[:, :1], 0, x), "nothing is broadcast"
+    yield "integer latents", (f, 0, x.long()), "sample is torch.int64"
+    yield "a number for an output", (0.0, 0, x), "model_output is float"
+    yield "out of order", (f, 2, x), None
+    yield "no such timestep", (f, None, x), "not in the schedule"
+    yield "a batch of timesteps", (f, "batch", x), "one timestep for the whole batch"
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "sentence"), list(bad_steps()), ids=[b[0] for b in bad_steps()]
+)
+def test_bad_steps_are_refused_and_leave_nothing_behind(what, given, sentence):
+    scheduler = FsScheduler.from_config(diffusers.DPMSolverMultistepScheduler(**SD))
+    scheduler.set_timesteps(5)
+    good = loop(copy.deepcopy(scheduler), start(2, 3, 4, 4), 5)
+    f, at, x = given
+    times = scheduler.timesteps
+    t = 1234 if at is None else times[:2] if at == "batch" else times[at]
+    if sentence is None:  # a first step may start anywhere; a second may not
+        scheduler.step(f, times[0], x)
+        t, sentence = times[3], "is out of order; 799 is next"
+    with pytest.raises((ValueError, TypeError), match=sentence.replace("[", "\\[")):
+        scheduler.step(f, t, x)
+    assert torch.equal(loop(scheduler, start(2, 3, 4, 4), 5), good)
+
+
+def test_steps_past_the_end_and_other_shapes_are_refused():
+    scheduler = FsScheduler.from_config(diffusers.UniPCMultistepScheduler())
+    x = loop(scheduler, start(2, 3, 4, 4), 3)
+    with pytest.raises(IndexError, match="step 3 of 3"):
+        scheduler.step(x, scheduler.timesteps[-1], x)
+    scheduler.set_timesteps(3)
+    scheduler.step(x, scheduler.timesteps[0], x)
+    with pytest.raises(ValueError, match="one shape for the whole run"):
+        scheduler.step(x[:1], scheduler.timesteps[1], x[:1])
