@@ -39,7 +39,7 @@ def test_from_config_keeps_what_the_config_says(tmp_path):
         peer = getattr(diffusers, f"{name}Scheduler")(**config)
         said = {k: v for k, v in peer.config.items() if not k.startswith("_")}
         ours = FsScheduler.from_config(peer.config)
-        texts = (json.loads(s.to_json_string()) for s in (peer, ours))
+        texts = [json.loads(s.to_json_string()) for s in (peer, ours)]
         for other in (ours.config, *texts):
             made = FsScheduler.from_config(other)
             assert made.config.source == ours.config.source == type(peer).__name__

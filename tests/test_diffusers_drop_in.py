@@ -24,42 +24,26 @@ pytestmark = pytest.mark.filterwarnings("error::UserWarning", *QUIET)
 FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD15 = SD | {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}
-ZERO_SNR = SD | {
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction",
-}
+ZERO_SNR = SD | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO_SNR |= {"prediction_type": "v_prediction"}
 WAN = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+LEADING = SD | {"timestep_spacing": "leading", "steps_offset": 1}
+KARRAS = SD | {"use_karras_sigmas": True}
+NAMES = """DDIM DDPM LCM EulerDiscrete EulerAncestralDiscrete HeunDiscrete DPMSolverMultistep
+    DPMSolverSinglestep UniPCMultistep FlowMatchEulerDiscrete"""
+CLASSES = [f"{name}Scheduler" for name in NAMES.split()]
 PUBLISHED = [
-    *(
-        (f"{name}Scheduler", {})
-        for name in (
-            "DDIM",
-            "DDPM",
-            "LCM",
-            "EulerDiscrete",
-            "EulerAncestralDiscrete",
-            "HeunDiscrete",
-            "DPMSolverMultistep",
-            "DPMSolverSinglestep",
-            "UniPCMultistep",
-            "FlowMatchEulerDiscrete",
-        )
-    ),
+    *((source, {}) for source in CLASSES),
     ("PNDMScheduler", SD15),
     ("DDIMScheduler", ZERO_SNR | {"clip_sample": False}),
     ("LCMScheduler", SD | {"clip_sample": False}),
     ("DDIMScheduler", SD | {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-    *(
-        (f"{name}DiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1})
-        for name in ("Euler", "EulerAncestral")
-    ),
+    ("EulerDiscreteScheduler", LEADING),
+    ("EulerAncestralDiscreteScheduler", LEADING),
     ("EulerDiscreteScheduler", ZERO_SNR),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-    *(
-        ("DPMSolverMultistepScheduler", SD | {"use_karras_sigmas": True, "algorithm_type": kind})
-        for kind in ("dpmsolver++", "sde-dpmsolver++")
-    ),
+    ("DPMSolverMultistepScheduler", KARRAS | {"algorithm_type": "dpmsolver++"}),
+    ("DPMSolverMultistepScheduler", KARRAS | {"algorithm_type": "sde-dpmsolver++"}),
     ("DPMSolverMultistepScheduler", {"solver_order": 3, "timestep_spacing": "trailing"}),
     ("UniPCMultistepScheduler", WAN),
     ("UniPCMultistepScheduler", WAN | {"use_karras_sigmas": True}),
@@ -68,10 +52,8 @@ PUBLISHED = [
 
 
 def model(x, t):
-    return (
-        torch.tanh(0.7 * x + torch.sin(x.roll(1, -1))) * (1 + 0.1 * np.sin(0.017 * float(t)))
-        + 0.2 * x
-    )
+    gain = 1 + 0.1 * np.sin(0.017 * float(t))
+    return torch.tanh(0.7 * x + torch.sin(x.roll(1, -1))) * gain + 0.2 * x
 
 
 def walk(scheduler, x, steps, begin=0):
@@ -103,38 +85,39 @@ def test_the_peers_pictures(source, config):
     for steps, begin in ((1, 0), (2, 0), (6, 0), (20, 0), (50, 0), (20, 8)):
         theirs = getattr(diffusers, source)(**config)
         x = start(1, 3, 8, 8)
-        (a, sizes), (b, _), (moved, _) = (
-            walk(s, y, steps, begin) for s, y in ((theirs, x), (ours, x), (ours, x * (1 + 1e-3)))
-        )
+        a, sizes = walk(theirs, x, steps, begin)
+        b, moved = (walk(ours, y, steps, begin)[0] for y in (x, x * (1 + 1e-3)))
         growth = max(1.0, float((moved - b).abs().max()) / (1e-3 * float(x.abs().max())))
         assert (a - b).abs().max() <= 16 * np.finfo(np.float32).eps * sizes * growth
+
+
+def saved(scheduler, path):
+    scheduler.save_pretrained(path)
+    return FsScheduler.from_pretrained(path)
+
+
+def as_json(scheduler):
+    return FsScheduler.from_config(json.loads(scheduler.to_json_string()))
+
+
+def by_way_of_euler(peer):
+    """A peer made from the config of ours, which was another class's."""
+    other = FsScheduler.from_config(peer, source="EulerDiscreteScheduler", compat=None)
+    return FsScheduler.from_config(type(peer).from_config(other.config, **peer.config))
 
 
 DOORS = {
     "scheduler": lambda peer, path: FsScheduler.from_config(peer),
     "config": lambda peer, path: FsScheduler.from_config(peer.config, source=type(peer).__name__),
-    "json": lambda peer, path: FsScheduler.from_config(json.loads(peer.to_json_string())),
+    "json": lambda peer, path: as_json(peer),
     "constructor": lambda peer, path: FsScheduler(source=type(peer).__name__, **peer.config),
-    "peer's folder": lambda peer, path: (
-        peer.save_pretrained(path),
-        FsScheduler.from_pretrained(path),
-    )[1],
+    "peer's folder": saved,
     "own config": lambda peer, path: FsScheduler.from_config(FsScheduler.from_config(peer).config),
-    "own json": lambda peer, path: FsScheduler.from_config(
-        json.loads(FsScheduler.from_config(peer).to_json_string())
-    ),
-    "own folder": lambda peer, path: (
-        FsScheduler.from_config(peer).save_pretrained(path),
-        FsScheduler.from_pretrained(path),
-    )[1],
+    "own json": lambda peer, path: as_json(FsScheduler.from_config(peer)),
+    "own folder": lambda peer, path: saved(FsScheduler.from_config(peer), path),
     "copy": lambda peer, path: copy.deepcopy(FsScheduler.from_config(peer)),
     "pickle": lambda peer, path: pickle.loads(pickle.dumps(FsScheduler.from_config(peer))),
-    "a peer made from ours": lambda peer, path: FsScheduler.from_config(
-        type(peer).from_config(
-            FsScheduler.from_config(peer, source="EulerDiscreteScheduler", compat=None).config,
-            **peer.config,
-        )
-    ),
+    "a peer made from ours": lambda peer, path: by_way_of_euler(peer),
 }
 
 
@@ -145,13 +128,9 @@ def test_every_door_keeps_them(door, source, config, tmp_path):
     made = DOORS[door](peer, tmp_path)
     assert (made.config.source, made.config.compat) == (source, "diffusers")
     x = start(1, 3, 8, 8)
-    assert torch.equal(
-        loop(made, x, 6, model),
-        loop(FsScheduler.from_config(peer, compat="diffusers"), x, 6, model),
-    )
-    assert not torch.equal(
-        loop(FsScheduler.from_config(peer, compat=None), x, 6, model), loop(made, x, 6, model)
-    )
+    compat, exact = (FsScheduler.from_config(peer, compat=c) for c in ("diffusers", None))
+    a, b, c = (loop(scheduler, x, 6, model) for scheduler in (made, compat, exact))
+    assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_exact_is_asked_for_and_stays(tmp_path):
@@ -179,70 +158,53 @@ def test_exact_is_asked_for_and_stays(tmp_path):
         FsScheduler.from_config(planned.config, compat="diffusers")
 
 
-@pytest.mark.parametrize(
-    ("config", "what"),
-    [
-        (
-            {"beta_schedule": "sigmoid"},
-            "DPMSolverMultistepScheduler itself cannot be made with this config .NotImplementedError",
-        ),
-        (
-            {"use_karras_sigmas": True, "use_beta_sigmas": True},
-            "itself cannot be made with this config .ValueError: Only one",
-        ),
-        (
-            {"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]},
-            "own noise table has no falling levels",
-        ),
-    ],
-)
+def exact_configs():
+    """(config, what cannot be done with it)"""
+    unmade = "itself cannot be made with this config"
+    name = "DPMSolverMultistepScheduler"
+    yield {"beta_schedule": "sigmoid"}, f"{name} {unmade} .NotImplementedError"
+    two = {"use_karras_sigmas": True, "use_beta_sigmas": True}
+    yield two, f"{unmade} .ValueError: Only one"
+    rising = {"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]}
+    yield rising, "own noise table has no falling levels"
+
+
+@pytest.mark.parametrize(("config", "what"), list(exact_configs()))
 def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, what, tmp_path):
     with pytest.warns(UserWarning, match=what) as said:
         made = FsScheduler(**config)
-    assert (
-        len(said) == 1
-        and "every run is exact instead" in str(said[0].message)
-        and made.config.compat is None
-    )
+    assert len(said) == 1 and "every run is exact instead" in str(said[0].message)
+    assert made.config.compat is None
     made.set_timesteps(2)
-    made.save_pretrained(tmp_path)
-    assert (
-        FsScheduler.from_pretrained(tmp_path).config.compat is None
-    )  # as it became, and without a second warning
+    # as it became, and without a second warning
+    assert saved(made, tmp_path).config.compat is None
     copy.deepcopy(made)
+
+
+MANY = {"num_inference_steps": 1000}
+BOTH = {"num_inference_steps": 3, "timesteps": [900, 500, 100]}
 
 
 @pytest.mark.parametrize(
     ("config", "steps", "what"),
     [
-        ({}, {"num_inference_steps": 1000}, "repeats a noise level"),
+        ({}, MANY, "repeats a noise level"),
         ({}, {"sigmas": [14.0, 3.0, 0.5, 0.0]}, "takes no sigmas"),
-        (
-            {"source": "UniPCMultistepScheduler"},
-            {"num_inference_steps": 1000},
-            "repeats a noise level",
-        ),
+        ({"source": "UniPCMultistepScheduler"}, MANY, "repeats a noise level"),
         ({"source": "DDIMScheduler"}, {"timesteps": [900, 500, 100]}, "takes no timesteps"),
-        (
-            {"source": "LCMScheduler"},
-            {"num_inference_steps": 3, "timesteps": [900, 500, 100]},
-            "fails there .ValueError: Can only pass one",
-        ),
+        ({"source": "LCMScheduler"}, BOTH, "fails there .ValueError: Can only pass one"),
     ],
 )
 def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps, what):
-    scheduler, exact, strict = (
-        FsScheduler(**config, compat=c) for c in ("auto", None, "diffusers")
-    )
+    kinds = ("auto", None, "diffusers")
+    scheduler, exact, strict = (FsScheduler(**config, compat=c) for c in kinds)
     with pytest.warns(UserWarning, match=what) as said:
         scheduler.set_timesteps(**steps)
     said = [w for w in said if w.category is UserWarning]  # the class divides by 0 on the way
     assert len(said) == 1 and "this run is exact instead" in str(said[0].message)
     exact.set_timesteps(**steps)
-    assert (
-        scheduler.plan.to_bytes() == exact.plan.to_bytes()
-        and scheduler.init_noise_sigma == exact.init_noise_sigma
-    )
+    assert scheduler.plan.to_bytes() == exact.plan.to_bytes()
+    assert scheduler.init_noise_sigma == exact.init_noise_sigma
     with pytest.raises(ValueError, match="compat=None"):
         strict.set_timesteps(**steps)
     ends = [
@@ -257,17 +219,11 @@ def test_exact_plms_meets_its_schedule_and_its_order():
     v as eps.
     """
     x = start(1, 3, 8, 8, dtype=torch.float64)
+    config = SD15 | {"timestep_spacing": "trailing", "source": "PNDMScheduler", "compat": None}
 
-    def ends(
-        kind, steps
-    ):  # one model in two words: eps, or v = alpha eps - sigma x0 of the same eps
-        scheduler = FsScheduler(
-            source="PNDMScheduler",
-            **SD15,
-            prediction_type=kind,
-            timestep_spacing="trailing",
-            compat=None,
-        )
+    def ends(kind, steps):
+        """One model in two words: eps, or v = alpha eps - sigma x0 of the same eps."""
+        scheduler = FsScheduler(**config, prediction_type=kind)
         table = scheduler.alphas_cumprod.double()
 
         def told(x, t):
@@ -279,11 +235,8 @@ def test_exact_plms_meets_its_schedule_and_its_order():
 
     (a, scheduler), (b, _) = ends("epsilon", 20), ends("v_prediction", 20)
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)  # the float32 table above
-    assert (
-        scheduler.plan.consistency() < 1e-9
-        and scheduler.num_inference_steps == 20
-        and len(scheduler.timesteps) == 21
-    )
+    assert scheduler.plan.consistency() < 1e-9
+    assert scheduler.num_inference_steps == 20 and len(scheduler.timesteps) == 21
     scheduler.set_timesteps(20)
     scheduler.set_begin_index(1)
     y = x
@@ -293,32 +246,33 @@ def test_exact_plms_meets_its_schedule_and_its_order():
 
 
 @pytest.mark.parametrize("begin", [None, 2])
-@pytest.mark.parametrize("source", [s for s, c in PUBLISHED[:10]] + ["PNDMScheduler"])
+@pytest.mark.parametrize("source", [*CLASSES, "PNDMScheduler"])
 def test_add_noise_goes_where_the_peers_goes(source, begin):
     """During a run and after it: by timesteps, as noise initialisation does after a run, or by the
     running step of a begin index.
     """
     config = SD15 if source.startswith("PNDM") else {}
     peer = getattr(diffusers, source)(**config)
-    ours, added, (x, z) = (
-        FsScheduler.from_config(peer),
-        ([], []),
-        (start(2, 3, 4, 4, seed=k) for k in (0, 1)),
-    )
-    for scheduler, found in zip((peer, ours), added, strict=True):
-        noised = (
-            (lambda at: peer.scale_noise(x, at, z))
-            if scheduler is peer and source.startswith("Flow")
-            else (lambda at: scheduler.add_noise(x, z, at))  # noqa: B023 (called in this round alone)
-        )
+    x, z = (start(2, 3, 4, 4, seed=k) for k in (0, 1))
+
+    def noised(scheduler):
+        at = scheduler.timesteps[[1, 4]]
+        if hasattr(scheduler, "add_noise"):
+            return scheduler.add_noise(x, z, at)
+        return scheduler.scale_noise(x, at, z)  # FlowMatchEuler's word
+
+    def added(scheduler):
+        """What add_noise gives before every step, and after the last."""
         scheduler.set_timesteps(6)
         if begin and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
         for t in scheduler.timesteps[begin or 0 :]:
-            found.append(noised(scheduler.timesteps[[1, 4]]))
+            yield noised(scheduler)
             scheduler.step(x, t, x)
-        found.append(noised(scheduler.timesteps[[1, 4]]))
-    assert torch.allclose(*map(torch.stack, added), rtol=1e-5, atol=1e-5)
+        yield noised(scheduler)
+
+    ends = (torch.stack([*added(s)]) for s in (peer, FsScheduler.from_config(peer)))
+    assert torch.allclose(*ends, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +303,7 @@ def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, give
     assert torch.equal(*left)
 
 
-@pytest.mark.parametrize("target", [s for s, c in PUBLISHED[:10]])
+@pytest.mark.parametrize("target", CLASSES)
 @pytest.mark.parametrize(
     ("source", "config"),
     [
@@ -367,21 +321,16 @@ def test_another_class_reads_a_config_of_ours_as_the_sources(source, config, tar
     """
     peer, other = (getattr(diffusers, name) for name in (source, target))
     peer = peer(**config)
-    ours, names = (
-        FsScheduler.from_config(peer),
-        inspect.signature(other.__init__).parameters.keys() - {"self"},
-    )
-    for theirs, mine in (
-        (peer.config, ours.config),
-        (json.loads(peer.to_json_string()), json.loads(ours.to_json_string())),
-    ):
+    ours = FsScheduler.from_config(peer)
+    names = inspect.signature(other.__init__).parameters.keys() - {"self"}
+    texts = [json.loads(s.to_json_string()) for s in (peer, ours)]
+    for theirs, mine in ((peer.config, ours.config), texts):
         want = other.from_config(theirs).config
         swapped = [other.from_config(mine)]
         if target != "DDPMScheduler" or want["variance_type"] is not None:
             swapped += [FsScheduler.from_config(c, source=target) for c in (theirs, mine)]
-        read = [
-            made.config | getattr(made, "_settings", {}) for made in swapped
-        ]  # solver_type is told in the class's own words
+        # solver_type is told in the class's own words
+        read = [made.config | getattr(made, "_settings", {}) for made in swapped]
         assert all(config[name] == want[name] for config in read for name in names)
 
 
@@ -411,9 +360,8 @@ def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way)
         else:
             scheduler._internal_dict = type(scheduler.config)({**scheduler.config, **edit})
         ends.append(loop(scheduler, start(1, 3, 8, 8), 6, model))
-    assert torch.allclose(*ends, rtol=1e-4, atol=1e-4) and not torch.allclose(
-        plain, ends[1], rtol=1e-2
-    )
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain, ends[1], rtol=1e-2)
     for made in (
         FsScheduler.from_config(peer),
         FsScheduler.from_config(peer.config),
