@@ -56,22 +56,15 @@ def seeded():
 def test_signatures_are_the_sources_own(source, compat):
     theirs = peer(source)
     ours = FsScheduler.from_config(theirs, compat=compat)
-    for method in (
-        FsScheduler.from_config(ours.config),
-        copy.deepcopy(ours),
-        pickle.loads(pickle.dumps(ours)),
-        ours,
-    ):
-        assert inspect.signature(method.step) == inspect.signature(theirs.step)
+    copies = (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)))
+    for scheduler in (ours, *copies, FsScheduler.from_config(ours.config)):
+        assert inspect.signature(scheduler.step) == inspect.signature(theirs.step)
     own, said = (inspect.signature(s.set_timesteps).parameters for s in (theirs, ours))
     assert list(said)[: len(own)] == list(own) and all(said[name] == own[name] for name in own)
-    extra = {
-        name for name in ("timesteps", "sigmas") if name not in own
-    }  # pipelines look for them: exact runs take any list
-    assert said.keys() - own.keys() == (extra if compat is None else set())
-    assert all(
-        said[name].kind is inspect.Parameter.KEYWORD_ONLY for name in said.keys() - own.keys()
-    )
+    # pipelines look for them: exact runs take any list
+    extra = {"timesteps", "sigmas"} - own.keys() if compat is None else set()
+    assert said.keys() - own.keys() == extra
+    assert all(said[name].kind is inspect.Parameter.KEYWORD_ONLY for name in extra)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +122,10 @@ def test_set_timesteps_by_position_is_the_peers(source, config, places):
     ours, named = FsScheduler.from_config(theirs), FsScheduler.from_config(theirs)
     theirs.set_timesteps(*places)
     ours.set_timesteps(*places)
-    named.set_timesteps(
-        **dict(zip(inspect.signature(theirs.set_timesteps).parameters, places, strict=False))
-    )
-    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(
-        ours.timesteps, named.timesteps
-    )
+    names = inspect.signature(theirs.set_timesteps).parameters
+    named.set_timesteps(**dict(zip(names, places, strict=False)))
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    assert torch.equal(ours.timesteps, named.timesteps)
 
 
 def test_neutral_arguments_are_taken():
@@ -145,24 +136,19 @@ def test_neutral_arguments_are_taken():
     plain = last(ddim, eta=0.0)
     assert torch.equal(last(ddim, eta=0, use_clipped_model_output=None, generator=None), plain)
     loose = FsScheduler.from_config(diffusers.DDIMScheduler(clip_sample=False))
-    assert torch.equal(
-        last(loose, use_clipped_model_output=True), last(loose)
-    )  # nothing is clipped
-    euler, flow = (
-        FsScheduler(source=f"{name}DiscreteScheduler") for name in ("Euler", "FlowMatchEuler")
-    )
+    # nothing is clipped
+    assert torch.equal(last(loose, use_clipped_model_output=True), last(loose))
+    euler = FsScheduler(source="EulerDiscreteScheduler")
+    flow = FsScheduler(source="FlowMatchEulerDiscreteScheduler")
     assert torch.equal(last(euler, s_tmin=0.5, s_noise=1.003), last(euler))  # read by churn alone
     assert torch.equal(last(flow, s_churn=5.0), last(flow))  # FlowMatchEuler never reads it
-    x = start(2, 6, 3)
-    pairs = [diffusers.FlowMatchEulerDiscreteScheduler(), flow]
     ends = []
-    for scheduler in pairs:
+    for scheduler in (diffusers.FlowMatchEulerDiscreteScheduler(), flow):
         scheduler.set_timesteps(4)
-        y = x
+        y = start(2, 6, 3)
         for t in scheduler.timesteps:
-            y = scheduler.step(
-                -network(y, t), t, y, per_token_timesteps=t.expand(2, 6), return_dict=False
-            )[0]
+            given = {"per_token_timesteps": t.expand(2, 6), "return_dict": False}
+            y = scheduler.step(-network(y, t), t, y, **given)[0]
         ends.append(y)
     assert torch.allclose(*ends, rtol=1e-5, atol=1e-6)
     assert torch.equal(ends[1], last(flow, model=network, shape=(2, 6, 3)))
@@ -188,58 +174,28 @@ def test_a_ddim_pipeline_runs_as_with_its_own_scheduler():
 
 def bad_calls():
     """(source, arguments by position, by name, sentence)"""
-    generator, noise = seeded(), torch.zeros(1, 2, 4, 4)
-    yield (
-        "DDIMScheduler",
-        (generator,),
-        {},
-        "eta is a Generator; a number is accepted, and a generator as generator=",
-    )
-    yield "DDIMScheduler", (), {"eta": "1"}, "eta is '1'; a number"
-    yield "DDIMScheduler", (), {"eta": [generator]}, "eta is a list; a number"
-    yield (
-        "DDIMScheduler",
-        (0.0, generator),
-        {},
-        "use_clipped_model_output is a Generator; False is accepted, and a generator as generator=",
-    )
-    yield (
-        "DDIMScheduler",
-        (0.0, True),
-        {},
-        "use_clipped_model_output = True of DDIMScheduler is not reproduced; False",
-    )
-    yield "DDIMScheduler", (), {"eta": 1.5}, "eta = 1.5; a number from 0 to 1 is accepted"
-    yield "DDIMScheduler", (0.0,), {"eta": 0.0}, "eta was given twice"
-    yield (
-        "DDIMScheduler",
-        (0.0, False, None, None, True, 1),
-        {},
-        "9 arguments by position; DDIMScheduler takes model_output",
-    )
-    yield "EulerDiscreteScheduler", (generator,), {}, "s_churn is a Generator"
-    yield "EulerDiscreteScheduler", (0.0, 0.0, [generator]), {}, "s_tmax is a Generator"
-    yield (
-        "EulerDiscreteScheduler",
-        (),
-        {"s_churn": 3.0},
-        "s_churn = 3.0 of EulerDiscreteScheduler is not reproduced; 0.0",
-    )
+    generator, noise, tokens = seeded(), torch.zeros(1, 2, 4, 4), torch.tensor([[1e3, 0.0]])
+    source, as_it = "DDIMScheduler", "is accepted, and a generator as generator="
+    yield source, (generator,), {}, f"eta is a Generator; a number {as_it}"
+    yield source, (), {"eta": "1"}, "eta is '1'; a number"
+    yield source, (), {"eta": [generator]}, "eta is a list; a number"
+    clipped = "use_clipped_model_output"
+    yield source, (0.0, generator), {}, f"{clipped} is a Generator; False {as_it}"
+    yield source, (0.0, True), {}, f"{clipped} = True of {source} is not reproduced; False"
+    yield source, (), {"eta": 1.5}, "eta = 1.5; a number from 0 to 1 is accepted"
+    yield source, (0.0,), {"eta": 0.0}, "eta was given twice"
+    too_many = (0.0, False, None, None, True, 1)
+    yield source, too_many, {}, f"9 arguments by position; {source} takes model_output"
+    source = "EulerDiscreteScheduler"
+    yield source, (generator,), {}, "s_churn is a Generator"
+    yield source, (0.0, 0.0, [generator]), {}, "s_tmax is a Generator"
+    yield source, (), {"s_churn": 3.0}, f"s_churn = 3.0 of {source} is not reproduced; 0.0"
     yield "EulerAncestralDiscreteScheduler", (0.0,), {}, "generator is 0.0; a torch.Generator"
     yield "LCMScheduler", (noise,), {}, "generator is a Tensor; a torch.Generator"
     yield "DPMSolverMultistepScheduler", (None, False), {}, "variance_noise is False; a tensor"
-    yield (
-        "FlowMatchEulerDiscreteScheduler",
-        (),
-        {"per_token_timesteps": torch.tensor([[1e3, 0.0]])},
-        "per_token_timesteps from 0 to 1000",
-    )
-    yield (
-        "FlowMatchEulerDiscreteScheduler",
-        (),
-        {"per_token_timesteps": generator},
-        "per_token_timesteps is a Generator",
-    )
+    source, name = "FlowMatchEulerDiscreteScheduler", "per_token_timesteps"
+    yield source, (), {name: tokens}, "per_token_timesteps from 0 to 1000"
+    yield source, (), {name: generator}, "per_token_timesteps is a Generator"
     yield "UniPCMultistepScheduler", (), {"gamma": 1.0}, "gamma is not known"
 
 
@@ -253,29 +209,18 @@ def test_what_lands_in_the_wrong_place_is_said(source, places, given, sentence):
     assert torch.equal(last(scheduler, generator=seeded()), good)
 
 
-@pytest.mark.parametrize(
-    ("source", "places", "given", "sentence"),
-    [
-        (
-            "LCMScheduler",
-            (3, None, None, None, 0.5),
-            {"compat": None},
-            "strength = 0.5; 1.0, or compat='diffusers', is accepted",
-        ),
-        (
-            "HeunDiscreteScheduler",
-            (3, None, 500),
-            {"compat": None},
-            "num_train_timesteps = 500; None, or compat",
-        ),
-        (
-            "DDIMScheduler",
-            (3, None, [5, 1]),
-            {},
-            "3 arguments by position; DDIMScheduler takes num_inference_steps, device",
-        ),
-    ],
-)
+def bad_timesteps():
+    """(source, arguments of set_timesteps by position, of the scheduler by name, sentence)"""
+    exact, source = {"compat": None}, "DDIMScheduler"
+    strength = "strength = 0.5; 1.0, or compat='diffusers', is accepted"
+    yield "LCMScheduler", (3, None, None, None, 0.5), exact, strength
+    size = "num_train_timesteps = 500; None, or compat"
+    yield "HeunDiscreteScheduler", (3, None, 500), exact, size
+    places = f"3 arguments by position; {source} takes num_inference_steps, device"
+    yield source, (3, None, [5, 1]), {}, places
+
+
+@pytest.mark.parametrize(("source", "places", "given", "sentence"), list(bad_timesteps()))
 def test_what_set_timesteps_does_not_take_is_said(source, places, given, sentence):
     with pytest.raises((TypeError, ValueError)) as error:
         FsScheduler(source=source, **given).set_timesteps(*places)
@@ -289,26 +234,19 @@ def test_a_plan_takes_what_pipelines_hand():
     them; eta by name alone.
     """
     schedule = DiscreteVP.linear()
-    scheduler = FsScheduler.from_plan(
-        solvers.ddim(schedule, trailing(schedule, 4, rounded=True), prediction="eps", eta=1.0)
-    )
+    grid = trailing(schedule, 4, rounded=True)
+    scheduler = FsScheduler.from_plan(solvers.ddim(schedule, grid, prediction="eps", eta=1.0))
     names = list(inspect.signature(scheduler.step).parameters)
-    assert (
-        names[:6]
-        == ["model_output", "timestep", "sample", "generator", "variance_noise", "return_dict"]
-        and "eta" in names
-    )
-    drawn = last(scheduler, seeded())
-    assert torch.equal(
-        drawn, last(scheduler, generator=seeded(), eta=0.0, use_clipped_model_output=None)
-    )
+    order = "model_output timestep sample generator variance_noise return_dict"
+    assert names[:6] == order.split() and "eta" in names
+    named = last(scheduler, generator=seeded(), eta=0.0, use_clipped_model_output=None)
+    assert torch.equal(last(scheduler, seeded()), named)
     with pytest.raises(TypeError, match="eta is a Generator"):
         last(scheduler, eta=seeded())
     with pytest.raises(TypeError, match="strength is not known to a plan"):
         scheduler.set_timesteps(4, strength=1.0)
-    with pytest.raises(
-        TypeError, match="positional"
-    ):  # classes differ from their second argument on
+    # classes differ from their second argument on
+    with pytest.raises(TypeError, match="positional"):
         FsScheduler(1000, 3.0, source="FlowMatchEulerDiscreteScheduler")
 
 
@@ -322,7 +260,5 @@ def test_step_is_a_method_like_any_other():
     scheduler.step = lambda *a: "mine"
     assert scheduler.step() == "mine"
     del scheduler.step
-    x = start(1, 2, 4, 4)
-    assert torch.equal(
-        FsScheduler.step(copy.deepcopy(scheduler), x, 999, x)[0], scheduler.step(x, 999, x)[0]
-    )
+    x, twin = start(1, 2, 4, 4), copy.deepcopy(scheduler)
+    assert torch.equal(FsScheduler.step(twin, x, 999, x)[0], scheduler.step(x, 999, x)[0])

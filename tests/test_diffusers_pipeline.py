@@ -25,6 +25,8 @@ diffusers.utils.logging.disable_progress_bar()
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 FsScheduler = fastsample.FsScheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SDE = SD | {"algorithm_type": "sde-dpmsolver++"}
+KARRAS_3 = {"solver_order": 3, "use_karras_sigmas": True}
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +45,7 @@ def in_double(*modules):
     """These modules read float64 where they say float32, or say nothing, as long as this lasts."""
     with contextlib.ExitStack() as stack:
         for module in modules:
-            changes = {
-                "torch": peers._Instead(torch, float32=torch.float64),
-                "np": peers._Instead(np, float32=np.float64),
-            }
-            stack.enter_context(peers._replaced(module, **changes))
+            stack.enter_context(peers._replaced(module, **peers._in_double()))
         yield
 
 
@@ -78,16 +76,16 @@ def picture(pipe, steps=7):
     every dtype.
     """
     last, step = [], pipe.scheduler.step
-    takes = inspect.signature(
-        step
-    ).parameters  # the pipeline hands a generator to schedulers that know none
-    pipe.scheduler.step = lambda *a, **k: (
-        last.append(step(*a, **{n: v for n, v in k.items() if n in takes})) or last[-1]
-    )
-    with mock.patch(
-        "diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor",
-        lambda size, dtype, **k: start(*size, dtype=dtype),
-    ):
+    takes = inspect.signature(step).parameters
+
+    def kept(*args, **given):
+        """The step; the pipeline hands a generator to schedulers that know none."""
+        last.append(step(*args, **{n: v for n, v in given.items() if n in takes}))
+        return last[-1]
+
+    pipe.scheduler.step = kept
+    noise = lambda size, dtype, **k: start(*size, dtype=dtype)
+    with mock.patch("diffusers.pipelines.ddpm.pipeline_ddpm.randn_tensor", noise):
         pipe(batch_size=2, num_inference_steps=steps, output_type="pt")
     del pipe.scheduler.step
     return last[-1].prev_sample.double()
@@ -98,46 +96,33 @@ def picture(pipe, steps=7):
     [
         ("dpmsolver_multistep", "DPMSolverMultistepScheduler", {}),
         ("unipc_multistep", "UniPCMultistepScheduler", {}),
-        (
-            "unipc_multistep",
-            "UniPCMultistepScheduler",
-            {"solver_order": 3, "use_karras_sigmas": True},
-        ),
+        ("unipc_multistep", "UniPCMultistepScheduler", KARRAS_3),
     ],
 )
 def test_a_ddpm_pipeline_gives_the_peers_picture(module, name, config, unet, tmp_path):
     """compat, one U-Net, one noise: equal to DPM++2M and UniPC to float64, and in float32 no
     further from that than twice they are.
     """
-    code, make = (
-        __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]),
-        getattr(diffusers, name),
-    )
-    rounded = picture(pipeline(unet, make(**config), torch.float32))
-    ours = picture(
-        pipeline(unet, FsScheduler.from_config(make(**config), compat="diffusers"), torch.float32)
-    )
+    code = __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"])
+    make = lambda: getattr(diffusers, name)(**config)
+    make_ours = lambda: FsScheduler.from_config(make(), compat="diffusers")
+    rounded = picture(pipeline(unet, make(), torch.float32))
+    ours = picture(pipeline(unet, make_ours(), torch.float32))
     with in_double(code):
-        exact = picture(pipeline(unet, make(**config), torch.float64))
-        pipe = pipeline(
-            unet, FsScheduler.from_config(make(**config), compat="diffusers"), torch.float64
-        )
+        exact = picture(pipeline(unet, make(), torch.float64))
+        pipe = pipeline(unet, make_ours(), torch.float64)
         ours_exact = picture(pipe)
     rounding = (rounded - exact).abs().max()
     assert rounding < 1e-4 * exact.abs().max()  # one picture: the dtypes differ by rounding alone
-    assert (ours_exact - exact).abs().max() <= 32 * (
-        2.0**-29 * rounding + np.finfo(float).eps * exact.abs().max()
-    )
+    left = 2.0**-29 * rounding + np.finfo(float).eps * exact.abs().max()
+    assert (ours_exact - exact).abs().max() <= 32 * left
     assert (ours - exact).abs().max() <= 2 * rounding  # the network's own rounding is in both
     pipe.save_pretrained(tmp_path)
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path, torch_dtype=torch.float64)
     again.set_progress_bar_config(disable=True)
     assert type(again.scheduler) is FsScheduler
-    assert all(
-        again.scheduler.config[k] == v
-        for k, v in pipe.scheduler.config.items()
-        if not k.startswith("_")
-    )
+    said = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    assert all(again.scheduler.config[k] == v for k, v in said.items())
     with in_double(code):
         assert torch.equal(picture(again), ours_exact)
 
@@ -150,9 +135,8 @@ def test_a_plan_survives_save_and_load(unet, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
-    assert again.scheduler.plan.to_bytes() == plan.to_bytes() and torch.equal(
-        picture(again, 6), first
-    )
+    assert again.scheduler.plan.to_bytes() == plan.to_bytes()
+    assert torch.equal(picture(again, 6), first)
     run = fastsample.Run(plan, latent=start(2, 3, 8, 8), start=1)
     with torch.no_grad():
         while not run.done:
@@ -161,17 +145,13 @@ def test_a_plan_survives_save_and_load(unet, tmp_path):
 
 
 def test_exact_and_compat_differ_by_what_compat_rounds():
-    peer = diffusers.DPMSolverMultistepScheduler(**SD)
-    a, b = (
-        loop(FsScheduler.from_config(peer, compat=c), start(2, 3, 4, 4))
-        for c in (None, "diffusers")
-    )
+    def ends(peer, steps):
+        schedulers = (FsScheduler.from_config(peer, compat=c) for c in (None, "diffusers"))
+        return (loop(scheduler, start(2, 3, 4, 4), steps) for scheduler in schedulers)
+
+    a, b = ends(diffusers.DPMSolverMultistepScheduler(**SD), 8)
     assert 0 < (a - b).abs().max() < 2e-6 * b.abs().max()  # float32 sigmas
-    third = diffusers.DPMSolverMultistepScheduler(solver_order=3, **SD)
-    a, b = (
-        loop(FsScheduler.from_config(third, compat=c), start(2, 3, 4, 4), 12)
-        for c in (None, "diffusers")
-    )
+    a, b = ends(diffusers.DPMSolverMultistepScheduler(solver_order=3, **SD), 12)
     assert (a - b).abs().max() > 1e-4 * b.abs().max()  # the third-order term at its whole weight
 
 
@@ -184,12 +164,7 @@ def test_exact_and_compat_differ_by_what_compat_rounds():
         ("ddpm", "DDPMScheduler", SD | {"clip_sample": False}, {}),
         ("ddim", "DDIMScheduler", {}, {}),
         ("ddim", "DDIMScheduler", SD, {"eta": 0.6}),
-        (
-            "dpmsolver_multistep",
-            "DPMSolverMultistepScheduler",
-            SD | {"algorithm_type": "sde-dpmsolver++"},
-            {},
-        ),
+        ("dpmsolver_multistep", "DPMSolverMultistepScheduler", SDE, {}),
     ],
 )
 def test_noise_and_clipping_are_the_peers(module, name, config, given):
@@ -198,19 +173,13 @@ def test_noise_and_clipping_are_the_peers(module, name, config, given):
 
     Bound: 64 roundings a step, through what the loop makes of a small change of its start.
     """
-    with in_double(
-        __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"]),
-        fastsample.interop.diffusers,
-    ):
-        peer = getattr(diffusers, name)(**config)
-        x, ours = (
-            start(2, 3, 4, 4, dtype=torch.float64),
-            FsScheduler.from_config(peer, compat="diffusers"),
-        )
+    code = __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"])
+    seeded = lambda: torch.Generator().manual_seed(1)
+    with in_double(code, fastsample.interop.diffusers):
+        peer, x = getattr(diffusers, name)(**config), start(2, 3, 4, 4, dtype=torch.float64)
+        ours = FsScheduler.from_config(peer, compat="diffusers")
         runs = [(peer, x), (ours, x), (peer, x * (1 + 1e-7))]
-        a, b, moved = (
-            loop(s, z, generator=torch.Generator().manual_seed(1), **given) for s, z in runs
-        )
+        a, b, moved = (loop(s, z, generator=seeded(), **given) for s, z in runs)
         torch.manual_seed(1)
         free = loop(ours, x, **given)
     growth = max(1.0, (moved - a).abs().max() / 1e-7)
@@ -237,10 +206,8 @@ def test_an_edited_sample_is_the_new_state(inference):
     written to, stands for itself.
     """
     peer = diffusers.EulerDiscreteScheduler(**SD)
-    x, f = (
-        start(1, 4, 32, 32, dtype=torch.bfloat16) * 14,
-        start(1, 4, 32, 32, dtype=torch.bfloat16, seed=1),
-    )
+    x = start(1, 4, 32, 32, dtype=torch.bfloat16) * 14
+    f = start(1, 4, 32, 32, dtype=torch.bfloat16, seed=1)
 
     def second(edit):
         scheduler = FsScheduler.from_config(peer)
@@ -255,7 +222,5 @@ def test_an_edited_sample_is_the_new_state(inference):
         fresh.set_begin_index(1)
         from_sample = fresh.step(f, fresh.timesteps[1], given).prev_sample
         assert not torch.equal(kept, from_sample)
-        assert all(
-            torch.equal(second(edit)[0], from_sample)
-            for edit in (torch.clone, lambda v: v.mul_(1.0))
-        )
+        for edit in (torch.clone, lambda v: v.mul_(1.0)):
+            assert torch.equal(second(edit)[0], from_sample)

@@ -45,16 +45,13 @@ def test_flow_noise_is_multiplied_by_the_first_step(make, dtype):
     """init_noise_sigma stays 1 on flow scale. What add_noise or scale_noise made is taken as it is,
     packed and cast as pipelines do.
     """
-    plan = flow_plan(make)
-    close = lambda a, b: torch.allclose(
-        a.double(), b.double(), rtol=8 * torch.finfo(dtype).eps, atol=1e-6
-    )
+    plan, few = flow_plan(make), 8 * torch.finfo(dtype).eps
+    close = lambda a, b: torch.allclose(a.double(), b.double(), rtol=few, atol=1e-6)
     scheduler, z = scheduler_of(plan), Z.to(dtype)
     assert scheduler.init_noise_sigma == 1.0 and plan.init_scale != 1.0
-    assert close(
-        scheduler.scale_model_input(z, scheduler.timesteps[0]), z.double() * plan.init_scale
-    )
-    assert close(first_state(scheduler, z), z.double() * plan.init_scale)
+    scaled = z.double() * plan.init_scale
+    assert close(scheduler.scale_model_input(z, scheduler.timesteps[0]), scaled)
+    assert close(first_state(scheduler, z), scaled)
     image = torch.ones_like(z)
     noisy = plan.alpha[1] + plan.sigma[1] * z.double()
     for noising in (
@@ -72,11 +69,9 @@ def test_flow_noise_is_multiplied_by_the_first_step(make, dtype):
             x = after(noising(scheduler)).to(dtype)
             twin = copy.deepcopy(scheduler)
             assert twin.scale_model_input(x, twin.timesteps[0]) is x
-            assert close(first_state(scheduler, x), after(noisy)) and close(
-                first_state(twin, x), after(noisy)
-            )
+            assert all(close(first_state(s, x), after(noisy)) for s in (scheduler, twin))
     scheduler.set_timesteps(plan.nfe)  # a new loop knows nothing of what came before it
-    assert close(first_state(scheduler, z), z.double() * plan.init_scale)
+    assert close(first_state(scheduler, z), scaled)
 
 
 def test_nothing_is_multiplied_above_the_first_step():
@@ -125,9 +120,8 @@ def test_elsewhere_init_noise_sigma_is_init_scale(schedule, kind, amplitude):
     assert torch.equal(scheduler.scale_model_input(x, scheduler.timesteps[0]), x * float(plan.c[0]))
     run = fs.Run(plan, noise=Z, state_dtype=Z.dtype)
     run.step(Z)
-    assert torch.allclose(
-        scheduler.step(Z, scheduler.timesteps[0], x).prev_sample, run.x, rtol=1e-12
-    )
+    end = scheduler.step(Z, scheduler.timesteps[0], x).prev_sample
+    assert torch.allclose(end, run.x, rtol=1e-12)
     image = scheduler_of(plan.remake(0))
     assert image.init_noise_sigma == image.plan.sigma[1]
 
@@ -137,17 +131,15 @@ def test_one_draw_stands_for_the_churn_of_the_first_step(schedule):
     """A pipeline asks its model before step could draw more: hypot(init_scale, churn) is as much;
     without an amplitude it is sigma.
     """
-    grid = grids.from_sigmas(
-        schedule, [s / (1 + s) if schedule is FLOW else s for s in (9.0, 3.0, 1.0, 0.3)]
-    )
+    levels = [s / (1 + s) if schedule is FLOW else s for s in (9.0, 3.0, 1.0, 0.3)]
+    grid = grids.from_sigmas(schedule, levels)
     usual = solvers.heun(schedule, grid, prediction="x0", s_churn=1.0, space="rho")
     for plan in (usual, louder(usual, 0.8)):
         scheduler, churn = scheduler_of(plan), float(plan.M[0, 0, 3 + plan.S + plan.G])
         x = Z * scheduler.init_noise_sigma
         asked = scheduler.scale_model_input(x, scheduler.timesteps[0])
-        assert churn > 0 and torch.allclose(
-            asked, Z * math.hypot(plan.init_scale, churn), rtol=1e-12
-        )
+        both = math.hypot(plan.init_scale, churn)
+        assert churn > 0 and torch.allclose(asked, Z * both, rtol=1e-12)
         assert scheduler.init_noise_sigma == 1 or asked is x
     assert math.hypot(usual.init_scale, churn) == pytest.approx(usual.sigma[1], rel=1e-12)
 
@@ -157,19 +149,15 @@ def test_compat_begins_as_the_source_does(name):
     """A plan compiled from a config has no amplitude: with compat nothing is multiplied; else by
     the first level, .999 of DPM-Solver++.
     """
-    config = (
-        {}
-        if name.startswith("Flow")
-        else {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-    )
+    config = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    config = {} if name.startswith("Flow") else config
     peer = getattr(diffusers, f"{name}Scheduler")(**config)
     for compat in ("diffusers", None):
         scheduler = fs.FsScheduler.from_config(peer, compat=compat)
         scheduler.set_timesteps(6)
         factor = 1.0 if compat else scheduler.plan.init_scale
         assert scheduler.init_noise_sigma == 1.0
-        assert torch.allclose(
-            scheduler.scale_model_input(Z, scheduler.timesteps[0]), Z * factor, rtol=1e-12
-        )
+        asked = scheduler.scale_model_input(Z, scheduler.timesteps[0])
+        assert torch.allclose(asked, Z * factor, rtol=1e-12)
         assert torch.allclose(first_state(scheduler, Z), Z * factor, rtol=1e-9)
     assert factor == (pytest.approx(0.999, abs=1e-9) if name == "DPMSolverMultistep" else 1.0)
