@@ -41,18 +41,14 @@ def flow():
 
 
 def below(schedule, n=5):
-    """A grid that begins below the schedule's first level: what a search with a free start "
-    "finds."""
+    """A grid that begins below the schedule's first level, as a search with a free start finds."""
     return grids.uniform(schedule, n + 1)[1:]
 
 
 PLANS = {
     "usual": (edm(), lambda m: solvers.euler(m, grids.karras(EDM80, 5))),
     "amplitude": (edm(), lambda m: louder(solvers.euler(m, grids.karras(EDM80, 5)))),
-    "quieter multistep": (
-        vp(),
-        lambda m: louder(solvers.dpmpp_2m(m, grids.karras(m.schedule, 5)), 0.7),
-    ),
+    "quieter multistep": (vp(), lambda m: louder(solvers.dpmpp_2m(m, grids.karras(VP(), 5)), 0.7)),
     "churn": (edm(), lambda m: louder(solvers.heun(m, grids.karras(EDM80, 4), s_churn=1.0))),
     "flow from below": (flow(), lambda m: louder(solvers.euler(m, below(FLOW)), 1.1)),
     "flow multistep": (flow(), lambda m: louder(solvers.unipc(m, below(FLOW)))),
@@ -62,31 +58,28 @@ plans = pytest.mark.parametrize(("model", "make"), PLANS.values(), ids=PLANS)
 
 def draws(plan):
     """A noise for each id, the same on every road."""
-    order = list(dict.fromkeys(int(k) for k in plan.ids.ravel() if k >= 0))
-    noises = {
-        k: torch.randn(Z.shape, generator=torch.Generator().manual_seed(9 + k), dtype=Z.dtype)
-        for k in order
-    }
+    noises = {}
+    for k in dict.fromkeys(int(k) for k in plan.ids.ravel() if k >= 0):
+        generator = torch.Generator().manual_seed(9 + k)
+        noises[k] = torch.randn(Z.shape, generator=generator, dtype=Z.dtype)
     return noises, iter(noises.values())
 
 
 def by_sampler(plan, model):
     noises, _ = draws(plan)
-    return fs.Sampler(plan, model, state_dtype=Z.dtype)(
-        noise=Z, noise_source=lambda row, k: noises[k]
-    )
+    sample = fs.Sampler(plan, model, state_dtype=Z.dtype)
+    return sample(noise=Z, noise_source=lambda row, k: noises[k])
 
 
 def by_run(plan, model):
     """A Run from row 1, with what row 0 draws."""
     noises, _ = draws(plan)
-    first = Z * plan.init_scale
+    first, at = Z * plan.init_scale, 3 + plan.S + plan.G
     for k in range(plan.L):
-        if plan.reads[0] >> (3 + plan.S + plan.G + k) & 1:
-            first = first + plan.M[0, 0, 3 + plan.S + plan.G + k] * noises[int(plan.ids[0, k])]
-    run = fs.Run(
-        plan, latent=first, start=1, state_dtype=Z.dtype, noise_source=lambda row, k: noises[k]
-    )
+        if plan.reads[0] >> (at + k) & 1:
+            first = first + plan.M[0, 0, at + k] * noises[int(plan.ids[0, k])]
+    drawn = lambda row, k: noises[k]
+    run = fs.Run(plan, latent=first, start=1, state_dtype=Z.dtype, noise_source=drawn)
     while not run.done:
         run.step(net(run.model_input, run.t))
     return run.x
@@ -95,11 +88,8 @@ def by_run(plan, model):
 def by_interpreter(plan, model):
     noises, _ = draws(plan)
     asked = lambda x, t, row, call: [net(torch.tensor(x), torch.tensor(t)).numpy()]
-    return torch.as_tensor(
-        interpreter.run(
-            plan, Z.numpy() * plan.init_scale, asked, lambda k: noises[k].numpy(), first=1
-        )
-    )
+    x, drawn = Z.numpy() * plan.init_scale, lambda k: noises[k].numpy()
+    return torch.as_tensor(interpreter.run(plan, x, asked, drawn, first=1))
 
 
 def by_k_sample(plan, model):
@@ -113,13 +103,8 @@ def by_k_sample(plan, model):
         told = torch.as_tensor(model.times(t)).expand(len(x))
         return float(p[0]) * x + float(q[0]) * net(float(model.scales(t)[0]) * x, told)
 
-    return k_sample(
-        plan,
-        denoiser,
-        Z * plan.init_scale / plan.alpha[1],
-        disable=True,
-        noise_sampler=lambda a, b: next(drawn),
-    )
+    x = Z * plan.init_scale / plan.alpha[1]
+    return k_sample(plan, denoiser, x, disable=True, noise_sampler=lambda a, b: next(drawn))
 
 
 def by_scheduler(plan, model):
@@ -128,9 +113,8 @@ def by_scheduler(plan, model):
     scheduler.set_timesteps(plan.nfe)
     x = Z * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
-        x = scheduler.step(
-            net(scheduler.scale_model_input(x, t), t.expand(len(x))), t, x
-        ).prev_sample
+        output = net(scheduler.scale_model_input(x, t), t.expand(len(x)))
+        x = scheduler.step(output, t, x).prev_sample
     return x
 
 
@@ -148,10 +132,10 @@ ROADS = {
 
 
 # -- one answer ------------------------------------------------------------------------------------
-# A pipeline's one draw stands for the two of a row 0 with churn (tests/test_diffusers_start.py), and the interpreter's row 0 draws its own.
-PAIRS = [
-    (a, b) for a in PLANS for b in ROADS if a != "churn" or b not in ("FsScheduler", "interpreter")
-]
+# A pipeline's one draw stands for the two of a row 0 with churn (tests/test_diffusers_start.py),
+# and the interpreter's row 0 draws its own.
+NO_CHURN = ("FsScheduler", "interpreter")
+PAIRS = [(a, b) for a in PLANS for b in ROADS if a != "churn" or b not in NO_CHURN]
 
 
 @pytest.mark.parametrize(
@@ -176,10 +160,8 @@ def test_the_searched_plan_of_the_embedded_model_keeps_its_figure():
     """Few Euler steps from 80: the search scales the noise, and the roads that begin a run
     themselves reach the same PSNR.
     """
-    model, z = (
-        fs.models.fashion(),
-        torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
-    )
+    model = fs.models.fashion()
+    z = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     teacher = fs.solvers.dpmpp_3m(model, fs.grids.karras(model.schedule, 24))
     search = fs.optimize.oss(model, z, budget=3, teacher=teacher, all_budgets=False)
     plan, target = search.plan, fs.Sampler(search.teacher, model)(noise=z)
@@ -214,9 +196,8 @@ def test_init_scale_is_row_zero_and_stays(model, make, tmp_path):
     assert all(p.init_scale == pytest.approx(plan.init_scale, rel=4 * EPS, abs=0) for p in forms)
     assert all(p.init_scale == plan.init_scale for p in (forms[3], *forms[:3], *forms[5:]))
     assert f"init_scale     {plan.init_scale:.6g} " in plan.describe()
-    x = interpreter.step(plan, 0, np.ones(4), [np.zeros(4)] * plan.S, None, lambda k: np.zeros(4))[
-        0
-    ]
+    zero = np.zeros(4)
+    x = interpreter.step(plan, 0, np.ones(4), [zero] * plan.S, None, lambda k: zero)[0]
     assert (x == plan.init_scale).all()
 
 
@@ -231,23 +212,18 @@ def test_a_plan_for_an_image_has_none(model, make, start):
     """The image is noised to the schedule's own level whatever the amplitude was."""
     plan = make(model)
     image = plan.remake(start)
-    with pytest.raises(
-        PlanError,
-        match="^init_scale: the plan was made with start= and begins from an image; .* has one$",
-    ):
+    told = "^init_scale: the plan was made with start= and begins from an image; .* has one$"
+    with pytest.raises(PlanError, match=told):
         _ = image.init_scale
-    assert "init_scale" not in image.describe() and np.array_equal(
-        image.M, louder(plan).remake(start).M
-    )
+    assert "init_scale" not in image.describe()
+    assert np.array_equal(image.M, louder(plan).remake(start).M)
     assert image.consistency() <= 1e-12
 
 
 def test_remake_of_a_plan_without_amplitude_changes_nothing():
     plan = solvers.dpmpp_2m(edm(), grids.karras(EDM80, 5))
-    assert (
-        plan.remake().to_bytes() == plan.to_bytes() == plan.remake(2).remake().to_bytes()
-        and "found" not in plan.remake(2).note
-    )
+    assert plan.remake().to_bytes() == plan.to_bytes() == plan.remake(2).remake().to_bytes()
+    assert "found" not in plan.remake(2).note
 
 
 @pytest.mark.parametrize(
@@ -268,13 +244,9 @@ def test_a_note_that_no_search_wrote_is_refused(found, sentence):
 def test_run_says_what_a_state_at_row_one_is():
     plan = solvers.euler(edm(), grids.karras(EDM80, 3))
     noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(
-        ValueError,
-        match=r"start=1 needs the state at that row \(row 1: noise times plan.init_scale\); pass latent=",
-    ):
+    state = r"start=1 needs the state at that row \(row 1: noise times plan.init_scale\)"
+    with pytest.raises(ValueError, match=f"{state}; pass latent="):
         fs.Run(plan, noise=noise, start=1)
-    with pytest.raises(
-        ValueError,
-        match=r"already scaled by sigma\? pass latent= with start=1 \(row 0 multiplies by plan.init_scale\)",
-    ):
+    row_0 = r"pass latent= with start=1 \(row 0 multiplies by plan.init_scale\)"
+    with pytest.raises(ValueError, match=rf"already scaled by sigma\? {row_0}"):
         fs.Sampler(plan, edm())(noise=noise * plan.init_scale)

@@ -37,16 +37,14 @@ def denoiser(x, sigma, gain=1.0):
     s = sigma.double().view(-1, *[1] * (x.dim() - 1))
     y = (x.double() / torch.sqrt(1 + s**2)).flatten(1)
     weight = torch.sin(torch.arange(y.shape[1] ** 2, dtype=torch.float64)).view(y.shape[1], -1)
-    return (
-        x / (1 + s**2) + s / torch.sqrt(1 + s**2) * gain * torch.tanh(y @ weight / 4).view(x.shape)
-    ).to(x.dtype)
+    mixed = torch.tanh(y @ weight / 4).view(x.shape)
+    return (x / (1 + s**2) + s / torch.sqrt(1 + s**2) * gain * mixed).to(x.dtype)
 
 
 def start(dtype=torch.float64, seed=0):
-    return (
-        torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        * SIGMAS[0]
-    ).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 4, 2, 2, generator=generator, dtype=torch.float64)
+    return (x * SIGMAS[0]).to(dtype)
 
 
 def noises():
@@ -55,15 +53,12 @@ def noises():
     return lambda *_: torch.randn(2, 4, 2, 2, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("k_diffusion") is None,
-    reason="k-diffusion, the peer, is not installed",
-)
-@pytest.mark.parametrize(
-    ("name", "ours", "theirs", "still"),
-    CASES,
-    ids=[f"{c[0]}{'-'.join(map(str, c[1].values()))}" for c in CASES],
-)
+ABSENT = importlib.util.find_spec("k_diffusion") is None
+IDS = [f"{c[0]}{'-'.join(map(str, c[1].values()))}" for c in CASES]
+
+
+@pytest.mark.skipif(ABSENT, reason="k-diffusion, the peer, is not installed")
+@pytest.mark.parametrize(("name", "ours", "theirs", "still"), CASES, ids=IDS)
 def test_samples_and_callbacks_are_the_peers(name, ours, theirs, still):
     """Equal within rounding: 64 ulps of the largest state, which is 40 operations a step with gains
     below 1.
@@ -77,28 +72,19 @@ def test_samples_and_callbacks_are_the_peers(name, ours, theirs, still):
     given = {"extra_args": {"gain": 0.9}, "disable": True}
     peer = getattr(code, f"sample_{name}")
     own = {} if still or name == "heun" else {"noise_sampler": noises()}
+    own |= {"callback": seen.append}
     draw = noises() if "s_churn" in ours else torch.zeros_like
     with peers._replaced(code, torch=peers._Instead(torch, randn_like=draw)):
-        expected = peer(
-            model, start(), torch.tensor(SIGMAS), callback=seen.append, **given, **theirs, **own
-        )
+        expected = peer(model, start(), torch.tensor(SIGMAS), **given, **theirs, **own)
     their_calls = asked.copy()
     asked.clear()
     plan = getattr(solvers, name)(SCHEDULE, SIGMAS, prediction="edm", **ours)
-    found = k_sample(
-        plan,
-        model,
-        start(),
-        callback=mine.append,
-        noise_sampler=None if still else noises(),
-        **given,
-    )
+    own = {"noise_sampler": None if still else noises(), "callback": mine.append}
+    found = k_sample(plan, model, start(), **given, **own)
     bound = 64 * EPS * SIGMAS[0]
     assert (found - expected).abs().max() <= bound
-    assert (
-        np.allclose(asked, their_calls, rtol=8 * EPS, atol=0)
-        and len(mine) == len(seen) == len(SIGMAS) - 1
-    )
+    assert np.allclose(asked, their_calls, rtol=8 * EPS, atol=0)
+    assert len(mine) == len(seen) == len(SIGMAS) - 1
     for a, b in zip(mine, seen, strict=True):
         assert a.keys() == b.keys() and a["i"] == b["i"]
         assert all(
@@ -112,21 +98,17 @@ def test_any_plan_runs_on_a_denoiser():
     is k-diffusion's. One ODE, one answer.
     """
     levels = [12.0, 5.0, 2.0, 0.8, 0.3, 0.0]
-    table, flow = DiscreteVP.scaled_linear(), Flow(shift=3.0)
-    kinds, grids = (
-        ("edm", "eps", "flow"),
-        {SCHEDULE: levels, table: levels, flow: [s / (1 + s) for s in levels]},
-    )
+    worlds = [
+        (SCHEDULE, levels, "edm"),
+        (DiscreteVP.scaled_linear(), levels, "eps"),
+        (Flow(shift=3.0), [s / (1 + s) for s in levels], "flow"),
+    ]
     for name in ("ddim", "dpmpp_2m", "unipc"):
-        make = getattr(solvers, name)
-        plans = [
-            make(s, from_sigmas(s, grid), prediction=kind)
-            for (s, grid), kind in zip(grids.items(), kinds, strict=True)
-        ]
-        runs = [k_sample(plan, denoiser, start() * 12 / SIGMAS[0], disable=True) for plan in plans]
-        assert all(
-            (r - runs[0]).abs().max() <= 1e3 * EPS * 12 for r in runs[1:]
-        )  # levels went through a table and back: 1e-14 each
+        make, x = getattr(solvers, name), start() * 12 / SIGMAS[0]
+        plans = [make(s, from_sigmas(s, grid), prediction=kind) for s, grid, kind in worlds]
+        runs = [k_sample(plan, denoiser, x, disable=True) for plan in plans]
+        # levels went through a table and back: 1e-14 each
+        assert all((r - runs[0]).abs().max() <= 1e3 * EPS * 12 for r in runs[1:])
 
 
 @pytest.mark.parametrize("schedule", [{"name": "Mine", "c": 2.0}, None])
@@ -134,14 +116,15 @@ def test_a_schedule_of_ones_own_needs_no_registry(schedule):
     """The rows hold all a run needs; what sigma was before churn is then not known, and is that at
     which the model is asked.
     """
-    plan, seen, usual = solvers.dpmpp_2m(SCHEDULE, SIGMAS, prediction="edm"), [], []
-    own = k_sample(
-        plan.with_note(schedule=schedule), denoiser, start(), callback=seen.append, disable=True
-    )
-    assert torch.equal(own, k_sample(plan, denoiser, start(), callback=usual.append, disable=True))
-    assert [float(d["sigma"]) for d in seen] == pytest.approx(
-        [float(d["sigma"]) for d in usual], rel=8 * EPS
-    )
+    plan, told = solvers.dpmpp_2m(SCHEDULE, SIGMAS, prediction="edm"), ([], [])
+    both = (plan.with_note(schedule=schedule), plan)
+    ends = [
+        k_sample(p, denoiser, start(), callback=to.append, disable=True)
+        for p, to in zip(both, told, strict=True)
+    ]
+    assert torch.equal(*ends)
+    own, usual = ([float(d["sigma"]) for d in states] for states in told)
+    assert own == pytest.approx(usual, rel=8 * EPS)
 
 
 def test_dtypes_noise_and_kept_tensors():
@@ -155,29 +138,20 @@ def test_dtypes_noise_and_kept_tensors():
         dtypes.append((x.dtype, sigma.dtype, tuple(sigma.shape)))
         return denoiser(x, sigma)
 
+    def keep(state):
+        kept.append((state["x"], state["x"].clone()))
+
     torch.manual_seed(4)
-    half = k_sample(
-        plan, model, start(torch.float16), callback=lambda d: kept.append((d["x"], d["x"].clone()))
-    )
+    half = k_sample(plan, model, start(torch.float16), callback=keep)
     assert half.dtype == torch.float16 and set(dtypes) == {(torch.float16, torch.float16, (2,))}
     assert all(torch.equal(a, b) for a, b in kept)
     torch.manual_seed(4)
-    again = k_sample(
-        plan,
-        denoiser,
-        start(torch.float16),
-        disable=True,
-        noise_sampler=lambda a, b: torch.randn(2, 4, 2, 2, dtype=torch.float16),
-    )
+    draw = lambda a, b: torch.randn(2, 4, 2, 2, dtype=torch.float16)
+    again = k_sample(plan, denoiser, start(torch.float16), disable=True, noise_sampler=draw)
     assert torch.equal(half, again)
     levels = []
-    k_sample(
-        plan,
-        denoiser,
-        start(),
-        disable=True,
-        noise_sampler=lambda a, b: levels.append((float(a), float(b))) or torch.zeros(2, 4, 2, 2),
-    )
+    draw = lambda a, b: levels.append((float(a), float(b))) or torch.zeros(2, 4, 2, 2)
+    k_sample(plan, denoiser, start(), disable=True, noise_sampler=draw)
     assert np.allclose(levels, list(zip(SIGMAS[:-2], SIGMAS[1:-1], strict=True)), rtol=1e-6)
 
 
@@ -189,20 +163,14 @@ def test_a_callback_may_stop_the_run():
         if state["i"] == 3:
             raise Stop
 
+    plan = solvers.euler(SCHEDULE, SIGMAS, prediction="edm")
     with pytest.raises(Stop):
-        k_sample(
-            solvers.euler(SCHEDULE, SIGMAS, prediction="edm"),
-            denoiser,
-            start(),
-            callback=stop,
-            disable=True,
-        )
+        k_sample(plan, denoiser, start(), callback=stop, disable=True)
 
 
 def test_bad_input_is_refused():
-    plan, noisy = (
-        f(SCHEDULE, SIGMAS, prediction="edm") for f in (solvers.euler, solvers.euler_ancestral)
-    )
+    plan = solvers.euler(SCHEDULE, SIGMAS, prediction="edm")
+    noisy = solvers.euler_ancestral(SCHEDULE, SIGMAS, prediction="edm")
     flow = Flow()
     whole = solvers.ddim(flow, from_sigmas(flow, [1.0, 0.5, 0.0]), prediction="flow")
     cases = [
@@ -221,6 +189,9 @@ def test_bad_input_is_refused():
 
 
 # -- what x must be --------------------------------------------------------------------------------
+LEVELS = [80.0, 5.0, 0.5, 0.0]
+
+
 def x0(x, sigma):
     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
 
@@ -255,10 +226,8 @@ def test_noise_of_another_scale_is_refused(schedule, kind, top, dtype):
         assert torch.isfinite(k_sample(plan, x0, noise_of(n, rms, dtype), disable=True)).all()
     for rms in (1.0, low * (1 - near), high * (1 + near), 2 * s):
         called = []
-        with pytest.raises(
-            ValueError,
-            match=f"root mean square of [0-9.]+ where {s:.4g} is meant; .* = {s:.6g} is accepted",
-        ) as error:
+        told = f"root mean square of [0-9.]+ where {s:.4g} is meant; .* = {s:.6g} is accepted"
+        with pytest.raises(ValueError, match=told) as error:
             k_sample(plan, lambda *a, c=called: c.append(1), noise_of(n, rms, dtype), disable=True)
         named = float(str(error.value).split("square of ")[1].split()[0])
         assert named == pytest.approx(rms, rel=near + 1e-3) and not called
@@ -266,14 +235,10 @@ def test_noise_of_another_scale_is_refused(schedule, kind, top, dtype):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 10_000])
 def test_the_bounds_are_wider_for_few_numbers(n):
-    plan, slack = euler([80.0, 5.0, 0.5, 0.0]), 4 / math.sqrt(2 * n)
-    k_sample(
-        plan, x0, noise_of(n, 1.03 * math.hypot(80, 1) * (1 + slack) * (1 - 1e-9)), disable=True
-    )
+    plan, high = euler(LEVELS), 1.03 * math.hypot(80, 1) * (1 + 4 / math.sqrt(2 * n))
+    k_sample(plan, x0, noise_of(n, high * (1 - 1e-9)), disable=True)
     with pytest.raises(ValueError, match="where 80 is meant"):
-        k_sample(
-            plan, x0, noise_of(n, 1.03 * math.hypot(80, 1) * (1 + slack) * (1 + 1e-9)), disable=True
-        )
+        k_sample(plan, x0, noise_of(n, high * (1 + 1e-9)), disable=True)
 
 
 def test_neither_low_levels_nor_images_nor_empty_batches_are_checked():
@@ -281,10 +246,9 @@ def test_neither_low_levels_nor_images_nor_empty_batches_are_checked():
     assert torch.isfinite(k_sample(quiet, x0, noise_of(10_000, 40.0), disable=True)).all()
     with pytest.raises(ValueError, match="where 4 is meant"):
         k_sample(euler([4.0, 1.0, 0.0]), x0, noise_of(10_000, 5.0), disable=True)
-    image = euler([80.0, 5.0, 0.5, 0.0], start=0)
+    image, usual = euler(LEVELS, start=0), euler(LEVELS)
     assert torch.isfinite(k_sample(image, x0, noise_of(10_000, 300.0), disable=True)).all()
-    assert k_sample(
-        euler([80.0, 5.0, 0.5, 0.0]), x0, torch.zeros(0, 1, 4, 4), disable=True
-    ).shape == (0, 1, 4, 4)
+    empty = torch.zeros(0, 1, 4, 4)
+    assert k_sample(usual, x0, empty, disable=True).shape == empty.shape
     with pytest.raises(ValueError, match="NaN or Inf"):
-        k_sample(euler([80.0, 5.0, 0.5, 0.0]), x0, noise_of(64, 80.0) * torch.nan, disable=True)
+        k_sample(usual, x0, noise_of(64, 80.0) * torch.nan, disable=True)

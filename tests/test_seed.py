@@ -20,9 +20,8 @@ from fastsample.run import Run
 from fastsample.sampler import Sampler
 from fastsample.trajectories import record
 
-GAUSSIAN = fs.Model(
-    lambda x, t: x / (1 + tell(t, x) ** 2), fs.schedules.EDM(), "x0", time=1
-)  # x0 of data N(0, 1), told sigma
+# x0 of data N(0, 1), told sigma
+GAUSSIAN = fs.Model(lambda x, t: x / (1 + tell(t, x) ** 2), fs.schedules.EDM(), "x0", time=1)
 DRAWING = {
     "euler_ancestral": {},
     "ddim": {"eta": 1.0},
@@ -43,15 +42,15 @@ def roads(monkeypatch):
     settled before it.
     """
     monkeypatch.setattr(sampler, "compiled", lambda program: program.run)
+
+    def sampled(**how):
+        return lambda plan, model=net, **call: Sampler(plan, model, **how)(**call)
+
     return {
         "Run": lambda plan, model=net, **call: finish(Run(plan, **call), model).x,
-        "eager": lambda plan, model=net, **call: Sampler(plan, model)(**call),
-        "compile-loop": lambda plan, model=net, **call: Sampler(plan, model, "compile-loop")(
-            **call
-        ),
-        "differentiable": lambda plan, model=net, **call: Sampler(plan, model, differentiable=True)(
-            **call
-        ),
+        "eager": sampled(),
+        "compile-loop": sampled(mode="compile-loop"),
+        "differentiable": sampled(differentiable=True),
     }
 
 
@@ -95,75 +94,41 @@ def test_two_calls_on_fresh_noise_are_uncorrelated(roads, name, road):
 
 # -- what draws and what does not ------------------------------------------------------------------
 IMAGE, MASK = unit(seed=5), {"mask": torch.full((1, 1, 1), 0.5), "known": unit(seed=6)}
-Z = {"noise": unit()}
+Z, SHAPE, LATENT = {"noise": unit()}, {"shape": (3, 2, 5)}, {"latent": IMAGE}
+OWN_DRAWS = {"noise_source": lambda row, k: unit(seed=row)}
+OWN_TENSORS = {"noise_source": [unit(seed=k) for k in range(4)]}
+PLAIN, ANCESTRAL, CHURN = plan_of("dpmpp_2m"), plan_of("euler_ancestral"), {"s_churn": 2.0}
+FROM_IMAGE, INPAINT = plan_of("dpmpp_2m", 8, start=3), plan_of("dpmpp_2m", inpaint=True)
 CASES = {
-    "shape": (plan_of("dpmpp_2m"), {"shape": (3, 2, 5)}, True),
-    "shape, scale 0": (plan_of("euler_ancestral"), {"shape": (3, 2, 5), "noise_scale": 0}, True),
-    "shape, own draws": (
-        plan_of("euler_ancestral"),
-        {"shape": (3, 2, 5), "noise_source": lambda row, k: unit(seed=row)},
-        True,
-    ),
-    "noise": (plan_of("dpmpp_2m"), Z, False),
+    "shape": (PLAIN, SHAPE, True),
+    "shape, scale 0": (ANCESTRAL, SHAPE | {"noise_scale": 0}, True),
+    "shape, own draws": (ANCESTRAL, SHAPE | OWN_DRAWS, True),
+    "noise": (PLAIN, Z, False),
     "eta 0": (plan_of("ddim"), Z, False),
     "no churn": (plan_of("heun", 4, EDM), Z, False),
-    "one step": (
-        plan_of("euler_ancestral", 1),
-        Z,
-        False,
-    ),  # its only row ends at the data and adds no noise
+    # its only row ends at the data and adds no noise
+    "one step": (plan_of("euler_ancestral", 1), Z, False),
     "sde": (plan_of("dpmpp_2m_sde"), Z, True),
-    "churn": (plan_of("heun", 4, EDM, s_churn=2.0), Z, True),
-    "churn in row 0 alone": (plan_of("heun", 1, EDM, s_churn=2.0), Z, True),
-    "entered after it": (
-        plan_of("heun", 1, EDM, s_churn=2.0),
-        {"latent": IMAGE, "start": 1},
-        False,
-    ),
-    "entered": (plan_of("euler_ancestral"), {"latent": IMAGE, "start": 2}, True),
-    "entered at the last row": (plan_of("euler_ancestral"), {"latent": IMAGE, "start": 5}, False),
-    "image": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE}, True),
-    "image and noise": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE, **Z}, False),
-    "image and noise, sde": (plan_of("dpmpp_2m_sde", 8, start=3), {"latent": IMAGE, **Z}, True),
-    "image, its draw": (
-        plan_of("dpmpp_2m", 8, start=3),
-        {"latent": IMAGE, "noise_source": [unit()]},
-        False,
-    ),
-    "image, entered": (plan_of("dpmpp_2m", 8, start=3), {"latent": IMAGE, "start": 1}, False),
-    "image, scale 0": (
-        plan_of("dpmpp_2m", 8, start=3),
-        {"latent": IMAGE, "noise_scale": 0.0},
-        False,
-    ),
-    "masked": (
-        plan_of("dpmpp_2m", inpaint=True),
-        {**Z, **MASK},
-        False,
-    ),  # the known image is noised with the noise given
-    "masked, entered": (
-        plan_of("dpmpp_2m", inpaint=True),
-        {"latent": IMAGE, "start": 1, **MASK},
-        True,
-    ),
-    "unmasked, entered": (plan_of("dpmpp_2m", inpaint=True), {"latent": IMAGE, "start": 1}, False),
-    "scale 0": (plan_of("euler_ancestral"), {**Z, "noise_scale": 0}, False),
-    "scales 0": (plan_of("euler_ancestral"), {**Z, "noise_scale": torch.zeros(3)}, False),
-    "a scale": (
-        plan_of("euler_ancestral"),
-        {**Z, "noise_scale": torch.tensor([0.0, 0.5, 0.0])},
-        True,
-    ),
-    "own draws": (
-        plan_of("euler_ancestral"),
-        {**Z, "noise_source": lambda row, k: unit(seed=row)},
-        False,
-    ),
-    "own tensors": (
-        plan_of("euler_ancestral"),
-        {**Z, "noise_source": [unit(seed=k) for k in range(4)]},
-        False,
-    ),
+    "churn": (plan_of("heun", 4, EDM, **CHURN), Z, True),
+    "churn in row 0 alone": (plan_of("heun", 1, EDM, **CHURN), Z, True),
+    "entered after it": (plan_of("heun", 1, EDM, **CHURN), LATENT | {"start": 1}, False),
+    "entered": (ANCESTRAL, LATENT | {"start": 2}, True),
+    "entered at the last row": (ANCESTRAL, LATENT | {"start": 5}, False),
+    "image": (FROM_IMAGE, LATENT, True),
+    "image and noise": (FROM_IMAGE, LATENT | Z, False),
+    "image and noise, sde": (plan_of("dpmpp_2m_sde", 8, start=3), LATENT | Z, True),
+    "image, its draw": (FROM_IMAGE, LATENT | {"noise_source": [unit()]}, False),
+    "image, entered": (FROM_IMAGE, LATENT | {"start": 1}, False),
+    "image, scale 0": (FROM_IMAGE, LATENT | {"noise_scale": 0.0}, False),
+    # the known image is noised with the noise given
+    "masked": (INPAINT, Z | MASK, False),
+    "masked, entered": (INPAINT, LATENT | {"start": 1} | MASK, True),
+    "unmasked, entered": (INPAINT, LATENT | {"start": 1}, False),
+    "scale 0": (ANCESTRAL, Z | {"noise_scale": 0}, False),
+    "scales 0": (ANCESTRAL, Z | {"noise_scale": torch.zeros(3)}, False),
+    "a scale": (ANCESTRAL, Z | {"noise_scale": torch.tensor([0.0, 0.5, 0.0])}, True),
+    "own draws": (ANCESTRAL, Z | OWN_DRAWS, False),
+    "own tensors": (ANCESTRAL, Z | OWN_TENSORS, False),
 }
 
 
@@ -196,9 +161,8 @@ def test_one_int64_a_call_and_sample_b_takes_s_plus_b():
         after = torch.random.get_rng_state()
         torch.manual_seed(seed)
         s = int(torch.randint(-(2**63), 2**63 - 1, ()))
-        assert run.seeds.tolist() == [s, s + 1, s + 2] and torch.equal(
-            after, torch.random.get_rng_state()
-        )
+        assert run.seeds.tolist() == [s, s + 1, s + 2]
+        assert torch.equal(after, torch.random.get_rng_state())
     end = finish(run).x
     assert same(finish(Run(plan, shape=(1, 2, 5), seed=s + 2)).x, end[2:])
     assert same(finish(Run(plan, shape=(3, 2, 5), seed=run.seeds)).x, end)
@@ -222,11 +186,9 @@ def test_a_learned_noise_scale_of_0_has_a_gradient_of_fresh_noise():
     """d x/d scale at 0 is the noise itself, so it must not be everyone's."""
     plan, scale = plan_of("euler_ancestral"), torch.zeros((), requires_grad=True)
     sample = Sampler(plan, net, differentiable=True)
-    gradients = [
-        torch.autograd.grad(sample(noise=unit(), noise_scale=scale).sum(), scale)[0]
-        for _ in range(2)
-    ]
-    assert gradients[0] != gradients[1]
+    ends = (sample(noise=unit(), noise_scale=scale) for _ in range(2))
+    first, second = (torch.autograd.grad(end.sum(), scale)[0] for end in ends)
+    assert first != second
 
 
 @pytest.mark.parametrize(
@@ -280,8 +242,8 @@ def test_what_brings_its_own_noise_draws_no_seed():
     [("EulerAncestralDiscreteScheduler", 3), ("LCMScheduler", 3), ("DDIMScheduler", 0)],
 )
 def test_a_scheduler_draws_its_noises_and_nothing_more(source, count):
-    """With a generator of its own none from torch's; without, as many tensors as it draws. (compat:
-    as many as its source draws.)
+    """With a generator of its own none from torch's; without, as many tensors as it draws.
+    (compat: as many as its source draws.)
     """
     scheduler, x = FsScheduler(source=source, compat=None), unit(2, 4, 8, 8)
 
@@ -313,9 +275,8 @@ def test_a_measurement_draws_the_same_on_the_same_noise_and_afresh_on_fresh(door
     with torch.no_grad():
         a, b = (door(plan, GAUSSIAN, noise) for noise in z)
         assert abs(correlation(a, b)) < 5 / 64 and same(door(plan, GAUSSIAN, z[0], batch_size=3), a)
-        assert torch.allclose(door(plan, GAUSSIAN, z[0].double()).float(), a, rtol=0, atol=1e-4), (
-            "in any dtype of the same noise"
-        )
+        double = door(plan, GAUSSIAN, z[0].double()).float()
+        assert torch.allclose(double, a, rtol=0, atol=1e-4), "in any dtype of the same noise"
         assert correlation(*(door(plan, GAUSSIAN, noise, seed=0) for noise in z)) > 0.5
     assert torch.equal(torch.random.get_rng_state(), state)
 
