@@ -30,6 +30,8 @@ if find_spec("diffusers") is None or find_spec("k_diffusion") is None:
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+KARRAS = VP | {"use_karras_sigmas": True}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 SIGMAS = np.array([14.6, 9.7, 4.1, 1.7, 0.6, 0.2, 0.05, 0.0])
 KIND = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 
@@ -46,13 +48,9 @@ def compare(plan, trace, *, scaled: bool = False) -> None:
     if scaled:
         ours = ours / np.append(plan.alpha[run.row], plan.alpha[-1])[:, None]
     ours[:, 0] /= ours[0, 0]
-    theirs, spare = (
-        np.array(trace.states)[:, : ours.shape[1]],
-        np.array(trace.states)[:, ours.shape[1] :],
-    )
-    assert not spare.any(), (
-        "the peer adds noise where the plan draws none"
-    )  # a peer may draw a noise and add none of it
+    theirs, spare = np.split(np.array(trace.states), [ours.shape[1]], axis=1)
+    # a peer may draw a noise and add none of it
+    assert not spare.any(), "the peer adds noise where the plan draws none"
     assert ours.shape == theirs.shape
     gap = np.abs(ours - theirs).max(1) / np.maximum(np.abs(theirs).max(1), 1)
     with np.errstate(divide="ignore"):
@@ -66,31 +64,20 @@ def compare(plan, trace, *, scaled: bool = False) -> None:
 
 
 CHURN = {"s_churn": 2.0, "s_tmin": 0.1, "s_tmax": 50.0, "s_noise": 1.003}
-K_CASES = [  # peer, its options, our solver, its options, evaluations a step, noises the peer draws
+LOUD, SDE = {"eta": 1.7, "s_noise": 0.9}, {"eta": 0.4, "s_noise": 1.1}
+HEUN, OUR_HEUN = {"solver_type": "heun"}, {"variant": "heun"}
+# peer, its options, our solver, its options, evaluations a step, noises the peer draws
+K_CASES = [
     ("euler", {}, "euler", {}, 1, 0),
     ("euler_ancestral", {}, "euler_ancestral", {}, 1, 6),
     ("euler_ancestral", {"eta": 0.6}, "euler_ancestral", {"eta": 0.6}, 1, 6),
-    (
-        "euler_ancestral",
-        {"eta": 1.7, "s_noise": 0.9},
-        "euler_ancestral",
-        {"eta": 1.7, "s_noise": 0.9},
-        1,
-        6,
-    ),
+    ("euler_ancestral", LOUD, "euler_ancestral", LOUD, 1, 6),
     ("heun", {}, "heun", {}, 2, 0),
     ("heun", CHURN, "heun", CHURN, 2, 7),
     ("heun", {"s_churn": 40.0}, "heun", {"s_churn": 40.0}, 2, 7),
     ("dpmpp_2m", {}, "dpmpp_2m", {}, 1, 0),
     ("dpmpp_2m_sde", {}, "dpmpp_2m_sde", {}, 1, 6),
-    (
-        "dpmpp_2m_sde",
-        {"eta": 0.4, "solver_type": "heun", "s_noise": 1.1},
-        "dpmpp_2m_sde",
-        {"eta": 0.4, "variant": "heun", "s_noise": 1.1},
-        1,
-        6,
-    ),
+    ("dpmpp_2m_sde", SDE | HEUN, "dpmpp_2m_sde", SDE | OUR_HEUN, 1, 6),
     ("dpmpp_2s_ancestral", {"eta": 0.0}, "dpmpp_2s", {}, 2, 7),
     ("dpmpp_3m_sde", {"eta": 0.0}, "dpmpp_3m", {"compat": "k-diffusion"}, 1, 6),
 ]
@@ -110,34 +97,22 @@ def test_equals_k_diffusion(peer, theirs, ours, options, calls, draws):
     compare(plan, trace)
 
 
-def discrete(
-    peer,
-    solver: str,
-    prediction: str,
-    *,
-    scaled: bool = False,
-    steps: int = 7,
-    draws: int = 0,
-    times=None,
-    **options,
-) -> None:
-    """Probe a diffusers scheduler on the scaled-linear table and compare; `times` gives the grid
-    where it is not the peer's sigmas.
-    """
-    trace, _ = probe(peer, steps, draws)
-    schedule = DiscreteVP.scaled_linear()
-    grid = (
-        grids.from_sigmas(schedule, peer.sigmas.numpy()) if times is None else times(schedule, peer)
-    )
-    compare(
-        SOLVERS[solver](schedule, grid, prediction=KIND[prediction], **options),
-        trace,
-        scaled=scaled,
-    )
+def own_sigmas(schedule, peer) -> np.ndarray:
+    return grids.from_sigmas(schedule, peer.sigmas.numpy())
 
 
 def own_times(schedule, peer) -> np.ndarray:
     return grids.from_timesteps(schedule, peer.timesteps.numpy().astype(float))
+
+
+def discrete(
+    peer, solver, prediction, *, scaled=False, steps=7, draws=0, times=own_sigmas, **options
+) -> None:
+    """Probe a diffusers scheduler on the scaled-linear table and compare; times gives the grid."""
+    trace, _ = probe(peer, steps, draws)
+    schedule = DiscreteVP.scaled_linear()
+    plan = SOLVERS[solver](schedule, times(schedule, peer), prediction=KIND[prediction], **options)
+    compare(plan, trace, scaled=scaled)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -152,33 +127,20 @@ def test_equals_diffusers_ddim(prediction, eta):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("karras", [False, True])
 def test_equals_diffusers_euler_and_ancestral(prediction, karras):
-    peer = scheduler(
-        "euler_discrete",
-        "EulerDiscreteScheduler",
-        **VP,
-        prediction_type=prediction,
-        use_karras_sigmas=karras,
-    )
+    config = VP | {"prediction_type": prediction}
+    more = {"use_karras_sigmas": karras}
+    peer = scheduler("euler_discrete", "EulerDiscreteScheduler", **config, **more)
     discrete(peer, "euler", prediction, scaled=True)
     if not karras:
-        peer = scheduler(
-            "euler_ancestral_discrete",
-            "EulerAncestralDiscreteScheduler",
-            **VP,
-            prediction_type=prediction,
-        )
+        module, name = "euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"
+        peer = scheduler(module, name, **config)
         discrete(peer, "euler_ancestral", prediction, scaled=True, draws=7)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_equals_diffusers_heun(prediction):
-    peer = scheduler(
-        "heun_discrete",
-        "HeunDiscreteScheduler",
-        **VP,
-        prediction_type=prediction,
-        use_karras_sigmas=True,
-    )
+    config = KARRAS | {"prediction_type": prediction}
+    peer = scheduler("heun_discrete", "HeunDiscreteScheduler", **config)
 
     def each(schedule, peer):  # it lists every level but the ends twice
         levels = peer.sigmas.numpy()
@@ -189,15 +151,15 @@ def test_equals_diffusers_heun(prediction):
 
 DPM = [
     ("dpmpp_2m", {}, {}),
-    ("dpmpp_2m", {"solver_type": "heun"}, {"variant": "heun"}),
+    ("dpmpp_2m", HEUN, OUR_HEUN),
     ("dpmpp_3m", {"solver_order": 3}, {}),
     ("dpmpp_2m_sde", {"algorithm_type": "sde-dpmsolver++"}, {"eta": 1.0}),
-    (
-        "dpmpp_2m_sde",
-        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
-        {"eta": 1.0, "variant": "heun"},
-    ),
+    ("dpmpp_2m_sde", {"algorithm_type": "sde-dpmsolver++"} | HEUN, {"eta": 1.0} | OUR_HEUN),
 ]
+
+
+def multistep(**config):
+    return scheduler("dpmsolver_multistep", "DPMSolverMultistepScheduler", **config)
 
 
 @pytest.mark.parametrize("solver, theirs, options", DPM, ids=[f"{c[0]}-{c[1]}" for c in DPM])
@@ -205,30 +167,15 @@ DPM = [
     "prediction, steps", [("epsilon", 7), ("v_prediction", 15), ("sample", 14)]
 )
 def test_equals_diffusers_dpm_multistep(solver, theirs, options, prediction, steps):
-    peer = scheduler(
-        "dpmsolver_multistep",
-        "DPMSolverMultistepScheduler",
-        **VP,
-        prediction_type=prediction,
-        use_karras_sigmas=True,
-        **theirs,
-    )
-    compat = {} if solver == "dpmpp_2m_sde" else {"compat": "diffusers"}
-    discrete(
-        peer,
-        solver,
-        prediction,
-        steps=steps,
-        draws=steps if solver == "dpmpp_2m_sde" else 0,
-        **compat,
-        **options,
-    )
+    peer = multistep(**KARRAS, prediction_type=prediction, **theirs)
+    sde = solver == "dpmpp_2m_sde"
+    options = options if sde else options | {"compat": "diffusers"}
+    discrete(peer, solver, prediction, steps=steps, draws=steps if sde else 0, **options)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_equals_diffusers_dpm_singlestep(prediction):
-    """It walks a grid in pairs: on one even in log sigma every second level is our half-way "
-    "stage."""
+    """It walks a grid in pairs: on one even in log sigma each second level is our half-way stage."""
     peer = scheduler(
         "dpmsolver_singlestep",
         "DPMSolverSinglestepScheduler",
@@ -249,67 +196,32 @@ def test_equals_diffusers_dpm_singlestep(prediction):
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_equals_diffusers_unipc(order, variant, prediction):
-    end = (
-        {"use_karras_sigmas": True} if variant == "bh2" else {"final_sigmas_type": "sigma_min"}
-    )  # its bh1 is NaN at sigma = 0
-    peer = scheduler(
-        "unipc_multistep",
-        "UniPCMultistepScheduler",
-        **VP,
-        solver_order=order,
-        solver_type=variant,
-        prediction_type=prediction,
-        **end,
-    )
+    # its bh1 is NaN at sigma = 0
+    config = KARRAS if variant == "bh2" else VP | {"final_sigmas_type": "sigma_min"}
+    config = config | {"solver_order": order, "solver_type": variant, "prediction_type": prediction}
+    peer = scheduler("unipc_multistep", "UniPCMultistepScheduler", **config)
     discrete(peer, "unipc", prediction, steps=9, order=order, variant=variant)
 
 
-def flow(peer, solver: str, steps: int = 8, draws: int = 0, **options) -> None:
-    trace, _ = probe(peer, steps, draws)
-    schedule = Flow()
-    compare(
-        SOLVERS[solver](
-            schedule, grids.from_sigmas(schedule, peer.sigmas.numpy()), prediction="flow", **options
-        ),
-        trace,
-    )
+def flow(peer, solver: str, **options) -> None:
+    trace, _ = probe(peer, 8)
+    grid = own_sigmas(Flow(), peer)
+    compare(SOLVERS[solver](Flow(), grid, prediction="flow", **options), trace)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_equals_diffusers_unipc_on_flow(order):
-    flow(
-        scheduler(
-            "unipc_multistep",
-            "UniPCMultistepScheduler",
-            use_flow_sigmas=True,
-            prediction_type="flow_prediction",
-            flow_shift=3.0,
-            solver_order=order,
-        ),
-        "unipc",
-        order=order,
-    )
+    peer = scheduler("unipc_multistep", "UniPCMultistepScheduler", **FLOW, solver_order=order)
+    flow(peer, "unipc", order=order)
 
 
 def test_equals_diffusers_dpm_multistep_on_flow():
-    flow(
-        scheduler(
-            "dpmsolver_multistep",
-            "DPMSolverMultistepScheduler",
-            use_flow_sigmas=True,
-            prediction_type="flow_prediction",
-            flow_shift=3.0,
-        ),
-        "dpmpp_2m",
-        compat="diffusers",
-    )
+    flow(multistep(**FLOW), "dpmpp_2m", compat="diffusers")
 
 
 def test_equals_diffusers_flow_match_euler():
-    flow(
-        scheduler("flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler", shift=3.0),
-        "euler",
-    )
+    module, name = "flow_match_euler_discrete", "FlowMatchEulerDiscreteScheduler"
+    flow(scheduler(module, name, shift=3.0), "euler")
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -322,13 +234,7 @@ def test_probe_tells_a_wrong_row():
     """The comparison can fail: 2M midpoint is not 2M heun, and half of the third-order weight is
     not all of it.
     """
-    peer = scheduler(
-        "dpmsolver_multistep",
-        "DPMSolverMultistepScheduler",
-        **VP,
-        use_karras_sigmas=True,
-        solver_order=3,
-    )
+    peer = multistep(**KARRAS, solver_order=3)
     with pytest.raises(AssertionError, match="is rounding"):
         discrete(peer, "dpmpp_3m", "epsilon")
     assert math.isfinite(float(peer.sigmas[0]))
