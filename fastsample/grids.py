@@ -7,9 +7,8 @@ function is told so: a fractional index of a table of 1,000 levels is a level of
 else than a strictly decreasing grid is a ValueError, never a repeated last level.
 
 Where alpha(t_max) = 0 (Flow, TrigFlow, zero terminal SNR) sigma/alpha is infinite there; the grids
-spaced in it then use
-s = sigma/(alpha + sigma) in [0, 1] instead, which is the sigma of rectified flow, and
-uniform_half_log_snr starts at t_finite with its first time moved to t_max.
+spaced in it then use s = sigma/(alpha + sigma) in [0, 1] instead, which is the sigma of rectified
+flow, and uniform_half_log_snr starts at t_finite with its first time moved to t_max.
 """
 
 from __future__ import annotations
@@ -36,27 +35,20 @@ def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     n = _steps("uniform", n)
     _end("uniform", end)
     if end == "min" or schedule.t_zero >= 0.0:
-        return check(
-            schedule,
-            np.linspace(
-                schedule.t_max, schedule.t_zero if end == "zero" else schedule.t_min, n + 1
-            ),
-        )
-    return check(
-        schedule, np.append(np.linspace(schedule.t_max, schedule.t_min, n), schedule.t_zero)
-    )
+        last = schedule.t_zero if end == "zero" else schedule.t_min
+        return check(schedule, np.linspace(schedule.t_max, last, n + 1))
+    levels = np.linspace(schedule.t_max, schedule.t_min, n)
+    return check(schedule, np.append(levels, schedule.t_zero))
 
 
 def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
-    """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then sigma =
-    0 (Lu et al. 2022, arXiv:2206.00927).
+    """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then
+    sigma = 0 (Lu et al. 2022, arXiv:2206.00927).
     """
     _schedule("uniform_half_log_snr", schedule)
     n = _steps("uniform_half_log_snr", n)
-    noisiest, cleanest = (
-        schedule.half_log_snr(schedule.t_finite),
-        schedule.half_log_snr(schedule.t_min),
-    )
+    noisiest = schedule.half_log_snr(schedule.t_finite)
+    cleanest = schedule.half_log_snr(schedule.t_min)
     levels = np.linspace(noisiest, cleanest, n if _end("uniform_half_log_snr", end) else n + 1)
     return _finish(schedule, schedule.time(levels), end)
 
@@ -68,18 +60,15 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
     _schedule("karras", schedule)
-    if (
-        isinstance(rho, bool)
-        or not isinstance(rho, (int, float, np.number))
-        or not 0.0 < rho < np.inf
-    ):
+    number = isinstance(rho, (int, float, np.number)) and not isinstance(rho, bool)
+    if not number or not 0.0 < rho < np.inf:
         raise ValueError(f"grids.karras: rho = {rho!r}; a number > 0 is accepted")
     return _ramp(schedule, _steps("karras", n), end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
 
 
 def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
-    """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0, s =
-    sigma/(alpha + sigma).
+    """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0,
+    s = sigma/(alpha + sigma).
     """
     _schedule("exponential", schedule)
     return _ramp(schedule, _steps("exponential", n), end, np.log, np.exp)
@@ -101,40 +90,37 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     """The grid with every interval cut in `parts` equal ones, its own times bit for bit among them.
 
     They are equal in the variable of `fine`: (sigma/alpha)^(1/7) where that is finite at t_max,
-    else half_log_snr, which starts at t_finite for an interval from alpha = 0. An interval to sigma
-    = 0 is cut down to t_min, its last part the step from there; where it starts at t_min or below
-    it stays whole, as every solver takes that step in one of first order. (Cut on towards 0 in the
-    same variable, 40 steps of dpmpp_3m made 80 fall from 66 to 41 dB on EDM, and from 64 to 26 on
-    DiscreteVP: steps that long in lambda are unstable.) Of two parts the last begins half way to
-    t_min: begun there, the other is as long as the whole, and one step from noise to 0 agreed to 60
-    dB with such two, 9 dB from the truth.
+    else half_log_snr, which starts at t_finite for an interval from alpha = 0. An interval to
+    sigma = 0 is cut down to t_min, its last part the step from there; where it starts at t_min or
+    below it stays whole, as every solver takes that step in one of first order. (Cut on towards 0
+    in the same variable, 40 steps of dpmpp_3m made 80 fall from 66 to 41 dB on EDM, and from 64 to
+    26 on DiscreteVP: steps that long in lambda are unstable.) Of two parts the last begins half way
+    to t_min: begun there, the other is as long as the whole, and one step from noise to 0 agreed to
+    60 dB with such two, 9 dB from the truth.
     """
     grid, parts = check(schedule, grid), _steps("refined", parts)
     endless, times = _endless(schedule), []
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         clean = schedule.half_log_snr(b) == np.inf
         low, high = schedule.half_log_snr(np.array([a, schedule.t_min if clean else b]))
-        cuts = (
-            np.arange(1, parts) / (parts - (clean and parts > 2))
-            if high - low > SAME_LEVEL * abs(high)
-            else np.empty(0)
-        )
+        cuts = np.empty(0)
+        if high - low > SAME_LEVEL * abs(high):
+            cuts = np.arange(1, parts) / (parts - (clean and parts > 2))
         if low == -np.inf:
             low = min(schedule.half_log_snr(schedule.t_finite), high - 1.0)
         if endless:
             inside = schedule.time(low + cuts * (high - low))
         else:
-            inside = schedule.time(
-                -7.0
-                * np.log(np.exp(-low / 7.0) + cuts * (np.exp(-high / 7.0) - np.exp(-low / 7.0)))
-            )
+            first, last = np.exp(-low / 7.0), np.exp(-high / 7.0)
+            inside = schedule.time(-7.0 * np.log(first + cuts * (last - first)))
         times += [a, *np.where(cuts == 1.0, schedule.t_min, inside)]
     return check(schedule, np.append(times, grid[-1]))
 
 
 def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
-    """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table "
-    "2)."""
+    """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891,
+    table 2).
+    """
     size, n = _table("trailing", schedule), _steps("trailing", n)
     return _indices("trailing", schedule, size * (1.0 - np.arange(n) / n) - 1.0, rounded)
 
@@ -172,16 +158,14 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
             f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are "
             "accepted"
         )
-    _decreasing(
-        "grids.from_sigmas", sigmas
-    )  # here, for its own times would name numbers the caller never gave
+    # here, for check would name times, numbers the caller never gave
+    _decreasing("grids.from_sigmas", sigmas)
     if isinstance(schedule, EDM):
         return check(schedule, sigmas)
-    top = (
-        float(schedule.sigma(schedule.t_max))
-        if isinstance(schedule, Flow)
-        else float(np.exp(-schedule.half_log_snr(schedule.t_max)))
-    )
+    if isinstance(schedule, Flow):
+        top = float(schedule.sigma(schedule.t_max))
+    else:
+        top = float(np.exp(-schedule.half_log_snr(schedule.t_max)))
     if sigmas[0] > top * (1.0 + ROUNDED_LIST):
         raise ValueError(
             f"grids.from_sigmas: {sigmas[0]:g} is above the schedule's largest level; up to "
@@ -206,12 +190,9 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
     times = _list("from_timesteps", timesteps)
     if end not in ("zero", "keep"):
         raise ValueError(f"grids.from_timesteps: end = {end!r}; 'zero' or 'keep' is accepted")
-    return check(
-        schedule,
-        times
-        if end == "keep" or times[-1] == schedule.t_zero
-        else np.append(times, schedule.t_zero),
-    )
+    if end == "zero" and times[-1] != schedule.t_zero:
+        times = np.append(times, schedule.t_zero)
+    return check(schedule, times)
 
 
 def check(schedule: Schedule, grid) -> np.ndarray:
@@ -243,20 +224,17 @@ def _schedule(where: str, schedule) -> None:
     """Refuses anything that has not what the grids read of a schedule, and names the commonest
     slip.
     """
-    if isinstance(schedule, type) or not all(
-        hasattr(schedule, name) for name in ("half_log_snr", "t_max", "t_min", "t_zero")
-    ):
-        found = (
-            f"the class {schedule.__name__}"
-            if isinstance(schedule, type)
-            else f"a {type(schedule).__name__}"
-        )
-        accepted = (
-            "pass model.schedule"
-            if hasattr(schedule, "schedule")
-            else "a schedule of fastsample.schedules is accepted"
-        )
-        raise ValueError(f"grids.{where}: schedule is {found}; {accepted}")
+    read = ("half_log_snr", "t_max", "t_min", "t_zero")
+    if isinstance(schedule, type):
+        found = f"the class {schedule.__name__}"
+    elif not all(hasattr(schedule, name) for name in read):
+        found = f"a {type(schedule).__name__}"
+    else:
+        return
+    accepted = "a schedule of fastsample.schedules is accepted"
+    if hasattr(schedule, "schedule"):
+        accepted = "pass model.schedule"
+    raise ValueError(f"grids.{where}: schedule is {found}; {accepted}")
 
 
 def _endless(schedule: Schedule) -> bool:
@@ -311,11 +289,8 @@ def _ramp(schedule: Schedule, n: int, end: str, warp, unwarp) -> np.ndarray:
     high, low = warp(sigma / (alpha + sigma if bounded else alpha))
     s = unwarp(np.linspace(high, low, n if _end("karras or grids.exponential", end) else n + 1))
     with np.errstate(divide="ignore"):
-        return _finish(
-            schedule,
-            schedule.time((np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0) - np.log(s)),
-            end,
-        )
+        log_alpha = np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0
+        return _finish(schedule, schedule.time(log_alpha - np.log(s)), end)
 
 
 def _finish(schedule: Schedule, times: np.ndarray, end: str) -> np.ndarray:
@@ -341,7 +316,9 @@ def _indices(where: str, schedule: DiscreteVP, times: np.ndarray, rounded: bool)
         same = whole[1:] == whole[:-1]
         if same.any():
             at = int(np.argmax(same))
-            sentence = f"{len(times)} times rounded to whole ones repeat {whole[at]:g}; fewer steps, or rounded=False, are accepted"
-            raise ValueError(f"grids.{where}: {sentence}")
+            raise ValueError(
+                f"grids.{where}: {len(times)} times rounded to whole ones repeat {whole[at]:g}; "
+                "fewer steps, or rounded=False, are accepted"
+            )
         times = whole
     return check(schedule, np.append(times, schedule.t_zero))

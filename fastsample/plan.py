@@ -2,11 +2,11 @@
 
 Row i of a plan, applied to a sample with state x, slots r_1..r_S and G raw model outputs f_1..f_G::
 
-    f          = sum_g w_g f_g                w_g = U_g + sum_s scale_s V_gs
-    m          = clip(p x + q f)              the prediction, in the plan's stored kind
-    [x' u v]   = M [x, r_1..r_S, m, f, f_1..f_G, n_1..n_L]        r_du <- u, r_dv <- v
-    x'        += mask (ky y + sum_l Cy_l n_l - x')                only in runs with a mask and a known image y
-    c x'       -> model input, t -> model scalars                 of row i+1, kept in row i
+    f          = sum_g w_g f_g                              w_g = U_g + sum_s scale_s V_gs
+    m          = clip(p x + q f)                            the prediction, in the stored kind
+    [x' u v]   = M [x, r_1..r_S, m, f, f_1..f_G, n_1..n_L]  r_du <- u, r_dv <- v
+    x'        += mask (ky y + sum_l Cy_l n_l - x')          only with a mask and a known image y
+    c x'       -> model input, t -> model scalars           of row i+1, kept in row i
 
 Row 0 calls no model: it takes unit noise (or an image) to the first point of the grid. The last row
 holds: x' = x.
@@ -35,18 +35,23 @@ class Plan:
     """A compiled sampler. Arrays (float64, then int64), with R rows, S slots, G branches, L noises,
     K scales, E model scalars, W = 3+S+G+L:
 
-    M [R,3,W]         rows for x', u, v over the operands x, r_1..r_S, m, f, f_1..f_G, n_1..n_L
-    p, q [R]          prediction m = p x + q f;       clip [R]: |m| <= clip, 0 = no clip
-    U [R,G], V [R,G,K] weights of the branches in f
-    known [R,1+L]     ky, Cy_1..Cy_L of the inpainting target
-    c [R], t [R,E]    input scale and model scalars of the next row
-    preview [R,2]     dx, dm with x0 = dx x + dm m
-    alpha, sigma [R]  signal and noise level of x as the row begins (row 0: 0, 1 for noise or 1, 0 for an image; last row: the end)
-    reads [R]         bit k: operand k is read;       branches [R], bit g: f_g enters f;    known_reads [R]: bit 0 y, bit 1+l n_l
-    dst [R,2]         slots that u and v are written to, -1 for none
-    call [R]          number of the model asked in this row, -1 for none
-    ids [R,L]         noise ids, 0..2**32-1, -1 for none
-    note              JSON-able dict: solver, stored kind, schedule, prediction, grid, how it was found, citations
+    M [R,3,W]           rows for x', u, v over the operands x, r_1..r_S, m, f, f_1..f_G, n_1..n_L
+    p, q [R]            prediction m = p x + q f
+    clip [R]            |m| <= clip, 0 = no clip
+    U [R,G], V [R,G,K]  weights of the branches in f
+    known [R,1+L]       ky, Cy_1..Cy_L of the inpainting target
+    c [R], t [R,E]      input scale and model scalars of the next row
+    preview [R,2]       dx, dm with x0 = dx x + dm m
+    alpha, sigma [R]    signal and noise level of x as the row begins (row 0: 0, 1 for noise or
+                        1, 0 for an image; last row: the end)
+    reads [R]           bit k: operand k is read
+    branches [R]        bit g: f_g enters f
+    known_reads [R]     bit 0: y is read, bit 1+l: n_l
+    dst [R,2]           slots that u and v are written to, -1 for none
+    call [R]            number of the model asked in this row, -1 for none
+    ids [R,L]           noise ids, 0..2**32-1, -1 for none
+    note                JSON-able dict: solver, stored kind, schedule, prediction, grid, how it was
+                        found, citations
 
     Raises PlanError, one sentence, for anything inconsistent.
     """
@@ -71,9 +76,8 @@ class Plan:
     ids: np.ndarray
     note: dict
 
-    _makers: ClassVar[
-        dict[str, Callable]
-    ] = {}  # filled by fastsample.solvers: a plan cannot import its makers
+    # filled by fastsample.solvers: a plan cannot import its makers
+    _makers: ClassVar[dict[str, Callable]] = {}
 
     def __post_init__(self) -> None:
         for name, dtype in [*((n, np.float64) for n in FLOATS), *((n, np.int64) for n in INTS)]:
@@ -125,8 +129,8 @@ class Plan:
     @property
     def init_scale(self) -> float:
         """M[0,0,0]: what row 0 multiplies unit noise by, sigma of the first point times the
-        amplitude that a search found (sigma before churn: row 0 draws that beside it). x =
-        init_scale·noise stands at row 1. PlanError for a plan that starts from an image.
+        amplitude that a search found (sigma before churn: row 0 draws that beside it).
+        x = init_scale·noise stands at row 1. PlanError for a plan that starts from an image.
         """
         if self.sigma[0] == 0:
             raise PlanError(
@@ -145,24 +149,9 @@ class Plan:
         """Hashable structure: plans with equal programs share one compiled or captured graph; only
         numbers differ between them.
         """
-        per_row = zip(
-            self.call,
-            self.reads,
-            self.branches,
-            self.known_reads,
-            self.dst[:, 0],
-            self.dst[:, 1],
-            self.clip > 0,
-            strict=True,
-        )
-        return (
-            self.S,
-            self.G,
-            self.L,
-            self.K,
-            self.E,
-            tuple(tuple(int(v) for v in row) for row in per_row),
-        )
+        words = self.call, self.reads, self.branches, self.known_reads, *self.dst.T, self.clip > 0
+        per_row = tuple(tuple(int(v) for v in row) for row in zip(*words, strict=True))
+        return self.S, self.G, self.L, self.K, self.E, per_row
 
     @cached_property
     def entries(self) -> tuple[int, ...]:
@@ -181,15 +170,8 @@ class Plan:
         """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted
         from 0).
         """
-        names = [
-            "x",
-            *(f"r{s}" for s in range(self.S)),
-            "m",
-            "f",
-            *(f"f{g}" for g in range(self.G)),
-            *(f"n{k}" for k in range(self.L)),
-        ]
-        return names[column]
+        slots, branches = [f"r{s}" for s in range(self.S)], [f"f{g}" for g in range(self.G)]
+        return ["x", *slots, "m", "f", *branches, *(f"n{k}" for k in range(self.L))][column]
 
     # -- other forms -------------------------------------------------------------------------------
     def table(self, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:
@@ -264,15 +246,14 @@ class Plan:
     def consistency(self) -> float:
         """Largest defect of the rows against the schedule when every prediction is exact.
 
-        For data at one point x0 the exact model returns that x0, so x must stand at alpha x0 +
-        sigma (unit noise) at every row's point. The rows are run on coefficient vectors over (x0,
-        start noise, every drawn noise); returned is the largest deviation of (alpha, sigma),
-        relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables
+        For data at one point x0 the exact model returns that x0, so x must stand at
+        alpha x0 + sigma (unit noise) at every row's point. The rows are run on coefficient vectors
+        over (x0, start noise, every drawn noise); returned is the largest deviation of
+        (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables
         (note: consistent = False) may leave the schedule by design.
         """
-        with np.errstate(
-            all="ignore"
-        ):  # a foreign table may hold any finite number; its defect is then inf
+        # a foreign table may hold any finite number; its defect is then inf
+        with np.errstate(all="ignore"):
             defects = [
                 max(abs(a - self.alpha[i]), abs(s - self.sigma[i]))
                 / (self.alpha[i] + self.sigma[i])
@@ -281,16 +262,14 @@ class Plan:
         return float(max(np.nan_to_num(defects, nan=np.inf), default=0.0))
 
     def _exact_levels(self) -> Iterator[tuple[int, float, float]]:
-        noises = {
-            k: 2 + n for n, k in enumerate(sorted({int(k) for k in self.ids.ravel() if k >= 0}))
-        }
+        ids = sorted({int(k) for k in self.ids.ravel() if k >= 0})
+        noises = {k: 2 + n for n, k in enumerate(ids)}
         width, m, drawn = 2 + len(noises), 1 + self.S, 3 + self.S + self.G
         x0 = np.zeros(width)
         x0[0] = 1.0
         read = self.M * ((self.reads[:, None] >> np.arange(self.W)) & 1)[:, None]
-        operands = np.zeros(
-            (self.W, width)
-        )  # x, r_1..r_S, m, f, f_1..f_G, n_1..n_L of the row at hand
+        # x, r_1..r_S, m, f, f_1..f_G, n_1..n_L of the row at hand
+        operands = np.zeros((self.W, width))
         for i in range(self.rows):
             if i == 1:  # where the run starts, whatever label its noise was given
                 operands[0] = 0.0
@@ -323,7 +302,8 @@ class Plan:
         return plan_file.describe(self)
 
     def __repr__(self) -> str:
-        return f"Plan({self.note.get('solver', 'unnamed')!s}, nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G})"
+        sizes = f"nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G}"
+        return f"Plan({self.note.get('solver', 'unnamed')!s}, {sizes})"
 
 
 def _columns(S: int, G: int, L: int, new_S: int, new_G: int) -> np.ndarray:

@@ -45,13 +45,8 @@ def slots_read(plan: Plan, row: int) -> int:
 
 
 def _check_shapes(plan: Plan) -> None:
-    if (
-        plan.M.ndim != 3
-        or plan.U.ndim != 2
-        or plan.V.ndim != 3
-        or plan.ids.ndim != 2
-        or plan.t.ndim != 2
-    ):
+    three, two = (plan.M, plan.V), (plan.U, plan.ids, plan.t)
+    if any(a.ndim != 3 for a in three) or any(a.ndim != 2 for a in two):
         raise PlanError(
             "plan: M and V must have 3 dimensions and U, ids, t 2; build plans with "
             "fastsample.solvers"
@@ -98,12 +93,8 @@ def _check_values(plan: Plan) -> None:
         if array.size and (array.min() < low or array.max() > high):
             bad = array[(array < low) | (array > high)].ravel()[0]
             raise PlanError(f"plan: {name} holds {bad}; {low} to {high} is accepted")
-    if (
-        (plan.clip < 0).any()
-        or (plan.alpha < 0).any()
-        or (plan.sigma < 0).any()
-        or (plan.alpha + plan.sigma <= 0).any()
-    ):
+    negative = any((array < 0).any() for array in (plan.clip, plan.alpha, plan.sigma))
+    if negative or (plan.alpha + plan.sigma <= 0).any():
         raise PlanError(
             "plan: clip, alpha or sigma is negative, or alpha = sigma = 0; levels and bounds are 0 "
             "or more"

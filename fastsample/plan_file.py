@@ -48,20 +48,10 @@ class PlanError(ValueError):
 def _layout(dims: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
     """The float part of a row, in order: (array, its shape per row)."""
     S, G, L, K, E = (dims[k] for k in "SGLKE")
-    return [
-        ("M", (3, 3 + S + G + L)),
-        ("p", ()),
-        ("q", ()),
-        ("clip", ()),
-        ("U", (G,)),
-        ("V", (G, K)),
-        ("known", (1 + L,)),
-        ("c", ()),
-        ("t", (E,)),
-        ("preview", (2,)),
-        ("alpha", ()),
-        ("sigma", ()),
-    ]
+    wide = {"M": (3, 3 + S + G + L), "U": (G,), "V": (G, K), "known": (1 + L,)}
+    wide |= {"t": (E,), "preview": (2,)}
+    names = ["M", "p", "q", "clip", "U", "V", "known", "c", "t", "preview", "alpha", "sigma"]
+    return [(name, wide.get(name, ())) for name in names]
 
 
 def _float_width(dims: dict[str, int]) -> int:
@@ -70,34 +60,24 @@ def _float_width(dims: dict[str, int]) -> int:
 
 def records(plan: Plan, dtype: type | str) -> tuple[np.ndarray, np.ndarray]:
     """(numbers [R, WF] of `dtype`, words [R, 7+L] int32): the rows as kernels read them. Words:
-    reads low and high 24 bits, branches, known_reads, du, dv, call, noise ids as uint32 bits."""
+    reads low and high 24 bits, branches, known_reads, du, dv, call, noise ids as uint32 bits.
+    """
     rows = plan.rows
     if dtype not in (np.float32, np.float64, "float32", "float64"):
         raise PlanError(f"table: dtype {dtype!r} is not a state dtype; float32 and float64 are")
     numbers = np.concatenate(
         [getattr(plan, name).reshape(rows, -1) for name, _ in _layout(plan.dims)], axis=1
     )
-    words = np.concatenate(
-        [
-            plan.reads[:, None] & 0xFFFFFF,
-            plan.reads[:, None] >> 24,
-            plan.branches[:, None],
-            plan.known_reads[:, None],
-            plan.dst,
-            plan.call[:, None],
-            plan.ids & 0xFFFFFFFF,
-        ],
-        axis=1,
-    )
+    single = plan.reads & 0xFFFFFF, plan.reads >> 24, plan.branches, plan.known_reads
+    words = np.column_stack([*single, plan.dst, plan.call, plan.ids & 0xFFFFFFFF])
     with np.errstate(over="ignore"):
         numbers = numbers.astype(dtype)
     if not np.isfinite(numbers).all():
         raise PlanError(
             f"table: a coefficient is beyond the range of {np.dtype(dtype)}; use a float64 state"
         )
-    return np.ascontiguousarray(numbers), np.ascontiguousarray(
-        words.astype(np.uint32).view(np.int32)
-    )
+    words = words.astype(np.uint32).view(np.int32)
+    return np.ascontiguousarray(numbers), np.ascontiguousarray(words)
 
 
 # -- .fsplan ---------------------------------------------------------------------------------------
@@ -117,8 +97,9 @@ def encode(plan: Plan) -> bytes:
 
 
 def decode(data: bytes, cls: type[Plan]) -> Plan:
-    """A plan from the bytes of a .fsplan file; every size is bounded before anything is "
-    "allocated."""
+    """A plan from the bytes of a .fsplan file; every size is bounded before anything is
+    allocated.
+    """
     if len(data) < HEADER.size:
         raise PlanError(
             f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut "
@@ -245,9 +226,8 @@ def load_note(data: bytes, where: str) -> dict:
             parse_float=finite,
             object_pairs_hook=unique,
         )
-        json.dumps(value, ensure_ascii=False).encode(
-            "utf-8"
-        )  # a lone surrogate would fail only later
+        # a lone surrogate would fail only later
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     except PlanError:
         raise
     except (ValueError, RecursionError) as error:
@@ -301,17 +281,9 @@ def from_json(text: str, cls: type[Plan]) -> Plan:
         or any(type(v) is not int or not 0 <= v <= CAPS[k] for k, v in dims.items())
     ):
         raise PlanError(f"from_json: dims are {dims}; R, S, G, L, K, E within {CAPS} are needed")
-    shapes = dict(_layout(dims)) | {
-        "reads": (),
-        "branches": (),
-        "known_reads": (),
-        "dst": (2,),
-        "call": (),
-        "ids": (dims["L"],),
-    }
-    return cls(
-        **{name: _array(name, value[name], (dims["R"], *shapes[name])) for name in names}, note=note
-    )
+    shapes = dict(_layout(dims)) | {"dst": (2,), "ids": (dims["L"],)}
+    arrays = {n: _array(n, value[n], (dims["R"], *shapes.get(n, ()))) for n in names}
+    return cls(**arrays, note=note)
 
 
 def _array(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -340,9 +312,8 @@ def printable(value: Any) -> str:
     """Text with control and non-printing characters escaped: a note comes from a file, and a
     terminal obeys what it prints.
     """
-    return "".join(
-        ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in str(value)
-    )
+    escaped = lambda ch: ch if ch.isprintable() else ch.encode("unicode_escape").decode()
+    return "".join(map(escaped, str(value)))
 
 
 def describe(plan: Plan) -> str:
@@ -371,14 +342,11 @@ def describe(plan: Plan) -> str:
     for i in range(plan.rows):
         a, s = plan.alpha[i], plan.sigma[i]
         log = "inf" if s == 0 else "-inf" if a == 0 else f"{math.log(a) - math.log(s):.3f}"
-        asked = (
-            (f"{plan.call[i]:5d}", f"{times[i]:10.5g}")
-            if plan.call[i] >= 0
-            else (" " * 4 + "-", " " * 9 + "-")
-        )
-        lines.append(
-            f"  {i:4d} {asked[0]} {asked[1]} {a:9.5f} {s:9.5f} {log:>8}   {_update(plan, i)}"
-        )
+        call, time = "-", "-"
+        if plan.call[i] >= 0:
+            call, time = str(plan.call[i]), f"{times[i]:.5g}"
+        head = f"  {i:4d} {call:>5} {time:>10} {a:9.5f} {s:9.5f} {log:>8}"
+        lines.append(f"{head}   {_update(plan, i)}")
     return "\n".join(lines)
 
 
@@ -395,7 +363,5 @@ def _update(plan: Plan, i: int) -> str:
 
 
 def _short(value: Any) -> str:
-    text = printable(
-        value if isinstance(value, str) else dump_note(value) if isinstance(value, dict) else value
-    )
+    text = printable(dump_note(value) if isinstance(value, dict) else value)
     return text if len(text) <= 150 else text[:147] + "..."

@@ -1,13 +1,17 @@
-"""Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, eps ~ N(0, I), and the half log-SNR lambda =
-ln(alpha/sigma).
+"""Noise schedules: x_t = alpha(t)·x0 + sigma(t)·eps, eps ~ N(0, I), and the half log-SNR
+lambda = ln(alpha/sigma).
 
 Every schedule has
-    alpha(t), sigma(t), half_log_snr(t)    float64, any shape; half_log_snr is +inf where sigma = 0 and -inf where alpha = 0, both exact
-    time(half_log_snr)                     the inverse
-    t_max                                  noise end (larger t = noisier); t_min: smallest time with sigma > 0 that grids use
-    t_zero                                 the time at which sigma = 0 exactly (below t_min)
-    t_finite                               largest time with alpha > 0 that grids spaced in half_log_snr use (t_max unless alpha(t_max) = 0)
-    label(t)                               the noise level a network is usually told: t itself, sigma for Flow
+    alpha(t), sigma(t), half_log_snr(t)   float64, any shape; half_log_snr is +inf where sigma = 0
+                                          and -inf where alpha = 0, both exact
+    time(half_log_snr)                    the inverse
+    t_max                                 noise end (larger t = noisier)
+    t_min                                 smallest time with sigma > 0 that grids use
+    t_zero                                the time at which sigma = 0 exactly (below t_min)
+    t_finite                              largest time with alpha > 0 that grids spaced in
+                                          half_log_snr use (t_max unless alpha(t_max) = 0)
+    label(t)                              the noise level a network is usually told: t itself,
+                                          sigma for Flow
 A value outside the range, or not a number, is a ValueError. Floor 0: NumPy only.
 
 Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear),
@@ -31,12 +35,9 @@ from .plan_file import load_note
 
 def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float strictly between low and high, or a ValueError."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
-    if not number or not low < value < min(
-        high, sys.float_info.max
-    ):  # a NaN compares false; an int of 400 digits is no float
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    top = min(high, sys.float_info.max)  # an int of 400 digits is no float
+    if not number or isinstance(value, bool) or not low < value < top:  # a NaN compares false
         raise ValueError(
             f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is "
             "accepted"
@@ -95,28 +96,20 @@ class Schedule:
         """The schedule that to_json wrote: a dict, or its JSON text, read strictly. Anything else
         is a ValueError.
         """
-        words = (
-            load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json")
-            if isinstance(data, str)
-            else data
-        )
+        words = data
+        if isinstance(data, str):
+            words = load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json")
         if not isinstance(words, dict) or words.get("name") not in list(SCHEDULES):
             raise ValueError(
                 f"schedules.from_json: {words!r:.80}; a dict whose name is one of "
                 f"{', '.join(SCHEDULES)} is accepted"
             )
-        words, make, zero = (
-            {k: v for k, v in words.items() if k != "name"},
-            SCHEDULES[words["name"]],
-            False,
-        )
+        words = dict(words)
+        make, zero = SCHEDULES[words.pop("name")], False
         if make is DiscreteVP:
             kind, zero = words.pop("kind", None), words.pop("zero_terminal_snr", False)
-            if (
-                kind not in (None, "linear", "scaled_linear", "cosine")
-                or not isinstance(zero, bool)
-                or "recipe" in words
-            ):
+            known = kind in (None, "linear", "scaled_linear", "cosine") and "recipe" not in words
+            if not known or not isinstance(zero, bool):
                 raise ValueError(
                     f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that "
                     "to_json writes is accepted"
@@ -134,8 +127,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """Variance preserving: alpha = e^{-L}, sigma = sqrt(1 - e^{-2L}), L(t) = (beta_max - beta_min)
-    t²/4 + beta_min t/2, t in [0, 1].
+    """Variance preserving: alpha = e^{-L}, sigma = sqrt(1 - e^{-2L}),
+    L(t) = (beta_max - beta_min) t²/4 + beta_min t/2, t in [0, 1].
     """
 
     beta_min: float = 0.1
@@ -150,31 +143,23 @@ class VP(Schedule):
 
     def _point(self, t):
         decay = 0.25 * t * t * (self.beta_max - self.beta_min) + 0.5 * t * self.beta_min
-        return (
-            np.exp(-decay),
-            np.sqrt(-np.expm1(-2.0 * decay)),
-            -0.5 * np.log(np.expm1(2.0 * decay)),
-        )
+        level = -0.5 * np.log(np.expm1(2.0 * decay))
+        return np.exp(-decay), np.sqrt(-np.expm1(-2.0 * decay)), level
 
     def _time(self, level):
         decay = 0.5 * np.logaddexp(0.0, -2.0 * level)
-        return (
-            4.0
-            * decay
-            / (
-                self.beta_min
-                + np.sqrt(self.beta_min**2 + 4.0 * (self.beta_max - self.beta_min) * decay)
-            )
-        )
+        root = np.sqrt(self.beta_min**2 + 4.0 * (self.beta_max - self.beta_min) * decay)
+        return 4.0 * decay / (self.beta_min + root)
 
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, t in [0, 1]; sigma
-    = 0 at the special time -1.
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, t in [0, 1];
+    sigma = 0 at the special time -1.
 
     Between -1 and 0 sigma = sigma_min (1 + t): levels under sigma_min, which the usual grids do not
-    use."""
+    use.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -184,21 +169,16 @@ class VE(Schedule):
         _number("VE: sigma_max", self.sigma_max, _number("VE: sigma_min", self.sigma_min))
 
     def _point(self, t):
-        ratio = np.where(
-            t < 0.0, np.log1p(np.minimum(t, 0.0)), t * math.log(self.sigma_max / self.sigma_min)
-        )  # ln(sigma/sigma_min)
-        sigma = self.sigma_min * np.where(
-            t < 0.0, 1.0 + t, (self.sigma_max / self.sigma_min) ** np.maximum(t, 0.0)
-        )
+        span = self.sigma_max / self.sigma_min
+        # ratio: ln(sigma/sigma_min)
+        ratio = np.where(t < 0.0, np.log1p(np.minimum(t, 0.0)), t * math.log(span))
+        sigma = self.sigma_min * np.where(t < 0.0, 1.0 + t, span ** np.maximum(t, 0.0))
         return np.ones_like(t), sigma, -math.log(self.sigma_min) - ratio
 
     def _time(self, level):
         ratio = -level - math.log(self.sigma_min)
-        return np.where(
-            ratio < 0.0,
-            np.expm1(np.minimum(ratio, 0.0)),
-            ratio / math.log(self.sigma_max / self.sigma_min),
-        )
+        below = np.expm1(np.minimum(ratio, 0.0))
+        return np.where(ratio < 0.0, below, ratio / math.log(self.sigma_max / self.sigma_min))
 
 
 @dataclass(frozen=True)
@@ -231,7 +211,8 @@ class Flow(Schedule):
     time before the shift.
 
     half_log_snr = ln((1-t)/t) - ln(shift): the shift moves the log-SNR by a constant. alpha = 0 at
-    t = 1 and sigma = 0 at t = 0."""
+    t = 1 and sigma = 0 at t = 0.
+    """
 
     shift: float = 1.0
     t_min: float = 1e-3
@@ -244,11 +225,8 @@ class Flow(Schedule):
 
     def _point(self, t):
         scale = 1.0 + (self.shift - 1.0) * t  # alpha is not 1 - sigma, which cancels near t = 1
-        return (
-            (1.0 - t) / scale,
-            self.shift * t / scale,
-            np.log1p(-t) - np.log(t) - math.log(self.shift),
-        )
+        level = np.log1p(-t) - np.log(t) - math.log(self.shift)
+        return (1.0 - t) / scale, self.shift * t / scale, level
 
     def _time(self, level):
         return 1.0 / (1.0 + self.shift * np.exp(level))
@@ -283,22 +261,22 @@ class TrigFlow(Schedule):
 
 @dataclass(frozen=True, eq=False)
 class DiscreteVP(Schedule):
-    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]), sigma = sqrt(1 -
-    alphas_cumprod[t]), t = 0..T-1; sigma = 0 at t = -1.
+    """A table of T noise levels: alpha = sqrt(alphas_cumprod[t]),
+    sigma = sqrt(1 - alphas_cumprod[t]), t = 0..T-1; sigma = 0 at t = -1.
 
     alphas_cumprod [T]: strictly decreasing inside (0, 1); the last may be 0 (zero terminal SNR). At
     a fractional t half_log_snr is linear in t (log-linear sigma/alpha); in the two intervals with
     an infinite end, -1..0 and the last of a zero-terminal-SNR table, sigma/alpha and alpha/sigma
     are linear in t instead. recipe names the constructor and its arguments, so that to_json and
-    repr stay short."""
+    repr stay short.
+    """
 
     alphas_cumprod: np.ndarray = field(repr=False)
     recipe: dict | None = None
     t_min, t_zero = 0.0, -1.0
     t_max = property(lambda self: float(len(self.alphas_cumprod) - 1))
-    t_finite = property(
-        lambda self: float(len(self._table) - 1)
-    )  # _table: half_log_snr at t = 0, 1, .., t_finite
+    # _table: half_log_snr at t = 0, 1, .., t_finite
+    t_finite = property(lambda self: float(len(self._table) - 1))
 
     def __post_init__(self):
         try:
@@ -344,17 +322,15 @@ class DiscreteVP(Schedule):
         Stable Diffusion).
         """
         recipe = _recipe("scaled_linear", steps, beta_start=beta_start, beta_end=beta_end)
-        return cls(
-            np.cumprod(1.0 - np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps) ** 2),
-            recipe,
-        )
+        roots = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps)
+        return cls(np.cumprod(1.0 - roots**2), recipe)
 
     @classmethod
     def cosine(
         cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999
     ) -> DiscreteVP:
-        """beta_i = min(1 - g((i+1)/steps)/g(i/steps), beta_max), g(u) = cos²((u + offset)/(1 +
-        offset)·pi/2) (Nichol & Dhariwal 2021).
+        """beta_i = min(1 - g((i+1)/steps)/g(i/steps), beta_max),
+        g(u) = cos²((u + offset)/(1 + offset)·pi/2) (Nichol & Dhariwal 2021).
         """
         recipe = _recipe("cosine", steps, offset=offset, beta_max=beta_max)
         g = np.cos((np.arange(steps + 1) / steps + offset) / (1.0 + offset) * (math.pi / 2)) ** 2
@@ -371,14 +347,10 @@ class DiscreteVP(Schedule):
     def _point(self, t):
         level = np.interp(t, np.arange(len(self._table)), self._table)
         level = np.where(t < 0.0, self._table[0] - np.log1p(np.minimum(t, 0.0)), level)
-        level = np.where(
-            t > self.t_finite, self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0)), level
-        )
-        return (
-            1.0 / np.sqrt(1.0 + np.exp(-2.0 * level)),
-            1.0 / np.sqrt(1.0 + np.exp(2.0 * level)),
-            level,
-        )
+        end = self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0))
+        level = np.where(t > self.t_finite, end, level)
+        alpha, sigma = (1.0 / np.sqrt(1.0 + np.exp(k * level)) for k in (-2.0, 2.0))
+        return alpha, sigma, level
 
     def _time(self, level):
         first, last = self._table[0], self._table[-1]
@@ -394,34 +366,26 @@ class DiscreteVP(Schedule):
         return t
 
     def to_json(self) -> dict:
-        return {
-            "name": "DiscreteVP",
-            **(self.recipe or {"alphas_cumprod": self.alphas_cumprod.tolist()}),
-        }
+        recipe = self.recipe or {"alphas_cumprod": self.alphas_cumprod.tolist()}
+        return {"name": "DiscreteVP", **recipe}
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, DiscreteVP) and np.array_equal(
-            self.alphas_cumprod, other.alphas_cumprod
-        )
+        if not isinstance(other, DiscreteVP):
+            return False
+        return np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
 
     def __hash__(self) -> int:
         return hash(self.alphas_cumprod.tobytes())
 
 
 def _recipe(kind: str, steps, **values) -> dict:
-    if (
-        isinstance(steps, bool)
-        or not isinstance(steps, (int, np.integer))
-        or not 2 <= steps <= 100_000
-    ):
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole or not 2 <= steps <= 100_000:
         raise ValueError(
             f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 2 to 100000 is accepted"
         )
-    return {
-        "kind": kind,
-        "steps": int(steps),
-        **{name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()},
-    }
+    words = {name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()}
+    return {"kind": kind, "steps": int(steps), **words}
 
 
 SCHEDULES = {cls.__name__: cls for cls in (VP, DiscreteVP, VE, EDM, Flow, TrigFlow)}
