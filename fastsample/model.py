@@ -3,13 +3,13 @@ maps between predictions.
 
 With x = alpha·x0 + sigma·eps, a network's output `out` gives x0 = p·x + q·out:
 
-    prediction   out                     p                   q
-    x0           x0                      0                   1
-    eps          eps                     1/alpha             -sigma/alpha                refused at alpha = 0
-    v            alpha·eps - sigma·x0    alpha/n²            -sigma/n²                   n² = alpha² + sigma²
-    flow         eps - x0                1/(alpha+sigma)     -sigma/(alpha+sigma)
-    edm          F                       alpha·sd²/n²        sigma·sd/n                  n² = sigma² + alpha²·sd²
-    trigflow     F                       alpha/n²            -sigma/n                    n² = alpha² + (sigma/sd)²
+    prediction  out                   p                q                     n²
+    x0          x0                    0                1
+    eps         eps                   1/alpha          -sigma/alpha          refused at alpha = 0
+    v           alpha·eps - sigma·x0  alpha/n²         -sigma/n²             alpha² + sigma²
+    flow        eps - x0              1/(alpha+sigma)  -sigma/(alpha+sigma)
+    edm         F                     alpha·sd²/n²     sigma·sd/n            sigma² + alpha²·sd²
+    trigflow    F                     alpha/n²         -sigma/n              alpha² + (sigma/sd)²
 
 sd = sigma_data, the standard deviation of x0. Sources: Salimans & Ho 2022 (arXiv:2202.00512, v),
 Karras et al. 2022 (2206.00364, eq. 7 and table 1, for x/alpha), Lu & Song 2025 (2410.11081, eq. 5,
@@ -29,14 +29,19 @@ import numpy as np
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
 STORED = ("x0", "eps", "flow", "d")
-DEFAULT_SIGMA_DATA = (
-    0.5  # Karras et al. 2022; used where neither the model nor its schedule names one
-)
+ACCEPTED = {
+    "prediction": f"one of {', '.join(PREDICTIONS)}",
+    "time": "None, a finite number, 'log_sigma' or a callable",
+    "input_scale": "None, 'vp' or a callable",
+    "time_dtype": "None, or a torch or NumPy dtype of numbers,",
+}
+# Karras et al. 2022; used where neither the model nor its schedule names one
+DEFAULT_SIGMA_DATA = 0.5
 
 
 def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
-    """(p, q) with x0 = p·x + q·out, float64, shapes as alpha and sigma. ValueError for eps at alpha
-    = 0: x holds no trace of x0 there.
+    """(p, q) with x0 = p·x + q·out, float64, shapes as alpha and sigma. ValueError for eps at
+    alpha = 0: x holds no trace of x0 there.
     """
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     if prediction == "x0":
@@ -130,13 +135,16 @@ class Model:
 
     schedule      noise schedule x stands on
     prediction    what fn returns: x0 eps v flow edm trigflow (table above)
-    time          what fn is told as t: None, the schedule's t (edm: ¼ ln(sigma/alpha); trigflow: atan2(sigma/sd, alpha)); a number, that
-                  many times schedule.label(t), which is t, for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); or a callable t [n] -> [n]
-    input_scale   fn sees input_scale·x: None, 1 (edm: 1/sqrt(sigma² + alpha²sd²); trigflow: the same); "vp", 1/sqrt(alpha² + sigma²);
-                  or a callable t [n] -> [n]
+    time          what fn is told as t: None, the schedule's t (edm: ¼ ln(sigma/alpha); trigflow:
+                  atan2(sigma/sd, alpha)); a number, that many times schedule.label(t), which is t,
+                  for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); or a callable t [n] -> [n]
+    input_scale   fn sees input_scale·x: None, 1 (edm: 1/sqrt(sigma² + alpha²sd²); trigflow: the
+                  same); "vp", 1/sqrt(alpha² + sigma²); or a callable t [n] -> [n]
     sigma_data    standard deviation of x0 for edm and trigflow; None: the schedule's, else 0.5
-    model_id      name written into plans; None: a hash of fn's parameters where it has any, else "unknown"
-    time_dtype    dtype t is cast to before fn sees it (an integer dtype is rounded to); None: as it comes
+    model_id      name written into plans; None: a hash of fn's parameters where it has any, else
+                  "unknown"
+    time_dtype    dtype t is cast to before fn sees it (an integer dtype is rounded to); None: as it
+                  comes
 
     A network trained on the shifted sigma of Flow wants time=1 or time=1000, not None. Raises
     ValueError for a word it does not know.
@@ -162,61 +170,40 @@ class Model:
                 f"Model: schedule is the class {self.schedule.__name__}; "
                 f"{self.schedule.__name__}(...) is accepted"
             )
-        if not all(
-            hasattr(self.schedule, name)
-            for name in ("alpha", "sigma", "half_log_snr", "time", "label")
-        ):
+        asked = ("alpha", "sigma", "half_log_snr", "time", "label")
+        if not all(hasattr(self.schedule, name) for name in asked):
             raise ValueError(
                 f"Model: schedule is a {type(self.schedule).__name__}; a schedule of "
                 "fastsample.schedules is accepted"
             )
-        if not isinstance(self.prediction, str) or self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"Model: prediction = {self.prediction!r:.60}; one of {', '.join(PREDICTIONS)} is "
-                "accepted"
-            )
-        number = isinstance(self.time, (int, float, np.number)) and not isinstance(self.time, bool)
-        if not (
-            self.time is None
-            or _is(self.time, "log_sigma")
-            or callable(self.time)
-            or (number and math.isfinite(self.time))
-        ):
-            raise ValueError(
-                f"Model: time = {self.time!r:.60}; None, a finite number, 'log_sigma' or a "
-                "callable is accepted"
-            )
-        if not (
-            self.input_scale is None or _is(self.input_scale, "vp") or callable(self.input_scale)
-        ):
-            raise ValueError(
-                f"Model: input_scale = {self.input_scale!r:.60}; None, 'vp' or a callable is "
-                "accepted"
-            )
-        if not _is_number_type(self.time_dtype):
-            raise ValueError(
-                f"Model: time_dtype = {self.time_dtype!r:.60}; None, or a torch or NumPy dtype of "
-                "numbers, is accepted"
-            )
+        self._check_words()
         spread = self.sigma_data
         if spread is None:
             spread = getattr(self.schedule, "sigma_data", DEFAULT_SIGMA_DATA)
-        if (
-            isinstance(spread, bool)
-            or not isinstance(spread, (int, float, np.number))
-            or not 0.0 < spread < math.inf
-        ):
+        if not _is_number(spread) or not 0.0 < spread < math.inf:
             raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
         object.__setattr__(self, "sigma_data", float(spread))
 
+    def _check_words(self):
+        time, scale = self.time, self.input_scale
+        told = time is None or _is(time, "log_sigma") or callable(time)
+        known = {
+            "prediction": any(_is(self.prediction, p) for p in PREDICTIONS),
+            "time": told or (_is_number(time) and math.isfinite(time)),
+            "input_scale": scale is None or _is(scale, "vp") or callable(scale),
+            "time_dtype": _is_number_type(self.time_dtype),
+        }
+        for word, right in known.items():
+            if not right:
+                given = f"{getattr(self, word)!r:.60}"
+                raise ValueError(f"Model: {word} = {given}; {ACCEPTED[word]} is accepted")
+
     def __repr__(self) -> str:
-        name = (
-            "None" if self.fn is None else getattr(self.fn, "__qualname__", type(self.fn).__name__)
-        )  # a network's own repr is long
+        fn = self.fn  # by name: a network's own repr is long
+        name = "None" if fn is None else getattr(fn, "__qualname__", type(fn).__name__)
         words = ("time", "input_scale", "sigma_data", "model_id", "time_dtype")
-        said = [
-            f"{word}={getattr(self, word)!r}" for word in words if getattr(self, word) is not None
-        ]
+        values = {word: getattr(self, word) for word in words}
+        said = [f"{word}={value!r}" for word, value in values.items() if value is not None]
         return f"Model({', '.join([name, repr(self.schedule), repr(self.prediction), *said])})"
 
     def times(self, t) -> np.ndarray:
@@ -239,22 +226,14 @@ class Model:
         t = np.asarray(t, dtype=np.float64)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
-        spread = (
-            1.0
-            if self.input_scale == "vp"
-            else self.sigma_data
-            if self.prediction in ("edm", "trigflow")
-            else None
-        )
-        if spread is None:
+        if self.input_scale == "vp":
+            spread = 1.0
+        elif self.prediction in ("edm", "trigflow"):
+            spread = self.sigma_data  # sd·n of trigflow is the edm norm
+        else:
             return np.ones_like(t)
-        # sd·n of trigflow is the edm norm
-        return _finite(
-            "scales",
-            "input_scale",
-            1.0 / np.hypot(self.schedule.sigma(t), self.schedule.alpha(t) * spread),
-            t,
-        )
+        norm = np.hypot(self.schedule.sigma(t), self.schedule.alpha(t) * spread)
+        return _finite("scales", "input_scale", 1.0 / norm, t)
 
     def __call__(self, x, t, **cond):
         """fn(x, t, **cond), t cast to time_dtype."""
@@ -286,87 +265,60 @@ class Model:
         callable, and a schedule that cannot be made from the note, is not compared.
         """
         told = note["model"] if isinstance(note.get("model"), dict) else {}
-        theirs = {
-            word: told[word]
-            for word in ("time", "input_scale", "sigma_data")
-            if told.get(word, "callable") != "callable"
-        }
-        theirs |= {"schedule": note["schedule"]} if note.get("schedule") is not None else {}
-        ours = {word: getattr(self, word) for word in theirs if word != "schedule"}
-        ours |= (
-            {"schedule": self.schedule.to_json()}
-            if "schedule" in theirs and hasattr(self.schedule, "to_json")
-            else {}
-        )
+        words = ("time", "input_scale", "sigma_data")
+        theirs = {word: told[word] for word in words if told.get(word, "callable") != "callable"}
+        ours = {word: getattr(self, word) for word in theirs}
+        if note.get("schedule") is not None and hasattr(self.schedule, "to_json"):
+            theirs["schedule"], ours["schedule"] = note["schedule"], self.schedule.to_json()
         words = [word for word in ours if ours[word] != theirs[word] and not callable(ours[word])]
+        changed = {word: theirs[word] for word in words}
         try:
-            schedule = (
-                self.schedule.from_json(theirs["schedule"])
-                if "schedule" in words
-                else self.schedule
-            )
-            made = replace(
-                self,
-                schedule=schedule,
-                **{word: theirs[word] for word in words if word != "schedule"},
-            )
-            seen = {*made._seen(self)} if words else set()
+            if "schedule" in changed:
+                changed["schedule"] = self.schedule.from_json(changed["schedule"])
+            seen = {*replace(self, **changed)._seen(self)} if changed else set()
         except (AttributeError, TypeError, ValueError):
             return None
-        for word, signs in (
-            ("sigma_data", {"sigma_data"}),
-            ("time", {"time"}),
-            ("input_scale", {"input_scale"}),
-            ("schedule", seen),
-        ):
-            if word in words and signs & seen:
+        for word in ("sigma_data", "time", "input_scale", "schedule"):
+            if word in changed and (seen if word == "schedule" else word in seen):
                 return word, theirs[word], ours[word]
         return None
 
     def _seen(self, other: Model) -> Iterator[str]:
-        """Names of what the networks of two models see or return differently at one "
-        "half_log_snr."""
+        """Names of what the networks of two models see or return differently at one
+        half_log_snr.
+        """
         mine, yours = self.schedule, other.schedule
         t = np.linspace(mine.t_min, mine.t_finite, 34)[1:-1]
         there = np.asarray(yours.time(mine.half_log_snr(t)))
         both = (there >= yours.t_min) & (there <= yours.t_finite)
         t, there = t[both], there[both]
-        unlike = lambda a, b: (
-            not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))
-        )
+        alpha, alpha_there = mine.alpha(t), yours.alpha(there)
+
+        def unlike(a, b):
+            return not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))
+
         scaled = self.prediction in ("edm", "trigflow")
         if scaled and self.sigma_data != other.sigma_data:
             yield "sigma_data"
-        if not (callable(self.time) or callable(other.time)) and unlike(
-            self.times(t), other.times(there)
-        ):
+        told = not (callable(self.time) or callable(other.time))
+        if told and unlike(self.times(t), other.times(there)):
             yield "time"
         told = not (callable(self.input_scale) or callable(other.input_scale))
-        if told and unlike(
-            self.scales(t) * mine.alpha(t), other.scales(there) * yours.alpha(there)
-        ):
+        if told and unlike(self.scales(t) * alpha, other.scales(there) * alpha_there):
             yield "input_scale"
-        if not both.any() or (
-            self.prediction not in ("x0", "eps") and unlike(mine.alpha(t), yours.alpha(there))
-        ):
-            yield "schedule"  # x0 and eps are the same however x is scaled; the others are not
+        # x0 and eps are the same however x is scaled; the others are not
+        told = self.prediction not in ("x0", "eps")
+        if not both.any() or (told and unlike(alpha, alpha_there)):
+            yield "schedule"
 
     def to_json(self) -> dict:
         """The words, JSON-able: what a plan's note keeps of the model. A callable is written as
         "callable".
         """
-        words = {
-            name: "callable" if callable(value) else value
-            for name, value in (("time", self.time), ("input_scale", self.input_scale))
-        }
-        words["time"] = (
-            float(words["time"])
-            if isinstance(words["time"], (int, float, np.number))
-            else words["time"]
-        )
         return {
             "prediction": self.prediction,
-            **words,
+            "time": float(self.time) if _is_number(self.time) else _written(self.time),
+            "input_scale": _written(self.input_scale),
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
         }
@@ -393,9 +345,18 @@ def _is(value, word: str) -> bool:
     return isinstance(value, str) and value == word  # an array compared with a word is an array
 
 
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _written(word):
+    """A word of a Model as a note has it."""
+    return "callable" if callable(word) else word
+
+
 def _is_number_type(dtype) -> bool:
     """None, torch's dtype (known by what it answers, as torch is not imported here), or anything
-    NumPy takes for a real number's.
+    that NumPy takes for the dtype of real numbers.
     """
     try:
         return dtype is None or hasattr(dtype, "is_floating_point") or np.dtype(dtype).kind in "iuf"
@@ -407,10 +368,9 @@ def _cast(t, dtype):
     """t in another dtype; rounded to the nearest whole number first where the dtype has no fraction
     (998.9999 is 999, not 998).
     """
-    fraction = (
-        dtype.is_floating_point
-        if hasattr(dtype, "is_floating_point")
-        else np.issubdtype(np.dtype(dtype), np.floating)
-    )
+    if hasattr(dtype, "is_floating_point"):
+        fraction = dtype.is_floating_point
+    else:
+        fraction = np.issubdtype(np.dtype(dtype), np.floating)
     t = t if fraction else t.round()
     return t.to(dtype) if hasattr(t, "to") else np.asarray(t).astype(dtype)

@@ -249,8 +249,8 @@ class Plan:
         For data at one point x0 the exact model returns that x0, so x must stand at
         alpha x0 + sigma (unit noise) at every row's point. The rows are run on coefficient vectors
         over (x0, start noise, every drawn noise); returned is the largest deviation of
-        (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and learned tables
-        (note: consistent = False) may leave the schedule by design.
+        (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and
+        learned tables (note: consistent = False) may leave the schedule by design.
         """
         # a foreign table may hold any finite number; its defect is then inf
         with np.errstate(all="ignore"):

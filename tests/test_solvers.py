@@ -16,11 +16,8 @@ from fastsample.solvers import SOLVERS
 
 EPS = np.finfo(np.float64).eps
 LN2 = math.log(2.0)
-PHI = [
-    0.5,
-    1 - 0.5 / LN2,
-    1 - 2 / LN2 * (1 - 0.5 / LN2),
-]  # I_0, I_1, I_2 of h = ln 2: I_j = 1 - (j/h) I_{j-1}
+# I_0, I_1, I_2 of h = ln 2: I_j = 1 - (j/h) I_{j-1}
+PHI = [0.5, 1 - 0.5 / LN2, 1 - 2 / LN2 * (1 - 0.5 / LN2)]
 ROOT3 = math.sqrt(3.0)
 SD = DiscreteVP.scaled_linear()
 SCHEDULES = {
@@ -79,33 +76,38 @@ def same(found, wanted):
 
 
 def solve(name, schedule, levels, prediction="x0", **options):
-    return SOLVERS[name](
-        schedule, grids.from_sigmas(schedule, levels), prediction=prediction, **options
-    )
+    grid = grids.from_sigmas(schedule, levels)
+    return SOLVERS[name](schedule, grid, prediction=prediction, **options)
 
 
+# Rows that come back: from sigma to half of it at first order, deterministic and with all noise new
+# (k² = e^{-2h} = 1/4: up = sqrt(3), down = 1), and at second order after such a step; half of a
+# flow; a step to sigma = 0.
+HALF, RENEWED = {"x": 0.5, "m": 0.5}, {"x": 0.25, "m": 0.75, "n0": ROOT3}
+SECOND, FLOWN, CLEAN = {"x": 0.5, "m": 0.75, "r0": -0.25}, {"x": 1, "m": -0.5}, {"m": 1}
+# the line through u = 0, -1; the parabola through u = 0, -1, -2: l0 = (u² + 3u + 2)/2,
+# l1 = -u² - 2u, l2 = (u² + u)/2; half of D2's weight: I_2/2 where the parabola has I_2
+LINE = {"x": 0.5, "m": PHI[0] + PHI[1], "r0": -PHI[1]}
+PARABOLA = {
+    "x": 0.5,
+    "m": PHI[0] + 1.5 * PHI[1] + 0.5 * PHI[2],
+    "r1": -PHI[2] - 2 * PHI[1],
+    "r0": 0.5 * PHI[2] + 0.5 * PHI[1],
+}
+PUBLISHED = {
+    "x": 0.5,
+    "m": PHI[0] + 1.5 * PHI[1] + 0.25 * PHI[2],
+    "r1": -0.5 * PHI[2] - 2 * PHI[1],
+    "r0": 0.25 * PHI[2] + 0.5 * PHI[1],
+}
 LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
-    ("ddim", EDM(), [4, 2, 0], "x0", {}, {0: {"x": 4}, 1: {"x": 0.5, "m": 0.5}, 2: {"m": 1}}),
-    (
-        "ddim",
-        EDM(),
-        [4, 2, 0],
-        "x0",
-        {"eta": 1.0},
-        {1: {"x": 0.25, "m": 0.75, "n0": ROOT3}, 2: {"m": 1}},
-    ),  # k² = e^{-2h} = 1/4
-    ("ddim", TrigFlow(), [1, 0], "v", {}, {0: {"x": 0.5**0.5}, 1: {"m": 1}}),
-    ("euler", EDM(), [4, 2, 0], "eps", {}, {1: {"x": 0.5, "m": 0.5}, 2: {"m": 1}}),
-    (
-        "euler",
-        Flow(),
-        [1, 0.5, 0],
-        "flow",
-        {},
-        {0: {"x": 1}, 1: {"x": 1, "m": -0.5}, 2: {"x": 1, "m": -0.5}},
-    ),
-    # TrigFlow at 45 degrees: n = sqrt(2), s = 1/2; at alpha = 0: n = s = 1. x' = sqrt(2)·(x - v/2),
-    # and x - v·s at the end, from y = x/n
+    ("ddim", EDM(), [4, 2, 0], "x0", {}, {0: {"x": 4}, 1: HALF, 2: CLEAN}),
+    ("ddim", EDM(), [4, 2, 0], "x0", {"eta": 1.0}, {1: RENEWED, 2: CLEAN}),
+    ("ddim", TrigFlow(), [1, 0], "v", {}, {0: {"x": 0.5**0.5}, 1: CLEAN}),
+    ("euler", EDM(), [4, 2, 0], "eps", {}, {1: HALF, 2: CLEAN}),
+    ("euler", Flow(), [1, 0.5, 0], "flow", {}, {0: {"x": 1}, 1: FLOWN, 2: FLOWN}),
+    # TrigFlow at 45 degrees: n = sqrt(2), s = 1/2; at alpha = 0: n = s = 1.
+    # x' = sqrt(2)·(x - v/2), and x - v·s at the end, from y = x/n
     (
         "euler",
         TrigFlow(),
@@ -114,22 +116,9 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         {},
         {1: {"x": 2**0.5, "m": -(0.5**0.5)}, 2: {"x": 0.5**0.5, "m": -0.5}},
     ),
-    (
-        "euler_ancestral",
-        EDM(),
-        [4, 2, 0],
-        "x0",
-        {},
-        {1: {"x": 0.25, "m": 0.75, "n0": ROOT3}, 2: {"m": 1}},
-    ),  # up = sqrt(3), down = 1
-    (
-        "euler_ancestral",
-        EDM(),
-        [4, 2, 0],
-        "x0",
-        {"eta": 3.0},
-        {1: {"m": 1, "n0": 2}},
-    ),  # up is cut at sigma'
+    ("euler_ancestral", EDM(), [4, 2, 0], "x0", {}, {1: RENEWED, 2: CLEAN}),
+    # up is cut at sigma'
+    ("euler_ancestral", EDM(), [4, 2, 0], "x0", {"eta": 3.0}, {1: {"m": 1, "n0": 2}}),
     # Flow .8 -> .4: down = .4·(1 + (.5 - 1)) = .2, q = .6/.8
     (
         "euler_ancestral",
@@ -137,24 +126,17 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         [0.8, 0.4, 0],
         "flow",
         {},
-        {1: {"x": 0.1875, "m": 0.5625, "n0": math.sqrt(0.16 - 0.0225)}, 2: {"m": 1}},
+        {1: {"x": 0.1875, "m": 0.5625, "n0": math.sqrt(0.16 - 0.0225)}, 2: CLEAN},
     ),
     # over x0: d1 - d = (r0 - m)/sigma', so x' = x - (4 - 2)/2·(r0 - m)/2
-    (
-        "heun",
-        EDM(),
-        [4, 2, 0],
-        "eps",
-        {},
-        {1: {"x": 0.5, "m": 0.5}, 2: {"x": 1, "m": 0.5, "r0": -0.5}, 3: {"m": 1}},
-    ),
+    ("heun", EDM(), [4, 2, 0], "eps", {}, {1: HALF, 2: {"x": 1, "m": 0.5, "r0": -0.5}, 3: CLEAN}),
     (
         "heun",
         Flow(),
         [1, 0.5, 0],
         "flow",
         {},
-        {1: {"x": 1, "m": -0.5}, 2: {"x": 1, "m": -0.25, "r0": 0.25}, 3: {"x": 1, "m": -0.5}},
+        {1: FLOWN, 2: {"x": 1, "m": -0.25, "r0": 0.25}, 3: FLOWN},
     ),
     # churn to 4 sqrt(2) = sqrt(16 + 16)
     (
@@ -165,8 +147,8 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         {"s_churn": 9.0},
         {0: {"x": 4, "n0": 4}, 1: {"x": 0.125**0.5, "m": 1 - 0.125**0.5}},
     ),
-    # TrigFlow from 60 to 45 degrees, e^h = sqrt(3): x1 = sqrt(2/3)·x + ..., then alpha'/2 (e^h -
-    # 1)(m - r0)
+    # TrigFlow from 60 to 45 degrees, e^h = sqrt(3): x1 = sqrt(2/3)·x + ..., then
+    # alpha'/2 (e^h - 1)(m - r0)
     (
         "heun",
         TrigFlow(),
@@ -179,72 +161,12 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         },
     ),
     # 4 -> 1 by way of 2: x' = x/4 + 3/4 m1 with x = 2 x1 - r0
-    (
-        "dpmpp_2s",
-        EDM(),
-        [4, 1, 0],
-        "x0",
-        {},
-        {1: {"x": 0.5, "m": 0.5}, 2: {"x": 0.5, "m": 0.75, "r0": -0.25}, 3: {"m": 1}},
-    ),
-    (
-        "dpmpp_2m",
-        EDM(),
-        [8, 4, 2, 0],
-        "x0",
-        {},
-        {1: {"x": 0.5, "m": 0.5}, 2: {"x": 0.5, "m": 0.75, "r0": -0.25}, 3: {"m": 1}},
-    ),
-    (
-        "dpmpp_2m",
-        EDM(),
-        [8, 4, 2, 0],
-        "x0",
-        {"variant": "heun"},
-        {2: {"x": 0.5, "m": PHI[0] + PHI[1], "r0": -PHI[1]}},
-    ),
-    (
-        "dpmpp_2m",
-        EDM(),
-        [8, 4, 2, 1],
-        "x0",
-        {"compat": "diffusers"},
-        {2: {"x": 0.5, "m": 0.75, "r0": -0.25}, 3: {"x": 0.5, "m": 0.5}},
-    ),
-    # the parabola through u = 0, -1, -2: l0 = (u² + 3u + 2)/2, l1 = -u² - 2u, l2 = (u² + u)/2
-    (
-        "dpmpp_3m",
-        EDM(),
-        [8, 4, 2, 1, 0],
-        "x0",
-        {},
-        {
-            2: {"x": 0.5, "m": PHI[0] + PHI[1], "r0": -PHI[1]},
-            3: {
-                "x": 0.5,
-                "m": PHI[0] + 1.5 * PHI[1] + 0.5 * PHI[2],
-                "r1": -PHI[2] - 2 * PHI[1],
-                "r0": 0.5 * PHI[2] + 0.5 * PHI[1],
-            },
-            4: {"m": 1},
-        },
-    ),
-    # half of D2's weight: I_2/2 where the parabola has I_2
-    (
-        "dpmpp_3m",
-        EDM(),
-        [8, 4, 2, 1],
-        "x0",
-        {"compat": "k-diffusion"},
-        {
-            3: {
-                "x": 0.5,
-                "m": PHI[0] + 1.5 * PHI[1] + 0.25 * PHI[2],
-                "r1": -0.5 * PHI[2] - 2 * PHI[1],
-                "r0": 0.25 * PHI[2] + 0.5 * PHI[1],
-            }
-        },
-    ),
+    ("dpmpp_2s", EDM(), [4, 1, 0], "x0", {}, {1: HALF, 2: SECOND, 3: CLEAN}),
+    ("dpmpp_2m", EDM(), [8, 4, 2, 0], "x0", {}, {1: HALF, 2: SECOND, 3: CLEAN}),
+    ("dpmpp_2m", EDM(), [8, 4, 2, 0], "x0", {"variant": "heun"}, {2: LINE}),
+    ("dpmpp_2m", EDM(), [8, 4, 2, 1], "x0", {"compat": "diffusers"}, {2: SECOND, 3: HALF}),
+    ("dpmpp_3m", EDM(), [8, 4, 2, 1, 0], "x0", {}, {2: LINE, 3: PARABOLA, 4: CLEAN}),
+    ("dpmpp_3m", EDM(), [8, 4, 2, 1], "x0", {"compat": "k-diffusion"}, {3: PUBLISHED}),
     # H = 2 ln 2: e^{-H} = 1/4
     (
         "dpmpp_2m_sde",
@@ -252,7 +174,7 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         [8, 4, 2, 0],
         "x0",
         {},
-        {2: {"x": 0.25, "m": 1.125, "r0": -0.375, "n0": ROOT3}, 3: {"m": 1}},
+        {2: {"x": 0.25, "m": 1.125, "r0": -0.375, "n0": ROOT3}, 3: CLEAN},
     ),
     # corrector 1 (bh2): x_c = x - r0/4 + m/4; predictor 2: x' = x_c/2 + 3/4 m - r0/4
     (
@@ -261,16 +183,9 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         [8, 4, 2, 0],
         "x0",
         {"order": 2},
-        {1: {"x": 0.5, "m": 0.5}, 2: {"x": 0.5, "m": 0.875, "r0": -0.375}, 3: {"m": 1}},
+        {1: HALF, 2: {"x": 0.5, "m": 0.875, "r0": -0.375}, 3: CLEAN},
     ),
-    (
-        "unipc",
-        EDM(),
-        [8, 4, 2, 0],
-        "x0",
-        {"order": 2, "corrector": False},
-        {2: {"x": 0.5, "m": 0.75, "r0": -0.25}},
-    ),
+    ("unipc", EDM(), [8, 4, 2, 0], "x0", {"order": 2, "corrector": False}, {2: SECOND}),
     # bh1: h where bh2 has 1 - e^{-h} = 1/2: corrector ln(2)/2·(m - r0), predictor ln(2)/2·(m - r0)
     (
         "unipc",
@@ -280,8 +195,8 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
         {"order": 2, "variant": "bh1"},
         {2: {"x": 0.5, "m": 0.5 + 1.5 * LN2 / 2, "r0": -1.5 * LN2 / 2}},
     ),
-    ("lcm", EDM(), [4, 2, 0], "x0", {}, {1: {"m": 1, "n0": 2}, 2: {"m": 1}}),
-    ("lcm", Flow(), [1, 0.75, 0], "flow", {}, {1: {"m": 0.25, "n0": 0.75}, 2: {"m": 1}}),
+    ("lcm", EDM(), [4, 2, 0], "x0", {}, {1: {"m": 1, "n0": 2}, 2: CLEAN}),
+    ("lcm", Flow(), [1, 0.75, 0], "flow", {}, {1: {"m": 0.25, "n0": 0.75}, 2: CLEAN}),
 ]
 
 
@@ -297,15 +212,13 @@ def test_literal(name, schedule, levels, prediction, options, rows):
 
 
 def test_lcm_boundary():
-    """At index 0: s = 0, so c_skip = 1 and x' = x; at index 1 (s = 10, sigma_data .5) c_skip =
-    .25/100.25, c_out = 10/sqrt(100.25).
+    """At index 0: s = 0, so c_skip = 1 and x' = x; at index 1 (s = 10, sigma_data .5)
+    c_skip = .25/100.25, c_out = 10/sqrt(100.25).
     """
     table = DiscreteVP([0.75, 0.25])
     plan = SOLVERS["lcm"](table, [1.0, 0.0, -1.0], prediction="x0")
-    skip, out = 0.25 / 100.25, 10 / math.sqrt(100.25)
-    assert same(
-        terms(plan, 1), {"x": math.sqrt(0.75) * skip, "m": math.sqrt(0.75) * out, "n0": 0.5}
-    )
+    skip, out, alpha = 0.25 / 100.25, 10 / math.sqrt(100.25), math.sqrt(0.75)
+    assert same(terms(plan, 1), {"x": alpha * skip, "m": alpha * out, "n0": 0.5})
     assert terms(plan, 2) == {"x": 1.0}
     assert plan.note["consistent"] is False
 
@@ -329,15 +242,12 @@ def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
                 continue
             plan = SOLVERS[name](schedule, grid, prediction=prediction, **options)
             largest = np.abs(plan.M[:, 0]).sum(axis=1).max()
-            if (
-                name == "heun" and plan.stored == "flow"
-            ):  # v at the end of a step is (x - n·x0)/sigma': the rounding of x grows by 1/sigma'
+            # v at the end of a step is (x - n·x0)/sigma': the rounding of x grows by 1/sigma'
+            if name == "heun" and plan.stored == "flow":
                 largest /= plan.sigma[plan.sigma > 0.0].min()
             assert plan.consistency() <= 8 * EPS * plan.rows * max(1.0, largest)
-            assert (plan.alpha[-1], plan.sigma[-1]) == (
-                schedule.alpha(grid[-1]),
-                schedule.sigma(grid[-1]),
-            )
+            assert plan.alpha[-1] == schedule.alpha(grid[-1])
+            assert plan.sigma[-1] == schedule.sigma(grid[-1])
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -346,9 +256,8 @@ def test_a_thousand_steps(name, schedule):
     options = OPTIONS[name][0]
     plan = SOLVERS[name](schedule, grids.uniform(schedule, 1000), prediction="v", **options)
     assert plan.consistency() <= 1e-12
-    assert (
-        np.abs(plan.M[1:-1, 0, : 4 + plan.S]).max() < 10.0
-    )  # small steps need no large weights; noise is in units of sigma
+    # small steps need no large weights; noise is in units of sigma
+    assert np.abs(plan.M[1:-1, 0, : 4 + plan.S]).max() < 10.0
 
 
 @every_schedule
@@ -361,9 +270,8 @@ def test_rows(name, options, schedule):
     grid = grids.uniform(schedule, n)
     plan = SOLVERS[name](schedule, grid, prediction="v", **options)
     two = name in ("heun", "dpmpp_2s")
-    assert plan.nfe == (
-        2 * n - 1 - (name == "dpmpp_2s" and schedule.alpha(grid[0]) == 0.0) if two else n
-    )
+    single = 1 + (name == "dpmpp_2s" and schedule.alpha(grid[0]) == 0.0)  # steps of one evaluation
+    assert plan.nfe == (2 * n - single if two else n)
     assert (plan.call[1:-1] == 0).all()
     assert plan.rows == plan.nfe + 2
     if not two:
@@ -386,29 +294,18 @@ def test_rows(name, options, schedule):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_note(name):
     schedule = Flow(3.0)
-    plan = SOLVERS[name](
-        Model(None, schedule, "flow", time=1000, model_id="m"), grids.uniform(schedule, 4)
-    )
+    model = Model(None, schedule, "flow", time=1000, model_id="m")
+    plan = SOLVERS[name](model, grids.uniform(schedule, 4))
     note = plan.note
-    assert (
-        note["solver"],
-        note["prediction"],
-        note["start"],
-        note["guidance"],
-        note["compat"],
-    ) == (name, "flow", None, None, "exact")
+    assert (note["solver"], note["prediction"], note["compat"]) == (name, "flow", "exact")
+    assert (note["start"], note["guidance"]) == (None, None)
     assert note["schedule"] == schedule.to_json()
     assert note["grid"] == grids.uniform(schedule, 4).tolist()
     assert note["model"]["model_id"] == "m"
     assert note["stored"] == ("flow" if name in ("euler", "heun") else "x0")
     assert all("arXiv:" in source for source in note["citations"])
-    assert note["order"] == {
-        "heun": 2,
-        "dpmpp_2s": 2,
-        "dpmpp_2m": 2,
-        "dpmpp_3m": 2,
-        "unipc": 3,
-    }.get(name, 1)
+    orders = {"heun": 2, "dpmpp_2s": 2, "dpmpp_2m": 2, "dpmpp_3m": 2, "unipc": 3}
+    assert note["order"] == orders.get(name, 1)
     again = Plan.from_bytes(plan.to_bytes())
     assert again.note == note
     assert np.array_equal(again.M, plan.M)
@@ -425,10 +322,9 @@ def test_start_noises_an_image(name, options, start):
     assert plan.ids[0, 0] == 0
     assert (plan.alpha[0], plan.sigma[0]) == (1.0, 0.0)
     assert plan.note["start"] == at
+    # the history is empty there: the rows are those of the shorter grid
     fresh = SOLVERS[name](model, grid[at:], **options)
-    assert np.array_equal(
-        plan.M[1:], fresh.padded(L=plan.L).M[1:]
-    )  # the history is empty there: the rows are those of the shorter grid
+    assert np.array_equal(plan.M[1:], fresh.padded(L=plan.L).M[1:])
     again = SOLVERS[name](model, grid, **options).remake(start=start)
     assert again.to_bytes() == plan.to_bytes()
 
@@ -438,9 +334,8 @@ def test_remake_refuses():
     with pytest.raises(ValueError, match="the model's time was a callable"):
         SOLVERS["euler"](Model(None, Flow(), "flow", time=lambda t: t), grid).remake(start=1)
     plan = SOLVERS["euler"](Flow(), grid, prediction="flow")
-    with pytest.raises(
-        ValueError, match="solver = 'learned'; plans of ddim, .* are accepted .not learned tables."
-    ):
+    refused = "solver = 'learned'; plans of ddim, .* are accepted .not learned tables."
+    with pytest.raises(ValueError, match=refused):
         plan.with_note(solver="learned").remake(start=1)
     with pytest.raises(ValueError, match="has guidance"):
         plan.with_note(guidance={"branches": 2}).remake(start=1)
@@ -456,7 +351,7 @@ def test_inpainting_plans_make_the_same_steps(name, options):
     assert plan.consistency() <= 1e-13
 
 
-LIMITS = [
+LIMITS = [  # not the corrector of bh1: its first weight h/2 has no limit
     ("dpmpp_2m", {}),
     ("dpmpp_2m", {"variant": "heun"}),
     ("dpmpp_3m", {}),
@@ -466,29 +361,24 @@ LIMITS = [
     ("unipc", {"order": 2}),
     ("unipc", {"variant": "vary"}),
     ("unipc", {"corrector": False, "variant": "bh1"}),
-]  # not the corrector of bh1: its first weight h/2 has no limit
+]
 
 
 @pytest.mark.parametrize(("name", "options"), LIMITS)
 def test_alpha_zero_is_the_limit(name, options):
     """A run from alpha = 0 is the limit of runs that start ever closer to it: alpha = 2^-p changes
     the first state by about that much, later ones by about 1/p, since a history weight falls with
-    lambda, a logarithm."""
+    lambda, a logarithm.
+    """
     x, noise = np.linspace(-1.5, 1.5, 16), np.random.default_rng(3).standard_normal((8, 16))
+    model = lambda x_in, t, row, call: [np.tanh(x_in + t[0])]
     states = {}
     for power in (20, 40, 1100):
         grid = [1.0 - 2.0**-power, 0.75, 0.5, 0.3, 0.15, 0.0]
         plan, trace = SOLVERS[name](Flow(), grid, prediction="flow", **options), []
-        run(
-            plan,
-            x,
-            lambda x_in, t, row, call: [np.tanh(x_in + t[0])],
-            lambda k: noise[k],
-            trace=trace,
-        )
+        run(plan, x, model, lambda k: noise[k], trace=trace)
         states[power] = np.array([state for state, _ in trace])
-    gaps = {
-        power: np.abs(states[power] - states[1100]).max(axis=1) for power in (20, 40)
-    }  # 1 - 2^-1100 is 1
+    limit = states[1100]  # 1 - 2^-1100 is 1
+    gaps = {power: np.abs(states[power] - limit).max(axis=1) for power in (20, 40)}
     assert (gaps[40][:2] <= 2.0**-36).all()
     assert (gaps[40] <= 0.6 * gaps[20] + 2.0**-36).all()

@@ -4,11 +4,12 @@
 
 model       a Model, or a schedule together with prediction=
 grid        [n+1] times of the schedule, noise to data (fastsample.grids)
-start       None: the run starts from noise. An index into the grid, or a strength in (0.0, 1.0] as a float: row 0 noises an image to that
-            level and the plan covers grid[start:]
+start       None: the run starts from noise. An index into the grid, or a strength in (0.0, 1.0] as
+            a float: row 0 noises an image to that level and the plan covers grid[start:]
 inpaint     True: the plan can be run with a mask and a known image
 clip        bound of |x0|, 0 for none
-compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion"); each solver's docstring says which
+compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion");
+            each solver's docstring says which
 
 The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
 arguments raise ValueError.
@@ -52,10 +53,8 @@ SOLVERS = {
         lcm,
     )
 }
-JUMPS = {
-    "ddim": jump,
-    "euler": jump,
-}  # solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
+# solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
+JUMPS = {"ddim": jump, "euler": jump}
 
 __all__ = ["JUMPS", "SOLVERS", "jump", "remake", *SOLVERS]
 
@@ -73,11 +72,39 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     for a note that no solver wrote.
     """
     note = plan.note
+    words, found = _sound(note)
+    said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
+    schedule = _read("schedule", lambda: from_json(note["schedule"]))
+    grid = _read("grid", lambda: check(schedule, note["grid"]))
+    _read("prediction", lambda: Model(None, schedule, note["prediction"]))
+    model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
+    clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
+    index = start_index(grid, start)  # the caller's word, not the note's
+    name, arguments, inpaint = note["solver"], note["arguments"], note.get("inpaint", False)
+
+    def make(at):
+        words = {"start": at, "inpaint": inpaint, "clip": clip}
+        return _read("arguments", lambda: SOLVERS[name](model, grid, **words, **arguments))
+
+    made = make(index)
+    if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
+        amplitude = plan.init_scale / (made if index is None else make(None)).init_scale
+    else:
+        amplitude = _read("found", lambda: number("amplitude", found.get("amplitude", 1.0)))
+    if amplitude == 1.0:
+        return made
+    if index is None:
+        table = made.M.copy()
+        table[0, 0, 0] = plan.init_scale if plan.sigma[0] else amplitude * made.init_scale
+        made = replace(made, M=table)
+    return made.with_note(found={"amplitude": amplitude})
+
+
+def _sound(note: dict) -> tuple[dict, dict]:
+    """The note's model and found, or an error for a note that no plan can be made from again."""
     name = note.get("solver")
-    if (
-        name not in list(SOLVERS)
-        or not {"arguments", "schedule", "grid", "prediction"} <= note.keys()
-    ):
+    needed = {"arguments", "schedule", "grid", "prediction"}
+    if name not in list(SOLVERS) or not needed <= note.keys():
         raise ValueError(
             f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not "
             "learned tables)"
@@ -86,16 +113,11 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
         raise ValueError(
             "remake: the plan has guidance; the plan from before guidance was added is accepted"
         )
-    words, arguments, inpaint, found = (
-        note.get("model") or {},
-        note["arguments"],
-        note.get("inpaint", False),
-        note.get("found") or {},
-    )
+    words, found = note.get("model") or {}, note.get("found") or {}
     for key, value, kind in (
         ("model", words, dict),
-        ("arguments", arguments, dict),
-        ("inpaint", inpaint, bool),
+        ("arguments", note["arguments"], dict),
+        ("inpaint", note.get("inpaint", False), bool),
         ("found", found, dict),
     ):
         if not isinstance(value, kind):
@@ -109,29 +131,7 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
                 f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} "
                 "with start= is accepted"
             )
-    said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
-    schedule = _read("schedule", lambda: from_json(note["schedule"]))
-    grid = _read("grid", lambda: check(schedule, note["grid"]))
-    _read("prediction", lambda: Model(None, schedule, note["prediction"]))
-    model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
-    clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
-    index = start_index(grid, start)  # the caller's word, not the note's
-    make = lambda at: _read(
-        "arguments",
-        lambda: SOLVERS[name](model, grid, start=at, inpaint=inpaint, clip=clip, **arguments),
-    )
-    made = make(index)
-    if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
-        amplitude = plan.init_scale / (made if index is None else make(None)).init_scale
-    else:
-        amplitude = _read("found", lambda: number("amplitude", found.get("amplitude", 1.0)))
-    if amplitude == 1.0:
-        return made
-    if index is None:
-        table = made.M.copy()
-        table[0, 0, 0] = plan.init_scale if plan.sigma[0] else amplitude * made.init_scale
-        made = replace(made, M=table)
-    return made.with_note(found={"amplitude": amplitude})
+    return words, found
 
 
 def _read(key: str, make: Callable):

@@ -21,14 +21,8 @@ def begin(
     if compat not in COMPAT:
         raise ValueError(f"compat = {compat!r}; one of {', '.join(COMPAT)} is accepted")
     model = resolve(model, prediction)
-    return Builder(
-        model,
-        check(model.schedule, grid),
-        stored=stored,
-        start=start,
-        inpaint=inpaint,
-        clip=number("clip", clip),
-    )
+    grid, clip = check(model.schedule, grid), number("clip", clip)
+    return Builder(model, grid, stored=stored, start=start, inpaint=inpaint, clip=clip)
 
 
 def number(name: str, value, low: float = 0.0, high: float = math.inf) -> float:

@@ -3,38 +3,35 @@
 A maker describes each model evaluation by what it does to the state, in symbols, and the Builder
 turns that into a Plan::
 
-    b = Builder(model_or_schedule, grid, prediction=prediction, stored="x0", start=start,
-    inpaint=inpaint)
+    b = Builder(model, grid, prediction=prediction, stored="x0", start=start, inpaint=inpaint)
     for i in range(b.n):
-        b.row(b.t[i], to=b.t[i + 1], x=a * X + g * M, keep={f"m{i}": M})   # slots are named; reading R("m3") finds the slot
+        b.row(b.t[i], to=b.t[i + 1], x=a * X + g * M, keep={f"m{i}": M})
     return b.build("ddim", order=1, eta=eta, citations=[...])
 
-X is the state where the model is asked, M the prediction in the stored kind, R(name) a kept value,
-N(id) a
-noise. `x=` is the next state, at the point `to`. A row without a call (churn) is `b.pre(...)`: it
-is multiplied into the row before it. `anchor=` names the value a later row comes back to (the x a
-Runge-Kutta step starts from, the corrected x of UniPC): R("anchor"). It is eliminated: written as a
-combination of x', slots and noises, so a row writes x' and one slot. With `inpaint=True` rows edit
-x, so the anchor keeps a slot.
+X is the state where the model is asked, M the prediction in the stored kind, R(name) a kept value
+(slots are named; reading R("m3") finds the slot), N(id) a noise. `x=` is the next state, at the
+point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before it.
+`anchor=` names the value a later row comes back to (the x a Runge-Kutta step starts from, the
+corrected x of UniPC): R("anchor"). It is eliminated: written as a combination of x', slots and
+noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the anchor keeps a
+slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 
 from ..model import Model, to_kind
 from ..plan import Plan, PlanError
+from ._pack import INITIAL_NOISE, Row, allocate, pack
 
-INITIAL_NOISE = 0  # id of the noise a run starts from; makers draw ids from 1
-# a defect above this is a wrong formula, not rounding (sound rows show about 1e-15, at N = 1000
-# 1e-12) ...
-CONSISTENT = 1e-9
-# ... unless weights are huge (a Heun step over many decades): rounding grows with the sum of their
-# sizes
-ROUNDING = 1e-14
+# A defect above CONSISTENT is a wrong formula, not rounding (sound rows show about 1e-15, at
+# N = 1000 1e-12), unless weights are huge (a Heun step over many decades): rounding grows with the
+# sum of their sizes.
+CONSISTENT, ROUNDING = 1e-9, 1e-14
 
 
 class Lin(dict):
@@ -84,21 +81,6 @@ def N(noise_id: int) -> Lin:
 ANCHOR = ("r", "anchor")
 
 
-@dataclass
-class _Row:
-    out: dict[str, Lin]  # "x" and the names of kept values
-    call: int = -1
-    point: tuple[float, float] = (0.0, 1.0)  # alpha, sigma where the model is asked
-    time: float = 0.0
-    scale: float = 1.0
-    p: float = 0.0
-    q: float = 0.0
-    clip: float = 0.0
-    preview: tuple[float, float] = (0.0, 0.0)
-    target: tuple[float, float] = (1.0, 0.0)  # alpha, sigma of x'
-    slots: dict[str, int] = field(default_factory=dict)
-
-
 class Builder:
     """Collects rows and compiles them. `t` is the grid in the schedule's time, noise to data; `n`
     its steps; `alpha`, `sigma` [n+1].
@@ -116,12 +98,8 @@ class Builder:
         clip: float = 0.0,
     ):
         self.model = resolve(model, prediction)
-        self.schedule, self.stored, self.inpaint, self.clip = (
-            self.model.schedule,
-            stored,
-            bool(inpaint),
-            float(clip),
-        )
+        self.schedule, self.stored = self.model.schedule, stored
+        self.inpaint, self.clip = bool(inpaint), float(clip)
         if self.clip < 0 or (self.clip and stored != "x0"):
             raise ValueError(
                 f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers "
@@ -136,33 +114,26 @@ class Builder:
             raise ValueError(
                 f"grid: {len(full)} times leave {self.n} steps; at least one step is needed"
             )
-        self._levels = dict(
-            zip(
-                self.t.tolist(),
-                zip(self.alpha.tolist(), self.sigma.tolist(), strict=True),
-                strict=True,
-            )
-        )
+        levels = zip(self.alpha.tolist(), self.sigma.tolist(), strict=True)
+        self._levels = dict(zip(self.t.tolist(), levels, strict=True))
         a, s = self.level(self.t[0])
         if self.start is None:
-            first = _Row({"x": s * X}, target=(a, s))
+            first = Row({"x": s * X}, target=(a, s))
         else:
-            first = _Row({"x": a * X + s * N(INITIAL_NOISE)}, point=(1.0, 0.0), target=(a, s))
-        self._rows: list[_Row] = [first]
+            first = Row({"x": a * X + s * N(INITIAL_NOISE)}, point=(1.0, 0.0), target=(a, s))
+        self._rows: list[Row] = [first]
 
     @property
     def half_log_snr(self) -> np.ndarray:
-        """lambda = log(alpha / sigma) at the grid's points [n+1]; -inf where alpha = 0, +inf where
-        sigma = 0.
+        """lambda = log(alpha / sigma) at the grid's points [n+1]; -inf where alpha = 0,
+        +inf where sigma = 0.
         """
         return self.schedule.half_log_snr(self.t)
 
     def level(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
-        return self._levels.get(float(t)) or (
-            float(self.schedule.alpha(t)),
-            float(self.schedule.sigma(t)),
-        )
+        found = self._levels.get(float(t))
+        return found or (float(self.schedule.alpha(t)), float(self.schedule.sigma(t)))
 
     def row(
         self,
@@ -180,36 +151,32 @@ class Builder:
         a, s = self.level(t)
         p, q = to_kind(self.stored, self.model.prediction, a, s, self.model.sigma_data)
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
-        self._rows.append(
-            _Row(
-                out,
-                call,
-                (a, s),
-                float(self.model.times(np.array([t]))[0]),
-                float(self.model.scales(np.array([t]))[0]),
-                float(p),
-                float(q),
-                self.clip,
-                _preview(self.stored, a, s),
-                to if isinstance(to, tuple) else self.level(to),
-            )
-        )
+        asked = np.array([t])
+        time, scale = float(self.model.times(asked)[0]), float(self.model.scales(asked)[0])
+        row = Row(out, call, (a, s), time, scale, float(p), float(q), self.clip)
+        row.preview, row.target = _preview(self.stored, a, s), self._point(to)
+        self._rows.append(row)
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:
-        """A change of the state without a call (churn, restart), multiplied into the row before "
-        "it."""
+        """A change of the state without a call (churn, restart), multiplied into the row before
+        it.
+        """
         last = self._rows[-1]
         last.out["x"] = x.put("x", last.out["x"])
-        last.target = to if isinstance(to, tuple) else self.level(to)
+        last.target = self._point(to)
+
+    def _point(self, to: float | tuple[float, float]) -> tuple[float, float]:
+        return to if isinstance(to, tuple) else self.level(to)
 
     def build(
         self, solver: str, *, arguments: dict | None = None, consistent: bool = True, **note: object
     ) -> Plan:
-        """Compile. The note records the solver, its arguments, the schedule, the grid and "
-        "`note`."""
+        """Compile. The note records the solver, its arguments, the schedule, the grid and
+        `note`.
+        """
         rows = self._rows if self.inpaint else eliminate_anchor(self._rows)
-        S = allocate(rows)
-        plan = Plan(**self._pack(rows, S), note=self._note(solver, arguments, consistent, note))
+        arrays = pack(rows, allocate(rows), self.inpaint)
+        plan = Plan(**arrays, note=self._note(solver, arguments, consistent, note))
         defect = plan.consistency()
         accepted = max(CONSISTENT, ROUNDING * float(np.abs(plan.M).sum(2).max()))
         if consistent and not defect <= accepted:
@@ -237,72 +204,6 @@ class Builder:
         }
         return out | note
 
-    def _pack(self, rows: list[_Row], S: int) -> dict[str, np.ndarray]:
-        n, ids = len(rows) + 1, [sorted(_noises(r, self.inpaint)) for r in rows]
-        L = max(map(len, ids))
-        W = 4 + S + L
-        plan = {
-            "M": np.zeros((n, 3, W)),
-            "p": np.zeros(n),
-            "q": np.zeros(n),
-            "clip": np.zeros(n),
-            "U": np.ones((n, 1)),
-            "V": np.zeros((n, 1, 0)),
-            "known": np.zeros((n, 1 + L)),
-            "c": np.ones(n),
-            "t": np.zeros((n, 1)),
-            "preview": np.zeros((n, 2)),
-            "alpha": np.zeros(n),
-            "sigma": np.zeros(n),
-            "reads": np.zeros(n, np.int64),
-            "branches": np.zeros(n, np.int64),
-            "known_reads": np.zeros(n, np.int64),
-            "dst": np.full((n, 2), -1),
-            "call": np.full(n, -1),
-            "ids": np.full((n, L), -1),
-        }
-        where, fixed = {}, {"x": 0, "m": 1 + S, "f": 2 + S, ("f", 0): 3 + S}
-        for i, r in enumerate(rows):
-            plan["ids"][i, : len(ids[i])] = ids[i]
-            noise = {k: 4 + S + at for at, k in enumerate(ids[i])}
-            for o, (name, value) in enumerate(
-                sorted(r.out.items(), key=lambda kept: kept[0] != "x")
-            ):
-                for operand, number in value.items():
-                    column = (
-                        fixed[operand]
-                        if operand in fixed
-                        else noise[operand[1]]
-                        if operand[0] == "n"
-                        else 1 + where[operand[1]]
-                    )
-                    plan["M"][i, o, column] += number
-                    plan["reads"][i] |= 1 << column
-                if o:
-                    plan["dst"][i, o - 1] = r.slots[name]
-            where |= r.slots
-            plan["p"][i], plan["q"][i], plan["clip"][i], plan["preview"][i] = (
-                r.p,
-                r.q,
-                r.clip,
-                r.preview,
-            )
-            plan["call"][i], plan["branches"][i] = r.call, int(r.call >= 0)
-            plan["alpha"][i], plan["sigma"][i] = r.point
-            after = rows[i + 1] if i + 1 < len(rows) else None
-            plan["c"][i], plan["t"][i, 0] = (after.scale, after.time) if after else (1.0, r.time)
-            if self.inpaint:
-                plan["known"][i, 0], plan["known_reads"][i] = r.target[0], 1
-                if r.target[1]:
-                    at = ids[i].index(INITIAL_NOISE)
-                    plan["known"][i, 1 + at], plan["known_reads"][i] = (
-                        r.target[1],
-                        3 if at == 0 else 1 | 2 << at,
-                    )
-        plan["M"][-1, 0, 0], plan["reads"][-1], plan["preview"][-1] = 1.0, 1, (1.0, 0.0)
-        (plan["alpha"][-1], plan["sigma"][-1]), plan["t"][-1, 0] = rows[-1].target, rows[-1].time
-        return plan
-
 
 def resolve(model: object, prediction: str | None) -> Model:
     """A Model from a Model, or from a bare noise schedule and the kind of its prediction."""
@@ -329,9 +230,8 @@ def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
         return None
     steps = len(grid) - 1
     if isinstance(start, (float, np.floating)) and 0.0 < start <= 1.0:
-        return steps - max(
-            1, int(steps * float(str(start)))
-        )  # float32(0.7) is meant as 0.7, not as 0.69999999
+        strength = float(str(start))  # float32(0.7) is meant as 0.7, not as 0.69999999
+        return steps - max(1, int(steps * strength))
     if isinstance(start, (int, np.integer)) and not isinstance(start, bool) and 0 <= start < steps:
         return int(start)
     raise ValueError(
@@ -340,7 +240,7 @@ def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
     )
 
 
-def eliminate_anchor(rows: list[_Row]) -> list[_Row]:
+def eliminate_anchor(rows: list[Row]) -> list[Row]:
     """Write R("anchor") as a combination of the state, kept values and noises wherever it is read,
     and keep it in no slot.
 
@@ -360,7 +260,7 @@ def eliminate_anchor(rows: list[_Row]) -> list[_Row]:
         new = out.pop("anchor", at)
         if new is not None:
             at = _after(new, out, i)
-        done.append(_Row(**{**row.__dict__, "out": out}))
+        done.append(replace(row, out=out))
     return done
 
 
@@ -373,11 +273,8 @@ def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
         a = step.get("x", 0.0)
         if not a:
             return None
-        value = (
-            (value - c * X).put("x", ZERO)
-            + (c / a) * X
-            - (c / a) * Lin({k: v for k, v in step.items() if k != "x"})
-        )
+        rest = Lin({k: v for k, v in step.items() if k != "x"})
+        value = (value - c * X).put("x", ZERO) + (c / a) * X - (c / a) * rest
     else:
         value = Lin(value)
     value = _trim(value)
@@ -394,41 +291,6 @@ def _trim(value: Lin) -> Lin:
     """Drop terms that cancelled: what is left of them is rounding."""
     big = max((abs(c) for c in value.values()), default=0.0)
     return Lin({k: c for k, c in value.items() if abs(c) > 1e-13 * big})
-
-
-def allocate(rows: list[_Row]) -> int:
-    """Give every kept value a slot while it is still to be read, drop those nobody reads; returns
-    the number of slots.
-    """
-    live: set[str] = set()
-    after: list[set[str]] = []
-    for row in reversed(rows):
-        row.out = {k: v for k, v in row.out.items() if k == "x" or k in live}
-        after.append(set(live))
-        live -= set(row.out)
-        live |= {k[1] for v in row.out.values() for k in v if isinstance(k, tuple) and k[0] == "r"}
-    if live:
-        raise PlanError(f"rows read {sorted(live)} before any row kept it")
-    held: dict[str, int] = {}
-    free: list[int] = []
-    size = 0
-    for row, needed in zip(rows, reversed(after), strict=True):
-        for name in [k for k in held if k not in needed or k in row.out]:
-            free.append(held.pop(name))
-        row.slots = {}
-        for name in row.out:
-            if name != "x":
-                free.sort()
-                held[name] = row.slots[name] = free.pop(0) if free else size
-                size = max(size, held[name] + 1)
-        if len(row.slots) > 2:
-            raise PlanError(f"a row keeps {sorted(row.slots)}; at most two values can be written")
-    return size
-
-
-def _noises(row: _Row, inpaint: bool) -> set[int]:
-    ids = {k[1] for v in row.out.values() for k in v if isinstance(k, tuple) and k[0] == "n"}
-    return ids | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
 
 
 def _preview(stored: str, a: float, s: float) -> tuple[float, float]:

@@ -3,11 +3,12 @@
 The probability-flow ODE in data form, over lambda = ln(alpha/sigma) with h = lambda_t - lambda_s
 (Lu et al. 2022, arXiv:2211.01095, eq. 8):
 
-    x_t = (sigma_t/sigma_s)·x_s + alpha_t·∫_0^1 H e^{-(1-u)H} x0(u) du            H = h here, (1 + eta) h for the SDE
+    x_t = (sigma_t/sigma_s)·x_s + alpha_t·∫_0^1 H e^{-(1-u)H} x0(u) du
 
-With x0(u) the polynomial through outputs at nodes u_k (in steps of h from the newest, which stands
-at 0) the integral is sum_k w_k·x0_k, w_k = sum_j L_kj I_j, L_kj the monomial coefficients of the
-Lagrange basis, I_j = H·j!·phi_{j+1}(-H); phi_0 = e^z and phi_{k+1} = (phi_k - 1/k!)/z.
+H = h here, (1 + eta) h for the SDE. With x0(u) the polynomial through outputs at nodes u_k (in
+steps of h from the newest, which stands at 0) the integral is sum_k w_k·x0_k, w_k = sum_j L_kj I_j,
+L_kj the monomial coefficients of the Lagrange basis, I_j = H·j!·phi_{j+1}(-H); phi_0 = e^z and
+phi_{k+1} = (phi_k - 1/k!)/z.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# the recurrence for phi loses about k digits per power of ten below this; the series needs under 20
-# terms there
+# The recurrence for phi loses about k digits per power of ten below this; the series needs under
+# 20 terms there.
 SERIES_BELOW = 1.0
 
 
@@ -54,8 +55,8 @@ def moments(h: float, count: int) -> list[float]:
 
 
 def weights(at: Sequence[float], h: float) -> list[float]:
-    """w_k with sum_k w_k·y(u_k) = ∫_0^1 h e^{-(1-u)h} y(u) du for every polynomial y of degree <
-    len(at); u_k = at[k], in steps of h.
+    """w_k with sum_k w_k·y(u_k) = ∫_0^1 h e^{-(1-u)h} y(u) du for every polynomial y of
+    degree < len(at); u_k = at[k], in steps of h.
     """
     integrals, found = moments(h, len(at)), []
     for k, node in enumerate(at):
@@ -68,8 +69,8 @@ def weights(at: Sequence[float], h: float) -> list[float]:
 
 
 def history(levels: np.ndarray, i: int, order: int) -> list[int]:
-    """Grid points whose outputs a multistep row of this order reads at point i, newest first: i,
-    i-1, ...
+    """Grid points whose outputs a multistep row of this order reads at point i, newest first:
+    i, i-1, ...
 
     A point with alpha = 0 (lambda = -inf) drops out: as its node goes to -inf its weight goes to 0,
     and the rest become those of one order less.

@@ -1,5 +1,5 @@
-"""Flow coordinates on any schedule: y = x/n, s = sigma/n, n = alpha + sigma, in which dy/ds = v =
-eps - x0 is finite at both ends.
+"""Flow coordinates on any schedule: y = x/n, s = sigma/n, n = alpha + sigma, in which
+dy/ds = v = eps - x0 is finite at both ends.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import numpy as np
 
 from ..schedules import Flow, TrigFlow
 
-ROUNDING = (
-    4.0 * np.finfo(np.float64).eps
-)  # alpha + sigma = 1 on Flow, but for the rounding of two quotients
+# alpha + sigma = 1 on Flow, but for the rounding of two quotients
+ROUNDING = 4.0 * np.finfo(np.float64).eps
 
 
 def is_flow(schedule, grid: np.ndarray) -> bool:
@@ -21,13 +20,12 @@ def is_flow(schedule, grid: np.ndarray) -> bool:
 
 
 def velocity_step(alpha, sigma, level) -> tuple[float, float]:
-    """(a, e) of x' = a·x + e·v between two points: a = n'/n, e = n'(s' - s) =
-    (alpha'·sigma/n)·expm1(lambda - lambda').
+    """(a, e) of x' = a·x + e·v between two points: a = n'/n,
+    e = n'(s' - s) = (alpha'·sigma/n)·expm1(lambda - lambda').
 
     alpha, sigma, level [2]: of the point left and the point reached.
     """
     n, target = alpha[0] + sigma[0], alpha[1] + sigma[1]
     a = target / n
-    return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), float(
-        alpha[1] * sigma[0] / n
-    ) * math.expm1(level[0] - level[1])
+    e = float(alpha[1] * sigma[0] / n) * math.expm1(level[0] - level[1])
+    return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), e

@@ -20,7 +20,8 @@ def dpmpp_2m(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (h/2h_1)·(m - m_1)],  h = lambda' - lambda, h_1 the step before; m is x0.
+    """x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (h/2h_1)·(m - m_1)],
+    h = lambda' - lambda, h_1 the step before; m is x0.
 
     variant "midpoint" (above); "heun" integrates the line through m and m_1 exactly: the weight of
     (m - m_1)·h/h_1 is h·phi_2(-h). Second order, one evaluation a step, one output kept; the first
@@ -46,14 +47,10 @@ def dpmpp_2m(
             back = float(level[i] - level[i - 1]) / h
             w = gain(h) / (2.0 * back) if variant == "midpoint" else -weights((0.0, -back), h)[1]
             step = alpha * ((gain(h) + w) * M - w * R(f"m{i - 1}"))
-        b.row(
-            b.t[i],
-            to=b.t[i + 1],
-            x=step if sigma == 0.0 else (sigma / b.sigma[i]) * X + step,
-            keep={f"m{i}": M},
-        )
+        if sigma > 0.0:
+            step = (sigma / b.sigma[i]) * X + step
+        b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
     words = {"variant": variant, "lower_order_final": bool(lower_order_final), "compat": compat}
     cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"]
-    return b.build(
-        "dpmpp_2m", arguments=words, compat=compat, order=max(orders), orders=orders, citations=cite
-    )
+    note = {"order": max(orders), "orders": orders, "compat": compat, "citations": cite}
+    return b.build("dpmpp_2m", arguments=words, **note)

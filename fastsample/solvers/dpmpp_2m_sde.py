@@ -23,15 +23,15 @@ def dpmpp_2m_sde(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """x' = (sigma'/sigma) e^{-eta h}·x + alpha' (1 - e^{-H})·[m + (h/2h_1)·(m - m_1)] + sigma'
-    sqrt(1 - e^{-2 eta h}) s_noise·n.
+    """x' = (sigma'/sigma) e^{-eta h}·x + alpha' (1 - e^{-H})·[m + (h/2h_1)·(m - m_1)]
+         + sigma' sqrt(1 - e^{-2 eta h}) s_noise·n,  h = lambda' - lambda, H = (1 + eta) h; m is x0.
 
-    h = lambda' - lambda, h_1 the step before, H = (1 + eta) h; m is x0. variant "midpoint" (above);
-    "heun" integrates the line through m and m_1 exactly: the weight of (m - m_1)·h/h_1 is
-    H·phi_2(-H). eta >= 0 is the strength of the SDE's noise (0: dpmpp_2m). One evaluation a step,
-    one output kept; first order where dpmpp_2m is; no noise in a step to sigma = 0. Lu et al. 2022,
-    arXiv:2211.01095, eq. 19 (eta = 1), with k-diffusion's eta. s_noise other than 1 leaves the
-    schedule by design. compat changes nothing here.
+    h_1 is the step before. variant "midpoint" (above); "heun" integrates the line through m and m_1
+    exactly: the weight of (m - m_1)·h/h_1 is H·phi_2(-H). eta >= 0 is the strength of the SDE's
+    noise (0: dpmpp_2m). One evaluation a step, one output kept; first order where dpmpp_2m is; no
+    noise in a step to sigma = 0. Lu et al. 2022, arXiv:2211.01095, eq. 19 (eta = 1), with
+    k-diffusion's eta. s_noise other than 1 leaves the schedule by design. compat changes nothing
+    here.
     """
     eta, s_noise = number("dpmpp_2m_sde: eta", eta), number("dpmpp_2m_sde: s_noise", s_noise)
     choice("dpmpp_2m_sde: variant", variant, ("midpoint", "heun"))
@@ -39,12 +39,11 @@ def dpmpp_2m_sde(
     level, orders = b.half_log_snr, []
     for i in range(b.n):
         alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-        seen = history(level, i, 1 if sigma == 0.0 else 2)
-        orders.append(len(seen))
+        orders.append(len(history(level, i, 1 if sigma == 0.0 else 2)))
         h = float(level[i + 1] - level[i])
         H = (1.0 + eta) * h
         step = alpha * gain(H) * M
-        if len(seen) == 2:
+        if orders[-1] == 2:
             back = float(level[i] - level[i - 1]) / h
             w = gain(H) / (2.0 * back) if variant == "midpoint" else -weights((0.0, -back), H)[1]
             step = alpha * ((gain(H) + w) * M - w * R(f"m{i - 1}"))
@@ -58,13 +57,6 @@ def dpmpp_2m_sde(
         "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), "
         "arXiv:2211.01095"
     ]
-    consistent, order = s_noise == 1.0 or not eta, 1 if eta else max(orders)
-    return b.build(
-        "dpmpp_2m_sde",
-        arguments=words,
-        consistent=consistent,
-        compat=compat,
-        order=order,
-        orders=orders,
-        citations=cite,
-    )
+    order, consistent = 1 if eta else max(orders), s_noise == 1.0 or not eta
+    note = {"order": order, "orders": orders, "compat": compat, "citations": cite}
+    return b.build("dpmpp_2m_sde", arguments=words, consistent=consistent, **note)

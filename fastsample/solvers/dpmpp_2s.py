@@ -15,7 +15,8 @@ BASE = Lin({ANCHOR: 1.0})  # the x a step starts from
 def dpmpp_2s(
     model, grid, *, prediction=None, start=None, r=0.5, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:
-    """x1 = (sigma1/sigma)·x + alpha1 (1 - e^{-rh})·m at lambda + r h;  x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (m1 - m)/(2r)].
+    """x1 = (sigma1/sigma)·x + alpha1 (1 - e^{-rh})·m at lambda + r h;
+    x' = (sigma'/sigma)·x + alpha' (1 - e^{-h})·[m + (m1 - m)/(2r)].
 
     m is x0, h = lambda' - lambda, 0 < r < 1. Second order, two evaluations a step. A step that
     starts at alpha = 0 or ends at sigma = 0 is of first order, with one evaluation: h is infinite
@@ -34,32 +35,17 @@ def dpmpp_2s(
         alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
         first = alpha * gain(h) * M
         if math.isinf(h):
-            b.row(
-                b.t[i], to=b.t[i + 1], x=first if sigma == 0.0 else (sigma / b.sigma[i]) * X + first
-            )
+            step = first if sigma == 0.0 else (sigma / b.sigma[i]) * X + first
+            b.row(b.t[i], to=b.t[i + 1], x=step)
             continue
         mid = float(b.schedule.time(level[i] + r * h))
         stage = float(b.schedule.half_log_snr(mid) - level[i])  # of the time as rounded
         alpha_mid, sigma_mid = b.level(mid)
-        kept, weight = R(f"m{i}"), 0.5 * h / stage
-        b.row(
-            b.t[i],
-            to=mid,
-            x=(sigma_mid / b.sigma[i]) * X + alpha_mid * gain(stage) * M,
-            keep={f"m{i}": M},
-            anchor=X,
-        )
-        b.row(
-            mid,
-            to=b.t[i + 1],
-            x=(sigma / b.sigma[i]) * BASE + alpha * gain(h) * ((1.0 - weight) * kept + weight * M),
-        )
+        half = (sigma_mid / b.sigma[i]) * X + alpha_mid * gain(stage) * M
+        b.row(b.t[i], to=mid, x=half, keep={f"m{i}": M}, anchor=X)
+        weight = 0.5 * h / stage
+        mean = (1.0 - weight) * R(f"m{i}") + weight * M
+        b.row(mid, to=b.t[i + 1], x=(sigma / b.sigma[i]) * BASE + alpha * gain(h) * mean)
     cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"]
-    return b.build(
-        "dpmpp_2s",
-        arguments={"r": r, "compat": compat},
-        compat=compat,
-        order=max(orders),
-        orders=orders,
-        citations=cite,
-    )
+    note = {"order": max(orders), "orders": orders, "compat": compat, "citations": cite}
+    return b.build("dpmpp_2s", arguments={"r": r, "compat": compat}, **note)

@@ -19,15 +19,16 @@ def dpmpp_3m(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """x' = (sigma'/sigma)·x + alpha' [h phi_1·m + h phi_2·D1 + 2 h phi_3·D2],  phi_k = phi_k(-h), h = lambda' - lambda; m is x0.
+    """x' = (sigma'/sigma)·x + alpha' [h phi_1·m + h phi_2·D1 + 2 h phi_3·D2],
+    phi_k = phi_k(-h), h = lambda' - lambda; m is x0.
 
-    r0 = h_1/h, r1 = h_2/h, D10 = (m - m_1)/r0, D11 = (m_1 - m_2)/r1, D1 = D10 + r0/(r0 + r1)·(D10 -
-    D11), D2 = (D10 - D11)/(r0 + r1): the parabola through the last three outputs, integrated
-    exactly. Orders 1, 2, 3, 3, ...; a step to sigma = 0 is of first order, and outputs at alpha = 0
-    drop out (the limits). lower_order_final: orders 2 and 1 in the last two steps. One evaluation a
-    step, two outputs kept. Started at order 1 the whole run is of second order. Lu et al. 2022,
-    arXiv:2211.01095, app. B, with 2 h phi_3 where every implementation has h phi_3: D2 is half of
-    h² times the second derivative.
+    r0 = h_1/h, r1 = h_2/h, D10 = (m - m_1)/r0, D11 = (m_1 - m_2)/r1,
+    D1 = D10 + r0/(r0 + r1)·(D10 - D11), D2 = (D10 - D11)/(r0 + r1): the parabola through the last
+    three outputs, integrated exactly. Orders 1, 2, 3, 3, ...; a step to sigma = 0 is of first
+    order, and outputs at alpha = 0 drop out (the limits). lower_order_final: orders 2 and 1 in the
+    last two steps. One evaluation a step, two outputs kept. Started at order 1 the whole run is of
+    second order. Lu et al. 2022, arXiv:2211.01095, app. B, with 2 h phi_3 where every
+    implementation has h phi_3: D2 is half of h² times the second derivative.
 
     compat="diffusers": h phi_3, the midpoint weight in the second-order step, and lower_order_final
     for n < 15, as its default configuration. compat="k-diffusion": h phi_3, as in its 3M SDE.
@@ -42,25 +43,18 @@ def dpmpp_3m(
         orders.append(len(seen))
         h = float(level[i + 1] - level[i])
         at = nodes(level, seen, h)
-        found = (
-            _as_published(at, h, asked == 2 and compat == "diffusers")
-            if compat != "exact" and len(seen) > 1
-            else weights(at, h)
-        )
+        if compat == "exact" or len(seen) == 1:
+            found = weights(at, h)
+        else:
+            found = _as_published(at, h, asked == 2 and compat == "diffusers")
         step = Lin() if sigma == 0.0 else (sigma / b.sigma[i]) * X
         for j, w in zip(seen, found, strict=True):
             step = step + alpha * w * (M if j == i else R(f"m{j}"))
         b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
     cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"]
     words = {"lower_order_final": bool(lower_order_final), "compat": compat}
-    return b.build(
-        "dpmpp_3m",
-        arguments=words,
-        compat=compat,
-        order=min(2, max(orders)),
-        orders=orders,
-        citations=cite,
-    )
+    note = {"order": min(2, max(orders)), "orders": orders, "compat": compat, "citations": cite}
+    return b.build("dpmpp_3m", arguments=words, **note)
 
 
 def _as_published(at: list[float], h: float, midpoint: bool) -> list[float]:

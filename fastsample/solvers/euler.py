@@ -15,8 +15,8 @@ def euler(
     model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:
     """VP, VE, EDM: y' = y + (rho' - rho)·(y - x0)/rho, y = x/alpha, rho = sigma/alpha.
-    Flow, TrigFlow, alpha = 0: y' = y + (s' - s)·v, y = x/(alpha + sigma), s = sigma/(alpha +
-    sigma), v = eps - x0.
+    Flow, TrigFlow, alpha = 0: y' = y + (s' - s)·v, y = x/(alpha + sigma),
+    s = sigma/(alpha + sigma), v = eps - x0.
 
     Both are the one map x' = (sigma'/sigma)·x - alpha' expm1(-h)·x0, h = lambda' - lambda. First
     order, one evaluation a step, stores nothing; m is x0, or v on a flow (unless clip is given,
@@ -25,40 +25,23 @@ def euler(
     """
     found = resolve(model, prediction)
     flow = is_flow(found.schedule, check(found.schedule, grid)) and not clip
-    b = begin(
-        found,
-        grid,
-        None,
-        start,
-        stored="flow" if flow else "x0",
-        inpaint=inpaint,
-        clip=clip,
-        compat=compat,
-    )
+    stored = "flow" if flow else "x0"
+    b = begin(found, grid, None, start, stored=stored, inpaint=inpaint, clip=clip, compat=compat)
     level = b.half_log_snr
     for i in range(b.n):
         if flow:
             a, v = velocity_step(b.alpha[i : i + 2], b.sigma[i : i + 2], level[i : i + 2])
-            b.row(b.t[i], to=b.t[i + 1], x=a * X + v * M)
+            step = a * X + v * M
         elif b.sigma[i + 1] == 0.0:
-            b.row(b.t[i], to=b.t[i + 1], x=b.alpha[i + 1] * M)
+            step = b.alpha[i + 1] * M
         else:
-            b.row(
-                b.t[i],
-                to=b.t[i + 1],
-                x=(b.sigma[i + 1] / b.sigma[i]) * X
-                - b.alpha[i + 1] * math.expm1(level[i] - level[i + 1]) * M,
-            )
+            of_x0 = -b.alpha[i + 1] * math.expm1(level[i] - level[i + 1])
+            step = (b.sigma[i + 1] / b.sigma[i]) * X + of_x0 * M
+        b.row(b.t[i], to=b.t[i + 1], x=step)
     cite = [
         "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1, arXiv:2206.00364"
     ]
     if flow:
         cite = ["Liu, Gong, Liu 2023, Flow Straight and Fast, Alg. 1, arXiv:2209.03003"]
-    return b.build(
-        "euler",
-        arguments={"compat": compat},
-        compat=compat,
-        order=1,
-        orders=[1] * b.n,
-        citations=cite,
-    )
+    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
+    return b.build("euler", arguments={"compat": compat}, **note)

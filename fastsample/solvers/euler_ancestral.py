@@ -22,13 +22,13 @@ def euler_ancestral(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """In rho = sigma/alpha: up = min(rho', eta·rho' sqrt(rho² - rho'²)/rho), down = sqrt(rho'² -
-    up²);
+    """In rho = sigma/alpha: up = min(rho', eta·rho' sqrt(rho² - rho'²)/rho),
+    down = sqrt(rho'² - up²);
     x' = (alpha'/alpha)(down/rho)·x + alpha'(1 - down/rho)·x0 + alpha' up·n.
 
-    On Flow the rectified-flow form, which keeps alpha = 1 - sigma: down = sigma'(1 - eta(1 -
-    sigma'/sigma)), q = alpha'/(1 - down); x' = q (down/sigma)·x + q (1 - down/sigma)·x0 +
-    sqrt(sigma'² - (q·down)²)·n.
+    On Flow the rectified-flow form, which keeps alpha = 1 - sigma:
+    down = sigma'(1 - eta(1 - sigma'/sigma)), q = alpha'/(1 - down);
+    x' = q (down/sigma)·x + q (1 - down/sigma)·x0 + sqrt(sigma'² - (q·down)²)·n.
 
     eta >= 0 (on Flow at most 1); s_noise scales the noise, and other values than 1 leave the
     schedule by design. First order, one evaluation a step, stores nothing. Song et al. 2021,
@@ -52,20 +52,15 @@ def euler_ancestral(
         "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral "
         "sampling), arXiv:2011.13456"
     ]
-    return b.build(
-        "euler_ancestral",
-        arguments={"eta": eta, "s_noise": s_noise, "compat": compat},
-        consistent=s_noise == 1.0 or not eta,
-        compat=compat,
-        order=1,
-        orders=[1] * b.n,
-        citations=cite,
-    )
+    words = {"eta": eta, "s_noise": s_noise, "compat": compat}
+    consistent = s_noise == 1.0 or not eta
+    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
+    return b.build("euler_ancestral", arguments=words, consistent=consistent, **note)
 
 
 def _step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
-    """The step and its noise in rho: up = rho' u, down = rho' k, k² = 1 - u², u² = min(1, eta²(1 -
-    e^{-2h})).
+    """The step and its noise in rho: up = rho' u, down = rho' k, k² = 1 - u²,
+    u² = min(1, eta²(1 - e^{-2h})).
     """
     left = math.exp(-2.0 * h)
     alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
@@ -73,9 +68,8 @@ def _step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
     if rest <= 0.0:
         return alpha * M, sigma
     k = math.sqrt(rest)
-    of_x0 = (
-        alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))
-    )  # 1 - k e^{-h}, rationalised
+    # alpha' (1 - k e^{-h}), rationalised
+    of_x0 = alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))
     return (k * sigma / b.sigma[i]) * X + of_x0 * M, sigma * eta * math.sqrt(-math.expm1(-2.0 * h))
 
 
@@ -88,7 +82,6 @@ def _flow_step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
     lift = target * eta * g / sigma  # sigma' - down
     down, room = target - lift, alpha + lift  # room = 1 - down
     q = alpha / room
-    up = math.sqrt(
-        lift / room * (target + q * down)
-    )  # (sigma' - q down)(sigma' + q down), sigma' - q down = lift/room
+    # up² = (sigma' - q down)(sigma' + q down), sigma' - q down = lift/room
+    up = math.sqrt(lift / room * (target + q * down))
     return (q * down / sigma) * X + q * (g / sigma) * (1.0 + eta * target / sigma) * M, up

@@ -1,4 +1,18 @@
-"""Heun: an Euler step, a second evaluation where it lands, the mean of both slopes; with churn."""
+"""Heun: an Euler step, a second evaluation where it lands, the mean of both slopes; with churn.
+
+rho space (VP, VE, EDM), y = x/alpha, rho = sigma/alpha, d = (y - x0)/rho::
+
+    rho^ = (1 + gamma) rho,  gamma = min(s_churn/n, sqrt(2) - 1) for s_tmin <= rho <= s_tmax, else 0
+    y^   = y + sqrt(rho^² - rho²) s_noise·n
+    y1   = y^ + (rho' - rho^)·d
+    y'   = y1 + ½ (rho' - rho^)·(d1 - d)
+
+flow space (Flow, TrigFlow, alpha = 0): the last two lines in y = x/(alpha + sigma),
+s = sigma/(alpha + sigma) and v = eps - x0.
+
+The stage's base is eliminated: x' = x1 + a multiple of (m1 - m), m = x0 in rho space and v in flow
+space.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +21,7 @@ import math
 import numpy as np
 
 from ..grids import check
+from ..model import Model
 from ..plan import Plan
 from ._begin import begin, choice, number
 from ._build import Builder, M, N, R, X, resolve
@@ -31,78 +46,58 @@ def heun(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """rho space (VP, VE, EDM): y = x/alpha, rho = sigma/alpha, d = (y - x0)/rho, rho^ = (1 + gamma)
-    rho;
-    y^ = y + sqrt(rho^² - rho²) s_noise·n;  y1 = y^ + (rho' - rho^)·d;  y' = y1 + ½ (rho' - rho^)·(d1 - d).
-    flow space (Flow, TrigFlow, alpha = 0): y = x/(alpha + sigma), s = sigma/(alpha + sigma), v =
-    eps - x0, the last line in s and v.
+    """y' = y^ + ½ (rho' - rho^)·(d + d1), rho^ = (1 + gamma) rho the level after churn.
 
-    gamma = min(s_churn/n, sqrt(2) - 1) where s_tmin <= rho <= s_tmax, else 0; rho^ stays within the
-    schedule (only EDM goes above its sigma_max). space = "rho" or "flow" overrides. Second order,
-    two evaluations a step, one for a last step to sigma = 0 (an Euler step): 2n - 1 in all. Keeps
-    one output; the stage's base is eliminated: x' = x1 + a multiple of (m1 - m), m = x0 in rho
-    space and v in flow space. Karras et al. 2022, arXiv:2206.00364, Alg. 1 and 2. s_noise other
-    than 1 leaves the schedule by design; compat changes nothing here.
+    gamma and flow space: in the module's docstring. rho^ stays within the schedule (only EDM goes
+    above its sigma_max). space = "rho" or "flow" overrides. Second order, two evaluations a step,
+    one for a last step to sigma = 0 (an Euler step): 2n - 1 in all. Keeps one output. s_noise other
+    than 1 leaves the schedule by design; compat changes nothing here. Karras et al. 2022,
+    arXiv:2206.00364, Alg. 1 and 2.
     """
     found = resolve(model, prediction)
-    churn = {
-        name: number(f"heun: {name}", v)
-        for name, v in (("s_churn", s_churn), ("s_tmin", s_tmin), ("s_noise", s_noise))
-    }
-    high = math.inf if s_tmax is None or s_tmax == math.inf else number("heun: s_tmax", s_tmax)
+    churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_noise": s_noise}
+    churn = {name: number(f"heun: {name}", value) for name, value in churn.items()}
+    top = math.inf if s_tmax is None or s_tmax == math.inf else number("heun: s_tmax", s_tmax)
     grid = check(found.schedule, grid)
-    space = choice(
-        "heun: space",
-        space or ("flow" if is_flow(found.schedule, grid) else "rho"),
-        ("rho", "flow"),
+    b, space = _begin_in(
+        space, found, grid, s_churn, start=start, inpaint=inpaint, clip=clip, compat=compat
     )
-    if space == "flow" and s_churn:
-        raise ValueError(
-            f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts "
-            "at alpha > 0, is accepted"
-        )
-    b = begin(
-        found,
-        grid,
-        None,
-        start,
-        stored="flow" if space == "flow" else "x0",
-        inpaint=inpaint,
-        clip=clip,
-        compat=compat,
-    )
-    if space == "rho" and b.alpha[0] == 0.0:
-        raise ValueError(
-            "heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space "
-            "= 'flow' is accepted"
-        )
     level = b.half_log_snr
     for i in range(b.n):
         if space == "flow":
             _flow_step(b, i, level)
         else:
-            _step(b, i, _churned(b, i, **churn, s_tmax=high), level[i + 1])
-    words = {
-        "space": space,
-        **churn,
-        "s_tmax": None if high == math.inf else high,
-        "compat": compat,
-    }
+            _step(b, i, _churned(b, i, **churn, s_tmax=top), level[i + 1])
+    words = {"space": space, **churn, "s_tmax": None if top == math.inf else top, "compat": compat}
     orders = [1 if b.sigma[i + 1] == 0.0 else 2 for i in range(b.n)]
     cite = [
         "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, "
         "arXiv:2206.00364"
     ]
-    consistent = s_noise == 1.0 or not s_churn
-    return b.build(
-        "heun",
-        arguments=words,
-        consistent=consistent,
-        compat=compat,
-        order=max(orders),
-        orders=orders,
-        citations=cite,
-    )
+    note = {"order": max(orders), "orders": orders, "compat": compat, "citations": cite}
+    return b.build("heun", arguments=words, consistent=s_noise == 1.0 or not s_churn, **note)
+
+
+def _begin_in(
+    space: str | None, model: Model, grid: np.ndarray, s_churn: float, **words
+) -> tuple[Builder, str]:
+    """A Builder in the space asked for, or, for None, in the one of the schedule and the grid; and
+    that space.
+    """
+    suited = "flow" if is_flow(model.schedule, grid) else "rho"
+    space = choice("heun: space", space or suited, ("rho", "flow"))
+    if space == "flow" and s_churn:
+        raise ValueError(
+            f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts "
+            "at alpha > 0, is accepted"
+        )
+    b = begin(model, grid, None, stored="flow" if space == "flow" else "x0", **words)
+    if space == "rho" and b.alpha[0] == 0.0:
+        raise ValueError(
+            "heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space "
+            "= 'flow' is accepted"
+        )
+    return b, space
 
 
 def _churned(
@@ -111,19 +106,15 @@ def _churned(
     """The time the step starts from, after noise was added where churn asks for it."""
     t, alpha, rho = float(b.t[i]), b.alpha[i], b.sigma[i] / b.alpha[i]
     gamma = min(s_churn / b.n, LARGEST_CHURN) if s_tmin <= rho <= s_tmax else 0.0
-    room = -b.schedule.half_log_snr(
-        b.schedule.t_max if b.schedule.t_top is None else b.schedule.t_top
-    ) - math.log(rho)
+    top = b.schedule.t_max if b.schedule.t_top is None else b.schedule.t_top
+    room = -b.schedule.half_log_snr(top) - math.log(rho)
     rise = min(math.log1p(gamma), float(room))  # ln(rho^/rho)
     if rise <= ROUNDING:
         return t
     hotter = float(b.schedule.time(-math.log(rho) - rise))
     lifted = b.level(hotter)[0]
-    b.pre(
-        to=hotter,
-        x=(lifted / alpha) * X
-        + lifted * rho * math.sqrt(math.expm1(2.0 * rise)) * s_noise * N(i + 1),
-    )
+    added = lifted * rho * math.sqrt(math.expm1(2.0 * rise)) * s_noise
+    b.pre(to=hotter, x=(lifted / alpha) * X + added * N(i + 1))
     return hotter
 
 
@@ -136,15 +127,11 @@ def _step(b: Builder, i: int, t: float, target: float) -> None:
         b.row(t, to=b.t[i + 1], x=alpha * M)
         return
     h = target - float(b.schedule.half_log_snr(t))
-    b.row(
-        t,
-        to=b.t[i + 1],
-        x=(sigma / b.level(t)[1]) * X - alpha * math.expm1(-h) * M,
-        keep={f"m{i}": M},
-    )
-    # The Euler step keeps d, so d = (y1 - x0)/rho' too: d1 - d = (x0 - x0_1)/rho', and rho^/rho' =
-    # e^h. In x0 every term is of the size of x; over d the stage x^ + (rho' - rho^) d would round
-    # at the size of rho^, and d1 raise that by 1/rho'.
+    stage = (sigma / b.level(t)[1]) * X - alpha * math.expm1(-h) * M
+    b.row(t, to=b.t[i + 1], x=stage, keep={f"m{i}": M})
+    # The Euler step keeps d, so d = (y1 - x0)/rho' too: d1 - d = (x0 - x0_1)/rho', and
+    # rho^/rho' = e^h. In x0 every term is of the size of x; over d the stage x^ + (rho' - rho^) d
+    # would round at the size of rho^, and d1 raise that by 1/rho'.
     b.row(b.t[i + 1], to=b.t[i + 1], x=X + 0.5 * alpha * math.expm1(h) * (M - R(f"m{i}")))
 
 

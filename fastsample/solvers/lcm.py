@@ -23,7 +23,8 @@ def lcm(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """D = c_skip·x + c_out·x0,  x' = alpha'·D + sigma'·n;  c_skip = sd²/(s² + sd²), c_out = s/sqrt(s² + sd²), s = timestep_scaling·t.
+    """x' = alpha'·D + sigma'·n,  D = c_skip·x + c_out·x0,  c_skip = sd²/(s² + sd²),
+    c_out = s/sqrt(s² + sd²),  s = timestep_scaling·t.
 
     boundary: True, as above, for DiscreteVP only, where it is the default; False, the default
     elsewhere: D = x0 (the re-noising of DMD and of few-step flow models). sd = sigma_data. One
@@ -39,10 +40,8 @@ def lcm(
             f"lcm: boundary = True on {type(b.schedule).__name__}; False, or a DiscreteVP, is "
             "accepted"
         )
-    scaling, spread = (
-        number("lcm: timestep_scaling", timestep_scaling),
-        number("lcm: sigma_data", sigma_data),
-    )
+    scaling = number("lcm: timestep_scaling", timestep_scaling)
+    spread = number("lcm: sigma_data", sigma_data)
     if boundary and spread == 0.0:
         raise ValueError("lcm: sigma_data = 0; a number > 0 is accepted")
     for i in range(b.n):
@@ -51,24 +50,11 @@ def lcm(
             s = scaling * max(float(b.t[i]), 0.0)
             clean = (spread**2 / (s * s + spread**2)) * X + (s / (s * s + spread**2) ** 0.5) * M
         step = b.alpha[i + 1] * clean
-        b.row(
-            b.t[i],
-            to=b.t[i + 1],
-            x=step if b.sigma[i + 1] == 0.0 else step + b.sigma[i + 1] * N(i + 1),
-        )
-    words = {
-        "boundary": boundary,
-        "timestep_scaling": scaling,
-        "sigma_data": spread,
-        "compat": compat,
-    }
+        if b.sigma[i + 1] > 0.0:
+            step = step + b.sigma[i + 1] * N(i + 1)
+        b.row(b.t[i], to=b.t[i + 1], x=step)
+    words = {"boundary": boundary, "timestep_scaling": scaling, "sigma_data": spread}
+    words |= {"compat": compat}
     cite = ["Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, sec. 4, arXiv:2310.04378"]
-    return b.build(
-        "lcm",
-        arguments=words,
-        consistent=not boundary,
-        compat=compat,
-        order=1,
-        orders=[1] * b.n,
-        citations=cite,
-    )
+    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
+    return b.build("lcm", arguments=words, consistent=not boundary, **note)

@@ -31,8 +31,8 @@ def unipc(
     compat="exact",
 ) -> Plan:
     """Predictor of order p: x' = (sigma'/sigma)·x_c + alpha' sum_k w_k·m_k, the w_k integrating the
-    polynomial through the last p outputs. Corrector of order p, one point later: x_c =
-    (sigma/sigma_1)·x_c1 + alpha sum_k w_k·m_k, through those outputs and the new one.
+    polynomial through the last p outputs. Corrector of order p, one point later:
+    x_c = (sigma/sigma_1)·x_c1 + alpha sum_k w_k·m_k, through those outputs and the new one.
 
     order 1..3. variant "bh1", "bh2": the published shortcut 1/2 in the predictor of order 2 and the
     corrector of order 1, where the weight of the one difference is B(h)/2, B = h or 1 - e^{-h};
@@ -54,24 +54,30 @@ def unipc(
         asked.append(1 if b.sigma[i + 1] == 0.0 else most)
         seen = history(level, i, asked[-1])
         orders.append(len(seen))
-        h = float(level[i + 1] - level[i])
-        at = nodes(level, seen, h)
-        w = (
-            _halved(h, variant, at[1])
-            if asked[-1] == len(seen) == 2 and variant != "vary"
-            else weights(at, h)
-        )
-        step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
-        for j, weight in zip(seen, w, strict=True):
-            step = step + b.alpha[i + 1] * weight * (M if j == i else R(f"m{j}"))
+        halved = asked[-1] == len(seen) == 2 and variant != "vary"
+        step = _predicted(b, i, level, seen, here, variant if halved else None)
         b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M}, anchor=here if corrector else None)
     words = {"order": int(order), "variant": variant, "corrector": bool(corrector)}
     words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
     cite = ["Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"]
     reached = min(max(orders) + 1, 3) if corrector else min(max(orders), 2)
-    return b.build(
-        "unipc", arguments=words, compat=compat, order=reached, orders=orders, citations=cite
-    )
+    note = {"order": reached, "orders": orders, "compat": compat, "citations": cite}
+    return b.build("unipc", arguments=words, **note)
+
+
+def _predicted(
+    b: Builder, i: int, level: np.ndarray, seen: list[int], here: Lin, shortcut: str | None
+) -> Lin:
+    """x at grid point i+1, predicted: from `here`, the x at point i, over the outputs of the points
+    seen.
+    """
+    h = float(level[i + 1] - level[i])
+    at = nodes(level, seen, h)
+    w = _halved(h, shortcut, at[1]) if shortcut else weights(at, h)
+    step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
+    for j, weight in zip(seen, w, strict=True):
+        step = step + b.alpha[i + 1] * weight * (M if j == i else R(f"m{j}"))
+    return step
 
 
 def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:
@@ -97,8 +103,8 @@ def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) 
 
 
 def _halved(h: float, variant: str, node: float) -> list[float]:
-    """Weights of m and of the output at `node` by the shortcut for one difference: (1 - e^{-h})·m +
-    B(h)/2·(m_node - m)/node.
+    """Weights of m and of the output at `node` by the shortcut for one difference:
+    (1 - e^{-h})·m + B(h)/2·(m_node - m)/node.
     """
     w = 0.5 * (h if variant == "bh1" else gain(h)) / node
     return [gain(h) - w, w]
