@@ -255,13 +255,13 @@ class Plan:
         # a foreign table may hold any finite number; its defect is then inf
         with np.errstate(all="ignore"):
             defects = [
-                max(abs(a - self.alpha[i]), abs(s - self.sigma[i]))
-                / (self.alpha[i] + self.sigma[i])
-                for i, a, s in self._exact_levels()
+                max(abs(a - alpha), abs(s - sigma)) / (alpha + sigma)
+                for a, s, alpha, sigma in self._exact_levels()
             ]
         return float(max(np.nan_to_num(defects, nan=np.inf), default=0.0))
 
-    def _exact_levels(self) -> Iterator[tuple[int, float, float]]:
+    def _exact_levels(self) -> Iterator[tuple[float, ...]]:
+        """(alpha, sigma) of x with exact predictions, then as the plan has them, row by row."""
         ids = sorted({int(k) for k in self.ids.ravel() if k >= 0})
         noises = {k: 2 + n for n, k in enumerate(ids)}
         width, m, drawn = 2 + len(noises), 1 + self.S, 3 + self.S + self.G
@@ -275,7 +275,8 @@ class Plan:
                 operands[0] = 0.0
                 operands[0, :2] = self.alpha[1], self.sigma[1]
             if i >= 1:
-                yield i, operands[0, 0], float(np.sqrt((operands[0, 1:] ** 2).sum()))
+                spread = float(np.sqrt((operands[0, 1:] ** 2).sum()))
+                yield operands[0, 0], spread, self.alpha[i], self.sigma[i]
             operands[m], operands[m + 1 : drawn] = self._exact_prediction(i, operands[0], x0)
             operands[drawn:] = 0.0
             for k, noise in enumerate(self.ids[i]):

@@ -46,8 +46,8 @@ def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> floa
 
 
 class Schedule:
-    """What every schedule shares: range checks, the JSON form. A subclass gives _point(t) ->
-    (alpha, sigma, lambda) and the inverse.
+    """What every schedule shares: range checks, the JSON form. A subclass gives the map
+    _point(t) -> (alpha, sigma, lambda) and the inverse.
     """
 
     t_zero = 0.0

@@ -102,9 +102,8 @@ def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.nd
     numbers[:, at.p + 2] = np.where(np.arange(rows) % 2, np.abs(numbers[:, at.p + 2]) + 0.1, 0.0)
     words = np.zeros((rows, at.WI), np.int64)
     reads = rng.integers(0, 2, (rows, at.W)) @ (1 << np.arange(at.W, dtype=np.int64))
-    reads |= np.where(
-        np.arange(rows) % 3, 1 << at.m, 0
-    )  # most rows read the prediction and every noise, whatever chance chose
+    # most rows read the prediction and every noise, whatever chance chose
+    reads |= np.where(np.arange(rows) % 3, 1 << at.m, 0)
     reads |= np.where(np.arange(rows) % 3 != 1, ((1 << at.L) - 1) << at.n, 0)
     words[:, READS_LO], words[:, READS_HI] = reads & 0xFFFFFF, reads >> 24
     words[:, BRANCHES] = rng.integers(0, 1 << at.G, rows)

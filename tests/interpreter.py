@@ -1,6 +1,7 @@
 """The row of a Plan, interpreted in NumPy: the oracle every kernel and runner is held against.
 
-    f = sum_g w_g f_g,  m = clip(p x + q f),  [x' u v] = M [x, r, m, f, f_1..f_G, n_1..n_L],  x' += mask (ky y + sum Cy n - x')
+    f = sum_g w_g f_g,  m = clip(p x + q f),  [x' u v] = M [x, r, m, f, f_1..f_G, n_1..n_L],
+    x' += mask (ky y + sum Cy n - x')
 
 Written from the definition, one operand at a time, with no care for speed. `dtype` float64 gives
 the exact run, float32 the rounded one in the order of operations the kernels must keep.
@@ -38,7 +39,8 @@ def step(
     dtype=np.float64,
 ):
     """Row i for one sample. x [D]; slots: S arrays, replaced in place; outputs: G raw outputs (None
-    = absent); noise(id) -> [D]. Returns (x', model input of the next row, preview of x0)."""
+    = absent); noise(id) -> [D]. Returns (x', model input of the next row, preview of x0).
+    """
     T, S, G = dtype, plan.S, plan.G
     num = lambda value: T(value)  # one rounding to the state's dtype, like the kernels' table
     x = x.astype(T)

@@ -266,9 +266,8 @@ def test_the_example_server_serves_each_request_as_if_alone(made, plan_files, tm
         tmp_path / "served.bin", np.dtype([("number", np.int32), ("x", np.float32, D)])
     )
     assert sorted(served["number"]) == list(range(7)) and len(printed) == 7
-    assert (
-        len({tuple(re.findall(r"tick (\d+)", line)) for line in printed}) == 7
-    )  # no two side by side: rows were mixed
+    # no two side by side: rows were mixed
+    assert len({tuple(re.findall(r"tick (\d+)", line)) for line in printed}) == 7
     for request in served:
         build.run(made[1] / "plan_run", path, tmp_path / "alone.bin", 1, D, request["number"])
         assert (
@@ -326,13 +325,13 @@ def test_the_last_error_belongs_to_its_thread(lib):
 
 def test_a_forked_child_runs_alone(made, tmp_path):
     """libgomp's threads do not survive a fork; a child that waited for them would hang."""
-    script = tmp_path / "fork.py"
+    script, library = tmp_path / "fork.py", str(next(made[0].glob("lib*/libfastsample.so")))
     script.write_text(f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np
 from c.interface import Library, NoiseArgs, address
-lib, out = Library({str(next(made[0].glob("lib*/libfastsample.so")))!r}), np.empty(1 << 18, np.float32)
+lib, out = Library({library!r}), np.empty(1 << 18, np.float32)
 fill = lambda: lib.fs_noise_fill(NoiseArgs(batch=1, elements=out.size, out=address(out), threads=2))
 fill()
 before, out[:] = out.copy(), 0

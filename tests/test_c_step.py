@@ -173,10 +173,8 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
     rng = np.random.default_rng(5)
     dims = (2, 2, 0, 0, 1)
     table = cases.random_table(rng, 2, dims, np.float32)
-    table[1][:, 0], table[1][:, 2] = (
-        1 | 1 << 3 | 1 << 6,
-        1,
-    )  # reads x, m and f_2 itself; only f_1 enters f
+    # reads x, m and f_2 itself; only f_1 enters f
+    table[1][:, 0], table[1][:, 2] = 1 | 1 << 3 | 1 << 6, 1
     case = cases.Case(rng, dims, table, B=6, D=300, P=6, place=True, f_index=True)
     a = case.arrays
     a["row"][1], a["place"][2], a["f_index"][0, 3], a["f_index"][1, 4] = 2, -1, 6, -1

@@ -184,8 +184,9 @@ def test_a_float_keyword_may_change_between_calls(traced):
 
 
 def test_a_tree_of_conditions_is_one_form(traced):
-    """Tensors below a keyword are inputs of the graph, strings and what is shared are part of "
-    "it."""
+    """Tensors below a keyword are inputs of the graph, strings and what is shared are part of
+    it.
+    """
 
     def fn(x, t, added, text, w):
         said = (
@@ -206,9 +207,8 @@ def test_a_tree_of_conditions_is_one_form(traced):
     for k in range(2):
         check(noise=unit(), cond=said(v + k), uncond=said(v * 0), guidance=3.0)
     assert counters["stats"]["unique_graphs"] == 1
-    check(
-        noise=unit(), cond=said(v), uncond=said(v * 0, ("ef", ""), size=1), guidance=3.0
-    )  # asked one after the other
+    # asked one after the other
+    check(noise=unit(), cond=said(v), uncond=said(v * 0, ("ef", ""), size=1), guidance=3.0)
     assert counters["stats"]["unique_graphs"] == 2
 
 

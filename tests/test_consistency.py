@@ -20,9 +20,8 @@ from fastsample.schedules import EDM, VE, VP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
 by_id = {case.id: case for case in CASES}
-MARGINAL = [
-    c for c in CASES if c.name != "lcm" and "space" not in c.options
-]  # lcm's boundary leaves the schedule by design
+# lcm's boundary leaves the schedule by design
+MARGINAL = [c for c in CASES if c.name != "lcm" and "space" not in c.options]
 EACH = [
     by_id[i]
     for i in (
@@ -100,10 +99,8 @@ def landing(plan, spread: float) -> tuple[float, float]:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
 def test_a_perfect_model_lands_on_the_schedule(schedule, prediction):
-    whole = schedule.alpha(schedule.t_max) > 0 or prediction not in (
-        "eps",
-        "edm",
-    )  # these have no meaning at alpha = 0
+    # eps and edm have no meaning at alpha = 0
+    whole = schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm")
     for case in MARGINAL if prediction == "x0" else EACH:
         for n in (1, 2, 3, 10):
             plan = case.plan(schedule, grid(schedule, n, whole=whole), prediction, start=0)
@@ -253,16 +250,16 @@ def test_scaling_sigma_scales_the_noise_and_nothing_else(where, case, by):
     want[:, 1 + one.calls :] *= by
     lam = np.abs(np.log(t[t > 0])).max() + abs(np.log(by)) + 1
     gap = np.min(-np.diff(np.log(t[t > 0])), initial=1.0)
-    size = max(
-        lam / gap * len(t) * np.abs(want).max(), amplification(plan) * max(by, 1)
-    )  # knowledge of h, or cancelling terms
+    # knowledge of h, or cancelling terms
+    size = max(lam / gap * len(t) * np.abs(want).max(), amplification(plan) * max(by, 1))
     assert np.abs(scaled.states - want).max() <= 64 * EPS * size
 
 
 @given(random_grids(), case_of)
 def test_predictions_of_one_denoiser_agree(where, case):
-    """x0, eps, v, flow, edm and trigflow are names for the same network: the samples are the "
-    "same."""
+    """x0, eps, v, flow, edm and trigflow are names for the same network: the samples are the
+    same.
+    """
     schedule, t = where
     ends = {kind: run(case.plan(schedule, t, kind), START) for kind in PREDICTIONS}
     for kind in PREDICTIONS:

@@ -39,8 +39,9 @@ def digits():
 
 
 def closed_moment(h, j):
-    """The same by the recurrence I_j = 1 - (j/h) I_{j-1}, whose cancellation 60 digits can "
-    "afford."""
+    """The same by the recurrence I_j = 1 - (j/h) I_{j-1}, whose cancellation 60 digits can
+    afford.
+    """
     h = mpmath.mpf(h)
     found = -mpmath.expm1(-h)
     for k in range(1, j + 1):

@@ -29,12 +29,8 @@ FLOORS = (
 )
 CELLAR = {"files": -3, "plan_file": -2, "plan_checks": -1}  # below the plan
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units} | CELLAR
-MAKERS = {
-    "schedules",
-    "grids",
-    "presets",
-    "solvers",
-}  # runners never see them: the plan is all they get
+# runners never see them: the plan is all they get
+MAKERS = {"schedules", "grids", "presets", "solvers"}
 RUNNERS = {"kernels", "run", "guidance", "conditions", "sampler", "engine"}
 # A foreign package and the only files that may import it (relative to the package, as patterns).
 CONFINED = {
@@ -82,23 +78,22 @@ def unit_of(dotted):
 
 
 def siblings_allowed(module, target):
-    """May a module import this file of its own unit? In kernels, presets, models and interop: "
-    "yes."""
+    """May a module import this file of its own unit? In kernels, presets, models and interop:
+    yes.
+    """
     unit, here, there = unit_of(module), module.split(".")[2:], target.split(".")[2:]
-    shared = bool(there) and (
-        there[0].startswith("_") or (unit, there[0]) == ("optimize", "search")
-    )  # search: what every search returns
-    if unit in (
-        "solvers",
-        "optimize",
-    ):  # one method, one file: they share only private files, and the front lists them all
+    search = (unit, *there[:1]) == ("optimize", "search")  # what every search returns
+    shared = bool(there) and (there[0].startswith("_") or search)
+    # one method, one file: they share only private files, and the front lists them all
+    if unit in ("solvers", "optimize"):
         return here == ["__init__"] or shared
     return unit in ("kernels", "presets", "models", "interop")
 
 
 def breaches(source, module):
-    """Sentences, one for each import of the module that goes up, sideways, or outside where it "
-    "may."""
+    """Sentences, one for each import of the module that goes up, sideways, or outside where it
+    may.
+    """
     path = "/".join(module.split(".")[1:]) + ".py"
     unit, found = unit_of(module), []
     if unit is None or unit == "__main__":  # the front and `python -m fastsample` see every floor
@@ -125,9 +120,8 @@ def breaches(source, module):
                 found.append(f"{where}, floor {FLOOR[target]}, from floor {FLOOR[unit]}")
             elif unit in RUNNERS and target in MAKERS:
                 found.append(f"{where}; a runner knows no maker")
-        elif (
-            name != "fastsample.__version__"
-        ):  # a name of the front, __version__ apart, has a file of its own
+        # a name of the front, __version__ apart, has a file of its own
+        elif name != "fastsample.__version__":
             found.append(f"{where}; import the file that defines it")
     return found
 

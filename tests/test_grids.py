@@ -44,18 +44,14 @@ def near(grid, wanted, ulps=64):
         (grids.uniform(SD, 1), [999.0, -1.0]),
         (grids.uniform_half_log_snr(EDM(0.25, 4.0), 5), [4.0, 2.0, 1.0, 0.5, 0.25, 0.0]),
         (grids.uniform_half_log_snr(EDM(0.25, 4.0), 4, end="min"), [4.0, 2.0, 1.0, 0.5, 0.25]),
-        (
-            grids.uniform_half_log_snr(Flow(t_min=0.2), 3),
-            [1.0, 0.5, 0.2, 0.0],
-        ),  # lambda ln(1/4), 0, ln 4; the first moved to t = 1
+        # lambda ln(1/4), 0, ln 4; the first moved to t = 1
+        (grids.uniform_half_log_snr(Flow(t_min=0.2), 3), [1.0, 0.5, 0.2, 0.0]),
         (grids.exponential(EDM(0.25, 4.0), 5), [4.0, 2.0, 1.0, 0.5, 0.25, 0.0]),
         (grids.exponential(Flow(t_min=0.25), 3), [1.0, 0.5, 0.25, 0.0]),  # evenly in ln(sigma)
         (grids.karras(EDM(1.0, 27.0), 3, rho=3.0), [27.0, 8.0, 1.0, 0.0]),
         (grids.karras(EDM(1.0, 27.0), 2, rho=3.0, end="min"), [27.0, 8.0, 1.0]),
-        (
-            grids.karras(Flow(t_min=0.25), 3, rho=2.0),
-            [1.0, 0.5625, 0.25, 0.0],
-        ),  # in sigma, since sigma/alpha is infinite at t = 1
+        # in sigma, since sigma/alpha is infinite at t = 1
+        (grids.karras(Flow(t_min=0.25), 3, rho=2.0), [1.0, 0.5625, 0.25, 0.0]),
         (grids.karras(EDM(), 1), [80.0, 0.0]),
         (grids.trailing(SD, 4), [999.0, 749.0, 499.0, 249.0, -1.0]),
         (grids.trailing(SD, 10, rounded=True), [*range(999, 0, -100), -1.0]),
@@ -124,19 +120,8 @@ def test_spacing_is_what_its_name_says():
 
 
 def test_a_rounded_published_list_is_taken():
-    published = [
-        14.615,
-        6.475,
-        3.861,
-        2.697,
-        1.886,
-        1.396,
-        0.963,
-        0.652,
-        0.399,
-        0.152,
-        0.0,
-    ]  # 14.615 is above the table's 14.61464
+    # 14.615 is above the table's 14.61464
+    published = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]
     grid = grids.from_sigmas(SD, published)
     assert np.round(grid[:-1]).tolist() == [999, 850, 736, 645, 545, 455, 343, 233, 125, 24]
     assert grid[-1] == -1.0
@@ -148,13 +133,12 @@ def test_from_sigmas_gives_a_grid_back(n, name, make):
     schedule = ALL[name]
     grid = make(schedule, n)
     with np.errstate(divide="ignore"):
-        sigmas = schedule.sigma(grid) / (
-            1.0 if isinstance(schedule, Flow) else schedule.alpha(grid)
-        )
+        alpha = 1.0 if isinstance(schedule, Flow) else schedule.alpha(grid)
+        sigmas = schedule.sigma(grid) / alpha
     again = grids.from_sigmas(schedule, sigmas)
     level, wanted = schedule.half_log_snr(again[1:-1]), schedule.half_log_snr(grid[1:-1])
-    # t is rounded, and near the noise end of Flow a step of t moves lambda by 1/alpha = 1 +
-    # e^{-lambda}
+    # t is rounded, and near the noise end of Flow a step of t moves lambda by
+    # 1/alpha = 1 + e^{-lambda}
     assert (np.abs(level - wanted) <= 64 * EPS * (1.0 + np.abs(wanted) + np.exp(-wanted))).all()
     assert (again[0], again[-1]) == (grid[0], grid[-1])
 
@@ -162,10 +146,8 @@ def test_from_sigmas_gives_a_grid_back(n, name, make):
 @pytest.mark.parametrize("n", [0, -1, 2.0, 2.5, True, "8", None, 10**9])
 @pytest.mark.parametrize("make", [*EVERY, *INDEXED])
 def test_a_number_of_steps_that_is_none(make, n):
-    with pytest.raises(
-        ValueError,
-        match=rf"grids\.{make.__name__}: n = .*; a whole number of steps from 1 to 65534 is accepted",
-    ):
+    accepted = "a whole number of steps from 1 to 65534 is accepted"
+    with pytest.raises(ValueError, match=rf"grids\.{make.__name__}: n = .*; {accepted}"):
         make(SD, n)
 
 
@@ -259,10 +241,8 @@ def test_refined_grids_hold_every_node(name, parts):
         assert len(grids.refined(schedule, times, 2)) > len(times)  # what was cut can be cut again
         level = schedule.half_log_snr(times)
         variable = level if schedule.half_log_snr(schedule.t_max) == -np.inf else np.exp(-level / 7)
-        inside = range(
-            1, len(grid) - 1 - (grid[-1] == schedule.t_zero)
-        )  # the first may start at alpha = 0
-        for i in inside:
+        inside = range(1, len(grid) - 1 - (grid[-1] == schedule.t_zero))
+        for i in inside:  # the first may start at alpha = 0
             cut = np.diff(variable[i * parts : (i + 1) * parts + 1])
             assert np.abs(cut - cut.mean()).max() <= 1e4 * EPS * max(
                 1.0, np.abs(variable[i * parts])
@@ -281,6 +261,5 @@ def test_a_cut_from_alpha_0_begins_at_t_finite():
         grids.refined(Flow(t_min=0.2), [1.0, 0.5, 0.2, 0.0], 2), [1.0, 2 / 3, 0.5, 1 / 3, 0.2, 0.0]
     )
     assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 3), [2.0**7, 1.5**7, 1.0, 0.0])
-    assert near(
-        grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 2), [2.0**7, 1.5**7, 0.0]
-    )  # not 1, which the first step would end at
+    # not 1, which the first step would end at
+    assert near(grids.refined(EDM(1.0, 2.0**7), [2.0**7, 0.0], 2), [2.0**7, 1.5**7, 0.0])

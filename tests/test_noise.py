@@ -95,9 +95,8 @@ def test_log_sin_cos_are_within_two_units_of_the_last_place():
     word = torch.arange(0, 2**32, 1048583)
     angle = word.double() * (2 * math.pi / 2**32)
     s, c = noise.sin_cos(word)
-    unit = (
-        torch.finfo(torch.float32).eps / 2
-    )  # of numbers near 1; the polynomials are good to about one rounding of the result
+    # of numbers near 1; the polynomials are good to about one rounding of the result
+    unit = torch.finfo(torch.float32).eps / 2
     assert (s.double() - angle.sin()).abs().max() <= 2 * unit
     assert (c.double() - angle.cos()).abs().max() <= 2 * unit
     u = (word.float() + 0.5) * 2.0**-32

@@ -99,16 +99,11 @@ def test_a_multistep_rows_integrate_polynomials(name, schedule):
         _, W = transitions(states(plan))
         for i in range(n):
             p = min(i + 1, order)
-            s, t, past = (
-                grid_points[i],
-                grid_points[i + 1],
-                grid_points[max(0, i + 1 - order) : i + 1],
-            )
+            s, t, past = *grid_points[i : i + 2], grid_points[max(0, i + 1 - order) : i + 1]
             for degree in range(p):
                 gap, size = moment_gap(W[i, 1 + i + 1 - len(past) : 2 + i], past, s, t, degree)
-                top = (
-                    bool(shortcut) and p == 2 and degree == 1
-                )  # the second-order row with the published shortcut
+                # the second-order row with the published shortcut
+                top = bool(shortcut) and p == 2 and degree == 1
                 room = shortcut * float(t.alpha * (t.lam - s.lam) ** 3) if top else 0.0
                 assert gap <= room + rounding(t, past) * size, (
                     f"n = {n}, row {i + 1}, degree {degree}: off by {gap:.1e} of {size:.1e}"
@@ -166,8 +161,9 @@ def test_a_two_stage_rows_of_dpmpp_2s(schedule):
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=schedule_id)
 def test_a_heun_rows_integrate_a_linear_slope(schedule):
-    """dy/du = c_0 + c_1 u is integrated exactly, u = sigma/alpha (y = x/alpha) or sigma/(alpha +
-    sigma) (y = x/(alpha + sigma)) on flows."""
+    """dy/du = c_0 + c_1 u is integrated exactly, u = sigma/alpha (y = x/alpha) or, on flows,
+    sigma/(alpha + sigma) (y = x/(alpha + sigma)).
+    """
     flow = type(schedule).__name__ in ("Flow", "TrigFlow")
     t = grid(schedule, 10, whole=False)
     plan = SOLVERS["heun"](schedule, t, prediction="x0")

@@ -275,9 +275,8 @@ def test_inpainting_is_the_interpreters(name, backend):
             backend=backend,
         )
     )
-    assert close(
-        kept.x, known, 2, (known.abs() + kept.x0.abs()).max()
-    )  # x' + (y - x') is y but for two roundings; here x' is x0
+    # x' + (y - x') is y but for two roundings; here x' is x0
+    assert close(kept.x, known, 2, (known.abs() + kept.x0.abs()).max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

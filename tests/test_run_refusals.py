@@ -138,8 +138,8 @@ def test_a_latent_is_a_state_or_an_image_and_the_call_says_which(road):
     """
     run, image = ROADS[road], unit(seed=5)
     either = (
-        r"to resume, pass start= \(one of \[1, 2, 5\]\) .*row 1: 0 x0 \+ 1 eps; .*plan.init_scale = 1 times itself\); "
-        r".*begin from an image, .*plan.remake\(start="
+        r"to resume, pass start= \(one of \[1, 2, 5\]\) .*row 1: 0 x0 \+ 1 eps; "
+        r".*plan.init_scale = 1 times itself\); .*begin from an image, .*plan.remake\(start="
     )
     for plan in (plan_of("dpmpp_2m"), plan_of("dpmpp_2m", inpaint=True)):
         with pytest.raises(

@@ -58,16 +58,12 @@ def test_a_plan_of_another_model_is_refused(plan, model, word):
     [
         (made_for(SCHEDULE, "flow"), Model(net, SCHEDULE, "flow")),
         (made_for(schedules.EDM(), "edm"), Model(net, schedules.EDM(), "edm", time="log_sigma")),
-        (
-            made_for(schedules.Flow(), "flow", time=1000),
-            MODEL,
-        ),  # the shift moves the grid, not what a network told sigma sees
+        # the shift moves the grid, not what a network told sigma sees
+        (made_for(schedules.Flow(), "flow", time=1000), MODEL),
         (made_for(ROUNDED, "eps"), Model(net, DISCRETE, "eps")),
         (made_for(SCHEDULE, "flow", time=lambda t: 1000 * t), MODEL),
-        (
-            made_for(schedules.VP(), "eps"),
-            Model(net, schedules.VP(), "eps", sigma_data=1.0),
-        ),  # eps knows no sigma_data
+        # eps knows no sigma_data
+        (made_for(schedules.VP(), "eps"), Model(net, schedules.VP(), "eps", sigma_data=1.0)),
         (made_for(schedules.VP(), "eps"), net),
         (made_for(SCHEDULE, "flow").with_note(schedule="mine", model=[3]), MODEL),
     ],

@@ -38,12 +38,8 @@ def close(value, wanted, ulps=8.0):
 @pytest.mark.parametrize(
     ("schedule", "t", "alpha", "sigma"),
     [
-        (
-            VP(0.1, 20.0),
-            0.5,
-            np.exp(-1.26875),
-            np.sqrt(1.0 - np.exp(-2.5375)),
-        ),  # 19.9/16 + 0.1/4 = 1.26875
+        # 19.9/16 + 0.1/4 = 1.26875
+        (VP(0.1, 20.0), 0.5, np.exp(-1.26875), np.sqrt(1.0 - np.exp(-2.5375))),
         (VE(0.01, 100.0), 0.5, 1.0, 1.0),
         (VE(0.01, 100.0), -0.25, 1.0, 0.0075),
         (EDM(), 3.0, 1.0, 3.0),
@@ -154,9 +150,8 @@ def test_shapes(schedule):
     for function in (schedule.alpha, schedule.sigma, schedule.half_log_snr, schedule.label):
         assert function(t).shape == (2, 3)
         assert isinstance(function(float(t[0, 1])), float)
-        assert close(
-            function(float(t[0, 1])), function(t)[0, 1]
-        )  # NumPy's vector and scalar pow differ by an ulp
+        # NumPy's vector and scalar pow differ by an ulp
+        assert close(function(float(t[0, 1])), function(t)[0, 1])
     assert schedule.time(schedule.half_log_snr(t)).shape == (2, 3)
 
 
@@ -289,10 +284,8 @@ def test_json_that_to_json_did_not_write_is_refused(data, sentence):
 
 
 def test_repr_is_short():
-    assert (
-        repr(DiscreteVP.linear(9))
-        == "DiscreteVP(recipe={'kind': 'linear', 'steps': 9, 'beta_start': 0.0001, 'beta_end': 0.02})"
-    )
+    recipe = "{'kind': 'linear', 'steps': 9, 'beta_start': 0.0001, 'beta_end': 0.02}"
+    assert repr(DiscreteVP.linear(9)) == f"DiscreteVP(recipe={recipe})"
 
 
 def test_the_table_is_read_only():

@@ -1,5 +1,6 @@
-"""CMake for the C tests: build trees stay in build/, so that only what changed is compiled "
-"again."""
+"""CMake for the C tests: build trees stay in build/, so that only what changed is compiled
+again.
+"""
 
 import os
 import subprocess
@@ -12,11 +13,8 @@ BUILD = ROOT / "build"
 
 def environment(**changes):
     """The environment with this interpreter's cmake and ninja first on PATH."""
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        **changes,
-    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, **changes}
 
 
 def run(*command, **options):
@@ -38,8 +36,9 @@ def cmake(source, name, *options, target=None):
 
 
 def installed():
-    """(prefix of an installed libfastsample, folder of programs built against it by "
-    "find_package)."""
+    """(prefix of an installed libfastsample, folder of programs built against it by
+    find_package).
+    """
     library, prefix = cmake("csrc", "c-library", "-DFASTSAMPLE_WERROR=ON"), BUILD / "c-prefix"
     run("cmake", "--install", library, "--prefix", prefix)
     return prefix, cmake("tests/c", "c-programs", f"-DCMAKE_PREFIX_PATH={prefix}")
@@ -47,7 +46,5 @@ def installed():
 
 def sanitized():
     """hostile, built with the library under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    return (
-        cmake("tests/c", "c-sanitized", "-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
-        / "hostile"
-    )
+    options = ("-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    return cmake("tests/c", "c-sanitized", *options) / "hostile"

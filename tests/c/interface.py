@@ -17,12 +17,8 @@ from ctypes import (
 import numpy as np
 
 OK, E_ARG, E_FILE, E_FORMAT, E_MEMORY, E_UNSUPPORTED, E_HANDLE = 0, -1, -2, -3, -4, -5, -6
-DTYPES = {
-    np.dtype(np.float32): 0,
-    np.dtype(np.float64): 1,
-    np.dtype(np.float16): 2,
-    np.dtype(np.uint16): 3,
-}  # bfloat16 travels as uint16
+STORED = (np.float32, np.float64, np.float16, np.uint16)  # bfloat16 travels as uint16
+DTYPES = {np.dtype(dtype): k for k, dtype in enumerate(STORED)}
 
 
 def struct(name, *fields):

@@ -74,9 +74,9 @@ def one_row(
     known=None,
     preview=False,
 ):
-    """A row of one sample. F, words: its record; x [D]; slots: S arrays; f: G arrays or None; n(l)
-    -> [D].
-    Returns (x', {slot: value}, model input unscaled by dtype, t [E], preview or None)."""
+    """A row of one sample. F, words: its record; x [D]; slots: S arrays; f: G arrays or None;
+    n(l) -> [D]. Returns (x', {slot: value}, model input unscaled by dtype, t [E], preview or None).
+    """
     S, G, L, K, E = dims
     W, at, _ = offsets(*dims)
     T = x.dtype.type
