@@ -126,8 +126,8 @@ def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
 
 
 def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = False) -> np.ndarray:
-    """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached (Lin et
-    al. 2024, table 2).
+    """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached
+    (Lin et al. 2024, table 2).
     """
     size, n = _table("leading", schedule), _steps("leading", n)
     if n > size:

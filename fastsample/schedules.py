@@ -308,8 +308,8 @@ class DiscreteVP(Schedule):
     def linear(
         cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> DiscreteVP:
-        """beta = linspace(beta_start, beta_end, steps), alphas_cumprod = cumprod(1 - beta) (Ho et
-        al. 2020).
+        """beta = linspace(beta_start, beta_end, steps), alphas_cumprod = cumprod(1 - beta)
+        (Ho et al. 2020).
         """
         recipe = _recipe("linear", steps, beta_start=beta_start, beta_end=beta_end)
         return cls(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)), recipe)

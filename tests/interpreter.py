@@ -38,8 +38,8 @@ def step(
     bound=None,
     dtype=np.float64,
 ):
-    """Row i for one sample. x [D]; slots: S arrays, replaced in place; outputs: G raw outputs (None
-    = absent); noise(id) -> [D]. Returns (x', model input of the next row, preview of x0).
+    """Row i for one sample. x [D]; slots: S arrays, replaced in place; outputs: G raw outputs
+    (None = absent); noise(id) -> [D]. Returns (x', model input of the next row, preview of x0).
     """
     T, S, G = dtype, plan.S, plan.G
     num = lambda value: T(value)  # one rounding to the state's dtype, like the kernels' table

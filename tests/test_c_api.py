@@ -221,11 +221,9 @@ def emulated(plan, first_seed):
     dims, states = (plan.S, plan.G, plan.L, plan.K, plan.E), np.empty((plan.rows, B, D), np.float32)
     scale = np.arange(plan.K, dtype=np.float32) + 2
     for b in range(B):
-        x, slots, given = (
-            rows.normals(first_seed + b, 0, D),
-            [np.zeros(D, np.float32)] * plan.S,
-            None,
-        )
+        x = rows.normals(first_seed + b, 0, D)
+        slots = [np.zeros(D, np.float32)] * plan.S
+        given = None
         for i in range(plan.rows):
             f = [
                 model(given, g) if plan.call[i] >= 0 else np.full(D, np.nan, np.float32)

@@ -14,10 +14,8 @@ def lib():
 def test_moments_are_those_of_the_tree(lib):
     rng = np.random.default_rng(5)
     for size in (0, 1, 1023, 1025, 5000, 70_001):
-        a, b = (
-            rng.standard_normal((2, 3, size)).astype(np.float32),
-            rng.standard_normal((1, 3, size)).astype(np.float32),
-        )
+        a = rng.standard_normal((2, 3, size)).astype(np.float32)
+        b = rng.standard_normal((1, 3, size)).astype(np.float32)
         got = [moments(lib, a, b, threads) for threads in (1, 2)]
         alone = [moments(lib, a[:, k : k + 1].copy(), b[:, k : k + 1].copy(), 1) for k in range(3)]
         want = np.array(
@@ -105,10 +103,8 @@ def costs(lib, U, c, X, band, p=2.0, threads=0):
 )
 def test_cost_matrix(lib, dtype, terms, I, J, D, p):  # noqa: E741
     rng = np.random.default_rng(D)
-    U, X = (
-        [rng.standard_normal((2, I, D)).astype(dtype) for _ in range(terms)],
-        rng.standard_normal((2, J, D)).astype(dtype),
-    )
+    U = [rng.standard_normal((2, I, D)).astype(dtype) for _ in range(terms)]
+    X = rng.standard_normal((2, J, D)).astype(dtype)
     c = rng.uniform(-1, 1, (terms, I, J))
     band = np.stack([rng.integers(-1, J, I), rng.integers(0, J + 2, I)], 1).astype(np.int32)
     got = costs(lib, U, c, X, band, p)
@@ -134,10 +130,8 @@ def test_cost_matrix(lib, dtype, terms, I, J, D, p):  # noqa: E741
 
 def test_cost_gather(lib):
     rng = np.random.default_rng(0)
-    U, c = (
-        [rng.standard_normal((2, 3, 1030)).astype(np.float32) for _ in range(2)],
-        rng.uniform(-1, 1, (2, 3, 4)),
-    )
+    U = [rng.standard_normal((2, 3, 1030)).astype(np.float32) for _ in range(2)]
+    c = rng.uniform(-1, 1, (2, 3, 4))
     for star, stride in (
         (np.array([2, -1, 0, 1], np.int32), 0),
         (np.array([[2, -1, 0, 1], [0, 0, -1, 2]], np.int32), 4),

@@ -59,10 +59,8 @@ def test_init_scale_is_what_row_zero_does(lib):
 def test_a_run_that_a_host_begins_itself_has_the_same_bits(lib):
     """From row 1 with init_scale times the noise, as after row 0."""
     plan, scale = louder(multistep()), ctypes.c_double()
-    handle, noise = (
-        lib.parse(plan.to_bytes()),
-        np.random.default_rng(0).standard_normal((B, D), np.float32),
-    )
+    handle = lib.parse(plan.to_bytes())
+    noise = np.random.default_rng(0).standard_normal((B, D), np.float32)
     lib.fs_plan_init_scale(handle, ctypes.byref(scale))
     floats, ints = lib.pack(handle, np.float32)
     ends = []

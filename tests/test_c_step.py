@@ -190,12 +190,7 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
                 and got["slots"][:, k].tobytes() == a["slots"][:, k].tobytes()
             )
         assert (got["model_input"][0, b] == -7).all() and (got["t_out"][b] == -7).all()
-    (
-        case.arrays["row"][1],
-        case.arrays["place"][2],
-        case.arrays["f_index"][0, 3],
-        case.arrays["f_index"][1, 4],
-    ) = 0, 0, 0, 0
+    a["row"][1], a["place"][2], a["f_index"][0, 3], a["f_index"][1, 4] = 0, 0, 0, 0
     want = case.expected()
     for b in sound:
         k = a["place"][b]

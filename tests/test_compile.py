@@ -134,10 +134,8 @@ def test_rows_that_ask_different_models_are_not_confused(traced):
 
 def agree(plan, model):
     """A check that the compiled loop of one Sampler gives the bits of eager, call after call."""
-    compiled, eager = (
-        Sampler(plan, model, mode="compile-loop"),
-        Sampler(plan, model, backend="reference"),
-    )
+    compiled = Sampler(plan, model, mode="compile-loop")
+    eager = Sampler(plan, model, backend="reference")
 
     def check(**call):
         assert same(compiled(**call), eager(**call))

@@ -71,10 +71,8 @@ def test_argmins_match_float64(backend):
     path = torch.randn(1, 64, 2048, generator=generator, dtype=torch.float64).cumsum(
         1
     ) * 0.01 + torch.randn(1, 1, 2048, generator=generator, dtype=torch.float64)
-    U, c = (
-        [path[:, :-1].float()],
-        1 + 1e-3 * torch.randn(1, 63, 63, generator=generator, dtype=torch.float64),
-    )
+    U = [path[:, :-1].float()]
+    c = 1 + 1e-3 * torch.randn(1, 63, 63, generator=generator, dtype=torch.float64)
     X, band = path[:, 1:].float(), torch.tensor([[i, 63] for i in range(63)], dtype=torch.int32)
     got = argmin_source(cost_matrix(U, c, X, band, backend=backend)[0])
     want = argmin_source(exact(U, c, X, band, 2.0)[0])

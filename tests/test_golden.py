@@ -93,10 +93,8 @@ def test_file_and_record_are_the_ones_written_once(name):
 
 @pytest.mark.parametrize("name", sorted(DIGESTS))
 def test_file_is_read_as_recorded(name):
-    plan, want = (
-        Plan.load(FILES / f"{name}.fsplan"),
-        json.loads((FILES / f"{name}.json").read_text()),
-    )
+    plan = Plan.load(FILES / f"{name}.fsplan")
+    want = json.loads((FILES / f"{name}.json").read_text())
     have = record(plan)
     assert have.keys() == want.keys()
     for key in want:
@@ -113,10 +111,8 @@ def test_file_is_read_as_recorded(name):
 def test_c_parser_reads_the_same_facts(name):
     from fastsample import _C
 
-    facts, plan = (
-        _C.parse_plan((FILES / f"{name}.fsplan").read_bytes()),
-        Plan.load(FILES / f"{name}.fsplan"),
-    )
+    facts = _C.parse_plan((FILES / f"{name}.fsplan").read_bytes())
+    plan = Plan.load(FILES / f"{name}.fsplan")
     want = {**plan.dims, "W": plan.W, "nfe": plan.nfe, "entries": list(plan.entries)}
     assert {key: facts[key] if key != "entries" else list(facts[key]) for key in want} == want
     assert json.loads(facts["note"]) == plan.note

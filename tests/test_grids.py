@@ -220,8 +220,8 @@ def test_a_bad_grid_is_refused(make, sentence):
 @pytest.mark.parametrize("name", list(ALL))
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
 def test_refined_grids_hold_every_node(name, parts):
-    """Equal parts of one variable between the grid's own times, kept bit for bit; the step to sigma
-    = 0 starts at t_min or below.
+    """Equal parts of one variable between the grid's own times, kept bit for bit; the step to
+    sigma = 0 starts at t_min or below.
     """
     schedule = ALL[name]
     given = (

@@ -24,11 +24,12 @@ def tensors(count, batch, elements, dtype=torch.float32, seed=0):
 
 def tree(terms):
     """The tree of the docstring over a list of floats, in Python."""
-    halve = lambda v: (
-        v[0]
-        if len(v) == 1
-        else halve([a + b for a, b in zip(v[: len(v) // 2], v[len(v) // 2 :], strict=True)])
-    )
+
+    def halve(v):
+        if len(v) == 1:
+            return v[0]
+        return halve([a + b for a, b in zip(v[: len(v) // 2], v[len(v) // 2 :], strict=True)])
+
     chunks = [terms[k : k + 1024] for k in range(0, len(terms), 1024)] or [[]]
     sums = []
     for chunk in chunks:
@@ -80,10 +81,8 @@ def test_dots_are_exact_within_their_bound(backend, dtype, layout):
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
 def test_backend_is_the_reference_bit_for_bit(backend, dtype):
     for count, batch, elements in ((1, 3, 4097), (5, 2, 127), (2, 0, 8), (2, 3, 0), (1, 1, 200003)):
-        a, b = (
-            tensors(count, batch, elements, dtype),
-            tensors(min(24, 5 * count), batch, elements, dtype, seed=1),
-        )
+        a = tensors(count, batch, elements, dtype)
+        b = tensors(min(24, 5 * count), batch, elements, dtype, seed=1)
         assert all(
             same(x, y)
             for x, y in zip(

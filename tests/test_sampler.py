@@ -69,11 +69,9 @@ def test_conditions_reach_the_model():
 @pytest.mark.parametrize("batched", [True, False])
 def test_guidance_in_one_call_or_two(batched):
     plan, z, seen = plan_of(), unit(), []
-    cond, uncond, scale = (
-        torch.tensor([1.0, 2.0, 3.0]),
-        torch.zeros(3),
-        torch.tensor([1.0, 3.0, 5.0]),
-    )
+    cond = torch.tensor([1.0, 2.0, 3.0])
+    uncond = torch.zeros(3)
+    scale = torch.tensor([1.0, 3.0, 5.0])
 
     def recording(x, t, label):
         seen.append((len(x), len(t), len(label)))
@@ -95,10 +93,8 @@ def test_guidance_in_one_call_or_two(batched):
 
 def test_rows_outside_the_interval_ask_one_branch():
     levels = plan_of().alpha[1:-1], plan_of().sigma[1:-1]
-    plan, seen = (
-        guided(plan_of(), interval=(-0.1 + float(np.log(levels[0][2] / levels[1][2])), np.inf)),
-        [],
-    )
+    plan = guided(plan_of(), interval=(-0.1 + float(np.log(levels[0][2] / levels[1][2])), np.inf))
+    seen = []
 
     def recording(x, t, label):
         seen.append(len(x))
@@ -184,10 +180,8 @@ def test_images_states_and_masks(options):
     assert same(make(plan)(latent=image, noise=z), run.x)
     plan = plan_of()
     assert same(make(plan)(latent=z, start=1), by_hand(plan, z))
-    plan, mask = (
-        plan_of("euler_ancestral", inpaint=True),
-        torch.rand(3, 1, 5, generator=torch.Generator().manual_seed(1)),
-    )
+    plan = plan_of("euler_ancestral", inpaint=True)
+    mask = torch.rand(3, 1, 5, generator=torch.Generator().manual_seed(1))
     assert same(
         make(plan)(noise=z, seed=4, mask=mask, known=image),
         by_hand(plan, z, seed=4, mask=mask, known=image),
@@ -204,10 +198,8 @@ def test_the_differentiable_path_gives_the_same_bits(name):
 
 def test_gradients_reach_noise_conditions_and_the_plan():
     plan = plan_of("dpmpp_2m_sde", 3)
-    z, label = (
-        unit(2, 3, dtype=torch.float64).requires_grad_(),
-        torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True),
-    )
+    z = unit(2, 3, dtype=torch.float64).requires_grad_()
+    label = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
     table = inplace.table(plan, torch.float64, torch.device("cpu")).f.clone()
     reads = torch.zeros_like(table)
     reads[1:-1, [0, inplace.Layout(plan.S, plan.G, plan.L, plan.K, plan.E).p]] = 1

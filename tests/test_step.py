@@ -86,10 +86,8 @@ def test_reference_is_the_interpreter(case):
 def test_backend_is_the_reference_bit_for_bit(backend, case):
     for seed in range(1 if case.elements > 65536 else 3):
         setup = make(case, seed)
-        ours, theirs = (
-            step(*setup.args, **setup.options, backend=backend),
-            step(*setup.args, **setup.options, backend="reference"),
-        )
+        ours = step(*setup.args, **setup.options, backend=backend)
+        theirs = step(*setup.args, **setup.options, backend="reference")
         for name, a, b in zip(NAMES, ours, theirs, strict=True):
             assert same(a, b), f"{name}, seed {seed}"
 
@@ -126,10 +124,8 @@ def test_backend_is_the_reference_on_any_case(
         bound=bound,
     )
     setup = make(case, seed)
-    ours, theirs = (
-        step(*setup.args, **setup.options, backend=backend),
-        step(*setup.args, **setup.options, backend="reference"),
-    )
+    ours = step(*setup.args, **setup.options, backend=backend)
+    theirs = step(*setup.args, **setup.options, backend="reference")
     assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -187,12 +183,8 @@ def test_float32_stays_within_its_rounding_bound(model):
     args = [wide(x), wide(slots), wide(f), numbers.double(), words, row, at]
     new = reference.step(*setup.args, **setup.options)[0].double()
     true = reference.step(*args, **{**options, "model_dtype": torch.float64})[0]
-    args[0], args[1], args[2], args[3] = (
-        args[0].abs(),
-        [s.abs() for s in args[1]],
-        [v.abs() for v in args[2]],
-        numbers.double().abs(),
-    )
+    args[0], args[3] = args[0].abs(), numbers.double().abs()
+    args[1], args[2] = [s.abs() for s in args[1]], [v.abs() for v in args[2]]
     args[3][:, at.p + 2] = 0  # the bound of m only shrinks it
     noise = [normal(setup.options["seed"], words[row, -1], 127).double().abs()]
     size = reference.step(

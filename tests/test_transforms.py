@@ -308,10 +308,8 @@ def test_a_table_made_under_a_transform_does_not_outlive_it():
 
 def ops():
     """f(x) of each op, through its function and by itself."""
-    at, (o, rows) = (
-        inplace.table(plan_of(), torch.float64, Z.device),
-        (torch.ops.fastsample, torch.full((3,), 2)),
-    )
+    at = inplace.table(plan_of(), torch.float64, Z.device)
+    o, rows = torch.ops.fastsample, torch.full((3,), 2)
     c = torch.linspace(0.5, 1.5, 12, dtype=torch.float64).view(1, 3, 4)
     row = lambda x: (x, [x * 0.5] * at.dims.S, [x * x], at.f, at.i, rows, list(at.dims))
     rest = (None,) * 6 + ([], None, None, 0, None, False, None, None)
@@ -355,9 +353,8 @@ def test_derivatives_of_the_ops(name):
 
 def test_clip_away_from_its_kink():
     plan = SOLVERS["euler"](MODEL, grids.uniform(SCHEDULE, 3), clip=0.4)
-    run = lambda x: Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)(
-        noise=x, trajectory=True
-    )[1]
+    sampler = lambda: Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)
+    run = lambda x: sampler()(noise=x, trajectory=True)[1]
     slope = central(run, Z, W)
     assert near(dual(run, Z, W), slope)
     assert not near(

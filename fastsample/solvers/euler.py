@@ -20,8 +20,8 @@ def euler(
 
     Both are the one map x' = (sigma'/sigma)·x - alpha' expm1(-h)·x0, h = lambda' - lambda. First
     order, one evaluation a step, stores nothing; m is x0, or v on a flow (unless clip is given,
-    which bounds x0). Karras et al. 2022, arXiv:2206.00364, Alg. 1 without its second stage; Liu et
-    al. 2023, arXiv:2209.03003. compat changes nothing here.
+    which bounds x0). Karras et al. 2022, arXiv:2206.00364, Alg. 1 without its second stage;
+    Liu et al. 2023, arXiv:2209.03003. compat changes nothing here.
     """
     found = resolve(model, prediction)
     flow = is_flow(found.schedule, check(found.schedule, grid)) and not clip

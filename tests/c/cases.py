@@ -69,14 +69,8 @@ class Case:
         outputs=None,
         **wish,
     ):
-        self.dims, self.table, self.B, self.D, self.groups, self.copies = (
-            dims,
-            table,
-            B,
-            D,
-            groups,
-            copies,
-        )
+        self.dims, self.table, self.B, self.D = dims, table, B, D
+        self.groups, self.copies = groups, copies
         S, G, L, K, E = dims
         T, self.P, self.inner = FLOATS[dtype], P or B, inner or D
         self.F, self.I = table

@@ -1,6 +1,7 @@
-// Hostile input, meant to run under AddressSanitizer and UndefinedBehaviorSanitizer:   hostile
-// <plan.fsplan> Here every argument of every kernel call is spoilt, one at a time, and must give a
-// status and a sentence.
+// Hostile input, meant to run under AddressSanitizer and UndefinedBehaviorSanitizer:
+//   hostile <plan.fsplan>
+// Here every argument of every kernel call is spoilt, one at a time, and must give a status and a
+// sentence.
 
 #include <functional>
 #include <type_traits>

@@ -162,10 +162,8 @@ class Library:
         size = Dims(**{k: dims.get(k, getattr(info, k)) for k in "SGLKE"})
         wide, words = c_int64(), c_int64()
         self.fs_table_size(size, ctypes.byref(wide), ctypes.byref(words))
-        floats, ints = (
-            np.empty((info.rows, wide.value), dtype),
-            np.empty((info.rows, words.value), np.int32),
-        )
+        floats = np.empty((info.rows, wide.value), dtype)
+        ints = np.empty((info.rows, words.value), np.int32)
         self.fs_plan_pack(
             handle,
             size,

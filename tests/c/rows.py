@@ -137,12 +137,10 @@ def philox(counter, key):
     k0, k1 = (np.uint64(k) for k in key)
     for _ in range(10):
         p, q = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (q >> np.uint64(32)) ^ c1 ^ k0,
-            q & MASK,
-            (p >> np.uint64(32)) ^ c3 ^ k1,
-            p & MASK,
-        )
+        c0 = (q >> np.uint64(32)) ^ c1 ^ k0
+        c1 = q & MASK
+        c2 = (p >> np.uint64(32)) ^ c3 ^ k1
+        c3 = p & MASK
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & MASK, (k1 + np.uint64(0xBB67AE85)) & MASK
     return c0, c1, c2, c3
 
