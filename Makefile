@@ -58,6 +58,7 @@ soak: $(NATIVE)
 
 lint: $(READY)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	@echo "clang-format --dry-run -Werror: $(words $(C_FILES)) files" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
 bench: $(NATIVE)

@@ -175,7 +175,7 @@ def test_equals_diffusers_dpm_multistep(solver, theirs, options, prediction, ste
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_equals_diffusers_dpm_singlestep(prediction):
-    """It walks a grid in pairs: on one even in log sigma each second level is our half-way stage."""
+    """It walks a grid in pairs; if even in log sigma, each second level is our half-way stage."""
     peer = scheduler(
         "dpmsolver_singlestep",
         "DPMSolverSinglestepScheduler",

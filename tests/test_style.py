@@ -1,11 +1,26 @@
-"""The sizes files, functions and README have at most."""
+"""The sizes CONTRIBUTING promises: files of at most 400 lines, functions of at most 50, a README of
+fewer than 300.
+"""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE_LINES, FUNCTION_LINES, README_LINES = 494, 109, 150
+FILE_LINES, FUNCTION_LINES, README_LINES = 400, 50, 300
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+# What is longer, as long as it is: an entry that is no longer needed fails too.
+LONG = {
+    "fastsample/sampler.py": 490,
+    "fastsample/run.py: __init__": 81,
+    "fastsample/sampler.py: __call__": 79,
+    "fastsample/sampler.py: _functional": 83,
+    "fastsample/kernels/reference.py: step": 77,
+    "fastsample/kernels/step.py: step": 72,
+    "fastsample/kernels/native.py: step": 79,
+    "fastsample/kernels/sources.py: draws": 62,
+    # every argument of a dozen schedulers, by name, and nothing else
+    "fastsample/interop/diffusers.py: __init__": 57,
+}
 
 
 def sources(*patterns):
@@ -13,22 +28,12 @@ def sources(*patterns):
 
 
 def test_files_are_short():
-    paths = sources(
-        "fastsample/**/*.py",
-        "csrc/**/*.h",
-        "csrc/**/*.cpp",
-        "csrc/**/*.cu",
-        "tests/**/*.py",
-        "bench/**/*.py",
-        "tools/**/*.py",
-    )
+    folders = ("fastsample/**/*.py", "tests/**/*.py", "bench/**/*.py", "tools/**/*.py")
+    paths = sources(*folders, "csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu")
     assert len(paths) > 40
-    long = {
-        str(p.relative_to(ROOT)): n
-        for p in paths
-        if (n := len(p.read_text().splitlines())) > FILE_LINES
-    }
-    assert not long, long
+    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in paths}
+    long = {path: n for path, n in lines.items() if n > FILE_LINES}
+    assert long == {where: n for where, n in LONG.items() if ": " not in where}
 
 
 def test_functions_are_short():
@@ -38,16 +43,13 @@ def test_functions_are_short():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 lines = node.end_lineno - node.lineno + 1
                 if lines > FUNCTION_LINES:
-                    long[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = lines
-    assert not long, long
+                    long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert long == {where: n for where, n in LONG.items() if ": " in where}
 
 
 def test_no_drawer_for_everything():
-    bad = [
-        str(p.relative_to(ROOT))
-        for p in sources("fastsample/**/*.py", "csrc/**/*.h")
-        if p.stem in BANNED_NAMES
-    ]
+    paths = sources("fastsample/**/*.py", "csrc/**/*.h")
+    bad = [str(p.relative_to(ROOT)) for p in paths if p.stem in BANNED_NAMES]
     assert not bad, bad
 
 
