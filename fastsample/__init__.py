@@ -27,12 +27,12 @@ if TYPE_CHECKING:
         solvers,
         trajectories,
     )
-    from .conditions import shared
     from .interop.diffusers import FsScheduler
     from .model import Model
     from .plan import Plan, PlanError
-    from .run import Run
-    from .sampler import Sampler
+    from .runtime.conditions import shared
+    from .runtime.run import Run
+    from .runtime.sampler import Sampler
 
 __version__ = "0.1.0"
 _NAMES = {
@@ -40,9 +40,9 @@ _NAMES = {
     "Model": "model",
     "Plan": "plan",
     "PlanError": "plan",
-    "Run": "run",
-    "Sampler": "sampler",
-    "shared": "conditions",
+    "Run": "runtime.run",
+    "Sampler": "runtime.sampler",
+    "shared": "runtime.conditions",
 }
 __all__ = [
     "FsScheduler",

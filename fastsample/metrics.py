@@ -310,12 +310,12 @@ def run(
     seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise
     draws afresh. state_dtype: float64 for float64 noise, else float32. words: cond, uncond,
     branches, guidance as `Sampler` takes them, cut with their samples: conditions as
-    `fastsample.conditions` says, of the others arrays of B rows.
+    `fastsample.runtime.conditions` says, of the others arrays of B rows.
     """
     import torch
 
     from .kernels.noise import seed_of
-    from .sampler import Sampler
+    from .runtime.sampler import Sampler
 
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
@@ -331,7 +331,7 @@ def run(
 
 def _cut(words: Mapping[str, Any], samples: slice, noise: Any) -> dict[str, Any]:
     """The words of some samples of the noise."""
-    from .conditions import branches_of, take
+    from .runtime.conditions import branches_of, take
 
     names = ("cond", "uncond", "branches")
     trees = branches_of("metrics", *(words.get(name) for name in names), len(noise), noise.device)

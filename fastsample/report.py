@@ -19,7 +19,7 @@ import numpy as np
 
 from .files import make_folder, write_whole
 from .plan import Plan
-from .plan_file import printable
+from .plan.file import printable
 
 # Okabe & Ito's eight colours, told apart with any colour vision; every line has its marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -230,7 +230,7 @@ def _backends() -> list[tuple[str, str]]:
     import torch
 
     from .kernels import native
-    from .kernels.select import select
+    from .kernels.backend import select
 
     if native.MISSING:
         remedy = "make native in the source tree, or reinstall where a C++ compiler is"

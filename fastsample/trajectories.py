@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .conditions import branches_of, take, told
 from .kernels.noise import seed_of
 from .model import Model, to_x0
 from .plan import Plan
-from .run import Run
+from .runtime.conditions import branches_of, take, told
+from .runtime.run import Run
 
 __all__ = ["Denoiser", "Trajectory", "record", "visits"]
 
@@ -70,8 +70,8 @@ def visits(
 
     x is the run's own state (copy what you keep); f the guided raw output there, None in the last
     row, where x is the end point. cond and uncond are trees that follow their samples
-    (`fastsample.conditions`). Sample b draws from seed + b; None takes the seed from the noise: the
-    same noise is visited alike, fresh noise draws afresh.
+    (`fastsample.runtime.conditions`). Sample b draws from seed + b; None takes the seed from the
+    noise: the same noise is visited alike, fresh noise draws afresh.
     """
     trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
     branches = list(trees.values())
@@ -137,8 +137,8 @@ class Denoiser:
     most batch_size rows per branch.
 
     t        [n] points in the schedule's time; states are addressed by their place in it
-    noise    [B,*], whose samples cond and uncond belong to (`fastsample.conditions`); the model is
-             given its shape, device and dtype
+    noise    [B,*], whose samples cond and uncond belong to
+             (`fastsample.runtime.conditions`); the model is given its shape, device and dtype
     dtype    of the states
     asked    called with the number of rows after every call
     rows     how many rows have been asked in all

@@ -13,7 +13,7 @@ import fastsample as fs
 from fastsample import grids, schedules
 from fastsample.kernels import native
 from fastsample.model import Model
-from fastsample.sampler import Sampler
+from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
 SCHEDULE = schedules.Flow(shift=3.0)

@@ -12,9 +12,9 @@ from cases import same
 
 import fastsample as fs
 from fastsample import metrics
-from fastsample.conditions import branches_of, form, take, told, unshared
-from fastsample.kernels import arguments
 from fastsample.optimize import oss
+from fastsample.runtime import arguments
+from fastsample.runtime.conditions import branches_of, form, take, told, unshared
 from fastsample.trajectories import Denoiser, record
 
 SCHEDULE, B, D = fs.schedules.Flow(shift=3.0), 5, 3

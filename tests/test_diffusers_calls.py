@@ -13,7 +13,7 @@ import torch
 import fastsample
 from fastsample import solvers
 from fastsample.grids import trailing
-from fastsample.interop.diffusers_sources import SOURCES
+from fastsample.interop.diffusers.sources import SOURCES
 from fastsample.schedules import DiscreteVP
 from tests.oracle.pipelines import network, start
 

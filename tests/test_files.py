@@ -14,7 +14,7 @@ import pytest
 
 import fastsample as fs
 from fastsample import cli, files, report
-from fastsample.optimize.search import Search
+from fastsample.optimize._search import Search
 
 SCHEDULE = fs.schedules.Flow()
 PLAN = fs.solvers.euler(SCHEDULE, fs.grids.uniform(SCHEDULE, 2), prediction="flow")

@@ -30,12 +30,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 
 import interpreter
 import numpy as np
 import pytest
 
+import fastsample as fs
 from fastsample.plan import Plan
 
 FILES = Path(__file__).parent / "golden"
@@ -130,3 +132,22 @@ def test_golden_files_use_every_part_of_the_format():
         plan.known_reads.any() for plan in plans
     )
     assert any((plan.dst[:, 1] >= 0).any() for plan in plans)
+
+
+@pytest.mark.parametrize("name", ["plan", "scheduler", "from_plan"])
+def test_pickles_made_before_files_moved_still_load(name):
+    """golden/pickles: a dpmpp_2m plan of three steps, a UniPC FsScheduler, and one of that plan in
+    mid-run, as version 0.1.0 pickled them when plan.py and interop/diffusers.py were files.
+    """
+    pytest.importorskip("diffusers")
+    value = pickle.loads((FILES / "pickles" / f"{name}.pickle").read_bytes())
+    if name == "plan":
+        schedule = fs.schedules.EDM()
+        again = fs.solvers.dpmpp_2m(schedule, fs.grids.karras(schedule, 3), prediction="edm")
+        assert type(value) is Plan
+        assert value.to_bytes() == again.to_bytes()
+    else:
+        assert type(value) is fs.FsScheduler
+        value.set_timesteps(3)
+        assert len(value.timesteps) == 3
+    assert type(value).__module__ in ("fastsample.plan", "fastsample.interop.diffusers")

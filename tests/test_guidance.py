@@ -11,7 +11,7 @@ from test_run import BACKENDS, close, net, plan_of, unit
 from fastsample import schedules
 from fastsample.guidance import guided
 from fastsample.plan import PlanError
-from fastsample.run import Run
+from fastsample.runtime.run import Run
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -248,8 +248,8 @@ def test_notes_state_the_order_of_every_step():
 
 
 def test_docs_print_the_orders_measured_here():
-    """docs/orders.md has every method with the order as run; written by `python -m "
-    "oracle.orders`."""
+    """docs/orders.md has every method with the order as run; written by `python -m
+    oracle.orders`."""
     lines = [line for line in orders.DOCUMENT.read_text().splitlines() if line.startswith("|")][2:]
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
     printed = {row[0]: (float(row[1]), float(row[2])) for row in rows}

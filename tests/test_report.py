@@ -119,7 +119,7 @@ def test_doctor_names_every_part_and_a_remedy(monkeypatch):
     found = dict(report.doctor())
     packages = ["fastsample", "numpy", "torch", "matplotlib", "tqdm", "scipy", "cma", "diffusers"]
     assert {"python", *packages, "native code", "cpu, float32"} <= set(found)
-    from fastsample.kernels.select import select
+    from fastsample.kernels.backend import select
 
     choice = select("cpu", torch.float32)
     assert found["cpu, float32"] == f"{choice.name} ({choice.reason})"

@@ -13,7 +13,7 @@ from cases import same
 from fastsample import grids, schedules
 from fastsample.kernels import native, normal
 from fastsample.model import Model
-from fastsample.run import Run
+from fastsample.runtime.run import Run
 from fastsample.solvers import SOLVERS
 
 BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])

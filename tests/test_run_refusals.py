@@ -1,5 +1,5 @@
-"""Run: what does not fit is refused with one sentence before any kernel runs, and changes "
-"nothing."""
+"""Run: what does not fit is refused with one sentence before any kernel runs, and changes
+nothing."""
 
 import math
 
@@ -10,8 +10,8 @@ from cases import same
 from test_run import BACKENDS, finish, net, plan_of, unit
 
 from fastsample.guidance import guided
-from fastsample.run import Run
-from fastsample.sampler import MODES, Sampler
+from fastsample.runtime.run import Run
+from fastsample.runtime.sampler import MODES, Sampler
 
 GOOD = {"noise": unit(1, 32, 32)}
 

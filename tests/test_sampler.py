@@ -12,10 +12,11 @@ from cases import same
 
 from fastsample import grids, schedules
 from fastsample.guidance import guided
-from fastsample.kernels import inplace, native
+from fastsample.kernels import native
 from fastsample.model import Model
-from fastsample.run import Run
-from fastsample.sampler import Sampler
+from fastsample.runtime import pool as inplace
+from fastsample.runtime.run import Run
+from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
 BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])

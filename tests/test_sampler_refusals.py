@@ -13,7 +13,7 @@ from test_sampler import MODEL, SCHEDULE, net, plan_of, unit
 from fastsample import grids, schedules
 from fastsample.model import Model
 from fastsample.plan import Plan
-from fastsample.sampler import Sampler
+from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
 DISCRETE = schedules.DiscreteVP.scaled_linear()

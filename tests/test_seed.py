@@ -11,13 +11,14 @@ from cases import same
 from test_run import EDM, finish, net, plan_of, tell, unit
 
 import fastsample as fs
-from fastsample import metrics, sampler
+from fastsample import metrics
 from fastsample.interop import k_sample
 from fastsample.interop.diffusers import FsScheduler
 from fastsample.models.analytic import GaussianMixture
 from fastsample.optimize import oss
-from fastsample.run import Run
-from fastsample.sampler import Sampler
+from fastsample.runtime import sampler
+from fastsample.runtime.run import Run
+from fastsample.runtime.sampler import Sampler
 from fastsample.trajectories import record
 
 # x0 of data N(0, 1), told sigma

@@ -10,9 +10,11 @@ from test_transforms import TRACED, W, Wrapped, Z, central, dual, near
 from torch.autograd import forward_ad
 
 from fastsample import shared
-from fastsample.kernels import cost_gather, cost_matrix, inplace, moments, native, sources, step
-from fastsample.kernels.select import BACKENDS
-from fastsample.sampler import Sampler
+from fastsample.kernels import cost_gather, cost_matrix, moments, native, step
+from fastsample.kernels.backend import BACKENDS
+from fastsample.runtime import pool as inplace
+from fastsample.runtime import sources
+from fastsample.runtime.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning"

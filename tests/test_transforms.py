@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastsample import grids, metrics, schedules
 from fastsample.interop import k_sample
-from fastsample.kernels import cost_gather, cost_matrix, inplace, moments, step, transforms
+from fastsample.kernels import cost_gather, cost_matrix, moments, step, transforms
 from fastsample.model import Model
-from fastsample.run import Run
-from fastsample.sampler import Sampler
+from fastsample.runtime import pool as inplace
+from fastsample.runtime.run import Run
+from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 from fastsample.trajectories import record
 

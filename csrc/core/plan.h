@@ -1,4 +1,4 @@
-// A plan file (.fsplan), little-endian; fastsample/plan_file.py reads and writes the same:
+// A plan file (.fsplan), little-endian; fastsample/plan/file.py reads and writes the same:
 //
 //    0  8 bytes   magic 89 46 53 50 4C 41 4E 0A
 //    8  u32 x 2   version = 1, header size = 88

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..kernels import transforms
 from ..model import to_kind
 from ..plan import Plan
-from ..run import Run
+from ..runtime.run import Run
 from ..schedules import from_json
 from .draws import Draws
 

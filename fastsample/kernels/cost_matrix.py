@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from . import reference, transforms
+from .backend import select
 from .ops import register
-from .select import select
 
 _matrix = register(
     "cost_matrix",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .backend import select
 from .ops import register
-from .select import select
 
 MOST_A, MOST_B = 5, 24
 

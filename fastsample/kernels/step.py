@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .backend import STATES, select
 from .layout import Layout
 from .ops import register
-from .select import STATES, select
 
 SCHEMA = (
     "(Tensor x, Tensor[] slots, Tensor[] f, Tensor table_f, Tensor table_i, Tensor row, int[] "

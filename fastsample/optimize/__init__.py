@@ -2,7 +2,7 @@
 Plans; data, never pictures.
 """
 
+from ._search import Search
 from .oss import oss
-from .search import Search
 
 __all__ = ["Search", "oss"]

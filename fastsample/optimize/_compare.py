@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..conditions import take
 from ..model import Model
 from ..plan import Plan
-from .search import Compared
+from ..runtime.conditions import take
+from ._search import Compared
 
 
 def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:

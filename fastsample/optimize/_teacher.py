@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from .. import grids, metrics, solvers
-from ..conditions import take
 from ..guidance import guided
 from ..model import Model
 from ..plan import Plan
+from ..runtime.conditions import take
 from ..trajectories import Denoiser, visits
 
 STEPS = 40  # of the search's grid

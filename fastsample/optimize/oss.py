@@ -22,8 +22,8 @@ The arguments of `oss`:
     start        "free": the noise may be labelled with any node of the grid; "fixed": with the
                  first one
     all_budgets  True: grids of 1..budget evaluations; False: of exactly budget
-    cond, uncond, guidance   model words, trees that follow their samples (`fastsample.conditions`);
-                 guidance needs uncond
+    cond, uncond, guidance   model words, trees that follow their samples as
+                 `fastsample.runtime.conditions` says; guidance needs uncond
     aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the
                  middle node at each position
     p            exponent of the cost
@@ -70,17 +70,17 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..conditions import branches_of
 from ..guidance import guided
-from ..kernels.arguments import integer
 from ..kernels.noise import digest, drawn_seed, normal
-from ..kernels.sources import seeds as seeds_of
 from ..model import Model
 from ..plan import Plan
+from ..runtime.arguments import integer
+from ..runtime.conditions import branches_of
+from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
 from . import _compare, _teacher
 from ._layers import Layers, Options, jumps
-from .search import Search
+from ._search import Search
 
 
 def oss(

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import transforms
+from ..kernels.noise import drawn_seed
 from ..plan import Plan
-from . import transforms
 from .arguments import check_values, drawn, drawn_from, integer, readable, refuse_gradients
-from .noise import drawn_seed
 
 
 def seeds(seed, batch: int, device, needed: bool) -> Tensor:

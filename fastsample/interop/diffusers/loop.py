@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import transforms
-from ..plan import Plan
-from ..run import Run
-from .diffusers_plan import init_scale
-from .draws import Draws
+from ...kernels import transforms
+from ...plan import Plan
+from ...runtime.run import Run
+from ..draws import Draws
+from .plan import init_scale
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
 

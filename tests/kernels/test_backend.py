@@ -7,7 +7,7 @@ import torch
 
 from fastsample.kernels import native, reference, select
 from fastsample.kernels import select as choose
-from fastsample.kernels.select import BACKENDS, VARIABLE, _chosen, chosen
+from fastsample.kernels.backend import BACKENDS, VARIABLE, _chosen, chosen
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import transforms
+from ..kernels.backend import STATES
 from ..plan import Plan
-from . import transforms
-from .select import STATES
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 STD_RANGE, STD_ELEMENTS = (

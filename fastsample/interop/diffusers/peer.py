@@ -8,8 +8,8 @@ import inspect
 
 import numpy as np
 
-from .diffusers_config import peer_layout, peer_table
-from .diffusers_grids import Points, count, falling
+from .config import peer_layout, peer_table
+from .grids import Points, count, falling
 
 
 def uncovered(source: type, settings: dict) -> str | None:

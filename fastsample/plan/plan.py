@@ -11,7 +11,7 @@ Row i of a plan, applied to a sample with state x, slots r_1..r_S and G raw mode
 Row 0 calls no model: it takes unit noise (or an image) to the first point of the grid. The last row
 holds: x' = x.
 Everything is float64 and immutable; makers are in `fastsample.solvers`, the file format in
-`fastsample.plan_file`.
+`fastsample.plan.file`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from . import plan_file
-from .plan_checks import FLOATS, INTS, check, slots_read
-from .plan_file import CAPS, PlanError
+from . import file as plan_file
+from .checks import FLOATS, INTS, check, slots_read
+from .file import CAPS, PlanError
 
 __all__ = ["CAPS", "Plan", "PlanError"]
 

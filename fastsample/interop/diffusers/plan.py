@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ..plan import Plan
+from ...plan import Plan
 
 
 def checked_plan(plan: Plan) -> Plan:
@@ -92,7 +92,7 @@ def init_scale(plan: Plan) -> float:
 
 
 def scale_of(plan: Plan) -> str:
-    """vp, sigma or flow: which sum of alpha and sigma is 1 all along (diffusers_grids); vp where
+    """vp, sigma or flow: which sum of alpha and sigma is 1 all along (see `grids`); vp where
     none is.
     """
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]

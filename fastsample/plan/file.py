@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import files
+from .. import files
 
 if TYPE_CHECKING:
     from .plan import Plan

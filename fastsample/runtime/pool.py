@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import native, transforms
+from ..kernels.backend import Choice
+from ..kernels.layout import Layout
 from ..plan import Plan
-from . import native, transforms
-from .layout import Layout
-from .select import Choice
 
 
 class Table(NamedTuple):

@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .kernels import arguments, inplace, native, outputs, select, sources, transforms
-from .kernels.inplace import Buffers
-from .kernels.transforms import forward_ad, fx, tracing
-from .plan import Plan
+from ..kernels import native, select, transforms
+from ..kernels.transforms import forward_ad, fx, tracing
+from ..plan import Plan
+from . import arguments, outputs, sources
+from . import pool as inplace
+from .pool import Buffers
 
 
 class Run:
@@ -44,7 +46,7 @@ class Run:
     model_dtype   what the model gets and returns (by default that of the given noise or latent)
     copies        how often model_input and t repeat the batch
     preview       False: x0 is not formed
-    backend       a wish, see fastsample.kernels.select
+    backend       a wish, see fastsample.kernels.backend
 
     A model that writes into its input may write into the state. Raises ValueError or TypeError, one
     sentence, before any kernel.

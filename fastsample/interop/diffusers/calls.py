@@ -18,7 +18,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
-from .diffusers_loop import ROUNDING
+from .loop import ROUNDING
 
 
 class AsSource:

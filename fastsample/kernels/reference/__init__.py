@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import noise as philox
-from .layout import BRANCHES, DU, DV, IDS, KNOWN_READS, READS_HI, READS_LO, Layout
+from .. import noise as philox
+from ..layout import BRANCHES, DU, DV, IDS, KNOWN_READS, READS_HI, READS_LO, Layout
 
 BAD_ROW, BAD_PLACE, BAD_INDEX, NON_FINITE = 1, 2, 4, 8  # bits of a sample's status word
 MOMENTS_CHUNK, MOMENTS_LANES = 1024, 16

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .plan_file import CAPS, PlanError
+from .file import CAPS, PlanError
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .diffusers_grids import Family, noise_schedule
+from .grids import Family, noise_schedule
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -182,7 +182,7 @@ def settings(source: str, config: dict) -> dict:
 
 
 def scale(source: str, config: dict) -> str:
-    """vp, sigma or flow: what the state is (see diffusers_grids)."""
+    """vp, sigma or flow: what the state is (see `grids`)."""
     family = find(source).family
     return "flow" if family.flow and config.get("use_flow_sigmas") else family.scale
 

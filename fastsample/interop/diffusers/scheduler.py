@@ -28,15 +28,15 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..plan import Plan
-from .diffusers_calls import AsSource, check_others, check_step, check_tokens
-from .diffusers_config import trained_levels
-from .diffusers_loop import Loops
-from .diffusers_peer import uncovered
-from .diffusers_plan import checked_plan, decoded, scale_of
-from .diffusers_readings import Readings
-from .diffusers_runs import Runs
-from .diffusers_sources import (
+from ...plan import Plan
+from .calls import AsSource, check_others, check_step, check_tokens
+from .config import trained_levels
+from .loop import Loops
+from .peer import uncovered
+from .plan import checked_plan, decoded, scale_of
+from .readings import Readings
+from .runs import Runs
+from .sources import (
     OURS,
     PREDICTIONS,
     SOURCES,
@@ -65,7 +65,7 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over
-    (diffusers_sources.SOURCES); every other argument is that class's own. Defaults are
+    (`sources.SOURCES`); every other argument is that class's own. Defaults are
     DPMSolverMultistepScheduler's where classes differ, so prefer from_config. compat: "diffusers"
     for that class's own grid (float32 levels, rounded labels, init_noise_sigma) and its deviations,
     None for exact ones; "auto", the default, becomes "diffusers", or with a warning None where that
@@ -76,7 +76,7 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
     inspect.signature says; eta, generator and variance_noise, timesteps and sigmas are taken by
     name from every source.
 
-    The state is float32 whatever the sample's dtype, see diffusers_loop. eta is DDIM's, taken from
+    The state is float32 whatever the sample's dtype, see `loop`. eta is DDIM's, taken from
     step(); other sources ignore it, as in diffusers. Noise is drawn as there: torch.randn from
     `generator`, or torch's own generator without one. A thread that calls set_timesteps has a loop
     of its own; one that never did is given the only loop there is, or a ValueError. A deep copy

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import solvers
-from ..model import Model, to_eps
-from ..plan import Plan
-from ..solvers._begin import number
-from ..solvers._build import ANCHOR, Builder, Lin, M, N, R, X
-from ..solvers._exponential import gain, weights
+from ... import solvers
+from ...model import Model, to_eps
+from ...plan import Plan
+from ...solvers._begin import number
+from ...solvers._build import ANCHOR, Builder, Lin, M, N, R, X
+from ...solvers._exponential import gain, weights
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
 # Adams-Bashforth, newest first

@@ -22,13 +22,15 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from ..guidance import guided
+from ..kernels import reference, transforms
+from ..kernels.backend import BACKENDS
+from ..model import Model
+from ..plan import Plan
+from . import arguments, sources
+from . import pool as inplace
+from .compiled import Program, compiled, distinct
 from .conditions import branches_of, form, merged, told, unshared
-from .guidance import guided
-from .kernels import arguments, inplace, reference, sources, transforms
-from .kernels.loop import Program, compiled, distinct
-from .kernels.select import BACKENDS
-from .model import Model
-from .plan import Plan
 from .run import Run
 
 MODES = ("eager", "compile-model", "compile-loop")
@@ -146,12 +148,13 @@ class Sampler:
         run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
 
         noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond:
-        keywords for the model, a tree that follows its samples as `fastsample.conditions` says.
-        uncond (with guidance): a second branch, f = f_uncond + s (f_cond - f_uncond). branches:
-        keywords of every branch, the last being the base. batched_guidance: all branches in one
-        call of G*B samples where they have one form and share what belongs to no sample, else one
-        call each. callback(step, x, x0): may return a new x, and may raise to stop; x and x0 are
-        the run's own memory, to be cloned if kept beyond the next step.
+        keywords for the model, a tree that follows its samples as
+        `fastsample.runtime.conditions` says. uncond (with guidance): a second branch, f = f_uncond
+        + s (f_cond - f_uncond). branches: keywords of every branch, the last being the base.
+        batched_guidance: all branches in one call of G*B samples where they have one form and share
+        what belongs to no sample, else one call each. callback(step, x, x0): may return a new x,
+        and may raise to stop; x and x0 are the run's own memory, to be cloned if kept beyond the
+        next step.
         table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None:
         torch.manual_seed governs it (see Run). Raises FloatingPointError naming samples and row if
         a state became non-finite.
@@ -406,8 +409,8 @@ def _agree(plan: Plan, models: Sequence[Callable]) -> None:
 
 
 def _versions(run: Run) -> tuple[int, ...]:
-    """How often what the model is given was written to; () in inference mode, where nobody "
-    "counts."""
+    """How often what the model is given was written to; () in inference mode, where nobody
+    counts."""
     return () if run.model_input.is_inference() else (run.model_input._version, run.t._version)
 
 

@@ -14,9 +14,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from ..kernels.layout import Layout
 from ..plan import Plan
 from . import outputs
-from .layout import Layout
 
 _numbers = count()
 

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..plan import Plan
-from .diffusers_grids import noise_schedule
-from .diffusers_loop import Loops
-from .diffusers_plan import init_scale
+from ...plan import Plan
+from .grids import noise_schedule
+from .loop import Loops
+from .plan import init_scale
 
 
 class Readings:
     """The properties of a scheduler's contract, read from its config and from this thread's loop.
 
     _source: the diffusers class and _settings its arguments, or _given: the plan in their place;
-    _scale: of the state (diffusers_grids).
+    _scale: of the state (see `grids`).
     """
 
     config: Mapping

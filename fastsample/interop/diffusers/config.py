@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import solvers
-from ..model import Model
-from ..plan import Plan
-from ..schedules import EDM, DiscreteVP, Flow
-from .diffusers_flow import flow_points
-from .diffusers_grids import Points, distilled_points, indices, noise_schedule, points
-from .diffusers_sources import PREDICTIONS, find, scale
-from .diffusers_steps import pairs, plms, sde_2m, strided, third
+from ... import solvers
+from ...model import Model
+from ...plan import Plan
+from ...schedules import EDM, DiscreteVP, Flow
+from .flow import flow_points
+from .grids import Points, distilled_points, indices, noise_schedule, points
+from .sources import PREDICTIONS, find, scale
+from .steps import pairs, plms, sde_2m, strided, third
 
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
 FULL_ORDER_FROM = 15

@@ -7,13 +7,13 @@ from __future__ import annotations
 import warnings
 from functools import partial
 
-from ..plan import Plan
-from . import diffusers_config
-from .diffusers_calls import check_set_timesteps
-from .diffusers_grids import Points
-from .diffusers_loop import Loop
-from .diffusers_peer import peer_points, words
-from .diffusers_plan import check_length, from_point, is_whole
+from ...plan import Plan
+from . import config as diffusers_config
+from .calls import check_set_timesteps
+from .grids import Points
+from .loop import Loop
+from .peer import peer_points, words
+from .plan import check_length, from_point, is_whole
 
 KEPT_PLANS = 16  # compiled plans that a scheduler and its copies remember
 

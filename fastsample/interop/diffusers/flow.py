@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .diffusers_grids import (
+from .grids import (
     CONVERSIONS,
     Family,
     Points,

@@ -7,7 +7,7 @@ A scheduler of diffusers 0.42 keeps its state on one of three scales:
     sigma    x = x0 + sigma eps                               Euler, EulerAncestral, Heun
     flow     x = (1 - sigma) x0 + sigma eps                   FlowMatchEuler; use_flow_sigmas
 
-A grid's variable is sigma on sigma and flow scale (diffusers_flow), and on vp the index t of the
+A grid's variable is sigma on sigma and flow scale (see `flow`), and on vp the index t of the
 table, -1 where there is no noise.
 
 The functions give the grid [n+1] from noise to data on those scales, and the labels [n] that the
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..schedules import DiscreteVP
+from ...schedules import DiscreteVP
 
 TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
 # times or levels closer than this are one point: float64 rounding of the conversions is 1e-13

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .kernels import transforms
+from ..kernels import transforms
 
 PLAIN = (str, bytes, Number, np.generic, type(None))  # what a list is made of that is one leaf
 

@@ -1,0 +1,13 @@
+"""A drop-in scheduler for diffusers' pipelines: `FsScheduler`."""
+
+import sys
+
+from . import loop, runs
+from .scheduler import FsScheduler, FsSchedulerOutput
+
+__all__ = ["FsScheduler", "FsSchedulerOutput"]
+
+# model_index.json and pickles say so, whatever file they stand in
+FsScheduler.__module__ = FsSchedulerOutput.__module__ = __name__
+# Pickles of schedulers made while this folder was a file name these two.
+sys.modules |= {f"{__name__}_loop": loop, f"{__name__}_runs": runs}

@@ -1,0 +1,1 @@
+"""What carries a plan out: conditions, one batch in flight, and the loop over it."""
