@@ -26,6 +26,7 @@ import numpy as np
 from . import file as plan_file
 from .checks import FLOATS, INTS, check, slots_read
 from .file import CAPS, PlanError
+from .row import Layout, Program, RowShape
 
 __all__ = ["CAPS", "Plan", "PlanError"]
 
@@ -144,14 +145,19 @@ class Plan:
         """Kind of the prediction m: x0, eps, flow or d."""
         return self.note.get("stored", "x0")
 
+    @property
+    def layout(self) -> Layout:
+        """The sizes that a packed row depends on."""
+        return Layout(self.S, self.G, self.L, self.K, self.E)
+
     @cached_property
-    def program(self) -> tuple:
+    def program(self) -> Program:
         """Hashable structure: plans with equal programs share one compiled or captured graph; only
         numbers differ between them.
         """
-        words = self.call, self.reads, self.branches, self.known_reads, *self.dst.T, self.clip > 0
-        per_row = tuple(tuple(int(v) for v in row) for row in zip(*words, strict=True))
-        return self.S, self.G, self.L, self.K, self.E, per_row
+        words = (self.reads, self.branches, self.known_reads, *self.dst.T, self.clip > 0, self.call)
+        rows = zip(*(word.tolist() for word in words), strict=True)
+        return Program(self.layout, tuple(RowShape(*row) for row in rows))
 
     @cached_property
     def entries(self) -> tuple[int, ...]:
@@ -170,8 +176,7 @@ class Plan:
         """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted
         from 0).
         """
-        slots, branches = [f"r{s}" for s in range(self.S)], [f"f{g}" for g in range(self.G)]
-        return ["x", *slots, "m", "f", *branches, *(f"n{k}" for k in range(self.L))][column]
+        return self.layout.operand(column)
 
     # -- other forms -------------------------------------------------------------------------------
     def table(self, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:

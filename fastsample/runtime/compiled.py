@@ -59,7 +59,7 @@ class Program:
     ):
         self.dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
         self.rows, self.first, self.ask, self.model_dtype, self.keep = (
-            plan.program[5],
+            [(row.call, *row[:6]) for row in plan.program.rows],
             first,
             tuple(ask),
             model_dtype,

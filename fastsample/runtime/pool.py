@@ -43,7 +43,7 @@ def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
         if (dtype, device) not in made:
             numbers, words = plan.table(np.float32 if dtype == torch.float32 else np.float64)
             dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
-            structures = tuple(tuple(int(v) for v in row[1:]) for row in plan.program[5])
+            structures = tuple(tuple(int(v) for v in row[:6]) for row in plan.program.rows)
             made[dtype, device] = Table(
                 torch.tensor(numbers, device=device),
                 torch.tensor(words, device=device),

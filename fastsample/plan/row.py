@@ -1,0 +1,182 @@
+"""The row: what a plan's table holds, where each number of it stands, and what a row asks for.
+
+A row of a plan with S slots, G branches, L noises, K guidance scales and E model scalars reads and
+writes operands, one column of M each, W = 3 + S + G + L of them:
+
+    x | r_1..r_S | m | f | f_1..f_G | n_1..n_L
+
+`FIELDS` names every array of a plan. Packed for a kernel, a row is a record of floats, the float
+fields one after the other in that order, and a record of 32-bit words, the whole-number fields in
+that order with `reads` cut into its low 24 bits and the rest. csrc/core/row.h has the same table.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+READS_SPLIT = 24  # bits of `reads` in its first word
+
+
+class Field(NamedTuple):
+    """An array of a plan, [R, *shape]. shape: an axis a character, a digit or a letter of
+    `Layout.size`. kind: float (float64) or int (int64). fill: what stands where nothing was said.
+    """
+
+    name: str
+    shape: str
+    kind: type
+    fill: float = 0
+
+
+FIELDS = (
+    Field("M", "3W", float),  # rows for x', u, v over the operands
+    Field("p", "", float),
+    Field("q", "", float),
+    Field("clip", "", float),
+    Field("U", "G", float),
+    Field("V", "GK", float),
+    Field("known", "Y", float),  # ky, Cy_1..Cy_L of the inpainting target
+    Field("c", "", float),
+    Field("t", "E", float),
+    Field("preview", "2", float),
+    Field("alpha", "", float),
+    Field("sigma", "", float),
+    Field("reads", "", int),
+    Field("branches", "", int),
+    Field("known_reads", "", int),
+    Field("dst", "2", int, -1),
+    Field("call", "", int, -1),
+    Field("ids", "L", int, -1),
+)
+FLOATS = tuple(field for field in FIELDS if field.kind is float)
+INTS = tuple(field for field in FIELDS if field.kind is int)
+
+
+class Layout(NamedTuple):
+    """The sizes that a record depends on; plans of one layout share a table."""
+
+    S: int
+    G: int
+    L: int
+    K: int
+    E: int
+
+    @property
+    def W(self) -> int:
+        """Operand columns of M; x is column 0."""
+        return 3 + self.S + self.G + self.L
+
+    def slot(self, s: int) -> int:
+        """Column of slot s, counted from 0; like the four below, an operand of M."""
+        return 1 + s
+
+    @property
+    def m(self) -> int:
+        return 1 + self.S
+
+    @property
+    def f(self) -> int:
+        return 2 + self.S
+
+    def branch(self, g: int) -> int:
+        return 3 + self.S + g
+
+    def noise(self, k: int) -> int:
+        return 3 + self.S + self.G + k
+
+    def size(self, axis: str) -> int:
+        """Length of a field's axis: a digit, a letter of the layout, W, or Y = 1 + L."""
+        if axis.isdigit():
+            return int(axis)
+        return 1 + self.L if axis == "Y" else getattr(self, axis)
+
+    def shape(self, field: Field) -> tuple[int, ...]:
+        """Shape of the field in one row."""
+        return tuple(self.size(axis) for axis in field.shape)
+
+    def at(self, name: str) -> int:
+        """Where a field begins: in the float record, or in the record of words."""
+        return _places(self)[name]
+
+    @property
+    def WF(self) -> int:
+        """Numbers in the float record."""
+        return _places(self)["floats"]
+
+    @property
+    def WI(self) -> int:
+        """Words in the record of words."""
+        return _places(self)["words"]
+
+    def operand(self, column: int) -> str:
+        """Name of a column: x, r0.., m, f, f0.., n0.. (slots, branches, noises from 0)."""
+        slots, branches, noises = (
+            [f"{letter}{k}" for k in range(count)]
+            for letter, count in (("r", self.S), ("f", self.G), ("n", self.L))
+        )
+        return ["x", *slots, "m", "f", *branches, *noises][column]
+
+    def columns_in(self, wider: Layout) -> list[int]:
+        """Where each operand of this layout stands in a wider one."""
+        return [
+            0,
+            *(wider.slot(s) for s in range(self.S)),
+            wider.m,
+            wider.f,
+            *(wider.branch(g) for g in range(self.G)),
+            *(wider.noise(k) for k in range(self.L)),
+        ]
+
+
+@lru_cache(maxsize=256)
+def _places(layout: Layout) -> dict[str, int]:
+    places, floats, words = {}, 0, 0
+    for field in FIELDS:
+        width = prod(layout.shape(field))
+        if field.kind is float:
+            places[field.name], floats = floats, floats + width
+        else:
+            places[field.name], words = words, words + width + (field.name == "reads")
+    return {**places, "floats": floats, "words": words}
+
+
+class RowShape(NamedTuple):
+    """What a row does, apart from its numbers: equal shapes share one compiled row.
+
+    reads: bit k, operand k is read.  branches: bit g, f_g enters f.  known_reads: bit 0 y, bit
+    1 + k n_k.  du, dv: slots written, -1 for none.  clips: m is bounded.  call: the model asked, -1
+    for none.
+    """
+
+    reads: int
+    branches: int
+    known_reads: int
+    du: int
+    dv: int
+    clips: bool
+    call: int
+
+    def reads_operand(self, column: int) -> bool:
+        return bool(self.reads >> column & 1)
+
+    def branches_needed(self, layout: Layout) -> tuple[bool, ...]:
+        """For each branch: does the row need its output, in f or as an operand?"""
+        own = self.reads >> layout.branch(0)
+        return tuple(bool((self.branches | own) >> g & 1) for g in range(layout.G))
+
+    def draws(self, layout: Layout, masked: bool) -> tuple[bool, ...]:
+        """For each noise operand: does the row draw it, with or without a mask and a known image?"""
+        drawn = self.reads >> layout.noise(0) | (self.known_reads >> 1 if masked else 0)
+        return tuple(bool(drawn >> k & 1) for k in range(layout.L))
+
+    def slots_read(self, layout: Layout) -> tuple[int, ...]:
+        return tuple(s for s in range(layout.S) if self.reads >> layout.slot(s) & 1)
+
+
+class Program(NamedTuple):
+    """A plan without its numbers: one compiled or captured graph serves every plan of a program."""
+
+    layout: Layout
+    rows: tuple[RowShape, ...]
