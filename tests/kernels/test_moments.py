@@ -92,6 +92,16 @@ def test_backend_is_the_reference_bit_for_bit(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sum_starts_at_its_first_product(backend):
+    """1,024 products of -0 sum to -0; a chunk that zeros fill up, and no product at all, to +0."""
+    for elements, sign in ((1024, True), (2048, True), (1000, False), (3072, False), (0, False)):
+        dots, _ = moments(
+            [torch.full((2, elements), -0.0)], [torch.ones(2, elements)], backend=backend
+        )
+        assert not dots.any() and dots.signbit().all() == sign == dots.signbit().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sample_of_a_batch_is_the_sample_alone(backend):
     a, b = tensors(2, 5, 4097), tensors(3, 5, 4097, seed=1)
     whole = moments(a, b, backend=backend)

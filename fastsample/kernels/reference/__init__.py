@@ -325,7 +325,7 @@ def _tree_sum(terms: Tensor) -> Tensor:
     steps = terms.view(
         terms.shape[0], chunks, MOMENTS_CHUNK // MOMENTS_LANES, MOMENTS_LANES
     ).unbind(2)
-    total = steps[0] + 0.0  # lanes start from +0
+    total = steps[0]  # a sum starts at its first term: -0 stays -0
     for term in steps[1:]:
         total = total + term
     total = _halved(total)
