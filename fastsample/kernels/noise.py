@@ -2,7 +2,7 @@
 
 normal[b, e] = lane (e mod 4) of block (e div 4) of Philox4x32-10 with
     key     = (seed low 32, seed high 32)
-    counter = (block low 32, block high 32, noise id, stream = 0)
+    counter = (block low 32, block high 32, noise id, stage)
 Words (a, b) of lanes (0, 1) and (2, 3) make one Box-Muller pair, all in float32:
     u = min((float(a) + 1/2) * 2^-32, 1),  r = sqrt(-2 log u),  angle = 2 pi b / 2^32
     (r cos, r sin)
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from . import transforms
 
-STREAM = 0
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
@@ -135,31 +134,36 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return r * c, r * s
 
 
-def normal(seed: Tensor, noise_id: Tensor, elements: int) -> Tensor:
-    """Normals [B, elements], float32, of seed [B] int64 and noise_id [B] (one id a sample) or [B,
-    elements] (an id for each element).
+def normal(seed: Tensor, noise_id: Tensor, elements: int, stage: int | Tensor = 0) -> Tensor:
+    """Normals [B, elements], float32, of seed [B] int64, noise_id [B] (one id a sample) or [B,
+    elements] (an id for each element), and stage in [0, 2^32), a number or [B].
     """
+    stage = stage.long().view(-1, 1) if isinstance(stage, Tensor) else stage
     key = (seed & MASK32).view(-1, 1), ((seed >> 32) & MASK32).view(-1, 1)
     word = noise_id.long() & MASK32
     word = word if word.dim() == 2 else word[:, None]
     if noise_id.dim() == 1 and not torch.compiler.is_compiling():
-        n = _blocks(key, word, torch.arange((elements + 3) // 4, device=seed.device))
+        n = _blocks(key, word, torch.arange((elements + 3) // 4, device=seed.device), stage)
         return torch.stack(n, -1).flatten(1)[:, :elements]
     # One block for each element, of which it keeps one lane: right where elements of a block differ
     # in id, and no concatenation, which a compiler would inline four times over.
     place = torch.arange(elements, device=seed.device)
     lane = place % 4
-    w0, w1, w2, w3 = _words(key, word, place // 4)
+    w0, w1, w2, w3 = _words(key, word, place // 4, stage)
     first, second = box_muller(torch.where(lane < 2, w0, w2), torch.where(lane < 2, w1, w3))
     return torch.where(lane % 2 == 0, first, second)
 
 
-def _words(key: tuple[Tensor, Tensor], word: Tensor, block: Tensor) -> tuple[Tensor, ...]:
+def _words(
+    key: tuple[Tensor, Tensor], word: Tensor, block: Tensor, stage: int | Tensor
+) -> tuple[Tensor, ...]:
     zero = torch.zeros_like(block) + torch.zeros_like(key[0])
-    return philox(((block & MASK32) + zero, (block >> 32) + zero, word + zero, zero + STREAM), key)
+    return philox(((block & MASK32) + zero, (block >> 32) + zero, word + zero, zero + stage), key)
 
 
-def _blocks(key: tuple[Tensor, Tensor], word: Tensor, block: Tensor) -> tuple[Tensor, ...]:
+def _blocks(
+    key: tuple[Tensor, Tensor], word: Tensor, block: Tensor, stage: int | Tensor = 0
+) -> tuple[Tensor, ...]:
     """The four normals of every block."""
-    w0, w1, w2, w3 = _words(key, word, block)
+    w0, w1, w2, w3 = _words(key, word, block, stage)
     return *box_muller(w0, w1), *box_muller(w2, w3)
