@@ -155,7 +155,8 @@ static int tick(server* s, const request* fresh, int newcomers, request* batch) 
   check(fs_step(&s->step));
   for (k = 0; k < b; ++k) {
     if (s->status[k])
-      exit(fprintf(stderr, "server: request %d: status %d\n", batch[k].number, (int)s->status[k]));
+      exit(fprintf(stderr, "server: request %d: status %d at row %d\n", batch[k].number,
+                   (int)(s->status[k] & 0xFF), (int)(s->status[k] >> 8)));
     ++batch[k].row;
   }
   memcpy(s->running, batch, (size_t)b * sizeof(request));

@@ -94,6 +94,55 @@ def test_build_info_is_json(lib):
     assert "-ffp-contract=off" in info["flags"] and info["isa"] in ("baseline", "avx2", "avx512")
 
 
+VERSION_1 = {  # sizes for ever: callers compiled then go on
+    "Dims": 24,
+    "Info": 80,
+    "RowInfo": 200,
+    "StepArgs": 400,
+    "NoiseArgs": 64,
+    "MomentsArgs": 296,
+    "CostArgs": 152,
+}
+
+
+def test_a_caller_of_version_1_keeps_working(made):
+    assert build.run(made[1] / "version_1") == "as in version 1\n"
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_every_size_of_a_struct_since_version_1_is_accepted(lib, plan_files, name):
+    handle = lib.parse(plan_files["dpmpp_2m"][1].read_bytes())
+    numbers = [ctypes.byref(ctypes.c_int64()) for _ in range(2)]
+    one = np.ones(1)
+    call = {
+        "Dims": lambda v: lib.fs_table_size(v, *numbers),
+        "Info": lambda v: lib.fs_plan_info(handle, v),
+        "RowInfo": lambda v: lib.fs_plan_row(handle, 0, ctypes.byref(v)),
+        "StepArgs": lib.fs_step,
+        "NoiseArgs": lib.fs_noise_fill,
+        "MomentsArgs": lib.fs_moments,
+        "CostArgs": lib.fs_cost_matrix,
+    }[name]
+    values = {
+        "StepArgs": {"groups": 1, "copies": 1, "table_rows": 1}
+        | {k: interface.address(one) for k in ("table_f", "table_i")},
+        "MomentsArgs": {"P": 1},
+        "CostArgs": {"terms": 1, "p": 2.0},
+    }.get(name, {})
+    kind = getattr(interface, name)
+    first, own = VERSION_1[name], ctypes.sizeof(kind)
+    for size in range(first, own + 1):
+        args = kind(**values)
+        args.struct_size = size
+        call(args)
+        assert args.struct_size == size
+    for size in (0, first - 1, own + 1):
+        args.struct_size = size
+        with pytest.raises(StatusError, match=f"struct_size is {size}; set it to sizeof, {own} in"):
+            call(args)
+    lib.fs_plan_free(handle)
+
+
 # -- plans -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_plan_packs_as_python_packs_it(lib, plan_files, dtype):

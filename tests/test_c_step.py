@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from c import build, cases, rows
 from c.interface import Library, NoiseArgs, address
+from test_noise import GOLDEN_STAGES
 
 OPTIONS = (
     "place",
@@ -26,6 +27,11 @@ OPTIONS = (
     "mask",
     "known",
     "preview",
+    "stage",
+    "x_in",
+    "x_out",
+    "one_row",
+    "wide_times",
 )
 ISAS = ("baseline", "avx2", "avx512")
 
@@ -169,6 +175,78 @@ def test_a_row_of_a_batch_is_the_row_alone(lib):
         )
 
 
+def test_a_batch_at_one_row_is_its_samples_alone(lib):
+    """Also where the batch runs as one long sample: bits, and the words of the samples to blame."""
+    rng = np.random.default_rng(11)
+    for k in range(60):
+        dims = (int(rng.integers(0, 4)), int(rng.integers(1, 3)), int(rng.integers(0, 2)), 1, 1)
+        names = ("preview", "one_row", "x_in", "x_out", "scale", "noise", "bound", "mask", "known")
+        wish = {name: rng.random() < (0.5 if name in names[:4] else 0.1) for name in names}
+        case = cases.Case(
+            rng,
+            dims,
+            cases.random_table(rng, 3, dims, np.float32),
+            B=int(rng.integers(2, 6)),
+            D=int(rng.choice([1, 7, 32, 700])),
+            copies=int(rng.integers(1, 3)),
+            model=str(rng.choice(list(cases.FLOATS))),
+            **wish,
+        )
+        a = case.arrays
+        a["row"][:] = a["row"][0, 0]
+        a["status"][0] = 5 << 8  # no fault: may be written
+        if k % 2:
+            x = a.get("x_in", a["x"])
+            x[1, -1], x[0, 0], a["status"][0] = np.nan, np.inf, 4 | 9 << 8
+        got = case.clone()
+        with np.errstate(all="ignore"):
+            want = case.expected()
+        lib.fs_step(case.args(got, t_out=None))
+        want["t_out"] = got["t_out"]
+        assert cases.differences(got, want) == [], k
+
+
+def test_a_row_number_outside_the_table_marks_every_sample(lib):
+    rng = np.random.default_rng(12)
+    dims = (1, 1, 0, 0, 1)
+    case = cases.Case(rng, dims, cases.random_table(rng, 2, dims, np.float32), B=3, D=40)
+    for number in (-1, 2, 2**31 - 1):
+        for sizes in ({}, {"f": [None]}):
+            got = case.clone()
+            lib.fs_step(case.args(got, row=None, one_row=1, row_number=number, **sizes))
+            assert got["status"].tolist() == [np.int32(np.uint32(1 | (number & 0xFFFFFF) << 8))] * 3
+            assert got["x"].tobytes() == case.arrays["x"].tobytes()
+    case.I[:, :4] = [
+        [1 | 1 << 2, 0, 1, 0],
+        [1, 0, 0, 0],
+    ]  # row 0 reads m and with it f_1; row 1 only x
+    case.arrays["row"][:, 0] = 0, 1, 0
+    for word, words in ((0, [4, 0, 4]), (8 | 1 << 8, [8 | 1 << 8] * 3)):  # written once
+        got = case.clone()
+        got["status"][:] = word
+        lib.fs_step(case.args(got, f=[None]))
+        assert got["status"].tolist() == words
+
+
+def test_the_word_names_the_first_group_with_the_fault(lib):
+    """Whatever the number of threads that share the sample."""
+    rng = np.random.default_rng(13)
+    dims = (0, 1, 0, 0, 0)
+    F, I = cases.random_table(rng, 4, dims, np.float32)  # noqa: E741
+    I[:, :4] = [1, 0, 0, 0]
+    case = cases.Case(rng, dims, (F, I), B=1, D=3 * 5 * 8000, groups=3, inner=5)
+    case.arrays["row"][:] = [3, 1, 2]
+    case.arrays["x"][0, [5 * 3 + 10, 5 * 3 * 7999 + 7]] = np.inf, np.nan  # of groups 2 and 1
+    for threads in (1, 2, 3):
+        got = case.clone()
+        lib.fs_step(case.args(got, threads=threads))
+        assert got["status"].tolist() == [8 | 1 << 8]
+    case.arrays["row"][0, 2] = 9
+    got = case.clone()
+    lib.fs_step(case.args(got))
+    assert got["status"].tolist() == [1 | 9 << 8]
+
+
 def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
     rng = np.random.default_rng(5)
     dims = (2, 2, 0, 0, 1)
@@ -180,7 +258,8 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
     a["row"][1], a["place"][2], a["f_index"][0, 3], a["f_index"][1, 4] = 2, -1, 6, -1
     got, want = case.clone(), None
     lib.fs_step(case.args(got))
-    assert list(got["status"]) == [0, 1, 2, 4, 4, 0]
+    assert list(got["status"] & 255) == [0, 1, 2, 4, 4, 0]
+    assert list(got["status"][1:5] >> 8) == a["row"][1:5, 0].tolist()
     sound = [0, 5]
     for b in range(1, 5):
         if b != 2:
@@ -214,7 +293,7 @@ def test_absent_branches_are_never_read(lib):
     lib.fs_step(args)
     assert (
         cases.differences(got, want) == []
-        and list(got["status"]) == [0, 8, 0]
+        and list(got["status"]) == [0, 8, 0]  # of row 0
         and np.isfinite(got["x"][[0, 2]]).all()
     )
     got["f_index"][1, 2] = 0
@@ -241,8 +320,9 @@ def test_philox_known_answers(counter, key, words):
     assert tuple(int(w) for w in rows.philox(counter, key)) == words
 
 
-def fill(lib, seeds, noise_id, size, dtype=np.float32):
+def fill(lib, seeds, noise_id, size, dtype=np.float32, stages=None):
     out, seed = np.empty((len(seeds), size), dtype), np.array(seeds, np.uint64)
+    stage = None if stages is None else np.array(stages, np.uint32)
     lib.fs_noise_fill(
         NoiseArgs(
             dtype=int(dtype == np.float64),
@@ -250,6 +330,7 @@ def fill(lib, seeds, noise_id, size, dtype=np.float32):
             batch=len(seeds),
             elements=size,
             seed=address(seed),
+            stage=address(stage),
             out=address(out),
         )
     )
@@ -266,3 +347,15 @@ def test_noise_to_the_bit(lib):
         assert fill(lib, [seed], noise_id, size)[0].tobytes() == want.tobytes()
         assert np.array_equal(fill(lib, [seed], noise_id, size, np.float64)[0], want.astype(float))
     assert noise_digest(lib) == NOISE_DIGEST
+
+
+def test_a_stage_is_the_fourth_counter_word(lib):
+    stages = (0, 1, 2**32 - 1)
+    got = fill(lib, [5, 5, 5], 7, 1031, stages=stages)
+    for k, stage in enumerate(stages):
+        assert got[k].tobytes() == rows.normals(5, 7, 1031, stage=stage).tobytes()
+    assert got[0].tobytes() == fill(lib, [5], 7, 1031)[0].tobytes()
+    for seed, noise_id, stage in GOLDEN_STAGES:
+        want = GOLDEN_STAGES[seed, noise_id, stage]
+        got = fill(lib, [seed % 2**64], noise_id, 5, stages=[stage])
+        assert tuple(got.view(np.uint32)[0].tolist()) == want

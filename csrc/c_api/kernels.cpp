@@ -3,9 +3,9 @@
 #include <initializer_list>
 #include <limits>
 
+#include "core/device.h"
 #include "core/dtype.h"
-#include "core/row.h"
-#include "cpu/kernels.h"
+#include "core/sample.h"
 #include "guard.h"
 
 namespace fs {
@@ -47,12 +47,18 @@ void check_array(const char* where, const char* name, const void* data, bool req
   }
 }
 
-void check_device(const char* where, int32_t device) {
-  if (device == FS_CPU) return;
+const Device& device_of(const char* where, int32_t device) {
+  if (device == FS_CPU) return cpu_device;
   if (device == FS_CUDA)
     fail(FS_E_UNSUPPORTED,
          "%s: device is FS_CUDA; this library was built without CUDA, FS_CPU is accepted", where);
   fail(FS_E_ARG, "%s: device is %d; FS_CPU is accepted", where, device);
+}
+
+// `bytes`: what the device needs, a multiple of 8.
+void check_workspace(const char* where, const void* data, int64_t room, int64_t bytes) {
+  check_range(where, "workspace_bytes", room, bytes, kHuge);
+  check_array(where, "workspace", data, true, 8, {bytes / 8});
 }
 
 void check_stride(const char* where, const char* name, const void* data, int64_t stride,
@@ -78,6 +84,9 @@ void check_step_sizes(const fs_step_args& a) {
   check_range(where, "table_rows", a.table_rows, 1, std::numeric_limits<int32_t>::max());
   check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
   check_range(where, "reserved", a.reserved, 0, 0);
+  check_range(where, "reserved_2", a.reserved_2, 0, 0);
+  check_range(where, "one_row", a.one_row, 0, 1);
+  check_range(where, "t_dtype", a.t_dtype, FS_F32, a.state_dtype);
   check_range(where, "groups", a.groups, 1, kHuge);
   if (a.groups == 1) return;
   int64_t period;
@@ -93,7 +102,7 @@ void check_step_arrays(const fs_step_args& a) {
   const char* where = "fs_step";
   const int64_t T = dtype_size(a.state_dtype), F = dtype_size(a.model_dtype), B = a.batch,
                 D = a.elements;
-  const Dims d{a.S, a.G, a.L, a.K, a.E};
+  const Dims d = dims_of(a);
   check_product(where, "a batch", T, {B, D});
   check_array(where, "table_f", a.table_f, true, T, {a.table_rows, d.floats()});
   check_array(where, "table_i", a.table_i, true, 4, {a.table_rows, d.ints()});
@@ -101,18 +110,21 @@ void check_step_arrays(const fs_step_args& a) {
   check_array(where, "slots", a.slots, a.S > 0, T, {a.S, a.pool, D});
   for (int g = 0; g < a.G; ++g) check_array(where, "f", a.f[g], false, F, {a.outputs, D});
   check_array(where, "model_input", a.model_input, false, F, {a.copies, B, D});
-  check_array(where, "row", a.row, true, 4, {B, a.groups});
+  check_array(where, "x_in", a.x_in, false, T, {a.pool, D});
+  check_array(where, "x_out", a.x_out, false, T, {a.pool, D});
+  check_array(where, "row", a.row, !a.one_row, 4, {B, a.groups});
   check_array(where, "place", a.place, false, 4, {B});
   check_array(where, "f_index", a.f_index, false, 4, {a.G, B});
   check_array(where, "scale", a.scale, false, T, {B, a.K});
   check_array(where, "seed", a.seed, false, 8, {B});
+  check_array(where, "stage", a.stage, false, 4, {B});
   check_array(where, "noise_scale", a.noise_scale, false, T, {B});
   check_array(where, "weights", a.weights, false, T, {B, 1 + a.G});
   check_array(where, "bound", a.bound, false, T, {B});
   for (int l = 0; l < a.L; ++l) check_array(where, "noise", a.noise[l], false, T, {B, D});
   check_array(where, "mask", a.mask, false, T, {B, D});
   check_array(where, "known", a.known, false, T, {B, D});
-  check_array(where, "t_out", a.t_out, false, 4, {B, a.groups, a.E});
+  check_array(where, "t_out", a.t_out, false, dtype_size(a.t_dtype), {B, a.groups, a.E});
   check_array(where, "preview", a.preview, false, T, {B, D});
   check_array(where, "status", a.status, false, 4, {B});
   check_stride(where, "mask_batch_stride", a.mask, a.mask_batch_stride, D);
@@ -121,25 +133,27 @@ void check_step_arrays(const fs_step_args& a) {
 
 void check_noise(const fs_noise_args& a) {
   const char* where = "fs_noise_fill";
-  check_device(where, a.device);
   check_range(where, "dtype", a.dtype, FS_F32, FS_F64);
   check_range(where, "batch", a.batch, 0, kHuge);
   check_range(where, "elements", a.elements, 0, kHuge);
   check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
   check_range(where, "reserved", a.reserved, 0, 0);
   check_array(where, "seed", a.seed, false, 8, {a.batch});
+  check_array(where, "stage", a.stage, false, 4, {a.batch});
   check_array(where, "out", a.out, true, dtype_size(a.dtype), {a.batch, a.elements});
 }
 
-void check_moments(const fs_moments_args& a) {
-  const char* where = "fs_moments";
-  check_device(where, a.device);
+void check_moments_sizes(const char* where, const fs_moments_args& a) {
   check_range(where, "dtype", a.dtype, FS_F32, FS_BF16);
   check_range(where, "P", a.P, 1, FS_MAX_MOMENTS_A);
   check_range(where, "Q", a.Q, 0, FS_MAX_MOMENTS_B);
   check_range(where, "batch", a.batch, 0, kHuge);
   check_range(where, "elements", a.elements, 0, kHuge);
   check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+}
+
+void check_moments_arrays(const fs_moments_args& a) {
+  const char* where = "fs_moments";
   const int64_t unit = dtype_size(a.dtype);
   for (int p = 0; p < a.P; ++p) check_array(where, "a", a.a[p], true, unit, {a.batch, a.elements});
   for (int q = 0; q < a.Q; ++q) check_array(where, "b", a.b[q], true, unit, {a.batch, a.elements});
@@ -147,9 +161,8 @@ void check_moments(const fs_moments_args& a) {
   check_array(where, "max_abs", a.max_abs, false, 8, {a.batch, a.P});
 }
 
-void check_cost(const char* where, const fs_cost_args& a) {
+void check_cost_sizes(const char* where, const fs_cost_args& a) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  check_device(where, a.device);
   check_range(where, "dtype", a.dtype, FS_F32, FS_BF16);
   check_range(where, "terms", a.terms, 1, FS_MAX_TERMS);
   check_range(where, "batch", a.batch, 0, kHuge);
@@ -158,15 +171,19 @@ void check_cost(const char* where, const fs_cost_args& a) {
   check_range(where, "D", a.D, 0, kHuge);
   check_range(where, "threads", a.threads, 0, most);
   check_range(where, "reserved", a.reserved, 0, 0);
+  check_product(where, "the work", 8, {a.batch, a.I + 1, a.J + 1, a.D});
+}
+
+void check_cost_arrays(const char* where, const fs_cost_args& a) {
   for (int r = 0; r < a.terms; ++r)
     check_array(where, "U", a.U[r], true, dtype_size(a.dtype), {a.batch, a.I, a.D});
   check_array(where, "c", a.c, true, 8, {a.terms, a.I, a.J});
-  check_product(where, "the work", 8, {a.batch, a.I + 1, a.J + 1, a.D});
 }
 
 void check_cost_matrix(const fs_cost_args& a) {
   const char* where = "fs_cost_matrix";
-  check_cost(where, a);
+  check_cost_sizes(where, a);
+  check_cost_arrays(where, a);
   check_array(where, "X", a.X, true, dtype_size(a.dtype), {a.batch, a.J, a.D});
   check_array(where, "band", a.band, false, 4, {a.I, 2});
   check_array(where, "out", a.out, true, 8, {a.batch, a.I, a.J});
@@ -176,66 +193,94 @@ void check_cost_matrix(const fs_cost_args& a) {
 
 void check_cost_gather(const fs_cost_args& a) {
   const char* where = "fs_cost_gather";
-  check_cost(where, a);
+  check_cost_sizes(where, a);
+  check_cost_arrays(where, a);
   check_array(where, "i_star", a.i_star, true, 4, {a.J, a.i_star_batch_stride == 0 ? 1 : a.batch});
   check_array(where, "out", a.out, true, dtype_size(a.dtype), {a.batch, a.J, a.D});
   check_stride(where, "i_star_batch_stride", a.i_star, a.i_star_batch_stride, a.J);
-  const int64_t lists = a.i_star_batch_stride == 0 ? (a.batch > 0 ? 1 : 0) : a.batch;
-  for (int64_t k = 0; k < lists * a.J; ++k) {
-    if (a.i_star[k] < -1 || a.i_star[k] >= a.I) {
-      fail(FS_E_ARG, "%s: i_star[%lld] is %d; -1 (none) to %lld is accepted", where, wide(k),
-           a.i_star[k], wide(a.I - 1));
-    }
-  }
 }
 
 }  // namespace
 }  // namespace fs
 
-using fs::check_struct;
 using fs::guard;
+using fs::whole;
 
 extern "C" {
 
 int fs_step(const fs_step_args* args) {
   return guard("fs_step: internal error", [&] {
-    check_struct("fs_step", args);
-    fs::check_device("fs_step", args->device);
-    fs::check_step_sizes(*args);
-    fs::check_step_arrays(*args);
-    if (args->batch > 0) fs::cpu_step(*args);
+    fs_step_args room;
+    const fs_step_args& a = whole("fs_step", args, room);
+    const fs::Device& device = fs::device_of("fs_step", a.device);
+    fs::check_step_sizes(a);
+    fs::check_step_arrays(a);
+    device.step(a);
   });
 }
 
 int fs_noise_fill(const fs_noise_args* args) {
   return guard("fs_noise_fill: internal error", [&] {
-    check_struct("fs_noise_fill", args);
-    fs::check_noise(*args);
-    if (args->batch > 0 && args->elements > 0) fs::cpu_noise(*args);
+    fs_noise_args room;
+    const fs_noise_args& a = whole("fs_noise_fill", args, room);
+    const fs::Device& device = fs::device_of("fs_noise_fill", a.device);
+    fs::check_noise(a);
+    device.noise(a);
   });
 }
 
 int fs_moments(const fs_moments_args* args) {
   return guard("fs_moments: internal error", [&] {
-    check_struct("fs_moments", args);
-    fs::check_moments(*args);
-    fs::cpu_moments(*args);
+    fs_moments_args room;
+    const fs_moments_args& a = whole("fs_moments", args, room);
+    const fs::Device& device = fs::device_of("fs_moments", a.device);
+    fs::check_moments_sizes("fs_moments", a);
+    fs::check_moments_arrays(a);
+    fs::check_workspace("fs_moments", a.workspace, a.workspace_bytes, device.moments_workspace(a));
+    device.moments(a);
+  });
+}
+
+int fs_moments_workspace(const fs_moments_args* args, int64_t* bytes) {
+  return guard("fs_moments_workspace: internal error", [&] {
+    fs_moments_args room;
+    const fs_moments_args& a = whole("fs_moments_workspace", args, room);
+    const fs::Device& device = fs::device_of("fs_moments_workspace", a.device);
+    fs::check_moments_sizes("fs_moments_workspace", a);
+    fs::check_array("fs_moments_workspace", "bytes", bytes, true, 8, {1});
+    *bytes = device.moments_workspace(a);
   });
 }
 
 int fs_cost_matrix(const fs_cost_args* args) {
   return guard("fs_cost_matrix: internal error", [&] {
-    check_struct("fs_cost_matrix", args);
-    fs::check_cost_matrix(*args);
-    fs::cpu_cost_matrix(*args);
+    fs_cost_args room;
+    const fs_cost_args& a = whole("fs_cost_matrix", args, room);
+    const fs::Device& device = fs::device_of("fs_cost_matrix", a.device);
+    fs::check_cost_matrix(a);
+    fs::check_workspace("fs_cost_matrix", a.workspace, a.workspace_bytes, device.cost_workspace(a));
+    device.cost_matrix(a);
+  });
+}
+
+int fs_cost_workspace(const fs_cost_args* args, int64_t* bytes) {
+  return guard("fs_cost_workspace: internal error", [&] {
+    fs_cost_args room;
+    const fs_cost_args& a = whole("fs_cost_workspace", args, room);
+    const fs::Device& device = fs::device_of("fs_cost_workspace", a.device);
+    fs::check_cost_sizes("fs_cost_workspace", a);
+    fs::check_array("fs_cost_workspace", "bytes", bytes, true, 8, {1});
+    *bytes = device.cost_workspace(a);
   });
 }
 
 int fs_cost_gather(const fs_cost_args* args) {
   return guard("fs_cost_gather: internal error", [&] {
-    check_struct("fs_cost_gather", args);
-    fs::check_cost_gather(*args);
-    fs::cpu_cost_gather(*args);
+    fs_cost_args room;
+    const fs_cost_args& a = whole("fs_cost_gather", args, room);
+    const fs::Device& device = fs::device_of("fs_cost_gather", a.device);
+    fs::check_cost_gather(a);
+    device.cost_gather(a);
   });
 }
 

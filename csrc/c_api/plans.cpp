@@ -3,7 +3,6 @@
 
 #include "guard.h"
 
-#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -38,8 +37,9 @@ const Plan& plan_of(const char* where, const fs_plan* handle) {
 
 void give(Plan&& plan, fs_plan** out) { *out = new fs_plan{kLive, std::move(plan)}; }
 
-Dims checked_dims(const char* where, const fs_dims* dims) {
-  check_struct(where, dims);
+Dims checked_dims(const char* where, const fs_dims* given) {
+  fs_dims room;
+  const fs_dims* dims = &whole(where, given, room);
   const struct {
     const char* name;
     int value, most;
@@ -70,15 +70,6 @@ void check_room(const char* name, const void* data, int64_t room, int64_t needed
 
 void set_last_error(const char* sentence) noexcept {
   std::snprintf(last_error, sizeof last_error, "%s", sentence);
-}
-
-void fail(fs_status status, const char* format, ...) {
-  char sentence[512];
-  va_list values;
-  va_start(values, format);
-  std::vsnprintf(sentence, sizeof sentence, format, values);
-  va_end(values);
-  throw Error(status, sentence);
 }
 
 }  // namespace fs
@@ -126,10 +117,10 @@ int fs_plan_free(fs_plan* plan) {
   });
 }
 
-int fs_plan_info(const fs_plan* handle, fs_info* info) {
+int fs_plan_info(const fs_plan* handle, fs_info* out) {
   return guard("fs_plan_info: internal error", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_info", handle);
-    fs::check_struct("fs_plan_info", info);
+    fs_info room, *info = &fs::whole("fs_plan_info", out, room);
     const fs::Dims& d = plan.dims;
     info->rows = plan.rows;
     info->S = d.S, info->G = d.G, info->L = d.L, info->K = d.K, info->E = d.E;
@@ -137,13 +128,14 @@ int fs_plan_info(const fs_plan* handle, fs_info* info) {
     info->nfe = plan.nfe;
     info->note_bytes = static_cast<int64_t>(plan.note.size());
     std::memcpy(info->sha256, plan.sha256.data(), sizeof info->sha256);
+    fs::give_back(info, out);
   });
 }
 
-int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* row) {
+int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* out) {
   return guard("fs_plan_row: internal error", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_row", handle);
-    fs::check_struct("fs_plan_row", row);
+    fs_row_info room, *row = &fs::whole("fs_plan_row", out, room);
     if (i < 0 || i >= plan.rows)
       fail(FS_E_ARG, "fs_plan_row: row %lld of %d; 0 to %d is accepted", static_cast<long long>(i),
            plan.rows, plan.rows - 1);
@@ -169,6 +161,7 @@ int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* row) {
     for (int e = 0; e < FS_MAX_SCALARS; ++e) row->t[e] = e < d.E ? floats[d.t() + e] : 0;
     row->dx = floats[d.dx()], row->dm = floats[d.dx() + 1];
     row->alpha = floats[d.alpha()], row->sigma = floats[d.alpha() + 1];
+    fs::give_back(row, out);
   });
 }
 

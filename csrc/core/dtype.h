@@ -7,25 +7,29 @@
 #include <cstring>
 
 #include "fastsample/fastsample.h"
+#include "hd.h"
 
-#ifdef __F16C__
+#if defined(__F16C__) && !defined(__CUDACC__)
+#define FS_HARDWARE_HALF
 #include <immintrin.h>
 #endif
 
 namespace fs {
 
-constexpr int64_t dtype_size(int dtype) { return dtype == FS_F64 ? 8 : dtype == FS_F32 ? 4 : 2; }
+FS_HD constexpr int64_t dtype_size(int dtype) {
+  return dtype == FS_F64 ? 8 : dtype == FS_F32 ? 4 : 2;
+}
 
 // Everything below has internal linkage: this header is compiled once per instruction set.
 namespace {
 
-inline uint32_t bits_of(float value) {
+FS_HD inline uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-inline float float_of(uint32_t bits) {
+FS_HD inline float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
@@ -33,7 +37,7 @@ inline float float_of(uint32_t bits) {
 
 // Normal: re-bias the exponent by 112. Exponent 0: mantissa * 2^-24, exact. Exponent 31: infinity
 // or NaN.
-inline float from_half(uint16_t half) {
+FS_HD inline float from_half(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7FFFu;
   const uint32_t normal = (rest << 13) + (112u << 23);
   const uint32_t small =
@@ -43,7 +47,7 @@ inline float from_half(uint16_t half) {
 }
 
 // Below 2^-14 adding 0.5 leaves the mantissa in units of 2^-24, rounded by the addition itself.
-inline uint16_t to_half(float value) {
+FS_HD inline uint16_t to_half(float value) {
   const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7FFFFFFFu;
   const uint32_t normal = (rest - (112u << 23) + 0xFFFu + (rest >> 13 & 1u)) >> 13;
   const uint32_t small = bits_of(float_of(rest) + 0.5f) - bits_of(0.5f);
@@ -53,9 +57,11 @@ inline uint16_t to_half(float value) {
                                                              : small));
 }
 
-inline float from_bfloat(uint16_t half) { return float_of(static_cast<uint32_t>(half) << 16); }
+FS_HD inline float from_bfloat(uint16_t half) {
+  return float_of(static_cast<uint32_t>(half) << 16);
+}
 
-inline uint16_t to_bfloat(float value) {
+FS_HD inline uint16_t to_bfloat(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
   return static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
@@ -64,7 +70,7 @@ inline uint16_t to_bfloat(float value) {
 template <class T>
 void widen_half(const uint16_t* __restrict__ in, T* __restrict__ out, int64_t n) {
   int64_t i = 0;
-#ifdef __F16C__
+#ifdef FS_HARDWARE_HALF
   if constexpr (sizeof(T) == 4) {
     for (; i + 8 <= n; i += 8)
       _mm256_storeu_ps(out + i,
@@ -77,7 +83,7 @@ void widen_half(const uint16_t* __restrict__ in, T* __restrict__ out, int64_t n)
 template <class T>
 void narrow_half(const T* __restrict__ in, uint16_t* __restrict__ out, int64_t n, T scale) {
   int64_t i = 0;
-#ifdef __F16C__
+#ifdef FS_HARDWARE_HALF
   if constexpr (sizeof(T) == 4) {
     const __m256 factor = _mm256_set1_ps(scale);
     for (; i + 8 <= n; i += 8) {

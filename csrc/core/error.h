@@ -2,6 +2,8 @@
 // into both.
 #pragma once
 
+#include <cstdarg>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 
@@ -18,5 +20,16 @@ class Error : public std::runtime_error {
  private:
   fs_status status_;
 };
+
+// Throws Error(status) with a printf-style sentence.
+[[noreturn]] __attribute__((format(printf, 2, 3))) inline void fail(fs_status status,
+                                                                    const char* format, ...) {
+  char sentence[512];
+  va_list values;
+  va_start(values, format);
+  std::vsnprintf(sentence, sizeof sentence, format, values);
+  va_end(values);
+  throw Error(status, sentence);
+}
 
 }  // namespace fs

@@ -1,9 +1,9 @@
 // Unit normals, specified to the bit: Philox4x32-10 (Salmon et al. 2011) and Box-Muller with fixed
-// float32 polynomials (the cephes logf, sinf, cosf). Written as plain loops over a tile of blocks,
-// which compilers vectorise.
+// float32 polynomials (the cephes logf, sinf, cosf). Single blocks are for host and device; the CPU
+// works on tiles of blocks in plain loops, which compilers vectorise.
 //
 // Element e is lane e%4 of block e/4. Key = (seed low, seed high); counter = (block low, block
-// high, id, stream 0). Lanes (0,1) and (2,3) are pairs from words (a, b): u = min((a + .5) 2^-32,
+// high, id, stage). Lanes (0,1) and (2,3) are pairs from words (a, b): u = min((a + .5) 2^-32,
 // 1), r = sqrt(-2 log u), first = r cos(2 pi b / 2^32), second = r sin(2 pi b / 2^32). Compile with
 // -ffp-contract=off.
 #pragma once
@@ -16,40 +16,23 @@
 namespace fs {
 namespace {
 
-constexpr int kTile = 64;  // blocks worked on at once: 256 normals
-
-struct Words {
-  alignas(64) uint32_t at[4][kTile];
-};
-
-inline void philox_round(uint32_t* c0, uint32_t* c1, uint32_t* c2, uint32_t* c3, uint32_t key0,
-                         uint32_t key1) {
-  for (int i = 0; i < kTile; ++i) {
-    const uint64_t first = uint64_t{0xD2511F53u} * c0[i], second = uint64_t{0xCD9E8D57u} * c2[i];
-    c0[i] = static_cast<uint32_t>(second >> 32) ^ c1[i] ^ key0;
-    c1[i] = static_cast<uint32_t>(second);
-    c2[i] = static_cast<uint32_t>(first >> 32) ^ c3[i] ^ key1;
-    c3[i] = static_cast<uint32_t>(first);
-  }
+// One of the ten rounds, and the key of the next.
+FS_HD inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3,
+                               uint32_t key0, uint32_t key1) {
+  const uint64_t first = uint64_t{0xD2511F53u} * c0, second = uint64_t{0xCD9E8D57u} * c2;
+  c0 = static_cast<uint32_t>(second >> 32) ^ c1 ^ key0;
+  c1 = static_cast<uint32_t>(second);
+  c2 = static_cast<uint32_t>(first >> 32) ^ c3 ^ key1;
+  c3 = static_cast<uint32_t>(first);
 }
 
-inline void philox_tile(uint64_t block, uint32_t id, uint64_t seed, Words& words) {
-  for (int i = 0; i < kTile; ++i) {
-    words.at[0][i] = static_cast<uint32_t>(block + static_cast<uint64_t>(i));
-    words.at[1][i] = static_cast<uint32_t>((block + static_cast<uint64_t>(i)) >> 32);
-    words.at[2][i] = id;
-    words.at[3][i] = 0;
-  }
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    philox_round(words.at[0], words.at[1], words.at[2], words.at[3], key0, key1);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
+FS_HD inline void next_key(uint32_t& key0, uint32_t& key1) {
+  key0 += 0x9E3779B9u;
+  key1 += 0xBB67AE85u;
 }
 
 // Natural logarithm of a normal float in (0, 1].
-inline float log_unit(float u) {
+FS_HD inline float log_unit(float u) {
   const uint32_t bits = bits_of(u);
   const float half = float_of((bits & 0x7FFFFFu) | 0x3F000000u);  // mantissa in [.5, 1)
   const bool low = half < 0.70710678f;
@@ -75,15 +58,15 @@ inline float log_unit(float u) {
 
 // Nearest float32 of a word, by two exact halves: the same on machines without an unsigned
 // conversion.
-inline float float_of_word(uint32_t word) {
+FS_HD inline float float_of_word(uint32_t word) {
   return static_cast<float>(static_cast<int32_t>(word >> 16)) * 65536.0f +
          static_cast<float>(static_cast<int32_t>(word & 0xFFFFu));
 }
 
-inline void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
+FS_HD inline void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
   const float scaled = (float_of_word(a) + 0.5f) * 0x1p-32f;
   const float u = scaled > 1.0f ? 1.0f : scaled;
-  const float r = __builtin_sqrtf(-2.0f * log_unit(u));
+  const float r = square_root(-2.0f * log_unit(u));
   // The angle in quarter turns: whole ones in q, the rest in [-pi/4, pi/4], both exact in 32 bits.
   const uint32_t q = (b + (1u << 29)) >> 30;
   const float angle = static_cast<float>(static_cast<int32_t>(b - (q << 30))) *
@@ -99,30 +82,63 @@ inline void box_muller(uint32_t a, uint32_t b, float& first, float& second) {
   second = r * float_of(bits_of(sine) ^ (q << 30 & 0x80000000u));          // negative for q = 2, 3
 }
 
-inline void normals_tile(uint64_t block, uint32_t id, uint64_t seed, float* __restrict__ out) {
-  Words words;
-  alignas(64) float lane[4][kTile];
-  philox_tile(block, id, seed, words);
-  for (int i = 0; i < kTile; ++i)
-    box_muller(words.at[0][i], words.at[1][i], lane[0][i], lane[1][i]);
-  for (int i = 0; i < kTile; ++i)
-    box_muller(words.at[2][i], words.at[3][i], lane[2][i], lane[3][i]);
-  for (int i = 0; i < kTile; ++i) {
+// What tells one noise from another: its seed, its id in the plan, its stage.
+struct Draw {
+  uint64_t seed;
+  uint32_t id, stage;
+};
+
+// The four normals of a block.
+FS_HD inline void normals_block(const Draw& draw, uint64_t block, float (&out)[4]) {
+  uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32), c2 = draw.id,
+           c3 = draw.stage, key0 = static_cast<uint32_t>(draw.seed),
+           key1 = static_cast<uint32_t>(draw.seed >> 32);
+  for (int round = 0; round < 10; ++round, next_key(key0, key1))
+    philox_round(c0, c1, c2, c3, key0, key1);
+  box_muller(c0, c1, out[0], out[1]);
+  box_muller(c2, c3, out[2], out[3]);
+}
+
+// The normals of N neighbouring blocks.
+template <int N>
+void normals_tile(const Draw& draw, uint64_t block, float* __restrict__ out) {
+  alignas(64) uint32_t c[4][N];
+  alignas(64) float lane[4][N];
+  for (int i = 0; i < N; ++i) {
+    c[0][i] = static_cast<uint32_t>(block + static_cast<uint64_t>(i));
+    c[1][i] = static_cast<uint32_t>((block + static_cast<uint64_t>(i)) >> 32);
+    c[2][i] = draw.id;
+    c[3][i] = draw.stage;
+  }
+  uint32_t key0 = static_cast<uint32_t>(draw.seed), key1 = static_cast<uint32_t>(draw.seed >> 32);
+  for (int round = 0; round < 10; ++round, next_key(key0, key1)) {
+    for (int i = 0; i < N; ++i) philox_round(c[0][i], c[1][i], c[2][i], c[3][i], key0, key1);
+  }
+  for (int i = 0; i < N; ++i) box_muller(c[0][i], c[1][i], lane[0][i], lane[1][i]);
+  for (int i = 0; i < N; ++i) box_muller(c[2][i], c[3][i], lane[2][i], lane[3][i]);
+  for (int i = 0; i < N; ++i) {
     for (int k = 0; k < 4; ++k) out[4 * i + k] = lane[k][i];
   }
 }
 
-// out[i] = normal(seed, id, element first + i), 0 <= i < n.
-inline void normals(uint64_t seed, uint32_t id, int64_t first, int64_t n, float* out) {
-  constexpr int64_t kNormals = 4 * kTile;
-  alignas(64) float tile[kNormals];
+// out[i] = normal of element first + i, 0 <= i < n, at most 4 N of them a turn; returns how many.
+template <int N>
+int64_t normals_turn(const Draw& draw, int64_t first, int64_t n, float* out) {
+  alignas(64) float tile[4 * N];
+  const int64_t lane = first % 4, take = n < 4 * N - lane ? n : 4 * N - lane;
+  const bool whole = lane == 0 && take == 4 * N;
+  normals_tile<N>(draw, static_cast<uint64_t>(first / 4), whole ? out : tile);
+  if (!whole) std::memcpy(out, tile + lane, static_cast<size_t>(take) * sizeof(float));
+  return take;
+}
+
+// out[i] = normal of element first + i, 0 <= i < n. Tiles of 64 blocks, and of 16 where few normals
+// are left.
+inline void normals(const Draw& draw, int64_t first, int64_t n, float* out) {
   while (n > 0) {
-    const int64_t lane = first % 4;
-    const int64_t take = n < kNormals - lane ? n : kNormals - lane;
-    const bool whole = lane == 0 && take == kNormals;
-    normals_tile(static_cast<uint64_t>(first / 4), id, seed, whole ? out : tile);
-    if (!whole) std::memcpy(out, tile + lane, static_cast<size_t>(take) * sizeof(float));
-    first += take, out += take, n -= take;
+    const int64_t done =
+        n > 64 ? normals_turn<64>(draw, first, n, out) : normals_turn<16>(draw, first, n, out);
+    first += done, out += done, n -= done;
   }
 }
 

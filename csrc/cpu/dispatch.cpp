@@ -1,6 +1,7 @@
 // Which instruction set runs, and on how many threads.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -10,6 +11,9 @@
 #endif
 #include <pthread.h>
 
+#include "core/device.h"
+#include "core/error.h"
+#include "core/sample.h"
 #include "kernels.h"
 
 namespace fs {
@@ -105,21 +109,73 @@ bool cpu_has_openmp() {
 
 int cpu_threads() { return threads_for(kOneThreadBelow, 0); }
 
+double cpu_energy(const void* data, int dtype, int64_t n) {
+  return kernels().energy(data, dtype, n);
+}
+
+namespace {
+
+// Nothing differs between the samples: all at one sound row, which draws no noise and mixes by no
+// scale of theirs. Their batch is then one long sample, looked up once (50 x 32: 3.2 -> .8 us).
+bool is_one_sample(const fs_step_args& a) {
+  if (a.batch < 2 || a.groups > 1 || a.place || a.f_index || a.weights || a.bound || a.mask ||
+      a.t_out || (a.scale && a.K > 0) || a.pool != a.batch || a.outputs < a.batch)
+    return false;
+  const Dims d = dims_of(a);
+  const int64_t row = row_of(a, 0, 0);
+  for (int64_t b = 1; b < a.batch; ++b) {
+    if (row_of(a, b, 0) != row) return false;
+  }
+  if (check_row(a, d, 0, row) != 0) return false;
+  const Structure s = structure_of(a.table_i + row * d.ints());
+  return needs_of(d, s, a.preview != nullptr, false).noises == 0;
+}
+
+fs_step_args as_one_sample(const fs_step_args& a) {
+  fs_step_args one = a;
+  one.one_row = 1, one.row_number = static_cast<int32_t>(row_of(a, 0, 0));
+  one.elements = a.batch * a.elements, one.batch = one.pool = one.outputs = 1;
+  return one;
+}
+
+// Writes FS_NOT_FINITE, with the row of the first group that holds such an x', where a sample's
+// word shows no fault yet.
+template <class T>
+void mark_not_finite(const fs_step_args& a) {
+  const T* pool = static_cast<const T*>(a.x_out ? a.x_out : a.x);
+  for (int64_t b = 0; b < a.batch; ++b) {
+    if ((a.status[b] & 0xFF) != 0) continue;
+    const T* x = pool + place_of(a, b) * a.elements;
+    int64_t guilty = a.groups;
+    for (int64_t e = 0; e < a.elements; ++e) {
+      if (!(x[e] - x[e] == 0)) guilty = std::min(guilty, a.groups > 1 ? e / a.inner % a.groups : 0);
+    }
+    if (guilty < a.groups) a.status[b] = status_word(FS_NOT_FINITE, row_of(a, b, guilty));
+  }
+}
+
 void cpu_step(const fs_step_args& args) {
+  if (args.batch == 0) return;
   const CpuKernels& table = kernels();
-  share(args.batch * blocks_of(args.elements),
-        threads_for(args.batch * args.elements, args.threads),
-        [&](int64_t first, int64_t last) { table.step(args, first, last); });
+  const auto finite = [&](const fs_step_args& a) {
+    std::atomic<bool> all{true};
+    share(a.batch * blocks_of(a.elements), threads_for(a.batch * a.elements, a.threads),
+          [&](int64_t first, int64_t last) {
+            if (!table.step(a, first, last)) all.store(false, std::memory_order_relaxed);
+          });
+    return all.load(std::memory_order_relaxed);
+  };
+  if ((is_one_sample(args) ? finite(as_one_sample(args)) : finite(args)) || !args.status) return;
+  args.state_dtype == FS_F64 ? mark_not_finite<double>(args) : mark_not_finite<float>(args);
 }
 
 void cpu_noise(const fs_noise_args& args) {
   const CpuKernels& table = kernels();
+  if (args.elements == 0) return;
   share(args.batch * blocks_of(args.elements),
         threads_for(args.batch * args.elements, args.threads),
         [&](int64_t first, int64_t last) { table.noise(args, first, last); });
 }
-
-namespace {
 
 // Sums of chunks, halved over the next power of two: lower half + upper half, absent chunks being
 // zeros.
@@ -144,8 +200,6 @@ double largest(const double* values, int64_t count, int64_t stride) {
   }
   return most;
 }
-
-}  // namespace
 
 void cpu_moments(const fs_moments_args& args) {
   const CpuKernels& table = kernels();
@@ -201,6 +255,13 @@ void cpu_cost_matrix(const fs_cost_args& args) {
 
 void cpu_cost_gather(const fs_cost_args& args) {
   const CpuKernels& table = kernels();
+  const int64_t lists =
+      args.i_star_batch_stride == 0 ? std::min<int64_t>(args.batch, 1) : args.batch;
+  for (int64_t k = 0; k < lists * args.J; ++k) {
+    if (args.i_star[k] < -1 || args.i_star[k] >= args.I)
+      fail(FS_E_ARG, "fs_cost_gather: i_star[%lld] is %d; -1 (none) to %lld is accepted",
+           static_cast<long long>(k), args.i_star[k], static_cast<long long>(args.I - 1));
+  }
   share(args.batch * args.J, threads_for(args.batch * args.J * args.D, args.threads),
         [&](int64_t first, int64_t last) {
           for_samples(first, last, args.J, [&](int64_t b, int64_t low, int64_t high) {
@@ -208,5 +269,15 @@ void cpu_cost_gather(const fs_cost_args& args) {
           });
         });
 }
+
+template <class Args>
+int64_t no_workspace(const Args&) {
+  return 0;
+}
+
+}  // namespace
+
+const Device cpu_device = {cpu_step,        cpu_noise,    cpu_moments,    no_workspace,
+                           cpu_cost_matrix, no_workspace, cpu_cost_gather};
 
 }  // namespace fs

@@ -20,8 +20,9 @@ inline int64_t blocks_of(int64_t elements) {
 
 struct CpuKernels {
   const char* isa;
-  // Blocks [first, last) of the batch x blocks_of(elements) blocks.
-  void (*step)(const fs_step_args&, int64_t first, int64_t last);
+  // Blocks [first, last) of the batch x blocks_of(elements) blocks. step marks the samples that
+  // must be left alone, and is false when an x' is not finite.
+  bool (*step)(const fs_step_args&, int64_t first, int64_t last);
   void (*noise)(const fs_noise_args&, int64_t first, int64_t last);
   // Chunks [first, last) of one sample: sums [chunks, P, Q], max_abs [chunks, P] (either may be
   // NULL).
@@ -31,6 +32,8 @@ struct CpuKernels {
   void (*cost_matrix)(const fs_cost_args&, int64_t sample, int64_t first, int64_t last);
   // Targets [first, last) of one sample.
   void (*cost_gather)(const fs_cost_args&, int64_t sample, int64_t first, int64_t last);
+  // sum v^2 of n numbers of any dtype.
+  double (*energy)(const void*, int dtype, int64_t n);
 };
 
 #define FS_DECLARE_ISA(isa)        \
@@ -42,12 +45,10 @@ FS_DECLARE_ISA(avx2)
 FS_DECLARE_ISA(avx512)
 #undef FS_DECLARE_ISA
 
-// What fs_step and its siblings run, after their arguments were checked.
-void cpu_step(const fs_step_args& args);
-void cpu_noise(const fs_noise_args& args);
-void cpu_moments(const fs_moments_args& args);
-void cpu_cost_matrix(const fs_cost_args& args);
-void cpu_cost_gather(const fs_cost_args& args);
+// Of n numbers, the sum of their squares: NaN or infinite where a number is (or where a float32
+// square overflows, above 1.8e19), and the root mean square of all the others. Squares are summed
+// in the numbers' own precision, float32 for 16 bits, over 64 a lane, then in float64.
+double cpu_energy(const void* data, int dtype, int64_t n);
 
 // The instruction set chosen, and the threads a large call would use now.
 const char* cpu_isa();

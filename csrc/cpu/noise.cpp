@@ -11,14 +11,14 @@ void noise(const fs_noise_args& a, int64_t first, int64_t last) {
   for (int64_t block = first; block < last; ++block) {
     const int64_t b = block / blocks, e = (block - b * blocks) * kBlock;
     const int64_t n = a.elements - e < kBlock ? a.elements - e : kBlock;
-    const uint64_t seed = a.seed ? a.seed[b] : static_cast<uint64_t>(b);
+    const Draw draw{a.seed ? a.seed[b] : static_cast<uint64_t>(b), a.id, a.stage ? a.stage[b] : 0};
     if (a.dtype == FS_F32) {
-      normals(seed, a.id, e, n, static_cast<float*>(a.out) + b * a.elements + e);
+      normals(draw, e, n, static_cast<float*>(a.out) + b * a.elements + e);
       continue;
     }
     alignas(64) float normal[kBlock];
     double* __restrict__ out = static_cast<double*>(a.out) + b * a.elements + e;
-    normals(seed, a.id, e, n, normal);
+    normals(draw, e, n, normal);
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(normal[i]);
   }
 }

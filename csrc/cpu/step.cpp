@@ -19,12 +19,13 @@ struct Workspace {
   const T* noise_at[FS_MAX_NOISES];
 };
 
-// Points branch_at at the block of each branch, widened where the model's dtype is not T.
+// Points branch_at at the block of each branch that is there, widened where the model's dtype is
+// not T.
 template <class T>
 void load_branches(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   const int dtype = job.args->model_dtype;
   for (int g = 0; g < job.dims.G; ++g) {
-    if ((job.need_branch >> g & 1) == 0) continue;
+    if (!job.f[g]) continue;
     work.branch_at[g] = static_cast<const T*>(job.f[g]) + e;
     if (dtype == job.args->state_dtype) continue;
     widen(job.f[g], dtype, e, work.branch[g], n);
@@ -38,14 +39,14 @@ template <class T>
 void load_noises(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   const fs_step_args& a = *job.args;
   for (int l = 0; l < job.dims.L; ++l) {
-    if ((job.need_noise >> l & 1) == 0) continue;
+    if ((job.needs.noises >> l & 1) == 0) continue;
     T* __restrict__ out = work.noise[l];
     const T* given = static_cast<const T*>(a.noise[l]);
     if (given) {
       work.noise_at[l] = given + job.sample * a.elements + e;
     } else {
       alignas(64) float normal[kBlock];
-      normals(job.seed, job.ids[l], e, n, normal);
+      normals({job.seed, static_cast<uint32_t>(job.ids[l]), job.stage}, e, n, normal);
       for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(normal[i]);
       work.noise_at[l] = out;
     }
@@ -66,27 +67,15 @@ void mix_branches(const Job<T>& job, int64_t n, Workspace<T>& work) {
 }
 
 template <class T>
-void limit(const Job<T>& job, int64_t n, T* __restrict__ m) {
-  const T high = job.has_bound ? job.bound : job.clip, low = -high;
-  if (job.has_bound) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T raised = m[i] < low ? low : m[i];
-      m[i] = (raised > high ? high : raised) / high;
-    }
-  } else if (job.clip > 0) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T raised = m[i] < low ? low : m[i];
-      m[i] = raised > high ? high : raised;
-    }
-  }
-}
-
-template <class T>
-void predict(const Job<T>& job, int64_t e, int64_t n, bool f_counts, Workspace<T>& work) {
-  const T* terms[2] = {job.x + e, work.f};
+void predict(const Job<T>& job, int64_t e, int64_t n, T* __restrict__ m, const T* f) {
+  const T* terms[2] = {job.x_in + e, f};
   const T coef[2] = {job.w0p, job.q};
-  lincomb(terms, coef, f_counts ? 2 : 1, work.m, n);
-  limit(job, n, work.m);
+  lincomb(terms, coef, job.structure.branches ? 2 : 1, m, n);
+  if (job.args->bound) {
+    for (int64_t i = 0; i < n; ++i) m[i] = clamped(m[i], job.bound) / job.bound;
+  } else if (job.clip > 0) {
+    for (int64_t i = 0; i < n; ++i) m[i] = clamped(m[i], job.clip);
+  }
 }
 
 template <class T>
@@ -94,9 +83,10 @@ void combine(const Job<T>& job, int64_t e, int64_t n, int output, const Workspac
              T* out) {
   const T* terms[kMaxOperands];
   for (int k = 0; k < job.operands; ++k) {
-    const Operand<T>& operand = job.operand[k];
+    const Operand& operand = job.operand[k];
     switch (operand.kind) {
-      case Kind::kMemory: terms[k] = operand.memory + e; break;
+      case Kind::kState: terms[k] = job.x_in + e; break;
+      case Kind::kSlot: terms[k] = job.slot(operand.number) + e; break;
       case Kind::kM: terms[k] = work.m; break;
       case Kind::kF: terms[k] = work.f; break;
       case Kind::kBranch: terms[k] = work.branch_at[operand.number]; break;
@@ -109,16 +99,18 @@ void combine(const Job<T>& job, int64_t e, int64_t n, int output, const Workspac
 // x' += mask (t - x') with t = ky y + sum_l Cy_l n_l over the bits of known_reads.
 template <class T>
 void blend_known(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
+  const fs_step_args& a = *job.args;
   const T* terms[1 + FS_MAX_NOISES];
   T coef[1 + FS_MAX_NOISES];
   int count = 0;
   for (int k = 0; k <= job.dims.L; ++k) {
-    if ((job.known_reads >> k & 1) == 0) continue;
-    terms[count] = k == 0 ? job.known + e : work.noise_at[k - 1];
-    coef[count++] = job.known_coef[k];
+    if ((job.structure.known_reads >> k & 1) == 0) continue;
+    terms[count] = k > 0 ? work.noise_at[k - 1]
+                         : static_cast<const T*>(a.known) + job.sample * a.known_batch_stride + e;
+    coef[count++] = job.numbers[job.dims.ky() + k];
   }
   lincomb(terms, coef, count, work.known, n);
-  const T* __restrict__ mask = job.mask + e;
+  const T* __restrict__ mask = static_cast<const T*>(a.mask) + job.sample * a.mask_batch_stride + e;
   const T* __restrict__ target = work.known;
   T* __restrict__ x = work.x;
   for (int64_t i = 0; i < n; ++i) x[i] = x[i] + mask[i] * (target[i] - x[i]);
@@ -142,116 +134,131 @@ void write_model_input(const Job<T>& job, const T* x, int64_t e, int64_t n) {
   }
 }
 
+// Elements [e, e + n), at most a block; false when an x' is not finite.
 template <class T>
-int run_block(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
-  const fs_step_args& a = *job.args;
-  const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+bool run_block(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   load_branches(job, e, n, work);
   load_noises(job, e, n, work);
-  if (job.need_f) mix_branches(job, n, work);
-  if (job.need_m) predict(job, e, n, job.f_counts, work);
-  if (a.preview) {
-    const T* terms[2] = {job.x + e, work.m};
+  if (job.needs.f) mix_branches(job, n, work);
+  if (job.needs.m) predict(job, e, n, work.m, work.f);
+  if (job.preview) {
+    const T* terms[2] = {job.x_in + e, work.m};
     const T coef[2] = {job.dx, job.dm};
-    lincomb(terms, coef, 2, static_cast<T*>(a.preview) + job.sample * a.elements + e, n);
+    lincomb(terms, coef, 2, job.preview + e, n);
   }
   combine(job, e, n, 0, work, work.x);
   if (job.u) combine(job, e, n, 1, work, work.u);
   if (job.v) combine(job, e, n, 2, work, work.v);
   if (job.blend) blend_known(job, e, n, work);
+  const size_t bytes = static_cast<size_t>(n) * sizeof(T);
   std::memcpy(job.x + e, work.x, bytes);
   if (job.u) std::memcpy(job.u + e, work.u, bytes);
   if (job.v) std::memcpy(job.v + e, work.v, bytes);
   write_model_input(job, work.x, e, n);
-  return all_finite(work.x, n) ? 0 : FS_NOT_FINITE;
+  return all_finite(work.x, n);
 }
 
 // The same for the shapes step_fused.h knows, in one pass.
 template <class T>
-int run_block_fused(const Job<T>& job, const FusedRow<T>& row, int64_t e, int64_t n,
-                    Workspace<T>& work) {
+bool run_block_fused(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   load_branches(job, e, n, work);
   load_noises(job, e, n, work);
   if (job.mixed > 1) mix_branches(job, n, work);
   const T* f = job.mixed > 1 ? work.f : work.branch_at[job.branch_of[0]];
-  const bool finite = row.run(f, row.noise >= 0 ? work.noise_at[row.noise] : nullptr, e, n);
+  const Operand& last = job.operand[job.operands - 1];
+  const T* noise = last.kind == Kind::kNoise ? work.noise_at[last.number] : nullptr;
+  const bool finite = job.fused(job, f, noise, e, n);
   write_model_input(job, job.x + e, e, n);
-  return finite ? 0 : FS_NOT_FINITE;
+  return finite;
 }
 
 template <class T>
-int run(const Job<T>& job, int64_t begin, int64_t end, Workspace<T>& work) {
-  FusedRow<T> row;
-  const bool fused = find_fused(job, row);
-  int status = 0;
+bool run(const Job<T>& job, int64_t begin, int64_t end, Workspace<T>& work) {
+  bool finite = true;
   for (int64_t e = begin; e < end; e += kBlock) {
     const int64_t n = end - e < kBlock ? end - e : kBlock;
-    status |= fused ? run_block_fused(job, row, e, n, work) : run_block(job, e, n, work);
+    finite &=
+        job.fused && job.mixed > 0 ? run_block_fused(job, e, n, work) : run_block(job, e, n, work);
   }
-  return status;
+  return finite;
+}
+
+// A row that the last sample or group had is not looked up again.
+template <class T>
+void prepare(Job<T>& job, int64_t b, int64_t row) {
+  if (row != job.row) {
+    find_row(job, row);
+    job.fused = find_fused(job);
+  }
+  find_sample(job, b);
 }
 
 // Elements [begin, end) of a sample whose groups have rows of their own. Neighbouring groups at one
 // row run together.
 template <class T>
-int run_groups(const fs_step_args& a, const Dims& d, int64_t b, int64_t begin, int64_t end,
-               Job<T>& job, Workspace<T>& work) {
-  const int32_t* rows = a.row + b * a.groups;
+bool run_groups(Job<T>& job, int64_t b, int64_t begin, int64_t end, Workspace<T>& work) {
+  const fs_step_args& a = *job.args;
   const int64_t period = a.groups * a.inner;
-  int status = 0;
+  bool finite = true;
   for (int64_t g = 0, next; g < a.groups; g = next) {
-    for (next = g + 1; next < a.groups && rows[next] == rows[g];) ++next;
-    prepare(job, a, d, b, rows[g]);
+    const int64_t row = row_of(a, b, g);
+    for (next = g + 1; next < a.groups && row_of(a, b, next) == row;) ++next;
+    prepare(job, b, row);
     if (next - g == a.groups) return run(job, begin, end, work);
     for (int64_t base = begin / period * period; base < end; base += period) {
       const int64_t low = base + g * a.inner, high = base + next * a.inner;
-      status |= run(job, low < begin ? begin : low, high > end ? end : high, work);
+      finite &= run(job, low < begin ? begin : low, high > end ? end : high, work);
     }
   }
-  return status;
+  return finite;
 }
 
+// t_out of sample b, whose table is of T.
+template <class T>
 void write_times(const fs_step_args& a, const Dims& d, int64_t b) {
   for (int64_t g = 0; g < a.groups; ++g) {
-    const int64_t row = a.row[b * a.groups + g];
+    const T* t = static_cast<const T*>(a.table_f) + row_of(a, b, g) * d.floats() + d.t();
     for (int e = 0; e < d.E; ++e) {
-      const int64_t at = row * d.floats() + d.t() + e;
-      a.t_out[(b * a.groups + g) * d.E + e] =
-          a.state_dtype == FS_F64 ? static_cast<float>(static_cast<const double*>(a.table_f)[at])
-                                  : static_cast<const float*>(a.table_f)[at];
+      const int64_t at = (b * a.groups + g) * d.E + e;
+      if (a.t_dtype == FS_F64) static_cast<double*>(a.t_out)[at] = static_cast<double>(t[e]);
+      else static_cast<float*>(a.t_out)[at] = static_cast<float>(t[e]);
     }
   }
 }
 
+// Blocks [first, last) of the batch; a sample's first one brings its checks and its times.
 template <class T>
-int run_sample(const fs_step_args& a, const Dims& d, int64_t b, int64_t begin, int64_t end) {
-  const int bad = check_sample(a, d, b);
-  if (bad) return bad;
-  if (begin == 0 && a.t_out) write_times(a, d, b);
-  if (begin == end) return 0;
+bool run_blocks(const fs_step_args& a, int64_t first, int64_t last) {
   Job<T> job;
   Workspace<T> work;
-  if (a.groups > 1) return run_groups(a, d, b, begin, end, job, work);
-  prepare(job, a, d, b, a.row[b]);
-  return run(job, begin, end, work);
+  job.args = &a;
+  job.dims = dims_of(a);
+  job.row = -1;
+  const int64_t blocks = blocks_of(a.elements);
+  bool finite = true;
+  for (int64_t block = first, next; block < last; block = next) {
+    const int64_t b = block / blocks;
+    next = (b + 1) * blocks < last ? (b + 1) * blocks : last;
+    const int64_t begin = (block - b * blocks) * kBlock, limit = (next - b * blocks) * kBlock;
+    const int64_t end = limit < a.elements ? limit : a.elements;
+    const int32_t bad = check_sample(a, job.dims, b);
+    if (bad) {
+      if (begin == 0 && a.status && (a.status[b] & 0xFF) == 0) a.status[b] = bad;
+      continue;
+    }
+    if (begin == 0 && a.t_out) write_times<T>(a, job.dims, b);
+    if (begin < end) finite &= run_groups(job, b, begin, end, work);
+  }
+  return finite;
 }
 
 }  // namespace
 
 namespace FS_ISA {
 
-void step(const fs_step_args& a, int64_t first, int64_t last) {
-  const Dims d = dims_of(a);
-  const int64_t blocks = blocks_of(a.elements);
-  for (int64_t block = first; block < last;) {
-    const int64_t b = block / blocks, next = (b + 1) * blocks < last ? (b + 1) * blocks : last;
-    const int64_t begin = (block - b * blocks) * kBlock, limit = (next - b * blocks) * kBlock;
-    const int64_t end = limit < a.elements ? limit : a.elements;
-    const int status = a.state_dtype == FS_F64 ? run_sample<double>(a, d, b, begin, end)
-                                               : run_sample<float>(a, d, b, begin, end);
-    if (status && a.status) __atomic_fetch_or(a.status + b, status, __ATOMIC_RELAXED);
-    block = next;
-  }
+bool step(const fs_step_args& a, int64_t first, int64_t last) {
+  return a.state_dtype == FS_F64 ? run_blocks<double>(a, first, last)
+                                 : run_blocks<float>(a, first, last);
 }
 
 }  // namespace FS_ISA

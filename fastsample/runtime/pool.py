@@ -155,4 +155,4 @@ def step(
         b.model_input.view(b.copies, *b.x.shape).copy_(model_input)
     if b.preview is not None:
         b.preview.copy_(preview)
-    b.status.bitwise_or_(status)
+    b.status.copy_(torch.where((b.status & 255) == 0, status, b.status))  # the first fault stays

@@ -233,11 +233,7 @@ class Sampler:
             preview=callback is not None,
             copies=1 if joint is None else len(conditions),
         )
-        states, bad_row, watch = (
-            [run.x.clone()] if trajectory else None,
-            None,
-            run.x.device.type == "cpu",
-        )
+        states = [run.x.clone()] if trajectory else None
         with _bar(progress, sum(plan.call[run.row :] >= 0)) as bar:
             for number in range(plan.rows):
                 if run.done:
@@ -252,8 +248,6 @@ class Sampler:
                         "on a copy (x = x + ...)"
                     )
                 run.step(f)
-                if watch and bad_row is None and run.status().numpy().any():
-                    bad_row = row
                 if callback is not None:
                     new = callback(number, run.x, run.x0)
                     if new is not None:
@@ -262,7 +256,7 @@ class Sampler:
                     states.append(run.x.clone())
                 if bar is not None:
                     bar.update()
-        _raise_if_bad(run.status(), bad_row)
+        _raise_if_bad(run.status())
         return (run.x, torch.stack(states)) if trajectory else run.x
 
     def _outputs(self, run: Run, row: int, conditions: list[dict], joint: dict | None):
@@ -357,10 +351,8 @@ class Sampler:
             given.to(state), own.f if table is None else table, own.i, rows, conditions, requested
         )
         if words.numel() and transforms.active(words) is None:
-            bad = words.flatten(1).any(1)
-            _raise_if_bad(
-                words.amax(0), first + int(bad.int().argmax()) if bool(bad.any()) else None
-            )
+            first_fault = (words != 0).int().argmax(0, keepdim=True)
+            _raise_if_bad(words.gather(0, first_fault)[0])
         return (x, torch.stack(states)) if trajectory else x
 
     def _program(
@@ -479,15 +471,15 @@ def _bar(wanted: bool, total: int):
     return tqdm(total=int(total))
 
 
-def _raise_if_bad(status: Tensor, row: int | None) -> None:
-    """FloatingPointError naming the samples whose state became non-finite, read once at the end of
-    a run.
+def _raise_if_bad(status: Tensor) -> None:
+    """FloatingPointError naming the samples whose state became non-finite and the first row at which
+    one did, read once at the end of a run.
     """
     bad = status.nonzero().flatten().tolist() if status.numel() else []
     if bad:
         names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
-        where = "" if row is None else f" at row {row}"
+        row = int((status[bad] >> 8 & 0xFFFFFF).min())
         raise FloatingPointError(
-            f"Sampler: sample {names} became non-finite{where}; the model returned NaN, Inf or a "
+            f"Sampler: sample {names} became non-finite at row {row}; the model returned NaN, Inf or a "
             "value too large for the state"
         )

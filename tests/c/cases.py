@@ -90,6 +90,7 @@ class Case:
             f_index=lambda: rng.integers(0, outputs, (G, B)).astype(np.int32),
             scale=lambda: number(B, K),
             seed=lambda: rng.integers(0, 2**64, B, np.uint64),
+            stage=lambda: rng.integers(0, 2**32, B, np.uint32),
             noise_scale=lambda: number(B),
             weights=lambda: number(B, 1 + G),
             bound=lambda: abs(number(B)) + T(0.1),
@@ -97,9 +98,16 @@ class Case:
             mask=lambda: rng.random((B, D)).astype(T),
             known=lambda: number(B, D),
             preview=lambda: np.full((B, D), -7, T),
+            x_in=lambda: number(self.P, D),
+            x_out=lambda: np.full((self.P, D), -7, T),
         )
         self.arrays |= {name: make() for name, make in optional.items() if wish.get(name)}
         self.model = FLOATS[model]
+        self.one_row = bool(wish.get("one_row"))
+        if self.one_row:
+            self.arrays["row"][:] = self.arrays["row"][0, 0]
+        if wish.get("wide_times"):
+            self.arrays["t_out"] = self.arrays["t_out"].astype(T)
 
     def args(self, arrays=None, **changes):
         S, G, L, K, E = self.dims
@@ -121,8 +129,12 @@ class Case:
             table_f=self.F,
             table_i=self.I,
         )
+        if self.one_row:
+            sizes |= dict(one_row=1, row_number=int(arrays["row"][0, 0]))
+            changes.setdefault("row", None)
         dtypes = dict(
             state_dtype=interface.DTYPES[arrays["x"].dtype],
+            t_dtype=interface.DTYPES[arrays["t_out"].dtype],
             model_dtype=interface.DTYPES[np.dtype(self.model)],
         )
         return interface.step_args(
@@ -149,6 +161,7 @@ class Case:
                     int(a["seed"][b]) if "seed" in a else b,
                     int(np.uint32(self.I[i, 7 + k])),
                     self.D,
+                    stage=int(a["stage"][b]) if "stage" in a else 0,
                 ).astype(T)
             )
             return value * a["noise_scale"][b] if "noise_scale" in a else value
@@ -174,6 +187,7 @@ class Case:
     def expected(self):
         """The arrays after the call."""
         a, before = self.clone(), self.arrays
+        new = a.get("x_out", a["x"])
         group = (np.arange(self.D) // self.inner) % self.groups
         for b in range(self.B):
             k = before["place"][b] if "place" in before else b
@@ -183,18 +197,20 @@ class Case:
                     before,
                     b,
                     int(before["row"][b, g]),
-                    before["x"][k],
+                    before.get("x_in", before["x"])[k],
                     [s[k] for s in before["slots"]],
                 )
                 x, written, model_input, t, image = out
-                a["x"][k][here] = x[here]
+                new[k][here] = x[here]
                 for slot, value in written.items():
                     a["slots"][slot, k][here] = value[here]
                 a["model_input"][:, b, here] = rows.narrow(model_input, self.model)[here]
                 a["t_out"][b, g] = t
                 if image is not None:
                     a["preview"][b][here] = image[here]
-            a["status"][b] |= 0 if np.isfinite(a["x"][k]).all() else 8
+            bad = group[~np.isfinite(new[k])]
+            if bad.size and not before["status"][b] & 255:
+                a["status"][b] = 8 | before["row"][b, bad.min()] << 8
         return a
 
 

@@ -66,8 +66,10 @@ void spoil_step() {
   a.row = row.data(), a.place = place.data(), a.f_index = index.data(), a.status = status.data(),
   a.seed = seed.data();
   a.scale = a.noise_scale = a.weights = a.bound = small.data();
-  std::vector<float> preview(room), times(B);
-  a.preview = preview.data(), a.t_out = times.data();
+  std::vector<float> preview(room), times(B), in(room), out(room);
+  std::vector<uint32_t> stage(B);
+  a.preview = preview.data(), a.t_out = times.data(), a.stage = stage.data();
+  a.x_in = in.data(), a.x_out = out.data();
   spoil_each("fs_step", fs_step, a,
              {SPOIL_HEAD,
               SPOIL(state_dtype, FS_F16),
@@ -91,6 +93,11 @@ void spoil_step() {
               SPOIL_COUNT(E, FS_MAX_SCALARS),
               SPOIL(threads, -1),
               SPOIL(reserved, 1),
+              SPOIL(reserved_2, 1),
+              SPOIL(one_row, 2),
+              SPOIL(one_row, -1),
+              SPOIL(t_dtype, FS_F64),
+              SPOIL(t_dtype, -1),
               SPOIL(mask_batch_stride, 1),
               SPOIL(known_batch_stride, -D),
               SPOIL(table_f, nullptr),
@@ -101,6 +108,9 @@ void spoil_step() {
               SPOIL_POINTER(table_f),
               SPOIL_POINTER(table_i),
               SPOIL_POINTER(x),
+              SPOIL_POINTER(x_in),
+              SPOIL_POINTER(x_out),
+              SPOIL_POINTER(stage),
               SPOIL_POINTER(slots),
               SPOIL_POINTER(f[0]),
               SPOIL_POINTER(f[1]),
@@ -124,8 +134,15 @@ void spoil_step() {
   a.inner = kHuge;
   expect_refused(fs_step(&a), "fs_step: inner huge");
   a.groups = 1;
+  a.one_row = 1, a.row = nullptr;
+  for (const int32_t number :
+       {-1, 1, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()}) {
+    a.row_number = number, status.assign(B, 0);
+    expect(fs_step(&a) == FS_OK && (status[1] & 0xFF) == FS_BAD_ROW, "fs_step: row_number");
+  }
+  a.one_row = 0, a.row = row.data();
   // Indices a kernel follows are not arguments: a bad one marks its sample and touches nothing.
-  const std::vector<float> before(room);
+  a.x_in = a.x_out = nullptr;
   for (int32_t* bad : {&row[0], &place[0], &index[0], &words[0], &words[1], &words[2], &words[3],
                        &words[4], &words[5]}) {
     for (const int32_t value :
@@ -149,11 +166,12 @@ void spoil_noise() {
   std::vector<double> out(2 * 5);
   std::vector<uint64_t> seed(2);
   fs_noise_args a = sized<fs_noise_args>();
-  a.batch = 2, a.elements = 5, a.out = out.data(), a.seed = seed.data();
+  std::vector<uint32_t> stage(2);
+  a.batch = 2, a.elements = 5, a.out = out.data(), a.seed = seed.data(), a.stage = stage.data();
   spoil_each("fs_noise_fill", fs_noise_fill, a,
              {SPOIL_HEAD, SPOIL(dtype, FS_F16), SPOIL(dtype, -1), SPOIL_SIZE(batch),
               SPOIL_SIZE(elements), SPOIL(threads, -1), SPOIL(reserved, 1), SPOIL(out, nullptr),
-              SPOIL_POINTER(out), SPOIL_POINTER(seed)});
+              SPOIL_POINTER(out), SPOIL_POINTER(seed), SPOIL_POINTER(stage)});
 }
 
 void spoil_moments() {
@@ -166,7 +184,13 @@ void spoil_moments() {
              {SPOIL_HEAD, SPOIL(dtype, 4), SPOIL(P, 0), SPOIL_COUNT(P, FS_MAX_MOMENTS_A),
               SPOIL_COUNT(Q, FS_MAX_MOMENTS_B), SPOIL_SIZE(batch), SPOIL_SIZE(elements),
               SPOIL(threads, -1), SPOIL(a[0], nullptr), SPOIL(b[1], nullptr), SPOIL_POINTER(a[0]),
-              SPOIL_POINTER(b[1]), SPOIL_POINTER(dots), SPOIL_POINTER(max_abs)});
+              SPOIL_POINTER(b[1]), SPOIL_POINTER(dots), SPOIL_POINTER(max_abs),
+              SPOIL(workspace_bytes, -1)});
+  int64_t bytes = -1;
+  expect(fs_moments_workspace(&a, &bytes) == FS_OK && bytes == 0, "fs_moments_workspace");
+  expect_refused(fs_moments_workspace(&a, nullptr), "fs_moments_workspace into NULL");
+  a.P = 0;
+  expect_refused(fs_moments_workspace(&a, &bytes), "fs_moments_workspace: P = 0");
 }
 
 void spoil_cost() {
@@ -178,13 +202,17 @@ void spoil_cost() {
   a.c = c.data(), a.band = band.data(), a.out = out.data();
   const double nan = std::numeric_limits<double>::quiet_NaN(),
                inf = std::numeric_limits<double>::infinity();
-  spoil_each("fs_cost_matrix", fs_cost_matrix, a,
-             {SPOIL_HEAD,         SPOIL(dtype, 4),     SPOIL(terms, 0),      SPOIL(terms, 5),
-              SPOIL_SIZE(batch),  SPOIL_SIZE(I),       SPOIL_SIZE(J),        SPOIL_SIZE(D),
-              SPOIL(threads, -1), SPOIL(reserved, 1),  SPOIL(p, 0.0),        SPOIL(p, -1.0),
-              SPOIL(p, nan),      SPOIL(p, inf),       SPOIL(U[1], nullptr), SPOIL(X, nullptr),
-              SPOIL(c, nullptr),  SPOIL(out, nullptr), SPOIL_POINTER(U[0]),  SPOIL_POINTER(X),
-              SPOIL_POINTER(c),   SPOIL_POINTER(band), SPOIL_POINTER(out)});
+  spoil_each(
+      "fs_cost_matrix", fs_cost_matrix, a,
+      {SPOIL_HEAD,         SPOIL(dtype, 4),     SPOIL(terms, 0),      SPOIL(terms, 5),
+       SPOIL_SIZE(batch),  SPOIL_SIZE(I),       SPOIL_SIZE(J),        SPOIL_SIZE(D),
+       SPOIL(threads, -1), SPOIL(reserved, 1),  SPOIL(p, 0.0),        SPOIL(p, -1.0),
+       SPOIL(p, nan),      SPOIL(p, inf),       SPOIL(U[1], nullptr), SPOIL(X, nullptr),
+       SPOIL(c, nullptr),  SPOIL(out, nullptr), SPOIL_POINTER(U[0]),  SPOIL_POINTER(X),
+       SPOIL_POINTER(c),   SPOIL_POINTER(band), SPOIL_POINTER(out),   SPOIL(workspace_bytes, -1)});
+  int64_t bytes = -1;
+  expect(fs_cost_workspace(&a, &bytes) == FS_OK && bytes == 0, "fs_cost_workspace");
+  expect_refused(fs_cost_workspace(&a, nullptr), "fs_cost_workspace into NULL");
   a.i_star = star.data(), a.out = gathered.data();
   spoil_each("fs_cost_gather", fs_cost_gather, a,
              {SPOIL_HEAD, SPOIL_SIZE(batch), SPOIL(i_star, nullptr), SPOIL_POINTER(i_star),

@@ -56,7 +56,7 @@ void use(fs_plan* plan) {
     expect(fs_plan_row(plan, row, &now) == FS_OK && fs_step(&args) == FS_OK,
            "a row of a sound plan");
   }
-  expect((status & ~FS_NOT_FINITE) == 0, "a sound plan's indices");
+  expect((status & 0xFF & ~FS_NOT_FINITE) == 0, "a sound plan's indices");
 }
 
 int parse(const Bytes& data) {

@@ -72,6 +72,8 @@ StepArgs = struct(
     *many(c_void_p, "t_out preview status"),
     *many(c_int32, "threads reserved"),
     ("stream", c_void_p),
+    *many(c_void_p, "x_in x_out stage row_words"),
+    *many(c_int32, "one_row row_number t_dtype reserved_2"),
 )
 NoiseArgs = struct(
     "fs_noise_args",
@@ -80,7 +82,7 @@ NoiseArgs = struct(
     *many(c_int64, "batch elements"),
     *many(c_void_p, "seed out"),
     *many(c_int32, "threads reserved"),
-    ("stream", c_void_p),
+    *many(c_void_p, "stream stage"),
 )
 MomentsArgs = struct(
     "fs_moments_args",
@@ -88,7 +90,8 @@ MomentsArgs = struct(
     *many(c_int64, "batch elements"),
     ("a", c_void_p * 5),
     ("b", c_void_p * 24),
-    *many(c_void_p, "dots max_abs stream"),
+    *many(c_void_p, "dots max_abs stream workspace"),
+    ("workspace_bytes", c_int64),
 )
 CostArgs = struct(
     "fs_cost_args",
@@ -100,7 +103,8 @@ CostArgs = struct(
     ("p", c_double),
     ("out", c_void_p),
     *many(c_int32, "threads reserved"),
-    ("stream", c_void_p),
+    *many(c_void_p, "stream workspace"),
+    ("workspace_bytes", c_int64),
 )
 
 

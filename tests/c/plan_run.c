@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
   FILE* out;
   int64_t batch, elements, b;
   size_t n;
-  int32_t *row, *status, i, g;
+  int32_t *status, i, g;
   float *x, *input, *scale, *f[FS_MAX_BRANCHES];
   uint64_t* seed;
   if (argc != 6)
@@ -80,14 +80,14 @@ int main(int argc, char** argv) {
 
   n = (size_t)(batch * elements);
   x = room(n, sizeof *x), input = room(n, sizeof *input);
-  row = room((size_t)batch, sizeof *row), status = room((size_t)batch, sizeof *status),
+  status = room((size_t)batch, sizeof *status);
   seed = room((size_t)batch, sizeof *seed);
   scale = room((size_t)(batch * info.K), sizeof *scale);
   for (b = 0; b < batch; ++b) seed[b] = strtoull(argv[5], NULL, 10) + (uint64_t)b;
   for (b = 0; b < batch * info.K; ++b) scale[b] = 2.0f + (float)(b % info.K);
   args.batch = args.pool = args.outputs = batch, args.elements = elements;
   args.x = x, args.slots = room(n * (size_t)info.S, sizeof *x), args.model_input = input;
-  args.row = row, args.status = status, args.seed = seed, args.scale = scale;
+  args.one_row = 1, args.status = status, args.seed = seed, args.scale = scale;
   for (g = 0; g < info.G; ++g) args.f[g] = f[g] = room(n, sizeof *x);
 
   memset(&noise, 0, sizeof noise);
@@ -103,12 +103,12 @@ int main(int argc, char** argv) {
     now.struct_size = sizeof now;
     check(fs_plan_row(plan, i, &now), "row");
     for (g = 0; now.call >= 0 && g < info.G; ++g) model(input, f[g], (int64_t)n, g);
-    for (b = 0; b < batch; ++b) row[b] = i;
+    args.row_number = i;
     check(fs_step(&args), "step");
     for (b = 0; b < batch; ++b) {
       if (status[b])
         return fprintf(stderr, "plan_run: row %d: sample %d has status %d\n", (int)i, (int)b,
-                       (int)status[b]),
+                       (int)(status[b] & 0xFF)),
                1;
     }
     if (fwrite(x, sizeof *x, n, out) != n)

@@ -181,12 +181,12 @@ def box_muller(a, b):
     return r * np.where((q == 1) | (q == 2), -cosine, cosine), r * np.where(q >= 2, -sine, sine)
 
 
-def normals(seed, noise_id, n, first=0):
+def normals(seed, noise_id, n, first=0, stage=0):
     """float32 normals of elements first..first+n-1."""
     block = np.arange(first // 4, (first + n + 3) // 4, dtype=np.uint64)
     zero = np.zeros_like(block)
     words = philox(
-        (block & MASK, block >> np.uint64(32), zero + np.uint64(noise_id), zero),
+        (block & MASK, block >> np.uint64(32), zero + np.uint64(noise_id), zero + np.uint64(stage)),
         (seed & 0xFFFFFFFF, seed >> 32),
     )
     return np.stack([*box_muller(*words[:2]), *box_muller(*words[2:])], -1).reshape(-1)[

@@ -261,7 +261,7 @@ def test_a_bad_index_touches_nothing_but_the_status(backend, what, status):
     bad = step(
         x, slots, f, numbers, words, row, at, f_index=index, **setup.options, backend=backend
     )
-    assert bad[5].tolist() == [0, status, 0]
+    assert (bad[5] & 255).tolist() == [0, status, 0]
     assert same(bad[0][1], x[1])
     assert not any(bad[k][1].any() for k in range(1, 5))
     for a, b in zip(good[:5], bad[:5], strict=True):
@@ -325,7 +325,7 @@ def test_a_poisoned_sample_is_reported_and_harms_no_other(backend, poison):
     f = [v.clone() for v in f]
     f[0][2, 5] = poison
     bad = step(x, slots, f, numbers, words, row, at, **setup.options, backend=backend)
-    assert bad[5].tolist() == [0, 0, 8, 0]
+    assert (bad[5] & 255).tolist() == [0, 0, 8, 0]
     assert all(same(a[[0, 1, 3]], b[[0, 1, 3]]) for a, b in zip(clean, bad, strict=True))
 
 

@@ -7,6 +7,10 @@
  * evaluation. Every function returns FS_OK (0) or a negative status, and never aborts, exits or
  * throws; the sentence of the last error of this thread is in fs_last_error(). Nothing here
  * allocates in fs_step. Sizes are in elements.
+ *
+ * A struct's first field is its size as the caller was compiled. Structs grow at the end only, and
+ * every size from version 1 up to this library's own is accepted: the fields that a caller does not
+ * have are 0. New fields therefore mean, at 0, what was so before them.
  */
 #ifndef FASTSAMPLE_FASTSAMPLE_H
 #define FASTSAMPLE_FASTSAMPLE_H
@@ -49,7 +53,10 @@ enum fs_status {
 enum fs_dtype { FS_F32 = 0, FS_F64 = 1, FS_F16 = 2, FS_BF16 = 3 };
 enum fs_device { FS_CPU = 0, FS_CUDA = 1 };
 
-/* Bits of a sample's status word. */
+/* A sample's status word: the low byte holds these bits, bits 8..31 the low 24 bits of the table
+ * row it was written for (of the first group with the fault; of group 0 for FS_BAD_PLACE alone).
+ * fs_step writes the word where its low byte is 0 and leaves it alone where it is not, so that the
+ * first fault of a run is still there at its end: clear it yourself. */
 enum fs_sample_status {
   FS_BAD_ROW = 1,    /* row outside the table, or a table row with numbers out of range: sample left
                         untouched */
@@ -73,11 +80,10 @@ FS_API const char* fs_last_error(void);
  * threads, cuda. */
 FS_API const char* fs_build_info(void);
 
-/* ---- Plans
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- Plans ----------------------------------------------------------------------------------- */
 
-/* A read-only plan. Safe to use from any number of threads at once; free it after the last use. */
+/* A read-only plan. Safe to use from any number of threads at once; free it after the last use. Its
+ * last row holds (x' = x, no slot is written), so that a finished sample may stay there. */
 typedef struct fs_plan fs_plan;
 
 /* Sizes a row's record depends on: S slots, G branches, L noises, K scales, E model scalars. */
@@ -144,14 +150,14 @@ FS_API int fs_table_size(const fs_dims* dims, int64_t* floats, int64_t* ints);
 
 /* Writes the plan's rows as the table fs_step reads: floats [rows, WF] of dtype (FS_F32 rounds
  * once, FS_F64), ints [rows, WI]. dims NULL = the plan's own sizes; larger ones pad, so that plans
- * of different solvers share one table. floats_size and ints_size are the room in numbers, at least
- * rows*WF and rows*WI. FS_E_ARG: dims below the plan's, too little room; FS_E_UNSUPPORTED: a number
- * beyond float32's range. */
+ * of different solvers share one table: plans packed with the same dims one after the other are one
+ * table, in which a plan's row i has the number of the rows before the plan, plus i. floats_size
+ * and ints_size are the room in numbers, at least rows*WF and rows*WI. FS_E_ARG: dims below the
+ * plan's, too little room; FS_E_UNSUPPORTED: a number beyond float32's range. */
 FS_API int fs_plan_pack(const fs_plan* plan, const fs_dims* dims, int32_t dtype, void* floats,
                         int64_t floats_size, int32_t* ints, int64_t ints_size);
 
-/* ---- One step
- * ---------------------------------------------------------------------------------------------- */
+/* ---- One step -------------------------------------------------------------------------------- */
 
 /* T = the state's dtype (FS_F32 | FS_F64), F = the model's (any). All arrays are contiguous,
  * aligned to their element, and distinct. Optional arrays may be NULL; the default stands in
@@ -174,11 +180,11 @@ typedef struct fs_step_args {
   int64_t table_rows;
   const void* table_f;            /* T [table_rows, WF], from fs_plan_pack */
   const int32_t* table_i;         /* [table_rows, WI] */
-  void* x;                        /* T [P, D], the state, updated in place */
+  void* x;                        /* T [P, D], the state, updated in place; see x_in, x_out */
   void* slots;                    /* T [S, P, D], history, updated in place */
   const void* f[FS_MAX_BRANCHES]; /* F [outputs, D] each; NULL = the branch has no outputs */
   void* model_input;              /* F [copies, B, D] = c x' [not written] */
-  const int32_t* row;             /* [B, groups], required */
+  const int32_t* row;             /* [B, groups], required unless one_row */
   const int32_t* place;           /* [B] place of each sample in the pools, all different [b] */
   const int32_t* f_index;         /* [G, B] row of f[g], -1 = branch absent [b] */
   const void* scale; /* T [B, K] guidance scales s_k of w_g = U_g + sum_k s_k V_gk [no V terms] */
@@ -192,27 +198,34 @@ typedef struct fs_step_args {
   int64_t mask_batch_stride;  /* D, or 0: one mask for all */
   const void* known;          /* T [B, D] or [D]: y [no blend] */
   int64_t known_batch_stride; /* D, or 0 */
-  float* t_out;               /* [B, groups, E], the model scalars of the next call [not written] */
+  void* t_out;      /* t_dtype [B, groups, E], the model scalars of the next call [not written] */
   void* preview;    /* T [B, D] = dx x + dm m of the state as the row began [not written] */
-  int32_t* status;  /* [B], or-ed with fs_sample_status bits; clear it yourself [not written] */
+  int32_t* status;  /* [B], see fs_sample_status [not written] */
   int32_t threads;  /* at most this many; 0 = OpenMP's default. One below 65536 elements, and in a
                        forked child */
   int32_t reserved; /* 0 */
-  void* stream;     /* CUDA stream; ignored on the CPU */
+  void* stream;     /* CUDA stream; ignored on the CPU. Version 1 ends here */
+  const void* x_in; /* T [P, D]: read in place of x, which is then only written [x] */
+  void* x_out;      /* T [P, D]: written in place of x, which is then only read [x] */
+  const uint32_t* stage;    /* [B] fourth counter word of Philox, for every noise drawn [0] */
+  const int32_t* row_words; /* host copy of row row_number's ints [WI], for a device whose launch is
+                               shaped by them; not read on the CPU [none] */
+  int32_t one_row;          /* 1: every sample runs row row_number, and row is not read; 0: row */
+  int32_t row_number;
+  int32_t t_dtype;    /* of t_out: FS_F32, or state_dtype */
+  int32_t reserved_2; /* 0 */
 } fs_step_args;
 
 /* One row for every sample of a batch. Terms are added in the order written, products rounded
  * before sums, so the result has the same bits on every backend and instruction set in FS_F32. An
  * operand outside the row's read mask is never loaded; every operand is read before anything is
  * written. Indices are compared with their bounds per sample: a bad one sets the sample's status
- * and leaves the sample alone. model_input of 16 bits is rounded to nearest even (from float32:
- * FS_F64 states are rounded to float32 first). batch 0 or elements 0 is allowed. FS_E_ARG: a NULL,
- * size, dtype or alignment that is wrong; FS_E_UNSUPPORTED: device. */
+ * and leaves the sample alone (x_out too). model_input of 16 bits is rounded to nearest even (from
+ * float32: FS_F64 states are rounded to float32 first). batch 0 or elements 0 is allowed. FS_E_ARG:
+ * a NULL, size, dtype or alignment that is wrong; FS_E_UNSUPPORTED: device. */
 FS_API int fs_step(const fs_step_args* args);
 
-/* ---- Noise
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- Noise ----------------------------------------------------------------------------------- */
 
 typedef struct fs_noise_args {
   uint32_t struct_size;  /* sizeof(fs_noise_args) */
@@ -222,18 +235,17 @@ typedef struct fs_noise_args {
   const uint64_t* seed; /* [B] [b] */
   void* out;            /* [B, D] */
   int32_t threads, reserved;
-  void* stream;
+  void* stream;          /* version 1 ends here */
+  const uint32_t* stage; /* [B] [0] */
 } fs_noise_args;
 
 /* Unit normals to the bit: element e is lane e%4 of Philox4x32-10 block e/4; key = (seed low, seed
- * high), counter = (block low, block high, id, 0). Lanes (0,1) and (2,3) are Box-Muller pairs from
- * words (a, b): u = min((a + .5) 2^-32, 1), (sqrt(-2 log u) cos, sqrt(-2 log u) sin)(2 pi b /
+ * high), counter = (block low, block high, id, stage). Lanes (0,1) and (2,3) are Box-Muller pairs
+ * from words (a, b): u = min((a + .5) 2^-32, 1), (sqrt(-2 log u) cos, sqrt(-2 log u) sin)(2 pi b /
  * 2^32), in float32 polynomials. */
 FS_API int fs_noise_fill(const fs_noise_args* args);
 
-/* ---- Moments
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- Moments --------------------------------------------------------------------------------- */
 
 typedef struct fs_moments_args {
   uint32_t struct_size;  /* sizeof(fs_moments_args) */
@@ -245,17 +257,24 @@ typedef struct fs_moments_args {
   const void* b[FS_MAX_MOMENTS_B]; /* [B, D] each */
   double* dots;                    /* [B, P, Q] = sum_d a_p[d] b_q[d] [not written] */
   double* max_abs; /* [B, P] = max_d |a_p[d]|, NaN if any is NaN, 0 if D = 0 [not written] */
-  void* stream;
+  void* stream;    /* version 1 ends here */
+  void* workspace; /* of the device, aligned to 8: at least fs_moments_workspace bytes; free
+                      again once the call's work is done [none] */
+  int64_t workspace_bytes; /* room there */
 } fs_moments_args;
 
 /* Dot products and largest magnitudes, per sample, in float64 on a fixed tree: a sample has the
  * same bits alone and in a batch, with any number of threads. Chunks of 1024 = 64 steps x 16 lanes
- * (lane = e mod 16), each lane summed in turn, lanes halved 16->8->4->2->1, chunk sums padded with
- * zeros to a power of two and halved the same way. */
+ * (lane = e mod 16), a last one filled up with zeros, each lane summed in turn from its first
+ * product on (so that a sum of -0 is -0), lanes halved 16->8->4->2->1, chunk sums padded with zeros
+ * to a power of two and halved the same way. */
 FS_API int fs_moments(const fs_moments_args* args);
 
-/* ---- Cost matrix
- * ------------------------------------------------------------------------------------------- */
+/* *bytes = the workspace that fs_moments needs for these sizes, 0 on the CPU. Arrays are not looked
+ * at. */
+FS_API int fs_moments_workspace(const fs_moments_args* args, int64_t* bytes);
+
+/* ---- Cost matrix ----------------------------------------------------------------------------- */
 
 typedef struct fs_cost_args {
   uint32_t struct_size;   /* sizeof(fs_cost_args) */
@@ -271,7 +290,9 @@ typedef struct fs_cost_args {
   double p;                    /* > 0, finite */
   void* out; /* fs_cost_matrix: double [B, I, J]; fs_cost_gather: [B, J, D] of dtype */
   int32_t threads, reserved;
-  void* stream;
+  void* stream;    /* version 1 ends here */
+  void* workspace; /* for fs_cost_matrix, as in fs_moments_args: fs_cost_workspace bytes */
+  int64_t workspace_bytes;
 } fs_cost_args;
 
 /* C[b,i,j] = (1/D) sum_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p, +infinity outside the band, NaN
@@ -280,8 +301,12 @@ typedef struct fs_cost_args {
  * across instruction sets. */
 FS_API int fs_cost_matrix(const fs_cost_args* args);
 
+/* *bytes = the workspace that fs_cost_matrix needs for these sizes, 0 on the CPU. Arrays are not
+ * looked at. */
+FS_API int fs_cost_workspace(const fs_cost_args* args, int64_t* bytes);
+
 /* Z[b,j] = sum_r U_r[b,i*,:] c_r[i*,j] with i* = i_star[j]; NaN where i* = -1. FS_E_ARG if i* is
- * outside -1..I-1. */
+ * outside -1..I-1 (on the CPU, before anything is written). */
 FS_API int fs_cost_gather(const fs_cost_args* args);
 
 #ifdef __cplusplus

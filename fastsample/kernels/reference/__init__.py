@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import noise as philox
 from ..layout import BRANCHES, DU, DV, IDS, KNOWN_READS, READS_HI, READS_LO, Layout
 
-BAD_ROW, BAD_PLACE, BAD_INDEX, NON_FINITE = 1, 2, 4, 8  # bits of a sample's status word
+BAD_ROW, BAD_PLACE, BAD_INDEX, NON_FINITE = 1, 2, 4, 8  # low byte of a sample's status word
 MOMENTS_CHUNK, MOMENTS_LANES = 1024, 16
 
 
@@ -69,7 +69,7 @@ class _Rows:
             groups,
             inner,
         )
-        row = row.view(batch, groups).long()
+        self.row = row = row.view(batch, groups).long()
         self.inside = (row >= 0) & (row < table_f.shape[0])
         row = row if structure is not None else torch.where(self.inside, row, 0)
         self.numbers, self.words = table_f[row], table_i[row]  # [B, groups, WF], [B, groups, WI]
@@ -118,14 +118,14 @@ def _branches(
     preview: bool,
 ) -> tuple[list, list, Tensor]:
     """Raw outputs f_g in the state dtype (None: not given), whether each is there (bool or
-    [B,1,1,1]), and which samples have a bad index [B].
+    [B,1,1,1]), and which groups have a bad index [B, groups].
 
     An index is looked at only where the row uses it: branch g enters an f or m that is needed, or
     operand f_g is read.
     """
     batch = rows.shape[0]
     values = [rows.elements(v.to(like.dtype)) for v in f] if f_index is None else [None] * len(f)
-    bad = torch.zeros(batch, dtype=torch.bool, device=like.device)
+    bad = torch.zeros_like(rows.inside)
     if rows.structure:
         return values + [None] * (at.G - len(f)), [g < len(f) for g in range(at.G)], bad
     there = []
@@ -138,7 +138,7 @@ def _branches(
             values[g] = rows.elements(f[g][torch.where(inside, index, 0)].to(like.dtype))
         read = ((rows.reads >> (at.m + 2 + g)) & 1) != 0
         used = read | (needed & (((rows.branches >> g) & 1) != 0))
-        bad = bad | ((index >= outputs) & used.any(1)) | ((index < 0) & read.any(1))
+        bad = bad | ((index >= outputs)[:, None] & used) | ((index < 0)[:, None] & read)
         there.append(inside.view(-1, 1, 1, 1))
     return values + [None] * (at.G - len(f)), there, bad
 
@@ -215,6 +215,16 @@ def _draws(rows: _Rows, at: Layout, x: Tensor, seed, noise_scale, noise, blend: 
     return drawn
 
 
+def _status(rows: _Rows, faults: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """Words [B] int32 of faults (which groups [B, groups], bit): 0, or the bits in the low byte and
+    above them the row number of the first group that has one.
+    """
+    any_fault = torch.stack([where for where, _ in faults]).any(0)
+    row = rows.row.gather(1, any_fault.int().argmax(1, keepdim=True))[:, 0]
+    bits = sum(where.any(1) * bit for where, bit in faults)
+    return torch.where(bits != 0, bits | (row & 0xFFFFFF) << 8, 0).int()
+
+
 def step(
     x: Tensor,
     slots: Sequence[Tensor],
@@ -268,17 +278,17 @@ def step(
         blended = out[0] + rows.elements(mask.to(state)) * (_total(parts, old) - out[0])
         out[0] = blended if structure else torch.where(rows.view(rows.known != 0), blended, out[0])
 
-    good = rows.inside.flatten(1).all(1) & ~bad
+    good = (rows.inside & ~bad).all(1)
     if not structure:  # a bad index leaves the sample as it was
         keep = good.view(-1, 1, 1, 1)
         out = [
             torch.where(keep, out[0], old),
             *(torch.where(rows.writes[o] & keep, out[1 + o], 0) for o in range(2)),
         ]
-    status = torch.where(
-        good, (~torch.isfinite(out[0])).flatten(1).any(1).int() * NON_FINITE, bad.int() * BAD_INDEX
+    infinite = (~torch.isfinite(out[0])).transpose(1, 2).flatten(2).any(2) & good[:, None]
+    status = _status(
+        rows, ((~rows.inside, BAD_ROW), (bad & rows.inside, BAD_INDEX), (infinite, NON_FINITE))
     )
-    status = status | (~rows.inside.flatten(1).all(1)).int() * BAD_ROW
     model_input, x0 = (
         rows(at.c) * out[0],
         rows(at.preview) * old + rows(at.preview + 1) * m if preview else None,
