@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -42,14 +43,6 @@ inline void check(int status) {
   throw py::error_already_set();
 }
 
-template <class Args>
-Args empty() {
-  Args args;
-  std::memset(&args, 0, sizeof args);
-  args.struct_size = sizeof args;
-  return args;
-}
-
 inline int32_t dtype_of(const std::string& name) {
   static const std::map<std::string, int32_t> numbers{
       {"float32", FS_F32}, {"float64", FS_F64}, {"float16", FS_F16}, {"bfloat16", FS_BF16}};
@@ -64,6 +57,21 @@ inline int32_t device_of(const std::string& name) {
   if (name != "cpu" && name != "cuda")
     throw py::value_error("device: '" + name + "'; cpu and cuda are accepted");
   return name == "cpu" ? FS_CPU : FS_CUDA;
+}
+
+template <class Args>
+Args empty() {
+  Args args;
+  std::memset(&args, 0, sizeof args);
+  args.struct_size = sizeof args;
+  return args;
+}
+
+template <class Args>
+Args empty(const std::string& device, Address stream) {
+  Args args = empty<Args>();
+  args.device = device_of(device), args.stream = pointer(stream);
+  return args;
 }
 
 template <class Pointer, size_t N>

@@ -1,26 +1,39 @@
 // fastsample._C: the C interface for Python, thin. Arrays arrive as addresses;
 // fastsample.kernels.native holds the tensors they belong to.
 
-#include "convert.h"
+#include "cpu/kernels.h"
 #include "step.h"
 
 namespace fastsample_python {
 namespace {
 
+// Sum of squares of n numbers in the CPU's memory; see cpu/kernels.h.
+double energy(Address data, int64_t n, const std::string& dtype) {
+  const int32_t number = dtype_of(dtype);
+  double sum = 0;
+  run(static_cast<double>(n) / 20, [&] {
+    sum = fs::cpu_energy(pointer<const void>(data), number, n);
+    return FS_OK;
+  });
+  return sum;
+}
+
 void noise_fill(Address out, int64_t batch, int64_t elements, uint32_t id, Address seed,
-                const std::string& dtype, int threads) {
-  fs_noise_args args = empty<fs_noise_args>();
+                Address stage, const std::string& dtype, int threads, const std::string& device,
+                Address stream) {
+  fs_noise_args args = empty<fs_noise_args>(device, stream);
   args.dtype = dtype_of(dtype);
   args.id = id;
   args.batch = batch, args.elements = elements, args.threads = threads;
-  args.seed = pointer<const uint64_t>(seed);
+  args.seed = pointer<const uint64_t>(seed), args.stage = pointer<const uint32_t>(stage);
   args.out = pointer(out);
   run(product({batch, elements}), [&] { return fs_noise_fill(&args); });
 }
 
 void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elements, Address dots,
-             Address max_abs, const std::string& dtype, int threads) {
-  fs_moments_args args = empty<fs_moments_args>();
+             Address max_abs, const std::string& dtype, int threads, const std::string& device,
+             Address stream) {
+  fs_moments_args args = empty<fs_moments_args>(device, stream);
   args.dtype = dtype_of(dtype);
   fill("a", args.a, a);
   fill("b", args.b, b);
@@ -31,8 +44,9 @@ void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elem
 }
 
 fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch, int64_t I,
-                       int64_t J, int64_t D, const std::string& dtype, int threads) {
-  fs_cost_args args = empty<fs_cost_args>();
+                       int64_t J, int64_t D, const std::string& dtype, int threads,
+                       const std::string& device, Address stream) {
+  fs_cost_args args = empty<fs_cost_args>(device, stream);
   args.dtype = dtype_of(dtype);
   fill("U", args.U, U);
   args.terms = static_cast<int32_t>(U.size());
@@ -43,8 +57,9 @@ fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch
 }
 
 void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address out, int64_t batch,
-                 int64_t I, int64_t J, int64_t D, double p, const std::string& dtype, int threads) {
-  fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads);
+                 int64_t I, int64_t J, int64_t D, double p, const std::string& dtype, int threads,
+                 const std::string& device, Address stream) {
+  fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads, device, stream);
   args.X = pointer(X);
   args.band = pointer<const int32_t>(band);
   args.p = p;
@@ -53,8 +68,8 @@ void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address
 
 void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_batch_stride,
                  Address out, int64_t batch, int64_t I, int64_t J, int64_t D,
-                 const std::string& dtype, int threads) {
-  fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads);
+                 const std::string& dtype, int threads, const std::string& device, Address stream) {
+  fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads, device, stream);
   args.i_star = pointer<const int32_t>(i_star);
   args.i_star_batch_stride = i_star_batch_stride;
   run(product({batch, J, D, args.terms}), [&] { return fs_cost_gather(&args); });
@@ -128,11 +143,14 @@ py::tuple pack_plan(const py::bytes& data, const std::string& dtype, int S, int 
 
 py::object build_info() { return py::module_::import("json").attr("loads")(fs_build_info()); }
 
-int call_step(Step& step, Address row, const py::args& outputs) {
+// Model outputs given one by one, 0 for a branch without any.
+template <class Row>
+void launch(const Step& step, void (Step::*how)(Row, const Address*, size_t) const, Row row,
+            const py::args& outputs) {
   Address f[FS_MAX_BRANCHES];
-  const size_t given = outputs.size() < FS_MAX_BRANCHES ? outputs.size() : FS_MAX_BRANCHES;
-  for (size_t g = 0; g < given; ++g) f[g] = py::cast<Address>(outputs[g]);
-  return step.call(row, f, static_cast<int>(outputs.size()));
+  for (size_t g = 0; g < outputs.size() && g < FS_MAX_BRANCHES; ++g)
+    f[g] = py::cast<Address>(outputs[g]);
+  (step.*how)(row, f, outputs.size());
 }
 
 }  // namespace
@@ -145,21 +163,45 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Step>(module, "Step")
       .def(py::init<const py::kwargs&>())
       .def(
-          "__call__", [](Step& step, Address row, Address f) { return step.call(row, &f, 1); },
+          "__call__", [](const Step& step, Address row, Address f) { step.call(row, &f, 1); },
           "row"_a, "f"_a, py::pos_only())
-      .def("__call__", call_step)
+      .def("__call__", [](const Step& step, Address row,
+                          const py::args& f) { launch(step, &Step::call, row, f); })
+      .def(
+          "at", [](const Step& step, int32_t row, Address f) { step.at(row, &f, 1); }, "row"_a,
+          "f"_a, py::pos_only())
+      .def("at", [](const Step& step, int32_t row,
+                    const py::args& f) { launch(step, &Step::at, row, f); })
+      .def("move", &Step::move, "row"_a, "f"_a, "x_in"_a, "x_out"_a, py::pos_only())
+      .def(
+          "take",
+          [](const Step& step, int32_t row, py::handle f) { return step.take(row, f.ptr()); },
+          "row"_a, "f"_a, py::pos_only())
+      .def(
+          "carry",
+          [](const Step& step, int32_t row, py::handle f, py::handle x_in, py::handle x_out) {
+            return step.carry(row, f.ptr(), x_in.ptr(), x_out.ptr());
+          },
+          "row"_a, "f"_a, "x_in"_a, "x_out"_a, py::pos_only())
+      .def("expect", &Step::expect, "f_like"_a, "branches"_a = 1)
+      .def("expect_state", &Step::expect_state, "x_like"_a)
       .def("set", &Step::set, "name"_a, "value"_a)
       .def("get", &Step::get, "name"_a)
       .def("copy", [](const Step& step) { return Step(step); });
+  module.def("use_exchange", &use_exchange, "tensor_type"_a);
+  module.def("energy", &energy, "address"_a, "n"_a, "dtype"_a = "float32");
   module.def("noise_fill", &noise_fill, py::kw_only(), "out"_a, "batch"_a, "elements"_a, "id"_a = 0,
-             "seed"_a = 0, "dtype"_a = "float32", "threads"_a = 0);
+             "seed"_a = 0, "stage"_a = 0, "dtype"_a = "float32", "threads"_a = 0,
+             "device"_a = "cpu", "stream"_a = 0);
   module.def("moments", &moments, py::kw_only(), "a"_a, "b"_a, "batch"_a, "elements"_a,
-             "dots"_a = 0, "max_abs"_a = 0, "dtype"_a = "float32", "threads"_a = 0);
+             "dots"_a = 0, "max_abs"_a = 0, "dtype"_a = "float32", "threads"_a = 0,
+             "device"_a = "cpu", "stream"_a = 0);
   module.def("cost_matrix", &cost_matrix, py::kw_only(), "U"_a, "c"_a, "X"_a, "band"_a, "out"_a,
-             "batch"_a, "I"_a, "J"_a, "D"_a, "p"_a = 2.0, "dtype"_a = "float32", "threads"_a = 0);
+             "batch"_a, "I"_a, "J"_a, "D"_a, "p"_a = 2.0, "dtype"_a = "float32", "threads"_a = 0,
+             "device"_a = "cpu", "stream"_a = 0);
   module.def("cost_gather", &cost_gather, py::kw_only(), "U"_a, "c"_a, "i_star"_a,
              "i_star_batch_stride"_a, "out"_a, "batch"_a, "I"_a, "J"_a, "D"_a,
-             "dtype"_a = "float32", "threads"_a = 0);
+             "dtype"_a = "float32", "threads"_a = 0, "device"_a = "cpu", "stream"_a = 0);
   module.def("parse_plan", &parse_plan, "data"_a);
   module.def("pack_plan", &pack_plan, "data"_a, "dtype"_a = "float64", "S"_a = -1, "G"_a = -1,
              "L"_a = -1, "K"_a = -1, "E"_a = -1);

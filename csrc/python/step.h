@@ -1,11 +1,14 @@
 // A step prepared once and called many times.
 #pragma once
 
-#include "convert.h"
+#include "core/dtype.h"
+#include "core/sample.h"
+#include "exchange.h"
 
 namespace fastsample_python {
 
-// An fs_step_args filled once; each call changes the row's address and the model outputs.
+// An fs_step_args filled once, with `row_words` the host's copy of the whole table's ints [R, WI].
+// Each call works on a copy that has its own row, model outputs and state.
 class Step {
  public:
   explicit Step(const py::kwargs& values) : args_(empty<fs_step_args>()) {
@@ -16,124 +19,144 @@ class Step {
   }
 
   void set(const std::string& name, const py::object& value) {
-    const auto number = numbers().find(name);
-    const auto address = addresses().find(name);
-    if (number != numbers().end()) put(args_, number->second, py::cast<int64_t>(value));
-    else if (address != addresses().end())
-      put(args_, {address->second, true}, static_cast<int64_t>(py::cast<Address>(value)));
-    else if (name == "f") fill("f", args_.f, py::cast<Addresses>(value));
-    else if (name == "noise") fill("noise", args_.noise, py::cast<Addresses>(value));
-    else if (name == "state_dtype") args_.state_dtype = dtype_of(py::cast<std::string>(value));
-    else if (name == "model_dtype") args_.model_dtype = dtype_of(py::cast<std::string>(value));
-    else if (name == "device") args_.device = device_of(py::cast<std::string>(value));
-    else
-      throw py::attribute_error(
-          "Step: '" + name + "' is no argument of a step; the fields of fs_step_args are accepted");
+    if (name == "f") return fill("f", args_.f, py::cast<Addresses>(value));
+    if (name == "noise") return fill("noise", args_.noise, py::cast<Addresses>(value));
+    const Field& field = find(name);
+    int64_t number;
+    if (!py::isinstance<py::str>(value)) number = py::cast<int64_t>(value);
+    else if (name == "device") number = device_of(py::cast<std::string>(value));
+    else number = dtype_of(py::cast<std::string>(value));
+    const int32_t narrow = static_cast<int32_t>(number);
+    if (field.size == sizeof narrow && narrow != number)
+      throw py::value_error("Step: a size beyond 32 bits; check the sizes");
+    std::memcpy(reinterpret_cast<char*>(&args_) + field.at,
+                field.size == sizeof narrow ? static_cast<const void*>(&narrow) : &number,
+                field.size);
   }
 
-  py::object get(const std::string& name) const {
-    const auto number = numbers().find(name);
-    const auto address = addresses().find(name);
-    if (number != numbers().end()) return py::int_(take(args_, number->second));
-    if (address == addresses().end())
-      throw py::attribute_error("Step: '" + name + "' is no number or address of a step");
-    Address value;
-    std::memcpy(&value, reinterpret_cast<const char*>(&args_) + address->second, sizeof value);
-    return py::int_(value);
+  int64_t get(const std::string& name) const {
+    const Field& field = find(name);
+    const char* from = reinterpret_cast<const char*>(&args_) + field.at;
+    int32_t narrow;
+    int64_t number;
+    if (field.size == sizeof narrow) return std::memcpy(&narrow, from, sizeof narrow), narrow;
+    return std::memcpy(&number, from, sizeof number), number;
   }
 
-  int call(Address row, const Address* f, int given) {
-    if (given > FS_MAX_BRANCHES)
-      throw py::value_error("step: " + std::to_string(given) +
-                            " model outputs; at most 8 are accepted");
-    args_.row = pointer<const int32_t>(row);
-    for (int g = 0; g < given; ++g) args_.f[g] = pointer(f[g]);
+  // One launch: the row vector at an address, or a row of the table for every sample (-1 = the
+  // bound row vector); the outputs of the first branches, NULL = the bound ones.
+  void call(Address row, const Address* f, size_t given) const {
     fs_step_args now = args_;
-    if (now.pool == kDefault) now.pool = now.batch;
-    if (now.outputs == kDefault) now.outputs = now.batch;
-    if (now.mask_batch_stride == kDefault) now.mask_batch_stride = now.elements;
-    if (now.known_batch_stride == kDefault) now.known_batch_stride = now.elements;
-    // About 1 ns an element, and as much for a normal that may be drawn.
-    run(product({now.batch, now.elements, 1 + now.L}), [&] { return fs_step(&now); });
-    return 0;
+    now.row = pointer<const int32_t>(row), now.one_row = 0;
+    launch(now, f, given);
+  }
+
+  void at(int32_t row, const Address* f, size_t given) const {
+    fs_step_args now = of_row(row);
+    launch(now, f, given);
+  }
+
+  // Branch g's outputs at rows g B.. of [branches B, D] at f; x read at x_in and written at x_out.
+  // 0: what is bound.
+  void move(int32_t row, Address f, Address x_in, Address x_out) const {
+    fs_step_args now = of_row(row);
+    Address each[FS_MAX_BRANCHES];
+    const int64_t bytes = now.batch * now.elements * fs::dtype_size(now.model_dtype);
+    for (int g = 0; g < branches_; ++g) each[g] = f + static_cast<Address>(g * bytes);
+    if (x_in) now.x_in = pointer(x_in);
+    if (x_out) now.x_out = pointer(x_out);
+    launch(now, each, f ? static_cast<size_t>(branches_) : 0);
+  }
+
+  void expect(const py::object& f, int branches) {
+    if (branches < 1 || branches > FS_MAX_BRANCHES)
+      throw py::value_error("Step.expect: " + std::to_string(branches) +
+                            " branches; 1 to 8 are accepted");
+    model_ = Like("Step.expect", f, branches * args_.batch * args_.elements, args_.model_dtype,
+                  args_.device);
+    branches_ = branches;
+  }
+
+  void expect_state(const py::object& x) {
+    const int64_t pool = args_.pool == kDefault ? args_.batch : args_.pool;
+    state_ = Like("Step.expect_state", x, pool * args_.elements, args_.state_dtype, args_.device);
+  }
+
+  // move() on tensors; false, and nothing done, where one is not what was expected.
+  bool take(int32_t row, PyObject* f) const {
+    const Address at = model_.find(f);
+    if (at) move(row, at, 0, 0);
+    return at != 0;
+  }
+
+  // None: what is bound.
+  bool carry(int32_t row, PyObject* f, PyObject* x_in, PyObject* x_out) const {
+    Address at[3] = {};
+    if ((f != Py_None && !(at[0] = model_.find(f))) ||
+        (x_in != Py_None && !(at[1] = state_.find(x_in))) ||
+        (x_out != Py_None && !(at[2] = state_.find(x_out))))
+      return false;
+    move(row, at[0], at[1], at[2]);
+    return true;
   }
 
  private:
   static constexpr int64_t kDefault = INT64_MIN;  // follows batch or elements
 
-  struct Number {
-    size_t at;
-    bool wide;
+  struct Field {
+    size_t at, size;
   };
 
-  static char* bytes(fs_step_args& args) { return reinterpret_cast<char*>(&args); }
-
-  static void put(fs_step_args& args, const Number& number, int64_t value) {
-    if (number.wide) {
-      std::memcpy(bytes(args) + number.at, &value, 8);
-      return;
-    }
-    if (value < INT32_MIN || value > INT32_MAX)
-      throw py::value_error("Step: a size beyond 32 bits; check the sizes");
-    const int32_t narrow = static_cast<int32_t>(value);
-    std::memcpy(bytes(args) + number.at, &narrow, 4);
+  static const Field& find(const std::string& name) {
+#define FS_FIELDS(X)                                                                               \
+  X(device), X(state_dtype), X(model_dtype), X(batch), X(elements), X(pool), X(outputs),           \
+      X(groups), X(inner), X(S), X(G), X(L), X(K), X(E), X(copies), X(table_rows), X(table_f),     \
+      X(table_i), X(x), X(slots), X(model_input), X(row), X(place), X(f_index), X(scale), X(seed), \
+      X(noise_scale), X(weights), X(bound), X(mask), X(mask_batch_stride), X(known),               \
+      X(known_batch_stride), X(t_out), X(preview), X(status), X(threads), X(stream), X(x_in),      \
+      X(x_out), X(stage), X(row_words), X(one_row), X(row_number), X(t_dtype)
+#define FS_FIELD(name)                                                  \
+  {                                                                     \
+    #name, { offsetof(fs_step_args, name), sizeof(fs_step_args::name) } \
+  }
+    static const std::map<std::string, Field> table{FS_FIELDS(FS_FIELD)};
+#undef FS_FIELD
+#undef FS_FIELDS
+    const auto found = table.find(name);
+    if (found == table.end())
+      throw py::attribute_error(
+          "Step: '" + name + "' is no argument of a step; the fields of fs_step_args are accepted");
+    return found->second;
   }
 
-  static int64_t take(const fs_step_args& args, const Number& number) {
-    const char* from = reinterpret_cast<const char*>(&args) + number.at;
-    int64_t value = 0;
-    int32_t narrow = 0;
-    std::memcpy(&value, from, number.wide ? 8 : 0);
-    std::memcpy(&narrow, from, number.wide ? 0 : 4);
-    return number.wide ? value : narrow;
+  static void resolve(fs_step_args& args) {
+    if (args.pool == kDefault) args.pool = args.batch;
+    if (args.outputs == kDefault) args.outputs = args.batch;
+    if (args.mask_batch_stride == kDefault) args.mask_batch_stride = args.elements;
+    if (args.known_batch_stride == kDefault) args.known_batch_stride = args.elements;
   }
 
-  static const std::map<std::string, Number>& numbers() {
-#define FS_WIDE(name)                             \
-  {                                               \
-    #name, { offsetof(fs_step_args, name), true } \
-  }
-#define FS_NARROW(name)                            \
-  {                                                \
-    #name, { offsetof(fs_step_args, name), false } \
-  }
-    static const std::map<std::string, Number> table{FS_WIDE(batch),
-                                                     FS_WIDE(elements),
-                                                     FS_WIDE(pool),
-                                                     FS_WIDE(outputs),
-                                                     FS_WIDE(groups),
-                                                     FS_WIDE(inner),
-                                                     FS_WIDE(table_rows),
-                                                     FS_WIDE(mask_batch_stride),
-                                                     FS_WIDE(known_batch_stride),
-                                                     FS_NARROW(S),
-                                                     FS_NARROW(G),
-                                                     FS_NARROW(L),
-                                                     FS_NARROW(K),
-                                                     FS_NARROW(E),
-                                                     FS_NARROW(copies),
-                                                     FS_NARROW(threads)};
-#undef FS_WIDE
-#undef FS_NARROW
-    return table;
+  fs_step_args of_row(int32_t row) const {
+    fs_step_args now = args_;
+    if (row < 0) return now;
+    now.one_row = 1, now.row_number = row;
+    if (now.row_words) now.row_words += row * fs::dims_of(now).ints();
+    return now;
   }
 
-  static const std::map<std::string, size_t>& addresses() {
-#define FS_ADDRESS(name)                \
-  {                                     \
-    #name, offsetof(fs_step_args, name) \
-  }
-    static const std::map<std::string, size_t> table{
-        FS_ADDRESS(table_f),     FS_ADDRESS(table_i), FS_ADDRESS(x),           FS_ADDRESS(slots),
-        FS_ADDRESS(model_input), FS_ADDRESS(row),     FS_ADDRESS(place),       FS_ADDRESS(f_index),
-        FS_ADDRESS(scale),       FS_ADDRESS(seed),    FS_ADDRESS(noise_scale), FS_ADDRESS(weights),
-        FS_ADDRESS(bound),       FS_ADDRESS(mask),    FS_ADDRESS(known),       FS_ADDRESS(t_out),
-        FS_ADDRESS(preview),     FS_ADDRESS(status),  FS_ADDRESS(stream)};
-#undef FS_ADDRESS
-    return table;
+  static void launch(fs_step_args& now, const Address* f, size_t given) {
+    if (given > FS_MAX_BRANCHES)
+      throw py::value_error("step: " + std::to_string(given) +
+                            " model outputs; at most 8 are accepted");
+    for (size_t g = 0; g < given; ++g) now.f[g] = pointer(f[g]);
+    resolve(now);
+    // About 1 ns an element, and as much for a normal that may be drawn.
+    run(product({now.batch, now.elements, 1 + now.L}), [&] { return fs_step(&now); });
   }
 
   fs_step_args args_;
+  Like model_, state_;
+  int branches_ = 1;
 };
 
 }  // namespace fastsample_python

@@ -1,0 +1,118 @@
+// A tensor looked at from C without its library's headers, by the table of functions that its type
+// carries as __dlpack_c_exchange_api__ (DLPack 1.2). Nothing is owned, copied or waited for.
+#pragma once
+
+#include "convert.h"
+
+namespace fastsample_python {
+
+struct TensorView {  // DLTensor
+  char* data;
+  int32_t device_type, device_id, dims;
+  uint8_t code, bits;
+  uint16_t lanes;
+  const int64_t *shape, *strides;  // strides in elements; NULL = contiguous
+  uint64_t byte_offset;
+
+  int64_t elements() const {
+    int64_t count = 1;
+    for (int k = 0; k < dims; ++k) count *= shape[k];
+    return count;
+  }
+
+  bool is_contiguous() const {
+    int64_t step = 1;
+    for (int k = dims - 1; strides && k >= 0; step *= shape[k--]) {
+      if (shape[k] != 1 && strides[k] != step) return false;
+    }
+    return true;
+  }
+};
+
+struct ExchangeTable {  // DLPackExchangeAPI
+  uint32_t major, minor;
+  const ExchangeTable* previous;
+  void* others[3];
+  int (*view)(PyObject* tensor, TensorView* out);  // 0 = done, else a Python error is set
+};
+
+inline const ExchangeTable* exchange = nullptr;
+inline PyTypeObject* exchange_type = nullptr;
+
+// Looks up the table of `type`; (major, minor) of DLPack.
+inline py::tuple use_exchange(const py::type& type) {
+  constexpr uint32_t kMajor = 1;
+  const char* name = "__dlpack_c_exchange_api__";
+  if (!py::hasattr(type, name)) {
+    PyErr_Format(PyExc_NotImplementedError,
+                 "use_exchange: %R has no %s; a tensor type with a DLPack exchange table is needed",
+                 type.ptr(), name);
+    throw py::error_already_set();
+  }
+  const py::object capsule = type.attr(name);
+  const auto* table =
+      static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (!table) throw py::error_already_set();
+  if (table->major != kMajor || !table->view) {
+    PyErr_Format(PyExc_NotImplementedError,
+                 "use_exchange: %R has an exchange table of DLPack %u.%u, view: %s; %u with a view "
+                 "is accepted",
+                 type.ptr(), table->major, table->minor, table->view ? "yes" : "no", kMajor);
+    throw py::error_already_set();
+  }
+  exchange = table;
+  exchange_type = reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
+  return py::make_tuple(table->major, table->minor);
+}
+
+// What a tensor must be: of the very class, device, dtype and shape of another, and contiguous.
+class Like {
+ public:
+  Like() = default;
+
+  // `elements` numbers of `dtype` on `device` are needed.
+  Like(const char* where, const py::handle& tensor, int64_t elements, int32_t dtype,
+       int32_t device) {
+    if (!exchange || Py_TYPE(tensor.ptr()) != exchange_type)
+      throw py::type_error(std::string(where) +
+                           ": no tensor of the type given to use_exchange; one is needed");
+    TensorView view;
+    if (exchange->view(tensor.ptr(), &view) != 0) throw py::error_already_set();
+    const int bits = dtype == FS_F64 ? 64 : dtype == FS_F32 ? 32 : 16;
+    code_ = dtype == FS_BF16 ? kBfloat : kFloat;
+    if (view.elements() != elements || view.code != code_ || view.bits != bits ||
+        view.device_type != (device == FS_CPU ? kCpu : kCuda) || !view.is_contiguous())
+      throw py::value_error(std::string(where) + ": the tensor has " +
+                            std::to_string(view.elements()) + " numbers; a contiguous one of " +
+                            std::to_string(elements) +
+                            " in the step's dtype, on its device, is needed");
+    bits_ = view.bits, device_type_ = view.device_type, device_id_ = view.device_id;
+    shape_.assign(view.shape, view.shape + view.dims);
+  }
+
+  // Where the tensor's numbers lie; 0 where it is anything else.
+  Address find(PyObject* tensor) const {
+    TensorView view;
+    if (!bits_ || Py_TYPE(tensor) != exchange_type) return 0;
+    if (exchange->view(tensor, &view) != 0) {
+      PyErr_Clear();
+      return 0;
+    }
+    const bool same = view.dims == static_cast<int32_t>(shape_.size()) && view.code == code_ &&
+                      view.bits == bits_ && view.lanes == 1 && view.device_type == device_type_ &&
+                      view.device_id == device_id_ &&
+                      std::equal(shape_.begin(), shape_.end(), view.shape) && view.is_contiguous();
+    return same && view.data ? reinterpret_cast<Address>(view.data + view.byte_offset) : 0;
+  }
+
+ private:
+  // DLPack's numbers.
+  static constexpr int32_t kCpu = 1, kCuda = 2;
+  static constexpr uint8_t kFloat = 2, kBfloat = 4;
+
+  int32_t device_type_ = 0, device_id_ = 0;
+  uint8_t code_ = 0, bits_ = 0;  // bits 0: nothing fits
+  std::vector<int64_t> shape_;
+};
+
+}  // namespace fastsample_python

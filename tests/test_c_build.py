@@ -1,0 +1,61 @@
+"""What the compilers make of csrc: symbols of the objects for one instruction set, and the headers
+that host and device share.
+"""
+
+import re
+import shutil
+
+import pytest
+from c import build
+
+
+def weak(paths):
+    """Defined symbols that a linker may merge with another object's: W, V, u."""
+    lines = build.run("nm", "--defined-only", *paths).splitlines()
+    return [line for line in lines if re.search(r" [WVuwv] ", line)]
+
+
+def test_nothing_compiled_for_one_instruction_set_can_serve_another():
+    """A weak symbol is taken from whichever object comes first: AVX-512 code on a machine that has
+    none.
+    """
+    build.installed()
+    folder = build.BUILD / "c-library/CMakeFiles"
+    objects = sorted(folder.glob("fs_cpu_*.dir/cpu/*.o"))
+    assert len(objects) >= 7 and weak(objects) == []
+    assert weak(sorted(folder.glob("fs_core.dir/*/*.o")))  # compiled once, so that it may
+
+
+DEVICE = r"""
+#include "core/philox.h"
+#include "core/sample.h"
+
+__global__ void normals(float* out, uint64_t seed, uint32_t stage) {
+  float four[4];
+  fs::normals_block({seed, 1, stage}, threadIdx.x, four);
+  for (int k = 0; k < 4; ++k) out[4 * threadIdx.x + k] = four[k];
+}
+
+__global__ void look_up(fs_step_args a, int32_t* words, float* m, uint16_t* halves) {
+  const int64_t b = threadIdx.x;
+  const fs::Dims d = fs::dims_of(a);
+  const float* row = static_cast<const float*>(a.table_f);
+  words[b] = fs::check_sample(a, d, b);
+  m[b] = fs::clamped(fs::branch_weight(a, d, row, b, 0) * m[b] + fs::state_weight(a, d, row, b), 1.0f);
+  halves[b] = fs::to_half(fs::from_bfloat(halves[b])) ^ fs::to_bfloat(fs::from_half(halves[b]));
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
+def test_shared_headers_compile_for_a_device(tmp_path):
+    """And keep the order of operations there: nothing fused, nothing approximated."""
+    source, ptx = tmp_path / "shared.cu", tmp_path / "shared.ptx"
+    source.write_text(DEVICE)
+    includes = [f"-I{build.ROOT / folder}" for folder in ("csrc", "csrc/include")]
+    flags = ["-std=c++17", "-arch=sm_80", "--fmad=false", "-Werror", "all-warnings"]
+    build.run("nvcc", "-ptx", *flags, *includes, source, "-o", ptx)
+    text = ptx.read_text()
+    assert text.count(".entry") == 2 and text.count("sqrt.rn.f32") == 2
+    assert not re.search(r"\b(fma|mad)\.(rn|ftz|f)|approx|ftz|\bcall", text)
