@@ -157,6 +157,34 @@ def test_a_plan_packs_as_python_packs_it(lib, plan_files, dtype):
         lib.fs_plan_free(handle)
 
 
+def test_packed_plans_one_after_the_other_are_one_table(lib, plan_files):
+    """A plan's row i is row (rows before it) + i there, and its last row holds."""
+    names, dims = ("unipc", "dpmpp_2m_sde"), dict(S=4, G=1, L=1, K=0, E=1)
+    handles = [lib.parse(plan_files[name][1].read_bytes()) for name in names]
+    tables = [lib.pack(handle, np.float32, **dims) for handle in handles]
+    both = [np.concatenate(parts) for parts in zip(*tables, strict=True)]
+    rng, before = np.random.default_rng(0), 0
+    for F, I in tables:  # noqa: E741
+        for i in range(len(F)):
+            start = [
+                rng.standard_normal(size).astype(np.float32) for size in ((B, D), (4, B, D), (B, D))
+            ]
+            results = []
+            for (f, words), number in (((F, I), i), (both, before + i)):
+                x, slots, out = (v.copy() for v in start)
+                sizes = dict(batch=B, pool=B, outputs=B, elements=D, table_rows=len(f))
+                given = dict(table_f=f, table_i=words, x=x, slots=slots, f=[out])
+                lib.fs_step(
+                    interface.step_args(dims, one_row=1, row_number=number, **sizes, **given)
+                )
+                results.append((x, slots))
+            assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(results[1], start, strict=False))
+        before += len(F)
+    for handle in handles:
+        lib.fs_plan_free(handle)
+
+
 def test_rows_and_entries(lib, plan_files):
     plan, path = plan_files["dpmpp_2m"]
     handle, row, entries = lib.parse(path.read_bytes()), interface.RowInfo(), []

@@ -181,7 +181,7 @@ def test_a_batch_at_one_row_is_its_samples_alone(lib):
     for k in range(60):
         dims = (int(rng.integers(0, 4)), int(rng.integers(1, 3)), int(rng.integers(0, 2)), 1, 1)
         names = ("preview", "one_row", "x_in", "x_out", "scale", "noise", "bound", "mask", "known")
-        wish = {name: rng.random() < (0.5 if name in names[:4] else 0.1) for name in names}
+        wish = {name: rng.random() < (0.5 if name in names[:5] else 0.1) for name in names}
         case = cases.Case(
             rng,
             dims,
@@ -194,8 +194,10 @@ def test_a_batch_at_one_row_is_its_samples_alone(lib):
         )
         a = case.arrays
         a["row"][:] = a["row"][0, 0]
+        if "scale" in a and k % 3:
+            a["scale"][:] = a["scale"][0]
         a["status"][0] = 5 << 8  # no fault: may be written
-        if k % 2:
+        if k % 2 == 1:
             x = a.get("x_in", a["x"])
             x[1, -1], x[0, 0], a["status"][0] = np.nan, np.inf, 4 | 9 << 8
         got = case.clone()

@@ -12,6 +12,7 @@
 #include <pthread.h>
 
 #include "core/device.h"
+#include "core/dtype.h"
 #include "core/error.h"
 #include "core/sample.h"
 #include "kernels.h"
@@ -115,17 +116,20 @@ double cpu_energy(const void* data, int dtype, int64_t n) {
 
 namespace {
 
-// Nothing differs between the samples: all at one sound row, which draws no noise and mixes by no
-// scale of theirs. Their batch is then one long sample, looked up once (50 x 32: 3.2 -> .8 us).
+// Nothing differs between the samples: all at one sound row that draws no noise, with the same
+// scales. Their batch is then one long sample, looked up once (50 x 32: 3.1 -> .6 us).
 bool is_one_sample(const fs_step_args& a) {
   if (a.batch < 2 || a.groups > 1 || a.place || a.f_index || a.weights || a.bound || a.mask ||
-      a.t_out || (a.scale && a.K > 0) || a.pool != a.batch || a.outputs < a.batch)
+      a.t_out || a.pool != a.batch || a.outputs < a.batch)
     return false;
-  const Dims d = dims_of(a);
-  const int64_t row = row_of(a, 0, 0);
+  const char* scale = static_cast<const char*>(a.scale);
+  const int64_t row = row_of(a, 0, 0), bytes = scale ? a.K * dtype_size(a.state_dtype) : 0;
   for (int64_t b = 1; b < a.batch; ++b) {
     if (row_of(a, b, 0) != row) return false;
+    if (bytes > 0 && std::memcmp(scale, scale + b * bytes, static_cast<size_t>(bytes)) != 0)
+      return false;
   }
+  const Dims d = dims_of(a);
   if (check_row(a, d, 0, row) != 0) return false;
   const Structure s = structure_of(a.table_i + row * d.ints());
   return needs_of(d, s, a.preview != nullptr, false).noises == 0;
