@@ -13,7 +13,7 @@ namespace fs {
 // Stores the sentence fs_last_error() answers on this thread, cut to fit.
 void set_last_error(const char* sentence) noexcept;
 
-// Runs body; any exception becomes a status and a sentence.
+// Runs body of the function `where`; any exception becomes a status and a sentence.
 template <class Body>
 int guard(const char* where, const Body& body) noexcept {
   try {
@@ -29,7 +29,9 @@ int guard(const char* where, const Body& body) noexcept {
     set_last_error("sizes beyond memory; nothing was changed");
     return FS_E_MEMORY;
   } catch (...) {
-    set_last_error(where);
+    char sentence[80];
+    std::snprintf(sentence, sizeof sentence, "%s: internal error", where);
+    set_last_error(sentence);
     return FS_E_INTERNAL;
   }
 }

@@ -200,19 +200,26 @@ void check_cost_gather(const fs_cost_args& a) {
   check_stride(where, "i_star_batch_stride", a.i_star, a.i_star_batch_stride, a.J);
 }
 
+// The body of every function below: body(args, kernels of their device).
+template <class Args, class Body>
+int call(const char* where, const Args* args, const Body& body) {
+  return guard(where, [&] {
+    Args room;
+    const Args& a = whole(where, args, room);
+    body(a, device_of(where, a.device));
+  });
+}
+
 }  // namespace
 }  // namespace fs
 
-using fs::guard;
-using fs::whole;
+using fs::call;
+using fs::Device;
 
 extern "C" {
 
 int fs_step(const fs_step_args* args) {
-  return guard("fs_step: internal error", [&] {
-    fs_step_args room;
-    const fs_step_args& a = whole("fs_step", args, room);
-    const fs::Device& device = fs::device_of("fs_step", a.device);
+  return call("fs_step", args, [](const fs_step_args& a, const Device& device) {
     fs::check_step_sizes(a);
     fs::check_step_arrays(a);
     device.step(a);
@@ -220,20 +227,14 @@ int fs_step(const fs_step_args* args) {
 }
 
 int fs_noise_fill(const fs_noise_args* args) {
-  return guard("fs_noise_fill: internal error", [&] {
-    fs_noise_args room;
-    const fs_noise_args& a = whole("fs_noise_fill", args, room);
-    const fs::Device& device = fs::device_of("fs_noise_fill", a.device);
+  return call("fs_noise_fill", args, [](const fs_noise_args& a, const Device& device) {
     fs::check_noise(a);
     device.noise(a);
   });
 }
 
 int fs_moments(const fs_moments_args* args) {
-  return guard("fs_moments: internal error", [&] {
-    fs_moments_args room;
-    const fs_moments_args& a = whole("fs_moments", args, room);
-    const fs::Device& device = fs::device_of("fs_moments", a.device);
+  return call("fs_moments", args, [](const fs_moments_args& a, const Device& device) {
     fs::check_moments_sizes("fs_moments", a);
     fs::check_moments_arrays(a);
     fs::check_workspace("fs_moments", a.workspace, a.workspace_bytes, device.moments_workspace(a));
@@ -242,21 +243,16 @@ int fs_moments(const fs_moments_args* args) {
 }
 
 int fs_moments_workspace(const fs_moments_args* args, int64_t* bytes) {
-  return guard("fs_moments_workspace: internal error", [&] {
-    fs_moments_args room;
-    const fs_moments_args& a = whole("fs_moments_workspace", args, room);
-    const fs::Device& device = fs::device_of("fs_moments_workspace", a.device);
-    fs::check_moments_sizes("fs_moments_workspace", a);
-    fs::check_array("fs_moments_workspace", "bytes", bytes, true, 8, {1});
+  const char* where = "fs_moments_workspace";
+  return call(where, args, [&](const fs_moments_args& a, const Device& device) {
+    fs::check_moments_sizes(where, a);
+    fs::check_array(where, "bytes", bytes, true, 8, {1});
     *bytes = device.moments_workspace(a);
   });
 }
 
 int fs_cost_matrix(const fs_cost_args* args) {
-  return guard("fs_cost_matrix: internal error", [&] {
-    fs_cost_args room;
-    const fs_cost_args& a = whole("fs_cost_matrix", args, room);
-    const fs::Device& device = fs::device_of("fs_cost_matrix", a.device);
+  return call("fs_cost_matrix", args, [](const fs_cost_args& a, const Device& device) {
     fs::check_cost_matrix(a);
     fs::check_workspace("fs_cost_matrix", a.workspace, a.workspace_bytes, device.cost_workspace(a));
     device.cost_matrix(a);
@@ -264,21 +260,16 @@ int fs_cost_matrix(const fs_cost_args* args) {
 }
 
 int fs_cost_workspace(const fs_cost_args* args, int64_t* bytes) {
-  return guard("fs_cost_workspace: internal error", [&] {
-    fs_cost_args room;
-    const fs_cost_args& a = whole("fs_cost_workspace", args, room);
-    const fs::Device& device = fs::device_of("fs_cost_workspace", a.device);
-    fs::check_cost_sizes("fs_cost_workspace", a);
-    fs::check_array("fs_cost_workspace", "bytes", bytes, true, 8, {1});
+  const char* where = "fs_cost_workspace";
+  return call(where, args, [&](const fs_cost_args& a, const Device& device) {
+    fs::check_cost_sizes(where, a);
+    fs::check_array(where, "bytes", bytes, true, 8, {1});
     *bytes = device.cost_workspace(a);
   });
 }
 
 int fs_cost_gather(const fs_cost_args* args) {
-  return guard("fs_cost_gather: internal error", [&] {
-    fs_cost_args room;
-    const fs_cost_args& a = whole("fs_cost_gather", args, room);
-    const fs::Device& device = fs::device_of("fs_cost_gather", a.device);
+  return call("fs_cost_gather", args, [](const fs_cost_args& a, const Device& device) {
     fs::check_cost_gather(a);
     device.cost_gather(a);
   });

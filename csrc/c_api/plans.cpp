@@ -86,7 +86,7 @@ const char* fs_version(void) { return FS_VERSION_TEXT; }
 const char* fs_last_error(void) { return fs::last_error; }
 
 int fs_plan_load(const char* path, fs_plan** plan) {
-  return guard("fs_plan_load: internal error", [&] {
+  return guard("fs_plan_load", [&] {
     if (!plan) fail(FS_E_ARG, "fs_plan_load: plan is NULL; the address of a handle is needed");
     *plan = nullptr;
     if (!path) fail(FS_E_ARG, "fs_plan_load: path is NULL; a file name is needed");
@@ -95,7 +95,7 @@ int fs_plan_load(const char* path, fs_plan** plan) {
 }
 
 int fs_plan_parse(const void* data, size_t size, fs_plan** plan) {
-  return guard("fs_plan_parse: internal error", [&] {
+  return guard("fs_plan_parse", [&] {
     if (!plan) fail(FS_E_ARG, "fs_plan_parse: plan is NULL; the address of a handle is needed");
     *plan = nullptr;
     if (!data && size > 0)
@@ -108,7 +108,7 @@ int fs_plan_parse(const void* data, size_t size, fs_plan** plan) {
 }
 
 int fs_plan_free(fs_plan* plan) {
-  return guard("fs_plan_free: internal error", [&] {
+  return guard("fs_plan_free", [&] {
     if (!plan) return;
     fs::plan_of("fs_plan_free", plan);
     *const_cast<volatile uint64_t*>(&plan->magic) =
@@ -118,7 +118,7 @@ int fs_plan_free(fs_plan* plan) {
 }
 
 int fs_plan_info(const fs_plan* handle, fs_info* out) {
-  return guard("fs_plan_info: internal error", [&] {
+  return guard("fs_plan_info", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_info", handle);
     fs_info room, *info = &fs::whole("fs_plan_info", out, room);
     const fs::Dims& d = plan.dims;
@@ -133,7 +133,7 @@ int fs_plan_info(const fs_plan* handle, fs_info* out) {
 }
 
 int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* out) {
-  return guard("fs_plan_row: internal error", [&] {
+  return guard("fs_plan_row", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_row", handle);
     fs_row_info room, *row = &fs::whole("fs_plan_row", out, room);
     if (i < 0 || i >= plan.rows)
@@ -166,7 +166,7 @@ int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* out) {
 }
 
 int fs_plan_init_scale(const fs_plan* handle, double* scale) {
-  return guard("fs_plan_init_scale: internal error", [&] {
+  return guard("fs_plan_init_scale", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_init_scale", handle);
     if (!scale)
       fail(FS_E_ARG, "fs_plan_init_scale: scale is NULL; the address of a double is needed");
@@ -181,13 +181,12 @@ int fs_plan_init_scale(const fs_plan* handle, double* scale) {
 
 const char* fs_plan_note(const fs_plan* handle) {
   const char* note = nullptr;
-  guard("fs_plan_note: internal error",
-        [&] { note = fs::plan_of("fs_plan_note", handle).note.c_str(); });
+  guard("fs_plan_note", [&] { note = fs::plan_of("fs_plan_note", handle).note.c_str(); });
   return note;
 }
 
 int fs_table_size(const fs_dims* dims, int64_t* floats, int64_t* ints) {
-  return guard("fs_table_size: internal error", [&] {
+  return guard("fs_table_size", [&] {
     const fs::Dims d = fs::checked_dims("fs_table_size", dims);
     if (!floats || !ints)
       fail(FS_E_ARG, "fs_table_size: floats or ints is NULL; two addresses are needed");
@@ -198,7 +197,7 @@ int fs_table_size(const fs_dims* dims, int64_t* floats, int64_t* ints) {
 
 int fs_plan_pack(const fs_plan* handle, const fs_dims* dims, int32_t dtype, void* floats,
                  int64_t floats_size, int32_t* ints, int64_t ints_size) {
-  return guard("fs_plan_pack: internal error", [&] {
+  return guard("fs_plan_pack", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_pack", handle);
     const fs::Dims &own = plan.dims, d = dims ? fs::checked_dims("fs_plan_pack", dims) : own;
     if (d.S < own.S || d.G < own.G || d.L < own.L || d.K < own.K || d.E < own.E) {

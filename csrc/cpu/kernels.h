@@ -45,9 +45,9 @@ FS_DECLARE_ISA(avx2)
 FS_DECLARE_ISA(avx512)
 #undef FS_DECLARE_ISA
 
-// Of n numbers, the sum of their squares: NaN or infinite where a number is (or where a float32
-// square overflows, above 1.8e19), and the root mean square of all the others. Squares are summed
-// in the numbers' own precision, float32 for 16 bits, over 64 a lane, then in float64.
+// Sum of the squares of n numbers: NaN or infinite where one of them is (or where a float32 square
+// overflows, above 1.8e19). Squares are summed in the numbers' own precision, float32 for 16 bits,
+// over 64 a lane, then in float64.
 double cpu_energy(const void* data, int dtype, int64_t n);
 
 // The instruction set chosen, and the threads a large call would use now.
