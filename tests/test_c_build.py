@@ -41,7 +41,8 @@ __global__ void look_up(fs_step_args a, int32_t* words, float* m, uint16_t* halv
   const fs::Dims d = fs::dims_of(a);
   const float* row = static_cast<const float*>(a.table_f);
   words[b] = fs::check_sample(a, d, b);
-  m[b] = fs::clamped(fs::branch_weight(a, d, row, b, 0) * m[b] + fs::state_weight(a, d, row, b), 1.0f);
+  const float w = fs::branch_weight(a, d, row, b, 0), p = fs::state_weight(a, d, row, b);
+  m[b] = fs::clamped(w * m[b] + p, 1.0f);
   halves[b] = fs::to_half(fs::from_bfloat(halves[b])) ^ fs::to_bfloat(fs::from_half(halves[b]));
 }
 """

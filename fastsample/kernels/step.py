@@ -138,8 +138,8 @@ def step(
     it; u, v then are [0] where unwritten. Without it u and v are [B, *], +0 where a sample's row
     does not write. x0 is [0] without preview.
     status [B] int32, in the low byte 1 bad row, 4 bad f_index (the sample stays as it was; u, v,
-    model input and x0 are 0), 8 non-finite x'; above it the row of the first such group. Raises ValueError, one sentence, for shapes and dtypes that do not fit:
-    nothing is broadcast.
+    model input and x0 are 0), 8 non-finite x'; above it the row of the first such group. Raises
+    ValueError, one sentence, for shapes and dtypes that do not fit: nothing is broadcast.
     """
     _check(x, slots, f, table_f, table_i, row, dims, f_index, inner)
     expand = lambda v: v if v is None else v.expand(x.shape)
