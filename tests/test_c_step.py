@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from c import build, cases, rows
 from c.interface import Library, NoiseArgs, address
-from test_noise import GOLDEN_STAGES
+from golden.stages import GOLDEN_STAGES
 
 OPTIONS = (
     "place",
