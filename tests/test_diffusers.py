@@ -126,7 +126,7 @@ def table(scheduler, steps, dtype, begin=0):
     if begin and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     x, states, ours = basis[:1], [], isinstance(scheduler, FsScheduler)
-    where = "fastsample.interop.diffusers" if ours else type(scheduler).__module__
+    where = "fastsample.interop.diffusers.scheduler" if ours else type(scheduler).__module__
     code = __import__(where, fromlist=["x"])
     drawn = mock.patch.object(code, "randn_tensor", lambda *a, **k: next(noise)[None])
     with drawn if hasattr(code, "randn_tensor") else contextlib.nullcontext():

@@ -175,7 +175,7 @@ def test_noise_and_clipping_are_the_peers(module, name, config, given):
     """
     code = __import__(f"diffusers.schedulers.scheduling_{module}", fromlist=["x"])
     seeded = lambda: torch.Generator().manual_seed(1)
-    with in_double(code, fastsample.interop.diffusers):
+    with in_double(code, fastsample.interop.diffusers.scheduler):
         peer, x = getattr(diffusers, name)(**config), start(2, 3, 4, 4, dtype=torch.float64)
         ours = FsScheduler.from_config(peer, compat="diffusers")
         runs = [(peer, x), (ours, x), (peer, x * (1 + 1e-7))]

@@ -170,7 +170,7 @@ def test_one_int64_a_call_and_sample_b_takes_s_plus_b():
 
 
 def test_seeds_wrap_at_the_end_of_64_bits(monkeypatch):
-    monkeypatch.setattr(fs.kernels.sources, "drawn_seed", lambda: 2**63 - 2)
+    monkeypatch.setattr(fs.runtime.sources, "drawn_seed", lambda: 2**63 - 2)
     run = Run(plan_of("euler_ancestral"), shape=(4, 2))
     assert run.seeds.tolist() == [2**63 - 2, 2**63 - 1, -(2**63), -(2**63) + 1]
 

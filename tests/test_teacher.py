@@ -4,6 +4,7 @@ measured, kept, counted and said.
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_a_plan_that_its_note_does_not_make_is_not_measured(change):
     if change == "numbers":  # learned, say
         M = plan.M.copy()
         M[3, 0, 0] *= 1.01
-        plan = fs.plan.replace(plan, M=M)
+        plan = replace(plan, M=M)
     else:
         plan = plan.with_note(solver="mine")
     found = oss(model, z, 2, teacher=plan, amplitude=False)

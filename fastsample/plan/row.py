@@ -167,7 +167,7 @@ class RowShape(NamedTuple):
         return tuple(bool((self.branches | own) >> g & 1) for g in range(layout.G))
 
     def draws(self, layout: Layout, masked: bool) -> tuple[bool, ...]:
-        """For each noise operand: does the row draw it, with or without a mask and a known image?"""
+        """For each noise operand: does the row draw it? masked: there is a known image."""
         drawn = self.reads >> layout.noise(0) | (self.known_reads >> 1 if masked else 0)
         return tuple(bool(drawn >> k & 1) for k in range(layout.L))
 

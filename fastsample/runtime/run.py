@@ -194,8 +194,8 @@ class Run:
         return self._buffers.seed if self._seeded else None
 
     def status(self) -> Tensor:
-        """Status words so far [B] int32: 0, or in the low byte bits 1 bad row, 4 bad output index, 8
-        non-finite state, and above it the first row with a fault.
+        """Status words so far [B] int32: 0, or in the low byte bits 1 bad row, 4 bad output index,
+        8 non-finite state, and above it the first row with a fault.
         """
         return self._buffers.status
 

@@ -472,14 +472,14 @@ def _bar(wanted: bool, total: int):
 
 
 def _raise_if_bad(status: Tensor) -> None:
-    """FloatingPointError naming the samples whose state became non-finite and the first row at which
-    one did, read once at the end of a run.
+    """FloatingPointError naming the samples whose state became non-finite and the first row at
+    which one did, read once at the end of a run.
     """
     bad = status.nonzero().flatten().tolist() if status.numel() else []
     if bad:
         names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         row = int((status[bad] >> 8 & 0xFFFFFF).min())
         raise FloatingPointError(
-            f"Sampler: sample {names} became non-finite at row {row}; the model returned NaN, Inf or a "
-            "value too large for the state"
+            f"Sampler: sample {names} became non-finite at row {row}; the model returned NaN, Inf "
+            "or a value too large for the state"
         )

@@ -3,9 +3,9 @@
 import sys
 
 from . import loop, runs
-from .scheduler import FsScheduler, FsSchedulerOutput
+from .scheduler import FsScheduler, FsSchedulerOutput, SchedulerMixin
 
-__all__ = ["FsScheduler", "FsSchedulerOutput"]
+__all__ = ["FsScheduler", "FsSchedulerOutput", "SchedulerMixin"]  # pipelines look for the last here
 
 # model_index.json and pickles say so, whatever file they stand in
 FsScheduler.__module__ = FsSchedulerOutput.__module__ = __name__
