@@ -21,7 +21,7 @@ from typing import Any
 
 from .files import named, place, write_whole
 from .plan import Plan
-from .plan.file import printable
+from .plan.text import printable
 
 EXAMPLES = """examples:
   fastsample demo                                    schedules for the embedded model and their gain

@@ -33,7 +33,8 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     if not isinstance(branches, (int, np.integer)) or not 2 <= branches <= 8:
         raise PlanError(f"guided: branches={branches!r}; 2 to 8 is accepted")
     low, high = (-np.inf, np.inf) if interval is None else _ends(interval)
-    if (plan.reads >> (3 + plan.S) & 1).any():
+    raw = plan.layout.branch(0)
+    if any(row.reads_operand(raw) for row in plan.program.rows):
         raise PlanError(
             "guided: the plan reads a single branch's raw output; compile it for guidance instead"
         )

@@ -19,7 +19,7 @@ import numpy as np
 
 from .files import make_folder, write_whole
 from .plan import Plan
-from .plan.file import printable
+from .plan.text import printable
 
 # Okabe & Ito's eight colours, told apart with any colour vision; every line has its marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .plan.file import load_note
+from .plan.note import load_note
 
 
 def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> float:

@@ -297,7 +297,7 @@ def test_a_hostile_note_is_refused(note, sentence):
         (lambda d: d.update(fastsample_plan=2), "keys are"),
         (lambda d: d["p"].append(1.0), "p holds 5 numbers"),
         (lambda d: d.update(p=["a", 1, 2, 3]), "not a regular array"),
-        (lambda d: d.update(reads=[1, 5.5, 39, 1]), "not whole"),
+        (lambda d: d.update(reads=[1, 5.5, 39, 1]), "not a whole number"),
         (lambda d: d["dims"].update(R=10**9), "dims are"),
     ],
 )

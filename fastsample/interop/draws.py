@@ -16,12 +16,11 @@ class Draws:
     """
 
     def __init__(self, plan: Plan):
-        first = 3 + plan.S + plan.G
         self._readers = Counter(
-            int(plan.ids[i, k])
-            for i in range(plan.rows)
-            for k in range(plan.L)
-            if plan.reads[i] >> (first + k) & 1
+            int(name)
+            for row, ids in zip(plan.program.rows, plan.ids, strict=True)
+            for drawn, name in zip(row.draws(plan.layout, masked=False), ids, strict=True)
+            if drawn
         )
         self._kept: dict[int, Tensor] = {}
 

@@ -121,11 +121,11 @@ def _denoising(plan: Plan) -> Plan:
             "k_sample: the plan has several branches, models or model scalars; one of each is "
             "accepted, and guidance is the model's"
         )
-    raw = (plan.reads >> (2 + plan.S)) & 3  # f and its branch
-    calls = plan.call >= 0
-    if raw.any():
+    at, calls = plan.layout, plan.call >= 0
+    raw = [row.reads_operand(at.f) or row.reads_operand(at.branch(0)) for row in plan.program.rows]
+    if any(raw):
         raise ValueError(
-            f"k_sample: row {int(np.argmax(raw > 0))} reads the model's raw output; plans that "
+            f"k_sample: row {raw.index(True)} reads the model's raw output; plans that "
             "read only x and predictions are accepted"
         )
     if (plan.alpha[1:] == 0.0).any():
@@ -185,12 +185,12 @@ def _check_scale(plan: Plan, x: Tensor) -> None:
 
 def _first(plan: Plan, x: Tensor, draw: Callable) -> Tensor:
     """The state at row 1: alpha·x, and the churn of the first step where row 0 draws it."""
-    at = 3 + plan.S + plan.G
-    noises = [k for k in range(plan.L) if plan.reads[0] >> (at + k) & 1 and plan.ids[0, k] != 0]
+    at, drawn = plan.layout, plan.program.rows[0].draws(plan.layout, masked=False)
+    noises = [k for k in range(plan.L) if drawn[k] and plan.ids[0, k] != 0]
     if not noises:
         return x * float(plan.alpha[1])
     churn = sum(
-        float(plan.M[0, 0, at + k]) * draw(0, int(plan.ids[0, k])).to(x.dtype) for k in noises
+        float(plan.M[0, 0, at.noise(k)]) * draw(0, int(plan.ids[0, k])).to(x.dtype) for k in noises
     )
     return x * float(plan.alpha[1]) + churn
 

@@ -16,19 +16,17 @@ Everything is float64 and immutable; makers are in `fastsample.solvers`, the fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
+from . import consistency, text
 from . import file as plan_file
-from .checks import FLOATS, INTS, check, slots_read
-from .file import CAPS, PlanError
-from .row import Layout, Program, RowShape
-
-__all__ = ["CAPS", "Plan", "PlanError"]
+from .checks import check
+from .row import FIELDS, Layout, PlanError, Program, RowShape, blank, moved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,10 +79,8 @@ class Plan:
     _makers: ClassVar[dict[str, Callable]] = {}
 
     def __post_init__(self) -> None:
-        for name, dtype in [*((n, np.float64) for n in FLOATS), *((n, np.int64) for n in INTS)]:
-            array = np.array(getattr(self, name), dtype=dtype, order="C")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+        for field in FIELDS:
+            object.__setattr__(self, field.name, field.array(getattr(self, field.name), "plan"))
         check(self)
 
     # -- sizes -------------------------------------------------------------------------------------
@@ -92,33 +88,21 @@ class Plan:
     def rows(self) -> int:
         return self.M.shape[0]
 
-    @property
-    def W(self) -> int:
-        return self.M.shape[2]
+    @cached_property
+    def layout(self) -> Layout:
+        """The sizes that a packed row depends on."""
+        return Layout.of(self)
 
-    @property
-    def G(self) -> int:
-        return self.U.shape[1]
-
-    @property
-    def L(self) -> int:
-        return self.ids.shape[1]
-
-    @property
-    def S(self) -> int:
-        return self.W - 3 - self.G - self.L
-
-    @property
-    def K(self) -> int:
-        return self.V.shape[2]
-
-    @property
-    def E(self) -> int:
-        return self.t.shape[1]
+    W = property(lambda self: self.layout.W)
+    S = property(lambda self: self.layout.S)
+    G = property(lambda self: self.layout.G)
+    L = property(lambda self: self.layout.L)
+    K = property(lambda self: self.layout.K)
+    E = property(lambda self: self.layout.E)
 
     @property
     def dims(self) -> dict[str, int]:
-        return {"R": self.rows, "S": self.S, "G": self.G, "L": self.L, "K": self.K, "E": self.E}
+        return {"R": self.rows, **self.layout._asdict()}
 
     @property
     def nfe(self) -> int:
@@ -145,11 +129,6 @@ class Plan:
         """Kind of the prediction m: x0, eps, flow or d."""
         return self.note.get("stored", "x0")
 
-    @property
-    def layout(self) -> Layout:
-        """The sizes that a packed row depends on."""
-        return Layout(self.S, self.G, self.L, self.K, self.E)
-
     @cached_property
     def program(self) -> Program:
         """Hashable structure: plans with equal programs share one compiled or captured graph; only
@@ -162,13 +141,11 @@ class Plan:
     @cached_property
     def entries(self) -> tuple[int, ...]:
         """Rows a run may start at: rows from which no slot written earlier is read."""
-        live, found = 0, []
-        for i in range(self.rows - 1, -1, -1):
-            for d in self.dst[i]:
-                if d >= 0:
-                    live &= ~(1 << int(d))
-            live |= slots_read(self, i)
-            if live == 0 and i < self.rows - 1:
+        live: set[int] = set()
+        found = []
+        for i, row in reversed([*enumerate(self.program.rows)][:-1]):
+            live = live - {row.du, row.dv} | set(row.slots_read(self.layout))
+            if not live:
                 found.append(i)
         return tuple(reversed(found))
 
@@ -198,14 +175,18 @@ class Plan:
                     f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; "
                     "pass at least that"
                 )
-        S, G, L, R = size["S"], size["G"], size["L"], self.rows
-        new = _columns(self.S, self.G, self.L, S, G)
-        M = np.zeros((R, 3, 3 + S + G + L))
-        M[:, :, new] = self.M
-        reads = sum(((self.reads >> k) & 1) << int(n) for k, n in enumerate(new))
-        grow = {"U": (R, G), "V": (R, G, size["K"]), "known": (R, 1 + L), "t": (R, size["E"])}
-        wide = {name: _grown(getattr(self, name), shape, 0) for name, shape in grow.items()}
-        return replace(self, M=M, reads=reads, ids=_grown(self.ids, (R, L), -1), **wide)
+        del size["R"]
+        wide = Layout(**size)
+        columns, arrays = self.layout.columns_in(wide), blank(wide, self.rows)
+        for field in FIELDS:
+            old = getattr(self, field.name)
+            place = (..., columns) if "W" in field.shape else tuple(map(slice, old.shape))
+            arrays[field.name][place] = old
+        return replace(self, **arrays | {"reads": moved(self.reads, enumerate(columns))})
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """Every array by its name, read-only: float64, then int64."""
+        return {field.name: getattr(self, field.name) for field in FIELDS}
 
     def with_note(self, **changes: object) -> Plan:
         """The same rows with entries of the note replaced or added."""
@@ -219,10 +200,12 @@ class Plan:
         image is noised to the schedule's own level, where a searched amplitude has no meaning: it
         is kept in the note, for a later remake(None).
         """
-        maker = self._makers.get("remake")
-        if maker is None:
-            raise PlanError("remake: no makers are loaded; import fastsample.solvers first")
-        return maker(self, start=start)
+        return self._maker("remake", "solvers")(self, start=start)
+
+    def _maker(self, name: str, module: str) -> Callable[..., Plan]:
+        if name not in self._makers:
+            raise PlanError(f"{name}: no makers are loaded; import fastsample.{module} first")
+        return self._makers[name]
 
     def save(self, path: object) -> None:
         """Write a .fsplan file, whole or not at all."""
@@ -252,75 +235,16 @@ class Plan:
         """Largest defect of the rows against the schedule when every prediction is exact.
 
         For data at one point x0 the exact model returns that x0, so x must stand at
-        alpha x0 + sigma (unit noise) at every row's point. The rows are run on coefficient vectors
-        over (x0, start noise, every drawn noise); returned is the largest deviation of
+        alpha x0 + sigma (unit noise) at every row's point; returned is the largest deviation of
         (alpha, sigma), relative to alpha + sigma. Near 1e-15 for a sound solver; distilled and
         learned tables (note: consistent = False) may leave the schedule by design.
         """
-        # a foreign table may hold any finite number; its defect is then inf
-        with np.errstate(all="ignore"):
-            defects = [
-                max(abs(a - alpha), abs(s - sigma)) / (alpha + sigma)
-                for a, s, alpha, sigma in self._exact_levels()
-            ]
-        return float(max(np.nan_to_num(defects, nan=np.inf), default=0.0))
-
-    def _exact_levels(self) -> Iterator[tuple[float, ...]]:
-        """(alpha, sigma) of x with exact predictions, then as the plan has them, row by row."""
-        ids = sorted({int(k) for k in self.ids.ravel() if k >= 0})
-        noises = {k: 2 + n for n, k in enumerate(ids)}
-        width, m, drawn = 2 + len(noises), 1 + self.S, 3 + self.S + self.G
-        x0 = np.zeros(width)
-        x0[0] = 1.0
-        read = self.M * ((self.reads[:, None] >> np.arange(self.W)) & 1)[:, None]
-        # x, r_1..r_S, m, f, f_1..f_G, n_1..n_L of the row at hand
-        operands = np.zeros((self.W, width))
-        for i in range(self.rows):
-            if i == 1:  # where the run starts, whatever label its noise was given
-                operands[0] = 0.0
-                operands[0, :2] = self.alpha[1], self.sigma[1]
-            if i >= 1:
-                spread = float(np.sqrt((operands[0, 1:] ** 2).sum()))
-                yield operands[0, 0], spread, self.alpha[i], self.sigma[i]
-            operands[m], operands[m + 1 : drawn] = self._exact_prediction(i, operands[0], x0)
-            operands[drawn:] = 0.0
-            for k, noise in enumerate(self.ids[i]):
-                if noise >= 0:
-                    operands[drawn + k, noises[int(noise)]] = 1.0
-            x, *kept = read[i] @ operands
-            for d, value in zip(self.dst[i], kept, strict=True):
-                if d >= 0:
-                    operands[1 + d] = value
-            operands[0] = x
-
-    def _exact_prediction(
-        self, i: int, x: np.ndarray, x0: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        a, s = self.alpha[i], self.sigma[i]
-        if self.call[i] < 0:
-            return self.p[i] * x, np.zeros_like(x)
-        m = x0 if self.stored == "x0" else (x - (a + s if self.stored == "flow" else a) * x0) / s
-        f = (m - self.p[i] * x) / self.q[i] if self.q[i] else np.zeros_like(x)
-        return m, f
+        return consistency.defect(self)
 
     def describe(self) -> str:
         """The plan as a readable table."""
-        return plan_file.describe(self)
+        return text.describe(self)
 
     def __repr__(self) -> str:
         sizes = f"nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G}"
         return f"Plan({self.note.get('solver', 'unnamed')!s}, {sizes})"
-
-
-def _columns(S: int, G: int, L: int, new_S: int, new_G: int) -> np.ndarray:
-    """Where each operand column of an (S, G, L) plan stands in a plan with new_S slots and new_G
-    branches.
-    """
-    old = np.arange(3 + S + G + L)
-    return old + np.where(old > S, new_S - S, 0) + np.where(old >= 3 + S + G, new_G - G, 0)
-
-
-def _grown(array: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarray:
-    out = np.full(shape, fill, array.dtype)
-    out[tuple(slice(n) for n in array.shape)] = array
-    return out

@@ -12,22 +12,60 @@ that order with `reads` cut into its low 24 bits and the rest. csrc/core/row.h h
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 READS_SPLIT = 24  # bits of `reads` in its first word
+CAPS = {"R": 65536, "S": 24, "G": 8, "L": 8, "K": 8, "E": 4}
+
+
+class PlanError(ValueError):
+    """A plan, or a plan file, that cannot be used; the message says where and what would be
+    accepted.
+    """
 
 
 class Field(NamedTuple):
     """An array of a plan, [R, *shape]. shape: an axis a character, a digit or a letter of
     `Layout.size`. kind: float (float64) or int (int64). fill: what stands where nothing was said.
+    within: the least and the largest number of an int field.
     """
 
     name: str
     shape: str
     kind: type
     fill: float = 0
+    within: Callable[[Layout], tuple[int, int]] | None = None
+
+    def array(self, value: Any, where: str) -> np.ndarray:
+        """value as a read-only array of this kind, in memory of its own; PlanError, which begins
+        with `where`, for what is not numbers or not whole.
+        """
+        try:
+            array = np.array(value, np.float64, order="C")
+        except (TypeError, ValueError, OverflowError):
+            raise PlanError(
+                f"{where}: {self.name} is not a regular array of numbers; shape "
+                f"[{', '.join('R' + self.shape)}] is needed"
+            ) from None
+        if self.kind is int:
+            # from 2**53 on a float64 may stand for several whole numbers
+            odd = ~((array == np.floor(array)) & (np.abs(array) < 2.0**53))
+            if odd.any():
+                raise PlanError(
+                    f"{where}: {self.name} holds {array[odd][0]:g}, not a whole number; the words "
+                    "of a row are whole"
+                )
+            array = array.astype(np.int64)
+        array.flags.writeable = False
+        return array
 
 
 FIELDS = (
@@ -43,12 +81,12 @@ FIELDS = (
     Field("preview", "2", float),
     Field("alpha", "", float),
     Field("sigma", "", float),
-    Field("reads", "", int),
-    Field("branches", "", int),
-    Field("known_reads", "", int),
-    Field("dst", "2", int, -1),
-    Field("call", "", int, -1),
-    Field("ids", "L", int, -1),
+    Field("reads", "", int, 0, lambda at: (0, 2**at.W - 1)),
+    Field("branches", "", int, 0, lambda at: (0, 2**at.G - 1)),
+    Field("known_reads", "", int, 0, lambda at: (0, 2 ** (1 + at.L) - 1)),
+    Field("dst", "2", int, -1, lambda at: (-1, at.S - 1)),
+    Field("call", "", int, -1, lambda at: (-1, 255)),
+    Field("ids", "L", int, -1, lambda at: (-1, 2**32 - 1)),
 )
 FLOATS = tuple(field for field in FIELDS if field.kind is float)
 INTS = tuple(field for field in FIELDS if field.kind is int)
@@ -62,6 +100,12 @@ class Layout(NamedTuple):
     L: int
     K: int
     E: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> Layout:
+        """The layout of a plan, from the shapes of its arrays."""
+        (G, K), L, E = plan.V.shape[1:], plan.ids.shape[1], plan.t.shape[1]
+        return cls(plan.M.shape[2] - 3 - G - L, G, L, K, E)
 
     @property
     def W(self) -> int:
@@ -128,6 +172,16 @@ class Layout(NamedTuple):
             *(wider.branch(g) for g in range(self.G)),
             *(wider.noise(k) for k in range(self.L)),
         ]
+
+
+def blank(layout: Layout, rows: int) -> dict[str, np.ndarray]:
+    """Every array of a plan of so many rows, filled with what stands where nothing was said."""
+    return {f.name: np.full((rows, *layout.shape(f)), f.fill, f.kind) for f in FIELDS}
+
+
+def moved(masks: np.ndarray, places: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Bit masks whose bit `old` stands at bit `new`, for each (old, new); other bits are gone."""
+    return sum(((masks >> old) & 1) << new for old, new in places)
 
 
 @lru_cache(maxsize=256)

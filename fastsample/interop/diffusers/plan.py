@@ -86,8 +86,8 @@ def init_scale(plan: Plan) -> float:
     Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model
     before step could add another.
     """
-    noises = range(3 + plan.S + plan.G, 3 + plan.S + plan.G + plan.L)
-    drawn = [float(plan.M[0, 0, k]) for k in noises if plan.reads[0] >> k & 1]
+    draws = enumerate(plan.program.rows[0].draws(plan.layout, masked=False))
+    drawn = [float(plan.M[0, 0, plan.layout.noise(k)]) for k, is_drawn in draws if is_drawn]
     return math.hypot(plan.init_scale if plan.sigma[0] else 0.0, *drawn)
 
 

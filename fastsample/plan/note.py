@@ -1,0 +1,76 @@
+"""The note of a plan: a JSON object, and its strict text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from .row import PlanError
+
+DEPTH_CAP = 32
+
+
+def dump_note(note: dict) -> str:
+    """The note as canonical JSON: sorted keys, no NaN or Infinity."""
+    try:
+        return json.dumps(note, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PlanError(
+            f"note: {error}; strings, finite numbers, booleans, None, lists and dicts are accepted"
+        ) from None
+
+
+def load_note(data: bytes, where: str) -> dict:
+    """Strict JSON object: UTF-8, finite numbers, no repeated keys, at most 32 levels deep."""
+
+    def refuse(text: str) -> None:
+        raise PlanError(f"{where}: the JSON holds {text}; numbers must be finite")
+
+    def finite(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict:
+        keys = [k for k, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise PlanError(f"{where}: the JSON repeats a key; each key may stand once")
+        return dict(pairs)
+
+    if _depth(data) > DEPTH_CAP:
+        raise PlanError(
+            f"{where}: the JSON is nested more than {DEPTH_CAP} deep; a plan needs far less"
+        )
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            parse_constant=refuse,
+            parse_float=finite,
+            object_pairs_hook=unique,
+        )
+        # a lone surrogate would fail only later
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except PlanError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{where}: not sound UTF-8 JSON ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise PlanError(f"{where}: the JSON is a {type(value).__name__}; an object is needed")
+    return value
+
+
+def _depth(data: bytes) -> int:
+    """Deepest nesting of brackets outside strings, found without recursion."""
+    depth = deepest = 0
+    quoted = escaped = False
+    for byte in data:
+        if quoted:
+            quoted, escaped = (byte != 0x22 or escaped), (byte == 0x5C and not escaped)
+        elif byte == 0x22:
+            quoted = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest

@@ -1,0 +1,72 @@
+"""A plan as text to read: the note's lines, then a line per row."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .note import dump_note
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+
+def printable(value: Any) -> str:
+    """Text with control and non-printing characters escaped: a note comes from a file, and a
+    terminal obeys what it prints.
+    """
+    escaped = lambda ch: ch if ch.isprintable() else ch.encode("unicode_escape").decode()
+    return "".join(map(escaped, str(value)))
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a readable table: the note's lines, then a line per row."""
+    silent = {"clip": 0, "inpaint": False, "consistent": True}
+    note = {
+        k: v
+        for k, v in plan.note.items()
+        if v not in (None, [], {}) and not (k in silent and v == silent[k])
+    }
+    sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
+    lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {sizes}"]
+    lines += [f"  {printable(k):14s} {_short(v)}" for k, v in sorted(note.items())]
+    if plan.sigma[0]:
+        lines.append(
+            f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)"
+        )
+    lines.append(
+        f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with "
+        "exact predictions)"
+    )
+    lines.append(
+        f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update"
+    )
+    times = np.concatenate([[np.nan], plan.t[:-1, 0]])
+    for i in range(plan.rows):
+        a, s = plan.alpha[i], plan.sigma[i]
+        log = "inf" if s == 0 else "-inf" if a == 0 else f"{math.log(a) - math.log(s):.3f}"
+        call, time = "-", "-"
+        if plan.call[i] >= 0:
+            call, time = str(plan.call[i]), f"{times[i]:.5g}"
+        head = f"  {i:4d} {call:>5} {time:>10} {a:9.5f} {s:9.5f} {log:>8}"
+        lines.append(f"{head}   {_update(plan, i)}")
+    return "\n".join(lines)
+
+
+def _update(plan: Plan, i: int) -> str:
+    parts = []
+    for name, o in (("x", 0), *((f"r{d}", 1 + k) for k, d in enumerate(plan.dst[i]) if d >= 0)):
+        terms = [
+            f"{plan.M[i, o, k]:+.5g} {plan.operand(k)}"
+            for k in range(plan.W)
+            if plan.program.rows[i].reads_operand(k) and plan.M[i, o, k]
+        ]
+        parts.append(f"{name} = {' '.join(terms) or '0'}")
+    return "; ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = printable(dump_note(value) if isinstance(value, dict) else value)
+    return text if len(text) <= 150 else text[:147] + "..."
