@@ -69,7 +69,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _NAMES:
         if name in ("Plan", "PlanError"):
-            importlib.import_module(".solvers", __name__)  # so that plan.remake finds its makers
+            for makers in (".solvers", ".guidance"):  # so that plan.remake and unguided find them
+                importlib.import_module(makers, __name__)
         module = importlib.import_module(f".{_NAMES[name]}", __name__)
         value = globals()[name] = getattr(module, name)
         return value

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from .plan import Plan, PlanError
+from .plan.row import moved
 
 
 def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None = None) -> Plan:
@@ -53,6 +54,36 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     span = None if interval is None else [low, high]
     note = {"form": "linear", "branches": int(branches), "interval": span}
     return replace(wide, U=U, V=V, branches=bits, note={**plan.note, "guidance": note})
+
+
+def unguided(plan: Plan) -> Plan:
+    """`Plan.unguided`: the one branch's rows, its weight back from the base's place, are accepted
+    only where guiding them again gives this very plan.
+    """
+    narrow = plan.layout._replace(G=1, K=0)
+    columns = narrow.columns_in(plan.layout)
+    called, on = plan.branches != 0, plan.branches == (1 << plan.G) - 1
+    arrays = {
+        "M": plan.M[:, :, columns],
+        "reads": moved(plan.reads, ((old, new) for new, old in enumerate(columns))),
+        "U": np.select([on, called], [plan.U[:, -1], plan.U[:, 0]], 1.0)[:, None],
+        "V": np.zeros((plan.rows, 1, 0)),
+        "branches": called,
+    }
+    try:
+        said = plan.note["guidance"]
+        made = replace(plan, **arrays, note={**plan.note, "guidance": None})
+        if guided(made, said["branches"], said["interval"]) == plan:
+            return made
+    except (LookupError, TypeError, PlanError):
+        pass
+    raise PlanError(
+        f"unguided: the plan's {plan.G} branches and {plan.K} scales are not those that guided "
+        "gives one; a plan that guided made is accepted"
+    )
+
+
+Plan._makers["unguided"] = unguided
 
 
 def _ends(interval: object) -> tuple[float, float]:

@@ -78,6 +78,11 @@ def encode(plan: Plan) -> bytes:
     return head + hashlib.sha256(head + rest).digest() + rest
 
 
+def digest(plan: Plan) -> str:
+    """SHA-256 in the header of the plan's file, in hexadecimal."""
+    return encode(plan)[HEADER.size - 32 : HEADER.size].hex()
+
+
 def decode(data: bytes, cls: type[Plan]) -> Plan:
     """A plan from the bytes of a .fsplan file; every size is bounded before anything is
     allocated.

@@ -1,14 +1,57 @@
-"""The note of a plan: a JSON object, and its strict text."""
+"""The note of a plan: a read-only tree of JSON values, and its strict text."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 from .row import PlanError
 
 DEPTH_CAP = 32
+
+
+def _refuse(self: object, *args: object, **words: object) -> NoReturn:
+    raise TypeError(
+        "note: the note of a plan is read-only; plan.with_note(key=value) makes a plan with another"
+    )
+
+
+class Note(dict):
+    """A dict that stays as it was made. Its copies and pickles are plain dicts, free to change."""
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return dict, (dict(self),)
+
+
+class _Items(list):
+    """The same of a list."""
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = clear = extend = insert = _refuse
+    pop = remove = reverse = sort = _refuse
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return list, (list(self),)
+
+
+def frozen(value: Any) -> Any:
+    """value with every dict, list and tuple in it read-only, at any depth."""
+    try:
+        return _frozen(value)
+    except RecursionError:
+        raise PlanError(
+            f"note: it is nested without end; at most {DEPTH_CAP} levels are accepted"
+        ) from None
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, (Note, _Items)):
+        return value
+    if isinstance(value, dict):
+        return Note((key, _frozen(inner)) for key, inner in value.items())
+    return _Items(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def dump_note(note: dict) -> str:

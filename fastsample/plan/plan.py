@@ -16,16 +16,19 @@ Everything is float64 and immutable; makers are in `fastsample.solvers`, the fil
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import consistency, text
 from . import file as plan_file
 from .checks import check
+from .note import frozen
+from .numbers import with_numbers
 from .row import FIELDS, Layout, PlanError, Program, RowShape, blank, moved
 
 
@@ -75,13 +78,58 @@ class Plan:
     ids: np.ndarray
     note: dict
 
-    # filled by fastsample.solvers: a plan cannot import its makers
+    # filled by fastsample.solvers and fastsample.guidance: a plan cannot import its makers
     _makers: ClassVar[dict[str, Callable]] = {}
 
     def __post_init__(self) -> None:
         for field in FIELDS:
             object.__setattr__(self, field.name, field.array(getattr(self, field.name), "plan"))
         check(self)
+        object.__setattr__(self, "note", frozen(self.note))
+
+    # -- identity ----------------------------------------------------------------------------------
+    @cached_property
+    def _content(self) -> bytes:
+        """A digest of every array: shapes and bits."""
+        digest = hashlib.sha256(repr(self.layout).encode())
+        for array in self.numbers().values():
+            digest.update(array)
+        return digest.digest()
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._content)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        """Plans are equal whose arrays have the same bits and whose notes say the same."""
+        if self is other:
+            return True
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return self._content == other._content and self.note == other.note
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the plan's file without these 32 bytes, as the file's header and the C
+        library's fs_info have it: 64 hexadecimal digits. PlanError where save refuses the note.
+        """
+        return plan_file.digest(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a pickle, checked like any other plan; what older ones had cached is left out."""
+        self.__init__(**{field.name: state[field.name] for field in fields(self)})
+
+    def __copy__(self) -> Plan:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Plan:
+        return self
 
     # -- sizes -------------------------------------------------------------------------------------
     @property
@@ -188,6 +236,18 @@ class Plan:
         """Every array by its name, read-only: float64, then int64."""
         return {field.name: getattr(self, field.name) for field in FIELDS}
 
+    def with_numbers(self, **arrays: Any) -> Plan:
+        """The same plan with some of its arrays replaced, each of the shape it had.
+
+        What a row reads stays declared, whatever its coefficients: one that is not 0 where its
+        operand is not read is refused, and reads=, branches= or known_reads= in the same call
+        widens what is read. The note goes on saying what the numbers began as, beside
+        note["changed"], the names of all that were replaced; order and orders go, and consistent is
+        measured again. Such a plan has no remake. Another M[0,0,0] of a plan for noise is another
+        init_scale and no more: the note and remake stay.
+        """
+        return with_numbers(self, arrays)
+
     def with_note(self, **changes: object) -> Plan:
         """The same rows with entries of the note replaced or added."""
         return replace(self, note={**self.note, **changes})
@@ -201,6 +261,12 @@ class Plan:
         is kept in the note, for a later remake(None).
         """
         return self._maker("remake", "solvers")(self, start=start)
+
+    def unguided(self) -> Plan:
+        """The plan of one branch that `guidance.guided` made this one from. PlanError for a plan
+        whose branches it did not make.
+        """
+        return self._maker("unguided", "guidance")(self)
 
     def _maker(self, name: str, module: str) -> Callable[..., Plan]:
         if name not in self._makers:

@@ -67,9 +67,9 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     noise, with the plan's init_scale. An image is noised to alpha x0 + sigma eps: the amplitude by
     which a search scales the start noise makes up for what few steps from pure noise lose, and has
     no meaning there. note["found"]["amplitude"] keeps it for a later remake(None). Raises
-    ValueError for plans that a solver of this registry did not make (learned tables), that guidance
-    was added to, or whose model gave its times by a callable, and PlanError, which names the key,
-    for a note that no solver wrote.
+    ValueError for plans that a solver of this registry did not make (learned tables), whose numbers
+    were replaced, that guidance was added to, or whose model gave its times by a callable, and
+    PlanError, which names the key, for a note that no solver wrote.
     """
     note = plan.note
     words, found = _sound(note)
@@ -112,6 +112,11 @@ def _sound(note: dict) -> tuple[dict, dict]:
     if note.get("guidance") is not None:
         raise ValueError(
             "remake: the plan has guidance; the plan from before guidance was added is accepted"
+        )
+    if note.get("changed"):
+        raise ValueError(
+            f"remake: {str(note['changed']):.60} of the plan are not the solver's; the plan from "
+            "before with_numbers is accepted"
         )
     words, found = note.get("model") or {}, note.get("found") or {}
     for key, value, kind in (
