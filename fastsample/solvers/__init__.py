@@ -13,6 +13,10 @@ compat      "exact", or a library whose deviations are reproduced ("diffusers", 
 
 The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
 arguments raise ValueError.
+
+A solver of your own is such a function, made with `Builder` and the operands X, M, F, N and R
+(`help(Builder.row)`; ten lines of one are at the top of `_build.py`). `register(name, function)`
+gives it a place in SOLVERS: its plans have `remake`, and searches and comparisons find it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from ..model import Model
 from ..plan import Plan, PlanError
 from ..schedules import from_json
 from ._begin import number
-from ._build import start_index
+from ._build import Builder, F, M, N, R, X, start_index
 from ._exponential import jump
 from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
@@ -56,7 +60,27 @@ SOLVERS = {
 # solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
 JUMPS = {"ddim": jump, "euler": jump}
 
-__all__ = ["JUMPS", "SOLVERS", "jump", "remake", *SOLVERS]
+__all__ = ["JUMPS", "SOLVERS", "jump", "register", "remake", *SOLVERS]
+__all__ += ["Builder", "F", "M", "N", "R", "X"]
+
+
+def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:
+    """A solver of your own in SOLVERS: maker(model, grid, *, start=, inpaint=, clip=, ...) -> Plan.
+
+    Plans that say b.build(name, arguments={...}) have remake, which calls the maker with those
+    arguments beside start=, inpaint= and clip= where they are not the defaults. jump(schedule,
+    t_from, t_to) -> (a, b) is the map x' = a·x + b·x0 of a solver whose every step is one; arrays
+    broadcast. It puts the solver in JUMPS too, so that `optimize.oss` searches for it. ValueError
+    for a name that is taken.
+    """
+    if not isinstance(name, str) or not name or name in SOLVERS:
+        raise ValueError(f"register: name = {name!r:.60}; a name that no solver has is accepted")
+    for word, value in (("maker", maker), ("jump", jump)):
+        if not (callable(value) or value is jump is None):
+            raise TypeError(f"register: {word} is a {type(value).__name__}; a function is accepted")
+    SOLVERS[name] = maker
+    if jump is not None:
+        JUMPS[name] = jump
 
 
 def remake(plan: Plan, start: int | float | None) -> Plan:
@@ -83,7 +107,8 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     name, arguments, inpaint = note["solver"], note["arguments"], note.get("inpaint", False)
 
     def make(at):
-        words = {"start": at, "inpaint": inpaint, "clip": clip}
+        words = {"start": at, "inpaint": inpaint or None, "clip": clip or None}
+        words = {word: value for word, value in words.items() if value is not None}
         return _read("arguments", lambda: SOLVERS[name](model, grid, **words, **arguments))
 
     made = make(index)
@@ -113,6 +138,8 @@ def _sound(note: dict) -> tuple[dict, dict]:
         raise ValueError(
             "remake: the plan has guidance; the plan from before guidance was added is accepted"
         )
+    if "models" in note:
+        raise ValueError("remake: the plan asks several models; the solver with start= is accepted")
     if note.get("changed"):
         raise ValueError(
             f"remake: {str(note['changed']):.60} of the plan are not the solver's; the plan from "

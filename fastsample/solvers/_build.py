@@ -1,20 +1,28 @@
-"""Builder: what every solver file compiles its rows with.
+"""Builder: what every solver is compiled with, ours and a user's own.
 
 A maker describes each model evaluation by what it does to the state, in symbols, and the Builder
 turns that into a Plan::
 
-    b = Builder(model, grid, prediction=prediction, stored="x0", start=start, inpaint=inpaint)
-    for i in range(b.n):
-        b.row(b.t[i], to=b.t[i + 1], x=a * X + g * M, keep={f"m{i}": M})
-    return b.build("ddim", order=1, eta=eta, citations=[...])
+    def mine(model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0):
+        b = Builder(model, grid, prediction=prediction, start=start, inpaint=inpaint, clip=clip)
+        for i in range(b.n):
+            a = b.sigma[i + 1] / b.sigma[i]
+            x = a * X + (b.alpha[i + 1] - a * b.alpha[i]) * M
+            b.row(b.t[i], to=b.t[i + 1], x=x)
+        return b.build("mine", order=1, citations=[...])
 
-X is the state where the model is asked, M the prediction in the stored kind, R(name) a kept value
-(slots are named; reading R("m3") finds the slot), N(id) a noise. `x=` is the next state, at the
-point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before it.
-`anchor=` names the value a later row comes back to (the x a Runge-Kutta step starts from, the
-corrected x of UniPC): R("anchor"). It is eliminated: written as a combination of x', slots and
-noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the anchor keeps a
-slot.
+    register("mine", mine)
+
+X is the state where the model is asked, M the prediction in the stored kind, R(name) a value that
+an earlier row was told to keep (`keep={"m3": M}`; slots are named, and reused), N(id) a noise, F()
+the model's raw output and F(g) that of one branch. `x=` is the next state, at the point `to`. A row
+without a call (churn) is `b.pre(...)`: it is multiplied into the row before it. `anchor=` names the
+value a later row comes back to (the x a Runge-Kutta step starts from, the corrected x of UniPC):
+R("anchor"). It is eliminated: written as a combination of x', slots and noises, so a row writes x'
+and one slot. With `inpaint=True` rows edit x, so the anchor keeps a slot.
+
+Without inpaint a term that is 0, or cancels, is dropped and its operand not read. `reads=` names
+operands that are read all the same: those whose coefficients are still to be learned.
 """
 
 from __future__ import annotations
@@ -26,12 +34,8 @@ import numpy as np
 
 from ..model import Model, to_kind
 from ..plan import Plan, PlanError
+from ..plan.consistency import accepted
 from ._pack import INITIAL_NOISE, Row, allocate, pack
-
-# A defect above CONSISTENT is a wrong formula, not rounding (sound rows show about 1e-15, at
-# N = 1000 1e-12), unless weights are huge (a Heun step over many decades): rounding grows with the
-# sum of their sizes.
-CONSISTENT, ROUNDING = 1e-9, 1e-14
 
 
 class Lin(dict):
@@ -73,6 +77,11 @@ def R(name: str) -> Lin:
     return Lin({("r", name): 1.0})
 
 
+def F(branch: int | None = None) -> Lin:
+    """The model's raw output: the weighted sum of its branches, or one of them, counted from 0."""
+    return Lin({"f" if branch is None else ("f", branch): 1.0})
+
+
 def N(noise_id: int) -> Lin:
     """The noise with this id: 1, 2, ...; the same id is the same noise again."""
     return Lin({("n", int(noise_id)): 1.0})
@@ -82,8 +91,16 @@ ANCHOR = ("r", "anchor")
 
 
 class Builder:
-    """Collects rows and compiles them. `t` is the grid in the schedule's time, noise to data; `n`
-    its steps; `alpha`, `sigma` [n+1].
+    """Collects rows and compiles them.
+
+    model       a Model, a schedule with prediction=, or a list of them on one schedule: row's
+                call= counts them from 0
+    grid        [n+1] times of the schedule that never rise, noise to data
+    stored      what M is: "x0", "eps", "flow" (eps - x0), "d" ((x/alpha - x0)/(sigma/alpha))
+    start, inpaint, clip   as `fastsample.solvers` says
+
+    `t` [n+1] is the grid from start on, `n` its steps; `alpha`, `sigma` and `half_log_snr` [n+1]
+    are the levels there.
     """
 
     def __init__(
@@ -97,8 +114,14 @@ class Builder:
         inpaint: bool = False,
         clip: float = 0.0,
     ):
-        self.model = resolve(model, prediction)
+        several = model if isinstance(model, (list, tuple)) else [model]
+        if not several:
+            raise ValueError("model: an empty list; a Model, a schedule or a list is accepted")
+        self.models = [resolve(each, prediction) for each in several]
+        self.model = self.models[0]
         self.schedule, self.stored = self.model.schedule, stored
+        if any(each.schedule.to_json() != self.schedule.to_json() for each in self.models[1:]):
+            raise ValueError("model: several on unlike schedules; models on one are accepted")
         self.inpaint, self.clip = bool(inpaint), float(clip)
         if self.clip < 0 or (self.clip and stored != "x0"):
             raise ValueError(
@@ -106,6 +129,11 @@ class Builder:
                 "that store x0 is accepted"
             )
         full = np.asarray(grid, dtype=np.float64)
+        if full.ndim != 1 or not np.isfinite(full).all() or (np.diff(full) > 0).any():
+            raise ValueError(
+                f"grid: {str(full.tolist()):.60} is not one list of finite times that never rise; "
+                "such a list, noise to data, is accepted"
+            )
         self.start = start_index(full, start)
         self.grid, self.t = full, full[self.start or 0 :]
         self.n = len(self.t) - 1
@@ -144,16 +172,39 @@ class Builder:
         keep: dict[str, Lin] | None = None,
         anchor: Lin | None = None,
         call: int = 0,
+        scalars: Sequence[float] = (),
+        U: Sequence[float] = (1.0,),
+        V: Sequence[Sequence[float]] = (),
+        reads: Lin = ZERO,
     ) -> None:
         """One evaluation of the model at time `t`, where x stands; `x` is the next state, standing
         at `to` (a time, or (alpha, sigma)).
+
+        call        number of the model asked
+        scalars     what it is told beside its time, as it is: as many numbers in every row
+        U, V        weights of its branches in f, w_g = U[g] + sum_k scale_k V[g][k] with the
+                    scales of a run: U [G], V [G][K] or nothing; all G branches are read
+        reads       operands read whatever their coefficients: a sum of them, R("m0") + N(3)
         """
-        a, s = self.level(t)
-        p, q = to_kind(self.stored, self.model.prediction, a, s, self.model.sigma_data)
+        if not 0 <= call < len(self.models):
+            raise ValueError(f"row: call = {call}; 0 to {len(self.models) - 1} is accepted")
+        if not len(U) or len(V) not in (0, len(U)):
+            raise ValueError(
+                f"row: U weighs {len(U)} branches and V {len(V)}; one or more, and as many in V or "
+                "none, are accepted"
+            )
+        before = len(self._rows[-1].told) - 1
+        if len(self._rows) > 1 and len(scalars) != before:
+            raise ValueError(
+                f"row: {len(scalars)} scalars beside the time, where the row before has {before}; "
+                "as many in every row are accepted"
+            )
+        model, (a, s), asked = self.models[call], self.level(t), np.array([t])
+        p, q = to_kind(self.stored, model.prediction, a, s, model.sigma_data)
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
-        asked = np.array([t])
-        time, scale = float(self.model.times(asked)[0]), float(self.model.scales(asked)[0])
-        row = Row(out, call, (a, s), time, scale, float(p), float(q), self.clip)
+        row = Row(out, call, (a, s), (float(model.times(asked)[0]), *map(float, scalars)))
+        row.scale, row.p, row.q = float(model.scales(asked)[0]), float(p), float(q)
+        row.clip, row.U, row.V, row.reads = self.clip, U, V, reads
         row.preview, row.target = _preview(self.stored, a, s), self._point(to)
         self._rows.append(row)
 
@@ -171,18 +222,18 @@ class Builder:
     def build(
         self, solver: str, *, arguments: dict | None = None, consistent: bool = True, **note: object
     ) -> Plan:
-        """Compile. The note records the solver, its arguments, the schedule, the grid and
-        `note`.
+        """Compile. The note records the solver, its arguments, the schedule, the grid and `note`;
+        remake calls the solver of that name with those arguments. PlanError where rows leave the
+        schedule though every prediction is exact, unless they are meant to: consistent=False.
         """
         rows = self._rows if self.inpaint else eliminate_anchor(self._rows)
         arrays = pack(rows, allocate(rows), self.inpaint)
         plan = Plan(**arrays, note=self._note(solver, arguments, consistent, note))
-        defect = plan.consistency()
-        accepted = max(CONSISTENT, ROUNDING * float(np.abs(plan.M).sum(2).max()))
-        if consistent and not defect <= accepted:
+        defect, most = plan.consistency(), accepted(plan)
+        if consistent and not defect <= most:
             raise PlanError(
                 f"{solver}: rows leave the schedule by {defect:.1e} with exact predictions; "
-                f"{accepted:.0e} is accepted"
+                f"{most:.0e} is accepted"
             )
         return plan
 
@@ -202,6 +253,8 @@ class Builder:
             "consistent": consistent,
             "guidance": None,
         }
+        if len(self.models) > 1:
+            out["models"] = [model.to_json() for model in self.models]
         return out | note
 
 

@@ -4,12 +4,14 @@ operand.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..plan import PlanError
+from ..plan.row import Layout, blank
 
 if TYPE_CHECKING:
     from ._build import Lin
@@ -24,14 +26,22 @@ class Row:
     out: dict[str, Lin]  # "x" and the names of kept values
     call: int = -1
     point: tuple[float, float] = (0.0, 1.0)  # alpha, sigma where the model is asked
-    time: float = 0.0
+    told: tuple[float, ...] = (0.0,)  # the model's scalars, its time first
     scale: float = 1.0
     p: float = 0.0
     q: float = 0.0
     clip: float = 0.0
+    U: Sequence[float] = (1.0,)  # weights of the branches that enter f
+    V: Sequence[Sequence[float]] = ()
+    reads: Collection = ()  # operands that are read whatever their coefficients
     preview: tuple[float, float] = (0.0, 0.0)
     target: tuple[float, float] = (1.0, 0.0)  # alpha, sigma of x'
     slots: dict[str, int] = field(default_factory=dict)
+
+    def indices(self, kind: str) -> set:
+        """Of the operands read: names of kept values ("r"), ids of noises ("n"), branches ("f")."""
+        read = {operand for value in (*self.out.values(), self.reads) for operand in value}
+        return {name[1] for name in read if isinstance(name, tuple) and name[0] == kind}
 
 
 def allocate(rows: list[Row]) -> int:
@@ -44,7 +54,7 @@ def allocate(rows: list[Row]) -> int:
         row.out = {k: v for k, v in row.out.items() if k == "x" or k in live}
         after.append(set(live))
         live -= set(row.out)
-        live |= {k[1] for v in row.out.values() for k in v if isinstance(k, tuple) and k[0] == "r"}
+        live |= row.indices("r")
     if live:
         raise PlanError(f"rows read {sorted(live)} before any row kept it")
     held: dict[str, int] = {}
@@ -64,68 +74,74 @@ def allocate(rows: list[Row]) -> int:
     return size
 
 
-def pack(rows: list[Row], S: int, inpaint: bool) -> dict[str, object]:
+def pack(rows: list[Row], S: int, inpaint: bool) -> dict[str, np.ndarray]:
     """The arrays of the Plan of these rows and of a last one that holds; S: the slots that
     `allocate` gave out.
     """
     end = rows[-1]
-    hold = Row({"x": {"x": 1.0}}, point=end.target, time=end.time, preview=(1.0, 0.0))
-    ids = [sorted(_noises(row, inpaint)) for row in rows]
-    L = max(map(len, ids))
-    known, known_reads = _targets(rows, ids, L, inpaint)
-    rows, ids = [*rows, hold], [*ids, []]
-    M, reads, dst = _updates(rows, ids, S, L)
-    after = [*rows[1:], hold]  # a row keeps what the next one's model is told
-    return {
-        **{name: [getattr(row, name) for row in rows] for name in ("p", "q", "clip", "call")},
-        **{"M": M, "reads": reads, "dst": dst, "known": known, "known_reads": known_reads},
-        "U": np.ones((len(rows), 1)),
-        "V": np.zeros((len(rows), 1, 0)),
-        "c": [row.scale for row in after],
-        "t": [[row.time] for row in after],
-        "preview": [row.preview for row in rows],
-        "alpha": [row.point[0] for row in rows],
-        "sigma": [row.point[1] for row in rows],
-        "branches": [int(row.call >= 0) for row in rows],
-        "ids": [noise + [-1] * (L - len(noise)) for noise in ids],
-    }
+    hold = Row({"x": {"x": 1.0}}, point=end.target, told=end.told, preview=(1.0, 0.0))
+    ids = [*(sorted(_noises(row, inpaint)) for row in rows), []]
+    rows = [*rows, hold]
+    layout = Layout(
+        S,
+        G=max(max(len(row.U), *(1 + g for g in row.indices("f")), 1) for row in rows),
+        L=max(map(len, ids)),
+        K=max((len(scales) for row in rows for scales in row.V), default=0),
+        E=max(len(row.told) for row in rows),
+    )
+    arrays = blank(layout, len(rows))
+    for name in ("p", "q", "clip", "preview", "call"):
+        arrays[name][:] = [getattr(row, name) for row in rows]
+    arrays["alpha"][:], arrays["sigma"][:] = np.transpose([row.point for row in rows])
+    for i, (row, after) in enumerate(zip(rows, [*rows[1:], hold], strict=True)):
+        # a row keeps what the next one's model is told
+        arrays["c"][i], arrays["t"][i, : len(after.told)] = after.scale, after.told
+        arrays["ids"][i, : len(ids[i])] = ids[i]
+        if row.call >= 0:
+            arrays["branches"][i] = (1 << len(row.U)) - 1
+        if row.call >= 0 or layout.G == 1:
+            arrays["U"][i, : len(row.U)] = row.U
+        for g, scales in enumerate(row.V):
+            arrays["V"][i, g, : len(scales)] = scales
+        if inpaint and row is not hold:
+            _aim(arrays, i, row, ids[i])
+    _update(arrays, layout, rows, ids)
+    return arrays
 
 
-def _updates(rows: list[Row], ids: list[list[int]], S: int, L: int) -> tuple[np.ndarray, ...]:
-    """M, reads and dst: the values a row writes, over the columns x, r_1..r_S, m, f, f_1 and
-    n_1..n_L, and the slots it writes them to.
+def _update(
+    arrays: dict[str, np.ndarray], layout: Layout, rows: list[Row], ids: list[list[int]]
+) -> None:
+    """M, reads and dst: the values a row writes, over its operands, and the slots it writes them
+    to.
     """
-    M, reads = np.zeros((len(rows), 3, 4 + S + L)), np.zeros(len(rows), np.int64)
-    dst = np.full((len(rows), 2), -1)
-    column = {"x": 0, "m": 1 + S, "f": 2 + S, ("f", 0): 3 + S}
+    M, reads, dst = arrays["M"], arrays["reads"], arrays["dst"]
+    column = {"x": 0, "m": layout.m, "f": layout.f}
+    column |= {("f", g): layout.branch(g) for g in range(layout.G)}
     for i, row in enumerate(rows):
-        column |= {("n", k): 4 + S + at for at, k in enumerate(ids[i])}
+        column |= {("n", name): layout.noise(k) for k, name in enumerate(ids[i])}
         kept = [name for name in row.out if name != "x"]
         for o, name in enumerate(["x", *kept]):
             for operand, number in row.out[name].items():
                 M[i, o, column[operand]] += number
                 reads[i] |= 1 << column[operand]
+        for operand in row.reads:
+            reads[i] |= 1 << column[operand]
         dst[i, : len(kept)] = [row.slots[name] for name in kept]
-        column |= {("r", name): 1 + slot for name, slot in row.slots.items()}
-    return M, reads, dst
+        column |= {("r", name): layout.slot(slot) for name, slot in row.slots.items()}
 
 
-def _targets(
-    rows: list[Row], ids: list[list[int]], L: int, inpaint: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """known and known_reads: the known image at the level of x', with the noise the run started
-    from; nothing in the row that holds, and in no row of a plan without masks.
+def _aim(arrays: dict[str, np.ndarray], i: int, row: Row, ids: list[int]) -> None:
+    """known and known_reads of a row: the known image at the level of x', with the noise the run
+    started from.
     """
-    known, reads = np.zeros((len(rows) + 1, 1 + L)), np.zeros(len(rows) + 1, np.int64)
-    for i, row in enumerate(rows if inpaint else ()):
-        known[i, 0], reads[i] = row.target[0], 1
-        if row.target[1]:
-            at = 1 + ids[i].index(INITIAL_NOISE)
-            known[i, at] = row.target[1]
-            reads[i] |= 1 << at
-    return known, reads
+    level, noise = row.target
+    arrays["known"][i, 0], arrays["known_reads"][i] = level, 1
+    if noise:
+        at = 1 + ids.index(INITIAL_NOISE)
+        arrays["known"][i, at] = noise
+        arrays["known_reads"][i] |= 1 << at
 
 
 def _noises(row: Row, inpaint: bool) -> set[int]:
-    ids = {k[1] for v in row.out.values() for k in v if isinstance(k, tuple) and k[0] == "n"}
-    return ids | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
+    return row.indices("n") | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
