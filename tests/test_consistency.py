@@ -84,8 +84,8 @@ def landing(plan, spread: float) -> tuple[float, float]:
         read = (plan.reads[i] >> np.arange(plan.W)) & 1
         M = plan.M[i] * read
         errors = (
-            np.abs(M[:, 0] + M[:, 1 + plan.S] * reply) * off
-            + np.abs(M[:, 1 : 1 + plan.S]) @ slot_off
+            np.abs(M[:, 0] + M[:, plan.layout.m] * reply) * off
+            + np.abs(M[:, plan.layout.slot(0) : plan.layout.m]) @ slot_off
             + 4 * EPS * (np.abs(M) @ sizes)
         )
         x, _, _ = interpreter.step(plan, i, x, slots, [f], noise.__getitem__)

@@ -74,7 +74,7 @@ def by_sampler(plan, model):
 def by_run(plan, model):
     """A Run from row 1, with what row 0 draws."""
     noises, _ = draws(plan)
-    first, at = Z * plan.init_scale, 3 + plan.S + plan.G
+    first, at = Z * plan.init_scale, plan.layout.noise(0)
     for k in range(plan.L):
         if plan.reads[0] >> (at + k) & 1:
             first = first + plan.M[0, 0, at + k] * noises[int(plan.ids[0, k])]

@@ -31,7 +31,7 @@ class Run:
 
 def noise_ids(plan) -> list[int]:
     """Ids of the noises drawn after the start, in the order they are read."""
-    read = plan.reads[:, None] >> (3 + plan.S + plan.G + np.arange(plan.L)) & 1  # [R, L]
+    read = plan.reads[:, None] >> (plan.layout.noise(0) + np.arange(plan.L)) & 1  # [R, L]
     return [n for n in dict.fromkeys(plan.ids[read == 1].tolist()) if n != 0]
 
 
