@@ -159,6 +159,12 @@ class Library:
         self.fs_plan_parse(data, len(data), ctypes.byref(handle))
         return handle
 
+    def sha256(self, handle):
+        """A parsed plan's digest in hexadecimal."""
+        info = Info()
+        self.fs_plan_info(handle, info)
+        return bytes(info.sha256).hex()
+
     def pack(self, handle, dtype, **dims):
         """(floats [R,WF], ints [R,WI]) of a parsed plan, with its own dims or larger ones."""
         info = Info()
