@@ -4,6 +4,7 @@
 PYTHON ?= python3
 WERROR := $(if $(CI),ON,OFF)
 DATE ?= $(shell date +%F)
+ONLY ?= bench
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
@@ -18,7 +19,7 @@ help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make test    every test that needs no GPU;  make soak: the property tests with 2,000 examples each"
 	@echo "make lint    ruff and clang-format"
-	@echo "make bench   measure, write bench/results/, refresh README's tables"
+	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter)"
 	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks"
 	@echo "make clean   remove everything the above made, .venv included"
@@ -63,7 +64,7 @@ lint: $(READY)
 
 bench: $(NATIVE)
 	@mkdir -p build
-	$(PY) $(BENCH) -m "not gpu" bench
+	$(PY) $(BENCH) -m "not gpu" $(ONLY)
 	@$(MAKE) --no-print-directory tables
 
 tables: $(READY)

@@ -65,7 +65,7 @@ def bench_cost_matrix(benchmark):
     wrong = int((argmin_source(cost)[1:].numpy() != best).sum())
     pairs = N * (N - 1) // 2
     # Two for the jump less the target, one for the square: 3 multiply-adds an element and pair.
-    operations, threads = pairs * D * 3, torch.get_num_threads()
+    operations, threads = pairs * D * 3, str(torch.get_num_threads())
     benchmark.extra_info.update(pairs=pairs, multiply_adds=operations, threads=threads)
     what = f"cost_matrix, N={N}, D={D}: wrong argmins against float64"
     figure(benchmark, what, wrong, target=0, better="equal")

@@ -129,8 +129,8 @@ def bench_search(benchmark):
         evaluations_per_sample=found["joint"].nfe,
         published_evaluations_per_sample=found["published_rows"] / SEARCHED,
         teacher=f"{found['teacher'].note['solver']}, {found['teacher'].nfe} evaluations",
-        teacher_agreement_db=found["agreement"],
-        search_teacher_agreement_db=found["joint"].agreement,
+        teacher_agreement=f"{found['agreement']:.1f} dB",
+        search_teacher_agreement=f"{found['joint'].agreement:.1f} dB",
         best_by_hand_of_any_solver={str(m): row["any_grid"] for m, row in found["rows"].items()},
     )
     for m, row in found["rows"].items():

@@ -101,7 +101,7 @@ def bench_step(benchmark, solver, shape):
         own, peers = interleaved(benchmark, ours, {"diffusers": theirs, **loops})
     name = f"{solver}, {'×'.join(map(str, shape))}"
     target = TARGETS[solver][list(SIZES).index(shape)]
-    threads = torch.get_num_threads()
+    threads = str(torch.get_num_threads())
     benchmark.extra_info.update(evaluations=nfe, bytes_per_step=per_step, threads=threads)
     figure(benchmark, f"{name}: one step", [s / nfe * 1e6 for s in own], "µs")
     why = f"ours moves {per_step / elements:.0f} bytes an element at the speed shown; the peer "
