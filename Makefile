@@ -14,10 +14,11 @@ NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c \( -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --benchmark-json=build/bench.json --date=$(DATE)
 
-.PHONY: help demo test soak lint bench tables native gpu gpu-there clean
+.PHONY: help demo test test-slow soak lint bench tables native gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
-	@echo "make test    every test that needs no GPU;  make soak: the property tests with 2,000 examples each"
+	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
+	@echo "make soak    the property tests with 2,000 examples each"
 	@echo "make lint    ruff and clang-format"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter)"
@@ -51,8 +52,13 @@ $(NATIVE): $(READY) $(C_FILES)
 demo: $(NATIVE)
 	@$(PY) -m fastsample demo
 
+# Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour.
 test: $(NATIVE)
-	$(PY) -m pytest -q --durations=20 -m "not gpu"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile -m "not gpu and not slow and not alone"
+	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and alone"
+
+test-slow: $(NATIVE)
+	$(PY) -m pytest -q --durations=10 -m "not gpu and slow"
 
 soak: $(NATIVE)
 	$(PY) -m pytest -q --hypothesis-profile=soak -m "hypothesis and not gpu"

@@ -20,6 +20,7 @@ from c.interface import Library, StatusError
 
 import fastsample as fs
 
+pytestmark = pytest.mark.slow  # builds libfastsample
 HEADER = build.ROOT / "csrc/include/fastsample/fastsample.h"
 B, D, SEED = 2, 1031, 7  # not a multiple of a block, nor of four
 
@@ -267,7 +268,6 @@ def signed(data):
     return data[:56] + hashlib.sha256(data[:56] + data[88:]).digest() + data[88:]
 
 
-@pytest.mark.slow
 def test_hostile_input_under_sanitizers(plan_files):
     """A plan cut at every byte, with every bit flipped, signed again or not; every argument of
     every function spoilt.

@@ -15,6 +15,7 @@ def weak(paths):
     return [line for line in lines if re.search(r" [WVuwv] ", line)]
 
 
+@pytest.mark.slow  # builds libfastsample
 def test_nothing_compiled_for_one_instruction_set_can_serve_another():
     """A weak symbol is taken from whichever object comes first: AVX-512 code on a machine that has
     none.

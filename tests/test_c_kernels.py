@@ -5,6 +5,8 @@ import pytest
 from c import build, interface
 from c.interface import CostArgs, Library, StatusError, address
 
+pytestmark = pytest.mark.slow  # builds libfastsample
+
 
 @pytest.fixture(scope="module")
 def lib():

@@ -11,6 +11,7 @@ from c.interface import Library, StatusError
 import fastsample as fs
 from tests.cases import louder
 
+pytestmark = pytest.mark.slow  # builds libfastsample
 B, D = 2, 1031  # not a multiple of a block, nor of four
 
 

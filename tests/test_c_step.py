@@ -15,6 +15,7 @@ from c import build, cases, rows
 from c.interface import Library, NoiseArgs, address
 from golden.stages import GOLDEN_STAGES
 
+pytestmark = pytest.mark.slow  # builds libfastsample
 OPTIONS = (
     "place",
     "f_index",

@@ -56,6 +56,7 @@ def traced(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_compiled_loop_gives_the_bits_of_eager_native_and_eager_reference():
     plan, z, label = plan_of("dpmpp_2m_sde"), unit(), torch.tensor([1.0, 2.0])
     call = {

@@ -2,6 +2,7 @@
 number a sample in another way.
 """
 
+import re
 from collections import OrderedDict, UserDict, namedtuple
 from types import MappingProxyType
 
@@ -228,7 +229,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: re.sub(" at 0x[0-9a-f]+", "", str(pair)))
 def test_branches_are_asked_together_where_one_call_can_say_both(pair):
     first, second, each = pair
     seen = []

@@ -224,6 +224,7 @@ def test_copies_share_tables_and_nothing_else(name):
     assert torch.equal(end, alone[0])
 
 
+@pytest.mark.alone
 def test_threads_on_one_scheduler():
     """Each thread that sets timesteps has its own loop."""
     scheduler = FsScheduler.from_config(diffusers.UniPCMultistepScheduler(**SD))
@@ -244,6 +245,7 @@ def test_threads_on_one_scheduler():
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.alone
 def test_a_thread_without_a_loop_is_given_the_only_one_or_told_what_to_do():
     scheduler, seen = FsScheduler(**SD), []
     scheduler.set_timesteps(3)

@@ -226,6 +226,7 @@ def test_gradients_reach_noise_conditions_and_the_plan():
         )
 
 
+@pytest.mark.alone
 def test_two_threads_on_one_sampler():
     plan, results = plan_of("unipc", 8), {}
     sampler = Sampler(plan, MODEL)

@@ -95,6 +95,7 @@ def test_every_transform_has_its_name(name):
     assert transforms.active(Z) is None
 
 
+@pytest.mark.alone
 def test_what_hides_nothing_is_no_transform():
     with FlopCounterMode(display=False), forward_ad.dual_level():
         assert transforms.active(Z, torch.nn.Parameter(Z)) is None

@@ -65,6 +65,7 @@ def test_costs(backend, dtype, p):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.alone
 def test_argmins_match_float64(backend):
     """Costs that differ by parts in 10^4: each target's source is that of the float64 loop."""
     generator = torch.Generator().manual_seed(3)

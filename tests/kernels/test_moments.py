@@ -79,6 +79,7 @@ def test_dots_are_exact_within_their_bound(backend, dtype, layout):
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("dtype", MODELS, ids=str)
+@pytest.mark.alone
 def test_backend_is_the_reference_bit_for_bit(backend, dtype):
     for count, batch, elements in ((1, 3, 4097), (5, 2, 127), (2, 0, 8), (2, 3, 0), (1, 1, 200003)):
         a = tensors(count, batch, elements, dtype)

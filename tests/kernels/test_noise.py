@@ -140,6 +140,7 @@ def test_moments_of_a_fixed_sample():
     assert abs(float((n[:-1] * n[1:]).mean())) < 4 * error
 
 
+@pytest.mark.slow
 def test_inductor_gives_the_same_bits():
     seed, ids = torch.tensor([1, 2**50, -7]), torch.tensor([0, 3, 2**32 - 1])
     torch._dynamo.reset()

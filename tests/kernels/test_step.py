@@ -83,6 +83,7 @@ def test_reference_is_the_interpreter(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.alone
 def test_backend_is_the_reference_bit_for_bit(backend, case):
     for seed in range(1 if case.elements > 65536 else 3):
         setup = make(case, seed)

@@ -1,0 +1,51 @@
+"""What `make test` and `make test-slow` run: together all tests but those of the GPU, each once."""
+
+import itertools
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+# The words of a command that leave no test out.
+HARMLESS = r'OMP_NUM_THREADS=1|-q|--durations=\d+|-n 2|--dist \w+|-m "[^"]*"'
+
+
+def commands(target):
+    """The words that a target's recipe gives to pytest, a string a command."""
+    recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1]
+    return [line.replace("$(PY) -m pytest", "") for line in recipe.splitlines() if "pytest" in line]
+
+
+def chosen(command, marks):
+    """Whether a test of these marks is run; without a -m every test is."""
+    expression = re.search(r'-m "([^"]*)"', command)
+    names = {mark: mark in marks for mark in ("gpu", "slow", "alone")}
+    return eval(expression[1], {"__builtins__": {}}, names) if expression else True
+
+
+def test_every_test_runs_once_and_those_of_the_gpu_never():
+    run = commands("test") + commands("test-slow")
+    assert len(run) == 3 and chosen(run[1], {"alone"}) and chosen(run[2], {"slow", "alone"})
+    for flags in itertools.product((False, True), repeat=3):
+        marks = set(itertools.compress(("gpu", "slow", "alone"), flags))
+        times = [chosen(command, marks) for command in run]
+        assert sum(times) == ("gpu" not in marks), marks
+
+
+def test_what_counts_threads_has_them_all():
+    workers, alone = commands("test")
+    assert "OMP_NUM_THREADS=1 " in workers and " -n 2 " in workers
+    assert "OMP_NUM_THREADS" not in alone + "".join(commands("test-slow")) and " -n " not in alone
+
+
+def test_nothing_else_narrows_a_run(pytestconfig):
+    for command in commands("test") + commands("test-slow"):
+        assert not re.sub(HARMLESS, "", command).strip(), command
+    assert pytestconfig.getini("addopts") == ["--strict-markers"]
+    assert pytestconfig.getini("testpaths") == ["tests"]
+    registered = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    assert registered >= {"gpu", "slow", "alone"}
+
+
+def test_the_checks_of_a_change_run_all_of_it():
+    assert "exec make lint test test-slow <" in (ROOT / ".ci/run").read_text()
