@@ -15,7 +15,7 @@ from published_oss import sample, search
 
 import fastsample as fs
 from fastsample import metrics, models, report
-from fastsample.kernels.noise import normal
+from fastsample.kernels import normal
 from fastsample.optimize import oss
 
 BUDGETS = (5, 6, 8, 10)

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from .model import Model
     from .plan import Plan, PlanError
     from .runtime.conditions import shared
+    from .runtime.engine import Engine
     from .runtime.run import Run
     from .runtime.sampler import Sampler
 
 __version__ = "0.1.0"
 _NAMES = {
+    "Engine": "runtime.engine",
     "FsScheduler": "interop.diffusers",
     "Model": "model",
     "Plan": "plan",
@@ -45,6 +47,7 @@ _NAMES = {
     "shared": "runtime.conditions",
 }
 __all__ = [
+    "Engine",
     "FsScheduler",
     "Model",
     "Plan",

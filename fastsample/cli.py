@@ -179,7 +179,7 @@ class Subject:
         """Unit noise [count, *shape] of seeds seed, seed + 1, ..."""
         import torch
 
-        from .kernels.noise import normal
+        from .kernels import normal
 
         seeds = torch.arange(count, dtype=torch.int64) + seed
         flat = normal(seeds, torch.zeros_like(seeds), math.prod(self.shape))

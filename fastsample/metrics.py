@@ -314,8 +314,8 @@ def run(
     """
     import torch
 
-    from .kernels.noise import seed_of
     from .runtime.sampler import Sampler
+    from .runtime.sources import seed_of
 
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0

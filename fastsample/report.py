@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ def _backends() -> list[tuple[str, str]]:
     import torch
 
     from .kernels import native
-    from .kernels.backend import select
+    from .kernels.backend import KERNELS, STATES, select
 
     if native.MISSING:
         remedy = "make native in the source tree, or reinstall where a C++ compiler is"
@@ -239,10 +240,9 @@ def _backends() -> list[tuple[str, str]]:
         built = ", ".join(f"{k} {v}" for k, v in native._C.build_info().items())
     lines = [("threads", f"{torch.get_num_threads()} in torch"), ("native code", built)]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
-        for dtype in (torch.float32, torch.float64):
-            choice = select(device, dtype)
-            lines.append((f"{device}, {str(dtype)[6:]}", f"{choice.name} ({choice.reason})"))
+    for kernel, device, dtype in product(KERNELS, devices, STATES):
+        choice = select(kernel, device, dtype)
+        lines.append((f"{kernel}, {device}, {str(dtype)[6:]}", f"{choice.name} ({choice.reason})"))
     if len(devices) == 1:
         lines.append(("cuda", "no device that torch can use"))
     return lines

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels.noise import seed_of
 from .model import Model, to_x0
 from .plan import Plan
 from .runtime.conditions import branches_of, take, told
 from .runtime.run import Run
+from .runtime.sources import seed_of
 
 __all__ = ["Denoiser", "Trajectory", "record", "visits"]
 

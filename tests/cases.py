@@ -5,23 +5,43 @@ one thing that differs from it.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fastsample.kernels import Layout
-from fastsample.kernels.layout import BRANCHES, CALL, DU, DV, IDS, KNOWN_READS, READS_HI, READS_LO
+from fastsample.kernels import backend as choices
+from fastsample.kernels.backend import bound, select
+from fastsample.plan.row import Layout, RowShape
+from fastsample.runtime import pool as pools
 
-STATES = (torch.float32, torch.float64)
+_WORDS = Layout(0, 0, 0, 0, 0)
+READS_LO, BRANCHES, KNOWN_READS, DU, CALL, IDS = map(
+    _WORDS.at, ("reads", "branches", "known_reads", "dst", "call", "ids")
+)
+READS_HI, DV = READS_LO + 1, DU + 1
+STATES = choices.STATES
 MODELS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIZES = (0, 1, 127, 4097)
 LAYOUTS = ("contiguous", "strided", "offset", "transposed")
 
 
+def backends(kernel: str = "step") -> list[str]:
+    """Every backend that has the kernel for float32 on the CPU, the definition first."""
+    last, *others = reversed(choices.BACKENDS)
+    module = lambda name: import_module(f"fastsample.kernels.{name}")
+    covers = lambda name: module(name).covers(kernel, torch.device("cpu"), torch.float32)
+    return [last, *(name for name in reversed(others) if covers(name) is None)]
+
+
+BACKENDS = backends()
+
+
 @dataclass(frozen=True)
 class Case:
-    """A batch for `step`: sizes, dims, dtypes, memory layout, and which optional arguments are
+    """A batch for a launch: sizes, dims, dtypes, memory layout, and which optional arguments are
     given.
     """
 
@@ -99,12 +119,14 @@ def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.nd
     bound for m; slots read are any of the S.
     """
     numbers = rng.standard_normal((rows, at.WF))
-    numbers[:, at.p + 2] = np.where(np.arange(rows) % 2, np.abs(numbers[:, at.p + 2]) + 0.1, 0.0)
+    numbers[:, at.at("clip")] = np.where(
+        np.arange(rows) % 2, np.abs(numbers[:, at.at("clip")]) + 0.1, 0.0
+    )
     words = np.zeros((rows, at.WI), np.int64)
     reads = rng.integers(0, 2, (rows, at.W)) @ (1 << np.arange(at.W, dtype=np.int64))
     # most rows read the prediction and every noise, whatever chance chose
     reads |= np.where(np.arange(rows) % 3, 1 << at.m, 0)
-    reads |= np.where(np.arange(rows) % 3 != 1, ((1 << at.L) - 1) << at.n, 0)
+    reads |= np.where(np.arange(rows) % 3 != 1, ((1 << at.L) - 1) << at.noise(0), 0)
     words[:, READS_LO], words[:, READS_HI] = reads & 0xFFFFFF, reads >> 24
     words[:, BRANCHES] = rng.integers(0, 1 << at.G, rows)
     words[:, KNOWN_READS] = rng.integers(0, 1 << (1 + at.L), rows)
@@ -119,8 +141,8 @@ def random_table(rng: np.random.Generator, at: Layout, rows: int) -> tuple[np.nd
 
 
 def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
-    """Everything a call of `step` takes: positional arguments in `args`, the rest in `options`.
-    Slots that no row of the batch reads hold NaN.
+    """Everything `launched` takes: positional arguments in `args`, the rest in `options`. Slots
+    that no row of the batch reads hold NaN.
     """
     rng = np.random.default_rng([seed, case.elements, case.batch, case.S, case.G, case.L, case.K])
     at = Layout(case.S, case.G, case.L, case.K, case.E)
@@ -164,6 +186,96 @@ def make(case: Case, seed: int = 0, rows: int = 7) -> SimpleNamespace:
     )
 
 
+def shape_of(at: Layout, numbers: torch.Tensor, words: torch.Tensor) -> RowShape:
+    """What the row with these numbers [WF] and words [WI] does."""
+    word = words.tolist()
+    reads = word[READS_LO] | word[READS_HI] << 24
+    clips = bool(numbers[at.at("clip")] > 0)
+    return RowShape(reads, word[BRANCHES], word[KNOWN_READS], word[DU], word[DV], clips, word[CALL])
+
+
+def table_of(at: Layout, numbers: torch.Tensor, words: torch.Tensor) -> pools.Table:
+    """A table of rows that no plan made."""
+    shapes = tuple(shape_of(at, *row) for row in zip(numbers, words, strict=True))
+    ids = tuple(tuple(k & 0xFFFFFFFF for k in row[IDS:]) for row in words.tolist())
+    return pools.Table(numbers.contiguous(), words.contiguous(), at, shapes, ids)
+
+
+NAMES = ("x'", "u", "v", "model_input", "x0", "status", "slots")
+
+
+class Launched(NamedTuple):
+    """What stands in a pool after a launch. u, v [P,*]: the slots that a sample's row writes, +0
+    where it writes none, or its status forbids it to run.
+    """
+
+    x: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    model_input: torch.Tensor
+    x0: torch.Tensor
+    status: torch.Tensor
+    slots: torch.Tensor
+
+
+def pooled(x, slots, numbers, words, row, at: Layout, *, model_dtype, preview=True, **rest):
+    """A pool of these samples in memory of its own; what a launch is to write holds NaN. row: [B]
+    or [B, groups], or an int, which is no part of a pool.
+    """
+    whole = lambda v: None if v is None else v.int().contiguous()
+    made = pools.empty(
+        table_of(at, numbers, words),
+        x,
+        model_dtype,
+        own_input=True,
+        preview=preview,
+        row=None if isinstance(row, int) else whole(row),
+        **{"mask": None, "known": None, **rest, "f_index": whole(rest.get("f_index"))},
+    )
+    made.x.copy_(x)
+    for own, given in zip(made.slots, slots, strict=True):
+        own.copy_(given)
+    made.model_input.fill_(torch.nan)
+    if preview:
+        made.preview.fill_(torch.nan)
+    return made
+
+
+def launched(x, slots, f, numbers, words, row, at, *, backend, noise=(), **options) -> Launched:
+    """One launch of a backend on a pool of these samples. row: a row for each sample [B], for each
+    group of it [B, groups], or an int for all. options: as `pooled` takes them.
+    """
+    held = pooled(x, slots, numbers, words, row, at, **options)
+    launch = bound(select("step", held.x.device, held.x.dtype, backend), held)
+    launch(row if isinstance(row, int) else None, *lying(held, f, noise))
+    return results(held, row)
+
+
+def lying(held: pools.Pool, f, noise=()) -> tuple[list, list]:
+    """Outputs and draws as a launch takes them: dense, in the memory format of the pool."""
+    strides = held.x.stride()
+    f = [v if v is None else pools.placed(v, strides, held.model_dtype) for v in f]
+    return f, [pools.placed(n, strides, held.x.dtype) for n in noise]
+
+
+def results(held: pools.Pool, row) -> Launched:
+    """What the launch at `row` left in a pool whose samples stand at their own places."""
+    rows = torch.full((held.batch,), row) if isinstance(row, int) else row
+    ran = (held.status & 7 == 0).view(-1, *[1] * (rows.dim() - 1)) & (rows >= 0)
+    words = held.table.i[torch.where(ran, rows, 0).long()]
+    groups, inner = (rows.shape[1], held.inner) if rows.dim() == 2 else (1, held.elements)
+    group = torch.arange(held.elements) // max(inner, 1) % groups
+    flat, written = held.slots.flatten(2), []
+    for word in (DU, DV):
+        value = torch.zeros_like(held.x).flatten(1)
+        slot = torch.where(ran, words[..., word], -1).view(held.batch, groups)[:, group]
+        for s in range(held.table.layout.S):
+            value = torch.where(slot == s, flat[s], value)
+        written.append(value.view(held.x.shape))
+    x0 = held.x.new_empty(0) if held.preview is None else held.preview
+    return Launched(held.x, *written, held.model_input, x0, held.status, held.slots)
+
+
 def as_plan(at: Layout, numbers: np.ndarray, words: np.ndarray) -> SimpleNamespace:
     """A table as the interpreter's plan: arrays under their names, in the table's own precision."""
     rows = len(numbers)
@@ -177,14 +289,14 @@ def as_plan(at: Layout, numbers: np.ndarray, words: np.ndarray) -> SimpleNamespa
         W=at.W,
         rows=rows,
         M=cut(0, 3 * at.W).reshape(rows, 3, at.W),
-        p=numbers[:, at.p],
-        q=numbers[:, at.p + 1],
-        clip=numbers[:, at.p + 2],
-        U=cut(at.U, at.G),
-        V=cut(at.V, at.G * at.K).reshape(rows, at.G, at.K),
-        known=cut(at.known, 1 + at.L),
-        c=numbers[:, at.c],
-        preview=cut(at.preview, 2),
+        p=numbers[:, at.at("p")],
+        q=numbers[:, at.at("q")],
+        clip=numbers[:, at.at("clip")],
+        U=cut(at.at("U"), at.G),
+        V=cut(at.at("V"), at.G * at.K).reshape(rows, at.G, at.K),
+        known=cut(at.at("known"), 1 + at.L),
+        c=numbers[:, at.at("c")],
+        preview=cut(at.at("preview"), 2),
         reads=words[:, READS_LO].astype(np.int64) | words[:, READS_HI].astype(np.int64) << 24,
         branches=words[:, BRANCHES],
         known_reads=words[:, KNOWN_READS],

@@ -1,28 +1,25 @@
-"""The C interface, as C programs and foreign callers meet it: the header, the binary, a saved plan,
-hostile input.
-"""
+"""The C interface, as foreign callers meet it: header and binary, plans, hostile input, errors."""
 
 import ctypes
 import dataclasses
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from c import build, interface, rows
+from c import build, interface
 from c.interface import Library, StatusError
+from c.plans import plans
 
 import fastsample as fs
 
 pytestmark = pytest.mark.slow  # builds libfastsample
 HEADER = build.ROOT / "csrc/include/fastsample/fastsample.h"
-B, D, SEED = 2, 1031, 7  # not a multiple of a block, nor of four
+B, D = 2, 1031  # not a multiple of a block, nor of four
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +30,6 @@ def made():
 @pytest.fixture(scope="module")
 def lib(made):
     return Library(next(made[0].glob("lib*/libfastsample.so")))
-
-
-def plans():
-    """Plans that differ in shape: history, noise, churn, classifier-free guidance."""
-    flow, vp = fs.schedules.Flow(shift=3.0), fs.schedules.VP()
-    make = fs.solvers.SOLVERS
-    return {
-        "dpmpp_2m": make["dpmpp_2m"](flow, fs.grids.uniform(flow, 6), prediction="flow"),
-        "dpmpp_2m_sde": make["dpmpp_2m_sde"](vp, fs.grids.karras(vp, 5), prediction="eps"),
-        "unipc": make["unipc"](vp, fs.grids.karras(vp, 6), prediction="v"),
-        "guided": fs.guidance.guided(
-            make["euler_ancestral"](vp, fs.grids.karras(vp, 4), prediction="eps")
-        ),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -287,97 +270,12 @@ def test_hostile_input_under_sanitizers(plan_files):
     assert int(done.split()[0]) > 10_000
 
 
-# -- a saved plan in C against Python's numbers ----------------------------------------------------
-def model(x, branch):
-    return (np.float32(0.3) + np.float32(0.1) * np.float32(branch)) * x - np.float32(0.1)
-
-
-def emulated(plan, first_seed):
-    """x after every row, [R, B, D]: the plan in NumPy float32."""
-    F, I = plan.table(np.float32)  # noqa: E741
-    dims, states = (plan.S, plan.G, plan.L, plan.K, plan.E), np.empty((plan.rows, B, D), np.float32)
-    scale = np.arange(plan.K, dtype=np.float32) + 2
-    for b in range(B):
-        x = rows.normals(first_seed + b, 0, D)
-        slots = [np.zeros(D, np.float32)] * plan.S
-        given = None
-        for i in range(plan.rows):
-            f = [
-                model(given, g) if plan.call[i] >= 0 else np.full(D, np.nan, np.float32)
-                for g in range(plan.G)
-            ]
-            draw = lambda k, i=i, b=b: rows.normals(first_seed + b, int(np.uint32(I[i, 7 + k])), D)
-            x, written, given, _, _ = rows.one_row(dims, F[i], I[i], x, slots, f, draw, scale=scale)
-            slots = [written.get(s, slot) for s, slot in enumerate(slots)]
-            states[i, b] = x
-    return states
-
-
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "unipc", "guided"])
-def test_a_saved_plan_runs_in_c_bit_for_bit(made, plan_files, name, tmp_path):
-    plan, path = plan_files[name]
-    build.run(made[1] / "plan_run", path, tmp_path / "states.bin", B, D, SEED)
-    got = np.fromfile(tmp_path / "states.bin", np.float32).reshape(plan.rows, B, D)
-    want = emulated(plan, SEED)
-    assert got.tobytes() == want.tobytes() and np.isfinite(got).all() and np.ptp(got[-1]) > 0
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "unipc", "guided"])
-def test_the_same_run_in_python_has_the_same_bits(plan_files, name, backend):
-    plan, want = plan_files[name][0], emulated(plan_files[name][0], SEED)
-    run = fs.Run(plan, shape=(B, D), seed=SEED, guidance=[2.0] if plan.K else None, backend=backend)
-    while not run.done:
-        assert run.x.numpy().tobytes() == want[run.row - 1].tobytes()
-        outputs = [torch.from_numpy(model(run.model_input.numpy(), g)) for g in range(plan.G)]
-        run.step(outputs[0] if plan.G == 1 else outputs)
-    assert run.x.numpy().tobytes() == want[-1].tobytes()
-
-
-def test_the_example_server_serves_each_request_as_if_alone(made, plan_files, tmp_path):
-    plan, path = plan_files["dpmpp_2m_sde"]
-    printed = build.run(made[1] / "server", path, 7, 3, D, tmp_path / "served.bin").splitlines()
-    served = np.fromfile(
-        tmp_path / "served.bin", np.dtype([("number", np.int32), ("x", np.float32, D)])
-    )
-    assert sorted(served["number"]) == list(range(7)) and len(printed) == 7
-    # no two side by side: rows were mixed
-    assert len({tuple(re.findall(r"tick (\d+)", line)) for line in printed}) == 7
-    for request in served:
-        build.run(made[1] / "plan_run", path, tmp_path / "alone.bin", 1, D, request["number"])
-        assert (
-            np.fromfile(tmp_path / "alone.bin", np.float32)[-D:].tobytes() == request["x"].tobytes()
-        )
-
-
-def test_the_example_server_refuses_a_plan_that_starts_from_an_image(made, plan_files, tmp_path):
-    path = tmp_path / "image.fsplan"
-    plan_files["dpmpp_2m"][0].remake(start=2).save(path)
-    done = subprocess.run(
-        [made[1] / "server", path, "1", "1", "4", tmp_path / "served.bin"],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (
-        1,
-        f"server: {path} starts from an image; a plan made without start= is accepted\n",
-    )
-
-
 def test_a_file_that_is_no_plan_is_named(lib, tmp_path):
     path = tmp_path / "no.fsplan"
     path.write_bytes(bytes(100))
     with pytest.raises(StatusError, match=rf"^fs_plan_load: {path}: .*first 8 bytes") as error:
         lib.fs_plan_load(str(path).encode(), ctypes.byref(ctypes.c_void_p()))
     assert error.value.status == interface.E_FORMAT
-
-
-@pytest.mark.parametrize("arguments", [[], ["no.fsplan", "states.bin", "1", "4", "0"]])
-def test_the_c_program_says_what_is_wrong(made, arguments, tmp_path):
-    done = subprocess.run(
-        [made[1] / "plan_run", *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode != 0 and re.search("usage|cannot be opened", done.stderr)
 
 
 def test_a_freed_plan_is_seen(lib, plan_files):

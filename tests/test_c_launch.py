@@ -11,7 +11,7 @@ import torch
 from cases import same
 
 import fastsample as fs
-from fastsample.kernels import noise
+from fastsample.kernels.reference import noise
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("fastsample._C") is None, reason="built without _C"

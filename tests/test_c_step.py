@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c import build, cases, rows
-from c.interface import Library, NoiseArgs, address
+from c.interface import Library, NoiseArgs, StatusError, address
 from golden.stages import GOLDEN_STAGES
 
 pytestmark = pytest.mark.slow  # builds libfastsample
@@ -277,6 +277,25 @@ def test_bad_indices_leave_their_sample_alone_and_say_so(lib):
     for b in sound:
         k = a["place"][b]
         assert got["x"][k].tobytes() == want["x"][k].tobytes()
+
+
+def test_slots_may_stand_apart(lib):
+    """From one slot to the next slot_stride numbers: the bits of the slots side by side, and what
+    stands between them is left alone.
+    """
+    rng = np.random.default_rng(9)
+    dims, (B, D, apart) = (3, 1, 0, 0, 1), (2, 300, 37)
+    case = cases.Case(rng, dims, cases.random_table(rng, 4, dims, np.float32), B=B, D=D, P=3)
+    close, wide = case.clone(), case.clone()
+    room = np.full((3, 3 * D + apart), -7, np.float32)
+    room[:, : 3 * D] = close["slots"].reshape(3, -1)
+    lib.fs_step(case.args(close))
+    lib.fs_step(case.args(wide, slots=room, slot_stride=room.shape[1]))
+    assert room[:, : 3 * D].tobytes() == close["slots"].tobytes() and (room[:, 3 * D :] == -7).all()
+    assert all(np.array_equal(close[n], wide[n]) for n in ("x", "model_input", "status", "t_out"))
+    for stride in (3 * D - 1, -1, 1 << 61):
+        with pytest.raises(StatusError, match=f"fs_step: slot_stride.*{stride}"):
+            lib.fs_step(case.args(case.clone(), slots=room, slot_stride=stride))
 
 
 def test_absent_branches_are_never_read(lib):

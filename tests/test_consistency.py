@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle.cases import CASES, SCHEDULES, grid, schedule_id
+from oracle.cases import CASES, SCHEDULES, UNLISTED, grid, schedule_id
 from oracle.linear import EPS
 from oracle.probe import states
 
@@ -21,7 +21,7 @@ from fastsample.solvers import SOLVERS
 
 by_id = {case.id: case for case in CASES}
 # lcm's boundary leaves the schedule by design
-MARGINAL = [c for c in CASES if c.name != "lcm" and "space" not in c.options]
+MARGINAL = [*(c for c in CASES if c.name != "lcm" and "space" not in c.options), *UNLISTED]
 EACH = [
     by_id[i]
     for i in (

@@ -4,6 +4,7 @@ k-diffusion has no counterpart of.
 
 import importlib.util
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import fastsample
 from fastsample import solvers
 from fastsample.grids import from_sigmas, karras
-from fastsample.interop import k_sample
+from fastsample.interop import k_diffusion, k_sample
 from fastsample.schedules import EDM, VP, DiscreteVP, Flow
 from tests.cases import louder
 from tests.oracle import peers
@@ -186,6 +187,91 @@ def test_bad_input_is_refused():
     for given, sentence in cases:
         with pytest.raises((ValueError, TypeError), match=sentence):
             k_sample(*given)
+
+
+# -- one call after another ------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun", "euler_ancestral", "unipc"])
+def test_a_call_goes_on_the_memory_of_the_last(name, dtype, monkeypatch):
+    """No run is made anew, nothing is left behind: by other shapes, by a model that raised, by one
+    that was itself sampled through. What a callback kept stays as it was.
+    """
+    schedule = VP() if name == "unipc" else SCHEDULE
+    grid = from_sigmas(schedule, [SIGMAS[0], 5.0, 2.0, 0.8, 0.3, 0.0])
+    plan = getattr(solvers, name)(schedule, grid, prediction="eps" if name == "unipc" else "edm")
+    kept, made, x = [], [], start(dtype)
+    own = k_diffusion.Run
+    monkeypatch.setattr(k_diffusion, "Run", lambda *a, **k: made.append(1) or own(*a, **k))
+
+    def call(model=denoiser, x=x):
+        draw = noises()
+        given = {"noise_sampler": lambda *_: draw()[:, :, : x.shape[2]], "callback": kept.append}
+        return k_sample(plan, model, x, disable=True, **given)
+
+    def broken(x, sigma):
+        raise KeyError("stop")
+
+    want, states = call(), [{k: v for k, v in state.items() if k != "i"} for state in kept]
+    before = [{k: v.clone() for k, v in state.items()} for state in states]
+    assert torch.equal(call(), want) and len(made) == 1
+    with pytest.raises(KeyError):
+        call(broken)
+    call(x=start(dtype)[:, :, :1])
+    inner = []
+    outer = call(lambda x, sigma: inner.append(call()) or denoiser(x, sigma))
+    assert torch.equal(outer, want) and all(torch.equal(end, want) for end in inner)
+    for a, b in zip(states, before, strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_threads_share_a_plan():
+    plan, ends = solvers.dpmpp_2m(SCHEDULE, SIGMAS, prediction="edm"), [None] * 6
+    want = [k_sample(plan, denoiser, start(seed=s), disable=True) for s in range(6)]
+
+    def work(s):
+        for _ in range(4):
+            ends[s] = k_sample(plan, denoiser, start(seed=s), disable=True)
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(ends, want, strict=True))
+
+
+def test_a_model_leaves_its_input_alone_and_may_return_it():
+    """x may be the state itself, sigma is every later call's too; what a callback is given of them
+    is its own.
+    """
+    plan, kept = solvers.euler(SCHEDULE, SIGMAS, prediction="edm"), []
+    for model in (lambda x, s: x.mul_(0.5), lambda x, s: x * s.mul_(0.5).view(-1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="k_sample: the model changed its input in place at"):
+            k_sample(plan, model, start(), disable=True)
+    keep = lambda state: kept.append((state["x"], state["x"].clone(), state["denoised"]))
+    grown = start().requires_grad_()
+    same = k_sample(plan, lambda x, s: x, grown, callback=keep, disable=True)
+    assert not same.requires_grad
+    assert torch.equal(same, k_sample(plan, lambda x, s: x.clone(), start(), disable=True))
+    assert all(torch.equal(x, copy) and torch.equal(x, d) for x, copy, d in kept)
+
+
+def test_a_state_that_is_no_longer_finite_is_said_at_the_end():
+    plan = solvers.euler(SCHEDULE, SIGMAS, prediction="edm")
+    model = lambda x, s: x / (x[:, :1] * 0.0 + torch.tensor([1.0, 0.0]).view(-1, 1, 1, 1))
+    sentence = "k_sample: sample 1 became non-finite at row 1; the model returned NaN, Inf"
+    with pytest.raises(FloatingPointError, match=sentence):
+        k_sample(plan, model, start(), disable=True)
+    unread = k_sample(plan, model, start(), disable=True, check=None)
+    assert unread[0].isfinite().all() and not unread[1].isfinite().any()
+    assert (
+        not k_sample(plan, denoiser, start() * torch.nan, disable=True, check=None).isfinite().any()
+    )
+    k_sample(plan, denoiser, start() * 9, disable=True, check=None)
+    with pytest.raises(ValueError, match="root mean square"):
+        k_sample(plan, denoiser, start() * 9, disable=True)
+    with pytest.raises(ValueError, match="check is 'never'; 'end' and None are accepted"):
+        k_sample(plan, denoiser, start(), check="never")
 
 
 # -- what x must be --------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_a_half_weight_of_published_3m_is_told_apart():
     assert gaps["exact"] < 1e-12 and gaps["k-diffusion"] > 1e-3
 
 
-@pytest.mark.parametrize("method", orders.METHODS, ids=lambda m: m.id)
+@pytest.mark.parametrize("method", [*orders.METHODS, *orders.unlisted()], ids=lambda m: m.id)
 def test_b_slope_from_exact_history(method):
     slope, error, n = orders.slope(lambda n: method.error(n, exact_history=True))
     assert slope >= method.order - (0.15 if method.order <= 3 else 0.3), (
@@ -215,7 +215,7 @@ def test_b_slope_from_exact_history(method):
     )
 
 
-@pytest.mark.parametrize("method", orders.METHODS, ids=lambda m: m.id)
+@pytest.mark.parametrize("method", [*orders.METHODS, *orders.unlisted()], ids=lambda m: m.id)
 def test_c_slope_as_users_run_it(method):
     slope, error, n = orders.slope(lambda n: method.error(n, exact_history=False))
     print(f"{method.id}: order {slope:.2f} as run")

@@ -6,6 +6,7 @@ import builtins
 import io
 import struct
 import zlib
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import fastsample as fs
 from fastsample import report
+from fastsample.kernels.backend import KERNELS, select
 
 
 def test_table():
@@ -118,11 +120,11 @@ def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
 def test_doctor_names_every_part_and_a_remedy(monkeypatch):
     found = dict(report.doctor())
     packages = ["fastsample", "numpy", "torch", "matplotlib", "tqdm", "scipy", "cma", "diffusers"]
-    assert {"python", *packages, "native code", "cpu, float32"} <= set(found)
-    from fastsample.kernels.backend import select
-
-    choice = select("cpu", torch.float32)
-    assert found["cpu, float32"] == f"{choice.name} ({choice.reason})"
+    assert {"python", *packages, "native code"} <= set(found)
+    for kernel, dtype in product(KERNELS, (torch.float32, torch.float64)):
+        choice = select(kernel, "cpu", dtype)
+        where = f"{kernel}, cpu, {str(dtype).removeprefix('torch.')}"
+        assert found[where] == f"{choice.name} ({choice.reason})"
     version = lambda name: None if name in ("matplotlib", "cma") else "1.0"
     monkeypatch.setattr(report, "_version", version)
     found = dict(report.doctor())

@@ -1,6 +1,7 @@
 """Run: what does not fit is refused with one sentence before any kernel runs, and changes
 nothing."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -246,3 +247,21 @@ def test_steps_past_the_end_are_refused():
         with pytest.raises(IndexError, match="Run.(step|mean): "):
             call(f)
     assert run.call == -1
+
+
+def test_where_values_wait_for_a_device_they_are_judged_at_the_end():
+    """The same sentences from one read: no noise is looked at before, whatever it holds."""
+    plan, z = plan_of(), unit(2, 3, 32, 32)
+    run = Run(plan, noise=z)
+    run._here, run._words = False, None  # as on a device
+    for noise, model, error, sentence in (
+        (z * 80, net, ValueError, "noise has standard deviation 79"),
+        (torch.full_like(z, torch.nan), net, ValueError, "noise holds NaN or Inf in sample 0, 1"),
+        (z, lambda x, t: x / 0, FloatingPointError, "sample 0, 1 became non-finite at row 1;"),
+        (z, net, None, ""),
+    ):
+        run.restart(noise)
+        while not run.done:
+            run.step(model(run.model_input, run.t))
+        with pytest.raises(error, match=sentence) if error else contextlib.nullcontext():
+            run.check()

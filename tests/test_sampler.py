@@ -8,18 +8,16 @@ import threading
 import numpy as np
 import pytest
 import torch
-from cases import same
+from cases import BACKENDS, same
 
 from fastsample import grids, schedules
 from fastsample.guidance import guided
-from fastsample.kernels import native
 from fastsample.model import Model
 from fastsample.runtime import pool as inplace
 from fastsample.runtime.run import Run
 from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
-BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
 SCHEDULE = schedules.Flow(shift=3.0)
 
 
@@ -203,7 +201,7 @@ def test_gradients_reach_noise_conditions_and_the_plan():
     label = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
     table = inplace.table(plan, torch.float64, torch.device("cpu")).f.clone()
     reads = torch.zeros_like(table)
-    reads[1:-1, [0, inplace.Layout(plan.S, plan.G, plan.L, plan.K, plan.E).p]] = 1
+    reads[1:-1, [0, plan.layout.at("p")]] = 1
     learned = torch.zeros_like(table, requires_grad=True)
     sampler = Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)
 
@@ -363,3 +361,24 @@ def test_modes_and_arguments_of_a_sampler():
         Sampler(plan_of(), MODEL, differentiable=True)(noise=unit(), callback=print)
     with pytest.raises(ValueError, match="table is"):
         Sampler(plan_of(), MODEL, differentiable=True)(noise=unit(), table=torch.zeros(2, 2))
+
+
+def test_warm_calls_each_shape_once_and_draws_nothing():
+    asked, state = [], torch.random.get_rng_state()
+
+    def model(x, t, label):
+        asked.append((tuple(x.shape), label.tolist()))
+        return x * 0.5
+
+    sampler = Sampler(plan_of("euler", 2), model)
+    sampler.warm([(1, 3), (2, 3)], cond={"label": torch.tensor([7, 8])})
+    assert asked == [((1, 3), [7])] * 2 + [((2, 3), [7, 8])] * 2
+    assert torch.equal(torch.random.get_rng_state(), state)
+    sampler.warm(
+        [(2, 3)], uncond={"label": torch.zeros(2)}, guidance=2.0, cond={"label": torch.ones(2)}
+    )
+    assert asked[-1] == ((4, 3), [1, 1, 0, 0])
+    with pytest.raises(
+        ValueError, match=r'Sampler.warm: cond\["label"\] has 3 samples for a batch of 2'
+    ):
+        sampler.warm([(2, 3)], cond={"label": torch.ones(3)})

@@ -54,8 +54,9 @@ OPTIONS = {  # every option that changes a row, once
     ],
     "lcm": [{"boundary": False}],
 }
+EVERY = {**dict.fromkeys(SOLVERS, [{}]), **OPTIONS}
 every_solver = pytest.mark.parametrize(
-    ("name", "options"), [(name, options) for name, many in OPTIONS.items() for options in many]
+    ("name", "options"), [(name, options) for name, many in EVERY.items() for options in many]
 )
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
@@ -253,7 +254,7 @@ def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("schedule", [SD, EDM(), Flow(3.0)], ids=["SD", "EDM", "Flow"])
 def test_a_thousand_steps(name, schedule):
-    options = OPTIONS[name][0]
+    options = EVERY[name][0]
     plan = SOLVERS[name](schedule, grids.uniform(schedule, 1000), prediction="v", **options)
     assert plan.consistency() <= 1e-12
     # small steps need no large weights; noise is in units of sigma

@@ -10,15 +10,6 @@ FILE_LINES, FUNCTION_LINES, README_LINES = 400, 50, 300
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # What is longer, as long as it is: an entry that is no longer needed fails too.
 LONG = {
-    "fastsample/runtime/sampler.py": 485,
-    "tests/test_c_api.py": 419,
-    "fastsample/runtime/run.py: __init__": 81,
-    "fastsample/runtime/sampler.py: __call__": 80,
-    "fastsample/runtime/sampler.py: _functional": 81,
-    "fastsample/kernels/reference/__init__.py: step": 77,
-    "fastsample/kernels/step.py: step": 72,
-    "fastsample/kernels/native.py: step": 79,
-    "fastsample/runtime/sources.py: draws": 62,
     # every argument of a dozen schedulers, by name, and nothing else
     "fastsample/interop/diffusers/scheduler.py: __init__": 57,
 }

@@ -10,10 +10,10 @@ from test_transforms import TRACED, W, Wrapped, Z, central, dual, near
 from torch.autograd import forward_ad
 
 from fastsample import shared
-from fastsample.kernels import cost_gather, cost_matrix, moments, native, step
+from fastsample.kernels import cost_gather, cost_matrix, moments, native
 from fastsample.kernels.backend import BACKENDS
-from fastsample.runtime import pool as inplace
 from fastsample.runtime import sources
+from fastsample.runtime.run import Run
 from fastsample.runtime.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings(
@@ -103,7 +103,13 @@ def test_another_default_device_changes_nothing(backend):
     }
     c, star = torch.ones(1, 3, 4).double(), torch.tensor([0, 2, 1, 0])
     X = torch.ones(1, 4, Z[0].numel()).double()
-    flat, place = Z.flatten(1)[None], inplace.table(plan_of("unipc"), torch.float64, Z.device)
+    flat = Z.flatten(1)[None]
+
+    def step():
+        run = Run(plan_of("unipc"), noise=Z, state_dtype=torch.float64, backend=backend)
+        run.step(Z), run.step(Z)
+        return torch.cat([run.x, run.x0, run.status()[:, None].expand_as(Z)])
+
     roads = {
         "Sampler": lambda: Sampler(
             plan_of("euler_ancestral", 3), MODEL, state_dtype=torch.float64, backend=backend
@@ -111,14 +117,11 @@ def test_another_default_device_changes_nothing(backend):
         "differentiable": lambda: Sampler(
             plan_of("euler_ancestral", 3), MODEL, differentiable=True, state_dtype=torch.float64
         )(**call),
-        "step": lambda: step(
-            Z, [Z] * place.dims.S, [Z], place.f, place.i, rows, place.dims, backend=backend
-        )[5],
+        "step": step,
         "moments": lambda: moments([Z], [Z], backend=backend)[0],
         "cost_matrix": lambda: cost_matrix([flat], c, X, backend=backend),
         "cost_gather": lambda: cost_gather([flat], c, star, backend=backend),
     }
-    rows = torch.full((3,), 2)
     for road in roads.values():
         here = road()
         with torch.device("meta"):

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastsample import grids, metrics, schedules
 from fastsample.interop import k_sample
-from fastsample.kernels import cost_gather, cost_matrix, moments, step, transforms
+from fastsample.kernels import cost_gather, cost_matrix, moments, transforms
+from fastsample.kernels.reference import step as definition
 from fastsample.model import Model
 from fastsample.runtime import pool as inplace
 from fastsample.runtime.run import Run
@@ -166,13 +167,17 @@ def near(got, want):
     return (got - want).abs().max() <= 1e-8 * max(1.0, want.abs().max())
 
 
-@pytest.mark.parametrize("solver", CASES)
+EVERY = {**dict.fromkeys(SOLVERS, guided), **CASES}
+
+
+@pytest.mark.parametrize("solver", EVERY)
 def test_derivatives_are_the_central_differences(solver):
     sampler = Sampler(plan_of(solver, 3), MODEL, differentiable=True, state_dtype=torch.float64)
-    run = lambda x: sampler(noise=x, **CASES[solver](x))
+    run = lambda x: sampler(noise=x, **EVERY[solver](x))
     loss = lambda x: run(x).square().sum()
     slope, curve = central(run, Z, W), central(torch.func.grad(loss), Z, W)
     assert all(near(s(run, Z, W), slope) for s in SLOPES.values())
+    assert near((torch.func.vjp(run, Z)[1](W)[0] * Z).sum(), (central(run, Z, Z) * W).sum())
     assert near(torch.autograd.functional.jvp(run, Z, W)[1], slope)  # two backward passes
     assert near(torch.autograd.functional.hvp(loss, Z, W)[1], curve)
     assert near(torch.func.jvp(torch.func.grad(loss), (Z,), (W,))[1], curve)
@@ -180,11 +185,17 @@ def test_derivatives_are_the_central_differences(solver):
     assert near(lanes[1], torch.func.grad(loss)(W))
     x = Z.clone().requires_grad_()
     again = torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False)
-    assert torch.equal(*(torch.autograd.grad(v, x)[0] for v in (again, loss(x))))
+    asked = Sampler(
+        sampler.plan, MODEL, differentiable=True, checkpoint=True, state_dtype=torch.float64
+    )
+    leaner = asked(noise=x, **EVERY[solver](x)).square().sum()
+    once, *others = (torch.autograd.grad(v, x)[0] for v in (loss(x), again, leaner))
+    assert all(torch.equal(once, other) for other in others)
 
 
-def test_second_derivatives_reach_noise_conditions_scale_and_the_plan():
-    plan = plan_of("dpmpp_2m", 2)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_second_derivatives_reach_noise_conditions_scale_and_the_plan(solver):
+    plan = plan_of(solver, 2)
     sampler = Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)
     hot = torch.zeros_like(inplace.table(sampler._plan_for(2, 1.0), torch.float64, Z.device).f)
     hot[1:-1, 0] = 1
@@ -196,6 +207,7 @@ def test_second_derivatives_reach_noise_conditions_scale_and_the_plan():
             cond={"label": label},
             uncond={"label": 0 * label},
             guidance=scale,
+            seed=3,
             table=table + learned * hot,
         )
 
@@ -309,16 +321,17 @@ def test_a_table_made_under_a_transform_does_not_outlive_it():
 
 
 def ops():
-    """f(x) of each op, through its function and by itself."""
-    at = inplace.table(plan_of(), torch.float64, Z.device)
-    o, rows = torch.ops.fastsample, torch.full((3,), 2)
+    """f(x) of each kernel, through its function and as the op; the step is its definition alone."""
+    own = inplace.table(plan_of(), torch.float64, Z.device)
+    o, at = torch.ops.fastsample, own.layout
     c = torch.linspace(0.5, 1.5, 12, dtype=torch.float64).view(1, 3, 4)
-    row = lambda x: (x, [x * 0.5] * at.dims.S, [x * x], at.f, at.i, rows, list(at.dims))
-    rest = (None,) * 6 + ([], None, None, 0, None, False, None, None)
+    row = lambda x: definition.row(
+        own.shapes[2], at, own.f[2], x, [x * 0.5] * at.S, [x * x], [None] * at.L
+    )
     band, star = torch.tensor([[0, 4]], dtype=torch.int32).expand(3, 2), torch.tensor([0, 2, 1, 0])
     wide = lambda x: (x.sum(0) * torch.ones_like(c[0].T[:, :1]))[None]
     return {
-        "step": (lambda x: step(*row(x))[0], lambda x: o.step(*row(x), *rest)[0]),
+        "step": (lambda x: row(x)[0],),
         "moments": (
             lambda x: moments([x, x * x], [x])[0],
             lambda x: o.moments([x, x * x], [x], None)[0],
@@ -336,11 +349,11 @@ def ops():
 
 @pytest.mark.parametrize("name", ops())
 def test_derivatives_of_the_ops(name):
-    f, op = ops()[name]
+    f, *op = ops()[name]
     loss = lambda x: f(x).square().sum()
     slope, curve = central(f, Z, W), central(torch.func.grad(loss), Z, W)
     assert slope.abs().sum() > 0 and near(dual(f, Z, W), slope)
-    for g in (f, op):
+    for g in (f, *op):
         assert near(torch.func.jvp(g, (Z,), (W,))[1], slope)
         assert near(
             torch.autograd.functional.hvp(lambda x, g=g: g(x).square().sum(), Z, W)[1], curve
@@ -349,8 +362,9 @@ def test_derivatives_of_the_ops(name):
         assert near(torch.func.vmap(g)(torch.stack([Z, W]))[1], f(W))
         assert torch.equal(torch.jit.trace(g, Z.clone())(W), f(W))
     sentence = f"fastsample::{name}: an input has a forward-mode tangent, .*; "
-    with pytest.raises(RuntimeError, match=f"{sentence}fastsample.kernels.{name} is"):
-        dual(op, Z, W)
+    for g in op:
+        with pytest.raises(RuntimeError, match=f"{sentence}fastsample.kernels.{name} is"):
+            dual(g, Z, W)
 
 
 def test_clip_away_from_its_kink():

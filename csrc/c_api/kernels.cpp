@@ -107,6 +107,8 @@ void check_step_arrays(const fs_step_args& a) {
   check_array(where, "table_f", a.table_f, true, T, {a.table_rows, d.floats()});
   check_array(where, "table_i", a.table_i, true, 4, {a.table_rows, d.ints()});
   check_array(where, "x", a.x, true, T, {a.pool, D});
+  if (a.slot_stride != 0 && a.S > 0)
+    check_range(where, "slot_stride", a.slot_stride, a.pool * D, kHuge / (T * a.S));
   check_array(where, "slots", a.slots, a.S > 0, T, {a.S, a.pool, D});
   for (int g = 0; g < a.G; ++g) check_array(where, "f", a.f[g], false, F, {a.outputs, D});
   check_array(where, "model_input", a.model_input, false, F, {a.copies, B, D});

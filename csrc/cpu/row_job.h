@@ -18,6 +18,10 @@ struct Operand {
   int number;  // slot, branch or noise
 };
 
+inline int64_t slot_stride(const fs_step_args& a) {
+  return a.slot_stride ? a.slot_stride : a.pool * a.elements;
+}
+
 template <class T>
 struct Job {
   const fs_step_args* args;
@@ -48,7 +52,7 @@ struct Job {
   uint64_t seed;
   uint32_t stage;
 
-  const T* slot(int s) const { return slots + s * args->pool * args->elements; }
+  const T* slot(int s) const { return slots + s * slot_stride(*args); }
 };
 
 template <class T>
@@ -101,8 +105,8 @@ void find_sample(Job<T>& job, int64_t b) {
   job.slots = slots;
   job.x_in = static_cast<const T*>(a.x_in ? a.x_in : a.x) + at;
   job.x = static_cast<T*>(a.x_out ? a.x_out : a.x) + at;
-  job.u = s.du >= 0 ? slots + s.du * a.pool * D : nullptr;
-  job.v = s.dv >= 0 ? slots + s.dv * a.pool * D : nullptr;
+  job.u = s.du >= 0 ? slots + s.du * slot_stride(a) : nullptr;
+  job.v = s.dv >= 0 ? slots + s.dv * slot_stride(a) : nullptr;
   job.preview = a.preview ? static_cast<T*>(a.preview) + b * D : nullptr;
   job.w0p = state_weight(a, d, job.numbers, b);
   job.bound = a.bound ? static_cast<const T*>(a.bound)[b] : 0;

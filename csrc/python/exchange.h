@@ -20,10 +20,11 @@ struct TensorView {  // DLTensor
     return count;
   }
 
-  bool is_contiguous() const {
+  // Strides of `wanted`, axes of length 1 apart, which lie anywhere.
+  bool lies_as(const std::vector<int64_t>& wanted) const {
     int64_t step = 1;
-    for (int k = dims - 1; strides && k >= 0; step *= shape[k--]) {
-      if (shape[k] != 1 && strides[k] != step) return false;
+    for (int k = dims - 1; k >= 0; step *= shape[k--]) {
+      if (shape[k] != 1 && (strides ? strides[k] : step) != wanted[k]) return false;
     }
     return true;
   }
@@ -65,7 +66,7 @@ inline py::tuple use_exchange(const py::type& type) {
   return py::make_tuple(table->major, table->minor);
 }
 
-// What a tensor must be: of the very class, device, dtype and shape of another, and contiguous.
+// What a tensor must be: of the very class, device, dtype, shape and strides of another.
 class Like {
  public:
   Like() = default;
@@ -81,13 +82,17 @@ class Like {
     const int bits = dtype == FS_F64 ? 64 : dtype == FS_F32 ? 32 : 16;
     code_ = dtype == FS_BF16 ? kBfloat : kFloat;
     if (view.elements() != elements || view.code != code_ || view.bits != bits ||
-        view.device_type != (device == FS_CPU ? kCpu : kCuda) || !view.is_contiguous())
+        view.device_type != (device == FS_CPU ? kCpu : kCuda))
       throw py::value_error(std::string(where) + ": the tensor has " +
-                            std::to_string(view.elements()) + " numbers; a contiguous one of " +
+                            std::to_string(view.elements()) + " numbers; " +
                             std::to_string(elements) +
-                            " in the step's dtype, on its device, is needed");
+                            " in the step's dtype, on its device, are needed");
     bits_ = view.bits, device_type_ = view.device_type, device_id_ = view.device_id;
     shape_.assign(view.shape, view.shape + view.dims);
+    strides_.resize(shape_.size());
+    int64_t step = 1;
+    for (int k = view.dims - 1; k >= 0; step *= shape_[k--])
+      strides_[k] = view.strides ? view.strides[k] : step;
   }
 
   // Where the tensor's numbers lie; 0 where it is anything else.
@@ -101,7 +106,8 @@ class Like {
     const bool same = view.dims == static_cast<int32_t>(shape_.size()) && view.code == code_ &&
                       view.bits == bits_ && view.lanes == 1 && view.device_type == device_type_ &&
                       view.device_id == device_id_ &&
-                      std::equal(shape_.begin(), shape_.end(), view.shape) && view.is_contiguous();
+                      std::equal(shape_.begin(), shape_.end(), view.shape) &&
+                      view.lies_as(strides_);
     return same && view.data ? reinterpret_cast<Address>(view.data + view.byte_offset) : 0;
   }
 
@@ -112,7 +118,7 @@ class Like {
 
   int32_t device_type_ = 0, device_id_ = 0;
   uint8_t code_ = 0, bits_ = 0;  // bits 0: nothing fits
-  std::vector<int64_t> shape_;
+  std::vector<int64_t> shape_, strides_;
 };
 
 }  // namespace fastsample_python

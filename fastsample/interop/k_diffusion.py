@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,12 +21,16 @@ from torch import Tensor
 from ..kernels import transforms
 from ..model import to_kind
 from ..plan import Plan
+from ..runtime import arguments
+from ..runtime.drive import drive
 from ..runtime.run import Run
+from ..runtime.spares import Spares
 from ..schedules import from_json
 from .draws import Draws
 
 # sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
 LEAST_CHECKED = 4.0
+KEPT = 8  # plans whose tables and idle runs are kept for their next call
 
 
 @torch.no_grad()
@@ -35,6 +42,7 @@ def k_sample(
     callback: Callable | None = None,
     disable: bool | None = None,
     noise_sampler: Callable | None = None,
+    check: str | None = "end",
 ) -> Tensor:
     """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where
     x = x0 + sigma·eps.
@@ -42,6 +50,7 @@ def k_sample(
     plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it
     was made for. Plans on VP or flow schedules run on their own state alpha·x; x in and out, and
     sigma, are k-diffusion's (sigma/alpha here).
+    model: it must leave x and sigma as they are; x may be the state itself.
     x [B,*]: already scaled: s·noise, s = plan.init_scale / plan.alpha[1], which is sigma_max times
     the amplitude that a search found. Where s >= 4, rms(x) from 0.97 s to 1.03 sqrt(s² + 1) is
     accepted (data of up to unit variance may be mixed in), each end widened by 4/sqrt(2n) of it, 4
@@ -51,56 +60,125 @@ def k_sample(
     denoised; its tensors are its to keep. disable: tqdm's. noise_sampler(sigma, sigma_next) ->
     [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
     (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
+    check: "end": x is looked at before the run and the state after it; None: neither.
 
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
-    noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too.
+    noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too;
+    FloatingPointError if a state became non-finite.
     """
     _check_input(x)
-    plan = _denoising(plan)
-    _check_scale(plan, x)
-    state = torch.float64 if x.dtype == torch.float64 else torch.float32
-    sigmas = torch.tensor(_levels(plan), dtype=state, device=x.device)
-    draw = _sampler(plan, noise_sampler, x, sigmas)
-    run = Run(
-        plan,
-        latent=_first(plan, x.to(state), draw),
-        start=1,
-        state_dtype=state,
-        model_dtype=x.dtype,
-        noise_source=draw,
-        preview=False,
-    )
-    _walk(run, model, x.dtype, sigmas, extra_args or {}, callback, disable)
-    return (run.x / float(plan.alpha[-1])).to(x.dtype)
+    own, look = _denoised(plan), arguments.judged(check)
+    x = x.detach() if x.requires_grad else x
+    if look:
+        _check_scale(own.scale, x)
+    draw = _sampler(own, noise_sampler, x) if own.plan.L else None
+    key = own.spares.key(own.plan, x, look)
+    run = _begun(own, own.spares.take(key), x, draw, check)
+    bar = None if disable else iter(_progress(len(own.starts), disable))
+    end = drive(run, _asker(own, run, model, extra_args or {}, callback, bar), where="k_sample")
+    if bar is not None:
+        next(bar, None)
+    run.check("k_sample")
+    own.spares.give(key, run)
+    return (end if own.alphas[-1] == 1.0 else end / own.alphas[-1]).to(x.dtype)
 
 
-def _walk(
-    run: Run,
-    model: Callable,
-    dtype: torch.dtype,
-    sigmas: Tensor,
-    extra_args: dict,
-    callback: Callable | None,
-    disable: bool | None,
-) -> None:
-    """The run to its end: the model asked in dtype at sigmas [R], callback and bar once a step."""
-    starts, before = _starts(run.plan), _before_churn(run.plan)
-    ones, bar = (
-        sigmas.new_ones([run.x.shape[0]], dtype=dtype),
-        iter(_progress(len(starts), disable)),
+class Denoised(NamedTuple):
+    """A plan for a denoiser, and what a run of it needs besides: alpha and sigma/alpha of every row
+    [R], the rows at which a step begins, numbered, sigma/alpha of the grid before churn, weights
+    and ids of the churn of row 0, what unit noise is scaled by (0 for an image), idle runs.
+    """
+
+    plan: Plan
+    alphas: list[float]
+    levels: np.ndarray
+    starts: dict[int, int]
+    before: np.ndarray | None
+    churn: list[tuple[float, int]]
+    scale: float
+    spares: Spares
+
+
+_kept: WeakKeyDictionary[Plan, Denoised] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def _denoised(plan: Plan) -> Denoised:
+    """What the plan is made into, once."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+    with _lock:
+        made = _kept.get(plan)
+        if made is None:
+            made = _made(plan)
+            if len(_kept) >= KEPT:
+                _kept.clear()
+            _kept[plan] = made
+    return made
+
+
+def _made(plan: Plan) -> Denoised:
+    own, at, ids = _denoising(plan), plan.layout, plan.ids[0].tolist()
+    drawn = enumerate(plan.program.rows[0].draws(at, masked=False))
+    return Denoised(
+        own,
+        plan.alpha.tolist(),
+        _levels(plan),
+        {row: i for i, row in enumerate(_starts(plan))},
+        _before_churn(plan),
+        [
+            (float(plan.M[0, 0, at.noise(k)]), ids[k])
+            for k, is_drawn in drawn
+            if is_drawn and ids[k]
+        ],
+        plan.init_scale / float(plan.alpha[1]) if plan.sigma[0] else 0.0,
+        Spares(),
     )
-    while not run.done:
-        row = run.row
-        asked = (run.x / float(run.plan.alpha[row])).to(dtype)
-        denoised = model(asked, sigmas[row].to(dtype) * ones, **extra_args)
+
+
+def _begun(own: Denoised, spare: Run | None, x: Tensor, draw: Callable | None, check) -> Run:
+    """A run at row 1, where x stands."""
+    state = arguments.state_dtype(x)
+    first = _first(own, x.to(state), draw)
+    if spare is not None:
+        spare.rewind(first, draw)
+        return spare
+    words = {"state_dtype": state, "model_dtype": x.dtype, "noise_source": draw, "preview": False}
+    return Run(own.plan, latent=first, start=1, check=check, **words)
+
+
+def _asker(
+    own: Denoised, run: Run, model: Callable, extra: dict, callback: Callable | None, bar
+) -> Callable:
+    """ask(x, t, row) for `drive`: the denoiser's answer at sigma = t, bar and callback once a
+    step.
+    """
+    dtype, alphas, starts = run.model_input.dtype, own.alphas, own.starts
+
+    def ours(v: object) -> bool:
+        """Is it memory that later rows write to? A model may return what it was given."""
+        mine = run.model_input.untyped_storage().data_ptr()
+        return isinstance(v, Tensor) and v.untyped_storage().data_ptr() == mine
+
+    def show(x: Tensor, t: Tensor, row: int, denoised: object) -> None:
+        i, hat = starts[row], t.new_tensor(own.levels[row])
+        sigma = hat if own.before is None else hat.new_tensor(own.before[i])
+        x, denoised = (v.clone() if ours(v) else v for v in (x, denoised))
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
+
+    def ask(x: Tensor, t: Tensor, row: int):
+        if alphas[row] != 1.0:
+            x = (run.x / alphas[row]).to(dtype)
+        denoised = model(x, t if t.dtype is dtype else t.to(dtype), **extra)
         if row in starts:
-            next(bar, None)
-        if row in starts and callback is not None:
-            i, hat = starts.index(row), sigmas[row]
-            sigma = hat if before is None else hat.new_tensor(before[i])
-            callback({"x": asked, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
-        run.step(denoised.to(dtype) if isinstance(denoised, Tensor) else denoised)
-    next(bar, None)
+            if bar is not None:
+                next(bar, None)
+            if callback is not None:
+                show(x, t, row, denoised)
+        fits = not isinstance(denoised, Tensor) or denoised.dtype is dtype
+        return denoised if fits else denoised.to(dtype)
+
+    return ask
 
 
 def _check_input(x: Tensor) -> None:
@@ -113,9 +191,9 @@ def _check_input(x: Tensor) -> None:
 
 
 def _denoising(plan: Plan) -> Plan:
-    """The same rows for a model that returns x0: m = p·x + q·x0 in the stored kind."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+    """The same rows for a model that returns x0 and is told its level: m = p·x + q·x0 in the stored
+    kind.
+    """
     if plan.G > 1 or plan.K > 0 or plan.E > 1 or int(plan.call.max()) > 0:
         raise ValueError(
             "k_sample: the plan has several branches, models or model scalars; one of each is "
@@ -135,7 +213,9 @@ def _denoising(plan: Plan) -> Plan:
         )
     p, q = plan.p.copy(), plan.q.copy()
     p[calls], q[calls] = to_kind(plan.stored, "x0", plan.alpha[calls], plan.sigma[calls])
-    return replace(plan, p=p, q=q)
+    levels = _levels(plan)
+    t = np.append(levels[1:], levels[-1])  # a row says it for the next
+    return replace(plan, p=p, q=q, c=np.ones_like(plan.c), t=t[:, None])
 
 
 def _levels(plan: Plan) -> np.ndarray:
@@ -166,45 +246,41 @@ def _before_churn(plan: Plan) -> np.ndarray | None:
     return schedule.sigma(times) / schedule.alpha(times)
 
 
-def _check_scale(plan: Plan, x: Tensor) -> None:
+def _check_scale(scale: float, x: Tensor) -> None:
     """Refuse noise that was scaled by another number than the plan's. Data of standard deviation up
-    to 1 may be mixed in.
+    to 1 may be mixed in; how large an image is, only its owner knows.
     """
-    if plan.sigma[0] == 0:  # an image, and only its owner knows how large it is
-        return
-    scale = plan.init_scale / float(plan.alpha[1])
-    rms = float(x.detach().double().square().mean().sqrt())
-    slack = 4 / math.sqrt(2 * max(x.numel(), 1))
+    n, energy = max(x.numel(), 1), float(arguments.sum_of_squares(x))
+    arguments.check_values("x", x, energy)
+    slack = 4 / math.sqrt(2 * n)
     low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, 1) * (1 + slack)
-    if scale >= LEAST_CHECKED and (rms < low or rms > high):
+    if scale < LEAST_CHECKED or 1.001 * low <= math.sqrt(energy / n) <= 0.999 * high:
+        return
+    rms = float(x.double().square().mean().sqrt())  # a closer look
+    if rms < low or rms > high:
         raise ValueError(
             f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit "
             f"noise times plan.init_scale / plan.alpha[1] = {scale:.6g} is accepted"
         )
 
 
-def _first(plan: Plan, x: Tensor, draw: Callable) -> Tensor:
+def _first(own: Denoised, x: Tensor, draw: Callable | None) -> Tensor:
     """The state at row 1: alpha·x, and the churn of the first step where row 0 draws it."""
-    at, drawn = plan.layout, plan.program.rows[0].draws(plan.layout, masked=False)
-    noises = [k for k in range(plan.L) if drawn[k] and plan.ids[0, k] != 0]
-    if not noises:
-        return x * float(plan.alpha[1])
-    churn = sum(
-        float(plan.M[0, 0, at.noise(k)]) * draw(0, int(plan.ids[0, k])).to(x.dtype) for k in noises
-    )
-    return x * float(plan.alpha[1]) + churn
+    x = x if own.alphas[1] == 1.0 else x * own.alphas[1]
+    return x + sum(w * draw(0, k).to(x.dtype) for w, k in own.churn) if own.churn else x
 
 
 def _sampler(
-    plan: Plan, noise_sampler: Callable | None, x: Tensor, sigmas: Tensor
+    own: Denoised, noise_sampler: Callable | None, x: Tensor
 ) -> Callable[[int, int], Tensor]:
     """(row, id) -> noise; a row's noise goes from its own level to the next row's."""
-    draws = Draws(plan)
+    draws = Draws(own.plan)
 
     def new(row: int) -> Tensor:
         if noise_sampler is None:
             return torch.randn_like(x)
-        return noise_sampler(sigmas[row], sigmas[row + 1])
+        levels = own.levels[row : row + 2].tolist()
+        return noise_sampler(*torch.tensor(levels, dtype=arguments.state_dtype(x), device=x.device))
 
     return lambda row, name: draws(name, lambda: new(row))
 

@@ -1,46 +1,60 @@
-"""Which backend runs the kernels: chosen once for each (device, dtype), with a reason that
+"""Which backend runs a kernel: chosen once for each (kernel, device, dtype), with a reason that
 `fastsample doctor` prints.
 
-native     C++ on the CPU, for float32 and float64 states; any of the four model dtypes
-reference  plain torch: every device and dtype, and every machine
+A backend is a module or folder of this one, named in BACKENDS, with
+
+    covers(kernel, device, dtype)    None, or in words why it cannot run that kernel there
+    bind(pool) -> launch             the step on a pool's memory (`fastsample.runtime.pool.Pool`)
+    moments, cost_matrix, cost_gather, fill        plain functions, as `reference` has them
+
+launch(row, f=(), noise=(), x_in=None, x_out=None) runs table row `row` for every sample, or with
+None the pool's own row vector. f: up to G outputs [B,*] (None: no such branch); noise: L draws
+[B,*] (None: Philox's); x_in, x_out [B,*]: where the state is read and written in place of the
+pool's. It runs on the current stream, allocates nothing, checks nothing and waits for nothing.
+Optional: launch.take(row, f) and launch.carry(row, f, x_in, x_out) look at their tensors first and
+answer False, nothing done, for any that do not fit the pool; f holds all branches, [G*B,*]. And
+launch.use(table): go by this table of the same layout, which the pool now has.
+
 A wish, by argument or by FASTSAMPLE_BACKEND, is granted or refused; nothing is replaced silently.
 """
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from threading import Lock
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from . import native, reference
-
+BACKENDS = ["native", "reference"]  # best first; the last covers everything
+KERNELS = ("step", "moments", "cost_matrix", "cost_gather")
 STATES = (torch.float32, torch.float64)
-BACKENDS = ("native", "reference")
 VARIABLE = "FASTSAMPLE_BACKEND"
 _chosen: dict[tuple, Choice] = {}
 _lock = Lock()
 
 
 class Choice(NamedTuple):
-    """A backend: its name, why it was taken, and the module with its `step`, `moments`,
-    `cost_matrix`, `cost_gather` and `fill`.
-    """
+    """A backend: its name, why it was taken, and its module."""
 
     name: str
     reason: str
     module: ModuleType
 
 
-def select(device: torch.device | str, dtype: torch.dtype, wish: str | None = None) -> Choice:
-    """The backend for tensors of `dtype` on `device`; `wish` is a name of BACKENDS, or None for
+def select(
+    kernel: str, device: torch.device | str, dtype: torch.dtype, wish: str | None = None
+) -> Choice:
+    """The backend of a kernel, one of KERNELS, for tensors of `dtype` on `device`; the noise a run
+    starts from is filled by the backend of its step. `wish` is a name of BACKENDS, or None for
     FASTSAMPLE_BACKEND, or else the best.
 
     Raises ValueError for an unknown name, RuntimeError for a wished backend that cannot run here.
     """
-    key = (torch.device(device).type, dtype, wish)
+    key = (kernel, torch.device(device).type, dtype, wish)
     choice = _chosen.get(key)
     if choice is None:
         with _lock:
@@ -49,11 +63,11 @@ def select(device: torch.device | str, dtype: torch.dtype, wish: str | None = No
 
 
 def chosen() -> dict[tuple, Choice]:
-    """Every choice made so far: (device, dtype, wish) -> Choice."""
+    """Every choice made so far: (kernel, device, dtype, wish) -> Choice."""
     return dict(_chosen)
 
 
-def _choose(device: str, dtype: torch.dtype, wish: str | None) -> Choice:
+def _choose(kernel: str, device: str, dtype: torch.dtype, wish: str | None) -> Choice:
     source = "argument"
     if wish is None and os.environ.get(VARIABLE):
         wish, source = os.environ[VARIABLE], VARIABLE
@@ -62,29 +76,63 @@ def _choose(device: str, dtype: torch.dtype, wish: str | None) -> Choice:
             f"select: backend {wish!r} (from {source}) is unknown; accepted are "
             f"{', '.join(BACKENDS)}"
         )
-    refusal = _native_refusal(device, dtype)
-    if wish == "native" and refusal:
-        raise RuntimeError(
-            f"select: backend native was asked for (from {source}) and cannot be used: {refusal}; "
-            "reference always can"
-        )
-    if wish == "reference":
-        return Choice("reference", f"asked for (from {source})", reference)
-    if refusal:
-        return Choice("reference", f"native: {refusal}", reference)
-    return Choice(
-        "native",
-        f"covers {device}/{str(dtype).removeprefix('torch.')}"
-        + (f", asked for (from {source})" if wish else ""),
-        native,
+    refused, asked = [], [f"asked for (from {source})"] if wish else []
+    for name in BACKENDS if wish is None else [wish]:
+        module = import_module(f".{name}", __package__)
+        refusal = module.covers(kernel, torch.device(device), dtype)
+        if refusal is None:
+            here = f"covers {device}/{str(dtype).removeprefix('torch.')}"
+            return Choice(name, ", ".join([*(refused or [here]), *asked]), module)
+        refused.append(f"{name}: {refusal}")
+    raise RuntimeError(
+        f"select: backend {wish} was asked for (from {source}) and cannot be used: {refusal}; "
+        f"{BACKENDS[-1]} always can"
     )
 
 
-def _native_refusal(device: str, dtype: torch.dtype) -> str | None:
-    if native.MISSING:
-        return native.MISSING
-    if device != "cpu":
-        return f"built for the CPU, tensors are on {device}"
-    if dtype not in native.DTYPES:
-        return f"no kernels for {dtype}"
-    return None
+def bound(choice: Choice, pool):
+    """The backend's launch over the pool, with take and carry."""
+    launch = choice.module.bind(pool)
+    return launch if hasattr(launch, "take") else Looking(pool, launch)
+
+
+class Looking:
+    """A launch with take and carry where the backend has none: tensors are looked at in Python."""
+
+    def __init__(self, pool, launch):
+        self._launch, self._pool = launch, pool
+        outputs = pool.table.layout.G * pool.batch
+        self._f = torch.Size((outputs, *pool.x.shape[1:])), pool.model_dtype
+        self._x = pool.x.shape, pool.x.dtype
+        if hasattr(launch, "use"):
+            self.use = launch.use
+
+    def __call__(self, row, f=(), noise=(), x_in=None, x_out=None) -> None:
+        self._launch(row, f, noise, x_in, x_out)
+
+    def take(self, row: int, f: Tensor) -> bool:
+        return f is not None and self.carry(row, f, None, None)
+
+    def carry(self, row: int, f: Tensor | None, x_in: Tensor | None, x_out: Tensor | None) -> bool:
+        strides, device = self._pool.x.stride(), self._pool.x.device
+        for tensor, (shape, dtype) in ((f, self._f), (x_in, self._x), (x_out, self._x)):
+            if tensor is not None and not (
+                tensor.__class__ is Tensor
+                and tensor.shape == shape
+                and tensor.dtype is dtype
+                and tensor.device == device
+                and alike(tensor, strides)
+            ):
+                return False
+        G = self._pool.table.layout.G
+        outputs = () if f is None else (f,) if G == 1 else f.unflatten(0, (G, -1)).unbind(0)
+        self._launch(row, outputs, (), x_in, x_out)
+        return True
+
+
+def alike(tensor: Tensor, strides: tuple[int, ...]) -> bool:
+    """Has it these strides, axes of length 1 apart, which lie anywhere, as does what is empty?"""
+    own = tensor.stride()
+    if own == strides or tensor.numel() == 0:
+        return True
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, own, strides, strict=True))

@@ -22,9 +22,9 @@ from .ops import register
 _matrix = register(
     "cost_matrix",
     "(Tensor[] U, Tensor c, Tensor X, Tensor band, float p, str? backend) -> Tensor",
-    lambda U, c, X, band, p, backend: select(X.device, X.dtype, backend).module.cost_matrix(
-        U, c, X, band, p
-    ),
+    lambda U, c, X, band, p, backend: select(
+        "cost_matrix", X.device, X.dtype, backend
+    ).module.cost_matrix(U, c, X, band, p),
     lambda U, c, X, band, p, backend: X.new_empty(
         X.shape[0], c.shape[1], X.shape[1], dtype=torch.float64
     ),
@@ -33,9 +33,9 @@ _matrix = register(
 _gather = register(
     "cost_gather",
     "(Tensor[] U, Tensor c, Tensor i_star, str? backend) -> Tensor",
-    lambda U, c, i_star, backend: select(c.device, U[0].dtype, backend).module.cost_gather(
-        U, c, i_star
-    ),
+    lambda U, c, i_star, backend: select(
+        "cost_gather", c.device, U[0].dtype, backend
+    ).module.cost_gather(U, c, i_star),
     lambda U, c, i_star, backend: U[0].new_empty(U[0].shape[0], c.shape[2], U[0].shape[2]),
     lambda U, c, i_star, backend: reference.cost_gather(U, c, i_star),
 )

@@ -33,7 +33,7 @@ def _fake(a, b, backend):
 _run = register(
     "moments",
     "(Tensor[] a, Tensor[] b, str? backend) -> (Tensor, Tensor)",
-    lambda a, b, backend: select(a[0].device, a[0].dtype, backend).module.moments(a, b),
+    lambda a, b, backend: select("moments", a[0].device, a[0].dtype, backend).module.moments(a, b),
     _fake,
     lambda a, b, backend: reference.moments(a, b),
 )

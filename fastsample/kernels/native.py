@@ -1,19 +1,19 @@
-"""The kernels in C++ (`fastsample._C`): same arguments and results as `reference`, bit-equal to it
-for `step` and noise.
+"""The kernels in C++ (`fastsample._C`): same results as `reference`, bit-equal to it for the step
+and its noise.
 
-Tensors cross as raw addresses of contiguous memory, which this file makes sure of; `Run` binds its
-own buffers once through `bind`.
+Tensors cross as raw addresses, which this file makes sure of; a launch is bound to a pool's memory
+once.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import reduce
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-
-from .layout import DU, DV, Layout
 
 try:
     from .. import _C
@@ -21,6 +21,13 @@ try:
     MISSING = None
 except ImportError as error:
     _C, MISSING = None, f"fastsample._C is not built ({error})"
+    if find_spec("fastsample._C") is not None:
+        MISSING = f"fastsample._C is there and does not load ({error})"
+        warnings.warn(
+            f"fastsample: its binary is there and does not load ({error}); everything runs on the "
+            "slower backend reference",
+            stacklevel=2,
+        )
 
 DTYPES = {
     torch.float32: "float32",
@@ -28,175 +35,138 @@ DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
+# stands in for an empty tensor, whose address is 0 and would mean "absent"
+_NOWHERE = torch.zeros(1, device="cpu")
+_MEMORY = (
+    "model_input",
+    "preview",
+    "status",
+    "seed",
+    "stage",
+    "scale",
+    "noise_scale",
+    "weights",
+    "bound",
+    "mask",
+    "known",
+    "row",
+    "place",
+    "f_index",
+)
 
 
-_NOWHERE = torch.zeros(
-    1, device="cpu"
-)  # stands in for an empty tensor, whose address is 0 and would mean "absent"
+def _exchange() -> bool:
+    """Can C look at torch's tensors themselves? Not before torch had a DLPack exchange table."""
+    try:
+        return _C is not None and bool(_C.use_exchange(Tensor))
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+EXCHANGE = _exchange()
+
+
+def covers(kernel: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if MISSING:
+        return MISSING
+    if device.type != "cpu":
+        return f"built for the CPU, tensors are on {device.type}"
+    return None if dtype in DTYPES else f"no kernels for {dtype}"
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where the elements of a contiguous tensor lie; 0 for None."""
+    """Where the elements of a dense tensor lie; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr() or _NOWHERE.data_ptr()
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream of a device, as the C interface takes it."""
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+
+
+def bind(pool) -> Launch | Plain:
+    return Launch(pool) if EXCHANGE and pool.x.device.type == "cpu" else Plain(pool)
+
+
+class Plain:
+    """The step over a pool's memory, by addresses: the pool is the caller's to keep."""
+
+    def __init__(self, pool):
+        held = {name: getattr(pool, name) for name in _MEMORY}
+        held = {name: address(value) for name, value in held.items() if value is not None}
+        for name in ("mask", "known"):
+            value = getattr(pool, name)
+            if value is not None:
+                held[f"{name}_batch_stride"] = 0 if value.shape[0] == 1 else pool.elements
+        self._indexed, device = pool.f_index is not None, pool.x.device
+        self._device = None if device.type == "cpu" else device
+        held |= dict(batch=pool.batch, elements=pool.elements, pool=pool.x.shape[0])
+        inner = pool.inner if pool.groups > 1 else 0
+        held |= dict(groups=pool.groups, inner=inner, copies=pool.copies)
+        held |= dict(x=address(pool.x), slots=address(pool.slots) if len(pool.slots) else 0)
+        held |= dict(slot_stride=pool.slots.stride(0) if pool.x.numel() else 0, device=device.type)
+        held |= dict(state_dtype=DTYPES[pool.x.dtype], model_dtype=DTYPES[pool.model_dtype])
+        self.step = _C.Step(**pool.table.layout._asdict(), **held)
+        self.use(pool.table)
+
+    def use(self, table) -> None:
+        """Go by this table, of the same layout."""
+        self.step.set("table_f", address(table.f))
+        self.step.set("table_i", address(table.i))
+        self.step.set("table_rows", table.f.shape[0])
+
+    def __call__(self, row, f=(), noise=(), x_in=None, x_out=None) -> None:
+        step = self.step
+        if noise:
+            step.set("noise", [address(n) for n in noise])
+        if self._indexed:
+            step.set("outputs", max((v.shape[0] for v in f if v is not None), default=0))
+        if self._device is not None:
+            step.set("stream", stream_of(self._device))
+        ends = {"x_in": x_in, "x_out": x_out}
+        for name, tensor in ends.items():
+            if tensor is not None:
+                step.set(name, address(tensor))
+        step.at(-1 if row is None else row, *(address(v) for v in f))
+        for name, tensor in ends.items():
+            if tensor is not None:
+                step.set(name, 0)
+        if noise:
+            step.set("noise", [])
+
+
+class Launch(Plain):
+    """The same with take and carry, which look at the tensors in C."""
+
+    def __init__(self, pool):
+        super().__init__(pool)
+        G, sizes = pool.table.layout.G, pool.x.shape[1:]
+        like = {"dtype": pool.model_dtype, "device": pool.x.device}
+        f = torch.empty_strided((G * pool.batch, *sizes), pool.x.stride(), **like)
+        self.step.expect(f, G)
+        self.step.expect_state(pool.x)
+        self.take, self.carry = self.step.take, self.step.carry
+
+
+def fill(out: Tensor, seed: Tensor, noise_id: int, stage: Tensor | None = None) -> None:
+    """out[b] = normal(seed[b], noise_id), in place; out [B, ...] float32 or float64, contiguous."""
+    sizes = dict(batch=out.shape[0], elements=_elements(out), id=noise_id & 0xFFFFFFFF)
+    where = _where(out, out.dtype)
+    _C.noise_fill(out=out.data_ptr(), seed=seed.data_ptr(), stage=address(stage), **sizes, **where)
+
+
+def energy(v: Tensor) -> float:
+    """sum v² of a contiguous tensor, NaN or Inf where an element is."""
+    return _C.energy(v.data_ptr(), v.numel(), DTYPES[v.dtype])
 
 
 def _elements(x: Tensor) -> int:
     return x[0].numel() if x.shape[0] else 0
 
 
-def fill(out: Tensor, seed: Tensor, noise_id: int) -> None:
-    """out[b] = normal(seed[b], noise_id), in place; out [B, ...] float32 or float64, contiguous."""
-    _C.noise_fill(
-        out=out.data_ptr(),
-        batch=out.shape[0],
-        elements=_elements(out),
-        id=noise_id,
-        seed=seed.data_ptr(),
-        dtype=DTYPES[out.dtype],
-    )
-
-
-def bind(
-    dims: Sequence[int],
-    x: Tensor,
-    table_f: Tensor,
-    table_i: Tensor,
-    row: Tensor,
-    model_dtype: torch.dtype,
-    **tensors,
-):
-    """A `_C.Step` over buffers that must outlive it; keywords are tensors, lists of tensors or
-    sizes under the names of `_C.Step`.
-    """
-    fixed = {
-        name: address(t)
-        if isinstance(t, Tensor)
-        else [address(v) for v in t]
-        if isinstance(t, list)
-        else t
-        for name, t in tensors.items()
-    }
-    return _C.Step(
-        batch=x.shape[0],
-        elements=_elements(x),
-        table_rows=table_f.shape[0],
-        table_f=address(table_f),
-        table_i=address(table_i),
-        x=address(x),
-        row=address(row),
-        state_dtype=DTYPES[x.dtype],
-        model_dtype=DTYPES[model_dtype],
-        **Layout(*dims)._asdict(),
-        **fixed,
-    )
-
-
-def step(
-    x: Tensor,
-    slots: Sequence[Tensor],
-    f: Sequence[Tensor],
-    table_f: Tensor,
-    table_i: Tensor,
-    row: Tensor,
-    dims: Sequence[int],
-    *,
-    f_index: Tensor | None = None,
-    scale: Tensor | None = None,
-    seed: Tensor | None = None,
-    noise_scale: Tensor | None = None,
-    weights: Tensor | None = None,
-    bound: Tensor | None = None,
-    noise: Sequence[Tensor] = (),
-    mask: Tensor | None = None,
-    known: Tensor | None = None,
-    inner: int = 0,
-    model_dtype: torch.dtype | None = None,
-    preview: bool = False,
-    structure: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One row for each sample of a batch, into fresh memory; the C++ kernel works on the copies in
-    place.
-    """
-    state, model = x.dtype, model_dtype or x.dtype
-    fresh = lambda t: t.to(state).contiguous()
-    new = x.clone(memory_format=torch.contiguous_format)
-    pool = torch.stack([s.contiguous() for s in slots]) if slots else new.new_empty(0)
-    row, table_f, table_i = row.int().contiguous(), table_f.contiguous(), table_i.contiguous()
-    given = (
-        model if all(v.dtype == model for v in f) else state
-    )  # one model dtype in the kernel: widen outputs that differ from it
-    f = [v.to(given).contiguous() for v in f]
-    held = {
-        "f_index": None if f_index is None else f_index.int().contiguous(),
-        "scale": None if scale is None else fresh(scale),
-        "seed": None if seed is None else seed.contiguous(),
-        "noise_scale": None if noise_scale is None else fresh(noise_scale),
-        "weights": None if weights is None else fresh(weights),
-        "bound": None if bound is None else fresh(bound),
-        "mask": None if mask is None else fresh(mask),
-        "known": None if known is None else fresh(known),
-        "noise": [fresh(n) for n in noise],
-        "f": f,
-        "slots": pool,
-        "model_input": torch.zeros_like(new, dtype=given),
-        "preview": torch.zeros_like(new) if preview else None,
-        "status": x.new_zeros(x.shape[0], dtype=torch.int32),
-    }
-    groups = row.shape[1] if row.dim() == 2 else 1
-    sizes = {
-        "outputs": f[0].shape[0] if f else x.shape[0],
-        "groups": groups,
-        "inner": inner if groups > 1 else 0,
-    }
-    kernel = bind(
-        dims,
-        new,
-        table_f,
-        table_i,
-        row,
-        given,
-        **sizes,
-        **{k: v for k, v in held.items() if v is not None},
-    )
-    kernel(address(row), *(address(v) for v in f))
-    u, v = _written(
-        new, pool, table_i, row, held["status"], inner, structure if f_index is None else None
-    )
-    return (
-        new,
-        u,
-        v,
-        held["model_input"].to(model),
-        held["preview"] if preview else new.new_empty(0),
-        held["status"],
-    )
-
-
-def _written(
-    x: Tensor, pool: Tensor, table_i: Tensor, row: Tensor, status: Tensor, inner: int, structure
-) -> list[Tensor]:
-    """u and v as the slots now hold them: nothing where the structure says unwritten, +0 for
-    samples that did not write.
-    """
-    if structure is not None:
-        return [pool[d] if d >= 0 else x.new_empty(0) for d in structure[3:5]]
-    if not pool.numel():
-        return [torch.zeros_like(x), torch.zeros_like(x)]
-    good = (status & 7) == 0
-    shape = (
-        (x.shape[0], -1, row.shape[1], inner)
-        if row.dim() == 2 and row.shape[1] > 1
-        else (x.shape[0], 1, 1, -1)
-    )
-    words = table_i[torch.where(good.view(-1, *[1] * (row.dim() - 1)), row, 0).long()].view(
-        x.shape[0], 1, shape[2], 1, -1
-    )
-    slots, out = pool.view(pool.shape[0], *x.view(shape).shape), []
-    for d in (DU, DV):
-        slot = words[..., d].long()
-        value = torch.gather(slots, 0, slot.clamp(min=0).expand(slots.shape[1:])[None])[0]
-        out.append(torch.where((slot >= 0) & good.view(-1, 1, 1, 1), value, 0).view(x.shape))
-    return out
+def _where(tensor: Tensor, dtype: torch.dtype) -> dict:
+    device = tensor.device
+    return dict(dtype=DTYPES[dtype], device=device.type, stream=stream_of(device))
 
 
 def _common(*groups: Sequence[Tensor]) -> tuple[torch.dtype, list[list[Tensor]]]:
@@ -208,59 +178,33 @@ def _common(*groups: Sequence[Tensor]) -> tuple[torch.dtype, list[list[Tensor]]]
 def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     dtype, (a, b) = _common(a, b)
     batch = a[0].shape[0]
-    dots, peaks = (
-        a[0].new_zeros(batch, len(a), len(b), dtype=torch.float64),
-        a[0].new_zeros(batch, len(a), dtype=torch.float64),
-    )
-    _C.moments(
-        a=[t.data_ptr() for t in a],
-        b=[t.data_ptr() for t in b],
-        batch=batch,
-        elements=_elements(a[0]),
-        dots=dots.data_ptr(),
-        max_abs=peaks.data_ptr(),
-        dtype=DTYPES[dtype],
-    )
+    dots = a[0].new_zeros(batch, len(a), len(b), dtype=torch.float64)
+    peaks = a[0].new_zeros(batch, len(a), dtype=torch.float64)
+    arrays = dict(a=[t.data_ptr() for t in a], b=[t.data_ptr() for t in b])
+    sizes = dict(batch=batch, elements=_elements(a[0]))
+    ends = dict(dots=dots.data_ptr(), max_abs=peaks.data_ptr())
+    _C.moments(**arrays, **sizes, **ends, **_where(a[0], dtype))
     return dots, peaks
 
 
 def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: float = 2.0) -> Tensor:
     dtype, (U, (X,)) = _common(U, [X])
     c, band = c.double().contiguous(), band.int().contiguous()
-    batch, I, D = U[0].shape  # noqa: E741
-    out = X.new_empty(batch, I, X.shape[1], dtype=torch.float64)
-    _C.cost_matrix(
-        U=[u.data_ptr() for u in U],
-        c=c.data_ptr(),
-        X=X.data_ptr(),
-        band=band.data_ptr(),
-        out=out.data_ptr(),
-        batch=batch,
-        I=I,
-        J=X.shape[1],
-        D=D,
-        p=p,
-        dtype=DTYPES[dtype],
-    )
+    sizes = dict(zip(("batch", "I", "D"), U[0].shape, strict=True)) | {"J": X.shape[1]}
+    out = X.new_empty(sizes["batch"], sizes["I"], sizes["J"], dtype=torch.float64)
+    arrays = dict(U=[u.data_ptr() for u in U], c=c.data_ptr(), X=X.data_ptr())
+    arrays |= dict(band=band.data_ptr(), out=out.data_ptr())
+    _C.cost_matrix(**arrays, **sizes, p=p, **_where(out, dtype))
     return out
 
 
 def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor) -> Tensor:
     dtype, (U,) = _common(U)
     c, i_star = c.double().contiguous(), i_star.int().contiguous()
-    batch, I, D = U[0].shape  # noqa: E741
-    J = c.shape[2]
-    out = U[0].new_empty(batch, J, D, dtype=dtype)
-    _C.cost_gather(
-        U=[u.data_ptr() for u in U],
-        c=c.data_ptr(),
-        i_star=i_star.data_ptr(),
-        i_star_batch_stride=J if i_star.dim() == 2 else 0,
-        out=out.data_ptr(),
-        batch=batch,
-        I=I,
-        J=J,
-        D=D,
-        dtype=DTYPES[dtype],
-    )
+    sizes = dict(zip(("batch", "I", "D"), U[0].shape, strict=True)) | {"J": c.shape[2]}
+    out = U[0].new_empty(sizes["batch"], sizes["J"], sizes["D"], dtype=dtype)
+    stride = sizes["J"] if i_star.dim() == 2 else 0
+    arrays = dict(U=[u.data_ptr() for u in U], c=c.data_ptr(), i_star=i_star.data_ptr())
+    arrays |= dict(i_star_batch_stride=stride, out=out.data_ptr())
+    _C.cost_gather(**arrays, **sizes, **_where(out, dtype))
     return out

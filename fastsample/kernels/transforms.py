@@ -49,12 +49,19 @@ def active(*given: object) -> str | None:
             if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before):
                 return "torch.export" if torch.compiler.is_exporting() else name
     for tensor in given:
+        if tensor is None or tensor.__class__ is Tensor:
+            continue
         if (
             isinstance(tensor, Tensor)
             and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
         ):
             return type(tensor).__name__
     return "forward-mode differentiation" if tangents(given) else None
+
+
+def watched() -> bool:
+    """May a transform be active in this thread? What needs a closer look, `active`, is in doubt."""
+    return bool(tracing() or modes() or fx._is_fx_tracing_flag or forward_ad._current_level >= 0)
 
 
 def hides_from_compiler() -> bool:

@@ -71,11 +71,12 @@ from torch import Tensor
 
 from .. import solvers
 from ..guidance import guided
-from ..kernels.noise import digest, drawn_seed, normal
+from ..kernels import normal
 from ..model import Model
 from ..plan import Plan
 from ..runtime.arguments import integer
 from ..runtime.conditions import branches_of
+from ..runtime.sources import digest, drawn_seed
 from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
 from . import _compare, _teacher

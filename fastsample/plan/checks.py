@@ -38,12 +38,15 @@ def _check_shapes(plan: Plan) -> None:
         shape, want = getattr(plan, field.name).shape, (plan.rows, *plan.layout.shape(field))
         if shape != want:
             raise PlanError(f"plan: {field.name} has shape {list(shape)}; {list(want)} is needed")
-    if not isinstance(plan.note, dict):
-        raise PlanError(f"plan: the note is a {type(plan.note).__name__}; a dict is needed")
-    if plan.note.get("stored", "x0") not in list(STORED):
+    check_note(plan.note)
+
+
+def check_note(note: object) -> None:
+    if not isinstance(note, dict):
+        raise PlanError(f"plan: the note is a {type(note).__name__}; a dict is needed")
+    if note.get("stored", "x0") not in list(STORED):
         raise PlanError(
-            f"plan: the note's stored kind is {plan.note['stored']!r}; {', '.join(STORED)} are "
-            "accepted"
+            f"plan: the note's stored kind is {note['stored']!r}; {', '.join(STORED)} are accepted"
         )
 
 

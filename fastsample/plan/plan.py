@@ -26,7 +26,7 @@ import numpy as np
 
 from . import consistency, text
 from . import file as plan_file
-from .checks import check
+from .checks import check, check_note
 from .note import frozen
 from .numbers import with_numbers
 from .row import FIELDS, Layout, PlanError, Program, RowShape, blank, moved
@@ -249,8 +249,11 @@ class Plan:
         return with_numbers(self, arrays)
 
     def with_note(self, **changes: object) -> Plan:
-        """The same rows with entries of the note replaced or added."""
-        return replace(self, note={**self.note, **changes})
+        """The same rows, not checked again, with entries of the note replaced or added."""
+        twin, note = object.__new__(type(self)), {**self.note, **changes}
+        check_note(note)
+        twin.__dict__.update(self.__getstate__(), note=frozen(note))
+        return twin
 
     def remake(self, start: int | float | None = None) -> Plan:
         """Compile the same solver on grid[start:] for an image, or with None for noise again, from

@@ -212,6 +212,10 @@ class RowShape(NamedTuple):
     clips: bool
     call: int
 
+    @property
+    def dst(self) -> tuple[int, int]:
+        return self.du, self.dv
+
     def reads_operand(self, column: int) -> bool:
         return bool(self.reads >> column & 1)
 

@@ -4,14 +4,16 @@ refusal is one sentence, before any kernel runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import index
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import transforms
+from ..kernels import native, transforms
 from ..kernels.backend import STATES
 from ..plan import Plan
 
@@ -22,6 +24,9 @@ STD_RANGE, STD_ELEMENTS = (
 )  # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
 
 
+LOW, HIGH = (bound**2 for bound in STD_RANGE)
+
+
 def dtypes(where: str, state: object, model: object) -> None:
     """Refuse a state dtype outside STATES and a model dtype outside MODELS (None: not said yet)."""
     if state not in STATES or model not in (None, *MODELS):
@@ -29,6 +34,11 @@ def dtypes(where: str, state: object, model: object) -> None:
             f"{where}: state_dtype {state}, model_dtype {model}; a float32 or float64 state and a "
             "floating model are accepted"
         )
+
+
+def state_dtype(given: Tensor) -> torch.dtype:
+    """The state that a loop for somebody else keeps: float32, float64 for a float64 tensor."""
+    return torch.float64 if given.dtype == torch.float64 else torch.float32
 
 
 def integer(value: object) -> int | None:
@@ -52,9 +62,11 @@ def start(
     device,
     image: bool,
     gradients: bool = False,
+    look: bool = True,
 ) -> tuple[Tensor | None, tuple[int, ...], torch.device]:
     """The tensor a run starts from (None: to be drawn), the batch's shape [B,*], and its device.
-    image: the plan begins from an image.
+    image: the plan begins from an image. look: its numbers are looked at where they can be at
+    once (on a device by whoever reads the end of the run).
     """
     both = (
         noise is not None and latent is not None and shape is None and image
@@ -77,7 +89,7 @@ def start(
         return None, size, device or torch.device("cpu")
     for name, given in (("noise", noise), ("latent", latent)):
         if given is not None:
-            _checked(name, given, device, gradients)
+            _checked(name, given, device, gradients, look)
     if both and (noise.shape != latent.shape or noise.device != latent.device):
         raise ValueError(
             f"Run: noise is {list(noise.shape)} on {noise.device} and latent {list(latent.shape)} "
@@ -111,7 +123,7 @@ def _device(wish: object) -> torch.device:
         ) from error
 
 
-def _checked(name: str, given: object, device, gradients: bool) -> None:
+def _checked(name: str, given: object, device, gradients: bool, look: bool) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"Run: {name} is a {type(given).__name__}; a torch tensor [B, *] is needed")
     if given.layout != torch.strided or not given.is_floating_point() or given.dim() < 1:
@@ -124,7 +136,7 @@ def _checked(name: str, given: object, device, gradients: bool) -> None:
             f"Run: {name} is on {given.device} and device={device}; move it, or leave device out"
         )
     refuse_gradients(name, given, gradients)
-    if readable(gradients, given):
+    if look and given.device.type == "cpu" and readable(gradients, given):
         check_values(name, given)
 
 
@@ -143,29 +155,43 @@ def refuse_gradients(name: str, given: Tensor, kept: bool) -> None:
         )
 
 
-def check_values(name: str, given: Tensor) -> None:
-    """Refuse non-finite values, and noise that is not a unit normal by its standard deviation."""
+def check_values(name: str, given: Tensor, energy: float | None = None) -> None:
+    """Refuse non-finite values, and noise that is not a unit normal by its standard deviation: by
+    one sum of squares (energy, where it is known), and only where that is amiss by a closer look.
+    """
+    n, energy = given.numel(), float(sum_of_squares(given)) if energy is None else energy
+    unit = name == "noise" and n >= STD_ELEMENTS
+    if (LOW * n <= energy <= HIGH * n) if unit else energy < math.inf:
+        return
     bad = ~torch.isfinite(given)
     if bool(bad.any()):
-        samples = (
-            bad.flatten(1).any(1).nonzero().flatten().tolist()
-            if given.dim() > 1
-            else bad.nonzero().flatten().tolist()
-        )
+        bad = bad.flatten(1).any(1) if given.dim() > 1 else bad
+        samples = ", ".join(map(str, bad.nonzero().flatten().tolist()[:8]))
         raise ValueError(
-            f"Run: {name} holds NaN or Inf in sample {', '.join(map(str, samples[:8]))}; finite "
-            "numbers are needed"
+            f"Run: {name} holds NaN or Inf in sample {samples}; finite numbers are needed"
         )
-    if name == "noise" and given.numel() >= STD_ELEMENTS:
-        std = float(given.detach().float().std())
-        if not STD_RANGE[0] <= std <= STD_RANGE[1]:
-            hint = (
-                "already scaled by sigma? pass latent= with start=1 (row 0 multiplies by "
-                "plan.init_scale)"
-            )
-            raise ValueError(
-                f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; {hint}"
-            )
+    std = float(given.detach().float().std()) if unit else 1.0
+    if not STD_RANGE[0] <= std <= STD_RANGE[1]:
+        raise ValueError(
+            f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; already scaled by "
+            "sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
+        )
+
+
+def sum_of_squares(v: Tensor) -> float | Tensor:
+    """sum v², NaN or Inf where an element is; a tensor where reading it would wait for a device."""
+    if v.device.type == "cpu" and native.MISSING is None and v.is_contiguous():
+        return native.energy(v)
+    flat = v.detach().flatten()
+    flat = flat if flat.dtype in STATES else flat.float()
+    return torch.dot(flat, flat)
+
+
+def judged(check: object) -> bool:
+    """Are noise and status looked at? check: "end" or None."""
+    if check not in ("end", None):
+        raise ValueError(f"Run: check is {check!r}; 'end' and None are accepted")
+    return check is not None
 
 
 def entry(
@@ -210,7 +236,7 @@ def entry(
             f"latent are {entries};"
             " elsewhere make the plan with start=, or use plan.remake(start=...)"
         )
-    if noise and row > 0 and not (drawn_from(plan, row, masked) == 0).any():
+    if noise and row > 0 and 0 not in drawn_from(plan, row, masked):
         raise ValueError(
             f"Run: noise= stands beside the state at row {row}, and no row from there on reads it; "
             "leave it out, or start= to have the "
@@ -322,14 +348,23 @@ def blend(
 
 def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:
     """Noise id of each of the L noise operands that the row draws, None for those it does not."""
-    first = 3 + plan.S + plan.G
-    used = plan.reads[row] >> first | (plan.known_reads[row] >> 1 if masked else 0)
-    return [int(plan.ids[row, k]) if used >> k & 1 else None for k in range(plan.L)]
+    draws = plan.program.rows[row].draws(plan.layout, masked)
+    return [k if drawn else None for k, drawn in zip(plan.ids[row].tolist(), draws, strict=True)]
 
 
-def drawn_from(plan: Plan, first: int, masked: bool) -> np.ndarray:
-    """Noise ids [rows, L] that the rows from `first` on draw, -1 where they draw none."""
-    used = plan.reads[first:-1] >> (3 + plan.S + plan.G) | (
-        plan.known_reads[first:-1] >> 1 if masked else 0
-    )
-    return np.where(used[:, None] >> np.arange(plan.L) & 1, plan.ids[first:-1], -1)
+def drawn_from(plan: Plan, first: int, masked: bool) -> set[int]:
+    """Noise ids that the rows from `first` on draw."""
+    rows = range(first, plan.rows - 1)
+    return {k for row in rows for k in drawn(plan, row, masked) if k is not None}
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """What these checks refuse as "Run: ..." is refused in the name of another door."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        head, _, said = str(error).partition(": ")
+        if head not in ("Run", "Sampler"):
+            raise
+        raise type(error)(f"{where}: {said}") from None

@@ -1,24 +1,42 @@
-"""A whole run as one pure function of tensors: what `compile-loop` compiles and what gradients flow
-through.
+"""The compiled modes: a model as a graph (`compile-model`), and every row of a run as one graph
+(`compile-loop`): the model, a region compiled once however many rows ask it, and between its calls
+`fastsample::step_` on the run's own memory.
 
-The structure of the plan (what each row reads and writes, which model it asks) is Python, its
-numbers are tensors: one trace serves every plan of one `plan.program`.
+Row 0, and whatever else comes before the first call of the model, runs outside the graph, when the
+run is begun. A graph is made for a program, hence for every plan of it, for any seed and scale, for
+the sizes and order of a sample, for a form of conditions, and for a batch of one or of any number.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
+from threading import Lock
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from ..kernels.layout import Layout
-from ..plan import Plan
 from . import outputs
+from .conditions import answer, form, unshared
+from .drive import WRITTEN
+from .run import Run
+from .step_op import STEP
 
+MOST = 16  # graphs that a Sampler and those made from it keep
 _numbers = count()
+
+
+def compiled_model(model: Callable) -> Callable:
+    """The model under torch.compile, with a cache of its own."""
+    return torch.compile(distinct(plain(model)))
+
+
+def graph(function: Callable) -> Callable:
+    """The function as one graph."""
+    return torch.compile(function, fullgraph=True)
 
 
 def distinct(function: Callable) -> Callable:
@@ -36,208 +54,204 @@ def distinct(function: Callable) -> Callable:
     return twin
 
 
-class Program:
-    """run(x, ...) over the rows of a plan from row `first`, by `step` (the definition: to be fused,
-    or under autograd).
-
-    ask[k](x, t, conditions, used) is model k, conditions one dict a branch; it returns [G*B,*] for
-    all branches, or a list of G with None where the row uses no such branch. keep: also return
-    every state. region marks what is compiled once: each kind of row is one, given its operands and
-    no others, each once, because torch matches the tensors of a repeated region by the order in
-    which distinct ones appear.
+def plain(model: Callable) -> Callable:
+    """The model as a plain function: a callable object is inlined by the compiler, a wrapped one is
+    not always.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        first: int,
-        step: Callable,
-        ask: Sequence[Callable],
-        model_dtype: torch.dtype,
-        keep: bool,
-        region: Callable = lambda function: function,
-    ):
-        self.dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
-        self.rows, self.first, self.ask, self.model_dtype, self.keep = (
-            [(row.call, *row[:6]) for row in plan.program.rows],
-            first,
-            tuple(ask),
-            model_dtype,
+    def ask(x: Tensor, t: Tensor, **cond):
+        return model(x, t, **cond)
+
+    return ask
+
+
+class Graphs:
+    """The compiled loops of a Sampler and of those made from it for other plans, the longest unused
+    dropped first beyond MOST.
+    """
+
+    def __init__(self, models: Sequence[Callable]) -> None:
+        self._models, self._kept, self._lock = tuple(models), OrderedDict(), Lock()
+
+    def drive(
+        self, run: Run, conditions: Sequence[dict], joint: dict | None, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(x, states): the state at the end of a run that has begun, in memory of its own, and with
+        `keep` the state as each row that asks a model begins, and at the end. conditions, joint: as
+        for `answer`.
+
+        Raises ValueError, one sentence, caused by a line of torch's, for a model that does not fit
+        or is not one graph; a failure of the code generator behind the graph is raised as it is.
+        """
+        if run.done:
+            return run.x.clone(), [run.x.clone()] if keep else []
+        if run.prepared is None:
+            run.prepared = _prepared(run)
+        kind, memory = run.prepared
+        told = [*conditions, *([] if joint is None else [joint])]
+        told = unshared(told) if any(told) else told
+        drawn = run.given_noise()
+        key = (
+            kind,
+            run.row,
             keep,
+            joint is None,
+            form(told) if any(told) else None,
+            form(drawn) if drawn else None,
         )
-        kinds = sorted({(tuple(row[1:]), own) for row in self.rows for own in (False, True)})
-        self.steps = {kind: region(distinct(self._bound(step, kind[0]))) for kind in kinds}
+        with self._lock:
+            loop = self._kept.pop(key, None) or Loop(run, self._models, joint is not None, keep)
+            self._kept[key] = loop
+            if len(self._kept) > MOST:
+                self._kept.popitem(last=False)
+        out = [run.x.clone()] if keep else []
+        out += [torch.empty_like(run.x) for _ in loop.writes]
+        _any_batch(run.x.shape[0], (told, drawn, out))
+        loop(memory, out, drawn, told)
+        run.finish()
+        return out[-1], out
 
-    def _bound(self, step: Callable, structure: tuple[int, ...]) -> Callable:
-        def row_of(x, table_f, table_i, row, used):
-            at = self.dims
-            f = used.get("f", [x] * at.G)
-            f = f if isinstance(f, list) else list(f.unflatten(0, (at.G, x.shape[0])).unbind(0))
-            noise = (
-                [used.get(f"n{k}", x) for k in range(at.L)]
-                if any(f"n{k}" in used for k in range(at.L))
-                else []
-            )
-            rest = {
-                name: used.get(name) for name in ("seed", "scale", "noise_scale", "mask", "known")
-            }
-            slots = [used.get(f"r{s}", x) for s in range(at.S)]
-            new, u, v, model_input, _, status = step(
-                x,
-                slots,
-                [x if g is None else g for g in f],
-                table_f,
-                table_i,
-                row,
-                at,
-                noise=noise,
-                **rest,
-                model_dtype=self.model_dtype,
-                structure=structure,
-            )
-            return (
-                new,
-                model_input,
-                status,
-                [value for slot, value in zip(structure[3:5], (u, v), strict=True) if slot >= 0],
-            )
 
-        return row_of
+class Kind:
+    """Words that tell one graph from another, hashed once: a program has many."""
 
-    def used(self, row: int) -> tuple[bool, ...]:
-        """Which branches a row needs from the model."""
-        _, reads, branches, *_ = self.rows[row]
-        return tuple(
-            bool((branches >> g | reads >> (self.dims.m + 2 + g)) & 1) for g in range(self.dims.G)
-        )
+    def __init__(self, *words: Hashable) -> None:
+        self.words, self._hash = words, hash(words)
 
-    def _operands(self, row: int, slots: dict, f, requested: dict) -> dict:
-        """What this row reads, by name; nothing else goes into its region."""
-        _, reads, branches, known, *_ = self.rows[row]
-        at, masked = self.dims, requested["mask"] is not None and known != 0
-        drawn = [
-            k for k in range(at.L) if reads >> (at.n + k) & 1 or (masked and known >> (1 + k) & 1)
-        ]
-        own = requested["noise"][row] if requested["noise"] is not None else []
-        used = {f"r{s}": slots[s] for s in range(at.S) if reads >> (1 + s) & 1}
-        used |= {"f": f} if f is not None else {}
-        used |= (
-            {f"n{k}": own[k] for k in drawn}
-            if own
-            else {"seed": requested["seed"]}
-            if drawn
-            else {}
-        )
-        wanted = {
-            "noise_scale": bool(drawn),
-            "scale": branches != 0,
-            "mask": masked,
-            "known": masked,
-        }
-        return used | {
-            name: requested[name]
-            for name, needed in wanted.items()
-            if needed and requested[name] is not None
-        }
+    def __hash__(self) -> int:
+        return self._hash
 
-    def run(
-        self,
-        x: Tensor,
-        table_f: Tensor,
-        table_i: Tensor,
-        rows: Tensor,
-        conditions: Sequence[dict],
-        requested: dict,
-    ):
-        """(x at the end, every state from the first row's result on if `keep`, status words [rows
-        run, B]) of the start x [B, *] in the state dtype.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kind) and self.words == other.words
 
-        rows [R, B] int64: row numbers as data. requested: seed, scale, noise_scale, mask, known
-        (None: absent) and noise, for each row its L draws or [].
+
+def _prepared(run: Run) -> tuple[Kind, tuple[Tensor | None, ...]]:
+    """What a graph for this run is made for, and the tensors that it works on."""
+    own = run._pool
+    memory = own.x, own.slot_rows, own.model_input, own.status, own.table.f, own.table.i, own.seed
+    memory += own.stage, own.scale, own.noise_scale, own.mask, own.known
+    batch = own.x.shape[0]
+    _any_batch(batch, [own.x, own.model_input, own.status, *memory[6:]])
+    if batch > 1 and own.slots.shape[0]:
+        torch._dynamo.maybe_mark_dynamic(memory[1], 1)
+    sample = own.x.shape[1:], own.x.stride()[1:]
+    return Kind(run.plan.program, own.copies, own.model_dtype, sample, form(memory)), memory
+
+
+def _any_batch(batch: int, tree: object) -> None:
+    """Tell torch that the first size of these tensors, where it goes with a batch of more than one,
+    will change.
+    """
+    for value in pytree.tree_leaves(tree) if batch > 1 else ():
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] % batch == 0:
+            torch._dynamo.maybe_mark_dynamic(value, 0)
+
+
+class Loop:
+    """loop(memory, out, drawn, told): the rows of a program, from the one that a run stands at, as
+    one graph. together: rows that need every branch ask for them in one call. keep: as for `drive`.
+    """
+
+    def __init__(self, run: Run, models: Sequence[Callable], together: bool, keep: bool) -> None:
+        layout, shapes = run.plan.program
+        needed = [shape.branches_needed(layout) for shape in shapes]
+        rows = range(run.row, len(shapes) - 1)
+        self.rows = [(row, shapes[row].call, needed[row]) for row in rows]
+        # which of `out` a row writes: of one that asks its own, or all leave it to the last
+        asking = [row for row, call, _ in self.rows if call >= 0]
+        self.writes = {row: k for k, row in enumerate(asking, 1)} if keep else {rows[-1]: 0}
+        self.models, self.layout, self.together = models, layout, together
+        self.copies, self.model_dtype = run._pool.copies, run._pool.model_dtype
+        region = torch.compiler.nested_compile_region
+        asked = [[region(distinct(plain(m))) for _ in range(layout.G)] for m in models]
+        self.time = slice(layout.at("t"), layout.at("t") + layout.E)
+        self._sound, self._graph = False, graph(distinct(self._function(asked, keep)))
+
+    def _function(self, asked: Sequence[Sequence[Callable]], keep: bool) -> Callable:
+        rows, writes, together, dtype = self.rows, self.writes, self.together, self.model_dtype
+        time, one, dims = self.time, self.layout.E == 1, [*self.layout, self.copies]
+
+        def loop(memory, out, drawn, told):
+            x, slots, model_input, status, table_f, table_i, *options = memory
+            x = out[0] if keep else x
+            conditions, joint = (told[:-1], told[-1]) if together else (told, None)
+            for k, (row, call, needed) in enumerate(rows):
+                f = []
+                if call >= 0:
+                    asks = x if model_input is None else model_input
+                    t = table_f[row - 1, time].expand(asks.shape[0], -1)
+                    t = t[:, 0] if one else t
+                    f = answer(asked[call], asks, t, x.shape[0], needed, conditions, joint)
+                    if isinstance(f, list):
+                        outputs.check("Sampler", f, x, dtype, needed, row)
+                    else:  # [G*B,*], a size that no other is told of: Inductor takes none like 2 B
+                        outputs.check("Sampler", f, asks, dtype, (True,), row)
+                        f = [f]
+                noise = drawn[k] if drawn else []
+                x_out = out[writes[row]] if row in writes else None
+                pool = x, slots, model_input, status, x_out, f, table_f, table_i
+                STEP(*pool, *options, noise, row, dims)
+                x = x if x_out is None else x_out
+
+        return loop
+
+    def __call__(self, memory, out, drawn, told) -> None:
+        dynamo = torch._dynamo.exc
+        try:
+            self._graph(memory, out, drawn, told)
+        except Exception as error:
+            failed = isinstance(error, dynamo.BackendCompilerFailed)
+            if isinstance(error, dynamo.TorchDynamoException) and not failed:
+                self._refuse(_in_a_line(error), memory, told)
+            self._look(memory, told)
+            raise
+        self._look(memory, told)
+
+    def _look(self, memory: Sequence[Tensor], told: Sequence[dict]) -> None:
+        """Refuse a model that writes into its input, which a region of a graph may do; once."""
+        if not self._sound:
+            for row, _, written in self._answers(memory, told):
+                if written:
+                    raise ValueError(WRITTEN.format("Sampler", row))
+            self._sound = True
+
+    def _answers(self, memory: Sequence[Tensor], told: Sequence[dict]) -> Iterator[tuple]:
+        """(row, output, did it write into its input) of each model, asked once as it is."""
+        x, _, model_input, _, numbers, *_ = memory
+        asks, every = x if model_input is None else model_input, (True,) * self.layout.G
+        conditions, joint = (told[:-1], told[-1]) if self.together else (told, None)
+        for call, row in {call: row for row, call, _ in self.rows[::-1] if call >= 0}.items():
+            own, t = asks.clone(), numbers[row - 1, self.time].expand(asks.shape[0], -1).clone()
+            t = t[:, 0] if self.layout.E == 1 else t
+            before = own._version + t._version
+            models = [self.models[call]] * self.layout.G
+            f = answer(models, own, t, x.shape[0], every, conditions, joint)
+            yield row, f, own._version + t._version != before
+
+    def _refuse(self, error: Exception, memory: Sequence[Tensor], told: Sequence[dict]) -> None:
+        """Raise ValueError, one sentence, for the error torch gave instead of a graph; a wrong
+        output names its sizes, and a model's own error is raised as such.
         """
-        batch, at = x.shape[0], self.dims
-        slots, model_input, t, states, status = {}, None, None, [], []
-        if self.first:
-            before = table_f[self.first - 1]
-            model_input, t = (
-                (before[at.c] * x).to(self.model_dtype),
-                self._time(before.expand(batch, -1)),
-            )
-            states.append(x)
-        for i in range(self.first, len(self.rows) - 1):
-            call, *structure = self.rows[i]
-            f = None
-            if call >= 0:
-                f = self.ask[call](model_input, t, conditions, self.used(i))
-                outputs.check("Sampler", f, x, self.model_dtype, self.used(i), i)
-            used = self._operands(i, slots, f, requested)
-            own = any(f"n{k}" in used for k in range(at.L))
-            x, model_input, word, written = self.steps[tuple(structure), own](
-                x, table_f, table_i, rows[i], used
-            )
-            for slot, value in zip([d for d in structure[3:5] if d >= 0], written, strict=True):
-                slots[slot] = value
-            t = self._time(table_f[rows[i]])
-            status.append(word)
-            if self.keep:
-                states.append(x)
-        return x, states, torch.stack(status)
-
-    def _time(self, rows: Tensor) -> Tensor:
-        c = self.dims.c
-        return rows[:, c + 1] if self.dims.E == 1 else rows[:, c + 1 : c + 1 + self.dims.E]
-
-    def refuse(
-        self, error: Exception, x: Tensor, table_f: Tensor, conditions: Sequence[dict]
-    ) -> None:
-        """Raise ValueError, one sentence, for the error torch gave instead of a graph: each model
-        is asked once as it is, because a wrong output names its sizes there and a model's own error
-        is raised as such.
-        """
-        used, before = (True,) * self.dims.G, table_f[max(self.first, 1) - 1]
-        first_asked = {
-            self.rows[i][0]: i
-            for i in reversed(range(self.first, len(self.rows) - 1))
-            if self.rows[i][0] >= 0
-        }
-        for call, row in first_asked.items():
-            f = self.ask[call](
-                x.to(self.model_dtype, copy=True),
-                self._time(before.expand(x.shape[0], -1)),
-                conditions,
-                used,
-            )
+        every = (True,) * self.layout.G
+        for row, f, _ in self._answers(memory, told):
             try:
-                outputs.check("Sampler", f, x, self.model_dtype, used, row)
+                outputs.check("Sampler", f, memory[0], self.model_dtype, every, row)
             except (TypeError, ValueError) as wrong:
                 raise ValueError(str(wrong)) from error
         raise ValueError(
             "Sampler: mode='compile-loop' could not take the model as one graph (a graph break, a "
-            "write into its input, an output that "
-            "shares memory with its input); mode='compile-model' is accepted"
+            "write into its input, an output that shares memory with its input); "
+            "mode='compile-model' is accepted"
         ) from error
 
 
-def compiled(program: Program) -> Callable:
-    """program.run as one graph. Raises ValueError, one sentence, chained from torch's, for a model
-    that does not fit or is not one graph; a failure of the code generator behind the graph is
-    raised as it is.
+def _in_a_line(error: BaseException) -> Exception:
+    """What torch met first, and in which line of the model: as a cause, its error would otherwise
+    put fifty lines and the calls of its compiler before our sentence.
     """
-    run = torch.compile(types.MethodType(distinct(Program.run), program), fullgraph=True)
-
-    def call(
-        x: Tensor,
-        table_f: Tensor,
-        table_i: Tensor,
-        rows: Tensor,
-        conditions: Sequence[dict],
-        requested: dict,
-    ):
-        try:
-            return run(x, table_f, table_i, rows, conditions, requested)
-        except torch._dynamo.exc.BackendCompilerFailed:
-            raise
-        except torch._dynamo.exc.TorchDynamoException as error:
-            program.refuse(error, x, table_f, conditions)
-
-    return call
+    places = [line.strip() for line in str(error).split("\n") if line.strip().startswith("File ")]
+    while isinstance(error.__cause__ or error.__context__, torch._dynamo.exc.TorchDynamoException):
+        error = error.__cause__ or error.__context__
+    error.args = (", ".join([str(error).strip().split("\n")[0], *places[-1:]]),)
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -18,7 +18,7 @@ long is the batch cannot be told: `shared` says that it is not.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
@@ -96,6 +96,8 @@ def take(tree: dict, index: slice | Tensor) -> dict:
 
 def told(tree: dict) -> dict:
     """The condition as the model sees it, without the wrappers of `shared`."""
+    if all(value.__class__ is Tensor for value in tree.values()):
+        return tree
     leaves, spec = pytree.tree_flatten(tree, is_leaf=_is_leaf)
     if not any(isinstance(value, Shared) for value in leaves):
         return tree
@@ -131,6 +133,66 @@ def _columns(where: str, branches: Mapping[str, dict]) -> list[list]:
                         "alike, or pass batched_guidance=False"
                     )
     return [[own[path] for own in leaves] for path in leaves[0]]
+
+
+def answer(
+    models: Sequence[Callable],
+    x: Tensor,
+    t: Tensor,
+    batch: int,
+    needed: Sequence[bool],
+    conditions: Sequence[dict],
+    joint: dict | None,
+) -> Tensor | list[Tensor | None]:
+    """What a model says of x and t in each branch that is needed, models[g] being asked for branch
+    g: [G*B,*] from one call where `joint` tells them together, else a list with None for the
+    others. With `joint`, x and t hold the batch G times over.
+    """
+    if joint is not None:
+        if all(needed):
+            return models[0](x, t, **joint)
+        x, t = x[:batch], t[:batch]
+    told = enumerate(conditions)
+    return [models[g](x, t, **cond) if needed[g] else None for g, cond in told]
+
+
+def leaves_like(where: str, elsewhere: str, other: dict, name: str, tree: dict) -> list:
+    """The leaves of a tree in the order of another's, so that `together` can say both in one call.
+    ValueError, one sentence, names the path of a leaf that one call cannot say beside the other's.
+    """
+    (own, form), (theirs, wanted) = (
+        pytree.tree_flatten(v, is_leaf=_is_leaf) for v in (tree, other)
+    )
+    if form == wanted and all(map(_one_call, zip(own, theirs, strict=True))):
+        return own
+    own, theirs = (dict(pytree.tree_leaves_with_path(v, is_leaf=_is_leaf)) for v in (tree, other))
+    for path in [*theirs, *own]:
+        both = path in own and path in theirs
+        if not (_one_call([own[path], theirs[path]]) if both else path == ()):
+            here, there = (_kind_of(leaves, path) for leaves in (own, theirs))
+            raise ValueError(
+                f"{where}: {name}{_written(path)} is {here}, and {there} in {elsewhere}; what one "
+                "call of the model can be told is accepted: the same keywords, each of one shape "
+                "and dtype, or one value"
+            )
+    return [own[path] for path in theirs if path in own]
+
+
+def together(samples: Sequence[list], like: dict) -> dict:
+    """What the model is told in one call for samples of these leaves (`leaves_like`), one after the
+    other.
+    """
+    spec = pytree.tree_flatten(like, is_leaf=_is_leaf)[1]
+    return pytree.tree_unflatten([_joined(leaf) for leaf in zip(*samples, strict=True)], spec)
+
+
+def _kind_of(leaves: Mapping, path: Sequence) -> str:
+    if path not in leaves:
+        return "missing"
+    value = leaves[path]
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} on {value.device}"
+    return f"{value!r:.60}"
 
 
 def unshared(conditions: Sequence[dict]) -> list[dict]:

@@ -47,6 +47,16 @@ def check(
             )
 
 
+def branches(
+    where: str, f: object, like: Tensor, dtype: torch.dtype, used: Sequence[bool], row: int
+) -> list[Tensor | None]:
+    """The G outputs [B,*] of a model's answer that `check` accepts; None: a branch unused."""
+    check(where, f, like, dtype, used, row)
+    if not isinstance(f, Tensor):
+        return list(f)
+    return [f] if len(used) == 1 else list(f.unflatten(0, (len(used), -1)).unbind(0))
+
+
 def _fits(
     where: str, f: object, like: Tensor, dtype: torch.dtype, needed: tuple[int, ...], accepted: str
 ) -> None:
@@ -78,3 +88,15 @@ def words(value: object) -> str:
         if isinstance(value, Tensor)
         else f"a {type(value).__name__}"
     )
+
+
+def refuse_status(words: Sequence[int], where: str = "Sampler") -> None:
+    """FloatingPointError naming the samples whose status word is not 0, and the first such row."""
+    bad = [b for b, word in enumerate(words) if word]
+    if bad:
+        names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        row = min(words[b] >> 8 & 0xFFFFFF for b in bad)
+        raise FloatingPointError(
+            f"{where}: sample {names} became non-finite at row {row}; the model returned NaN, Inf "
+            "or a value too large for the state"
+        )

@@ -1,10 +1,15 @@
-"""Rows of a plan applied in place to the buffers of one batch in flight: the eager hot path, which
-does not go through torch's dispatcher.
+"""Pool: the memory of P samples on a device and the table their rows stand in, which a backend
+binds its launch to.
+
+Everything a launch needs is found once, when it is bound; a cursor (`Run`, a captured loop, the
+Engine) then says which row is next and where the model's outputs lie.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -13,21 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import native, transforms
-from ..kernels.backend import Choice
-from ..kernels.layout import Layout
+from ..kernels import transforms
+from ..kernels.backend import alike
 from ..plan import Plan
+from ..plan.row import READS_SPLIT, Layout, RowShape
+
+# Bytes modulo 4096 between the state and each slot: a step whose operands all stand at one place of
+# a page takes up to half as long again.
+STAGGER = 576
 
 
 class Table(NamedTuple):
-    """A plan on a device: its records and the structure of each row (reads, branches, known_reads,
-    du, dv, clip > 0).
+    """Rows of plans on a device: records f [R, WF] of the state's dtype and i [R, WI] int32, and
+    what the host knows of each row: its shape and its noise ids.
     """
 
     f: Tensor
     i: Tensor
-    dims: Layout
-    structures: tuple[tuple[int, ...], ...]
+    layout: Layout
+    shapes: tuple[RowShape, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def times(self) -> Tensor:
+        """Model scalars [R, E] of the row after each."""
+        return self.f[:, self.layout.at("t") :][:, : self.layout.E]
 
 
 _tables: WeakKeyDictionary[Plan, dict[tuple, Table]] = WeakKeyDictionary()
@@ -42,117 +57,158 @@ def table(plan: Plan, dtype: torch.dtype, device: torch.device) -> Table:
         made = {} if transforms.active() else _tables.setdefault(plan, {})
         if (dtype, device) not in made:
             numbers, words = plan.table(np.float32 if dtype == torch.float32 else np.float64)
-            dims = Layout(plan.S, plan.G, plan.L, plan.K, plan.E)
-            structures = tuple(tuple(int(v) for v in row[:6]) for row in plan.program.rows)
-            made[dtype, device] = Table(
-                torch.tensor(numbers, device=device),
-                torch.tensor(words, device=device),
-                dims,
-                structures,
-            )
+            with torch.inference_mode(False):
+                made[dtype, device] = Table(
+                    torch.tensor(numbers, device=device),
+                    torch.tensor(words, device=device),
+                    plan.layout,
+                    plan.program.rows,
+                    tuple(map(tuple, plan.ids.tolist())),
+                )
         return made[dtype, device]
 
 
-class Buffers(NamedTuple):
-    """All memory of a batch of B samples in flight; None = absent. State dtype T, model dtype Tm.
+def recorded(numbers: Tensor, words: Tensor, layout: Layout) -> Table:
+    """The table that these records are, [R, WF] and [R, WI]; the host reads them."""
+    at, clips = layout.at, (numbers[:, layout.at("clip")] > 0).tolist()
+    shapes, ids = [], []
+    for clipped, row in zip(clips, words.tolist(), strict=True):
+        reads = row[at("reads")] | row[at("reads") + 1] << READS_SPLIT
+        single = (row[at(name)] for name in ("branches", "known_reads"))
+        dst = row[at("dst") : at("dst") + 2]
+        shapes.append(RowShape(reads, *single, *dst, clipped, row[at("call")]))
+        ids.append(tuple(k & 0xFFFFFFFF for k in row[at("ids") : at("ids") + layout.L]))
+    return Table(numbers, words, layout, tuple(shapes), tuple(ids))
 
-    x [B,*] T, slots [S,B,*] T, model_input [copies*B,*] Tm (None: the model reads x itself),
-    preview [B,*] T, status [B] int32, rows [R,B] int32; scale [B,K] T, seed [B] int64, noise_scale
-    [B] T, mask and known [B,*] or [1,*] T.
+
+@dataclass(eq=False)
+class Pool:
+    """P samples of one layout. State dtype T, model dtype Tm; None = absent.
+
+    x [P,*] T and slots [S,P,*] T stand in one allocation, in the memory format of the noise.
+    model_input [copies*P,*] Tm (None: the model is asked with x itself), preview [P,*] T,
+    status [P] int32;  seed [P] int64, stage [P] int32, scale [P,K] T, noise_scale [P] T,
+    weights [P,1+G] T, bound [P] T, mask and known [P,*] or [1,*] T.
+    row [P] or [P,groups] int32, place [B] int32, f_index [G,B] int32: for launches whose samples
+    run rows of their own; inner: elements of a group that lie side by side.
     """
 
+    table: Table
+    model_dtype: torch.dtype
     x: Tensor
     slots: Tensor
-    model_input: Tensor | None
-    preview: Tensor | None
     status: Tensor
-    rows: Tensor
-    scale: Tensor | None
     seed: Tensor
-    noise_scale: Tensor | None
-    mask: Tensor | None
-    known: Tensor | None
+    model_input: Tensor | None = None
+    preview: Tensor | None = None
+    stage: Tensor | None = None
+    scale: Tensor | None = None
+    noise_scale: Tensor | None = None
+    weights: Tensor | None = None
+    bound: Tensor | None = None
+    mask: Tensor | None = None
+    known: Tensor | None = None
     copies: int = 1
+    row: Tensor | None = None
+    inner: int = 0
+    place: Tensor | None = None
+    f_index: Tensor | None = None
 
-    def copied(self) -> Buffers:
-        """The same batch in memory of its own; what a run never writes is shared."""
-        written = ("x", "slots", "model_input", "preview", "status")
-        return self._replace(
-            **{
-                name: getattr(self, name).clone()
-                for name in written
-                if getattr(self, name) is not None
-            }
+    @property
+    def batch(self) -> int:
+        """Samples of a launch."""
+        return self.x.shape[0] if self.place is None else self.place.shape[0]
+
+    @property
+    def elements(self) -> int:
+        """Numbers of a sample."""
+        return math.prod(self.x.shape[1:])
+
+    @property
+    def groups(self) -> int:
+        """Groups of a sample, each with a row of its own."""
+        return self.row.shape[1] if self.row is not None and self.row.dim() == 2 else 1
+
+    @property
+    def slot_rows(self) -> Tensor:
+        """The slots as rows [S, n], each one's numbers first in its own, as a tensor whose storage
+        begins with it: a compiler moves what it writes to unless it is dense and begins there.
+        """
+        S, n = self.slots.shape[0], self.slots.stride(0)
+        with torch.inference_mode(False):
+            rows = self.slots.as_strided((S, n), (n, 1), self.slots.storage_offset())
+            return torch.from_dlpack(rows)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its tensors, the shared table aside."""
+        held = (getattr(self, field.name) for field in fields(self))
+        return sum(v.numel() * v.element_size() for v in held if isinstance(v, Tensor))
+
+    def copied(self, **changes) -> Pool:
+        """The same samples in memory of their own; what a launch never writes is shared."""
+        with torch.inference_mode(False):
+            x, slots = memory(self.x, self.x.dtype, self.slots.shape[0])
+            x.copy_(self.x)
+            slots.copy_(self.slots)
+            own = {name: getattr(self, name) for name in ("model_input", "preview", "status")}
+            own = {name: value.clone() for name, value in own.items() if value is not None}
+        return replace(self, x=x, slots=slots, **{**own, **changes})
+
+
+def empty(
+    table: Table, like: Tensor, model: torch.dtype, *, own_input: bool, preview: bool, **words
+) -> Pool:
+    """A pool for samples as `like` [P,*], in the state dtype of the table, on its device; the rest
+    as the pool's fields, a mask and a known image brought into its memory format.
+    """
+    with torch.inference_mode(False):  # inference tensors do not count who writes to them
+        x, slots = memory(like, table.f.dtype, table.layout.S)
+        copies, strides, device = words.get("copies", 1), x.stride(), x.device
+        for name in ("mask", "known"):
+            if words[name] is not None:
+                words[name] = placed(words[name], strides, x.dtype)
+        sizes = copies * x.shape[0], *x.shape[1:]
+        return Pool(
+            table,
+            model,
+            x,
+            slots,
+            torch.zeros(x.shape[0], dtype=torch.int32, device=device),
+            model_input=torch.empty_strided(sizes, strides, dtype=model, device=device)
+            if own_input
+            else None,
+            preview=torch.empty_strided(x.shape, strides, dtype=x.dtype, device=device)
+            if preview
+            else None,
+            **words,
         )
 
 
-def bind(at: Table, b: Buffers, model_dtype: torch.dtype):
-    """A `_C.Step` on these buffers: kernel(address of a row of b.rows, address of f_1, ...)."""
-    elements = b.x[0].numel() if b.x.shape[0] else 0
-    optional = {
-        name: getattr(b, name)
-        for name in ("model_input", "preview", "scale", "noise_scale", "mask", "known")
-        if getattr(b, name) is not None
-    }
-    strides = {
-        f"{name}_batch_stride": 0 if getattr(b, name).shape[0] == 1 else elements
-        for name in ("mask", "known")
-        if name in optional
-    }
-    return native.bind(
-        at.dims,
-        b.x,
-        at.f,
-        at.i,
-        b.rows,
-        model_dtype,
-        slots=b.slots,
-        status=b.status,
-        seed=b.seed,
-        copies=b.copies,
-        **optional,
-        **strides,
-    )
-
-
-def step(
-    at: Table,
-    b: Buffers,
-    row: int,
-    f: Sequence[Tensor | None],
-    noise: Sequence[Tensor],
-    model_dtype: torch.dtype,
-    choice: Choice,
-) -> None:
-    """Row `row` for every sample, by a functional backend, written back into the buffers. f: G
-    outputs, None where the row has no such branch.
+def memory(like: Tensor, dtype: torch.dtype, slots: int) -> tuple[Tensor, Tensor]:
+    """x as `like` [P,*] and slots [S,P,*], uninitialised, in one allocation, `STAGGER` bytes apart
+    modulo 4096.
     """
-    structure = at.structures[row]
-    expand = lambda v: None if v is None else v.expand(b.x.shape)
-    new, u, v, model_input, preview, status = choice.module.step(
-        b.x,
-        b.slots.unbind(0),
-        [b.x if t is None else t for t in f],
-        at.f,
-        at.i,
-        b.rows[row],
-        at.dims,
-        scale=b.scale,
-        seed=b.seed,
-        noise_scale=b.noise_scale,
-        noise=noise,
-        mask=expand(b.mask),
-        known=expand(b.known),
-        model_dtype=model_dtype,
-        preview=b.preview is not None,
-        structure=structure,
-    )
-    b.x.copy_(new)
-    for slot, value in ((structure[3], u), (structure[4], v)):
-        if slot >= 0:
-            b.slots[slot].copy_(value)
-    if b.model_input is not None:
-        b.model_input.view(b.copies, *b.x.shape).copy_(model_input)
-    if b.preview is not None:
-        b.preview.copy_(preview)
-    b.status.copy_(torch.where((b.status & 255) == 0, status, b.status))  # the first fault stays
+    unit, strides = torch.empty((), dtype=dtype).element_size(), dense(like)
+    step = (-(-like.numel() * unit // 4096) * 4096 + STAGGER) // unit
+    whole = torch.empty(step * (1 + slots), dtype=dtype, device=like.device)
+    x = whole.as_strided(like.shape, strides)
+    return x, whole.as_strided((slots, *like.shape), (step, *strides), step)
+
+
+def dense(like: Tensor) -> tuple[int, ...]:
+    """Strides of a batch [P,*] whose samples stand one after the other, each in the memory format
+    that it has in `like`.
+    """
+    if like.dim() < 2 or like.shape[0] == 0:
+        return torch.empty(like.shape, device="meta").stride()
+    sample = torch.empty_like(like[0], device="meta")
+    return (sample.numel(), *sample.stride())
+
+
+def placed(value: Tensor, strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The value [P,*] with these strides in this dtype; itself where it has them."""
+    if value.dtype == dtype and alike(value, strides):
+        return value
+    own = torch.empty_strided(value.shape, strides, dtype=dtype, device=value.device)
+    return own.copy_(value)

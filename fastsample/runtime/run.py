@@ -5,8 +5,8 @@
         run.step(model(run.model_input, run.t))
     run.x
 
-All memory is allocated once; `model_input`, `t`, `x` and `x0` are views of it, valid until the next
-step.
+All memory is allocated once, and `restart` begins again in it; `model_input`, `t`, `x` and `x0` are
+views of it, valid until the next step.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import native, select, transforms
-from ..kernels.transforms import forward_ad, fx, tracing
+from ..kernels import transforms
+from ..kernels.backend import bound, select
+from ..kernels.transforms import watched
 from ..plan import Plan
-from . import arguments, outputs, sources
-from . import pool as inplace
-from .pool import Buffers
+from . import arguments, outputs, pool, sources
+from .cursor import Cursor
 
 
-class Run:
+class Run(Cursor):
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
@@ -37,6 +38,8 @@ class Run:
     seed          int s (sample b takes s + b), B ints, or int64 [B]; None: a fresh s of torch's
                   default CPU generator, taken only where the run draws noise of its own (`seeds`
                   says which). Noise id 0 of a plan is the noise the run started with
+    stage         0 to 2^32 - 1: another stage draws other noise from the same seed, for the
+                  second of two plans run one after the other
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
     noise_scale   a number or [B], times every draw of the plan (0: none)
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in
@@ -47,6 +50,8 @@ class Run:
     copies        how often model_input and t repeat the batch
     preview       False: x0 is not formed
     backend       a wish, see fastsample.kernels.backend
+    check         "end": noise that is no unit normal is refused, and `check()` reads the status;
+                  None: neither is looked at
 
     A model that writes into its input may write into the state. Raises ValueError or TypeError, one
     sentence, before any kernel.
@@ -69,306 +74,262 @@ class Run:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         start: int | None = None,
+        stage: int = 0,
         preview: bool = True,
         copies: int = 1,
         backend: str | None = None,
+        check: str | None = "end",
     ) -> None:
+        begin = {"noise": noise, "latent": latent, "shape": shape, "device": device}
+        words = {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
+        words |= {"noise_source": noise_source, "mask": mask, "known": known}
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
-        transforms.refuse("Run", noise, latent, seed, guidance, noise_scale, mask, known)
-        given, size, device = arguments.start(
-            noise, latent, shape, device, image=plan.sigma[0] == 0
-        )
-        self.plan, self._row = (
-            plan,
-            arguments.entry(plan, latent is not None, start, noise is not None, mask is not None),
-        )
-        model_dtype = model_dtype or (state_dtype if given is None else given.dtype)
-        arguments.dtypes("Run", state_dtype, model_dtype)
-        self._choice = select(device, state_dtype, backend)
-        self._table, self._model_dtype = inplace.table(plan, state_dtype, device), model_dtype
-        empty = lambda *lead, dtype=state_dtype: torch.empty(
-            *lead, *size[1:], dtype=dtype, device=device
-        )
-        own_input = (
-            copies != 1 or model_dtype != state_dtype or bool((plan.c[: plan.rows - 2] != 1).any())
-        )
-        mask, known = arguments.blend(plan, mask, known, size, state_dtype, device)
-        scale = arguments.scales(plan, guidance, size[0], state_dtype, device)
-        noise_scale = arguments.noise_scales(noise_scale, size[0], state_dtype, device)
-        self._draws = sources.draws(
-            noise_source, plan, size, state_dtype, device, mask is not None, noise
-        )
-        needed = given is None or sources.seeded(
-            plan, self._row, noise, noise_source, noise_scale, mask is not None
-        )
-        self._seeded = seed is not None or needed
-        rows = (
-            torch.arange(plan.rows, dtype=torch.int32, device=device)[:, None]
-            .expand(-1, size[0])
-            .contiguous()
-        )
-        self._buffers = Buffers(
-            empty(size[0]),
-            empty(plan.S, size[0]),
-            empty(copies * size[0], dtype=model_dtype) if own_input else None,
-            empty(size[0]) if preview else None,
-            torch.zeros(size[0], dtype=torch.int32, device=device),
-            rows,
-            scale,
-            sources.seeds(seed, size[0], device, needed),
-            noise_scale,
-            mask,
-            known,
-            copies,
-        )
-        times = self._table.f[:, self._table.dims.c + 1 :][:, : plan.E]
-        times = times[:, None, :].expand(-1, copies * size[0], -1).contiguous()
-        self._times = (times[..., 0] if plan.E == 1 else times).unbind(0)
+        transforms.refuse("Run", noise, latent, *words.values())
+        self.plan, self._judged = plan, arguments.judged(check)
+        self._open(begin, start, words, state_dtype, model_dtype, preview, copies, backend)
+
+    def _open(self, begin, start, words, state, model, preview, copies, backend) -> None:
+        """Check what was given, make the pool, and run the rows before the first call."""
+        plan, noise, masked = self.plan, begin["noise"], words["mask"] is not None
+        given, size, device = arguments.start(**begin, image=plan.sigma[0] == 0, look=self._judged)
+        latent = begin["latent"] is not None
+        first = arguments.entry(plan, latent, start, noise is not None, masked)
+        model = model or (state if given is None else given.dtype)
+        arguments.dtypes("Run", state, model)
+        self._choice = select("step", device, state, backend)
+        mask, known = arguments.blend(plan, words["mask"], words["known"], size, state, device)
+        noise_scale = arguments.noise_scales(words["noise_scale"], size[0], state, device)
+        self._source = words["noise_source"], size, state, device, masked
+        self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
+        self._drawing = sources.seeded(plan, first, noise, self._source[0], noise_scale, masked)
+        needed = self._drawing or given is None
+        self._seeded = needed or words["seed"] is not None
+        with torch.inference_mode(False):  # what is made in it cannot be written to outside
+            self._pool = pool.empty(
+                pool.table(plan, state, device),
+                torch.empty(size, device=device) if given is None else given,
+                model,
+                own_input=copies != 1 or model != state or _scales(plan),
+                preview=preview,
+                copies=copies,
+                scale=arguments.scales(plan, words["guidance"], size[0], state, device),
+                stage=sources.stages(words["stage"], size[0], device),
+                seed=sources.seeds(words["seed"], size[0], device, needed),
+                noise_scale=noise_scale,
+                mask=mask,
+                known=known,
+            )
         self._bind()
-        if given is None:
-            self._choice.module.fill(self._buffers.x, self._buffers.seed, 0)
+        self._armed &= first == 0 and noise is not None
+        self._sum_of(first, given)
+        self._begin(first, given)
+
+    def restart(
+        self,
+        noise: Tensor | None = None,
+        *,
+        latent: Tensor | None = None,
+        start: int | None = None,
+        seed=None,
+        guidance=None,
+        plan: Plan | None = None,
+    ) -> None:
+        """Begin again in the same memory, from noise or a latent of this run's shape and device;
+        plan: another one of the same layout. Noise that lies as this run's does is read there.
+
+        guidance stays where none is given; stage, masks, noise scales and the caller's draws stay.
+        Raises as a new run does, and this one then stays where it was.
+        """
+        plain = latent is None and start is None and guidance is None and plan is None
+        if not (plain and self._armed and self._lies(noise)):
+            self._restart(noise, latent, start, seed, guidance, plan)
+            return
+        if self._judged and self._here:
+            arguments.check_values("noise", noise)
+        if self._drawing or not (seed is None or _is_small(seed)):
+            self._reseed(seed)
         else:
-            self._buffers.x.copy_(given)
-        if self._row:
-            self._refresh()
-        self._advance()
+            self._late, self._seeded = seed, False
+        if self._judged and not self._here:
+            self._sum_of(0, noise)
+        if self._words is None or self._words != self._zeros:
+            self._pool.status.zero_()
+        if not self._launch.carry(0, None, noise, None):
+            self._launch(0, (), (), noise)
+        self.row, self._seen, self._plain = 1, False, self._quick
+
+    def _restart(self, noise, latent, start, seed, guidance, plan) -> None:
+        """The same for whatever is not plain noise."""
+        new, own = self.plan if plan is None else plan, self._pool
+        if not isinstance(new, Plan) or new.layout != self.plan.layout:
+            raise ValueError(
+                f"Run.restart: plan is {plan!r:.80} in a run of {self.plan!r}; a plan of the same "
+                "layout is accepted"
+            )
+        transforms.refuse("Run.restart", noise, latent)
+        given, size, device = arguments.start(
+            noise, latent, None, None, image=new.sigma[0] == 0, look=self._judged
+        )
+        if size != own.x.shape or device != own.x.device:
+            raise ValueError(
+                f"Run.restart: {list(size)} on {device} was given in a run of "
+                f"{list(own.x.shape)} on {own.x.device}; that shape there is accepted"
+            )
+        masked = own.mask is not None
+        first = arguments.entry(new, latent is not None, start, noise is not None, masked)
+        arguments.blend(new, own.mask, own.known, size, own.x.dtype, device)
+        source, scales = self._source[0], own.noise_scale
+        draws = sources.draws(source, new, *self._source[1:], noise)
+        if guidance is not None:
+            scale = arguments.scales(new, guidance, own.batch, own.x.dtype, own.x.device)
+        drawing = sources.seeded(new, first, noise, source, scales, masked)
+        if seed is not None or drawing:
+            self._reseed(seed)
+        else:
+            self._late, self._seeded = None, False
+        if guidance is not None:
+            own.scale.copy_(scale)
+        self._drawing, self._draws = drawing, draws
+        if own.model_input is None and _scales(new):
+            self._widen()
+        self._use(new)
+        self._armed &= first == 0 and noise is not None
+        own.status.zero_()
+        self._sum_of(first, given)
+        self._begin(first, given)
+
+    def rewind(self, x: Tensor | None = None, noise_source: Callable | None = None) -> None:
+        """Stand again where a model is first asked, with nothing kept: at the state x [B,*], copied
+        in and not looked at, or with None for a loop that carries it; noise_source: in place of the
+        one there was.
+        """
+        own = self._pool
+        if noise_source is not None:
+            self._source = (noise_source, *self._source[1:])
+            self._draws = sources.draws(noise_source, self.plan, *self._source[1:], None)
+        if self._words is None or self._words != self._zeros:
+            own.status.zero_()
+        self._summed = None
+        if x is not None:
+            self._begin(1, x)
+        else:
+            self.row, self._seen = 1, False
+            self._advance()
 
     # -- what a loop reads -------------------------------------------------------------------------
-    @property
-    def row(self) -> int:
-        """The row that the next step runs; the last row of the plan holds."""
-        return self._row
-
-    @property
-    def done(self) -> bool:
-        return self._row >= self._end
-
-    @property
-    def t(self) -> Tensor:
-        """Model scalars of the current row: [copies*B], or [copies*B, E] where the model takes
-        several; state dtype.
-        """
-        return self._times[self._row - 1]
-
-    @property
-    def call(self) -> int:
-        """Number of the model that the current row asks (0 with one model; -1 when done)."""
-        return int(self.plan.call[self._row])
-
-    @property
-    def x0(self) -> Tensor | None:
-        """The last step's prediction of the data, [B,*]; None before the first step or with
-        preview=False.
-        """
-        return self._buffers.preview if self._seen else None
-
-    @property
-    def x(self) -> Tensor:
-        """The state [B,*]. Assigning copies finite values in and refreshes the model input; a
-        multistep plan keeps its history.
-        """
-        return self._buffers.x
-
-    @x.setter
-    def x(self, value: Tensor) -> None:
-        if (
-            not isinstance(value, Tensor)
-            or value.shape != self.x.shape
-            or not value.is_floating_point()
-        ):
-            raise ValueError(
-                f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a "
-                "floating tensor of that shape is accepted"
-            )
-        transforms.refuse("Run.x", value)
-        arguments.check_values("x", value)
-        self._buffers.x.copy_(value.detach())
-        self._refresh()
-
     @property
     def seeds(self) -> Tensor | None:
         """Seeds [B] int64 of the samples, given or drawn; seed=run.seeds draws the same again. None
         where none was given or needed.
         """
-        return self._buffers.seed if self._seeded else None
-
-    def status(self) -> Tensor:
-        """Status words so far [B] int32: 0, or in the low byte bits 1 bad row, 4 bad output index,
-        8 non-finite state, and above it the first row with a fault.
-        """
-        return self._buffers.status
+        if self._late is not None:
+            self._reseed(self._late)
+        return self._pool.seed if self._seeded else None
 
     @property
     def std(self) -> Tensor:
         """Standard deviation [B] of the noise that the current row adds to x' (0 for a
         deterministic row); mean() is its mean.
         """
-        first, ids = (
-            3 + self.plan.S + self.plan.G,
-            arguments.drawn(self.plan, self._row, masked=False),
-        )
-        drawn = [
-            self.plan.M[self._row, 0, first + k]
-            for k, number in enumerate(ids)
-            if number is not None
-        ]
-        std = torch.full_like(
-            self._buffers.x.new_empty(self.x.shape[0]), math.hypot(*drawn) if drawn else 0.0
-        )
-        return std if self._buffers.noise_scale is None else std * self._buffers.noise_scale.abs()
-
-    # -- advancing ---------------------------------------------------------------------------------
-    def step(self, f: Tensor | Sequence[Tensor | None]) -> None:
-        """Apply the current row to the model's output and move to the next.
-
-        f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row
-        does not use), in the model dtype. Raises IndexError past the end; ValueError, TypeError or
-        RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
-        """
-        try:
-            address = (
-                self._fast
-                and f.__class__ is Tensor
-                and not tracing()
-                and not fx._is_fx_tracing_flag
-                and forward_ad._current_level < 0
-                and f.shape == self._shape
-                and f.dtype is self._model_dtype
-                and not f.requires_grad
-                and f.is_cpu
-                and f.is_contiguous()
-                and f.data_ptr()
-            )
-        except RuntimeError:  # a tensor of torch.func has no address
-            address = 0
-        if address:
-            self._kernel(self._address[self._row], address)
-        else:
-            transforms.refuse("Run.step", *(f if isinstance(f, (list, tuple)) else (f,)))
-            if self._row >= self._end:
-                raise IndexError(
-                    f"Run.step: the plan's {self.plan.nfe} model rows have all run; make a new Run "
-                    "to sample again"
-                )
-            self._apply(self._row, self._outputs(f))
-        self._row += 1
-        self._seen = True
-        if self._stops[self._row]:
-            self._advance()
+        at, own = self.plan.layout, self._pool
+        drawn = self._shapes[self.row].draws(at, masked=False)
+        parts = [self.plan.M[self.row, 0, at.noise(k)] for k in range(at.L) if drawn[k]]
+        std = own.x.new_full((own.batch,), math.hypot(*parts))
+        return std if own.noise_scale is None else std * own.noise_scale.abs()
 
     def mean(self, f: Tensor | Sequence[Tensor | None]) -> Tensor:
         """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row
         re-uses an earlier draw, which belongs to the mean.
         """
         transforms.refuse("Run.mean", *(f if isinstance(f, (list, tuple)) else (f,)))
-        if self._row >= self._end:
+        if self.done:
             raise IndexError("Run.mean: the run is done; there is no row left to take the mean of")
-        row, plan, b = self._row, self.plan, self._buffers
-        masked = b.mask is not None
-        earlier = {k for i in range(row) for k in arguments.drawn(plan, i, masked)} - {None}
-        if earlier & set(arguments.drawn(plan, row, masked)):
+        row, masked = self.row, self._pool.mask is not None
+        earlier = {k for i in range(row) for k in arguments.drawn(self.plan, i, masked)} - {None}
+        if earlier & set(arguments.drawn(self.plan, row, masked)):
             raise ValueError(
                 f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 "
                 "would leave that draw out"
             )
-        f = [b.x if t is None else t for t in self._outputs(f)]
-        still = b._replace(
-            noise_scale=b.x.new_zeros(b.x.shape[0]), preview=None, model_input=None
-        ).copied()
-        inplace.step(self._table, still, row, f, self._noise(row), self._model_dtype, self._choice)
+        still = self._pool.copied(
+            noise_scale=self._pool.x.new_zeros(self._pool.batch), preview=None, model_input=None
+        )
+        bound(self._choice, still)(row, self._outputs(f), self._noise(row))
         return still.x
+
+    def check(self, where: str = "Sampler") -> None:
+        """Read the status, once, and on a device what the start summed up to, in the same copy.
+        FloatingPointError, one sentence, names the samples whose state became non-finite, and the
+        row; ValueError refuses the start as a run on the CPU does before it begins. Nothing is read
+        with check=None.
+        """
+        if not self._judged or self._words == self._zeros:
+            return
+        words = self._pool.status
+        if self._summed is not None:
+            name, given, energy = self._summed
+            *words, energy = torch.cat((words.double(), energy.double().view(1))).tolist()
+            arguments.check_values(name, given, energy)
+        outputs.refuse_status([int(word) for word in words], where)
 
     def __deepcopy__(self, memo: dict) -> Run:
         """A run of its own from here on: state copied, plan and table shared."""
         transforms.refuse("Run: a copy")
+        if self._late is not None:
+            self._reseed(self._late)
         twin = object.__new__(Run)
         twin.__dict__.update(self.__dict__)
-        twin._buffers = self._buffers.copied()
+        twin._pool = self._pool.copied(seed=self._pool.seed.clone())
         twin._bind()
+        twin._seen, twin._plain, twin._armed = self._seen, self._plain, self._armed
         return twin
 
     # -- inside ------------------------------------------------------------------------------------
-    @property
-    def model_input(self) -> Tensor:
-        """What the model is asked with: c x, [copies*B,*] in the model dtype (the state itself
-        where c = 1 throughout).
-        """
-        return self._input
+    def _sum_of(self, first: int, given: Tensor | None) -> None:
+        """On a device what a run starts from is summed up there, and judged by `check`."""
+        self._summed = None
+        if self._judged and not self._here and given is not None:
+            name = "latent" if first or self.plan.sigma[0] == 0 else "noise"
+            self._summed = name, given, torch.as_tensor(arguments.sum_of_squares(given))
 
-    def _bind(self) -> None:
-        b, plan = self._buffers, self.plan
-        self._input = b.x if b.model_input is None else b.model_input
-        self._shape, self._device, self._end, self._seen = (
-            b.x.shape,
-            b.x.device,
-            plan.rows - 1,
-            getattr(self, "_seen", False),
+    # -- restart -----------------------------------------------------------------------------------
+    def _lies(self, noise: object) -> bool:
+        """Is it a tensor that lies as the state does?"""
+        return (
+            noise.__class__ is Tensor
+            and noise.shape == self._shape
+            and noise.dtype is self._dtype
+            and noise.stride() == self._strides
+            and noise.device == self._device
+            and not noise.requires_grad
+            and not watched()
         )
-        self._stops = [c < 0 for c in plan.call.tolist()]
-        self._kernel = (
-            inplace.bind(self._table, b, self._model_dtype)
-            if self._choice.name == "native"
-            else None
-        )
-        self._address = [b.rows.data_ptr() + 4 * b.rows.shape[1] * k for k in range(plan.rows)]
-        self._simple = (
-            self._kernel is not None and plan.G == 1 and self._draws is None and b.x.numel() > 0
-        )
-        self._fast = False
 
-    def _advance(self) -> None:
-        """Run the rows that ask no model, up to the next that does or to the end."""
-        while self._row < self._end and self._stops[self._row]:
-            self._apply(self._row, [None] * self.plan.G)
-            self._row += 1
-        self._fast = self._simple and self._row < self._end
+    def _reseed(self, seed) -> None:
+        words = self._seed_words
+        if words is not None and _is_small(seed):
+            np.add(self._offsets, seed, out=words)
+        else:
+            own = self._pool.seed
+            own.copy_(sources.seeds(seed, len(own), own.device, needed=True))
+        self._late, self._seeded = None, True
 
-    def _refresh(self) -> None:
-        if self._buffers.model_input is not None and self._row < self._end:
-            c = self._table.f[self._row - 1, self._table.dims.c]
-            b = self._buffers
-            b.model_input.view(b.copies, *b.x.shape).copy_((c * b.x).to(self._model_dtype))
-
-    def _noise(self, row: int) -> list[Tensor]:
-        """The caller's draws for this row, one for each noise operand; empty with Philox."""
-        draws = [] if self._draws is None else self._draws(row)
-        return draws if any(n is not None for n in draws) else []
-
-    def _apply(self, row: int, f: list[Tensor | None]) -> None:
-        noise = self._noise(row)
-        if self._kernel is None:
-            inplace.step(self._table, self._buffers, row, f, noise, self._model_dtype, self._choice)
-            return
-        if self._draws is not None:
-            self._kernel.set("noise", [native.address(n) for n in noise])
-        self._kernel(self._address[row], *(native.address(v) for v in f))
-
-    def _outputs(self, f: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The model's output as G contiguous tensors [B,*], checked."""
-        G = self.plan.G
-        outputs.check(
-            "Run.step",
-            f,
-            self._buffers.x,
-            self._model_dtype,
-            [self._uses(g) for g in range(G)],
-            self._row,
-        )
-        if isinstance(f, Tensor):
-            f = [f] if G == 1 else f.unflatten(0, (G, self._shape[0])).unbind(0)
-        if any(v is not None and v.requires_grad for v in f):
-            raise RuntimeError(
-                "Run.step: the model's output requires grad, and a Run keeps none; use "
-                "torch.no_grad() or Sampler(..., differentiable=True)"
+    def _widen(self) -> None:
+        """Make room for a model input that is not the state itself."""
+        own = self._pool
+        with torch.inference_mode(False):
+            own.model_input = torch.empty_strided(
+                own.x.shape, own.x.stride(), dtype=own.x.dtype, device=own.x.device
             )
-        return [None if v is None else v.contiguous() for v in f]
+        self._bind()
 
-    def _uses(self, g: int) -> bool:
-        return bool(
-            (
-                self.plan.branches[self._row] >> g
-                | self.plan.reads[self._row] >> (3 + self.plan.S + g)
-            )
-            & 1
-        )
+
+def _is_small(seed: object) -> bool:
+    """Is it an int so far from the ends of int64 that any batch may count on from it?"""
+    return seed.__class__ is int and -(2**62) < seed < 2**62
+
+
+def _scales(plan: Plan) -> bool:
+    """Is the model ever asked with anything but the state itself?"""
+    return bool((plan.c[: plan.rows - 2] != 1).any())

@@ -14,39 +14,53 @@ mode "eager"          a Run and the model as they are
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from threading import Lock
 
 import torch
 from torch import Tensor
 
 from ..guidance import guided
-from ..kernels import reference, transforms
+from ..kernels import transforms
 from ..kernels.backend import BACKENDS
 from ..model import Model
 from ..plan import Plan
-from . import arguments, sources
-from . import pool as inplace
-from .compiled import Program, compiled, distinct
-from .conditions import branches_of, form, merged, told, unshared
+from . import arguments, differentiable
+from .compiled import Graphs, compiled_model
+from .conditions import answer, branches_of, merged, take, told
+from .drive import bar, drive
 from .run import Run
+from .spares import Spares
 
 MODES = ("eager", "compile-model", "compile-loop")
 
 
 class Sampler:
-    """Immutable, safe from any number of threads: everything that changes lives in the Run of a
-    call.
+    """Immutable to those who use it, safe from any number of threads: what changes in a call lives
+    in its Run. Idle runs are kept for the next call of the same kind; `release()` frees them.
 
     plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first;
     or a sequence of them where the plan asks several. mode: one of MODES.
     differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers; the
     definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in
-    "eager", any derivative are right too (values are not checked).
+    "eager", any derivative are right too (values are not checked). checkpoint=True with it: the
+    model is run again for the gradient, so memory does not grow with its depth.
     state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one
     sentence.
+
+    A call takes noise, latent, shape, seed, stage, start, device, guidance, noise_scale,
+    noise_source, mask, known, check as Run does, and
+    cond, uncond      keywords of the model, trees that follow their samples as
+                      `fastsample.runtime.conditions` says; uncond, with guidance, a second branch,
+                      f = f_uncond + s (f_cond - f_uncond)
+    branches          keywords of every branch instead, the last being the base
+    batched_guidance  all branches in one call of G*B samples where they have one form and share
+                      what belongs to no sample, else one call each
+    callback          callable(step, x, x0): may return a new x, and may raise to stop; x and x0 are
+                      the run's own memory, to be cloned if kept beyond the next step
+    table             numbers of the plan [R, WF] in place of its own (differentiable=True)
     """
 
     def __init__(
@@ -56,17 +70,12 @@ class Sampler:
         mode: str = "eager",
         *,
         differentiable: bool = False,
+        checkpoint: bool = False,
         state_dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
         backend: str | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
-        if differentiable and mode == "compile-loop":
-            raise ValueError(
-                "Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in "
-                "'eager' and 'compile-model'"
-            )
+        _check_mode(mode, differentiable, checkpoint, backend)
         if not isinstance(plan, Plan):
             raise TypeError(
                 f"Sampler: plan is a {type(plan).__name__}; a fastsample.Plan is needed"
@@ -78,23 +87,18 @@ class Sampler:
                 "that many callables are needed"
             )
         arguments.dtypes("Sampler", state_dtype, model_dtype)
-        if backend not in (None, *BACKENDS):
-            raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
         _agree(plan, models)
-        ask = (
-            tuple(torch.compile(distinct(_plain(m))) for m in models)
-            if mode == "compile-model"
-            else models
-        )
         self._set(
             plan=plan,
             models=models,
             mode=mode,
             differentiable=differentiable,
-            _ask=ask,
-            _graphs={},
+            checkpoint=checkpoint,
+            _ask=tuple(map(compiled_model, models)) if mode == "compile-model" else models,
             _guided={},
+            _graphs=Graphs(models),
             _lock=Lock(),
+            _spares=Spares(),
             _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend},
         )
 
@@ -115,10 +119,50 @@ class Sampler:
         `plan.program` compiles nothing anew.
         """
         twin = Sampler(
-            plan, self.models, "eager", differentiable=self.differentiable, **self._options
+            plan,
+            self.models,
+            "eager",
+            differentiable=self.differentiable,
+            checkpoint=self.checkpoint,
+            **self._options,
         )
         twin._set(mode=self.mode, _ask=self._ask, _graphs=self._graphs, _lock=self._lock)
         return twin
+
+    def warm(
+        self,
+        shapes: Sequence[Sequence[int]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device=None,
+        progress: bool = False,
+        **words,
+    ) -> None:
+        """Make ahead what calls on noise of these shapes (B, *) need, by one call of each: in the
+        compiled modes graphs, one for a batch of one and one for any other number, and in every
+        mode the memory that a call begins again in, for as many shapes as are kept.
+
+        dtype, device: of the noise. words: as of a call (cond, uncond, branches, guidance, ...),
+        whose conditions have as many samples as the largest batch; smaller ones get the first.
+        """
+        most = max((shape[0] for shape in shapes), default=0)
+        device = torch.device("cpu" if device is None else device)
+        branches = [words.pop(name, None) for name in ("cond", "uncond", "branches")]
+        trees = branches_of("Sampler.warm", *branches, most, device)
+        generator = torch.Generator(device).manual_seed(0)
+        image = self.plan.sigma[0] == 0 or words.get("start") is not None
+        with bar("Sampler.warm", progress, len(shapes)) as shown:
+            for shape in shapes:
+                told = [take(tree, slice(0, shape[0])) for tree in trees.values()]
+                told = {"branches": told} if len(told) > 1 else {"cond": told[0]}
+                noise = torch.randn(shape, generator=generator, device=device).to(dtype)
+                self(**{"latent" if image else "noise": noise, "seed": 0, **words}, **told)
+                if shown is not None:
+                    shown.update()
+
+    def release(self) -> None:
+        """Free the memory of idle runs."""
+        self._spares.clear()
 
     def __call__(
         self,
@@ -127,6 +171,7 @@ class Sampler:
         latent: Tensor | None = None,
         shape: Sequence[int] | None = None,
         seed=None,
+        stage: int = 0,
         cond: dict | None = None,
         uncond: dict | None = None,
         branches: Sequence[dict] | None = None,
@@ -142,40 +187,41 @@ class Sampler:
         start: int | None = None,
         device=None,
         table: Tensor | None = None,
+        check: str | None = "end",
     ):
         """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the
         model with trajectory=True: states[0] is what the model was first asked with, and in a whole
         run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
 
-        noise, latent, shape, seed, start, noise_scale, noise_source, mask, known: as for Run. cond:
-        keywords for the model, a tree that follows its samples as
-        `fastsample.runtime.conditions` says. uncond (with guidance): a second branch, f = f_uncond
-        + s (f_cond - f_uncond). branches: keywords of every branch, the last being the base.
-        batched_guidance: all branches in one call of G*B samples where they have one form and share
-        what belongs to no sample, else one call each. callback(step, x, x0): may return a new x,
-        and may raise to stop; x and x0 are the run's own memory, to be cloned if kept beyond the
-        next step.
-        table: numbers of the plan [R, WF] in place of its own (differentiable=True). Seed None:
-        torch.manual_seed governs it (see Run). Raises FloatingPointError naming samples and row if
-        a state became non-finite.
+        Raises FloatingPointError naming samples and row if a state became non-finite.
         """
         trees = branches_of(
             "Sampler", cond, uncond, branches, *arguments.place(noise, latent, shape, device)
         )
+        words = {"noise": noise, "latent": latent, "shape": shape, "device": device}
+        words |= {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
+        words |= {"noise_source": noise_source, "mask": mask, "known": known, "start": start}
         plan = self._plan_for(len(trees), guidance)
-        start_ = {
-            "noise": noise,
-            "latent": latent,
-            "shape": shape,
-            "seed": seed,
-            "start": start,
-            "device": device,
-            "guidance": guidance,
-            "noise_scale": noise_scale,
-            "noise_source": noise_source,
-            "mask": mask,
-            "known": known,
-        }
+        self._check_call(callback, progress, table)
+        conditions = [told(tree) for tree in trees.values()]
+        if not self.differentiable:
+            transforms.refuse("Sampler", *words.values(), conditions)
+        with nullcontext() if self.differentiable else torch.no_grad():
+            joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
+            ask = self._asker(plan, conditions, joint)
+            copies = 1 if joint is None else len(conditions)
+            if self.differentiable:
+                return self._definition(plan, ask, copies, trajectory, table, check, words)
+            return self._run(plan, ask, copies, trajectory, callback, progress, check, words)
+
+    def _asker(self, plan: Plan, conditions: Sequence[dict], joint: dict | None) -> Callable:
+        """What asks the model in each row; in a compiled loop, what runs all of them."""
+        if self.mode == "compile-loop":
+            return partial(self._graphs.drive, conditions=conditions, joint=joint)
+        hidden = self.differentiable and transforms.hides_from_compiler()
+        return asker(plan, self.models if hidden else self._ask, conditions, joint)
+
+    def _check_call(self, callback, progress: bool, table) -> None:
         if table is not None and not self.differentiable:
             raise ValueError(
                 "Sampler: table= is given without differentiable=True; a plan's own numbers are "
@@ -186,20 +232,12 @@ class Sampler:
                 f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is "
                 "accepted"
             )
-        functional = self.mode == "compile-loop" or self.differentiable
-        if functional and (callback is not None or progress):
+        whole = self.mode == "compile-loop" or self.differentiable
+        if whole and (callback is not None or progress):
             raise ValueError(
                 "Sampler: callback and progress need mode='eager' or 'compile-model' without "
                 f"gradients; mode is {self.mode!r}"
             )
-        conditions = [told(tree) for tree in trees.values()]
-        if not self.differentiable:
-            transforms.refuse("Sampler", *start_.values(), conditions)
-        with nullcontext() if self.differentiable else torch.no_grad():
-            joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
-            if functional:
-                return self._functional(plan, conditions, joint, trajectory, table, **start_)
-            return self._eager(plan, conditions, joint, trajectory, callback, progress, **start_)
 
     def _plan_for(self, branches: int, guidance) -> Plan:
         """The plan for this many branches: itself, or the linear guidance of it, made once."""
@@ -224,162 +262,123 @@ class Sampler:
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches]
 
-    # -- eager -------------------------------------------------------------------------------------
-    def _eager(self, plan, conditions, joint, trajectory, callback, progress, **start):
-        run = Run(
-            plan,
-            **start,
-            **self._options,
-            preview=callback is not None,
-            copies=1 if joint is None else len(conditions),
-        )
+    def _run(self, plan, ask, copies, trajectory, callback, progress, check, words):
+        """Carried out by a Run: a spare of the same kind begun again, or a new one."""
+        spares, noise, run = self._spares, words["noise"], None
+        key = None
+        if _plain(words):
+            key = spares.key(plan, noise, copies, callback is not None, check)
+            run = spares.take(key)
+        if run is None:
+            run = Run(
+                plan,
+                **words,
+                **self._options,
+                copies=copies,
+                preview=callback is not None,
+                check=check,
+            )
+        else:
+            run.restart(noise, seed=words["seed"], guidance=words["guidance"])
         states = [run.x.clone()] if trajectory else None
-        with _bar(progress, sum(plan.call[run.row :] >= 0)) as bar:
-            for number in range(plan.rows):
-                if run.done:
-                    break
-                row, before = run.row, _versions(run)
-                f = self._outputs(run, row, conditions, joint)
-                if (
-                    _versions(run) != before
-                ):  # the input may be the state itself, and t is every later row's too
-                    raise ValueError(
-                        f"Sampler: the model changed its input in place at row {row}; let it work "
-                        "on a copy (x = x + ...)"
-                    )
-                run.step(f)
-                if callback is not None:
-                    new = callback(number, run.x, run.x0)
-                    if new is not None:
-                        run.x = new
-                if trajectory:
-                    states.append(run.x.clone())
-                if bar is not None:
-                    bar.update()
-        _raise_if_bad(run.status())
-        return (run.x, torch.stack(states)) if trajectory else run.x
-
-    def _outputs(self, run: Run, row: int, conditions: list[dict], joint: dict | None):
-        ask, plan = self._ask[run.call], run.plan
-        if len(conditions) == 1:
-            return ask(run.model_input, run.t, **conditions[0])
-        used = [
-            bool((plan.branches[row] >> g | plan.reads[row] >> (3 + plan.S + g)) & 1)
-            for g in range(plan.G)
-        ]
-        if joint is not None and all(used):
-            return ask(run.model_input, run.t, **joint)
-        x, t = (v[: run.x.shape[0]] for v in (run.model_input, run.t))
-        return [ask(x, t, **conditions[g]) if used[g] else None for g in range(plan.G)]
-
-    # -- one pure function -------------------------------------------------------------------------
-    def _functional(
-        self,
-        plan,
-        conditions,
-        joint,
-        trajectory,
-        table,
-        *,
-        noise,
-        latent,
-        shape,
-        seed,
-        start,
-        device,
-        guidance,
-        noise_scale,
-        noise_source,
-        mask,
-        known,
-    ):
-        state = self._options["state_dtype"]
-        given, size, device = arguments.start(
-            noise, latent, shape, device, plan.sigma[0] == 0, self.differentiable
-        )
-        first = arguments.entry(
-            plan, latent is not None, start, noise is not None, mask is not None
-        )
-        model_dtype = self._options["model_dtype"] or (state if given is None else given.dtype)
-        own = inplace.table(plan, state, device)
-        if table is not None and (
-            not isinstance(table, Tensor) or table.shape != own.f.shape or table.dtype != state
-        ):
-            got = (
-                f"{table.dtype} {list(table.shape)}"
-                if isinstance(table, Tensor)
-                else f"a {type(table).__name__}"
-            )
-            raise ValueError(
-                f"Sampler: table is {got}; a tensor {state} {list(own.f.shape)} is needed"
-            )
-        mask, known = arguments.blend(plan, mask, known, size, state, device, self.differentiable)
-        draws = sources.draws(
-            noise_source, plan, size, state, device, mask is not None, noise, self.differentiable
-        )
-        requested = {
-            "scale": arguments.scales(plan, guidance, size[0], state, device, self.differentiable),
-            "noise_scale": arguments.noise_scales(
-                noise_scale, size[0], state, device, self.differentiable
-            ),
-            "mask": None if mask is None else mask.expand(size),
-            "known": None if known is None else known.expand(size),
-        }
-        needed = given is None or sources.seeded(
-            plan, first, noise, noise_source, requested["noise_scale"], mask is not None
-        )
-        requested["seed"] = sources.seeds(seed, size[0], device, needed)
-        requested["noise"] = (
-            None
-            if draws is None
-            else _draws(plan, draws, requested["seed"], size, state, mask is not None)
-        )
-        if given is None:
-            given = _unit(requested["seed"], 0, size, state)
-        conditions = conditions if joint is None else [joint]
-        conditions = conditions if self.differentiable else unshared(conditions)
-        program = self._program(
-            plan,
-            first,
-            model_dtype,
-            trajectory,
-            joint is not None,
-            form([given, conditions, requested]),
-        )
-        rows = torch.arange(plan.rows, device=device)[:, None].expand(-1, size[0]).contiguous()
-        x, states, words = program(
-            given.to(state), own.f if table is None else table, own.i, rows, conditions, requested
-        )
-        if words.numel() and transforms.active(words) is None:
-            first_fault = (words != 0).int().argmax(0, keepdim=True)
-            _raise_if_bad(words.gather(0, first_fault)[0])
+        if self.mode == "compile-loop":
+            x, states = ask(run, keep=trajectory)
+        elif states is None and callback is None and not progress:
+            x = drive(run, ask)
+        else:
+            with bar("Sampler", progress, sum(plan.call[run.row :] >= 0)) as shown:
+                x = drive(run, ask, _watching(run, states, callback, shown))
+        run.check()
+        if key is not None:
+            spares.give(key, run)
         return (x, torch.stack(states)) if trajectory else x
 
-    def _program(
-        self, plan: Plan, first: int, model_dtype, keep: bool, together: bool, form: Hashable
-    ) -> Callable:
-        if self.differentiable:
-            ask = self.models if transforms.hides_from_compiler() else self._ask
-            return Program(
-                plan,
-                first,
-                reference.step,
-                [_asked([m] * plan.G, together) for m in ask],
-                model_dtype,
-                keep,
-            ).run
-        key = (plan.program, first, model_dtype, keep, together, form)
-        with self._lock:
-            if key not in self._graphs:
-                region, G = torch.compiler.nested_compile_region, plan.G
-                ask = [
-                    _asked([region(distinct(_plain(m))) for _ in range(G)], together)
-                    for m in self.models
-                ]
-                self._graphs[key] = compiled(
-                    Program(plan, first, reference.step, ask, model_dtype, keep, region)
-                )
-            return self._graphs[key]
+    def _definition(self, plan, ask, copies, trajectory, table, check, words):
+        """The definition in plain torch, which every gradient and every transform goes through."""
+        options, look = self._options, arguments.judged(check)
+        states = differentiable.run(
+            plan,
+            ask,
+            words,
+            table,
+            options["state_dtype"],
+            options["model_dtype"],
+            copies,
+            self.checkpoint,
+        )
+        if look:
+            differentiable.judge(states, plan)
+        return (states[-1], torch.stack(states)) if trajectory else states[-1]
+
+
+def _plain(words: dict) -> bool:
+    """Is a run begun with noise, a seed and guidance alone, so that a spare can be?"""
+    return (
+        words["latent"] is None
+        and words["shape"] is None
+        and words["mask"] is None
+        and words["known"] is None
+        and words["start"] is None
+        and words["noise_scale"] is None
+        and words["noise_source"] is None
+        and words["device"] is None
+        and words["stage"] == 0
+    )
+
+
+def _watching(run: Run, states, callback, shown) -> Callable:
+    """What is done after each row."""
+    count = iter(range(run.plan.rows))
+
+    def each(row: int) -> None:
+        if callback is not None:
+            new = callback(next(count), run.x, run.x0)
+            if new is not None:
+                run.x = new
+        if states is not None:
+            states.append(run.x.clone())
+        if shown is not None:
+            shown.update()
+
+    return each
+
+
+def asker(
+    plan: Plan, models: Sequence[Callable], conditions: Sequence[dict], joint: dict | None
+) -> Callable:
+    """ask(x, t, row): the model of that row with what it is told, every branch in one call where
+    `joint` says them together, else a list with one call for each branch that the row needs.
+    """
+    shapes, G = plan.program.rows, len(conditions)
+    if G == 1:
+        (only,) = conditions
+        if len(models) == 1:
+            (model,) = models
+            return lambda x, t, row: model(x, t, **only)
+        return lambda x, t, row: models[shapes[row].call](x, t, **only)
+    layout = plan.layout
+
+    def ask(x: Tensor, t: Tensor, row: int):
+        shape = shapes[row]
+        batch, asked = x.shape[0] // (1 if joint is None else G), [models[shape.call]] * G
+        needed = shape.branches_needed(layout)
+        return answer(asked, x, t, batch, needed, conditions, joint)
+
+    return ask
+
+
+def _check_mode(mode: str, differentiable: bool, checkpoint: bool, backend: str | None) -> None:
+    if mode not in MODES:
+        raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
+    if differentiable and mode == "compile-loop":
+        raise ValueError(
+            "Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in "
+            "'eager' and 'compile-model'"
+        )
+    if checkpoint and not differentiable:
+        raise ValueError("Sampler: checkpoint=True without differentiable=True has no gradient")
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
 
 
 def _agree(plan: Plan, models: Sequence[Callable]) -> None:
@@ -398,88 +397,3 @@ def _agree(plan: Plan, models: Sequence[Callable]) -> None:
                 f"Sampler: the plan was made for {word} = {theirs!r:.80} and the model's is "
                 f"{ours!r:.80}; make it for this model"
             )
-
-
-def _versions(run: Run) -> tuple[int, ...]:
-    """How often what the model is given was written to; () in inference mode, where nobody
-    counts."""
-    return () if run.model_input.is_inference() else (run.model_input._version, run.t._version)
-
-
-def _draws(
-    plan: Plan, given: Callable, seed: Tensor, size: Sequence[int], state: torch.dtype, masked: bool
-) -> list[list]:
-    """For every row its L draws, the caller's and, where that left some to Philox, those: a row
-    takes either kind, not both. [] = all Philox.
-    """
-    rows = []
-    for row in range(plan.rows):
-        draws, ids = given(row), arguments.drawn(plan, row, masked)
-        if any(n is not None for n in draws):
-            draws = [
-                None if k is None else _unit(seed, k, size, state) if n is None else n
-                for n, k in zip(draws, ids, strict=True)
-            ]
-        rows.append(draws if any(n is not None for n in draws) else [])
-    return rows
-
-
-def _unit(seed: Tensor, k: int, size: Sequence[int], state: torch.dtype) -> Tensor:
-    """Unit normal noise of one id, as a function: a transform sees it."""
-    return (
-        reference.normal(seed, torch.full_like(seed, k), math.prod(size[1:])).view(size).to(state)
-    )
-
-
-def _plain(model: Callable) -> Callable:
-    """The model as a plain function: a callable object is inlined by the compiler, a wrapped one is
-    not always.
-    """
-
-    def ask(x: Tensor, t: Tensor, **cond):
-        return model(x, t, **cond)
-
-    return ask
-
-
-def _asked(models: Sequence[Callable], together: bool) -> Callable:
-    """ask(x, t, conditions, used): every branch in one call of G*B samples, or a list with one call
-    for each branch used; models[g] asks branch g.
-    """
-    branches = len(models)
-
-    def ask(
-        x: Tensor, t: Tensor, conditions: Sequence[dict], used: Sequence[bool]
-    ) -> Tensor | list:
-        if together:
-            return models[0](torch.cat([x] * branches), torch.cat([t] * branches), **conditions[0])
-        return [models[g](x, t, **conditions[g]) if used[g] else None for g in range(branches)]
-
-    return ask
-
-
-def _bar(wanted: bool, total: int):
-    """A tqdm bar, or nothing."""
-    if not wanted:
-        return nullcontext()
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "Sampler: progress=True needs tqdm; pip install 'fastsample[demo]'"
-        ) from error
-    return tqdm(total=int(total))
-
-
-def _raise_if_bad(status: Tensor) -> None:
-    """FloatingPointError naming the samples whose state became non-finite and the first row at
-    which one did, read once at the end of a run.
-    """
-    bad = status.nonzero().flatten().tolist() if status.numel() else []
-    if bad:
-        names = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
-        row = int((status[bad] >> 8 & 0xFFFFFF).min())
-        raise FloatingPointError(
-            f"Sampler: sample {names} became non-finite at row {row}; the model returned NaN, Inf "
-            "or a value too large for the state"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,9 +10,30 @@ import torch
 from torch import Tensor
 
 from ..kernels import transforms
-from ..kernels.noise import drawn_seed
 from ..plan import Plan
 from .arguments import check_values, drawn, drawn_from, integer, readable, refuse_gradients
+
+
+def drawn_seed() -> int:
+    """One int64 of torch's default CPU generator, which torch.manual_seed governs: the seed of a
+    call that was given none.
+    """
+    return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
+
+
+def digest(noise: Tensor) -> bytes:
+    """SHA-256 over the noise as little-endian float32: what tells two noises apart."""
+    return hashlib.sha256(
+        noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
+    ).digest()
+
+
+def seed_of(noise: Tensor) -> int:
+    """An int64 made of the start noise's digest: measurements on one noise draw the same, on fresh
+    noise others.
+    """
+    transforms.refuse("seed of the noise", noise)
+    return int.from_bytes(digest(noise)[:8], "little", signed=True)
 
 
 def seeds(seed, batch: int, device, needed: bool) -> Tensor:
@@ -65,6 +87,15 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
     )
 
 
+def stages(stage: object, batch: int, device) -> Tensor | None:
+    """int32 [B] of one stage, 0 to 2^32 - 1, as the kernels read it; None for stage 0."""
+    number = integer(stage)
+    if number is None or not 0 <= number < 2**32:
+        raise ValueError(f"Run: stage is {stage!r}; a whole number from 0 to 2^32 - 1 is accepted")
+    signed = number - (number >> 31 << 32)
+    return torch.full((batch,), signed, dtype=torch.int32, device=device) if number else None
+
+
 def seeded(
     plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool
 ) -> bool:
@@ -73,13 +104,10 @@ def seeded(
     """
     if source is not None or plan.L == 0:
         return False
-    known = (
-        noise_scale is not None and not noise_scale.requires_grad and readable(True, noise_scale)
-    )
-    still = known and not bool(noise_scale.any())
-    return not still and bool(
-        (drawn_from(plan, first, masked) >= (0 if noise is None else 1)).any()
-    )
+    fixed = noise_scale is not None and not noise_scale.requires_grad
+    if fixed and readable(True, noise_scale) and not bool(noise_scale.any()):
+        return False
+    return bool(drawn_from(plan, first, masked) - ({0} if noise is not None else set()))
 
 
 def draws(
@@ -102,31 +130,12 @@ def draws(
         return None
     rows = [drawn(plan, row, masked) for row in range(plan.rows)]
     order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
-    initial = (
-        initial.to(dtype).clone() if initial is not None and 0 in order else None
-    )  # the caller's own tensor may change during the run
+    # a copy: the caller's own tensor may change during the run
+    initial = initial.to(dtype).clone() if initial is not None and 0 in order else None
     if given is None and initial is None:
         return None
 
-    def checked(where: str, value: object) -> Tensor:
-        if (
-            not isinstance(value, Tensor)
-            or value.shape != tuple(size)
-            or not value.is_floating_point()
-            or value.device.type != torch.device(device).type
-        ):
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on "
-                f"{device} is needed"
-            )
-        if not gradients:
-            transforms.refuse("Run: noise_source", value)
-        refuse_gradients("noise_source", value, gradients)
-        if readable(gradients, value):
-            check_values("noise_source", value)
-        return value.to(dtype).contiguous()
-
+    checked = lambda where, value: _draw(where, value, size, dtype, device, gradients)
     held = {} if initial is None else {0: initial}
     if given is not None and not callable(given):
         left = [k for k in order if k not in held]
@@ -144,3 +153,20 @@ def draws(
         return checked(f"row {row}", given(row, k)) if callable(given) else None
 
     return lambda row: [draw(row, k) for k in rows[row]]
+
+
+def _draw(where: str, value: object, size, dtype: torch.dtype, device, gradients: bool) -> Tensor:
+    """A draw of the caller's [B,*] in the state dtype, checked."""
+    fits = isinstance(value, Tensor) and value.shape == tuple(size) and value.is_floating_point()
+    if not fits or value.device.type != torch.device(device).type:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"Run: noise_source gave {shape} for {where}; a floating tensor of {list(size)} on "
+            f"{device} is needed"
+        )
+    if not gradients:
+        transforms.refuse("Run: noise_source", value)
+    refuse_gradients("noise_source", value, gradients)
+    if readable(gradients, value):
+        check_values("noise_source", value)
+    return value.to(dtype).contiguous()

@@ -74,6 +74,7 @@ StepArgs = struct(
     ("stream", c_void_p),
     *many(c_void_p, "x_in x_out stage row_words"),
     *many(c_int32, "one_row row_number t_dtype reserved_2"),
+    ("slot_stride", c_int64),
 )
 NoiseArgs = struct(
     "fs_noise_args",

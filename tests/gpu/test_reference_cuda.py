@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample.kernels.noise import normal
+from fastsample.kernels import normal
 
 pytestmark = pytest.mark.gpu
 

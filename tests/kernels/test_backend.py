@@ -1,13 +1,16 @@
-"""select: one choice for each (device, dtype), with its reason; a wish is granted or refused, never
-replaced.
+"""select: one choice for each (kernel, device, dtype), with its reason; a wish is granted or
+refused, never replaced.
 """
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location, spec_from_loader
 
 import pytest
 import torch
 
+import fastsample
 from fastsample.kernels import native, reference, select
-from fastsample.kernels import select as choose
-from fastsample.kernels.backend import BACKENDS, VARIABLE, _chosen, chosen
+from fastsample.kernels.backend import BACKENDS, KERNELS, VARIABLE, _chosen, chosen
 
 
 @pytest.fixture(autouse=True)
@@ -21,22 +24,22 @@ def forgotten():
 
 
 def test_the_choice_is_made_once_and_kept_with_its_reason():
-    first = select("cpu", torch.float32)
-    assert first is select(torch.device("cpu"), torch.float32)
+    first = select("step", "cpu", torch.float32)
+    assert first is select("step", torch.device("cpu"), torch.float32)
     assert first.reason
-    assert chosen() == {("cpu", torch.float32, None): first}
+    assert chosen() == {("step", "cpu", torch.float32, None): first}
     assert first.name == ("reference" if native.MISSING else "native")
 
 
 def test_a_wish_by_argument():
-    choice = select("cpu", torch.float64, "reference")
+    choice = select("step", "cpu", torch.float64, "reference")
     assert (choice.name, choice.module) == ("reference", reference)
     assert "argument" in choice.reason
 
 
 def test_a_wish_by_environment(monkeypatch):
     monkeypatch.setenv(VARIABLE, "reference")
-    choice = choose("cpu", torch.float32)
+    choice = select("step", "cpu", torch.float32)
     assert choice.name == "reference"
     assert VARIABLE in choice.reason
     monkeypatch.setenv(VARIABLE, "fortran")
@@ -45,20 +48,58 @@ def test_a_wish_by_environment(monkeypatch):
         ValueError,
         match=f"'fortran' \\(from {VARIABLE}\\) is unknown; accepted are {', '.join(BACKENDS)}",
     ):
-        choose("cpu", torch.float32)
+        select("step", "cpu", torch.float32)
 
 
 def test_a_wish_that_cannot_be_granted_is_an_error():
     with pytest.raises(RuntimeError, match="native was asked for .* tensors are on meta"):
-        select("meta", torch.float32, "native")
-    assert select("meta", torch.float32).name == "reference"
+        select("step", "meta", torch.float32, "native")
+    assert select("step", "meta", torch.float32).name == "reference"
 
 
 def test_without_the_binary(monkeypatch):
     """Everything runs on the reference, and says why; asking for native is refused."""
     monkeypatch.setattr(native, "MISSING", "fastsample._C is not built")
-    choice = select("cpu", torch.float32)
+    choice = select("step", "cpu", torch.float32)
     assert choice.name == "reference"
     assert "not built" in choice.reason
     with pytest.raises(RuntimeError, match="not built"):
-        select("cpu", torch.float32, "native")
+        select("step", "cpu", torch.float32, "native")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_has_a_choice_of_its_own(kernel):
+    """A backend that lacks one kernel there runs the others."""
+    refuses = lambda name, device, dtype: "no such kernel" if name == kernel else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "covers", refuses)
+        choice = select(kernel, "cpu", torch.float32)
+        other = select("moments" if kernel == "step" else "step", "cpu", torch.float32)
+    assert (choice.name, choice.reason) == ("reference", "native: no such kernel")
+    assert other.name == "native"
+
+
+class Unloadable:
+    """An importer that finds the binary and cannot load it."""
+
+    def find_spec(self, name, path=None, target=None):
+        return spec_from_loader(name, self) if name == "fastsample._C" else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+
+def test_a_binary_that_is_there_and_does_not_load_is_told(monkeypatch):
+    """Once, in the loader's words; the reason is kept."""
+    monkeypatch.delattr(fastsample, "_C", raising=False)
+    monkeypatch.delitem(sys.modules, "fastsample._C", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Unloadable(), *sys.meta_path])
+    spec = spec_from_file_location("fastsample.kernels.again", native.__file__)
+    again = module_from_spec(spec)
+    with pytest.warns(UserWarning, match="does not load .libgomp.so.1: cannot open.* reference$"):
+        spec.loader.exec_module(again)
+    assert "does not load (libgomp.so.1: cannot open" in again.MISSING and not again.EXCHANGE
+    assert again.covers("step", torch.device("cpu"), torch.float32) == again.MISSING

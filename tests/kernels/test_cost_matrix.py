@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from cases import MODELS, laid_out, same
+from cases import MODELS, backends, laid_out, same
 
-from fastsample.kernels import argmin_source, cost_gather, cost_matrix, native
+from fastsample.kernels import argmin_source, cost_gather, cost_matrix
 
-BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
+BACKENDS = backends("cost_matrix")
 
 
 def problem(R=2, B=2, I=5, J=4, D=37, dtype=torch.float32, seed=0):  # noqa: E741

@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import MODELS, SIZES, laid_out, same
+from cases import MODELS, SIZES, backends, laid_out, same
 
-from fastsample.kernels import moments, native
+from fastsample.kernels import moments
 
-BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
+BACKENDS = backends("moments")
 
 
 def tensors(count, batch, elements, dtype=torch.float32, seed=0):

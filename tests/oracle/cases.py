@@ -105,6 +105,9 @@ CASES = [
     Case("lcm", loops.lcm, {"boundary": False}, {"scaling": None}),
 ]
 
+# what a registry has beside them: held to everything that needs no second derivation
+UNLISTED = [Case(name, None) for name in SOLVERS if name not in {case.name for case in CASES}]
+
 SCHEDULES = [
     VP(),
     DiscreteVP.scaled_linear(),

@@ -181,7 +181,7 @@ typedef struct fs_step_args {
   const void* table_f;            /* T [table_rows, WF], from fs_plan_pack */
   const int32_t* table_i;         /* [table_rows, WI] */
   void* x;                        /* T [P, D], the state, updated in place; see x_in, x_out */
-  void* slots;                    /* T [S, P, D], history, updated in place */
+  void* slots;                    /* T [S, P, D], history, updated in place; see slot_stride */
   const void* f[FS_MAX_BRANCHES]; /* F [outputs, D] each; NULL = the branch has no outputs */
   void* model_input;              /* F [copies, B, D] = c x' [not written] */
   const int32_t* row;             /* [B, groups], required unless one_row */
@@ -212,8 +212,9 @@ typedef struct fs_step_args {
                                shaped by them; not read on the CPU [none] */
   int32_t one_row;          /* 1: every sample runs row row_number, and row is not read; 0: row */
   int32_t row_number;
-  int32_t t_dtype;    /* of t_out: FS_F32, or state_dtype */
-  int32_t reserved_2; /* 0 */
+  int32_t t_dtype;     /* of t_out: FS_F32, or state_dtype */
+  int32_t reserved_2;  /* 0 */
+  int64_t slot_stride; /* numbers from one slot to the next, at least P*D [P*D] */
 } fs_step_args;
 
 /* One row for every sample of a batch. Terms are added in the order written, products rounded

@@ -2,7 +2,7 @@
 
 import sys
 
-from . import loop, runs
+from . import loops, runs
 from .scheduler import FsScheduler, FsSchedulerOutput, SchedulerMixin
 
 __all__ = ["FsScheduler", "FsSchedulerOutput", "SchedulerMixin"]  # pipelines look for the last here
@@ -10,4 +10,4 @@ __all__ = ["FsScheduler", "FsSchedulerOutput", "SchedulerMixin"]  # pipelines lo
 # model_index.json and pickles say so, whatever file they stand in
 FsScheduler.__module__ = FsSchedulerOutput.__module__ = __name__
 # Pickles of schedulers made while this folder was a file name these two.
-sys.modules |= {f"{__name__}_loop": loop, f"{__name__}_runs": runs}
+sys.modules |= {f"{__name__}_loop": loops, f"{__name__}_runs": runs}

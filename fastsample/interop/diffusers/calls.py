@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from numbers import Real
 from types import MethodType
 
@@ -82,11 +82,17 @@ def _called_as(function: Callable, source: type, extra: tuple[str, ...]) -> Call
     return method
 
 
+@cache
+def takes(source: type) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the class's set_timesteps."""
+    return inspect.signature(source.set_timesteps).parameters
+
+
 def check_set_timesteps(source: type | None, others: dict, exact: bool) -> None:
     """TypeError for arguments that the source's set_timesteps does not know; exact: ValueError for
     its own not at their defaults.
     """
-    known = {} if source is None else inspect.signature(source.set_timesteps).parameters
+    known = {} if source is None else takes(source)
     for name, value in others.items():
         if name not in known:
             whose = "a plan" if source is None else source.__name__

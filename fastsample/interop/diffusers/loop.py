@@ -1,13 +1,14 @@
 """Loop: one sampling loop of an FsScheduler, a Run that is handed the sample at every step and
-hands it back. Loops: one for every thread.
+hands it back.
 
-The state x is float32 (float64 for a float64 sample) whatever the sample's dtype. A pipeline that
-hands back the very tensor it was given, unwritten, goes on from that state and not from its
-half-precision copy; any other tensor becomes the new state. History is kept then: a multistep
-solver goes on with its earlier predictions, and where a method comes back to an earlier x (Heun's
-base, UniPC's corrected x), that x is a combination of the state and the predictions, so an edit of
-the sample moves it by a matching amount. (diffusers keeps such an x in the scheduler instead, and
-an edit is lost there.)
+A float32 (float64) sample is the state itself: it is read where it lies, and the next one written
+to memory of its own, so an edited or replaced sample needs no noticing. A half-precision sample has
+a state in float32 beside it: a pipeline that hands back the very tensor it was given, unwritten,
+goes on from that state and not from its half-precision copy; any other tensor becomes the new
+state. History is kept then: a multistep solver goes on with its earlier predictions, and where a
+method comes back to an earlier x (Heun's base, UniPC's corrected x), that x is a combination of the
+state and the predictions, so an edit of the sample moves it by a matching amount. (diffusers keeps
+such an x in the scheduler instead, and an edit is lost there.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ from torch import Tensor
 
 from ...kernels import transforms
 from ...plan import Plan
+from ...runtime import arguments
+from ...runtime.pool import placed
 from ...runtime.run import Run
+from ...runtime.spares import Spares
 from ..draws import Draws
 from .plan import init_scale
 
@@ -36,58 +40,71 @@ class Loop:
     """One run through a plan, or through the plan from a later grid point on.
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64
-    timesteps, else float32. calls_per_point: 2 for Heun, whose first point has 1. compat: the
-    points are diffusers' own. unit: the pipeline begins with unit noise, and without compat
-    init_scale is for the first step to multiply it by (flow pipelines know no init_noise_sigma).
-    timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the end. draws(label,
-    eta): a step that draws even where its row has no noise.
+    timesteps, else float32. spares: of runs. calls_per_point: 2 for Heun, whose first point has 1.
+    compat: the points are diffusers' own. unit: the pipeline begins with unit noise, and without
+    compat init_scale is for the first step to multiply it by (flow pipelines know no
+    init_noise_sigma). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the
+    end. draws(label, eta): a step that draws even where its row has no noise.
 
     A first sample was made by add_noise where this loop took anything to its first level before its
     first step: pipelines pack, cast and cut what add_noise gave them, so the tensor itself cannot
     say.
     """
 
+    timesteps: Tensor
+    begin: int | None = None
+    index: int | None = None
+    _run: Run | None = None
+    _draws: Draws | None = None
+    _returned: weakref.ref | None = None
+    _quick = _noised = False
+    _version = 0
+
     def __init__(
         self,
         plan: Plan,
         compile: Callable[[int, float], Plan],
         whole: bool,
+        spares: Spares,
         *,
         calls_per_point: int = 1,
-        device=None,
         preview: bool = True,
         compat: bool = False,
         unit: bool = False,
         draws: Callable[[float, float], bool] | None = None,
     ):
-        self.compat, self.plan, self._compile = compat, plan, compile
+        self.compat, self.plan, self._compile, self._spares = compat, plan, compile, spares
         self._per_point, self._preview, self._draws_at = calls_per_point, preview, draws
         rows = np.flatnonzero(plan.call >= 0)
         self._labels = plan.t[rows - 1, 0]
-        kind = torch.int64 if whole else torch.float32
-        self.timesteps = torch.tensor(self._labels, dtype=kind, device=device)
+        self._kind = torch.int64 if whole else torch.float32
         self.alpha = np.append(plan.alpha[rows], plan.alpha[-1])
         self.sigma = np.append(plan.sigma[rows], plan.sigma[-1])
-        self._scales = plan.c[rows - 1]
+        self._scales = plan.c[rows - 1].tolist()
         self._factor = init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0
-        self._noised = False
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
-        self.begin: int | None = None
-        self.index: int | None = None
-        self._run: Run | None = None
-        self._eta, self._draws, self._returned, self._version = 0.0, None, None, 0
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._labels)
 
+    def fresh(self, device=None) -> Loop:
+        """The loop at its start, with timesteps of its own; all that was looked up is shared."""
+        twin = self._twin()
+        twin.timesteps = torch.tensor(self._labels, dtype=self._kind, device=device)
+        return twin
+
     def __deepcopy__(self, memo: dict) -> Loop:
         """A loop of its own from here on: the run's state copied, plan and tables shared."""
-        twin = object.__new__(Loop)
         with self._lock:
-            twin.__dict__.update(self.__dict__)
-            twin._run, twin._lock = copy.deepcopy(self._run), threading.Lock()
+            twin = self._twin()
+            twin._run = copy.deepcopy(self._run)
             twin._draws = None if self._draws is None else self._draws.copy()
+        return twin
+
+    def _twin(self) -> Loop:
+        twin = object.__new__(Loop)
+        twin.__dict__.update(self.__dict__)
+        twin._lock = threading.Lock()
         return twin
 
     def find(self, timestep: int | float | Tensor | None) -> int:
@@ -113,7 +130,7 @@ class Loop:
     def input_scale(self, timestep: int | float | Tensor | None) -> float:
         """What the sample that comes to the timestep is multiplied by for the model."""
         at = min(self.find(timestep), len(self) - 1)
-        return float(self._scales[at]) * self.factor(at)
+        return self._scales[at] * self.factor(at)
 
     def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
         """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was
@@ -130,66 +147,135 @@ class Loop:
         return self.alpha[at], self.sigma[at]
 
     def step(
-        self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
+        self,
+        model_output: Tensor,
+        timestep,
+        sample: Tensor,
+        eta: float,
+        noise: Callable[..., Tensor],
+        generator,
+        variance_noise: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(next sample, predicted data or None), in the sample's dtype; draw() gives one noise
-        tensor.
+        """(next sample, predicted data or None), in the sample's dtype. noise(model_output,
+        generator, variance_noise) gives one noise tensor.
         """
-        # inference tensors do not count writes
-        with self._lock, torch.inference_mode(False), torch.no_grad():
-            self._check(model_output, timestep, sample)
-            if self._run is None:
-                self._start(model_output, timestep, sample, eta)
-            elif eta != self._eta:
-                raise ValueError(
-                    f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run "
-                    "is accepted"
-                )
-            elif not self._is_ours(sample):
-                self._run.x = self._begun(sample, self.index)
-            _drawing.draw, _drawing.drawn = lambda name: self._draws(name, draw), False
-            try:
-                self._run.step(model_output)
-            finally:
-                _drawing.draw = None
-            owed = self._draws_at is not None and not _drawing.drawn
-            if owed and self._draws_at(self._labels[self.index], eta):
-                # and leaves the generator where the source does, for whatever is drawn from it next
-                draw()
-            self.index += 1
-            # elsewhere reading the status waits for the device
-            if self._run.done or sample.device.type == "cpu":
-                self._refuse_non_finite()
-            return self._hand_back(sample.dtype)
+        with self._lock:
+            try:  # a view of our own timesteps is known by its place
+                due = self._quick and timestep.data_ptr() == self._next and timestep.numel() == 1
+            except (AttributeError, RuntimeError):  # a number, or a tensor that a transform made
+                due = False
+            if (
+                due
+                and eta == self._eta
+                and sample.__class__ is Tensor
+                and not sample.requires_grad
+                and not torch.is_inference_mode_enabled()
+            ):
+                x = torch.empty_like(sample)
+                if self._run.carries(model_output, sample, x):
+                    return self._stepped(x)
+            draw = partial(noise, model_output, generator, variance_noise)
+            if not torch.is_inference_mode_enabled():
+                return self._step(model_output, timestep, sample, eta, draw)
+            with torch.inference_mode(False):  # inference tensors do not count writes
+                return self._step(model_output, timestep, sample, eta, draw)
 
     # -- inside ------------------------------------------------------------------------------------
-    def _start(self, model_output: Tensor, timestep, sample: Tensor, eta: float) -> None:
-        at = self.find(timestep)
+    def _step(
+        self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The step with every check, and its sentence."""
+        at, first = self._checked(model_output, timestep, sample), self._run is None
+        begun = self._begun(sample, at)
+        if first:
+            self._start(model_output, sample, begun, at, eta)
+        elif eta != self._eta:
+            raise ValueError(
+                f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run "
+                "is accepted"
+            )
+        run, x_in, x = self._run, None, None
+        self._carried = self._carried and sample.dtype == run.x.dtype
+        if self._carried:
+            x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
+        elif not first and not self._is_ours(sample):
+            run.x = begun
+        if self._still:
+            run.carry(model_output, x_in, x)
+        else:
+            self._drawing(model_output, x_in, x, draw)
+        self._quick = self._carried and self._still
+        return self._stepped(run.x.to(sample.dtype, copy=True) if x is None else x)
+
+    def _drawing(self, model_output: Tensor, x_in, x, draw: Callable[[], Tensor]) -> None:
+        """A row of a run that draws."""
+        _now.draw, _now.drawn = lambda name: self._draws(name, draw), False
+        try:
+            self._run.carry(model_output, x_in, x)
+        finally:
+            _now.draw = None
+        owed = self._draws_at is not None and not _now.drawn
+        if owed and self._draws_at(self._labels[self.index], self._eta):
+            # and leaves the generator where the source does, for whatever is drawn from it next
+            draw()
+
+    def _stepped(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a step that led to x hands back."""
+        run, self.index = self._run, self.index + 1
+        done = run.row >= run.end
+        # elsewhere reading the status waits for the device
+        if done or x.is_cpu:
+            self._refuse_non_finite(run.faults())
+        x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
+        if done:
+            self._spares.give(self._key, run)
+            self._run, self._quick = None, False
+        elif self._carried:
+            self._next += self._bytes
+        else:
+            self._returned, self._version = weakref.ref(x), x._version
+        return x, x0
+
+    def _start(self, model_output: Tensor, sample: Tensor, x: Tensor, at: int, eta: float) -> None:
+        """A run from step `at` on, at the state x that the sample stands for."""
         point = (at + self._per_point - 1) // self._per_point
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
-        run = Run(
-            _unscaled(plan),
-            latent=self._begun(sample, at),
-            start=1,
-            state_dtype=torch.float64 if sample.dtype == torch.float64 else torch.float32,
-            model_dtype=model_output.dtype,
-            noise_source=_drawn,
-            preview=self._preview,
-        )
-        self._run, self._eta, self._draws, self.index = run, eta, Draws(plan), at
+        if x.is_cpu:
+            arguments.check_values("latent", x)
+        state, (bare, joined) = arguments.state_dtype(sample), _bare(plan)
+        self._carried = joined and sample.dtype == state
+        self._key = self._spares.key(bare, sample, model_output.dtype)
+        run = self._spares.take(self._key)
+        if run is not None:
+            run.rewind(None if self._carried else x)
+        else:
+            run = Run(
+                bare,
+                latent=x,
+                start=1,
+                state_dtype=state,
+                model_dtype=model_output.dtype,
+                noise_source=_drawn if plan.L else None,
+                preview=self._preview,
+                check=None,
+            )
+        owed = self._draws_at
+        self._still = not plan.L and (owed is None or not any(owed(t, eta) for t in self._labels))
+        self._draws = Draws(plan) if plan.L else None
+        self._bytes = self.timesteps.element_size()
+        self._next = self.timesteps.data_ptr() + at * self._bytes
+        self._run, self._eta, self.index = run, eta, at
 
     def _begun(self, sample: Tensor, at: int) -> Tensor:
         """The sample that comes to step `at` as the state there, not rounded to half precision
         again.
         """
         factor = self.factor(at)
-        if factor == 1.0:
-            return sample
-        return factor * (sample if sample.dtype == torch.float64 else sample.float())
+        return sample if factor == 1.0 else factor * sample.to(arguments.state_dtype(sample))
 
-    def _check(self, model_output: Tensor, timestep, sample: Tensor) -> None:
-        """What must fit before a kernel runs. A timestep on another device is trusted where reading
-        it would wait for that device.
+    def _checked(self, model_output: Tensor, timestep, sample: Tensor) -> int:
+        """Index of the step, after all that must fit before a kernel runs. A timestep on another
+        device is trusted where reading it would wait for that device.
         """
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -221,11 +307,13 @@ class Loop:
                 f"FsScheduler.step: sample is {list(sample.shape)} after "
                 f"{list(self._run.x.shape)}; one shape for the whole run is accepted"
             )
-        if self.where(timestep, expected) != expected:
+        told = self.index is not None or self.begin is not None  # else by the timestep itself
+        if told and self.where(timestep, expected) != expected:
             raise ValueError(
                 f"FsScheduler.step: timestep {_number(timestep):g} is out of order; "
                 f"{self._labels[expected]:g} is next, of {self._words()}"
             )
+        return expected
 
     def where(self, timestep: int | float | Tensor, expected: int | None = None) -> int | None:
         """Index of a timestep, or None. A view of our own tensor says where it stands without being
@@ -256,14 +344,7 @@ class Loop:
         ours = self._returned is not None and self._returned() is sample
         return ours and sample._version == self._version
 
-    def _hand_back(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        x = self._run.x.to(dtype, copy=True)
-        x0 = self._run.x0.to(dtype, copy=True) if self._preview else None
-        self._returned, self._version = weakref.ref(x), x._version
-        return x, x0
-
-    def _refuse_non_finite(self) -> None:
-        bad = self._run.status().nonzero().flatten().tolist()
+    def _refuse_non_finite(self, bad: list[int]) -> None:
         if bad:
             raise ValueError(
                 f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no "
@@ -276,67 +357,24 @@ class Loop:
         return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "..", *shown[-2:]])
 
 
-class Loops:
-    """Which loop belongs to the thread that asks: its own, or the only one there is."""
-
-    def __init__(self) -> None:
-        self._local, self._all, self._lock = threading.local(), weakref.WeakSet(), threading.Lock()
-
-    def __deepcopy__(self, memo: dict) -> Loops:
-        """With a copy of this thread's loop, where it stands."""
-        twin, loop = Loops(), self.get()
-        if loop is not None:
-            twin.set(copy.deepcopy(loop, memo))
-        return twin
-
-    def __reduce__(self) -> tuple:
-        """Loops stay in their process."""
-        return Loops, ()
-
-    def set(self, loop: Loop) -> None:
-        self._local.loop = loop
-        with self._lock:
-            self._all.add(loop)
-
-    def get(self, what: str | None = None) -> Loop | None:
-        """The loop; where there is none, None, or a ValueError that says `what` needs one."""
-        # levels and scales are looked up by number, which a trace would keep for every later input
-        if torch.jit.is_tracing():
-            transforms.refuse("FsScheduler" if what is None else f"FsScheduler.{what}")
-        loop = getattr(self._local, "loop", None)
-        if loop is not None:
-            return loop
-        with self._lock:
-            loops = list(self._all)
-        if len(loops) > 1:
-            raise ValueError(
-                f"FsScheduler: {len(loops)} other threads have a loop and this one has none; call "
-                "set_timesteps in the thread that steps"
-            )
-        if not loops and what is not None:
-            raise ValueError(
-                f"FsScheduler.{what}: there are no timesteps yet; call set_timesteps first"
-            )
-        return loops[0] if loops else None
-
-
 @lru_cache(maxsize=32)
-def _unscaled(plan: Plan) -> Plan:
+def _bare(plan: Plan) -> tuple[Plan, bool]:
     """The plan without input scales: a pipeline scales its own model input, so the run need not
-    write one.
+    write one. And whether every row asks the model: others work on the run's own memory.
     """
-    return plan if (plan.c == 1.0).all() else replace(plan, c=np.ones_like(plan.c))
+    bare = plan if (plan.c == 1.0).all() else replace(plan, c=np.ones_like(plan.c))
+    return bare, bool((plan.call[1:-1] >= 0).all())
 
 
-_drawing = threading.local()
+_now = threading.local()
 
 
 def _drawn(row: int, name: int) -> Tensor:
     """A Run's noise source: what the step now running in this thread draws. It holds no state, so
     copies of a run do not share one.
     """
-    _drawing.drawn = True
-    return _drawing.draw(name)
+    _now.drawn = True
+    return _now.draw(name)
 
 
 def _number(timestep: int | float | Tensor) -> float:

@@ -4,10 +4,11 @@ it can be. Imports no diffusers.
 
 from __future__ import annotations
 
-import inspect
+import copy
 
 import numpy as np
 
+from .calls import takes
 from .config import peer_layout, peer_table
 from .grids import Points, count, falling
 
@@ -17,19 +18,19 @@ def uncovered(source: type, settings: dict) -> str | None:
     Some runs may still not be.
     """
     try:
-        peer_table(source.__name__, settings, _made(source, settings))
+        peer_table(source.__name__, settings, made(source, settings))
     except ValueError as error:
         return words(error)
     return None
 
 
 def peer_points(
-    source: type, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others
+    peer: object, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others
 ) -> Points:
-    """The class's own grid and labels after its set_timesteps with these arguments; ValueError for
-    what it, or a plan, does not take.
+    """The grid and labels of the class's own scheduler after its set_timesteps with these
+    arguments; ValueError for what it, or a plan, does not take.
     """
-    peer = _made(source, settings)
+    source, peer = type(peer), copy.copy(peer)
     asked = {
         "num_inference_steps": steps,
         "timesteps": timesteps and list(timesteps),
@@ -39,7 +40,7 @@ def peer_points(
         **dict(others),
     }
     asked = {k: v for k, v in asked.items() if v is not None}
-    unknown = ", ".join(asked.keys() - inspect.signature(peer.set_timesteps).parameters.keys())
+    unknown = ", ".join(asked.keys() - takes(source).keys())
     if unknown:
         raise ValueError(
             f"FsScheduler.set_timesteps: {source.__name__} takes no {unknown}; with compat=None it "
@@ -59,13 +60,8 @@ def peer_points(
     return peer_layout(source.__name__, settings, peer)
 
 
-def words(error: ValueError) -> str:
-    """What was wrong, without what is accepted instead."""
-    return str(error).rpartition(";")[0] or str(error)
-
-
-# -- inside ----------------------------------------------------------------------------------------
-def _made(source: type, settings: dict) -> object:
+def made(source: type, settings: dict) -> object:
+    """A scheduler of the class, or a ValueError."""
     try:
         return source(**settings)
     except Exception as error:
@@ -73,5 +69,11 @@ def _made(source: type, settings: dict) -> object:
         raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None
 
 
+def words(error: ValueError) -> str:
+    """What was wrong, without what is accepted instead."""
+    return str(error).rpartition(";")[0] or str(error)
+
+
+# -- inside ----------------------------------------------------------------------------------------
 def _said(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...plan import Plan
 from .grids import noise_schedule
-from .loop import Loops
+from .loops import Loops
 from .plan import init_scale
 
 

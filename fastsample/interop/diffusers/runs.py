@@ -8,14 +8,15 @@ import warnings
 from functools import partial
 
 from ...plan import Plan
+from ...runtime.spares import Spares
 from . import config as diffusers_config
 from .calls import check_set_timesteps
 from .grids import Points
 from .loop import Loop
-from .peer import peer_points, words
+from .peer import made, peer_points, words
 from .plan import check_length, from_point, is_whole
 
-KEPT_PLANS = 16  # compiled plans that a scheduler and its copies remember
+KEPT = 16  # loops, and compiled plans, that a scheduler and its copies remember
 
 
 class Runs:
@@ -24,31 +25,40 @@ class Runs:
     """
 
     def __init__(self, source: type | None, settings: dict, given: Plan | None):
-        self.source, self.settings, self.given, self._compiled = source, settings, given, {}
+        self.source, self.settings, self.given = source, settings, given
+        self._compiled, self._loops, self._spares, self._peer = {}, {}, Spares(), None
 
-    def loop(self, asked: tuple, compat: bool, lenient: bool, **about: object) -> Loop:
-        """A loop, on the source's own grid with compat; where that cannot be and lenient says so,
-        an exact one, with a warning.
+    def kept(self, asked: tuple) -> Loop | None:
+        """The loop that was made for this before; 4 is asked for by 4, not by 4.0 or True."""
+        try:
+            return self._loops.get((asked, asked[0].__class__))
+        except TypeError:  # lists in it, which are refused where a loop is made
+            return None
+
+    def made(self, asked: tuple, compat: bool, lenient: bool, **about: object) -> Loop:
+        """A loop for others to be taken from (`Loop.fresh`), on the source's own grid with compat;
+        where that cannot be and lenient says so, an exact one, with a warning.
 
         asked: steps, timesteps, sigmas, mu, original_inference_steps, and pairs (name, value) of
         what else the source takes; about: what a Loop is told besides.
         """
         check_set_timesteps(self.source, dict(asked[-1]), exact=False)
-        why = None
-        if compat:
-            try:
-                return self._loop(asked, True, about)
-            except ValueError as error:
-                if not lenient:
-                    raise
-                why = words(error)
-        made = self._loop(asked, False, about)
-        if why:
+        try:
+            loop = self._loop(asked, compat, about)
+        except ValueError as error:
+            if not (compat and lenient):
+                raise
+            loop, why = self._loop(asked, False, about), words(error)
             warnings.warn(f"{why}; this run is exact instead, as with compat=None", stacklevel=4)
-        return made
+            return loop  # not kept: it is said every time
+        _keep(self._loops, (asked, asked[0].__class__), loop)
+        return loop
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_compiled": {}}
+        return {"source": self.source, "settings": self.settings, "given": self.given}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["source"], state["settings"], state["given"])
 
     # -- inside ------------------------------------------------------------------------------------
     def _loop(self, asked: tuple, compat: bool, about: dict) -> Loop:
@@ -56,13 +66,14 @@ class Runs:
             check_length(self.given, *asked[:3])
             points = Points(None, None, whole=is_whole(self.given))
         elif compat:
-            points = peer_points(self.source, self.settings, *asked)
+            self._peer = self._peer or made(self.source, self.settings)
+            points = peer_points(self._peer, self.settings, *asked)
             about = about | {"draws": diffusers_config.draws(self.source.__name__, self.settings)}
         else:
             check_set_timesteps(self.source, dict(asked[-1]), exact=True)
             points = diffusers_config.layout(self.source.__name__, self.settings, *asked[:-1])
         compile = partial(self._compile, asked, points, compat)
-        return Loop(compile(0, 0.0), compile, points.whole, compat=compat, **about)
+        return Loop(compile(0, 0.0), compile, points.whole, self._spares, compat=compat, **about)
 
     def _compile(self, asked: tuple, points: Points, compat: bool, first: int, eta: float) -> Plan:
         """The plan from grid point `first` on, remembered."""
@@ -75,7 +86,11 @@ class Runs:
                 plan = diffusers_config.plan(
                     self.source.__name__, self.settings, points, first=first, eta=eta, compat=compat
                 )
-            if len(self._compiled) >= KEPT_PLANS:
-                self._compiled.clear()
-            self._compiled[key] = plan
+            _keep(self._compiled, key, plan)
         return plan
+
+
+def _keep(kept: dict, key: tuple, value: object) -> None:
+    if len(kept) >= KEPT:
+        kept.clear()
+    kept[key] = value

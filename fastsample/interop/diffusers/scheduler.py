@@ -16,6 +16,7 @@ import copy
 import inspect
 import math
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,7 +32,7 @@ from torch import Tensor
 from ...plan import Plan
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import trained_levels
-from .loop import Loops
+from .loops import Loops
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
@@ -51,7 +52,7 @@ from .sources import (
 )
 
 
-@dataclass
+@dataclass(init=False)
 class FsSchedulerOutput(BaseOutput):
     """prev_sample [B,*]: the sample at the next timestep; pred_original_sample [B,*]: the data
     predicted here, if the source gives it.
@@ -59,6 +60,14 @@ class FsSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
+
+    def __init__(self, prev_sample: Tensor, pred_original_sample: Tensor | None = None):
+        """Fills what BaseOutput's own would find out by walking over the fields."""
+        words, put = self.__dict__, OrderedDict.__setitem__
+        words["prev_sample"], words["pred_original_sample"] = prev_sample, pred_original_sample
+        put(self, "prev_sample", prev_sample)
+        if pred_original_sample is not None:
+            put(self, "pred_original_sample", pred_original_sample)
 
 
 class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
@@ -221,16 +230,15 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
             for v in (timesteps, sigmas)
         )
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
-        loop = self._runs.loop(
+        made = self._runs.kept(asked) or self._runs.made(
             asked,
             self.config.compat is not None,
             self._auto,
             calls_per_point=self.order,
-            device=device,
             preview=self._source is None or SOURCES[self.config.source].pair,
             unit=self._scale == "flow",
         )
-        self._loops.set(loop)
+        self._loops.set(made.fresh(device))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep; the sample itself where c = 1."""
@@ -263,20 +271,15 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         if others:
             clips = loop.compat and bool(self._settings.get("clip_sample"))
             check_others(others, self.config.source, clipped=clips)
-        if isinstance(model_output, Tensor) and isinstance(sample, Tensor):
-            model_output = self._prediction(model_output, sample)
-            if per_token_timesteps is not None:
-                check_tokens(per_token_timesteps, timestep)
-                model_output = -model_output
-
-        def draw() -> Tensor:
-            given = variance_noise is not None
-            return variance_noise if given else self._noise(model_output, generator)
+        if self._learned or self._negative or per_token_timesteps is not None:
+            model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
 
         eta = eta if self._source is diffusers.DDIMScheduler else 0.0
-        sample, data = loop.step(model_output, timestep, sample, eta, draw)
+        sample, data = loop.step(
+            model_output, timestep, sample, eta, self._noise, generator, variance_noise
+        )
         if return_dict:
-            return FsSchedulerOutput(prev_sample=sample, pred_original_sample=data)
+            return FsSchedulerOutput(sample, data)
         return (sample,) if data is None else (sample, data)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -346,17 +349,25 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._runs, self._seen = Runs(self._source, self._settings, plan), self._internal_dict
 
-    def _prediction(self, model_output: Tensor, sample: Tensor) -> Tensor:
+    def _prediction(self, model_output: Tensor, timestep, sample: Tensor, per_token) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""
+        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
+            return model_output  # for the loop to refuse
         if self._learned and model_output.dim() == sample.dim() > 1:
             channels = sample.shape[1]
             if model_output.shape[1] == 2 * channels:
                 # the other half predicts a variance, which these solvers do not use
                 model_output = model_output[:, :channels]
-        return -model_output if self._negative else model_output
+        if per_token is not None:
+            check_tokens(per_token, timestep)
+        return -model_output if self._negative != (per_token is not None) else model_output
 
-    def _noise(self, output: Tensor, generator) -> Tensor:
-        """One draw for a step with this model output, of the dtype that the source's has."""
+    def _noise(self, output: Tensor, generator, given: Tensor | None) -> Tensor:
+        """One draw for a step with this model output, of the dtype that the source's has; or the
+        one given.
+        """
+        if given is not None:
+            return given
         sde = self._settings.get("algorithm_type", "").startswith("sde")
         kind = torch.float32 if sde else output.dtype
         return randn_tensor(output.shape, generator=generator, device=output.device, dtype=kind)

@@ -14,13 +14,10 @@ Philox: Salmon et al., SC 2011.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
-
-from . import transforms
 
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -39,28 +36,6 @@ LOG = (
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-
-
-def drawn_seed() -> int:
-    """One int64 of torch's default CPU generator, which torch.manual_seed governs: the seed of a
-    call that was given none.
-    """
-    return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
-
-
-def digest(noise: Tensor) -> bytes:
-    """SHA-256 over the noise as little-endian float32: what tells two noises apart."""
-    return hashlib.sha256(
-        noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
-    ).digest()
-
-
-def seed_of(noise: Tensor) -> int:
-    """An int64 made of the start noise's digest: measurements on one noise draw the same, on fresh
-    noise others.
-    """
-    transforms.refuse("seed of the noise", noise)
-    return int.from_bytes(digest(noise)[:8], "little", signed=True)
 
 
 def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
@@ -92,9 +67,7 @@ def log(u: Tensor) -> Tensor:
     """Natural logarithm of float32 u in (0, 1]: u = m 2^e with m in [sqrt(1/2), sqrt 2), polynomial
     in m - 1.
     """
-    bits = u.view(torch.int32)
-    exponent = (bits >> 23) - 126
-    m = ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32)
+    m, exponent = torch.frexp(u)  # m in [1/2, 1)
     small = m < 0.70710678
     e = (exponent - small.int()).float()
     m = torch.where(small, m + m, m) - 1.0
@@ -136,9 +109,10 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def normal(seed: Tensor, noise_id: Tensor, elements: int, stage: int | Tensor = 0) -> Tensor:
     """Normals [B, elements], float32, of seed [B] int64, noise_id [B] (one id a sample) or [B,
-    elements] (an id for each element), and stage in [0, 2^32), a number or [B].
+    elements] (an id for each element), and stage, a number in [0, 2^32) or [B] whole numbers, whose
+    low 32 bits count.
     """
-    stage = stage.long().view(-1, 1) if isinstance(stage, Tensor) else stage
+    stage = (stage.long() & MASK32).view(-1, 1) if isinstance(stage, Tensor) else stage
     key = (seed & MASK32).view(-1, 1), ((seed >> 32) & MASK32).view(-1, 1)
     word = noise_id.long() & MASK32
     word = word if word.dim() == 2 else word[:, None]
@@ -167,3 +141,11 @@ def _blocks(
     """The four normals of every block."""
     w0, w1, w2, w3 = _words(key, word, block, stage)
     return *box_muller(w0, w1), *box_muller(w2, w3)
+
+
+def fill(out: Tensor, seed: Tensor, noise_id: int, stage: Tensor | None = None) -> None:
+    """out[b] = normal(seed[b], noise_id), in place; out [B, ...] of the state dtype."""
+    ids = torch.full_like(seed, noise_id)
+    elements = out[0].numel() if out.shape[0] else 0
+    n = normal(seed, ids, elements, 0 if stage is None else stage)
+    out.copy_(n.view(out.shape))

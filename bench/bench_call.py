@@ -1,0 +1,184 @@
+"""A whole `Sampler` call of ten evaluations, without the model: against `Run.restart` and the same
+rows on a bound Run, and against loops written by hand.
+
+The model is one opaque callable for every side, outside any graph; it hands out four tensors made
+beforehand in turn (with one, a loop by hand would find its history and its prediction in the same
+memory). Each side is checked first: ours has the bits of a new Run, the others agree to rounding.
+"""
+
+import itertools
+
+import pytest
+import torch
+from measure import figure, interleaved, outputs
+
+import fastsample as fs
+
+NFE = 10
+# shape -> (calls in a round; targets: over the bound Run in µs or %, eager and compiled loop)
+SIZES = {
+    (50, 32): (30, 10.0, "µs", 5.0, 3.0),
+    (1, 4, 64, 64): (30, 10.0, "µs", 3.5, 3.0),
+    (1, 16, 128, 128): (8, 6.0, "%", 2.5, 1.2),
+    (1, 16, 21, 60, 104): (2, 15.0, "%", 5.0, 1.0),
+}
+RESTART = {(50, 32): 3.0, (1, 4, 64, 64): 5.0}
+SMALL = {(50, 32): 1.2, (256, 16): 1.5}
+
+
+def plan_of(solver):
+    schedule = fs.schedules.EDM()
+    return fs.solvers.SOLVERS[solver](schedule, fs.grids.karras(schedule, NFE), prediction="x0")
+
+
+def model_of(shape):
+    turn = itertools.cycle(outputs(shape, 4))
+    return lambda x, t: next(turn)
+
+
+class ByHand:
+    """The plan's rows as somebody writes them: x' and one kept value are sums over the state, what
+    was kept, and the prediction (the model's output, as prediction="x0"); a value kept as it is is
+    no sum.
+    """
+
+    def __init__(self, plan, model):
+        self.plan, self.model, at = plan, model, plan.layout
+        self.times = torch.tensor(plan.t[:, 0], dtype=torch.float32)
+        columns = [0, *(at.slot(s) for s in range(at.S)), at.m]
+        self.table = torch.tensor(plan.M[:, :2, columns], dtype=torch.float32)
+        self.rows = []
+        for i in range(1, plan.rows - 1):
+            read = [k for k, c in enumerate(columns) if plan.reads[i] >> c & 1]
+            sums = [[(k, float(plan.M[i, o, columns[k]])) for k in read] for o in range(2)]
+            self.rows.append((i, *sums, int(plan.dst[i, 0])))
+        self.fused = torch.compile(_both, dynamic=False)
+
+    def begin(self, z):
+        return z * self.plan.init_scale, [torch.zeros_like(z) for _ in range(self.plan.S)]
+
+    def eager(self, z):
+        x, kept = self.begin(z)
+        for i, first, second, slot in self.rows:
+            operands = [x, *kept, self.model(x, self.times[i - 1])]
+            x = _sum(first, operands)
+            if slot >= 0:
+                kept[slot] = (
+                    operands[-1] if second == [(len(kept) + 1, 1.0)] else _sum(second, operands)
+                )
+        return x
+
+    def compiled(self, z):
+        x, kept = self.begin(z)
+        for i, _, _, slot in self.rows:
+            x, new = self.fused(x, kept, self.model(x, self.times[i - 1]), self.table[i])
+            if slot >= 0:
+                kept[slot] = new
+        return x
+
+
+def _sum(terms, operands):
+    terms = [(k, c) for k, c in terms if c]
+    if terms == [(len(operands) - 1, 1.0)]:
+        return operands[-1]
+    total = None
+    for k, c in terms:
+        total = c * operands[k] if total is None else total + c * operands[k]
+    return total
+
+
+def _both(x, kept, m, table):
+    operands = [x, *kept, m]
+    return tuple(sum(table[o, k] * v for k, v in enumerate(operands)) for o in range(2))
+
+
+def check(plan, shape, z):
+    """Bits of a new Run; loops by hand within the rounding of their sums."""
+    run, model = fs.Run(plan, noise=z), model_of(shape)
+    while not run.done:
+        run.step(model(run.model_input, run.t))
+    sampler = fs.Sampler(plan, model_of(shape))
+    for _ in range(2):  # a new run, and a spare
+        for _ in range(2):
+            got = sampler(noise=z)
+            if not torch.equal(got, run.x):
+                raise AssertionError("call: the Sampler's bits are not the Run's")
+            sampler.models[0](None, None), sampler.models[0](None, None)  # 12 outputs a call
+    by_hand = ByHand(plan, model_of(shape))
+    for loop in (by_hand.eager, ByHand(plan, model_of(shape)).compiled):
+        gap = float((loop(z) - run.x).abs().max() / run.x.abs().max())
+        if not gap <= 1e-4:
+            raise AssertionError(f"call: a loop by hand differs by {gap:.1e}")
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+def bench_call(benchmark, solver, shape):
+    benchmark.group = "call"
+    calls, most, unit, eager, compiled = SIZES[shape]
+    plan, z = plan_of(solver), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        check(plan, shape, z)
+        sampler, model = fs.Sampler(plan, model_of(shape)), model_of(shape)
+        run, by_hand = fs.Run(plan, noise=z, preview=False), ByHand(plan, model_of(shape))
+
+        def bound():
+            run.restart(z)
+            while not run.done:
+                run.step(model(run.model_input, run.t))
+
+        often = lambda work: lambda: lambda: [work() for _ in range(calls)]
+        own, peers = interleaved(
+            benchmark,
+            often(lambda: sampler(noise=z)),
+            {
+                "bound": often(bound),
+                "eager": often(lambda: by_hand.eager(z)),
+                "compiled": often(lambda: by_hand.compiled(z)),
+            },
+        )
+    name = f"{solver}, {'×'.join(map(str, shape))}"
+    benchmark.extra_info.update(evaluations=NFE, threads=torch.get_num_threads())
+    figure(benchmark, f"{name}: whole call of {NFE} steps", [s / calls * 1e6 for s in own], "µs")
+    pairs = list(zip(own, peers["bound"], strict=True))
+    over = [(a - b) / calls * 1e6 if unit == "µs" else 100 * (a / b - 1) for a, b in pairs]
+    what = f"{name}: call over restart and the rows of a bound Run"
+    figure(benchmark, what, over, unit, target=most, better="lower")
+    for loop, target in (("eager", eager), ("compiled", compiled)):
+        ratios = [p / s for p, s in zip(peers[loop], own, strict=True)]
+        words = "eager" if loop == "eager" else "with a compiled step"
+        figure(benchmark, f"{name}: a loop by hand, {words}", ratios, "x", target=target)
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+def bench_restart(benchmark, shape):
+    benchmark.group = "call"
+    plan, z = plan_of("dpmpp_2m"), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    run, new, calls = fs.Run(plan, noise=z), fs.Run(plan, noise=z), 10 * SIZES[shape][0]
+    run.step(torch.zeros_like(z))
+    run.restart(z)
+    if not torch.equal(run.x, new.x) or run.row != new.row:
+        raise AssertionError("restart: another state than a new run's")
+    work = lambda: [run.restart(z) for _ in range(calls)]
+    own, _ = interleaved(benchmark, lambda: work, {})
+    what = f"{'×'.join(map(str, shape))}: restart, row 0 and the look at the noise included"
+    target = RESTART.get(shape)
+    figure(benchmark, what, [s / calls * 1e6 for s in own], "µs", target=target, better="lower")
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=lambda shape: "x".join(map(str, shape)))
+def bench_small_samples(benchmark, shape):
+    """One launch for a batch of many small samples at one row."""
+    benchmark.group = "call"
+    plan, z = plan_of("dpmpp_2m"), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    alone, run, f = fs.Run(plan, noise=z[:1]), fs.Run(plan, noise=z), outputs(shape, 1)[0]
+    alone.step(f[:1])
+    run.step(f)
+    if not torch.equal(alone.x, run.x[:1]):
+        raise AssertionError("launch: a sample of a batch is not the sample alone")
+    launch, calls = run._launch, 300
+    work = lambda: [launch.take(2, f) for _ in range(calls)]
+    own, _ = interleaved(benchmark, lambda: work, {})
+    what = f"{'×'.join(map(str, shape))}: one launch"
+    values = [s / calls * 1e6 for s in own]
+    figure(benchmark, what, values, "µs", target=SMALL[shape], better="lower")

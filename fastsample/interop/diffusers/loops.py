@@ -1,0 +1,54 @@
+"""Loops: one sampling loop of an FsScheduler for every thread."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+
+from ...kernels import transforms
+from .loop import Loop
+
+
+class Loops:
+    """Which loop belongs to the thread that asks: its own, or the only one there is."""
+
+    def __init__(self) -> None:
+        self._local, self._all, self._lock = threading.local(), weakref.WeakSet(), threading.Lock()
+
+    def __deepcopy__(self, memo: dict) -> Loops:
+        """With a copy of this thread's loop, where it stands."""
+        twin, loop = Loops(), self.get()
+        if loop is not None:
+            twin.set(copy.deepcopy(loop, memo))
+        return twin
+
+    def __reduce__(self) -> tuple:
+        """Loops stay in their process."""
+        return Loops, ()
+
+    def set(self, loop: Loop) -> None:
+        self._local.loop = loop
+        with self._lock:
+            self._all.add(loop)
+
+    def get(self, what: str | None = None) -> Loop | None:
+        """The loop; where there is none, None, or a ValueError that says `what` needs one."""
+        # levels and scales are looked up by number, which a trace would keep for every later input
+        if transforms.tracing():
+            transforms.refuse("FsScheduler" if what is None else f"FsScheduler.{what}")
+        loop = getattr(self._local, "loop", None)
+        if loop is not None:
+            return loop
+        with self._lock:
+            loops = list(self._all)
+        if len(loops) > 1:
+            raise ValueError(
+                f"FsScheduler: {len(loops)} other threads have a loop and this one has none; call "
+                "set_timesteps in the thread that steps"
+            )
+        if not loops and what is not None:
+            raise ValueError(
+                f"FsScheduler.{what}: there are no timesteps yet; call set_timesteps first"
+            )
+        return loops[0] if loops else None

@@ -1,0 +1,270 @@
+"""Cursor: which row of a pool is next, and the step to the one after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels import transforms
+from ..kernels.backend import alike, bound
+from ..kernels.transforms import watched
+from ..plan import Plan
+from . import arguments, outputs, pool
+from .results import KEPT, Results
+
+
+class Cursor:
+    """A pool whose samples all run the same row, advanced one row a call.
+
+    row is the number of the row that the next step runs, times[row - 1] its model scalars; the last
+    row of the plan, `end`, holds.
+    """
+
+    # -- what a loop reads -------------------------------------------------------------------------
+    @property
+    def done(self) -> bool:
+        return self.row >= self.end
+
+    @property
+    def t(self) -> Tensor:
+        """Model scalars of the current row: [copies*B], or [copies*B, E] where the model takes
+        several; state dtype.
+        """
+        return self.times[self.row - 1]
+
+    @property
+    def call(self) -> int:
+        """Number of the model that the current row asks (0 with one model; -1 when done)."""
+        return self._shapes[self.row].call
+
+    @property
+    def model_input(self) -> Tensor:
+        """What the model is asked with: c x, [copies*B,*] in the model dtype (the state itself
+        where c = 1 throughout).
+        """
+        return self._input
+
+    @property
+    def x0(self) -> Tensor | None:
+        """The last step's prediction of the data, [B,*]; None before the first step or with
+        preview=False.
+        """
+        return self._pool.preview if self._seen else None
+
+    @property
+    def x(self) -> Tensor:
+        """The state [B,*]. Assigning copies finite values in and refreshes the model input; a
+        multistep plan keeps its history.
+        """
+        return self._pool.x
+
+    @x.setter
+    def x(self, value: Tensor) -> None:
+        fits = isinstance(value, Tensor) and value.shape == self.x.shape
+        if not fits or not value.is_floating_point():
+            raise ValueError(
+                f"Run.x: {outputs.words(value)} was given for a state of {list(self.x.shape)}; a "
+                "floating tensor of that shape is accepted"
+            )
+        transforms.refuse("Run.x", value)
+        arguments.check_values("x", value)
+        self._pool.x.copy_(value.detach())
+        self._refresh()
+
+    def status(self) -> Tensor:
+        """Status words [B] int32: 0, or of the first fault of a sample the low byte (1 bad row, 4
+        bad output index, 8 non-finite state) and above it the row.
+        """
+        return self._pool.status
+
+    # -- advancing ---------------------------------------------------------------------------------
+    def step(self, f: Tensor | Sequence[Tensor | None]) -> None:
+        """Apply the current row to the model's output and move to the next.
+
+        f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row
+        does not use), in the model dtype. Raises IndexError past the end; ValueError, TypeError or
+        RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
+        """
+        row = self.row
+        if not (
+            self._plain
+            and f.__class__ is Tensor
+            and not f.requires_grad
+            and not watched()
+            and self._take(row, f)
+        ):
+            self._slow(f)
+        self.row = row = row + 1
+        self._seen = True
+        if self._stops[row]:
+            self._advance()
+
+    def carry(self, f: Tensor, x_in: Tensor | None = None, x_out: Tensor | None = None) -> None:
+        """A step that reads the state at x_in and writes it to x_out, [B,*] as x is, in place of
+        `x`, which is left alone: for loops whose state is theirs, and for the last row of a run.
+        """
+        if self.carries(f, x_in, x_out):
+            return
+        self._slow(f, x_in, x_out)
+        self._seen, self.row = True, self.row + 1
+        if self._stops[self.row]:
+            self._advance()
+
+    def carries(self, f: Tensor, x_in: Tensor | None, x_out: Tensor | None) -> bool:
+        """The same where all three are seen at a look to be as they must; else False, nothing done,
+        for loops that say in their own words what was wrong.
+        """
+        row = self.row
+        if not (
+            self._plain
+            and f.__class__ is Tensor
+            and not f.requires_grad
+            and not watched()
+            and self._launch.carry(row, f, x_in, x_out)
+        ):
+            return False
+        self.row = row = row + 1
+        self._seen = True
+        if self._stops[row]:
+            self._advance()
+        return True
+
+    def faults(self) -> list[int]:
+        """The samples whose status word is not 0; on a device this waits for it."""
+        if self._words is not None and self._words == self._zeros:
+            return []
+        return self._pool.status.nonzero().flatten().tolist()
+
+    def finish(self) -> None:
+        """Stand at the end: the rows that were left have run on this run's memory."""
+        self.row, self._plain = self.end, False
+
+    # -- inside ------------------------------------------------------------------------------------
+    def _bind(self) -> None:
+        """Look up once what every row needs."""
+        own = self._pool
+        self._launch = launch = bound(self._choice, own)
+        self._take, self._seen, self._plain = launch.take, False, False
+        self._input = own.x if own.model_input is None else own.model_input
+        self._shape, self._dtype, self._device = own.x.shape, own.x.dtype, own.x.device
+        self._strides = own.x.stride()
+        self._permuted = not own.x.is_contiguous() and own.table.layout.L > 0
+        self._here = self._device.type == "cpu"
+        here = self._here and own.batch > 0
+        self._words = memoryview(own.status.numpy()).cast("B") if here else None
+        self._zeros, self._offsets = bytes(4 * own.batch), np.arange(own.batch)
+        self._late = None  # a seed that no row draws from, until somebody asks for it
+        self._seed_words = own.seed.numpy() if here else None
+        self.results = Results(own.x)
+        # memory of its own, and what its results may leave behind
+        self.bytes = own.bytes + KEPT * own.x.numel() * own.x.element_size()
+        self._use(self.plan)
+
+    def _use(self, plan: Plan) -> None:
+        """Go by this plan: its table, and what each of its rows does."""
+        own, kept = self._pool, self._pool.table
+        own.table = pool.table(plan, own.x.dtype, own.x.device)
+        if own.table is not kept and hasattr(self._launch, "use"):
+            self._launch.use(own.table)
+        self._quick = own.x.numel() > 0 and self._draws is None and not self._permuted
+        self.plan, self._shapes, self.end = plan, own.table.shapes, plan.rows - 1
+        self.prepared = None  # what a compiled loop made of this run and table
+        self._stops = [shape.call < 0 for shape in self._shapes]
+        # may plain noise begin it with one launch; the row whose x' is the end, if that row asks
+        self._armed = self._quick and plan.sigma[0] != 0 and self.end > 1 and not self._stops[1]
+        self.last = self.end - 1 if self.end and not self._stops[self.end - 1] else -1
+        with torch.inference_mode(False):  # inference tensors do not count who writes to them
+            times = own.table.times[:, None].expand(-1, own.copies * own.batch, -1).contiguous()
+            self.times = (times[..., 0] if plan.E == 1 else times).unbind(0)
+
+    def _begin(self, first: int, given: Tensor | None) -> None:
+        """Stand at row `first` with the noise or latent given; None: noise is drawn."""
+        own = self._pool
+        self.row, self._seen, self._plain = first, False, False
+        if given is None:
+            self._choice.module.fill(own.x, own.seed, 0, own.stage)
+        elif first or given.dtype != self._dtype or not alike(given, self._strides):
+            own.x.copy_(given)
+            given = None
+        if first == 0:
+            self._launch(0, (), self._noise(0), given)
+            self.row = 1
+        else:
+            self._refresh()
+        self._advance()
+
+    def _advance(self) -> None:
+        """Run the rows that ask no model, up to the next that does or to the end."""
+        while self.row < self.end and self._stops[self.row]:
+            self._launch(self.row, (), self._noise(self.row))
+            self.row += 1
+        self._plain = self._quick and self.row < self.end
+
+    def _refresh(self) -> None:
+        own = self._pool
+        if own.model_input is not None and self.row < self.end:
+            c = own.table.f[self.row - 1, own.table.layout.at("c")]
+            own.model_input.unflatten(0, (own.copies, -1)).copy_((c * own.x).to(own.model_dtype))
+
+    def _noise(self, row: int) -> Sequence[Tensor | None]:
+        """The draws of this row that do not come from the kernel's own Philox, one for each noise
+        operand: the caller's, and every one where samples lie in another order than noise counts.
+        """
+        if self._draws is None and not self._permuted:
+            return ()
+        own, ids = self._pool, arguments.drawn(self.plan, row, self._pool.mask is not None)
+        draws = [None] * len(ids) if self._draws is None else self._draws(row)
+        if self._permuted:
+            pairs = zip(draws, ids, strict=True)
+            draws = [self._philox(k) if n is None and k is not None else n for n, k in pairs]
+        draws = [n if n is None else pool.placed(n, own.x.stride(), own.x.dtype) for n in draws]
+        return draws if any(n is not None for n in draws) else ()
+
+    def given_noise(self) -> list[Sequence[Tensor | None]]:
+        """For each row that is left the draws that the kernel does not make; [] where there are
+        none.
+        """
+        if self._draws is None and not self._permuted:
+            return []
+        return [self._noise(row) for row in range(self.row, self.end)]
+
+    def _philox(self, id_: int) -> Tensor:
+        own = self._pool
+        n = torch.empty(own.x.shape, dtype=own.x.dtype, device=own.x.device)
+        self._choice.module.fill(n, own.seed, id_, own.stage)
+        return n
+
+    def _slow(self, f, x_in: Tensor | None = None, x_out: Tensor | None = None) -> None:
+        """A step whose model output was not taken at a look: checked, with its sentences."""
+        transforms.refuse("Run.step", *(f if isinstance(f, (list, tuple)) else (f,)))
+        if self.done:
+            raise IndexError(
+                f"Run.step: the plan's {self.plan.nfe} model rows have all run; restart(noise) "
+                "begins again"
+            )
+        own, row = self._pool, self.row
+        for name, v in (("x_in", x_in), ("x_out", x_out)):
+            if v is not None and not (
+                (v.shape, v.dtype, v.device) == (own.x.shape, own.x.dtype, own.x.device)
+                and alike(v, self._strides)
+            ):
+                raise ValueError(
+                    f"Run.carry: {name} is {v.dtype} {list(v.shape)} on {v.device}; a tensor that "
+                    f"lies as the state, {own.x.dtype} {list(own.x.shape)}, is accepted"
+                )
+        self._launch(row, self._outputs(f), self._noise(row), x_in, x_out)
+
+    def _outputs(self, f: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The model's output as G tensors [B,*] that lie as the state does, checked."""
+        own = self._pool
+        needed = self._shapes[self.row].branches_needed(self.plan.layout)
+        f = outputs.branches("Run.step", f, own.x, own.model_dtype, needed, self.row)
+        if any(v is not None and v.requires_grad for v in f):
+            raise RuntimeError(
+                "Run.step: the model's output requires grad, and a Run keeps none; use "
+                "torch.no_grad() or Sampler(..., differentiable=True)"
+            )
+        return [v if v is None else pool.placed(v, own.x.stride(), v.dtype) for v in f]

@@ -1,0 +1,50 @@
+"""The loop over a run: one body for every door that asks a model and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from torch import Tensor
+
+from .run import Run
+
+WRITTEN = "{}: the model changed its input in place at row {}; let it work on a copy (x = x + ...)"
+
+
+def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "Sampler") -> Tensor:
+    """The state at the end of a run: ask(x, t, row) for every row that asks a model, then its step,
+    then each(row). The last row writes into memory that nobody holds, unless `each` is to see it.
+
+    Raises ValueError for a model that writes into what it is given: it may be the state itself, and
+    t is every later row's too.
+    """
+    x, times, end, last, out = run.model_input, run.times, run.end, run.last, None
+    while (row := run.row) < end:
+        t = times[row - 1]
+        written = x._version + t._version
+        f = ask(x, t, row)
+        if x._version + t._version != written:
+            raise ValueError(WRITTEN.format(where, row))
+        if each is not None:
+            run.step(f)
+            each(row)
+        elif row != last:
+            run.step(f)
+        else:
+            out = run.results.fresh()
+            run.carry(f, None, out)
+    return run.x.clone() if out is None else out
+
+
+def bar(where: str, wanted: bool, total: int):
+    """A tqdm bar, or nothing."""
+    if not wanted:
+        return nullcontext()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            f"{where}: progress=True needs tqdm; pip install 'fastsample[demo]'"
+        ) from error
+    return tqdm(total=int(total))

@@ -1,0 +1,250 @@
+"""Engine: many requests in one batch, each with its own plan, row, seed, guidance and conditions.
+
+engine = Engine(model, shape=(4, 64, 64), capacity=64)
+ticket = engine.submit(plan, seed=7, cond={"y": label}, uncond={"y": none}, guidance=5.0)
+engine.run()          # or engine.tick() after tick(), with submit() and cancel() in between
+ticket.result()       # [1, 4, 64, 64]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import RLock
+
+import torch
+from torch import Tensor
+
+from ..kernels import transforms
+from ..kernels.backend import select
+from ..plan import Plan
+from . import arguments, outputs, sources
+from .conditions import branches_of, leaves_like, together
+from .places import REST, Places
+from .sampler import Sampler
+from .stack import Stack
+from .ticket import Ticket
+
+
+class Engine:
+    """Requests of one sample each through one model: a tick asks the model once for all of them, a
+    row of its batch for each branch of each request, and makes one launch.
+
+    model        callable(x [N,*], t [N], **cond) -> prediction, as for a Sampler; x and t are not
+                 to be written to, and hold until it returns
+    shape        of a sample, without the batch
+    capacity     requests in flight at most; a further one is refused
+    pad_to       the model's batch always has this many rows, the last one repeated; a request whose
+                 branches find no room is refused. None: as many rows as are asked for
+    preview      False: ticket.x0 is not formed
+    state_dtype, model_dtype (by default the state's), device, backend    as for Run
+    check        "end": noise that is no unit normal is refused, and a request that becomes
+                 non-finite ends alone (at once on the CPU), its result() raising; None: neither
+
+    The same to the bit, whoever else is in flight and in whatever order they came, are the noise
+    and all that the solver does: a request equals its run alone through Sampler or Run as far as
+    the model's rows do. Those of an elementwise model do. A network's depend on the batch size, by
+    which its libraries choose their kernels: with pad_to they are the same in any company, and a
+    request equals its run alone in an Engine of the same pad_to, though not in a Sampler.
+
+    A plan of another layout grows the memory between ticks. Any thread may submit, tick, cancel and
+    read results, one at a time: a submit waits for the tick that runs.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        shape: Sequence[int],
+        capacity: int = 64,
+        *,
+        pad_to: int | None = None,
+        preview: bool = True,
+        state_dtype: torch.dtype = torch.float32,
+        model_dtype: torch.dtype | None = None,
+        device=None,
+        backend: str | None = None,
+        check: str | None = "end",
+    ) -> None:
+        sizes = shape if isinstance(shape, Sequence) else (None,)
+        batch = 1 if pad_to is None else pad_to
+        numbers = [arguments.integer(n) for n in (capacity, batch, *sizes)]
+        if not callable(model) or not all(n is not None and n > 0 for n in numbers):
+            raise ValueError(
+                f"Engine: model {model!r:.60}, shape={shape!r}, capacity={capacity!r}, "
+                f"pad_to={pad_to!r}; a callable, and whole numbers of 1 or more, are accepted"
+            )
+        arguments.dtypes("Engine", state_dtype, model_dtype)
+        with arguments.named("Engine"):
+            self._judged = arguments.judged(check)
+            _, self._device = arguments.place(None, None, (1,), device)
+        self.shape, self.capacity, self.pad_to = tuple(numbers[2:]), numbers[0], pad_to
+        self._model, self._dtypes = model, (state_dtype, model_dtype or state_dtype)
+        choice = select("step", self._device, state_dtype, backend)
+        self._sampler = lru_cache(self.capacity)(lambda plan: Sampler(plan, model))
+        self._lock, self._asking = RLock(), False
+        self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
+        self._stack = Stack(state_dtype, self._device)
+        size = (self.capacity, *self.shape)
+        self._places = Places(size, *self._dtypes, self._device, preview, choice)
+        self._company, self._told, self._like = [], {}, {}
+        self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
+
+    def submit(
+        self,
+        plan: Plan,
+        *,
+        noise: Tensor | None = None,
+        latent: Tensor | None = None,
+        seed: int | None = None,
+        stage: int = 0,
+        start: int | None = None,
+        cond: dict | None = None,
+        uncond: dict | None = None,
+        branches: Sequence[dict] | None = None,
+        guidance=None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Ticket:
+        """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
+        [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
+        the noise is drawn from the seed. Its first row runs in the next tick.
+
+        Raises ValueError, TypeError or RuntimeError, one sentence, and is then as if not called.
+        """
+        where, masked = "Engine.submit", mask is not None
+        with self._alone(where), arguments.named(where):
+            transforms.refuse(where, noise, latent, seed, guidance, mask, known)
+            trees = branches_of(where, cond, uncond, branches, 1, self._device)
+            if not isinstance(plan, Plan):
+                raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
+            plan = self._sampler(plan)._plan_for(len(trees), guidance)
+            like = self._like if self.running else next(iter(trees.values()))
+            elsewhere = "the requests in flight" if self.running else next(iter(trees))
+            told = [leaves_like(where, elsewhere, like, *branch) for branch in trees.items()]
+            first, given = self._given(plan, noise, latent, start, masked)
+            sizes, dtype = (1, *self.shape), self._dtypes[0]
+            blend = arguments.blend(plan, mask, known, sizes, dtype, self._device)
+            scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
+            drawn = given is None or sources.seeded(plan, first, noise, None, None, masked)
+            words = sources.seeds(seed, 1, "cpu", drawn), sources.stages(stage, 1, "cpu"), scale
+            place, rows = self._free(plan.G), self._stack.rows(plan, masked)
+            batch = self.pad_to or self.capacity * self._stack.table.layout.G
+            self._places.fit(self._stack.table, batch, masked)
+            before = rows.first + first - 1 if first else None
+            self._places.seat(place, given, blend, words, before)
+            ticket = self._seats[place] = Ticket(self, rows, place, first, told)
+            self.running, self._like = (*self.running, ticket), like
+            return ticket
+
+    def tick(self) -> list[Ticket]:
+        """The next row of every request in flight: the model is asked once, with a time for each
+        row of its batch, for those whose row asks it. Returns the requests that ended.
+
+        A model that raises, or returns what does not fit, leaves every request where it was.
+        """
+        with self._alone("Engine.tick"), torch.no_grad():
+            if not self.running:
+                return []
+            places = self._upload()
+            f = [self._ask(places)] * self._places.pool.table.layout.G if places else ()
+            self._places.launch(None, f)
+            return self._advance()
+
+    def run(self) -> None:
+        """Tick until no request is in flight."""
+        while self.running:
+            self.tick()
+
+    # -- a request comes ---------------------------------------------------------------------------
+    def _given(self, plan: Plan, noise, latent, start, masked: bool) -> tuple[int, Tensor | None]:
+        """The first row and what the request starts from (None: noise of its seed)."""
+        one, image = (1, *self.shape), plan.sigma[0] == 0
+        drawn = one if noise is None and latent is None else None
+        begin = noise, latent, drawn, self._device
+        given, size, _ = arguments.start(*begin, image, look=self._judged)
+        if size != one:
+            raise ValueError(
+                f"Engine.submit: {list(size)} was given; one sample, {list(one)}, is accepted"
+            )
+        first = arguments.entry(plan, latent is not None, start, noise is not None, masked)
+        again = noise is not None and (plan.ids == 0).any()
+        if again and 0 in arguments.drawn_from(plan, first, masked):
+            raise ValueError(
+                "Engine.submit: noise= is given and the plan draws its first noise again (for a "
+                "mask or an image); seed= is accepted"
+            )
+        return first, given
+
+    def _free(self, branches: int) -> int:
+        """A place for a request of so many branches: a free one, or of one done and never read."""
+        rows = sum(ticket.plan.G for ticket in self.running)
+        if len(self.running) >= self.capacity or rows + branches > (self.pad_to or math.inf):
+            raise RuntimeError(
+                f"Engine.submit: {branches} branch(es) beside {len(self.running)} requests in "
+                f"flight with {rows}; capacity={self.capacity} requests with pad_to={self.pad_to} "
+                "branches are accepted, a further one after one is done or cancelled"
+            )
+        if None not in self._seats:
+            next(ticket for ticket in self._seats if ticket.done)._leave()
+        return self._seats.index(None)
+
+    # -- a tick ------------------------------------------------------------------------------------
+    def _upload(self) -> list[int]:
+        """Tell the device every place's row; the place of each row of the model's batch."""
+        host, asked, before = self._places.host, [], []
+        host["row"].fill(REST)
+        host["f_index"].fill(-1)
+        for ticket in sorted(self.running, key=lambda ticket: ticket._place):
+            row = ticket._rows.first + ticket.row
+            host["row"][ticket._place] = row
+            for g in ticket._rows.asks[ticket.row]:
+                host["f_index"][g, ticket._place] = len(asked)
+                asked.append((ticket, g))
+                before.append(row - 1)
+        spare = (self.pad_to or 0) - len(asked)
+        asked, before = asked + asked[-1:] * spare, before + before[-1:] * spare
+        places = [ticket._place for ticket, _ in asked]
+        host["index"][: len(places)] = places
+        host["t"][: len(places)] = self._stack.times(before)
+        self._places.upload()
+        if asked and asked != self._company:
+            self._told = together([ticket._told[g] for ticket, g in asked], self._like)
+            self._company = asked
+        return places
+
+    def _ask(self, places: list[int]) -> Tensor:
+        """The model's output [N,*] for these places, checked."""
+        x, t = self._places.shown(places)
+        self._asking, version = True, x._version + t._version
+        try:
+            f = self._model(x, t, **self._told)
+        finally:
+            self._asking = False
+        (f,) = outputs.branches("Engine.tick", f, x, self._dtypes[1], (True,), 0)
+        if f.requires_grad:
+            raise RuntimeError("Engine.tick: the model's output requires grad; detach it")
+        if x._version + t._version != version:
+            raise ValueError("Engine.tick: the model changed its input in place; let it copy first")
+        return f.contiguous()
+
+    def _advance(self) -> list[Ticket]:
+        """Every request one row on; those that ended."""
+        faults = self._places.faults()
+        for ticket in self.running:
+            ticket.row += 1
+            ticket.done = ticket.row >= ticket._rows.end or (self._judged and faults[ticket._place])
+        ended = [ticket for ticket in self.running if ticket.done]
+        self.running = tuple(ticket for ticket in self.running if not ticket.done)
+        if not self.running:
+            self._company, self._told, self._like = [], {}, {}
+        return ended
+
+    @contextmanager
+    def _alone(self, where: str) -> Iterator[None]:
+        """One thread at a time, and never the model that a tick asks."""
+        with self._lock:
+            if self._asking:
+                raise RuntimeError(f"{where}: called by the model; between ticks is accepted")
+            yield

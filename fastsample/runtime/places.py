@@ -1,0 +1,154 @@
+"""Places: the memory of an Engine, whose samples each run a row of their own, and the one piece of
+numbers that goes to the device before a launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.backend import Choice, bound
+from ..kernels.reference.step import NOT_FINITE
+from . import pool
+from .pool import Table
+
+REST = -1  # row number of a place that sits a launch out: outside the table, so left untouched
+NOTHING = -0.0  # a guidance scale that adds nothing, not even to the sign of a zero
+
+
+class Places:
+    """A pool of P places [P,*], made by `fit` and grown by it; a sample stays in its place.
+
+    host: arrays by name, copied to the device in one piece by `upload`: of each place its row [P],
+    f_index [G,P], seed [P], stage [P] and scale [P,K], and of each row of the model's batch the
+    place that it shows, index [N], and its t [N,E].
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        dtype: torch.dtype,
+        model_dtype: torch.dtype,
+        device: torch.device,
+        preview: bool,
+        choice: Choice,
+    ) -> None:
+        self._size, self._dtype, self._model_dtype = tuple(size), dtype, model_dtype
+        self._device, self._preview, self._choice = device, preview, choice
+        self.pool, self.host = None, {}
+
+    def fit(self, table: Table, batch: int, masked: bool) -> None:
+        """Go by this table; batch: rows of the model's at most; masked: some sample has a mask. No
+        sample changes.
+        """
+        own = self.pool
+        if own is None or own.table.layout != table.layout or (masked and own.mask is None):
+            self._grow(table, batch, masked)
+        elif own.table is not table:
+            own.table = table
+            if hasattr(self.launch, "use"):
+                self.launch.use(table)
+
+    def _grow(self, table: Table, batch: int, masked: bool) -> None:
+        at, old, whole, P = table.layout, self.pool, torch.int32, self._size[0]
+        parts = {"seed": (torch.int64, (P,)), "scale": (self._dtype, (P, at.K))}
+        parts |= {"t": (self._dtype, (batch, at.E)), "index": (whole, (batch,))}
+        parts |= {"row": (whole, (P,)), "stage": (whole, (P,)), "f_index": (whole, (at.G, P))}
+        with torch.inference_mode(False):
+            self._host, self._block = (_bytes(parts, device) for device in ("cpu", self._device))
+            host, self._there = (_parts(parts, memory) for memory in (self._host, self._block))
+            names = "seed", "stage", "row", "f_index", *(["scale"] if at.K else [])
+            words = {name: self._there[name] for name in names}
+            for name in ("mask", "known"):
+                words[name] = None if old is None else getattr(old, name)
+                if masked and words[name] is None:
+                    words[name] = torch.zeros(self._size, dtype=self._dtype, device=self._device)
+            sizes, kind = (batch, *self._size[1:]), self._model_dtype
+            self._batch = torch.empty(sizes, dtype=kind, device=self._device)
+            like = torch.empty(self._size, device=self._device) if old is None else old.x
+            options = {"own_input": True, "preview": self._preview, **words}
+            self.pool = new = pool.empty(table, like, self._model_dtype, **options)
+            if old is not None:
+                new.slots[: old.slots.shape[0]].copy_(old.slots)
+                for name in ("x", "status", "model_input", "preview")[: 3 + self._preview]:
+                    getattr(new, name).copy_(getattr(old, name))
+        before, self.host = self.host, {name: part.numpy() for name, part in host.items()}
+        self.host["scale"].fill(NOTHING)
+        for name, values in before.items():
+            self.host[name][tuple(map(slice, values.shape))] = values
+        self.launch = bound(self._choice, new)
+        here = self._device.type == "cpu"
+        self._status = new.status.numpy() if here else np.zeros(P, np.int32)
+
+    def seat(
+        self, k: int, given: Tensor | None, blend: Sequence, words: Sequence, before: int | None
+    ) -> None:
+        """Begin a sample in place k. given [1,*]: what it begins with, None: noise of its seed;
+        blend: its mask and known image, or None; words: seed [1], stage [1] and scale [1,K] or
+        None; before: None, or the table's row before the one where it enters.
+        """
+        own, place, host = self.pool, slice(k, k + 1), self.host
+        x, (seed, stage, scale) = own.x[place], words
+        host["seed"][k], host["stage"][k] = int(seed), 0 if stage is None else int(stage)
+        host["scale"][k] = NOTHING
+        if scale is not None:
+            host["scale"][k, : scale.shape[1]] = scale
+        if given is None:
+            stage = None if stage is None else stage.to(self._device)
+            self._choice.module.fill(x, seed.to(self._device), 0, stage)
+        else:
+            x.copy_(given)
+        for memory, value in zip((own.mask, own.known), blend, strict=True):
+            if value is not None:
+                memory[place].copy_(value)
+        if before is not None:
+            c = own.table.f[before, own.table.layout.at("c")]
+            own.model_input[place].copy_(c * x)
+        own.status[place].zero_()
+
+    def upload(self) -> None:
+        """What stands in `host` is what the next launch goes by."""
+        pinned = self._host.pin_memory() if self._device.type == "cuda" else self._host
+        self._block.copy_(pinned, non_blocking=True)
+
+    def shown(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        """The model's batch [n,*] of these places, as they lie where they follow one another, and
+        its times [n] or [n,E]. Valid until the next launch.
+        """
+        n, x = len(places), self.pool.model_input
+        t, index = self._there["t"][:n], self._there["index"][:n]
+        if places == list(range(places[0], places[0] + n)):
+            x = x[places[0] : places[0] + n]
+        else:
+            x = torch.index_select(x, 0, index, out=self._batch[:n])
+        return x, t[:, 0] if t.shape[1] == 1 else t
+
+    def faults(self) -> list[bool]:
+        """For each place, is its state known to be non-finite? On the CPU, where a look waits for
+        nothing; elsewhere nothing is known.
+        """
+        return (self._status & NOT_FINITE != 0).tolist()
+
+    def copies(self, k: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """State [1,*], preview [1,*] and status word [1] of a place, as they are now."""
+        own, place = self.pool, slice(k, k + 1)
+        x0 = own.preview[place].clone() if self._preview else None
+        return own.x[place].clone(), x0, own.status[place].clone()
+
+
+def _bytes(parts: dict, device) -> Tensor:
+    count = sum(dtype.itemsize * prod(shape) for dtype, shape in parts.values())
+    return torch.zeros(count, dtype=torch.uint8, device=device)
+
+
+def _parts(parts: dict, memory: Tensor) -> dict[str, Tensor]:
+    """Tensors that stand one after the other in memory, the wide ones first."""
+    found, at = {}, 0
+    for name, (dtype, shape) in parts.items():
+        end = at + dtype.itemsize * prod(shape)
+        found[name], at = memory[at:end].view(dtype).view(shape), end
+    return found

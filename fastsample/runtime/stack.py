@@ -1,0 +1,110 @@
+"""Stack: the rows of several plans in one table, for a batch whose samples follow plans of their
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..plan import Plan
+from ..plan.row import Layout, RowShape
+from .pool import Table
+
+LEAST = 1024  # rows of a table: so many are kept before those without users are written over
+UNUSED = RowShape(0, 0, 0, -1, -1, False, -1)  # of a row of the table that no plan has
+
+
+class Rows:
+    """The rows of a plan in a stack. masked: those that blend a known image do.
+
+    first: number of the plan's row 0 in the table. end: the row that holds. asks: for each row the
+    branches that the model is asked for. records: numbers, words, shapes and noise ids.
+    """
+
+    def __init__(self, plan: Plan, masked: bool, layout: Layout, dtype: type):
+        self.plan, self.first, self.users, self._masked, self._dtype = plan, 0, 0, masked, dtype
+        self.end, shapes = plan.rows - 1, plan.program.rows
+        needed = [s.branches_needed(plan.layout) if s.call >= 0 else () for s in shapes]
+        self.asks = [tuple(g for g, there in enumerate(each) if there) for each in needed]
+        self.pack(layout)
+
+    def pack(self, layout: Layout) -> None:
+        """Make the records for this layout."""
+        wide = self.plan.padded(**layout._asdict())
+        (numbers, words), shapes = wide.table(self._dtype), wide.program.rows
+        if not self._masked:
+            words = words.copy()
+            words[:, layout.at("known_reads")] = 0
+            shapes = [shape._replace(known_reads=0) for shape in shapes]
+        self.records = numbers, words, shapes, list(map(tuple, wide.ids.tolist()))
+
+
+class Stack:
+    """A table of every plan in use, padded to the smallest layout that holds them all, equal plans
+    once. Rows keep their numbers as long as they have users; those without are written over before
+    the table grows.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self._dtype, self._device = np.float32 if dtype == torch.float32 else np.float64, device
+        self._held: dict[tuple[Plan, bool], Rows] = {}
+        self._size, self.table = LEAST, None
+
+    def rows(self, plan: Plan, masked: bool) -> Rows:
+        """The plan's rows; who keeps them counts as a user of theirs. ValueError where its numbers
+        do not fit the dtype, or it tells the model another number of scalars than those before.
+        """
+        rows = self._held.get((plan, masked))
+        if rows is None:
+            before = plan.layout if self.table is None else self.table.layout
+            if plan.E != before.E:
+                raise ValueError(
+                    f"Engine.submit: the plan tells the model {plan.E} scalar(s), those before it "
+                    f"{before.E}; one number is accepted"
+                )
+            layout = Layout(*map(max, plan.layout, before))
+            rows = Rows(plan, masked, layout, self._dtype)
+            if layout != before:
+                for other in self._held.values():
+                    other.pack(layout)
+            rows.first = self._room(plan.rows)
+            self._held[plan, masked] = rows
+            self._build(layout)
+        return rows
+
+    def times(self, numbers: Sequence[int]) -> np.ndarray:
+        """Model scalars [n, E] that rows of the table keep for those after them."""
+        at, width = self.table.layout.at("t"), self.table.layout.E
+        return self._numbers[numbers, at : at + width]
+
+    def _room(self, count: int) -> int:
+        """Where `count` rows fit."""
+        if (first := self._gap(count)) + count > self._size:
+            self._held = {key: rows for key, rows in self._held.items() if rows.users}
+            first = self._gap(count)
+        if first + count > self._size:
+            self._size = max(2 * self._size, first + count)
+        return first
+
+    def _gap(self, count: int) -> int:
+        """The first run of `count` rows that no plan has, or what lies behind them all."""
+        end = 0
+        for rows in sorted(self._held.values(), key=lambda rows: rows.first):
+            if rows.first - end >= count:
+                break
+            end = rows.first + rows.plan.rows
+        return end
+
+    def _build(self, layout: Layout) -> None:
+        self._numbers = np.zeros((self._size, layout.WF), self._dtype)
+        words = np.zeros((self._size, layout.WI), np.int32)
+        shapes, ids = [UNUSED] * self._size, [()] * self._size
+        for rows in self._held.values():
+            here = slice(rows.first, rows.first + rows.plan.rows)
+            self._numbers[here], words[here], shapes[here], ids[here] = rows.records
+        with torch.inference_mode(False):
+            f, i = (torch.tensor(v, device=self._device) for v in (self._numbers, words))
+        self.table = Table(f, i, layout, tuple(shapes), tuple(ids))

@@ -1,0 +1,39 @@
+"""What every search of `fastsample.optimize` returns: a Search of plans that say how they were
+found.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample as fs
+from fastsample import optimize
+from fastsample.models.analytic import GaussianMixture
+
+SEARCHES = [name for name in optimize.__all__ if name != "Search"]
+LAW = GaussianMixture([[1.0, -0.5], [-1.0, 0.3]], [0.4, 0.6], 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:.*the teacher")
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_returns_plans_with_their_provenance(name):
+    asked = []
+    model = LAW.model(fs.schedules.Flow(), "flow")
+
+    def counted(x, t, **cond):
+        asked.append(len(x))
+        return model(x, t, **cond)
+
+    counted = fs.Model(counted, model.schedule, "flow", time=model.time)
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    search = getattr(optimize, name)(counted, z, 3)
+    assert isinstance(search, optimize.Search)
+    assert {budget: plan.nfe for budget, plan in search.plans.items()} == {1: 1, 2: 2, 3: 3}
+    assert search.plan is search.plans[3] and search.samples == 4
+    assert sum(asked) == search.nfe * 4, "every evaluation is counted"
+    for budget, plan in search.plans.items():
+        at = search.indices[budget]
+        assert len(at) == budget + 1 and (np.diff(at) > 0).all()
+        assert np.isfinite(search.error[budget])
+        assert isinstance(plan.note["found"], dict) and plan.note["found"]
+        assert fs.Plan.from_json(plan.to_json()) == plan
