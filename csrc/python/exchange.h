@@ -20,6 +20,13 @@ struct TensorView {  // DLTensor
     return count;
   }
 
+  // Every number from the first to the last is one of the tensor's.
+  bool is_dense() const {
+    int64_t last = 0;
+    for (int k = 0; strides && k < dims; ++k) last += (shape[k] - 1) * strides[k];
+    return !strides || last + 1 == elements();
+  }
+
   // Strides of `wanted`, axes of length 1 apart, which lie anywhere.
   bool lies_as(const std::vector<int64_t>& wanted) const {
     int64_t step = 1;
@@ -82,11 +89,11 @@ class Like {
     const int bits = dtype == FS_F64 ? 64 : dtype == FS_F32 ? 32 : 16;
     code_ = dtype == FS_BF16 ? kBfloat : kFloat;
     if (view.elements() != elements || view.code != code_ || view.bits != bits ||
-        view.device_type != (device == FS_CPU ? kCpu : kCuda))
+        view.device_type != (device == FS_CPU ? kCpu : kCuda) || (elements && !view.is_dense()))
       throw py::value_error(std::string(where) + ": the tensor has " +
-                            std::to_string(view.elements()) + " numbers; " +
+                            std::to_string(view.elements()) + " numbers; a dense one of " +
                             std::to_string(elements) +
-                            " in the step's dtype, on its device, are needed");
+                            " in the step's dtype, on its device, is needed");
     bits_ = view.bits, device_type_ = view.device_type, device_id_ = view.device_id;
     shape_.assign(view.shape, view.shape + view.dims);
     strides_.resize(shape_.size());
