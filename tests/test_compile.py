@@ -2,6 +2,7 @@
 once here; other cases are traced only.
 """
 
+import traceback
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,10 @@ from torch._dynamo.utils import counters
 
 import fastsample as fs
 from fastsample import grids, schedules
+from fastsample.guidance import guided
 from fastsample.kernels import native
 from fastsample.model import Model
+from fastsample.runtime import step_op
 from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
@@ -57,7 +60,7 @@ def traced(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_compiled_loop_gives_the_bits_of_eager_native_and_eager_reference():
+def test_the_compiled_loop_gives_the_bits_of_eager_native_and_eager_reference(monkeypatch):
     plan, z, label = plan_of("dpmpp_2m_sde"), unit(), torch.tensor([1.0, 2.0])
     call = {
         "noise": z,
@@ -80,6 +83,13 @@ def test_the_compiled_loop_gives_the_bits_of_eager_native_and_eager_reference():
     assert counters["stats"]["unique_graphs"] == 1, (
         "a plan of the same program must not compile again"
     )
+    bound, bind = [], step_op._bind
+    monkeypatch.setattr(step_op, "_bind", lambda *a: (bound.append(a[2:6]), bind(*a))[1])
+    assert same(compiled(**call), Sampler(plan, MODEL)(**call))
+    (_, run), *_ = reversed(compiled._spares._idle)
+    own, places = run._pool, [[v.data_ptr() for v in memory] for memory in bound]
+    there = own.x, own.slots, own.model_input, own.status
+    assert places == [[v.data_ptr() for v in there]], "in place, and bound once for all rows"
 
 
 CASES = {
@@ -106,6 +116,16 @@ CASES = {
     "entry": ("heun", {}, {"noise": None, "latent": unit(seed=4), "start": 5}),
     "drawn": ("ddim", {"eta": 1.0}, {"noise": None, "shape": (2, 3, 7)}),
     "noise source": ("ddim", {"eta": 1.0}, {"noise_source": [unit(seed=k) for k in range(3)]}),
+    "noise of a call": ("ddim", {"eta": 1.0}, {"noise_source": lambda row, k: unit(seed=row)}),
+    "mask of one": (
+        "euler_ancestral",
+        {"inpaint": True},
+        {"mask": torch.rand(1, 1, 7), "known": unit(1, seed=4)},
+    ),
+    "stage": ("euler_ancestral", {}, {"stage": 5}),
+    "lying otherwise": ("dpmpp_2m_sde", {}, {"noise": unit().transpose(1, 2).contiguous().mT}),
+    "nobody": ("dpmpp_2m_sde", {}, {"noise": unit()[:0]}),
+    "double": ("unipc", {}, {"noise": unit().double()}),
 }
 
 
@@ -118,6 +138,36 @@ def test_the_traced_loop_is_eager(case, traced):
         Sampler(plan, MODEL, backend="reference")(**call),
     )
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("model", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prediction", ["edm", "x0"])  # c x is asked, and x itself
+def test_guidance_in_some_rows_and_a_model_input_of_its_own(
+    prediction, model, apart, batch, traced
+):
+    """Rows that need one branch of the two ask for it alone; trajectories are those of eager."""
+
+    def fn(x, t, label):
+        return x * 0.3 + (t * 0.01 + label).view(-1, 1, 1).to(x.dtype)
+
+    edm = schedules.EDM()
+    plan = guided(SOLVERS["dpmpp_2m"](edm, grids.karras(edm, 5), prediction=prediction), 2)
+    plan = replace(plan, branches=[3 if k % 2 else b & 1 for k, b in enumerate(plan.branches)])
+    label = torch.linspace(0.5, 1.0, batch)
+    call = {"noise": unit(batch), "cond": {"label": label}, "uncond": {"label": label * 0}}
+    call |= {"guidance": 3.0, "batched_guidance": not apart, "trajectory": True}
+    (x, states), (end, kept) = (
+        Sampler(plan, fn, mode, model_dtype=model)(**call) for mode in ("compile-loop", "eager")
+    )
+    assert same(x, end) and same(states, kept)
+
+
+def test_models_of_two_times(traced):
+    plan = plan_of("dpmpp_2m").padded(E=2)
+    model = lambda x, t: net(x, t[:, 0]) + t[:, 1].view(-1, 1, 1)
+    agree(plan, model)(noise=unit())
 
 
 def test_rows_that_ask_different_models_are_not_confused(traced):
@@ -247,6 +297,8 @@ def test_a_model_that_does_not_fit_is_refused_in_one_sentence(case, traced):
     assert "\n" not in str(caught.value) and isinstance(
         caught.value.__cause__, torch._dynamo.exc.TorchDynamoException
     )
+    shown = "".join(traceback.format_exception(caught.value)).split("The above exception was")
+    assert len(shown) == 2 and shown[0].count("\n") <= 2, "one line of torch's stands before ours"
 
 
 def test_an_error_of_the_model_itself_and_a_bad_sample_are_reported(traced):

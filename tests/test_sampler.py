@@ -371,8 +371,8 @@ def test_warm_calls_each_shape_once_and_draws_nothing():
         return x * 0.5
 
     sampler = Sampler(plan_of("euler", 2), model)
-    sampler.warm([(1, 3), (2, 3)], cond={"label": torch.tensor([7, 8])})
-    assert asked == [((1, 3), [7])] * 2 + [((2, 3), [7, 8])] * 2
+    sampler.warm([(2, 3), (1, 3)], cond={"label": torch.tensor([7, 8])})
+    assert asked == [((2, 3), [7, 8])] * 2 + [((1, 3), [7])] * 2
     assert torch.equal(torch.random.get_rng_state(), state)
     sampler.warm(
         [(2, 3)], uncond={"label": torch.zeros(2)}, guidance=2.0, cond={"label": torch.ones(2)}

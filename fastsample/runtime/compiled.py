@@ -221,8 +221,9 @@ class Loop:
         asks, every = x if model_input is None else model_input, (True,) * self.layout.G
         conditions, joint = (told[:-1], told[-1]) if self.together else (told, None)
         for call, row in {call: row for row, call, _ in self.rows[::-1] if call >= 0}.items():
-            own, t = asks.clone(), numbers[row - 1, self.time].expand(asks.shape[0], -1).clone()
-            t = t[:, 0] if self.layout.E == 1 else t
+            with torch.inference_mode(False):  # inference tensors do not count who writes to them
+                own, t = asks.clone(), numbers[row - 1, self.time].expand(len(asks), -1).clone()
+                t = t[:, 0] if self.layout.E == 1 else t
             before = own._version + t._version
             models = [self.models[call]] * self.layout.G
             f = answer(models, own, t, x.shape[0], every, conditions, joint)

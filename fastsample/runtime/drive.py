@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from torch import Tensor
 
+from ..plan import Plan
+from .conditions import answer
 from .run import Run
 
 WRITTEN = "{}: the model changed its input in place at row {}; let it work on a copy (x = x + ...)"
@@ -35,6 +37,30 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
             out = run.results.fresh()
             run.carry(f, None, out)
     return run.x.clone() if out is None else out
+
+
+def asker(
+    plan: Plan, models: Sequence[Callable], conditions: Sequence[dict], joint: dict | None
+) -> Callable:
+    """ask(x, t, row): the model of that row with what it is told, every branch in one call where
+    `joint` says them together, else a list with one call for each branch that the row needs.
+    """
+    shapes, G = plan.program.rows, len(conditions)
+    if G == 1:
+        (only,) = conditions
+        if len(models) == 1:
+            (model,) = models
+            return lambda x, t, row: model(x, t, **only)
+        return lambda x, t, row: models[shapes[row].call](x, t, **only)
+    layout = plan.layout
+
+    def ask(x: Tensor, t: Tensor, row: int):
+        shape = shapes[row]
+        batch, asked = x.shape[0] // (1 if joint is None else G), [models[shape.call]] * G
+        needed = shape.branches_needed(layout)
+        return answer(asked, x, t, batch, needed, conditions, joint)
+
+    return ask
 
 
 def bar(where: str, wanted: bool, total: int):

@@ -29,8 +29,8 @@ from ..model import Model
 from ..plan import Plan
 from . import arguments, differentiable
 from .compiled import Graphs, compiled_model
-from .conditions import answer, branches_of, merged, take, told
-from .drive import bar, drive
+from .conditions import branches_of, merged, take, told
+from .drive import asker, bar, drive
 from .run import Run
 from .spares import Spares
 
@@ -134,29 +134,35 @@ class Sampler:
         shapes: Sequence[Sequence[int]],
         *,
         dtype: torch.dtype = torch.float32,
-        device=None,
+        device: torch.device | str | None = None,
         progress: bool = False,
-        **words,
+        **call,
     ) -> None:
-        """Make ahead what calls on noise of these shapes (B, *) need, by one call of each: in the
-        compiled modes graphs, one for a batch of one and one for any other number, and in every
-        mode the memory that a call begins again in, for as many shapes as are kept.
+        """Do ahead what a first call does: one whole call a shape [B,*], from unit noise, its end
+        dropped; so len(shapes) nfe evaluations of the model. It makes the graphs of the mode and
+        leaves an idle run.
 
-        dtype, device: of the noise. words: as of a call (cond, uncond, branches, guidance, ...),
-        whose conditions have as many samples as the largest batch; smaller ones get the first.
+        A compiled loop serves every B > 1, for each shape of a sample and each form of conditions.
+        dtype, device: of the noise to come. call: the other arguments of the calls to come, for the
+        batch of the first shape; cond, uncond and branches are repeated or cut for another. Raises
+        as a call does.
         """
-        most = max((shape[0] for shape in shapes), default=0)
-        device = torch.device("cpu" if device is None else device)
-        branches = [words.pop(name, None) for name in ("cond", "uncond", "branches")]
-        trees = branches_of("Sampler.warm", *branches, most, device)
-        generator = torch.Generator(device).manual_seed(0)
-        image = self.plan.sigma[0] == 0 or words.get("start") is not None
+        listed = isinstance(shapes, Sequence)
+        if not listed or not all(isinstance(shape, Sequence) and shape for shape in shapes):
+            raise ValueError(
+                f"Sampler.warm: shapes is {shapes!r:.80}; a list of shapes (B, *) is accepted"
+            )
+        first = shapes[0][0] if shapes else 0
+        told = [call.pop(name, None) for name in ("cond", "uncond", "branches")]
+        trees = branches_of("Sampler.warm", *told, first, torch.device(device or "cpu")).values()
+        begins = self.plan.sigma[0] == 0 or call.get("start") is not None
+        source = torch.Generator().manual_seed(0)
         with bar("Sampler.warm", progress, len(shapes)) as shown:
             for shape in shapes:
-                told = [take(tree, slice(0, shape[0])) for tree in trees.values()]
-                told = {"branches": told} if len(told) > 1 else {"cond": told[0]}
-                noise = torch.randn(shape, generator=generator, device=device).to(dtype)
-                self(**{"latent" if image else "noise": noise, "seed": 0, **words}, **told)
+                noise = torch.randn(shape, generator=source, device="cpu").to(device, dtype)
+                index = torch.arange(shape[0]) % max(first, 1)
+                begin = {"latent" if begins else "noise": noise, "seed": 0}
+                self(**begin | call, branches=[take(tree, index) for tree in trees])
                 if shown is not None:
                     shown.update()
 
@@ -341,30 +347,6 @@ def _watching(run: Run, states, callback, shown) -> Callable:
             shown.update()
 
     return each
-
-
-def asker(
-    plan: Plan, models: Sequence[Callable], conditions: Sequence[dict], joint: dict | None
-) -> Callable:
-    """ask(x, t, row): the model of that row with what it is told, every branch in one call where
-    `joint` says them together, else a list with one call for each branch that the row needs.
-    """
-    shapes, G = plan.program.rows, len(conditions)
-    if G == 1:
-        (only,) = conditions
-        if len(models) == 1:
-            (model,) = models
-            return lambda x, t, row: model(x, t, **only)
-        return lambda x, t, row: models[shapes[row].call](x, t, **only)
-    layout = plan.layout
-
-    def ask(x: Tensor, t: Tensor, row: int):
-        shape = shapes[row]
-        batch, asked = x.shape[0] // (1 if joint is None else G), [models[shape.call]] * G
-        needed = shape.branches_needed(layout)
-        return answer(asked, x, t, batch, needed, conditions, joint)
-
-    return ask
 
 
 def _check_mode(mode: str, differentiable: bool, checkpoint: bool, backend: str | None) -> None:
