@@ -138,7 +138,7 @@ def bench_call(benchmark, solver, shape):
             },
         )
     name = f"{solver}, {'×'.join(map(str, shape))}"
-    benchmark.extra_info.update(evaluations=NFE, threads=torch.get_num_threads())
+    benchmark.extra_info.update(evaluations=NFE, threads=str(torch.get_num_threads()))
     figure(benchmark, f"{name}: whole call of {NFE} steps", [s / calls * 1e6 for s in own], "µs")
     pairs = list(zip(own, peers["bound"], strict=True))
     over = [(a - b) / calls * 1e6 if unit == "µs" else 100 * (a / b - 1) for a, b in pairs]

@@ -113,7 +113,7 @@ def bench_scheduler(benchmark, name, shape):
             counted(*what, walk(scheduler, z, made))
             for what in ((loop.Loop, "_checked"), (loop, "Run"))
         )
-    threads = torch.get_num_threads()
+    threads = str(torch.get_num_threads())
     benchmark.extra_info.update(steps=STEPS, threads=threads, checked_steps=looks, new_runs=runs)
     where = f"FsScheduler for {name}, {'×'.join(map(str, shape))}"
     for what, count, ours, theirs in (
@@ -193,7 +193,7 @@ def bench_k_sample(benchmark, name, shape):
             },
         )
         runs = counted(k_diffusion, "Run", call(models["x/2"]))
-    threads = torch.get_num_threads()
+    threads = str(torch.get_num_threads())
     benchmark.extra_info.update(evaluations=plan.nfe, threads=threads, new_runs=runs)
     where = f"k_sample, {name}, {'×'.join(map(str, shape))}"
     for words, ours, theirs, target in (
