@@ -61,7 +61,13 @@ def active(*given: object) -> str | None:
 
 def watched() -> bool:
     """May a transform be active in this thread? What needs a closer look, `active`, is in doubt."""
-    return bool(tracing() or modes() or fx._is_fx_tracing_flag or forward_ad._current_level >= 0)
+    return bool(
+        tracing()
+        or modes()
+        or innermost() is not None
+        or fx._is_fx_tracing_flag
+        or forward_ad._current_level >= 0
+    )
 
 
 def hides_from_compiler() -> bool:

@@ -57,6 +57,8 @@ def branches_of(
     or {"branches[0]", ...}, as `take`, `told` and `merged` want them. Raises TypeError or
     ValueError, one sentence.
     """
+    if cond is None and uncond is None and branches is None:
+        return {"cond": {}}
     named = {"cond": {} if cond is None else cond} | ({} if uncond is None else {"uncond": uncond})
     if branches is not None:
         several = isinstance(branches, (list, tuple)) and len(branches) > 0

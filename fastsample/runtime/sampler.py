@@ -210,9 +210,10 @@ class Sampler:
         plan = self._plan_for(len(trees), guidance)
         self._check_call(callback, progress, table)
         conditions = [told(tree) for tree in trees.values()]
-        if not self.differentiable:
+        if not self.differentiable and not (_plain(words) and _seen(noise, seed, guidance)):
             transforms.refuse("Sampler", *words.values(), conditions)
-        with nullcontext() if self.differentiable else torch.no_grad():
+        still = self.differentiable or not torch.is_grad_enabled()
+        with nullcontext() if still else torch.no_grad():
             joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
             ask = self._asker(plan, conditions, joint)
             copies = 1 if joint is None else len(conditions)
@@ -315,6 +316,12 @@ class Sampler:
         if look:
             differentiable.judge(states, plan)
         return (states[-1], torch.stack(states)) if trajectory else states[-1]
+
+
+def _seen(noise: object, *numbers: object) -> bool:
+    """Is it known at a look that no transform can be active, of the thread or of a tensor?"""
+    plain = all(v is None or v.__class__ in (int, float, Tensor) for v in numbers)
+    return plain and noise.__class__ is Tensor and not transforms.watched()
 
 
 def _plain(words: dict) -> bool:
