@@ -85,6 +85,14 @@ def test_warm_does_ahead_what_a_first_call_does():
 
 
 @tracing
+def test_what_the_caller_gives_is_not_marked():
+    given = [unit(), torch.ones(2), unit(seed=1)]
+    sampler = Sampler(plan_of("ddim", 2, eta=1.0), MODEL, mode="compile-loop")
+    sampler(noise=given[0], cond={"label": given[1]}, noise_source=[given[2]])
+    assert not any(vars(tensor) for tensor in given)
+
+
+@tracing
 def test_inside_inference_mode_and_outside():
     check = agree(plan_of("dpmpp_2m_sde", 3), MODEL)
     for mode in (torch.inference_mode, torch.enable_grad, torch.inference_mode):

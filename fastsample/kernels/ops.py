@@ -2,7 +2,8 @@
 given its gradient.
 
 `Library.define` and `impl`, never the `custom_op` decorator, which costs four times as much a call.
-Ops are functional only: one that writes into its arguments would drop gradients in silence.
+Those registered here are functional: one that writes into its arguments would drop gradients in
+silence. `step_` (`fastsample.runtime.step_op`) does, and refuses what requires grad.
 """
 
 from __future__ import annotations

@@ -88,17 +88,12 @@ class Graphs:
         if run.prepared is None:
             run.prepared = _prepared(run)
         kind, memory = run.prepared
-        told = [*conditions, *([] if joint is None else [joint])]
-        told = unshared(told) if any(told) else told
-        drawn = run.given_noise()
-        key = (
-            kind,
-            run.row,
-            keep,
-            joint is None,
-            form(told) if any(told) else None,
-            form(drawn) if drawn else None,
-        )
+        told, drawn = [*conditions, *([] if joint is None else [joint])], run.given_noise()
+        said = None
+        if drawn or any(told):
+            told, drawn = unshared(told), pytree.tree_map_only(Tensor, Tensor.detach, drawn)
+            said = form([told, drawn])
+        key = kind, run.row, keep, joint is None, said
         with self._lock:
             loop = self._kept.pop(key, None) or Loop(run, self._models, joint is not None, keep)
             self._kept[key] = loop

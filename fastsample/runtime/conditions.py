@@ -198,14 +198,14 @@ def _kind_of(leaves: Mapping, path: Sequence) -> str:
 
 
 def unshared(conditions: Sequence[dict]) -> list[dict]:
-    """The same keywords with no two tensors in one storage: a nested region of a compiled loop
-    takes no aliases.
+    """The same keywords in tensors of our own, which may be marked, with no two in one storage: a
+    nested region of a compiled loop takes no aliases.
     """
     seen: set[int] = set()
 
     def own(value: Tensor) -> Tensor:
         place = value.untyped_storage().data_ptr()
-        value = value.clone() if place in seen else value
+        value = value.clone() if place in seen else value.detach()
         seen.add(place)
         return value
 

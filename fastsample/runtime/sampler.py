@@ -6,10 +6,12 @@
 mode "eager"          a Run and the model as they are
      "compile-model"  the model under torch.compile
      "compile-loop"   the whole loop as one graph (fullgraph; the model is a nested region, compiled
-                      once however many rows ask it; plans of one `plan.program` share the graph
-                      through `for_plan`). A float among the keywords of the model is part of the
-                      graph, and each new value compiles and keeps another: pass a number that
-                      changes often as a tensor
+                      once however many rows ask it), the step in place on the memory of a Run. One
+                      graph serves every batch of two or more, and one a batch of one; through
+                      `for_plan`, every plan of a `plan.program`; any seed and scale. Another sample
+                      shape, another form of conditions, a trajectory each have their own: a float
+                      among the keywords of the model is part of it, so pass a number that changes
+                      often as a tensor. The 16 last used are kept; `warm` makes them ahead
 """
 
 from __future__ import annotations
@@ -160,7 +162,7 @@ class Sampler:
         with bar("Sampler.warm", progress, len(shapes)) as shown:
             for shape in shapes:
                 noise = torch.randn(shape, generator=source, device="cpu").to(device, dtype)
-                index = torch.arange(shape[0]) % max(first, 1)
+                index = torch.arange(shape[0], device="cpu") % max(first, 1)
                 begin = {"latent" if begins else "noise": noise, "seed": 0}
                 self(**begin | call, branches=[take(tree, index) for tree in trees])
                 if shown is not None:
