@@ -2,12 +2,16 @@
 it, and what it refuses.
 """
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import BASE, CASES, MODELS, launched, make, same
 
+from fastsample.kernels import backend, native
+from fastsample.runtime import step_op
 from fastsample.runtime.step_op import STEP
 
 ROW = 4
@@ -72,6 +76,93 @@ def test_opcheck(model):
     torch.library.opcheck(STEP, tuple(given.values()), test_utils=quick)
 
 
+def test_opcheck_through_the_compilers():
+    """With an absent branch, an end elsewhere and no input of its own for the model."""
+    _, given = ready(BASE)
+    given |= {"f": [given["f"][0], None], "x_out": torch.empty(3, 37), "model_input": None}
+    torch.library.opcheck(STEP, tuple(given.values()))
+
+
+# -- the launch that the tensors call for ----------------------------------------------------------
+WRITTEN = ("x", "slots", "model_input", "status")
+BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
+
+
+@pytest.fixture(params=BACKENDS)
+def chosen(request, monkeypatch):
+    """The name of a backend; nothing is remembered of others."""
+    monkeypatch.setenv(backend.VARIABLE, request.param)
+    for kept in (backend._chosen, step_op._bound):
+        kept.clear()
+    yield request.param
+    for kept in (backend._chosen, step_op._bound):
+        kept.clear()
+
+
+def test_a_launch_is_bound_once_to_its_memory(chosen):
+    """Rows, outputs, draws and the end go with the call. The reference, which reads the table as it
+    binds, is bound anew.
+    """
+    _, given = ready(BASE)
+    for row in (3, 4, 3):
+        given |= {"row": row, "f": [v.clone() for v in given["f"]]}
+        STEP(*(given | {"x_out": torch.empty(3, 37)}).values())
+    assert len(step_op._bound) == (chosen == "native")
+    memory = [torch.zeros(3, dtype=torch.int32) for _ in range(step_op.MOST + 3)]
+    for status in memory:
+        STEP(*(given | {"status": status}).values())
+    assert len(step_op._bound) <= step_op.MOST
+
+
+def test_what_is_remembered_holds_no_memory(chosen):
+    """A tensor over an array of NumPy's keeps the array until it goes itself."""
+    _, given = ready(BASE)
+    arrays = {k: v.numpy().copy() for k, v in given.items() if isinstance(v, torch.Tensor)}
+    STEP(*(given | {k: torch.from_numpy(array) for k, array in arrays.items()}).values())
+    gone = [weakref.ref(array) for array in arrays.values()]
+    del arrays
+    gc.collect()
+    assert len(gone) == 8 and not any(ref() is not None for ref in gone)
+
+
+@pytest.mark.parametrize("change", ["table", "table's rows", "known", "slots"])
+def test_tensors_at_one_address_are_told_apart(change, chosen):
+    """A call is right although another before it had the same addresses."""
+    _, given = ready(replace(BASE, mask=True))
+    known, numbers, words = given["known"], given["table_f"], given["table_i"]
+    room = torch.full((2, 200), 0.25)
+    given["slots"] = room[:, :111].contiguous() if change != "slots" else room.view(-1)[:222]
+    given["slots"] = given["slots"].view(2, 111)
+    copy = lambda call: {k: v.clone() if hasattr(v, "clone") else v for k, v in call.items()}
+    before = copy(given)
+    STEP(*given.values())
+    for name in WRITTEN:
+        given[name].copy_(before[name])
+    if change == "table":  # other rows, where those stood
+        numbers.copy_(numbers.flip(0)), words.copy_(words.flip(0))
+    elif change == "table's rows":  # row 4 is none
+        given |= {"table_f": numbers[:2], "table_i": words[:2]}
+    elif change == "known":
+        given |= {"known": known[:1]}
+    else:
+        given |= {"slots": room}
+    alone = copy(given)
+    STEP(*given.values())
+    STEP(*alone.values())
+    assert all(same(given[name], alone[name]) for name in WRITTEN)
+    none = change == "table's rows"
+    assert not none or given["status"].tolist() == [1 | ROW << 8] * 3
+    assert not none or same(given["x"], before["x"])
+
+
+def test_one_number_where_three_stood_is_refused_though_its_address_is_known():
+    _, given = ready(BASE)
+    STEP(*given.values())
+    for name in ("seed", "scale", "status"):
+        with pytest.raises(ValueError, match=f"step_: {name} has shape .* strides"):
+            STEP(*(given | {name: given[name][:1].expand(given[name].shape)}).values())
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -88,6 +179,21 @@ def test_opcheck(model):
         ({"status": torch.zeros(2, dtype=torch.int32)}, "status has shape"),
         ({"seed": torch.zeros(2, dtype=torch.int64)}, "seed has shape"),
         ({"mask": torch.zeros(2, 37), "known": torch.zeros(3, 37)}, "mask has shape"),
+        ({"slots": torch.zeros(2, 3, 37)}, "slots has shape"),
+        ({"model_input": torch.zeros(3, 36)}, "model_input has shape"),
+        ({"model_input": torch.zeros(6, 37)}, "model_input has shape"),
+        ({"model_input": torch.zeros(3, 37, dtype=torch.int32)}, "model_input has shape"),
+        ({"table_f": torch.zeros(7, 34).double()}, "table_f has shape"),
+        ({"status": torch.zeros(3)}, "status has shape"),
+        ({"seed": torch.zeros(3, dtype=torch.int32)}, "seed has shape"),
+        ({"stage": torch.zeros(3, dtype=torch.int64)}, "stage has shape"),
+        ({"scale": torch.zeros(3)}, "scale has shape"),
+        ({"noise_scale": torch.zeros(1)}, "noise_scale has shape"),
+        ({"mask": torch.zeros(37)}, "mask has shape"),
+        ({"known": torch.zeros(3, 37).double()}, "known has shape"),
+        ({"noise": [torch.zeros(3, 37)] * 2}, "noise is"),
+        ({"f": [torch.zeros(7, 37)]}, "model outputs are"),
+        ({"x_out": torch.zeros(37, 3).t()}, "x_out is"),
         ({"x_out": torch.zeros(3, 1)}, "x_out is"),
         ({"noise": [torch.zeros(3, 1)]}, "noise is"),
     ],

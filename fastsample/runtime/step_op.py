@@ -89,7 +89,7 @@ def _bind(key: tuple, dims, x, slots, model_input, status, table_f, table_i, see
     """The launch over this memory, checked, and remembered where it goes by addresses alone."""
     *sizes, copies = dims
     at, model = Layout(*sizes), x.dtype if model_input is None else model_input.dtype
-    if x.dtype not in STATES or x.dim() < 1 or not alike(x, dense(x)):
+    if x.dtype not in STATES or x.dim() < 1 or not (x.numel() == 0 or alike(x, dense(x))):
         raise ValueError(
             f"step_: the state is {x.dtype} {list(x.shape)} of strides {list(x.stride())}; float32 "
             "or float64 [B, *], dense, sample after sample, is accepted"
@@ -111,48 +111,48 @@ def _bind(key: tuple, dims, x, slots, model_input, status, table_f, table_i, see
 
 
 def _fits(x, slots, at: Layout, asked, status, table_f, table_i, seed, options) -> None:
+    """Refuse memory beside the state that is not as the file says."""
     (batch, *sample), state, (model_input, copies, model) = x.shape, x.dtype, asked
     stage, scale, noise_scale, mask, known = options
-    slot = slots.dim() == 2 and slots.shape[0] == at.S and slots.shape[1] >= x.numel()
-    image = lambda v: v is None or (_like(v, x) or _like(v, x[:1]))
-    is_ = lambda v, shape, dtype: v is None or (v.shape == shape and v.dtype == dtype)
-    tall = lambda v: is_(v, (copies * batch, *sample), model) and alike(v, x.stride())
-    vector = f"[{batch}]"
-    for name, value, fits, needed in (
-        ("slots", slots, slot and slots.dtype == state, f"[{at.S}, {x.numel()} or more] {state}"),
-        (
-            "model_input",
-            model_input,
-            model_input is None or (model in MODELS and tall(model_input)),
-            f"[{copies * batch}, *] of the state's sizes and order, in a floating dtype,",
-        ),
-        ("status", status, is_(status, (batch,), torch.int32), f"{vector} int32"),
-        ("table_f", table_f, is_(table_f, (len(table_i), at.WF), state), f"[R, {at.WF}] {state}"),
-        (
-            "table_i",
-            table_i,
-            is_(table_i, (len(table_f), at.WI), torch.int32),
-            f"[{len(table_f)}, {at.WI}] int32",
-        ),
-        ("seed", seed, is_(seed, (batch,), torch.int64), f"{vector} int64"),
-        ("stage", stage, is_(stage, (batch,), torch.int32), f"{vector} int32"),
-        ("scale", scale, is_(scale, (batch, at.K), state), f"[{batch}, {at.K}] {state}"),
-        ("noise_scale", noise_scale, is_(noise_scale, (batch,), state), f"{vector} {state}"),
-        ("mask", mask, image(mask), f"the state's, or a batch of 1, in {state}"),
-        ("known", known, image(known), f"the state's, or a batch of 1, in {state}"),
-    ):
-        laid = name in ("model_input", "mask", "known") or value is None or value.is_contiguous()
-        if not fits or not laid or (value is not None and value.device != x.device):
+    number = max(slots.shape[-1] if slots.dim() else 0, x.numel())
+    samples, model = [(batch, *sample), (1, *sample)], model if model in MODELS else state
+    needed = {
+        "slots": (slots, [(at.S, number)], state),
+        "model_input": (model_input, [(copies * batch, *sample)], model),
+        "status": (status, [(batch,)], torch.int32),
+        "table_f": (table_f, [(len(table_i), at.WF)], state),
+        "table_i": (table_i, [(len(table_f), at.WI)], torch.int32),
+        "seed": (seed, [(batch,)], torch.int64),
+        "stage": (stage, [(batch,)], torch.int32),
+        "scale": (scale, [(batch, at.K)], state),
+        "noise_scale": (noise_scale, [(batch,)], state),
+        "mask": (mask, samples, state),
+        "known": (known, samples, state),
+    }
+    for name, (value, shapes, dtype) in needed.items():
+        if value is None:
+            continue
+        image = name in ("model_input", "mask", "known")
+        lies = _lies(value, x) if image else value.is_contiguous()
+        kind = value.dtype == dtype and value.device == x.device
+        if value.shape not in shapes or not kind or not lies:
+            said = " or ".join(str(list(shape)) for shape in shapes)
             raise ValueError(
-                f"step_: {name} has shape {list(value.shape)}, {value.dtype} on {value.device}, "
-                f"for a state of {list(x.shape)} on {x.device}; {needed} there, dense, is accepted"
+                f"step_: {name} has shape {list(value.shape)} and strides {list(value.stride())}, "
+                f"{value.dtype} on {value.device}; {said}, dense as the state of {list(x.shape)}, "
+                f"{dtype} on {x.device}, is accepted"
             )
+
+
+def _lies(value: Tensor, x: Tensor) -> bool:
+    """Do its samples lie as those of x do?"""
+    return value.numel() == 0 or (value.dim() == x.dim() and alike(value, x.stride()))
 
 
 def _like(value: Tensor, x: Tensor) -> bool:
     """Has it the shape, dtype, place and order of x?"""
     kind = value.shape == x.shape and value.dtype == x.dtype and value.device == x.device
-    return kind and alike(value, x.stride())
+    return kind and _lies(value, x)
 
 
 def _checked(launch, x, model_input, x_out, f, noise, row: int, dims: Sequence[int]) -> None:
