@@ -251,6 +251,7 @@ def recorder(monkeypatch):
             return True
 
         launch.carry, launch.take = carry, lambda row, f: carry(row, f, None, None)
+        launch.lies = lambda x: x.shape == pool.x.shape
         return launch
 
     stand_in = types.ModuleType("fastsample.kernels.recorder")

@@ -183,6 +183,9 @@ PYBIND11_MODULE(_C, module) {
             return step.carry(row, f.ptr(), x_in.ptr(), x_out.ptr());
           },
           "row"_a, "f"_a, "x_in"_a, "x_out"_a, py::pos_only())
+      .def(
+          "lies", [](const Step& step, py::handle x) { return step.lies(x.ptr()); }, "x"_a,
+          py::pos_only())
       .def("expect", &Step::expect, "f_like"_a, "branches"_a = 1)
       .def("expect_state", &Step::expect_state, "x_like"_a)
       .def("set", &Step::set, "name"_a, "value"_a)

@@ -89,6 +89,9 @@ class Step {
     return at != 0;
   }
 
+  // Does it lie as the state does?
+  bool lies(PyObject* x) const { return state_.find(x) != 0; }
+
   // None: what is bound.
   bool carry(int32_t row, PyObject* f, PyObject* x_in, PyObject* x_out) const {
     Address at[3] = {};

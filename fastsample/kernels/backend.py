@@ -11,9 +11,10 @@ launch(row, f=(), noise=(), x_in=None, x_out=None) runs table row `row` for ever
 None the pool's own row vector. f: up to G outputs [B,*] (None: no such branch); noise: L draws
 [B,*] (None: Philox's); x_in, x_out [B,*]: where the state is read and written in place of the
 pool's. It runs on the current stream, allocates nothing, checks nothing and waits for nothing.
-Optional: launch.take(row, f) and launch.carry(row, f, x_in, x_out) look at their tensors first and
-answer False, nothing done, for any that do not fit the pool; f holds all branches, [G*B,*]. And
-launch.use(table): go by this table of the same layout, which the pool now has.
+Optional, together: launch.take(row, f) and launch.carry(row, f, x_in, x_out) look at their tensors
+first and answer False, nothing done, for any that do not fit the pool; f holds all branches,
+[G*B,*]; launch.lies(x) says whether x could be x_in. And launch.use(table): go by this table of the
+same layout, which the pool now has.
 
 A wish, by argument or by FASTSAMPLE_BACKEND, is granted or refused; nothing is replaced silently.
 """
@@ -91,13 +92,13 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, wish: str | None) -> C
 
 
 def bound(choice: Choice, pool):
-    """The backend's launch over the pool, with take and carry."""
+    """The backend's launch over the pool, with take, carry and lies."""
     launch = choice.module.bind(pool)
     return launch if hasattr(launch, "take") else Looking(pool, launch)
 
 
 class Looking:
-    """A launch with take and carry where the backend has none: tensors are looked at in Python."""
+    """A launch with take, carry and lies where the backend has none: Python looks at tensors."""
 
     def __init__(self, pool, launch):
         self._launch, self._pool = launch, pool
@@ -114,20 +115,26 @@ class Looking:
         return f is not None and self.carry(row, f, None, None)
 
     def carry(self, row: int, f: Tensor | None, x_in: Tensor | None, x_out: Tensor | None) -> bool:
-        strides, device = self._pool.x.stride(), self._pool.x.device
-        for tensor, (shape, dtype) in ((f, self._f), (x_in, self._x), (x_out, self._x)):
-            if tensor is not None and not (
-                tensor.__class__ is Tensor
-                and tensor.shape == shape
-                and tensor.dtype is dtype
-                and tensor.device == device
-                and alike(tensor, strides)
-            ):
+        for tensor, like in ((f, self._f), (x_in, self._x), (x_out, self._x)):
+            if tensor is not None and not self._fits(tensor, *like):
                 return False
         G = self._pool.table.layout.G
         outputs = () if f is None else (f,) if G == 1 else f.unflatten(0, (G, -1)).unbind(0)
         self._launch(row, outputs, (), x_in, x_out)
         return True
+
+    def lies(self, x: Tensor) -> bool:
+        return self._fits(x, *self._x)
+
+    def _fits(self, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
+        own = self._pool.x
+        return (
+            tensor.__class__ is Tensor
+            and tensor.shape == shape
+            and tensor.dtype is dtype
+            and tensor.device == own.device
+            and alike(tensor, own.stride())
+        )
 
 
 def alike(tensor: Tensor, strides: tuple[int, ...]) -> bool:

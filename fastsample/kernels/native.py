@@ -145,7 +145,7 @@ class Launch(Plain):
         f = torch.empty_strided((G * pool.batch, *sizes), pool.x.stride(), **like)
         self.step.expect(f, G)
         self.step.expect_state(pool.x)
-        self.take, self.carry = self.step.take, self.step.carry
+        self.take, self.carry, self.lies = self.step.take, self.step.carry, self.step.lies
 
 
 def fill(out: Tensor, seed: Tensor, noise_id: int, stage: Tensor | None = None) -> None:

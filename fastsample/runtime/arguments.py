@@ -4,7 +4,7 @@ refusal is one sentence, before any kernel runs.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import index
@@ -18,12 +18,8 @@ from ..kernels.backend import STATES
 from ..plan import Plan
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-STD_RANGE, STD_ELEMENTS = (
-    (0.8, 1.25),
-    1024,
-)  # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
-
-
+# a unit normal of 1,024 numbers leaves this range by chance once in 10^19
+STD_RANGE, STD_ELEMENTS = (0.8, 1.25), 1024
 LOW, HIGH = (bound**2 for bound in STD_RANGE)
 
 
@@ -161,7 +157,8 @@ def check_values(name: str, given: Tensor, energy: float | None = None) -> None:
     """
     n, energy = given.numel(), float(sum_of_squares(given)) if energy is None else energy
     unit = name == "noise" and n >= STD_ELEMENTS
-    if (LOW * n <= energy <= HIGH * n) if unit else energy < math.inf:
+    low, high = usual(n if unit else 0)
+    if low <= energy <= high:
         return
     bad = ~torch.isfinite(given)
     if bool(bad.any()):
@@ -176,6 +173,11 @@ def check_values(name: str, given: Tensor, energy: float | None = None) -> None:
             f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; already scaled by "
             "sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
         )
+
+
+def usual(n: int) -> tuple[float, float]:
+    """The least and the greatest sum of squares of n unit normals that needs no closer look."""
+    return (LOW * n, HIGH * n) if n >= STD_ELEMENTS else (0.0, sys.float_info.max)
 
 
 def sum_of_squares(v: Tensor) -> float | Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import transforms
+from ..kernels import native, transforms
 from ..kernels.backend import alike, bound
 from ..kernels.transforms import watched
 from ..plan import Plan
@@ -88,19 +88,23 @@ class Cursor:
         does not use), in the model dtype. Raises IndexError past the end; ValueError, TypeError or
         RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
         """
+        self.advance(f, watched())
+
+    def advance(self, f: Tensor | Sequence[Tensor | None], doubt: bool = False) -> None:
+        """The same; doubt: a transform may be active, which a loop need not ask in every row."""
         row = self.row
-        if not (
-            self._plain
-            and f.__class__ is Tensor
-            and not f.requires_grad
-            and not watched()
-            and self._take(row, f)
+        if (
+            doubt
+            or not self._plain
+            or f.__class__ is not Tensor
+            or f.requires_grad
+            or not self._take(row, f)
         ):
             self._slow(f)
         self.row = row = row + 1
         self._seen = True
         if self._stops[row]:
-            self._advance()
+            self._next_call()
 
     def carry(self, f: Tensor, x_in: Tensor | None = None, x_out: Tensor | None = None) -> None:
         """A step that reads the state at x_in and writes it to x_out, [B,*] as x is, in place of
@@ -111,7 +115,7 @@ class Cursor:
         self._slow(f, x_in, x_out)
         self._seen, self.row = True, self.row + 1
         if self._stops[self.row]:
-            self._advance()
+            self._next_call()
 
     def carries(self, f: Tensor, x_in: Tensor | None, x_out: Tensor | None) -> bool:
         """The same where all three are seen at a look to be as they must; else False, nothing done,
@@ -129,14 +133,18 @@ class Cursor:
         self.row = row = row + 1
         self._seen = True
         if self._stops[row]:
-            self._advance()
+            self._next_call()
         return True
 
     def faults(self) -> list[int]:
         """The samples whose status word is not 0; on a device this waits for it."""
-        if self._words is not None and self._words == self._zeros:
+        if self._clean():
             return []
         return self._pool.status.nonzero().flatten().tolist()
+
+    def _clean(self) -> bool:
+        """Is every status word 0, as far as that is seen without waiting?"""
+        return self._words is not None and self._words.tobytes() == self._zeros
 
     def finish(self) -> None:
         """Stand at the end: the rows that were left have run on this run's memory."""
@@ -147,15 +155,16 @@ class Cursor:
         """Look up once what every row needs."""
         own = self._pool
         self._launch = launch = bound(self._choice, own)
-        self._take, self._seen, self._plain = launch.take, False, False
+        self._take, self._lies, self._seen, self._plain = launch.take, launch.lies, False, False
         self._input = own.x if own.model_input is None else own.model_input
-        self._shape, self._dtype, self._device = own.x.shape, own.x.dtype, own.x.device
-        self._strides = own.x.stride()
+        self._strides, self._dtype, self._device = own.x.stride(), own.x.dtype, own.x.device
         self._permuted = not own.x.is_contiguous() and own.table.layout.L > 0
         self._here = self._device.type == "cpu"
         here = self._here and own.batch > 0
         self._words = memoryview(own.status.numpy()).cast("B") if here else None
         self._zeros, self._offsets = bytes(4 * own.batch), np.arange(own.batch)
+        self._low, self._high = arguments.usual(own.x.numel())
+        self._energy = arguments.sum_of_squares if native.MISSING or not here else native.energy
         self._late = None  # a seed that no row draws from, until somebody asks for it
         self._seed_words = own.seed.numpy() if here else None
         self.results = Results(own.x)
@@ -194,9 +203,9 @@ class Cursor:
             self.row = 1
         else:
             self._refresh()
-        self._advance()
+        self._next_call()
 
-    def _advance(self) -> None:
+    def _next_call(self) -> None:
         """Run the rows that ask no model, up to the next that does or to the end."""
         while self.row < self.end and self._stops[self.row]:
             self._launch(self.row, (), self._noise(self.row))

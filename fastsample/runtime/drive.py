@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from torch import Tensor
 
+from ..kernels.transforms import watched
 from ..plan import Plan
 from .conditions import answer
 from .run import Run
@@ -22,20 +23,20 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
     t is every later row's too.
     """
     x, times, end, last, out = run.model_input, run.times, run.end, run.last, None
+    t, step = times[0], run.step if each is not None or watched() else run.advance
+    told = t._version  # of every row's times, which are views of one tensor
     while (row := run.row) < end:
-        t = times[row - 1]
-        written = x._version + t._version
-        f = ask(x, t, row)
-        if x._version + t._version != written:
+        before = x._version
+        f = ask(x, times[row - 1], row)
+        if x._version != before or t._version != told:
             raise ValueError(WRITTEN.format(where, row))
-        if each is not None:
-            run.step(f)
-            each(row)
-        elif row != last:
-            run.step(f)
-        else:
+        if each is None and row == last:
             out = run.results.fresh()
             run.carry(f, None, out)
+            continue
+        step(f)
+        if each is not None:
+            each(row)
     return run.x.clone() if out is None else out
 
 

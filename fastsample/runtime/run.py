@@ -142,10 +142,11 @@ class Run(Cursor):
         Raises as a new run does, and this one then stays where it was.
         """
         plain = latent is None and start is None and guidance is None and plan is None
-        if not (plain and self._armed and self._lies(noise)):
+        plain = plain and self._armed and not watched() and self._lies(noise)
+        if not plain or noise.requires_grad:
             self._restart(noise, latent, start, seed, guidance, plan)
             return
-        if self._judged and self._here:
+        if self._judged and self._here and not self._low <= self._energy(noise) <= self._high:
             arguments.check_values("noise", noise)
         if self._drawing or not (seed is None or _is_small(seed)):
             self._reseed(seed)
@@ -153,7 +154,7 @@ class Run(Cursor):
             self._late, self._seeded = seed, False
         if self._judged and not self._here:
             self._sum_of(0, noise)
-        if self._words is None or self._words != self._zeros:
+        if not self._clean():
             self._pool.status.zero_()
         if not self._launch.carry(0, None, noise, None):
             self._launch(0, (), (), noise)
@@ -208,14 +209,14 @@ class Run(Cursor):
         if noise_source is not None:
             self._source = (noise_source, *self._source[1:])
             self._draws = sources.draws(noise_source, self.plan, *self._source[1:], None)
-        if self._words is None or self._words != self._zeros:
+        if not self._clean():
             own.status.zero_()
         self._summed = None
         if x is not None:
             self._begin(1, x)
         else:
             self.row, self._seen = 1, False
-            self._advance()
+            self._next_call()
 
     # -- what a loop reads -------------------------------------------------------------------------
     @property
@@ -264,7 +265,7 @@ class Run(Cursor):
         row; ValueError refuses the start as a run on the CPU does before it begins. Nothing is read
         with check=None.
         """
-        if not self._judged or self._words == self._zeros:
+        if not self._judged or self._clean():
             return
         words = self._pool.status
         if self._summed is not None:
@@ -294,18 +295,6 @@ class Run(Cursor):
             self._summed = name, given, torch.as_tensor(arguments.sum_of_squares(given))
 
     # -- restart -----------------------------------------------------------------------------------
-    def _lies(self, noise: object) -> bool:
-        """Is it a tensor that lies as the state does?"""
-        return (
-            noise.__class__ is Tensor
-            and noise.shape == self._shape
-            and noise.dtype is self._dtype
-            and noise.stride() == self._strides
-            and noise.device == self._device
-            and not noise.requires_grad
-            and not watched()
-        )
-
     def _reseed(self, seed) -> None:
         words = self._seed_words
         if words is not None and _is_small(seed):

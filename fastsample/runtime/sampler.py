@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import repeat
+from operator import is_, itemgetter
 from threading import Lock
 
 import torch
@@ -36,6 +38,7 @@ from .drive import asker, bar, drive
 from .run import Run
 from .spares import Spares
 
+_NOTHING: dict = {"cond": {}}  # what a model without conditions is told
 MODES = ("eager", "compile-model", "compile-loop")
 
 
@@ -203,16 +206,16 @@ class Sampler:
 
         Raises FloatingPointError naming samples and row if a state became non-finite.
         """
-        trees = branches_of(
-            "Sampler", cond, uncond, branches, *arguments.place(noise, latent, shape, device)
-        )
         words = {"noise": noise, "latent": latent, "shape": shape, "device": device}
         words |= {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
         words |= {"noise_source": noise_source, "mask": mask, "known": known, "start": start}
+        words |= {"check": check, "preview": callback is not None}
+        plain = _plain(words)
+        trees = _branches(plain, words, cond, uncond, branches)
         plan = self._plan_for(len(trees), guidance)
         self._check_call(callback, progress, table)
-        conditions = [told(tree) for tree in trees.values()]
-        if not self.differentiable and not (_plain(words) and _seen(noise, seed, guidance)):
+        conditions = [told(tree) if tree else tree for tree in trees.values()]
+        if not self.differentiable and not (plain and _seen(seed, guidance)):
             transforms.refuse("Sampler", *words.values(), conditions)
         still = self.differentiable or not torch.is_grad_enabled()
         with nullcontext() if still else torch.no_grad():
@@ -220,8 +223,8 @@ class Sampler:
             ask = self._asker(plan, conditions, joint)
             copies = 1 if joint is None else len(conditions)
             if self.differentiable:
-                return self._definition(plan, ask, copies, trajectory, table, check, words)
-            return self._run(plan, ask, copies, trajectory, callback, progress, check, words)
+                return self._definition(plan, ask, copies, trajectory, table, words)
+            return self._run(plan, ask, copies, trajectory, callback, progress, plain, words)
 
     def _asker(self, plan: Plan, conditions: Sequence[dict], joint: dict | None) -> Callable:
         """What asks the model in each row; in a compiled loop, what runs all of them."""
@@ -271,24 +274,15 @@ class Sampler:
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches]
 
-    def _run(self, plan, ask, copies, trajectory, callback, progress, check, words):
+    def _run(self, plan, ask, copies, trajectory, callback, progress, plain, words):
         """Carried out by a Run: a spare of the same kind begun again, or a new one."""
-        spares, noise, run = self._spares, words["noise"], None
-        key = None
-        if _plain(words):
-            key = spares.key(plan, noise, copies, callback is not None, check)
-            run = spares.take(key)
+        kind = copies, words["preview"], words["check"]
+        key = self._spares.key(plan, words["noise"], *kind) if plain else None
+        run = None if key is None else self._spares.take(key)
         if run is None:
-            run = Run(
-                plan,
-                **words,
-                **self._options,
-                copies=copies,
-                preview=callback is not None,
-                check=check,
-            )
+            run = Run(plan, **words, **self._options, copies=copies)
         else:
-            run.restart(noise, seed=words["seed"], guidance=words["guidance"])
+            run.restart(words["noise"], seed=words["seed"], guidance=words["guidance"])
         states = [run.x.clone()] if trajectory else None
         if self.mode == "compile-loop":
             x, states = ask(run, keep=trajectory)
@@ -299,12 +293,12 @@ class Sampler:
                 x = drive(run, ask, _watching(run, states, callback, shown))
         run.check()
         if key is not None:
-            spares.give(key, run)
+            self._spares.give(key, run)
         return (x, torch.stack(states)) if trajectory else x
 
-    def _definition(self, plan, ask, copies, trajectory, table, check, words):
+    def _definition(self, plan, ask, copies, trajectory, table, words):
         """The definition in plain torch, which every gradient and every transform goes through."""
-        options, look = self._options, arguments.judged(check)
+        options, look = self._options, arguments.judged(words["check"])
         states = differentiable.run(
             plan,
             ask,
@@ -320,25 +314,30 @@ class Sampler:
         return (states[-1], torch.stack(states)) if trajectory else states[-1]
 
 
-def _seen(noise: object, *numbers: object) -> bool:
-    """Is it known at a look that no transform can be active, of the thread or of a tensor?"""
-    plain = all(v is None or v.__class__ in (int, float, Tensor) for v in numbers)
-    return plain and noise.__class__ is Tensor and not transforms.watched()
+_others = itemgetter(
+    "latent", "shape", "device", "start", "noise_scale", "noise_source", "mask", "known"
+)
 
 
 def _plain(words: dict) -> bool:
-    """Is a run begun with noise, a seed and guidance alone, so that a spare can be?"""
-    return (
-        words["latent"] is None
-        and words["shape"] is None
-        and words["mask"] is None
-        and words["known"] is None
-        and words["start"] is None
-        and words["noise_scale"] is None
-        and words["noise_source"] is None
-        and words["device"] is None
-        and words["stage"] == 0
-    )
+    """Is a run begun with noise, a seed and guidance alone, as a spare can be?"""
+    noise, stage = words["noise"], words["stage"]
+    whole = noise.__class__ is Tensor and stage.__class__ is int and stage == 0
+    return whole and all(map(is_, _others(words), repeat(None)))
+
+
+def _branches(plain: bool, words: dict, *told) -> dict[str, dict]:
+    """The condition of each branch, for the batch that the call begins with."""
+    if plain and told == (None, None, None):
+        return _NOTHING
+    start = (words[name] for name in ("noise", "latent", "shape", "device"))
+    return branches_of("Sampler", *told, *arguments.place(*start))
+
+
+def _seen(*numbers: object) -> bool:
+    """Is it known at a look that no transform can be active, of the thread or of a tensor?"""
+    plain = (v is None or v.__class__ in (int, float, Tensor) for v in numbers)
+    return not transforms.watched() and all(plain)
 
 
 def _watching(run: Run, states, callback, shown) -> Callable:
