@@ -2,11 +2,13 @@
 shares.
 
 A benchmark checks its result first and raises when it is wrong, so no number comes from a wrong
-answer. Then it measures in turn: peer, ours, peer, ours; a machine drifts more between two blocks
-of runs than within a pair. Reported are median and quartiles.
+answer. Then it measures in turn, peer, ours, and the other way round in the next round: a machine
+drifts more between two blocks of runs than within a pair, and whoever comes second finds the caches
+of the first. Reported are median and quartiles.
 """
 
 import gc
+import itertools
 from time import perf_counter
 
 import numpy as np
@@ -28,23 +30,32 @@ def interleaved(benchmark, ours, peers, pairs=PAIRS):
 
     ours, peers[name]: () -> work, a callable of no arguments. Making the work is not timed, so each
     round starts from fresh state. Two rounds of warm-up are thrown away. The pytest-benchmark
-    fixture times ours, in the same rounds.
+    fixture times ours, in the same rounds; in every other one the peers come after it, in the
+    opposite order.
     """
     seconds = {name: [] for name in peers}
 
-    def setup():
-        for name, make in peers.items():
-            work = make()
+    def others(names):
+        for name in names:
+            work = peers[name]()
             gc.disable()
             start = perf_counter()
             work()
             seconds[name].append(perf_counter() - start)
             gc.enable()
+
+    begun = itertools.count(1)
+
+    def setup():
+        if (number := next(begun)) % 2:
+            others(reversed(peers) if number > 1 else ())  # they end the round before
+            others(peers)
         return (ours(),), {}
 
     rounds = {"rounds": pairs, "warmup_rounds": 2, "iterations": 1}
     benchmark.pedantic(lambda work: work(), setup=setup, **rounds)
-    theirs = {name: values[-pairs:] for name, values in seconds.items()}
+    others(() if next(begun) % 2 == 0 else reversed(peers))
+    theirs = {name: values[2 : 2 + pairs] for name, values in seconds.items()}
     return list(benchmark.stats.stats.data), theirs
 
 
