@@ -10,7 +10,8 @@ import itertools
 
 import pytest
 import torch
-from measure import figure, interleaved, outputs
+from measure import figure, interleaved, outputs, quartiles
+from triad import step_bytes
 
 import fastsample as fs
 
@@ -47,11 +48,12 @@ class ByHand:
         self.times = torch.tensor(plan.t[:, 0], dtype=torch.float32)
         columns = [0, *(at.slot(s) for s in range(at.S)), at.m]
         self.table = torch.tensor(plan.M[:, :2, columns], dtype=torch.float32)
-        self.rows = []
+        self.rows, self.as_it_is = [], [(len(columns) - 1, 1.0)]  # the model's output alone
         for i in range(1, plan.rows - 1):
             read = [k for k, c in enumerate(columns) if plan.reads[i] >> c & 1]
             sums = [[(k, float(plan.M[i, o, columns[k]])) for k in read] for o in range(2)]
-            self.rows.append((i, *sums, int(plan.dst[i, 0])))
+            first, second = ([(k, c) for k, c in terms if c] for terms in sums)
+            self.rows.append((i, first, second, int(plan.dst[i, 0])))
         self.fused = torch.compile(_both, dynamic=False)
 
     def begin(self, z):
@@ -61,12 +63,25 @@ class ByHand:
         x, kept = self.begin(z)
         for i, first, second, slot in self.rows:
             operands = [x, *kept, self.model(x, self.times[i - 1])]
-            x = _sum(first, operands)
+            x = self.sum(first, operands)
             if slot >= 0:
-                kept[slot] = (
-                    operands[-1] if second == [(len(kept) + 1, 1.0)] else _sum(second, operands)
-                )
+                kept[slot] = self.sum(second, operands)
         return x
+
+    def sum(self, terms, operands):
+        if terms == self.as_it_is:
+            return operands[-1]
+        total = None
+        for k, c in terms:
+            total = c * operands[k] if total is None else total + c * operands[k]
+        return total
+
+    def bytes(self, elements):
+        """Bytes that the rows of `eager` move: a product reads one operand and writes one, a sum
+        reads two.
+        """
+        sums = [terms for _, *both, slot in self.rows for terms in both[: 1 + (slot >= 0)]]
+        return sum(4 * elements * (5 * len(t) - 3) for t in sums if t != self.as_it_is)
 
     def compiled(self, z):
         x, kept = self.begin(z)
@@ -75,16 +90,6 @@ class ByHand:
             if slot >= 0:
                 kept[slot] = new
         return x
-
-
-def _sum(terms, operands):
-    terms = [(k, c) for k, c in terms if c]
-    if terms == [(len(operands) - 1, 1.0)]:
-        return operands[-1]
-    total = None
-    for k, c in terms:
-        total = c * operands[k] if total is None else total + c * operands[k]
-    return total
 
 
 def _both(x, kept, m, table):
@@ -144,15 +149,80 @@ def bench_call(benchmark, solver, shape):
     over = [(a - b) / calls * 1e6 if unit == "µs" else 100 * (a / b - 1) for a, b in pairs]
     what = f"{name}: call over restart and the rows of a bound Run"
     figure(benchmark, what, over, unit, target=most, better="lower")
+    moved = by_hand.bytes(z.numel()) / (NFE * step_bytes(run))
+    why = f"it moves {moved:.1f} times our bytes" if z.numel() > 65536 else ""
     for loop, target in (("eager", eager), ("compiled", compiled)):
         ratios = [p / s for p, s in zip(peers[loop], own, strict=True)]
         words = "eager" if loop == "eager" else "with a compiled step"
-        figure(benchmark, f"{name}: a loop by hand, {words}", ratios, "x", target=target)
+        what = f"{name}: a loop by hand, {words}"
+        figure(benchmark, what, ratios, "x", target=target, missed=why)
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+def bench_parts(benchmark, shape):
+    """Where a whole call spends its time: loops that each do one thing less, taken in turn. The
+    parts are their differences, so that they sum to the whole.
+    """
+    benchmark.group = "parts of a call"
+    calls, solver = SIZES[shape][0], "dpmpp_2m"
+    plan, z = plan_of(solver), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        check(plan, shape, z)
+        sampler, model = fs.Sampler(plan, model_of(shape)), model_of(shape)
+        run, f = fs.Run(plan, noise=z, preview=False), outputs(shape, NFE)
+        launch, times = run._launch, run.times
+
+        def bound():
+            run.restart(z)
+            while not run.done:
+                run.step(model(run.model_input, run.t))
+
+        def launches():
+            launch.carry(0, None, z, None)
+            for row, output in enumerate(f, 1):
+                launch.take(row, output)
+
+        sides = {
+            "bound": bound,
+            "launches": launches,
+            "models": lambda: [model(z, t) for t in times[:NFE]],
+            "first": lambda: launch.carry(0, None, z, None),
+            "restart": lambda: run.restart(z),
+        }
+        often = lambda work: lambda: lambda: [work() for _ in range(calls)]
+        own, peers = interleaved(
+            benchmark,
+            often(lambda: sampler(noise=z)),
+            {name: often(work) for name, work in sides.items()},
+        )
+    per_call = lambda seconds: [s / calls * 1e6 for s in seconds]
+    whole, peers = per_call(own), {name: per_call(seconds) for name, seconds in peers.items()}
+    less = lambda a, *others: [x - sum(y) for x, *y in zip(a, *others, strict=True)]
+    before = less(peers["restart"], peers["first"])
+    parts = {
+        f"the {NFE + 1} launches, row 0 among them": peers["launches"],
+        "the model's own calls, which hand out a tensor": peers["models"],
+        "restart beside its launch: noise, seeds, status": before,
+        f"Run.step beside its launch, {NFE} times": less(
+            peers["bound"], before, peers["launches"], peers["models"]
+        ),
+        "the call around: arguments, a spare, memory for the result": less(whole, peers["bound"]),
+    }
+    total, (middle, *_) = sum(quartiles(part)[0] for part in parts.values()), quartiles(whole)
+    if abs(total / middle - 1) > 0.1:
+        raise AssertionError(f"parts: {total:.1f} µs together in a call of {middle:.1f} µs")
+    name = "×".join(map(str, shape))
+    figure(benchmark, f"{name}: whole call", whole, "µs")
+    for part, values in parts.items():
+        figure(benchmark, f"{name}: {part}", values, "µs")
+    rows = less(peers["launches"], peers["first"])
+    rates = [NFE * step_bytes(run) / us / 1e3 for us in rows]
+    figure(benchmark, f"{name}: memory at the rows' launches", rates, "GB/s")
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
 def bench_restart(benchmark, shape):
-    benchmark.group = "call"
+    benchmark.group = "restart"
     plan, z = plan_of("dpmpp_2m"), torch.randn(shape, generator=torch.Generator().manual_seed(0))
     run, new, calls = fs.Run(plan, noise=z), fs.Run(plan, noise=z), 2 * SIZES[shape][0]
     run.step(torch.zeros_like(z))
@@ -169,7 +239,7 @@ def bench_restart(benchmark, shape):
 @pytest.mark.parametrize("shape", SMALL, ids=lambda shape: "x".join(map(str, shape)))
 def bench_small_samples(benchmark, shape):
     """One launch for a batch of many small samples at one row."""
-    benchmark.group = "call"
+    benchmark.group = "restart"
     plan, z = plan_of("dpmpp_2m"), torch.randn(shape, generator=torch.Generator().manual_seed(0))
     alone, run, f = fs.Run(plan, noise=z[:1]), fs.Run(plan, noise=z), outputs(shape, 1)[0]
     alone.step(f[:1])

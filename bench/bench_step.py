@@ -14,7 +14,7 @@ from triad import moves, step_bytes
 import fastsample as fs
 
 # shape -> evaluations in a round
-SIZES = {(1, 4, 64, 64): 20, (1, 16, 128, 128): 20, (1, 16, 21, 60, 104): 8}
+SIZES = {(1, 4, 64, 64): 500, (1, 16, 128, 128): 20, (1, 16, 21, 60, 104): 8}
 WORDS = {"dpmpp_2m": {}, "unipc": {"order": 2}}
 TARGETS = {"dpmpp_2m": (25, 10, 10), "unipc": (35, 10, 5)}
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}

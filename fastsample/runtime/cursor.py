@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -81,23 +81,20 @@ class Cursor:
         return self._pool.status
 
     # -- advancing ---------------------------------------------------------------------------------
-    def step(self, f: Tensor | Sequence[Tensor | None]) -> None:
+    def step(self, f: Tensor | Sequence[Tensor | None], doubt: Callable = watched) -> None:
         """Apply the current row to the model's output and move to the next.
 
         f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row
-        does not use), in the model dtype. Raises IndexError past the end; ValueError, TypeError or
-        RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
+        does not use), in the model dtype. doubt(): may a transform be active? A loop that has asked
+        before its first row gives `bool`, for no. Raises IndexError past the end; ValueError,
+        TypeError or RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
         """
-        self.advance(f, watched())
-
-    def advance(self, f: Tensor | Sequence[Tensor | None], doubt: bool = False) -> None:
-        """The same; doubt: a transform may be active, which a loop need not ask in every row."""
         row = self.row
         if (
-            doubt
-            or not self._plain
+            not self._plain
             or f.__class__ is not Tensor
             or f.requires_grad
+            or doubt()
             or not self._take(row, f)
         ):
             self._slow(f)
