@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 import torch
-from measure import figure, interleaved, outputs, quartiles
+from measure import figure, interleaved, often, outputs, quartiles
 from triad import step_bytes
 
 import fastsample as fs
@@ -132,14 +132,13 @@ def bench_call(benchmark, solver, shape):
             while not run.done:
                 run.step(model(run.model_input, run.t))
 
-        often = lambda work: lambda: lambda: [work() for _ in range(calls)]
         own, peers = interleaved(
             benchmark,
-            often(lambda: sampler(noise=z)),
+            often(lambda: sampler(noise=z), calls),
             {
-                "bound": often(bound),
-                "eager": often(lambda: by_hand.eager(z)),
-                "compiled": often(lambda: by_hand.compiled(z)),
+                "bound": often(bound, calls),
+                "eager": often(lambda: by_hand.eager(z), calls),
+                "compiled": often(lambda: by_hand.compiled(z), calls),
             },
         )
     name = f"{solver}, {'×'.join(map(str, shape))}"
@@ -189,11 +188,10 @@ def bench_parts(benchmark, shape):
             "first": lambda: launch.carry(0, None, z, None),
             "restart": lambda: run.restart(z),
         }
-        often = lambda work: lambda: lambda: [work() for _ in range(calls)]
         own, peers = interleaved(
             benchmark,
-            often(lambda: sampler(noise=z)),
-            {name: often(work) for name, work in sides.items()},
+            often(lambda: sampler(noise=z), calls),
+            {name: often(work, calls) for name, work in sides.items()},
         )
     per_call = lambda seconds: [s / calls * 1e6 for s in seconds]
     whole, peers = per_call(own), {name: per_call(seconds) for name, seconds in peers.items()}
@@ -229,8 +227,7 @@ def bench_restart(benchmark, shape):
     run.restart(z)
     if not torch.equal(run.x, new.x) or run.row != new.row:
         raise AssertionError("restart: another state than a new run's")
-    work = lambda: [run.restart(z) for _ in range(calls)]
-    own, _ = interleaved(benchmark, lambda: work, {})
+    own, _ = interleaved(benchmark, often(lambda: run.restart(z), calls), {})
     what = f"{'×'.join(map(str, shape))}: restart, row 0 and the look at the noise included"
     target = RESTART.get(shape)
     figure(benchmark, what, [s / calls * 1e6 for s in own], "µs", target=target, better="lower")
@@ -247,8 +244,7 @@ def bench_small_samples(benchmark, shape):
     if not torch.equal(alone.x, run.x[:1]):
         raise AssertionError("launch: a sample of a batch is not the sample alone")
     launch, calls = run._launch, 300
-    work = lambda: [launch.take(2, f) for _ in range(calls)]
-    own, _ = interleaved(benchmark, lambda: work, {})
+    own, _ = interleaved(benchmark, often(lambda: launch.take(2, f), calls), {})
     what = f"{'×'.join(map(str, shape))}: one launch"
     values = [s / calls * 1e6 for s in own]
     figure(benchmark, what, values, "µs", target=SMALL[shape], better="lower")

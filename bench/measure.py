@@ -59,6 +59,16 @@ def interleaved(benchmark, ours, peers, pairs=PAIRS):
     return list(benchmark.stats.stats.data), theirs
 
 
+def often(work, calls):
+    """() -> a round of so many calls; what a call returns is dropped before the next."""
+
+    def round():
+        for _ in range(calls):
+            work()
+
+    return lambda: round
+
+
 def figure(benchmark, what, values, unit="", target=None, better="higher", missed=""):
     """Adds one line of the results table: what was measured, its median and quartiles, its target.
 
