@@ -220,17 +220,27 @@ def bench_parts(benchmark, shape):
 
 @pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
 def bench_restart(benchmark, shape):
+    """Of a run as a Sampler keeps it, and of one that forms x0 at every row, as a Run does unless
+    told otherwise.
+    """
     benchmark.group = "restart"
     plan, z = plan_of("dpmpp_2m"), torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    run, new, calls = fs.Run(plan, noise=z), fs.Run(plan, noise=z), 2 * SIZES[shape][0]
-    run.step(torch.zeros_like(z))
-    run.restart(z)
-    if not torch.equal(run.x, new.x) or run.row != new.row:
-        raise AssertionError("restart: another state than a new run's")
-    own, _ = interleaved(benchmark, often(lambda: run.restart(z), calls), {})
-    what = f"{'×'.join(map(str, shape))}: restart, row 0 and the look at the noise included"
-    target = RESTART.get(shape)
-    figure(benchmark, what, [s / calls * 1e6 for s in own], "µs", target=target, better="lower")
+    calls, new = 10 * SIZES[shape][0], fs.Run(plan, noise=z)
+    runs = [fs.Run(plan, noise=z, preview=preview) for preview in (False, True)]
+    for run in runs:
+        run.step(torch.zeros_like(z))
+        run.restart(z)
+        if not torch.equal(run.x, new.x) or run.row != new.row:
+            raise AssertionError("restart: another state than a new run's")
+    plain, showing = (often(lambda run=run: run.restart(z), calls) for run in runs)
+    own, peers = interleaved(benchmark, plain, {"x0": showing})
+    name, target = f"{'×'.join(map(str, shape))}: restart", RESTART.get(shape)
+    for seconds, what, most in (
+        (own, f"{name}, row 0 and the look at the noise included", target),
+        (peers["x0"], f"{name} of a run that forms x0", None),
+    ):
+        values = [s / calls * 1e6 for s in seconds]
+        figure(benchmark, what, values, "µs", target=most, better="lower")
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=lambda shape: "x".join(map(str, shape)))
@@ -243,7 +253,7 @@ def bench_small_samples(benchmark, shape):
     run.step(f)
     if not torch.equal(alone.x, run.x[:1]):
         raise AssertionError("launch: a sample of a batch is not the sample alone")
-    launch, calls = run._launch, 300
+    launch, calls = run._launch, 3000
     own, _ = interleaved(benchmark, often(lambda: launch.take(2, f), calls), {})
     what = f"{'×'.join(map(str, shape))}: one launch"
     values = [s / calls * 1e6 for s in own]
