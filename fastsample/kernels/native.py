@@ -29,30 +29,9 @@ except ImportError as error:
             stacklevel=2,
         )
 
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
+DTYPES = {getattr(torch, name): name for name in ("float32", "float64", "float16", "bfloat16")}
 # stands in for an empty tensor, whose address is 0 and would mean "absent"
 _NOWHERE = torch.zeros(1, device="cpu")
-_MEMORY = (
-    "model_input",
-    "preview",
-    "status",
-    "seed",
-    "stage",
-    "scale",
-    "noise_scale",
-    "weights",
-    "bound",
-    "mask",
-    "known",
-    "row",
-    "place",
-    "f_index",
-)
 
 
 def _exchange() -> bool:
@@ -92,8 +71,8 @@ class Plain:
     """The step over a pool's memory, by addresses: the pool is the caller's to keep."""
 
     def __init__(self, pool):
-        held = {name: getattr(pool, name) for name in _MEMORY}
-        held = {name: address(value) for name, value in held.items() if value is not None}
+        # the C interface has the pool's names
+        held = {name: address(v) for name, v in vars(pool).items() if isinstance(v, Tensor)}
         for name in ("mask", "known"):
             value = getattr(pool, name)
             if value is not None:
@@ -123,14 +102,12 @@ class Plain:
             step.set("outputs", max((v.shape[0] for v in f if v is not None), default=0))
         if self._device is not None:
             step.set("stream", stream_of(self._device))
-        ends = {"x_in": x_in, "x_out": x_out}
-        for name, tensor in ends.items():
-            if tensor is not None:
-                step.set(name, address(tensor))
+        ends = [(n, v) for n, v in (("x_in", x_in), ("x_out", x_out)) if v is not None]
+        for name, tensor in ends:
+            step.set(name, address(tensor))
         step.at(-1 if row is None else row, *(address(v) for v in f))
-        for name, tensor in ends.items():
-            if tensor is not None:
-                step.set(name, 0)
+        for name, _ in ends:
+            step.set(name, 0)
         if noise:
             step.set("noise", [])
 

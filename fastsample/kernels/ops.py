@@ -66,26 +66,17 @@ def _differentiable(name: str, definition: Callable) -> None:
     def backward(ctx, *gradients):
         leaves = list(ctx.plain)
         for k, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-            with torch.enable_grad():
-                leaves[k] = tensor.view_as(
-                    tensor
-                )  # one tensor may be given twice, and each place has a gradient of its own
+            with torch.enable_grad():  # one given twice has a gradient at each place
+                leaves[k] = tensor.view_as(tensor)
         wanted = [k for k in ctx.places if leaves[k].requires_grad]
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             outputs = definition(*pytree.tree_unflatten(leaves, ctx.structure))
-        pairs = [
-            (o, g)
-            for o, g in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(gradients), strict=True)
-            if g is not None and o.requires_grad
-        ]
-        found = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [leaves[k] for k in wanted],
-            [g for _, g in pairs],
-            allow_unused=True,
-            create_graph=again,
-        )
+        ends = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(gradients), strict=True)
+        given = [(o, g) for o, g in ends if g is not None and o.requires_grad]
+        outputs, gradients = ([pair[k] for pair in given] for k in range(2))
+        words = {"allow_unused": True, "create_graph": again}
+        found = torch.autograd.grad(outputs, [leaves[k] for k in wanted], gradients, **words)
         result = [None] * len(leaves)
         for k, gradient in zip(wanted, found, strict=True):
             result[k] = gradient

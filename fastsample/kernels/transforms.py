@@ -39,23 +39,17 @@ def active(*given: object) -> str | None:
     functorch = innermost()
     if functorch is not None:
         return f"torch.func ({functorch.key().name.lower()})"
-    if (
-        modes() or fx._is_fx_tracing_flag
-    ):  # the flag is any thread's, and only says that looking is worth while
-        before = torch._C._dispatch_tls_is_dispatch_key_included(
-            "PreDispatch"
-        )  # make_fx(..., pre_dispatch=True)
+    # the flag is any thread's, and only says that looking is worth while
+    if modes() or fx._is_fx_tracing_flag:
+        # make_fx(..., pre_dispatch=True)
+        before = torch._C._dispatch_tls_is_dispatch_key_included("PreDispatch")
         for key, name in MODES.items():
             if torch._C._get_dispatch_mode(key) is not None or (name == "make_fx" and before):
                 return "torch.export" if torch.compiler.is_exporting() else name
     for tensor in given:
-        if tensor is None or tensor.__class__ is Tensor:
-            continue
-        if (
-            isinstance(tensor, Tensor)
-            and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-        ):
-            return type(tensor).__name__
+        kind = type(tensor)
+        if isinstance(tensor, Tensor) and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return kind.__name__
     return "forward-mode differentiation" if tangents(given) else None
 
 

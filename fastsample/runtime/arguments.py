@@ -41,12 +41,9 @@ def integer(value: object) -> int | None:
     """A whole number of Python, NumPy or torch as an int; None for anything else, True and False of
     each included.
     """
+    truth = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool
     try:
-        return (
-            None
-            if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool
-            else index(value)
-        )
+        return None if truth else index(value)
     except TypeError:
         return None
 
@@ -64,15 +61,13 @@ def start(
     image: the plan begins from an image. look: its numbers are looked at where they can be at
     once (on a device by whoever reads the end of the run).
     """
-    both = (
-        noise is not None and latent is not None and shape is None and image
-    )  # the image, and the noise that row 0 adds to it
-    if not both and sum(v is not None for v in (noise, latent, shape)) != 1:
+    given = [v is not None for v in (noise, latent, shape)]
+    both = image and given == [True, True, False]  # the image, and the noise that row 0 adds to it
+    if not both and sum(given) != 1:
         raise ValueError(
             "Run: pass exactly one of noise= (unit normal), latent= (a state, with start=; an "
-            "image for a plan made with start=, which may "
-            "take noise= beside it)"
-            " and shape= (noise is drawn from the seeds)"
+            "image for a plan made with start=, which may take noise= beside it) and shape= (noise "
+            "is drawn from the seeds)"
         )
     device = None if device is None else _device(device)
     if shape is not None:
@@ -223,26 +218,23 @@ def entry(
     if row is None and not image:
         raise ValueError(
             "Run: latent= is given without start= and this plan was made for noise; to resume, "
-            f"pass start= (one of {entries}) with the "
-            f"state at that row, which stands at alpha x0 + sigma eps (row 1: {plan.alpha[1]:.4g} "
-            f"x0 + {plan.sigma[1]:.4g} eps; noise "
-            f"alone begins there as plan.init_scale = {plan.init_scale:.4g} times itself); "
-            "to begin from an image, make the plan with start=, or plan.remake(start=...), and "
-            "pass the clean image as latent="
+            f"pass start= (one of {entries}) with the state at that row, which stands at alpha x0 "
+            f"+ sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise alone "
+            f"begins there as plan.init_scale = {plan.init_scale:.4g} times itself); to begin from "
+            "an image, make the plan with start=, or plan.remake(start=...), and pass the clean "
+            "image as latent="
         )
     row = 0 if row is None else integer(row)
     if row not in entries:
         raise ValueError(
             f"Run: start={row} is not an entry of this plan (a later row reads history, or there "
-            "is no such row); entries for a "
-            f"latent are {entries};"
-            " elsewhere make the plan with start=, or use plan.remake(start=...)"
+            f"is no such row); entries for a latent are {entries}; elsewhere make the plan with "
+            "start=, or use plan.remake(start=...)"
         )
     if noise and row > 0 and 0 not in drawn_from(plan, row, masked):
         raise ValueError(
             f"Run: noise= stands beside the state at row {row}, and no row from there on reads it; "
-            "leave it out, or start= to have the "
-            "image noised with it"
+            "leave it out, or start= to have the image noised with it"
         )
     return row
 
@@ -290,11 +282,9 @@ def scales(
 def noise_scales(
     value, batch: int, dtype: torch.dtype, device, gradients: bool = False
 ) -> Tensor | None:
-    return (
-        None
-        if value is None
-        else _per_sample("noise_scale", value, batch, None, dtype, device, gradients)
-    )
+    if value is None:
+        return None
+    return _per_sample("noise_scale", value, batch, None, dtype, device, gradients)
 
 
 def blend(

@@ -78,10 +78,8 @@ def _noise(plan, words, first, given, size, state, device, gradients) -> tuple[T
     seed = sources.seeds(words["seed"], batch, device, needed).view(batch)
 
     def unit(k: int) -> Tensor:
-        n = normal(
-            seed, torch.full_like(seed, k), math.prod(size[1:]), 0 if stage is None else stage
-        )
-        return n.view(size).to(state)
+        elements, at = math.prod(size[1:]), 0 if stage is None else stage
+        return normal(seed, torch.full_like(seed, k), elements, at).view(size).to(state)
 
     def drawn(row: int) -> list[Tensor | None]:
         ids = arguments.drawn(plan, row, masked)

@@ -22,14 +22,8 @@ def check(
     G, size = len(used), tuple(like.shape)
     if isinstance(f, Tensor):
         needed = (G * size[0], *size[1:])
-        _fits(
-            where,
-            f,
-            like,
-            dtype,
-            needed,
-            "only that shape" if G == 1 else f"{list(needed)} ({G} branches) or a list of {G}",
-        )
+        several = f"{list(needed)} ({G} branches) or a list of {G}"
+        _fits(where, f, like, dtype, needed, "only that shape" if G == 1 else several)
         return
     if not isinstance(f, (list, tuple)) or len(f) != G:
         count = f" of {len(f)}" if isinstance(f, (list, tuple)) else ""
@@ -83,11 +77,9 @@ def _fits(
 
 def words(value: object) -> str:
     """A value in words, for a sentence that refuses it."""
-    return (
-        f"a {value.layout} tensor of {list(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, Tensor):
+        return f"a {value.layout} tensor of {list(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def refuse_status(words: Sequence[int], where: str = "Sampler") -> None:

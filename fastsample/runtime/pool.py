@@ -168,21 +168,13 @@ def empty(
         for name in ("mask", "known"):
             if words[name] is not None:
                 words[name] = placed(words[name], strides, x.dtype)
-        sizes = copies * x.shape[0], *x.shape[1:]
-        return Pool(
-            table,
-            model,
-            x,
-            slots,
-            torch.zeros(x.shape[0], dtype=torch.int32, device=device),
-            model_input=torch.empty_strided(sizes, strides, dtype=model, device=device)
-            if own_input
-            else None,
-            preview=torch.empty_strided(x.shape, strides, dtype=x.dtype, device=device)
-            if preview
-            else None,
-            **words,
-        )
+        status = torch.zeros(x.shape[0], dtype=torch.int32, device=device)
+        if own_input:
+            sizes = copies * x.shape[0], *x.shape[1:]
+            words["model_input"] = torch.empty_strided(sizes, strides, dtype=model, device=device)
+        if preview:
+            words["preview"] = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=device)
+        return Pool(table, model, x, slots, status, **words)
 
 
 def memory(like: Tensor, dtype: torch.dtype, slots: int) -> tuple[Tensor, Tensor]:

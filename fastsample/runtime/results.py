@@ -51,13 +51,8 @@ def _alone() -> tuple[int, int] | None:
         return None
     memory = Memory(torch.empty(1, device="cpu"))
     alone = memory.owners()
-    for hold in (
-        lambda x: x,
-        lambda x: x[0],
-        lambda x: x.numpy(),
-        lambda x: x.__dlpack__(),
-        lambda x: x.untyped_storage(),
-    ):
+    itself, part = (lambda x: x), (lambda x: x[0])
+    for hold in (itself, part, Tensor.numpy, Tensor.__dlpack__, Tensor.untyped_storage):
         held = hold(memory.own.data)
         if memory.owners() == alone:
             return None

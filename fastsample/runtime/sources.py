@@ -23,9 +23,8 @@ def drawn_seed() -> int:
 
 def digest(noise: Tensor) -> bytes:
     """SHA-256 over the noise as little-endian float32: what tells two noises apart."""
-    return hashlib.sha256(
-        noise.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
-    ).digest()
+    numbers = noise.detach().cpu().float().contiguous().numpy().astype("<f4")
+    return hashlib.sha256(numbers.tobytes()).digest()
 
 
 def seed_of(noise: Tensor) -> int:
@@ -48,9 +47,8 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
             )
         if not needed:
             return torch.zeros(batch, dtype=torch.int64, device=device)
-        if (
-            torch.compiler.is_dynamo_compiling()
-        ):  # a graph draws otherwise, and Inductor cannot count beyond int64
+        # a graph draws otherwise, and Inductor cannot count beyond int64
+        if torch.compiler.is_dynamo_compiling():
             return torch.compiler.disable(seeds)(seed, batch, device, needed)
         seed = drawn_seed()
     if isinstance(seed, Tensor):
@@ -82,9 +80,8 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
         raise ValueError(
             f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted"
         )
-    return torch.tensor(
-        [(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64, device=device
-    )
+    signed = [(v + 2**63) % 2**64 - 2**63 for v in values]
+    return torch.tensor(signed, dtype=torch.int64, device=device)
 
 
 def stages(stage: object, batch: int, device) -> Tensor | None:
