@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -81,20 +81,20 @@ class Cursor:
         return self._pool.status
 
     # -- advancing ---------------------------------------------------------------------------------
-    def step(self, f: Tensor | Sequence[Tensor | None], doubt: Callable = watched) -> None:
+    def step(self, f: Tensor | Sequence[Tensor | None], sure: bool = False) -> None:
         """Apply the current row to the model's output and move to the next.
 
         f: [B,*], or branch-major [G*B,*], or a list of G tensors [B,*] (None for a branch this row
-        does not use), in the model dtype. doubt(): may a transform be active? A loop that has asked
-        before its first row gives `bool`, for no. Raises IndexError past the end; ValueError,
-        TypeError or RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
+        does not use), in the model dtype. sure: no transform is active, as a loop knows that has
+        looked before its first row. Raises IndexError past the end; ValueError, TypeError or
+        RuntimeError, one sentence, for outputs that do not fit (nothing is broadcast).
         """
         row = self.row
         if (
             not self._plain
             or f.__class__ is not Tensor
             or f.requires_grad
-            or doubt()
+            or (not sure and watched())
             or not self._take(row, f)
         ):
             self._slow(f)

@@ -23,7 +23,7 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
     t is every later row's too.
     """
     x, times, end, last, out = run.model_input, run.times, run.end, run.last, None
-    t, doubt = times[0], watched if each is not None or watched() else bool
+    t, sure = times[0], each is None and not watched()
     told = t._version  # of every row's times, which are views of one tensor
     while (row := run.row) < end:
         before = x._version
@@ -34,7 +34,7 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
             out = run.results.fresh()
             run.carry(f, None, out)
             continue
-        run.step(f, doubt)
+        run.step(f, sure)
         if each is not None:
             each(row)
     return run.x.clone() if out is None else out
