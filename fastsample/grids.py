@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .model import is_number
 from .schedules import EDM, DiscreteVP, Flow, Schedule
 
 MAX_STEPS = 65_534  # a plan has at most 65,536 rows, two of them without a step
@@ -31,9 +32,7 @@ def uniform(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
     Where sigma = 0 is a time apart (-1 of DiscreteVP and VE) the n levels are spread over
     t_max..t_min and it follows them.
     """
-    _schedule("uniform", schedule)
-    n = _steps("uniform", n)
-    _end("uniform", end)
+    n = _steps("uniform", schedule, n, end)
     if end == "min" or schedule.t_zero >= 0.0:
         last = schedule.t_zero if end == "zero" else schedule.t_min
         return check(schedule, np.linspace(schedule.t_max, last, n + 1))
@@ -45,11 +44,10 @@ def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.nd
     """n levels evenly spaced in lambda = ln(alpha/sigma) from the noise end to t_min, then
     sigma = 0 (Lu et al. 2022, arXiv:2206.00927).
     """
-    _schedule("uniform_half_log_snr", schedule)
-    n = _steps("uniform_half_log_snr", n)
+    n = _steps("uniform_half_log_snr", schedule, n, end)
     noisiest = schedule.half_log_snr(schedule.t_finite)
     cleanest = schedule.half_log_snr(schedule.t_min)
-    levels = np.linspace(noisiest, cleanest, n if _end("uniform_half_log_snr", end) else n + 1)
+    levels = np.linspace(noisiest, cleanest, n + (end == "min"))
     return _finish(schedule, schedule.time(levels), end)
 
 
@@ -59,19 +57,15 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
 
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
-    _schedule("karras", schedule)
-    number = isinstance(rho, (int, float, np.number)) and not isinstance(rho, bool)
-    if not number or not 0.0 < rho < np.inf:
+    n = _steps("karras", schedule, n, end)
+    if not is_number(rho) or rho <= 0.0:
         raise ValueError(f"grids.karras: rho = {rho!r}; a number > 0 is accepted")
-    return _ramp(schedule, _steps("karras", n), end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
+    return _ramp(schedule, n, end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
 
 
 def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
-    """n levels evenly spaced in ln s, s = sigma/alpha, then 0. With alpha(t_max) = 0,
-    s = sigma/(alpha + sigma).
-    """
-    _schedule("exponential", schedule)
-    return _ramp(schedule, _steps("exponential", n), end, np.log, np.exp)
+    """n levels evenly spaced in ln s, then 0; s as in `karras`."""
+    return _ramp(schedule, _steps("exponential", schedule, n, end), end, np.log, np.exp)
 
 
 def fine(schedule: Schedule, n: int) -> np.ndarray:
@@ -98,7 +92,7 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     to t_min: begun there, the other is as long as the whole, and one step from noise to 0 agreed to
     60 dB with such two, 9 dB from the truth.
     """
-    grid, parts = check(schedule, grid), _steps("refined", parts)
+    grid, parts = check(schedule, grid), _steps("refined", schedule, parts, name="parts")
     endless, times = _endless(schedule), []
     for a, b in zip(grid[:-1], grid[1:], strict=True):
         clean = schedule.half_log_snr(b) == np.inf
@@ -118,10 +112,8 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
 
 
 def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
-    """t_i = T(1 - i/n) - 1, i = 0..n: from T-1 to -1 (Lin et al. 2024, arXiv:2305.08891,
-    table 2).
-    """
-    size, n = _table("trailing", schedule), _steps("trailing", n)
+    """t_i = T(1 - i/n) - 1, i = 0..n, T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table 2)."""
+    size, n = _table("trailing", schedule), _steps("trailing", schedule, n)
     return _indices("trailing", schedule, size * (1.0 - np.arange(n) / n) - 1.0, rounded)
 
 
@@ -129,19 +121,19 @@ def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = Fal
     """t_i = (n-1-i)·floor(T/n) + offset, i = 0..n-1, then -1; the noise end is not reached
     (Lin et al. 2024, table 2).
     """
-    size, n = _table("leading", schedule), _steps("leading", n)
+    size, n = _table("leading", schedule), _steps("leading", schedule, n)
     if n > size:
         raise ValueError(
             f"grids.leading: n = {n} for a table of {size} levels; n up to {size} is accepted"
         )
-    if isinstance(offset, bool) or not isinstance(offset, (int, float, np.integer, np.floating)):
+    if not is_number(offset):
         raise ValueError(f"grids.leading: offset = {offset!r:.60}; a number of levels is accepted")
     return _indices("leading", schedule, np.arange(n)[::-1] * float(size // n) + offset, rounded)
 
 
 def linspace(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
     """t_i = (T-1)(1 - i/(n-1)), i = 0..n-1, then -1 (Lin et al. 2024, table 2)."""
-    size, n = _table("linspace", schedule), _steps("linspace", n)
+    size, n = _table("linspace", schedule), _steps("linspace", schedule, n)
     return _indices("linspace", schedule, np.linspace(size - 1.0, 0.0, n), rounded)
 
 
@@ -183,8 +175,7 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
     """The grid that asks the model at these times of the schedule (indices of a DiscreteVP, t
     before the shift of Flow).
 
-    end="zero" appends the time at which sigma = 0 unless the list ends in it; end="keep" takes the
-    list as it is.
+    end="zero" appends the time at which sigma = 0 unless the list ends in it; "keep" does not.
     """
     _schedule("from_timesteps", schedule)
     times = _list("from_timesteps", timesteps)
@@ -221,9 +212,7 @@ def check(schedule: Schedule, grid) -> np.ndarray:
 
 
 def _schedule(where: str, schedule) -> None:
-    """Refuses anything that has not what the grids read of a schedule, and names the commonest
-    slip.
-    """
+    """Refuses anything that has not what grids read of a schedule; names the commonest slip."""
     read = ("half_log_snr", "t_max", "t_min", "t_zero")
     if isinstance(schedule, type):
         found = f"the class {schedule.__name__}"
@@ -252,18 +241,17 @@ def _decreasing(where: str, values: np.ndarray) -> None:
         )
 
 
-def _steps(where: str, n) -> int:
+def _steps(where: str, schedule, n, end="zero", name: str = "n") -> int:
+    """The number of steps, once it and what else a grid is made of are known to be sound."""
+    _schedule(where, schedule)
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_STEPS:
         raise ValueError(
-            f"grids.{where}: n = {n!r}; a whole number of steps from 1 to {MAX_STEPS} is accepted"
+            f"grids.{where}: {name} = {n!r}; a whole number of steps from 1 to {MAX_STEPS} is "
+            "accepted"
         )
-    return int(n)
-
-
-def _end(where: str, end) -> bool:
     if end not in ("zero", "min"):
         raise ValueError(f"grids.{where}: end = {end!r}; 'zero' or 'min' is accepted")
-    return end == "zero"
+    return int(n)
 
 
 def _list(where: str, values) -> np.ndarray:
@@ -280,14 +268,11 @@ def _list(where: str, values) -> np.ndarray:
 
 
 def _ramp(schedule: Schedule, n: int, end: str, warp, unwarp) -> np.ndarray:
-    """n levels evenly spaced in warp(s), s = sigma/alpha, or sigma/(alpha + sigma) where
-    alpha(t_max) = 0.
-    """
-    ends = np.array([schedule.t_max, schedule.t_min])
+    """n levels evenly spaced in warp(s), s as in `karras`."""
+    ends, bounded = np.array([schedule.t_max, schedule.t_min]), _endless(schedule)
     alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
-    bounded = alpha[0] == 0.0
     high, low = warp(sigma / (alpha + sigma if bounded else alpha))
-    s = unwarp(np.linspace(high, low, n if _end("karras or grids.exponential", end) else n + 1))
+    s = unwarp(np.linspace(high, low, n + (end == "min")))
     with np.errstate(divide="ignore"):
         log_alpha = np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0
         return _finish(schedule, schedule.time(log_alpha - np.log(s)), end)

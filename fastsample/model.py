@@ -29,12 +29,6 @@ import numpy as np
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
 STORED = ("x0", "eps", "flow", "d")
-ACCEPTED = {
-    "prediction": f"one of {', '.join(PREDICTIONS)}",
-    "time": "None, a finite number, 'log_sigma' or a callable",
-    "input_scale": "None, 'vp' or a callable",
-    "time_dtype": "None, or a torch or NumPy dtype of numbers,",
-}
 # Karras et al. 2022; used where neither the model nor its schedule names one
 DEFAULT_SIGMA_DATA = 0.5
 
@@ -43,31 +37,12 @@ def to_x0(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA)
     """(p, q) with x0 = p·x + q·out, float64, shapes as alpha and sigma. ValueError for eps at
     alpha = 0: x holds no trace of x0 there.
     """
-    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
-    if prediction == "x0":
-        p, q = np.zeros_like(alpha), np.ones_like(alpha)
-    elif prediction == "eps":
-        _refuse(
-            alpha == 0.0,
-            "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where "
-            "alpha > 0, is accepted",
-        )
-        p, q = 1.0 / alpha, -sigma / alpha
-    elif prediction == "v":
-        n2 = alpha**2 + sigma**2
-        p, q = alpha / n2, -sigma / n2
-    elif prediction == "flow":
-        p, q = 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
-    elif prediction == "edm":
-        n2 = sigma**2 + (alpha * sigma_data) ** 2
-        p, q = alpha * sigma_data**2 / n2, sigma * sigma_data / np.sqrt(n2)
-    elif prediction == "trigflow":
-        n2 = alpha**2 + (sigma / sigma_data) ** 2
-        p, q = alpha / n2, -sigma / np.sqrt(n2)
-    else:
+    if prediction == "eps" and not np.all(alpha):
         raise ValueError(
-            f"to_x0: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+            "to_x0: prediction 'eps' at alpha = 0; another prediction, or a grid starting where "
+            "alpha > 0, is accepted"
         )
+    p, q, _, _ = _halves("to_x0", prediction, alpha, sigma, sigma_data)
     return p[()], q[()]
 
 
@@ -75,37 +50,43 @@ def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA
     """(p, q) with eps = p·x + q·out, in closed forms that keep their digits as sigma -> 0.
     ValueError for x0 at sigma = 0.
     """
-    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
-    if prediction == "x0":
-        _refuse(
-            sigma == 0.0,
-            "to_eps: prediction 'x0' at sigma = 0; eps is accepted from x only where sigma > 0",
-        )
-        p, q = 1.0 / sigma, -alpha / sigma
-    elif prediction == "eps":
-        p, q = np.zeros_like(alpha), np.ones_like(alpha)
-    elif prediction == "v":
-        n2 = alpha**2 + sigma**2
-        p, q = sigma / n2, alpha / n2
-    elif prediction == "flow":
-        p, q = 1.0 / (alpha + sigma), alpha / (alpha + sigma)
-    elif prediction == "edm":
-        n2 = sigma**2 + (alpha * sigma_data) ** 2
-        p, q = sigma / n2, -alpha * sigma_data / np.sqrt(n2)
-    elif prediction == "trigflow":
-        n2 = alpha**2 + (sigma / sigma_data) ** 2
-        p, q = sigma / sigma_data**2 / n2, alpha / np.sqrt(n2)
-    else:
+    if prediction == "x0" and not np.all(sigma):
         raise ValueError(
-            f"to_eps: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+            "to_eps: prediction 'x0' at sigma = 0; eps is accepted from x only where sigma > 0"
         )
+    _, _, p, q = _halves("to_eps", prediction, alpha, sigma, sigma_data)
     return p[()], q[()]
 
 
+def _halves(where: str, prediction: str, alpha, sigma, sd: float) -> tuple[np.ndarray, ...]:
+    """(p, q) of x0, then those of eps; not finite where there are none, which is refused before."""
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if prediction == "x0":
+            return np.zeros_like(alpha), np.ones_like(alpha), 1.0 / sigma, -alpha / sigma
+        if prediction == "eps":
+            return 1.0 / alpha, -sigma / alpha, np.zeros_like(alpha), np.ones_like(alpha)
+        if prediction == "v":
+            n2 = alpha**2 + sigma**2
+            return alpha / n2, -sigma / n2, sigma / n2, alpha / n2
+        if prediction == "flow":
+            n = alpha + sigma
+            return 1.0 / n, -sigma / n, 1.0 / n, alpha / n
+        if prediction == "edm":
+            n2 = sigma**2 + (alpha * sd) ** 2
+            n = np.sqrt(n2)
+            return alpha * sd**2 / n2, sigma * sd / n, sigma / n2, -alpha * sd / n
+        if prediction == "trigflow":
+            n2 = alpha**2 + (sigma / sd) ** 2
+            n = np.sqrt(n2)
+            return alpha / n2, -sigma / n, sigma / sd**2 / n2, alpha / n
+    raise ValueError(
+        f"{where}: prediction = {prediction!r}; one of {', '.join(PREDICTIONS)} is accepted"
+    )
+
+
 def to_kind(kind: str, prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA):
-    """(p, q) with kind = p·x + q·out. flow = eps - x0; d = (x/alpha - x0)/(sigma/alpha) is eps
-    under another name.
-    """
+    """(p, q) with kind = p·x + q·out. flow = eps - x0; d = (x/alpha - x0)/(sigma/alpha) = eps."""
     if kind == "x0":
         return to_x0(prediction, alpha, sigma, sigma_data)
     if kind not in STORED:
@@ -122,11 +103,6 @@ def from_x0(kind: str, alpha, sigma):
     to_kind: this cancels as sigma -> 0.
     """
     return to_kind(kind, "x0", alpha, sigma)
-
-
-def _refuse(where: np.ndarray, sentence: str) -> None:
-    if np.any(where):
-        raise ValueError(sentence)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,23 +156,25 @@ class Model:
         spread = self.sigma_data
         if spread is None:
             spread = getattr(self.schedule, "sigma_data", DEFAULT_SIGMA_DATA)
-        if not _is_number(spread) or not 0.0 < spread < math.inf:
+        if not is_number(spread) or spread <= 0.0:
             raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
         object.__setattr__(self, "sigma_data", float(spread))
 
     def _check_words(self):
         time, scale = self.time, self.input_scale
-        told = time is None or _is(time, "log_sigma") or callable(time)
-        known = {
-            "prediction": any(_is(self.prediction, p) for p in PREDICTIONS),
-            "time": told or (_is_number(time) and math.isfinite(time)),
-            "input_scale": scale is None or _is(scale, "vp") or callable(scale),
-            "time_dtype": _is_number_type(self.time_dtype),
-        }
-        for word, right in known.items():
+        named = any(_is(self.prediction, word) for word in PREDICTIONS)
+        told = time is None or _is(time, "log_sigma") or callable(time) or is_number(time)
+        scaled = scale is None or _is(scale, "vp") or callable(scale)
+        cast = _is_number_type(self.time_dtype)
+        for word, right, accepted in (
+            ("prediction", named, f"one of {', '.join(PREDICTIONS)}"),
+            ("time", told, "None, a finite number, 'log_sigma' or a callable"),
+            ("input_scale", scaled, "None, 'vp' or a callable"),
+            ("time_dtype", cast, "None, or a torch or NumPy dtype of numbers,"),
+        ):
             if not right:
                 given = f"{getattr(self, word)!r:.60}"
-                raise ValueError(f"Model: {word} = {given}; {ACCEPTED[word]} is accepted")
+                raise ValueError(f"Model: {word} = {given}; {accepted} is accepted")
 
     def __repr__(self) -> str:
         fn = self.fn  # by name: a network's own repr is long
@@ -220,9 +198,7 @@ class Model:
         return _finite("times", "time", told, t)
 
     def scales(self, t) -> np.ndarray:
-        """What x is multiplied by before fn sees it, at the schedule's times t [n]: float64 [n],
-        finite.
-        """
+        """What x is multiplied by before fn sees it, at times t [n]: float64 [n], finite."""
         t = np.asarray(t, dtype=np.float64)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
@@ -284,9 +260,7 @@ class Model:
         return None
 
     def _seen(self, other: Model) -> Iterator[str]:
-        """Names of what the networks of two models see or return differently at one
-        half_log_snr.
-        """
+        """Names of what two models' networks see or return unlike at one half_log_snr."""
         mine, yours = self.schedule, other.schedule
         t = np.linspace(mine.t_min, mine.t_finite, 34)[1:-1]
         there = np.asarray(yours.time(mine.half_log_snr(t)))
@@ -312,12 +286,10 @@ class Model:
             yield "schedule"
 
     def to_json(self) -> dict:
-        """The words, JSON-able: what a plan's note keeps of the model. A callable is written as
-        "callable".
-        """
+        """The words, JSON-able, as a plan's note keeps them; a callable is "callable"."""
         return {
             "prediction": self.prediction,
-            "time": float(self.time) if _is_number(self.time) else _written(self.time),
+            "time": float(self.time) if is_number(self.time) else _written(self.time),
             "input_scale": _written(self.input_scale),
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
@@ -345,8 +317,13 @@ def _is(value, word: str) -> bool:
     return isinstance(value, str) and value == word  # an array compared with a word is an array
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+def is_number(value) -> bool:
+    """Is it a finite real number, of Python or NumPy, and no truth value?"""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    try:
+        return real and math.isfinite(value)
+    except OverflowError:  # an int of 400 digits is no float
+        return False
 
 
 def _written(word):
@@ -365,9 +342,7 @@ def _is_number_type(dtype) -> bool:
 
 
 def _cast(t, dtype):
-    """t in another dtype; rounded to the nearest whole number first where the dtype has no fraction
-    (998.9999 is 999, not 998).
-    """
+    """t in another dtype, rounded first where that has no fraction (998.9999 is 999, not 998)."""
     if hasattr(dtype, "is_floating_point"):
         fraction = dtype.is_floating_point
     else:

@@ -204,6 +204,9 @@ def test_what_is_no_schedule_is_refused(make, value, sentence):
         (lambda: grids.linspace(SD, 1500, rounded=True), "1500 times rounded to whole ones repeat"),
         (lambda: grids.karras(EDM(), 4, rho=0), "rho = 0; a number > 0"),
         (lambda: grids.karras(EDM(), 4, rho=np.nan), "rho = nan"),
+        (lambda: grids.karras(EDM(), 4, rho=10**400), "rho = 1000"),
+        (lambda: grids.leading(SD, 4, offset=np.float32(np.inf)), "offset = .*inf"),
+        (lambda: grids.refined(EDM(), [4.0, 0.0], 0), "grids.refined: parts = 0; a whole number"),
         (lambda: grids.uniform(VP(), 3, end="x"), "end = 'x'; 'zero' or 'min'"),
         (lambda: grids.exponential(VP(), 3, end=None), "end = None; 'zero' or 'min'"),
         (

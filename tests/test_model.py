@@ -289,7 +289,10 @@ def test_to_json():
         (lambda: Model(None, VP(), time=np.nan), "time = nan"),
         (lambda: Model(None, VP(), time=True), "time = True"),
         (lambda: Model(None, VP(), input_scale=2.0), "input_scale = 2.0"),
+        (lambda: Model(None, VP(), time=10**400), "time = 1000"),
         (lambda: Model(None, VP(), sigma_data=0.0), "sigma_data = 0.0"),
+        (lambda: Model(None, VP(), sigma_data=10**400), "sigma_data = 1000"),
+        (lambda: Model(None, VP(), sigma_data=np.float32(np.inf)), "sigma_data = .*inf"),
         (lambda: Model(None, VP())(None, None), "fn is None"),
         (
             lambda: Model(None, Flow(), "edm").times(np.array([1.0])),
