@@ -191,6 +191,7 @@ BAD = [
     ("ddim", {"clip": -1.0}, "clip = -1.0"),
     ("euler_ancestral", {"eta": -1}, "euler_ancestral: eta = -1"),
     ("euler_ancestral", {"s_noise": np.inf}, "s_noise = inf"),
+    ("euler_ancestral", {"eta": 10**400}, "euler_ancestral: eta = 1000"),
     ("heun", {"space": "x"}, "heun: space = 'x'; one of rho, flow"),
     ("heun", {"space": "flow", "s_churn": 3.0}, "s_churn = 3 in flow space"),
     ("heun", {"s_churn": -1.0}, "heun: s_churn = -1.0"),

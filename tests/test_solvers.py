@@ -344,6 +344,14 @@ def test_remake_refuses():
         plan.remake(start=3)
 
 
+def test_ddim_reads_x_where_nothing_of_it_is_left():
+    """From alpha = 0 with eta = 1 the state weighs 0 and is read: what a plan for masks reads
+    depends on its steps, not on their coefficients.
+    """
+    plan = SOLVERS["ddim"](Flow(), grids.uniform(Flow(), 3), prediction="v", eta=1.0, inpaint=True)
+    assert plan.M[1, 0, 0] == 0.0 and (plan.reads & 1).tolist() == [1, 1, 1, 0, 1]
+
+
 @every_solver
 def test_inpainting_plans_make_the_same_steps(name, options):
     grid = grids.karras(VP(), 5)

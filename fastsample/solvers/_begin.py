@@ -1,14 +1,14 @@
-"""What every maker does first: check its arguments, with one sentence for what is wrong, and open a
-Builder.
+"""What every maker does first and last: check its arguments, with one sentence for what is wrong,
+open a Builder, and close it with the solver's note.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ..grids import check
+from ..model import is_number
+from ..plan import Plan
 from ._build import Builder, resolve
 
 COMPAT = ("exact", "diffusers", "k-diffusion")
@@ -25,10 +25,17 @@ def begin(
     return Builder(model, grid, stored=stored, start=start, inpaint=inpaint, clip=clip)
 
 
+def build(
+    b: Builder, solver: str, arguments: dict, orders: list[int], citation: str, **words
+) -> Plan:
+    """The plan; its order is the largest of its steps', unless words say another."""
+    note = {"order": max(orders), "orders": orders, "citations": [citation]}
+    return b.build(solver, arguments=arguments, compat=arguments["compat"], **note | words)
+
+
 def number(name: str, value, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float in [low, high], finite."""
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:
+    if not is_number(value) or not low <= value <= high:
         raise ValueError(
             f"{name} = {value!r}; a number from {low:g} "
             f"{'up' if high == math.inf else f'to {high:g}'} is accepted"

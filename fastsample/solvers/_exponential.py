@@ -1,4 +1,4 @@
-"""Weights of exponential integrators, and the one-step jump.
+"""Weights of exponential integrators, and the steps made of them.
 
 The probability-flow ODE in data form, over lambda = ln(alpha/sigma) with h = lambda_t - lambda_s
 (Lu et al. 2022, arXiv:2211.01095, eq. 8):
@@ -18,15 +18,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ._build import Builder, Lin, M, R, X
+
 # The recurrence for phi loses about k digits per power of ten below this; the series needs under
 # 20 terms there.
 SERIES_BELOW = 1.0
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) = sum_n z^n/(n+k)!, z finite or -inf; by the series for |z| < 1, by the recurrence
-    above.
-    """
+    """phi_k(z) = sum_n z^n/(n+k)!, z finite or -inf; by the series for |z| < 1, else recurrence."""
     if abs(z) < SERIES_BELOW:
         total, term, n = 0.0, 1.0 / math.factorial(k), 0
         while abs(term) > 1e-18 * abs(total):
@@ -46,9 +46,7 @@ def gain(h: float) -> float:
 
 
 def moments(h: float, count: int) -> list[float]:
-    """I_j = ∫_0^1 h e^{-(1-u)h} u^j du = h·j!·phi_{j+1}(-h) for j = 0..count-1; every one is 1 for
-    h = inf.
-    """
+    """I_j = ∫_0^1 h e^{-(1-u)h} u^j du = h·j!·phi_{j+1}(-h), j = 0..count-1; 1 for h = inf."""
     if math.isinf(h):
         return [1.0] * count
     return [gain(h)] + [h * math.factorial(j) * phi(j + 1, -h) for j in range(1, count)]
@@ -79,10 +77,33 @@ def history(levels: np.ndarray, i: int, order: int) -> list[int]:
 
 
 def nodes(levels: np.ndarray, seen: Sequence[int], h: float) -> list[float]:
-    """Where the outputs of these grid points stand, in steps of h from the first (the newest),
-    which stands at 0.
-    """
+    """Where the outputs of these grid points stand, in steps of h from the newest, at 0."""
     return [0.0, *(float(levels[j] - levels[seen[0]]) / h for j in seen[1:])]
+
+
+def multistep(b: Builder, i: int, seen: Sequence[int], w: Sequence[float], here: Lin = X) -> Lin:
+    """x' = (sigma'/sigma)·here + alpha' sum_k w_k·m_k from grid point i to i+1, over the outputs of
+    the grid points seen; without the first term where sigma' = 0.
+    """
+    step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
+    for j, weight in zip(seen, w, strict=True):
+        step = step + b.alpha[i + 1] * weight * (M if j == max(seen) else R(f"m{j}"))
+    return step
+
+
+def ancestral(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
+    """The step (k sigma'/sigma)·x + alpha' (1 - k e^{-h})·x0 from grid point i to i+1, and the
+    noise it leaves room for, sigma' sqrt(1 - k²); k² = max(0, 1 - eta² (1 - e^{-2h})).
+    """
+    left = math.exp(-2.0 * h)
+    alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
+    rest = (1.0 - eta) * (1.0 + eta) + eta**2 * left
+    if sigma == 0.0 or rest <= 0.0:
+        return alpha * M, sigma
+    k = math.sqrt(rest)
+    # alpha' (1 - k e^{-h}), rationalised
+    of_x0 = alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))
+    return (k * sigma / b.sigma[i]) * X + of_x0 * M, sigma * eta * math.sqrt(-math.expm1(-2.0 * h))
 
 
 def jump(schedule, t_from, t_to):

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from ..schedules import Flow, TrigFlow
+from ._build import Builder
 
 # alpha + sigma = 1 on Flow, but for the rounding of two quotients
 ROUNDING = 4.0 * np.finfo(np.float64).eps
@@ -19,13 +20,11 @@ def is_flow(schedule, grid: np.ndarray) -> bool:
     return isinstance(schedule, (Flow, TrigFlow)) or float(schedule.alpha(grid[0])) == 0.0
 
 
-def velocity_step(alpha, sigma, level) -> tuple[float, float]:
-    """(a, e) of x' = a·x + e·v between two points: a = n'/n,
+def velocity_step(b: Builder, i: int, level: np.ndarray) -> tuple[float, float]:
+    """(a, e) of x' = a·x + e·v from grid point i to i+1: a = n'/n,
     e = n'(s' - s) = (alpha'·sigma/n)·expm1(lambda - lambda').
-
-    alpha, sigma, level [2]: of the point left and the point reached.
     """
-    n, target = alpha[0] + sigma[0], alpha[1] + sigma[1]
+    n, target = b.alpha[i : i + 2] + b.sigma[i : i + 2]
     a = target / n
-    e = float(alpha[1] * sigma[0] / n) * math.expm1(level[0] - level[1])
+    e = float(b.alpha[i + 1] * b.sigma[i] / n) * math.expm1(level[i] - level[i + 1])
     return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), e

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from ..plan import Plan
-from ._begin import begin, number
-from ._build import M, N, X
+from ._begin import begin, build, number
+from ._build import N, X
+from ._exponential import ancestral
 
 
 def ddim(
@@ -25,19 +24,8 @@ def ddim(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     level = b.half_log_snr
     for i in range(b.n):
-        if b.sigma[i + 1] == 0.0:
-            b.row(b.t[i], to=b.t[i + 1], x=b.alpha[i + 1] * M)
-            continue
-        h = level[i + 1] - level[i]
-        left = math.exp(-2.0 * h)
-        k = math.sqrt((1.0 - eta) * (1.0 + eta) + eta**2 * left)
-        # alpha' (1 - k e^{-h}), rationalised
-        of_x0 = b.alpha[i + 1] * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left)
-        of_x0 /= 1.0 + k * math.exp(-h)
-        step = (k * b.sigma[i + 1] / b.sigma[i]) * X + of_x0 * M
-        if eta:
-            step = step + b.sigma[i + 1] * eta * math.sqrt(-math.expm1(-2.0 * h)) * N(i + 1)
-        b.row(b.t[i], to=b.t[i + 1], x=step)
-    cite = ["Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"]
-    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
-    return b.build("ddim", arguments={"eta": eta, "compat": compat}, **note)
+        step, up = ancestral(b, i, float(level[i + 1] - level[i]), eta)
+        # x is read also where nothing of it is left: from alpha = 0, with eta = 1
+        b.row(b.t[i], to=b.t[i + 1], x=0.0 * X + step + up * N(i + 1) if up else step)
+    cite = "Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"
+    return build(b, "ddim", {"eta": eta, "compat": compat}, [1] * b.n, cite)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ..plan import Plan
-from ._begin import begin, choice
-from ._build import M, R, X
-from ._exponential import gain, history, weights
+from ._begin import begin, build, choice
+from ._dpmpp_2m import rows
 
 
 def dpmpp_2m(
@@ -35,22 +34,6 @@ def dpmpp_2m(
     choice("dpmpp_2m: variant", variant, ("midpoint", "heun"))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
-    level, orders = b.half_log_snr, []
-    for i in range(b.n):
-        alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-        seen = history(level, i, 1 if sigma == 0.0 or (low and i == b.n - 1) else 2)
-        orders.append(len(seen))
-        h = float(level[i + 1] - level[i])
-        if len(seen) == 1:
-            step = alpha * gain(h) * M
-        else:
-            back = float(level[i] - level[i - 1]) / h
-            w = gain(h) / (2.0 * back) if variant == "midpoint" else -weights((0.0, -back), h)[1]
-            step = alpha * ((gain(h) + w) * M - w * R(f"m{i - 1}"))
-        if sigma > 0.0:
-            step = (sigma / b.sigma[i]) * X + step
-        b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
     words = {"variant": variant, "lower_order_final": bool(lower_order_final), "compat": compat}
-    cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"]
-    note = {"order": max(orders), "orders": orders, "compat": compat, "citations": cite}
-    return b.build("dpmpp_2m", arguments=words, **note)
+    cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"
+    return build(b, "dpmpp_2m", words, rows(b, variant, low=low), cite)

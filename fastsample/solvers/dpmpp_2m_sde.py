@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from ..plan import Plan
-from ._begin import begin, choice, number
-from ._build import M, N, R, X
-from ._exponential import gain, history, weights
+from ._begin import begin, build, choice, number
+from ._dpmpp_2m import rows
 
 
 def dpmpp_2m_sde(
@@ -30,33 +27,16 @@ def dpmpp_2m_sde(
     exactly: the weight of (m - m_1)·h/h_1 is H·phi_2(-H). eta >= 0 is the strength of the SDE's
     noise (0: dpmpp_2m). One evaluation a step, one output kept; first order where dpmpp_2m is; no
     noise in a step to sigma = 0. Lu et al. 2022, arXiv:2211.01095, eq. 19 (eta = 1), with
-    k-diffusion's eta. s_noise other than 1 leaves the schedule by design. compat changes nothing
-    here.
+    k-diffusion's eta. s_noise other than 1 leaves the schedule by design; compat changes nothing.
     """
     eta, s_noise = number("dpmpp_2m_sde: eta", eta), number("dpmpp_2m_sde: s_noise", s_noise)
     choice("dpmpp_2m_sde: variant", variant, ("midpoint", "heun"))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    level, orders = b.half_log_snr, []
-    for i in range(b.n):
-        alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-        orders.append(len(history(level, i, 1 if sigma == 0.0 else 2)))
-        h = float(level[i + 1] - level[i])
-        H = (1.0 + eta) * h
-        step = alpha * gain(H) * M
-        if orders[-1] == 2:
-            back = float(level[i] - level[i - 1]) / h
-            w = gain(H) / (2.0 * back) if variant == "midpoint" else -weights((0.0, -back), H)[1]
-            step = alpha * ((gain(H) + w) * M - w * R(f"m{i - 1}"))
-        if sigma > 0.0:
-            step = (sigma / b.sigma[i] * (math.exp(-eta * h) if eta else 1.0)) * X + step
-            if eta:
-                step = step + sigma * math.sqrt(-math.expm1(-2.0 * eta * h)) * s_noise * N(i + 1)
-        b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
+    orders = rows(b, variant, eta=eta, s_noise=s_noise)
     words = {"eta": eta, "s_noise": s_noise, "variant": variant, "compat": compat}
-    cite = [
+    cite = (
         "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), "
         "arXiv:2211.01095"
-    ]
+    )
     order, consistent = 1 if eta else max(orders), s_noise == 1.0 or not eta
-    note = {"order": order, "orders": orders, "compat": compat, "citations": cite}
-    return b.build("dpmpp_2m_sde", arguments=words, consistent=consistent, **note)
+    return build(b, "dpmpp_2m_sde", words, orders, cite, order=order, consistent=consistent)

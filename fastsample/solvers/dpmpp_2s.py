@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from ..plan import Plan
-from ._begin import begin, number
-from ._build import ANCHOR, Lin, M, R, X
-from ._exponential import gain
+from ._begin import begin, build, number
+from ._build import M, R, X
+from ._exponential import gain, multistep
 
-BASE = Lin({ANCHOR: 1.0})  # the x a step starts from
+BASE = R("anchor")  # the x a step starts from
 
 
 def dpmpp_2s(
@@ -32,11 +32,8 @@ def dpmpp_2s(
     for i in range(b.n):
         h = float(level[i + 1] - level[i])
         orders.append(1 if math.isinf(h) else 2)
-        alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-        first = alpha * gain(h) * M
         if math.isinf(h):
-            step = first if sigma == 0.0 else (sigma / b.sigma[i]) * X + first
-            b.row(b.t[i], to=b.t[i + 1], x=step)
+            b.row(b.t[i], to=b.t[i + 1], x=multistep(b, i, [i], [gain(h)]))
             continue
         mid = float(b.schedule.time(level[i] + r * h))
         stage = float(b.schedule.half_log_snr(mid) - level[i])  # of the time as rounded
@@ -45,7 +42,7 @@ def dpmpp_2s(
         b.row(b.t[i], to=mid, x=half, keep={f"m{i}": M}, anchor=X)
         weight = 0.5 * h / stage
         mean = (1.0 - weight) * R(f"m{i}") + weight * M
-        b.row(mid, to=b.t[i + 1], x=(sigma / b.sigma[i]) * BASE + alpha * gain(h) * mean)
-    cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"]
-    note = {"order": max(orders), "orders": orders, "compat": compat, "citations": cite}
-    return b.build("dpmpp_2s", arguments={"r": r, "compat": compat}, **note)
+        step = (b.sigma[i + 1] / b.sigma[i]) * BASE + b.alpha[i + 1] * gain(h) * mean
+        b.row(mid, to=b.t[i + 1], x=step)
+    cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"
+    return build(b, "dpmpp_2s", {"r": r, "compat": compat}, orders, cite)

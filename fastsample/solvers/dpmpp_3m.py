@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..plan import Plan
-from ._begin import begin
-from ._build import Lin, M, R, X
-from ._exponential import gain, history, moments, nodes, weights
+from ._begin import begin, build
+from ._build import M
+from ._exponential import gain, history, moments, multistep, nodes, weights
 
 
 def dpmpp_3m(
@@ -37,8 +37,8 @@ def dpmpp_3m(
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
     level, orders = b.half_log_snr, []
     for i in range(b.n):
-        alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-        asked = 1 if sigma == 0.0 else min(3, i + 1, b.n - i) if low else min(3, i + 1)
+        most = min(3, i + 1, b.n - i) if low else min(3, i + 1)
+        asked = 1 if b.sigma[i + 1] == 0.0 else most
         seen = history(level, i, asked)
         orders.append(len(seen))
         h = float(level[i + 1] - level[i])
@@ -47,14 +47,10 @@ def dpmpp_3m(
             found = weights(at, h)
         else:
             found = _as_published(at, h, asked == 2 and compat == "diffusers")
-        step = Lin() if sigma == 0.0 else (sigma / b.sigma[i]) * X
-        for j, w in zip(seen, found, strict=True):
-            step = step + alpha * w * (M if j == i else R(f"m{j}"))
-        b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M})
-    cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"]
+        b.row(b.t[i], to=b.t[i + 1], x=multistep(b, i, seen, found), keep={f"m{i}": M})
+    cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"
     words = {"lower_order_final": bool(lower_order_final), "compat": compat}
-    note = {"order": min(2, max(orders)), "orders": orders, "compat": compat, "citations": cite}
-    return b.build("dpmpp_3m", arguments=words, **note)
+    return build(b, "dpmpp_3m", words, orders, cite, order=min(2, max(orders)))
 
 
 def _as_published(at: list[float], h: float, midpoint: bool) -> list[float]:

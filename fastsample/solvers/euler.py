@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from ..grids import check
 from ..plan import Plan
-from ._begin import begin
+from ._begin import begin, build
 from ._build import M, X, resolve
+from ._exponential import gain, multistep
 from ._flow import is_flow, velocity_step
 
 
@@ -30,18 +29,14 @@ def euler(
     level = b.half_log_snr
     for i in range(b.n):
         if flow:
-            a, v = velocity_step(b.alpha[i : i + 2], b.sigma[i : i + 2], level[i : i + 2])
+            a, v = velocity_step(b, i, level)
             step = a * X + v * M
-        elif b.sigma[i + 1] == 0.0:
-            step = b.alpha[i + 1] * M
         else:
-            of_x0 = -b.alpha[i + 1] * math.expm1(level[i] - level[i + 1])
-            step = (b.sigma[i + 1] / b.sigma[i]) * X + of_x0 * M
+            step = multistep(b, i, [i], [gain(level[i + 1] - level[i])])
         b.row(b.t[i], to=b.t[i + 1], x=step)
-    cite = [
+    cite = (
         "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1, arXiv:2206.00364"
-    ]
+    )
     if flow:
-        cite = ["Liu, Gong, Liu 2023, Flow Straight and Fast, Alg. 1, arXiv:2209.03003"]
-    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
-    return b.build("euler", arguments={"compat": compat}, **note)
+        cite = "Liu, Gong, Liu 2023, Flow Straight and Fast, Alg. 1, arXiv:2209.03003"
+    return build(b, "euler", {"compat": compat}, [1] * b.n, cite)

@@ -6,8 +6,9 @@ import math
 
 from ..plan import Plan
 from ..schedules import Flow
-from ._begin import begin, number
+from ._begin import begin, build, number
 from ._build import Builder, Lin, M, N, X
+from ._exponential import ancestral
 
 
 def euler_ancestral(
@@ -41,36 +42,16 @@ def euler_ancestral(
     if flow:
         number("euler_ancestral: eta on Flow", eta, 0.0, 1.0)
     for i in range(b.n):
-        if b.sigma[i + 1] == 0.0:
-            step = b.alpha[i + 1] * M
-        else:
-            step, up = (_flow_step if flow else _step)(b, i, float(level[i + 1] - level[i]), eta)
-            if eta:
-                step = step + up * s_noise * N(i + 1)
-        b.row(b.t[i], to=b.t[i + 1], x=step)
-    cite = [
+        move = _flow_step if flow and b.sigma[i + 1] > 0.0 else ancestral
+        step, up = move(b, i, float(level[i + 1] - level[i]), eta)
+        b.row(b.t[i], to=b.t[i + 1], x=step + up * s_noise * N(i + 1) if up else step)
+    cite = (
         "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral "
         "sampling), arXiv:2011.13456"
-    ]
+    )
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     consistent = s_noise == 1.0 or not eta
-    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
-    return b.build("euler_ancestral", arguments=words, consistent=consistent, **note)
-
-
-def _step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
-    """The step and its noise in rho: up = rho' u, down = rho' k, k² = 1 - u²,
-    u² = min(1, eta²(1 - e^{-2h})).
-    """
-    left = math.exp(-2.0 * h)
-    alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-    rest = (1.0 - eta) * (1.0 + eta) + eta**2 * left
-    if rest <= 0.0:
-        return alpha * M, sigma
-    k = math.sqrt(rest)
-    # alpha' (1 - k e^{-h}), rationalised
-    of_x0 = alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))
-    return (k * sigma / b.sigma[i]) * X + of_x0 * M, sigma * eta * math.sqrt(-math.expm1(-2.0 * h))
+    return build(b, "euler_ancestral", words, [1] * b.n, cite, consistent=consistent)
 
 
 def _flow_step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:

@@ -23,7 +23,7 @@ import numpy as np
 from ..grids import check
 from ..model import Model
 from ..plan import Plan
-from ._begin import begin, choice, number
+from ._begin import begin, build, choice, number
 from ._build import Builder, M, N, R, X, resolve
 from ._flow import is_flow, velocity_step
 
@@ -70,20 +70,17 @@ def heun(
             _step(b, i, _churned(b, i, **churn, s_tmax=top), level[i + 1])
     words = {"space": space, **churn, "s_tmax": None if top == math.inf else top, "compat": compat}
     orders = [1 if b.sigma[i + 1] == 0.0 else 2 for i in range(b.n)]
-    cite = [
+    cite = (
         "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1 and 2, "
         "arXiv:2206.00364"
-    ]
-    note = {"order": max(orders), "orders": orders, "compat": compat, "citations": cite}
-    return b.build("heun", arguments=words, consistent=s_noise == 1.0 or not s_churn, **note)
+    )
+    return build(b, "heun", words, orders, cite, consistent=s_noise == 1.0 or not s_churn)
 
 
 def _begin_in(
     space: str | None, model: Model, grid: np.ndarray, s_churn: float, **words
 ) -> tuple[Builder, str]:
-    """A Builder in the space asked for, or, for None, in the one of the schedule and the grid; and
-    that space.
-    """
+    """A Builder in the space asked for (None: that of schedule and grid), and that space."""
     suited = "flow" if is_flow(model.schedule, grid) else "rho"
     space = choice("heun: space", space or suited, ("rho", "flow"))
     if space == "flow" and s_churn:
@@ -119,9 +116,7 @@ def _churned(
 
 
 def _step(b: Builder, i: int, t: float, target: float) -> None:
-    """One step in rho space from time t, where x stands after churn, to grid point i+1, whose
-    lambda is target.
-    """
+    """One step in rho space from time t, where churn left x, to point i+1 at lambda = target."""
     alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
     if sigma == 0.0:
         b.row(t, to=b.t[i + 1], x=alpha * M)
@@ -137,7 +132,7 @@ def _step(b: Builder, i: int, t: float, target: float) -> None:
 
 def _flow_step(b: Builder, i: int, level: np.ndarray) -> None:
     """One step in flow coordinates."""
-    a, e = velocity_step(b.alpha[i : i + 2], b.sigma[i : i + 2], level[i : i + 2])
+    a, e = velocity_step(b, i, level)
     if b.sigma[i + 1] == 0.0:
         b.row(b.t[i], to=b.t[i + 1], x=a * X + e * M)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ..schedules import DiscreteVP
-from ._begin import begin, number
+from ._begin import begin, build, number
 from ._build import M, N, X
 
 TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models were trained
@@ -54,7 +54,6 @@ def lcm(
             step = step + b.sigma[i + 1] * N(i + 1)
         b.row(b.t[i], to=b.t[i + 1], x=step)
     words = {"boundary": boundary, "timestep_scaling": scaling, "sigma_data": spread}
+    cite = "Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, sec. 4, arXiv:2310.04378"
     words |= {"compat": compat}
-    cite = ["Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, sec. 4, arXiv:2310.04378"]
-    note = {"order": 1, "orders": [1] * b.n, "compat": compat, "citations": cite}
-    return b.build("lcm", arguments=words, consistent=not boundary, **note)
+    return build(b, "lcm", words, [1] * b.n, cite, consistent=not boundary)

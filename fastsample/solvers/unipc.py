@@ -9,11 +9,11 @@ import math
 import numpy as np
 
 from ..plan import Plan
-from ._begin import begin, choice
-from ._build import ANCHOR, Builder, Lin, M, R, X
-from ._exponential import gain, history, nodes, weights
+from ._begin import begin, build, choice
+from ._build import Builder, Lin, M, R, X
+from ._exponential import gain, history, multistep, nodes, weights
 
-BASE = Lin({ANCHOR: 1.0})  # the corrected x of the point before
+BASE = R("anchor")  # the corrected x of the point before
 
 
 def unipc(
@@ -55,29 +55,16 @@ def unipc(
         seen = history(level, i, asked[-1])
         orders.append(len(seen))
         halved = asked[-1] == len(seen) == 2 and variant != "vary"
-        step = _predicted(b, i, level, seen, here, variant if halved else None)
+        h = float(level[i + 1] - level[i])
+        at = nodes(level, seen, h)
+        w = _halved(h, variant, at[1]) if halved else weights(at, h)
+        step = multistep(b, i, seen, w, here)
         b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M}, anchor=here if corrector else None)
     words = {"order": int(order), "variant": variant, "corrector": bool(corrector)}
     words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
-    cite = ["Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"]
+    cite = "Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"
     reached = min(max(orders) + 1, 3) if corrector else min(max(orders), 2)
-    note = {"order": reached, "orders": orders, "compat": compat, "citations": cite}
-    return b.build("unipc", arguments=words, **note)
-
-
-def _predicted(
-    b: Builder, i: int, level: np.ndarray, seen: list[int], here: Lin, shortcut: str | None
-) -> Lin:
-    """x at grid point i+1, predicted: from `here`, the x at point i, over the outputs of the points
-    seen.
-    """
-    h = float(level[i + 1] - level[i])
-    at = nodes(level, seen, h)
-    w = _halved(h, shortcut, at[1]) if shortcut else weights(at, h)
-    step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
-    for j, weight in zip(seen, w, strict=True):
-        step = step + b.alpha[i + 1] * weight * (M if j == i else R(f"m{j}"))
-    return step
+    return build(b, "unipc", words, orders, cite, order=reached)
 
 
 def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:
@@ -96,10 +83,7 @@ def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) 
         w = _halved(h, variant, 1.0)
     else:
         w = [0.0, 1.0] if math.isinf(h) else weights([*nodes(level, seen, h), 1.0], h)
-    step = (b.sigma[i] / b.sigma[last]) * BASE
-    for j, weight in zip([*seen, i], w, strict=True):
-        step = step + b.alpha[i] * weight * (M if j == i else R(f"m{j}"))
-    return step
+    return multistep(b, last, [*seen, i], w, BASE)
 
 
 def _halved(h: float, variant: str, node: float) -> list[float]:
