@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+NEEDED = "a file name in a folder that exists is accepted"
+
 
 def write_whole(path: Any, data: bytes) -> None:
     """Write `data` to the file `path` whole or not at all; whatever goes wrong, Ctrl-C included,
@@ -57,23 +59,15 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
     except FileNotFoundError:
         old = None
     except OSError as error:
-        raise type(error)(
-            f"save: {name} leads to no file ({error.strerror}); a file name in a folder that "
-            "exists is accepted"
-        ) from None
+        raise type(error)(f"save: {name} leads to no file ({error.strerror}); {NEEDED}") from None
     try:
         target = os.path.realpath(name)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"save: {name} lies in a working folder that is gone; a file name in a folder that "
-            "exists is accepted"
-        ) from None
+        gone = f"save: {name} lies in a working folder that is gone; {NEEDED}"
+        raise FileNotFoundError(gone) from None
     folder = os.path.basename(name) in ("", ".", "..") or (old and stat.S_ISDIR(old.st_mode))
     if folder or not os.path.isdir(os.path.dirname(target)):
-        raise FileNotFoundError(
-            f"save: {name} is a folder, or lies in none; a file name in a folder that exists is "
-            "accepted"
-        )
+        raise FileNotFoundError(f"save: {name} is a folder, or lies in none; {NEEDED}")
     if old and not stat.S_ISREG(old.st_mode):
         raise FileExistsError(
             f"save: {name} is no regular file ({stat.filemode(old.st_mode)}); a file, or a new "
@@ -88,9 +82,7 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
 
 
 def named(path: Any, where: str) -> str:
-    """The path as text. Raises TypeError for what is none, as a file descriptor; ValueError for a
-    name that no file has.
-    """
+    """The path as text; TypeError for what is none, ValueError for a name that no file has."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(
             f"{where}: the path is {path!r:.80}, a {type(path).__name__}; a str, bytes or "

@@ -21,8 +21,7 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
 
     plan: one branch. branches: 2..8. interval: (low, high) in half_log_snr = log(alpha / sigma) of
     the row's point; rows outside it use f_1 alone (Kynkaanniemi et al. 2024). Raises TypeError for
-    anything but a Plan, PlanError for a plan that has branches already, and for an interval that is
-    not low < high.
+    anything but a Plan, PlanError for a plan that has branches, and where not low < high.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"guided: plan is a {type(plan).__name__}; a fastsample.Plan is needed")

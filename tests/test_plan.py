@@ -177,6 +177,8 @@ def test_file_and_json_round_trip(tmp_path):
             "solver": "by hand",
             "citations": ["Søren, 2020"],
             "nested": {"a": [1, 2.5, None, True]},
+            "brackets": ["[" * 40, '"' + "{" * 40, "\\", "[" * 40 + '\\"', "]" * 40],
+            "deep": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
         }
     )
     path = tmp_path / "mine.fsplan"
@@ -274,6 +276,9 @@ def test_a_sealed_but_wrong_file_is_refused(at, value, sentence):
         (b'{"a":1,"a":2}', "repeats a key"),
         (b"[1]", "is a list"),
         (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}", "nested"),
+        (b'{"a":' + b"[" * 32 + b"]" * 32 + b"}", "nested"),
+        (b'{"a":"\\\\","b":' + b"[" * 40, "nested"),
+        (b'{"\\"]]]]]]]]":' + b"[" * 40, "nested"),
         (b'{"a":"\xff"}', "UTF-8"),
         (b'{"a":"\\ud800"}', "UTF-8"),
         (b"{", "not sound"),

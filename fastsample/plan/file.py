@@ -36,9 +36,9 @@ NOTE_CAP = 1 << 20
 JSON_CAP = 64 << 20
 
 
-def records(plan: Plan, dtype: type | str) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers [R, WF] of `dtype`, words [R, WI] int32): the rows as kernels read them, the fields
-    of `row` in their order; noise ids are the bits of a uint32.
+def table(plan: Plan, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """The rows as kernels read them: (numbers [R, WF] of `dtype`, words [R, 7+L] int32), rounded
+    once; noise ids are the bits of a uint32. Layout: csrc/core/row.h.
     """
     if dtype not in (np.float32, np.float64, "float32", "float64"):
         raise PlanError(f"table: dtype {dtype!r} is not a state dtype; float32 and float64 are")
@@ -66,27 +66,25 @@ def _width(layout: Layout) -> int:
 
 
 # -- .fsplan ---------------------------------------------------------------------------------------
-def encode(plan: Plan) -> bytes:
+def to_bytes(plan: Plan) -> bytes:
     """The plan as the bytes of a .fsplan file."""
-    table = _joined(plan, FIELDS).astype("<f8")
+    rows = _joined(plan, FIELDS).astype("<f8")
     note = dump_note(plan.note).encode()
     if len(note) > NOTE_CAP:
         raise PlanError(f"save: the note takes {len(note)} bytes; {NOTE_CAP} are accepted")
-    sizes = (VERSION, HEADER.size, *plan.dims.values(), table.shape[1], 0)
+    sizes = (VERSION, HEADER.size, *plan.dims.values(), rows.shape[1], 0)
     head = HEADER.pack(MAGIC, *sizes, len(note), b"")[:-32]
-    rest = table.tobytes() + note
+    rest = rows.tobytes() + note
     return head + hashlib.sha256(head + rest).digest() + rest
 
 
 def digest(plan: Plan) -> str:
     """SHA-256 in the header of the plan's file, in hexadecimal."""
-    return encode(plan)[HEADER.size - 32 : HEADER.size].hex()
+    return to_bytes(plan)[HEADER.size - 32 : HEADER.size].hex()
 
 
-def decode(data: bytes, cls: type[Plan]) -> Plan:
-    """A plan from the bytes of a .fsplan file; every size is bounded before anything is
-    allocated.
-    """
+def from_bytes(cls: type[Plan], data: bytes) -> Plan:
+    """A plan from the bytes of a .fsplan file; sizes are bounded before anything is allocated."""
     if len(data) < HEADER.size:
         raise PlanError(
             f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut "
@@ -111,12 +109,7 @@ def decode(data: bytes, cls: type[Plan]) -> Plan:
             f"load: {width} numbers per row in the header; its sizes give {_width(layout)}"
         )
     rest = len(data) - HEADER.size
-    if (
-        note_bytes > NOTE_CAP
-        or note_bytes > rest
-        or (rest - note_bytes) // (8 * width) != R
-        or (rest - note_bytes) % (8 * width)
-    ):
+    if note_bytes > NOTE_CAP or rest != 8 * R * width + note_bytes:
         raise PlanError(
             f"load: the header announces {R} rows of {width} numbers and a note of {note_bytes} "
             f"bytes; {rest} bytes follow"
@@ -125,22 +118,23 @@ def decode(data: bytes, cls: type[Plan]) -> Plan:
         raise PlanError(
             "load: the checksum does not match; the file was damaged, fetch or make it again"
         )
-    table = np.frombuffer(data, "<f8", R * width, HEADER.size).reshape(R, width)
+    rows = np.frombuffer(data, "<f8", R * width, HEADER.size).reshape(R, width)
     arrays, at = {}, 0
     for field in FIELDS:
         shape = layout.shape(field)
-        arrays[field.name] = table[:, at : at + prod(shape)].reshape(R, *shape)
+        arrays[field.name] = rows[:, at : at + prod(shape)].reshape(R, *shape)
         at += prod(shape)
     return cls(**arrays, note=load_note(data[len(data) - note_bytes :], "load"))
 
 
 def save(plan: Plan, path: Any) -> None:
     """Write the .fsplan file, whole or not at all."""
-    files.write_whole(path, encode(plan))
+    files.write_whole(path, to_bytes(plan))
 
 
-def load(path: Any, cls: type[Plan]) -> Plan:
-    """Read at most as much as the longest plan has: a pipe or a device tells no size beforehand."""
+def load(cls: type[Plan], path: Any) -> Plan:
+    """Read a .fsplan file; PlanError, one sentence, for anything but a sound one."""
+    # no more than the longest plan has: a pipe or a device tells no size beforehand
     most = Layout(*(CAPS[axis] for axis in Layout._fields))
     longest = HEADER.size + NOTE_CAP + 8 * CAPS["R"] * _width(most)
     name = files.named(path, "load")
@@ -150,19 +144,18 @@ def load(path: Any, cls: type[Plan]) -> Plan:
             data += file.read(longest + 1 - len(data))
     if len(data) > longest:
         raise PlanError(f"load: {name} has more than {longest} bytes; no plan is longer")
-    return decode(data, cls)
+    return from_bytes(cls, data)
 
 
 # -- JSON ------------------------------------------------------------------------------------------
 def to_json(plan: Plan) -> str:
-    """The plan as JSON: {"fastsample_plan": 1, "note": {...}, "M": [...], ...}. Numbers round-trip
-    exactly.
-    """
+    """The plan as JSON: {"fastsample_plan": 1, "note": {...}, "M": [...], ...}, numbers exact."""
     arrays = {name: array.tolist() for name, array in plan.numbers().items()}
     return dump_note({"fastsample_plan": VERSION, "dims": plan.dims, "note": plan.note, **arrays})
 
 
-def from_json(text: str, cls: type[Plan]) -> Plan:
+def from_json(cls: type[Plan], text: str) -> Plan:
+    """The plan that to_json wrote; PlanError, one sentence, for anything else."""
     if not isinstance(text, str) or len(text) > JSON_CAP:
         given = f"{len(text)} characters" if isinstance(text, str) else f"a {type(text).__name__}"
         raise PlanError(f"from_json: {given}; a str of at most {JSON_CAP} characters is accepted")
@@ -174,11 +167,8 @@ def from_json(text: str, cls: type[Plan]) -> Plan:
             "needed"
         )
     dims, note = value.pop("dims"), value.pop("note")
-    if (
-        not isinstance(dims, dict)
-        or set(dims) != set(CAPS)
-        or any(type(v) is not int or not 0 <= v <= CAPS[k] for k, v in dims.items())
-    ):
+    known = isinstance(dims, dict) and set(dims) == set(CAPS)
+    if not known or any(type(v) is not int or not 0 <= v <= CAPS[k] for k, v in dims.items()):
         raise PlanError(f"from_json: dims are {dims}; R, S, G, L, K, E within {CAPS} are needed")
     R, layout, arrays = dims["R"], Layout(*(dims[axis] for axis in Layout._fields)), {}
     for field in FIELDS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from .row import PlanError
@@ -85,11 +87,9 @@ def load_note(data: bytes, where: str) -> dict:
             f"{where}: the JSON is nested more than {DEPTH_CAP} deep; a plan needs far less"
         )
     try:
+        text = data.decode("utf-8")
         value = json.loads(
-            data.decode("utf-8"),
-            parse_constant=refuse,
-            parse_float=finite,
-            object_pairs_hook=unique,
+            text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique
         )
         # a lone surrogate would fail only later
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -104,16 +104,6 @@ def load_note(data: bytes, where: str) -> dict:
 
 def _depth(data: bytes) -> int:
     """Deepest nesting of brackets outside strings, found without recursion."""
-    depth = deepest = 0
-    quoted = escaped = False
-    for byte in data:
-        if quoted:
-            quoted, escaped = (byte != 0x22 or escaped), (byte == 0x5C and not escaped)
-        elif byte == 0x22:
-            quoted = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
+    escapes_gone = re.sub(rb"\\.", b"", data, flags=re.DOTALL)
+    brackets = re.sub(rb'"[^"]*"?|[^][{}"]+', b"", escapes_gone)
+    return max(accumulate(1 if byte in b"[{" else -1 for byte in brackets), default=0)

@@ -23,8 +23,16 @@ READ_BY = {
 }
 
 
-def with_numbers(plan: Plan, arrays: Mapping[str, Any]) -> Plan:
-    """`Plan.with_numbers`."""
+def with_numbers(plan: Plan, /, **arrays: Any) -> Plan:
+    """The same plan with some of its arrays replaced, each of the shape it had.
+
+    What a row reads stays declared, whatever its coefficients: one that is not 0 where its operand
+    is not read is refused, and reads=, branches= or known_reads= in the same call widens what is
+    read. The note goes on saying what the numbers began as, beside note["changed"], the names of
+    all that were replaced; order and orders go, and consistent is measured again. Such a plan has
+    no remake. Another M[0,0,0] of a plan for noise is another init_scale and no more: the note and
+    remake stay.
+    """
     known, old = {field.name: field for field in FIELDS}, plan.numbers()
     if not arrays.keys() <= known.keys():
         raise PlanError(
@@ -52,9 +60,7 @@ def with_numbers(plan: Plan, arrays: Mapping[str, Any]) -> Plan:
 
 
 def _check_read(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> None:
-    """Refuse a coefficient that is lost because its operand is not read, unless the plan had lost
-    it already.
-    """
+    """Refuse a coefficient whose operand is not read, unless the plan had lost it already."""
     for name, (words, what) in READ_BY.items():
         lost = _unread(new, name, words) & ~_unread(old, name, words)
         if lost.any():

@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,12 +97,8 @@ class Plan:
             digest.update(array)
         return digest.digest()
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self._content)
-
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._content)
 
     def __eq__(self, other: object) -> bool:
         """Plans are equal whose arrays have the same bits and whose notes say the same."""
@@ -141,12 +138,7 @@ class Plan:
         """The sizes that a packed row depends on."""
         return Layout.of(self)
 
-    W = property(lambda self: self.layout.W)
-    S = property(lambda self: self.layout.S)
-    G = property(lambda self: self.layout.G)
-    L = property(lambda self: self.layout.L)
-    K = property(lambda self: self.layout.K)
-    E = property(lambda self: self.layout.E)
+    W, S, G, L, K, E = (property(attrgetter(f"layout.{size}")) for size in "WSGLKE")
 
     @property
     def dims(self) -> dict[str, int]:
@@ -154,9 +146,7 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Model evaluations: rows that call a model. One evaluation is one row's call, however many
-        branches it has.
-        """
+        """Model evaluations: one is one row's call of a model, however many branches it has."""
         return int((self.call >= 0).sum())
 
     @property
@@ -179,9 +169,7 @@ class Plan:
 
     @cached_property
     def program(self) -> Program:
-        """Hashable structure: plans with equal programs share one compiled or captured graph; only
-        numbers differ between them.
-        """
+        """Hashable structure: plans that differ in numbers alone share one compiled graph."""
         words = (self.reads, self.branches, self.known_reads, *self.dst.T, self.clip > 0, self.call)
         rows = zip(*(word.tolist() for word in words), strict=True)
         return Program(self.layout, tuple(RowShape(*row) for row in rows))
@@ -198,33 +186,30 @@ class Plan:
         return tuple(reversed(found))
 
     def operand(self, column: int) -> str:
-        """Name of an operand column: x, r0.., m, f, f0.., n0.. (slots, branches and noises counted
-        from 0).
-        """
+        """Name of an operand column: x, r0.., m, f, f0.., n0.., each counted from 0."""
         return self.layout.operand(column)
 
     # -- other forms -------------------------------------------------------------------------------
-    def table(self, dtype: type | str = np.float32) -> tuple[np.ndarray, np.ndarray]:
-        """The rows as kernels read them: (numbers [R, WF] of `dtype`, words [R, 7+L] int32),
-        rounded once. Layout: csrc/core/row.h.
-        """
-        return plan_file.records(self, dtype)
+    table = plan_file.table
+    to_bytes = plan_file.to_bytes
+    from_bytes = classmethod(plan_file.from_bytes)
+    to_json = plan_file.to_json
+    from_json = classmethod(plan_file.from_json)
+    save = plan_file.save
+    load = classmethod(plan_file.load)
+    describe = text.describe
 
     def padded(self, **dims: int) -> Plan:
-        """The same plan with larger S, G, L, K, E (a pool of plans shares one width). Padding is
-        never read.
-        """
-        if not set(dims) <= set("SGLKE"):
+        """The same plan with larger S, G, L, K, E, for a pool of one width; padding is not read."""
+        if not set(dims) <= set(Layout._fields):
             raise PlanError(f"padded: {', '.join(sorted(dims))} given; S, G, L, K and E can grow")
-        size = {**self.dims, **dims}
-        for name in "SGLKE":
-            if size[name] < self.dims[name]:
+        for name, size in dims.items():
+            if size < self.dims[name]:
                 raise PlanError(
-                    f"padded: {name}={size[name]} is less than the plan's own {self.dims[name]}; "
-                    "pass at least that"
+                    f"padded: {name}={size} is less than the plan's own {self.dims[name]}; pass at "
+                    "least that"
                 )
-        del size["R"]
-        wide = Layout(**size)
+        wide = self.layout._replace(**dims)
         columns, arrays = self.layout.columns_in(wide), blank(wide, self.rows)
         for field in FIELDS:
             old = getattr(self, field.name)
@@ -236,17 +221,7 @@ class Plan:
         """Every array by its name, read-only: float64, then int64."""
         return {field.name: getattr(self, field.name) for field in FIELDS}
 
-    def with_numbers(self, **arrays: Any) -> Plan:
-        """The same plan with some of its arrays replaced, each of the shape it had.
-
-        What a row reads stays declared, whatever its coefficients: one that is not 0 where its
-        operand is not read is refused, and reads=, branches= or known_reads= in the same call
-        widens what is read. The note goes on saying what the numbers began as, beside
-        note["changed"], the names of all that were replaced; order and orders go, and consistent is
-        measured again. Such a plan has no remake. Another M[0,0,0] of a plan for noise is another
-        init_scale and no more: the note and remake stay.
-        """
-        return with_numbers(self, arrays)
+    with_numbers = with_numbers
 
     def with_note(self, **changes: object) -> Plan:
         """The same rows, not checked again, with entries of the note replaced or added."""
@@ -276,29 +251,6 @@ class Plan:
             raise PlanError(f"{name}: no makers are loaded; import fastsample.{module} first")
         return self._makers[name]
 
-    def save(self, path: object) -> None:
-        """Write a .fsplan file, whole or not at all."""
-        plan_file.save(self, path)
-
-    @classmethod
-    def load(cls, path: object) -> Plan:
-        """Read a .fsplan file; PlanError, one sentence, for anything but a sound one."""
-        return plan_file.load(path, cls)
-
-    def to_bytes(self) -> bytes:
-        return plan_file.encode(self)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Plan:
-        return plan_file.decode(data, cls)
-
-    def to_json(self) -> str:
-        return plan_file.to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        return plan_file.from_json(text, cls)
-
     # -- reading it --------------------------------------------------------------------------------
     def consistency(self) -> float:
         """Largest defect of the rows against the schedule when every prediction is exact.
@@ -309,10 +261,6 @@ class Plan:
         learned tables (note: consistent = False) may leave the schedule by design.
         """
         return consistency.defect(self)
-
-    def describe(self) -> str:
-        """The plan as a readable table."""
-        return text.describe(self)
 
     def __repr__(self) -> str:
         sizes = f"nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G}"

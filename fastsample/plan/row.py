@@ -27,9 +27,7 @@ CAPS = {"R": 65536, "S": 24, "G": 8, "L": 8, "K": 8, "E": 4}
 
 
 class PlanError(ValueError):
-    """A plan, or a plan file, that cannot be used; the message says where and what would be
-    accepted.
-    """
+    """A plan or plan file that cannot be used; says where, and what would be accepted."""
 
 
 class Field(NamedTuple):
@@ -156,22 +154,15 @@ class Layout(NamedTuple):
 
     def operand(self, column: int) -> str:
         """Name of a column: x, r0.., m, f, f0.., n0.. (slots, branches, noises from 0)."""
-        slots, branches, noises = (
-            [f"{letter}{k}" for k in range(count)]
-            for letter, count in (("r", self.S), ("f", self.G), ("n", self.L))
-        )
+        named = lambda letter, count: [f"{letter}{k}" for k in range(count)]
+        slots, branches, noises = named("r", self.S), named("f", self.G), named("n", self.L)
         return ["x", *slots, "m", "f", *branches, *noises][column]
 
     def columns_in(self, wider: Layout) -> list[int]:
         """Where each operand of this layout stands in a wider one."""
-        return [
-            0,
-            *(wider.slot(s) for s in range(self.S)),
-            wider.m,
-            wider.f,
-            *(wider.branch(g) for g in range(self.G)),
-            *(wider.noise(k) for k in range(self.L)),
-        ]
+        x_and_slots, noises = range(1 + self.S), range(self.L)
+        m_and_f = range(wider.m, wider.branch(self.G))
+        return [*x_and_slots, *m_and_f, *(wider.noise(k) for k in noises)]
 
 
 def blank(layout: Layout, rows: int) -> dict[str, np.ndarray]:
@@ -186,14 +177,11 @@ def moved(masks: np.ndarray, places: Iterable[tuple[int, int]]) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _places(layout: Layout) -> dict[str, int]:
-    places, floats, words = {}, 0, 0
+    places, size = {}, {float: 0, int: 0}
     for field in FIELDS:
-        width = prod(layout.shape(field))
-        if field.kind is float:
-            places[field.name], floats = floats, floats + width
-        else:
-            places[field.name], words = words, words + width + (field.name == "reads")
-    return {**places, "floats": floats, "words": words}
+        places[field.name] = size[field.kind]
+        size[field.kind] += prod(layout.shape(field)) + (field.name == "reads")
+    return {**places, "floats": size[float], "words": size[int]}
 
 
 class RowShape(NamedTuple):

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 def printable(value: Any) -> str:
-    """Text with control and non-printing characters escaped: a note comes from a file, and a
-    terminal obeys what it prints.
-    """
+    """Text with non-printing characters escaped: a terminal obeys what the note of a file says."""
     escaped = lambda ch: ch if ch.isprintable() else ch.encode("unicode_escape").decode()
     return "".join(map(escaped, str(value)))
 
@@ -36,13 +34,11 @@ def describe(plan: Plan) -> str:
         lines.append(
             f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)"
         )
-    lines.append(
+    lines += [
         f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with "
-        "exact predictions)"
-    )
-    lines.append(
-        f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update"
-    )
+        "exact predictions)",
+        f"  {'row':>4} {'model':>5} {'time':>10} {'alpha':>9} {'sigma':>9} {'log a/s':>8}   update",
+    ]
     times = np.concatenate([[np.nan], plan.t[:-1, 0]])
     for i in range(plan.rows):
         a, s = plan.alpha[i], plan.sigma[i]
