@@ -18,23 +18,6 @@ import numpy as np
 
 from .plan import Plan
 
-__all__ = [
-    "Score",
-    "best_hand_made",
-    "by_hand",
-    "decibel",
-    "find_teacher",
-    "hand_made",
-    "max_abs",
-    "mse",
-    "psnr",
-    "psnr_quartiles",
-    "reached",
-    "run",
-    "score",
-    "settled",
-]
-
 DATA_RANGE = 2.0  # data in [-1, 1]
 # sigma/alpha the noise is labelled with; None: the schedule's largest
 STARTS = (None, 40.0, 20.0, 10.0, 5.0, 2.5)
@@ -243,8 +226,7 @@ def best_hand_made(
 
     All are judged on the first `screen` noises, the best `finalists` of them on every noise; one
     whose run does not stay finite is at -inf dB. note["found"] names its solver and grid, its dB,
-    and the evaluations of the whole comparison, all noises together. ValueError where there is no
-    such plan.
+    and the evaluations of the whole comparison, all noises together. ValueError where none is.
     """
     for name, value in (("nfe", nfe), ("screen", screen), ("finalists", finalists)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -263,8 +245,7 @@ def best_hand_made(
             "solver or number is needed"
         )
     few, B = min(screen, len(noise)), len(noise)
-    last = _ranked(plans, model, noise, target, few, words)[:finalists]
-    last = [(name, grid, plan) for _, name, grid, plan in last]
+    last = [one[1:] for one in _ranked(plans, model, noise, target, few, words)[:finalists]]
     figure, name, grid, plan = _ranked(last, model, noise, target, B, words)[0]
     spent = nfe * (few * len(plans) + B * len(last))
     found = {"solver": name, "grid": grid, "psnr": figure, "samples": B, "evaluations": spent}
@@ -314,18 +295,17 @@ def run(
     """
     import torch
 
+    from .runtime import arguments
     from .runtime.sampler import Sampler
     from .runtime.sources import seed_of
 
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
-    wide = torch.float64 if noise.dtype == torch.float64 else torch.float32
-    sampler = Sampler(plan, model, state_dtype=state_dtype or wide)
+    sampler = Sampler(plan, model, state_dtype=state_dtype or arguments.state_dtype(noise))
     parts = []
-    for first in range(0, len(noise), batch_size):
-        samples = slice(first, first + batch_size)
+    for samples in arguments.chunks("metrics.run", len(noise), batch_size):
         cut = _cut(words, samples, noise)
-        parts.append(sampler(noise=noise[samples], seed=seed + first, **cut))
+        parts.append(sampler(noise=noise[samples], seed=seed + samples.start, **cut))
     return torch.cat(parts)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .model import Model, to_x0
 from .plan import Plan
+from .runtime import arguments
 from .runtime.conditions import branches_of, take, told
 from .runtime.run import Run
 from .runtime.sources import seed_of
@@ -80,16 +81,15 @@ def visits(
             f"trajectories: the plan combines {plan.G} branches and {len(branches)} are given; "
             "pass uncond= with a guided plan and none with a plain one"
         )
-    dtype = state_dtype or (torch.float64 if noise.dtype == torch.float64 else torch.float32)
+    dtype = state_dtype or arguments.state_dtype(noise)
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
-    for first in range(0, len(noise), batch_size):
-        samples = slice(first, min(first + batch_size, len(noise)))
+    for samples in arguments.chunks("trajectories", len(noise), batch_size):
         words = [told(take(branch, samples)) for branch in branches]
         run = Run(
             plan,
             noise=noise[samples],
-            seed=seed + first,
+            seed=seed + samples.start,
             guidance=guidance if len(branches) > 1 else None,
             state_dtype=dtype,
             preview=False,
@@ -109,12 +109,11 @@ def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajector
     """
     asked = np.flatnonzero(plan.call >= 0)
     place = {int(row): k for k, row in enumerate(asked)} | {plan.rows - 1: len(asked)}
-    states, clean = None, None
+    dtype = options.get("state_dtype") or arguments.state_dtype(noise)
+    states = torch.empty((len(asked) + 1, *noise.shape), dtype=dtype, device=noise.device)
+    clean = torch.empty_like(states[1:])
     with torch.no_grad():
         for samples, row, x, f in visits(plan, model, noise, **options):
-            if states is None:
-                states = x.new_empty((len(asked) + 1, *noise.shape))
-                clean = x.new_empty((len(asked), *noise.shape))
             states[place[row], samples] = x
             if f is not None:
                 a, s = float(plan.alpha[row]), float(plan.sigma[row])
@@ -180,8 +179,7 @@ class Denoiser:
         flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
         place = torch.as_tensor(at, device=states.device).repeat(B)
         sample = torch.arange(B, device=states.device).repeat_interleave(points)
-        for first in range(0, len(flat), self.batch_size):
-            rows = slice(first, first + self.batch_size)
+        for rows in arguments.chunks("trajectories", len(flat), self.batch_size):
             x, i = flat[rows], place[rows]
             given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
             x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)

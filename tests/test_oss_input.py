@@ -16,6 +16,7 @@ BAD = [
     ({"budget": True}, "budget=True"),
     ({"batch_size": 0}, "batch_size=0"),
     ({"solver": "dpmpp_2m"}, "solver='dpmpp_2m'"),
+    ({"solver": ["euler"]}, r"solver=\['euler'\]; .* is accepted"),
     ({"start": "late"}, "start='late'"),
     ({"aggregate": "mean"}, "aggregate='mean'"),
     ({"p": 0}, "p=0"),

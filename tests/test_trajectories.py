@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastsample as fs
+from fastsample import metrics
 from fastsample.models.analytic import GaussianMixture
 from fastsample.trajectories import Denoiser, record, visits
 
@@ -73,6 +74,17 @@ def test_visits_yield_every_row_of_every_chunk():
     rows = visits(plan, model, z, batch_size=3)
     seen = [(s.start, s.stop, row, f is None) for s, row, x, f in rows]
     assert seen == [(a, b, row, row == 7) for a, b in ((0, 3), (3, 5)) for row in range(1, 8)]
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_batch_has_samples(size):
+    model, z, grid = problem()
+    with pytest.raises(ValueError, match=f"^trajectories: batch_size={size}; a whole number"):
+        record(fs.solvers.euler(model, grid), model, z, batch_size=size)
+    with pytest.raises(ValueError, match=f"^trajectories: batch_size={size}; a whole number"):
+        Denoiser(model, grid, z, dtype=z.dtype, batch_size=size)(z.reshape(5, 1, 6), np.array([2]))
+    with pytest.raises(ValueError, match=f"^metrics.run: batch_size={size}; a whole number"):
+        metrics.run(fs.solvers.euler(model, grid), model, z, batch_size=size)
 
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow", "edm", "trigflow"])

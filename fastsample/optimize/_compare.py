@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .. import metrics
 from ..model import Model
-from ..plan import Plan
 from ..runtime.conditions import take
-from ._search import Compared
+from ._search import Compared, Search
 
 
 def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
@@ -45,24 +44,18 @@ def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
 
 
 def compare(
-    model: Model,
-    teacher: Plan,
-    plans: Mapping[int, Plan],
-    held_out: Tensor,
-    samples: int,
-    words: Mapping[str, Any],
-    asked: Any = None,
+    model: Model, search: Search, held_out: Tensor, words: Mapping[str, Any], asked: Any = None
 ) -> tuple[dict[int, Compared], int]:
     """({M: Compared}, evaluations of all held-out noises together); the words of held-out noise b
-    are those of sample b mod `samples`.
+    are those of the search's sample b mod `samples`.
 
     asked: called after every budget.
     """
-    at = torch.arange(len(held_out), device=held_out.device) % samples
+    at = torch.arange(len(held_out), device=held_out.device) % search.samples
     given = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in words.items()}
-    target = metrics.run(teacher, model, held_out, **given)
-    found, spent = {}, teacher.nfe * len(held_out)
-    for m, plan in plans.items():
+    target = metrics.run(search.teacher, model, held_out, **given)
+    found, spent = {}, search.teacher.nfe * len(held_out)
+    for m, plan in search.plans.items():
         best = metrics.best_hand_made(model, held_out, m, target, solver=None, **given)
         note = best.note["found"]
         ours = metrics.reached(plan, model, held_out, target, **given)

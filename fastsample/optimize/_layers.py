@@ -99,9 +99,7 @@ class Layers:
         return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
 
     def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
-        """x0 [B,I,D] of a layer's states; in the first layer node N has the teacher's own first
-        answer.
-        """
+        """x0 [B,I,D] of a layer's states; in the first, node N has the teacher's first answer."""
         if k > 1:
             return self.ask(states, at)
         known = self.first[:, None]
@@ -110,8 +108,7 @@ class Layers:
     def path(self, m: int) -> np.ndarray:
         """Nodes [m+1] of the schedule of m evaluations, start first, 0 last.
 
-        The median form walks back every sample's own path and takes the middle node at each
-        position.
+        The median form walks back every sample's own path and takes the middle nodes.
         """
         nodes = [np.zeros(1 if self.options.aggregate == "joint" else len(self.X), np.int64)]
         for low, sources in reversed(self.parents[:m]):
@@ -144,9 +141,7 @@ class Layers:
         return best
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
-        """End points [B,D] of several schedules, run in step with one another so that each model
-        call has work of all of them.
-        """
+        """End points [B,D] of several schedules, in step: each model call has work of all."""
         x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
@@ -162,9 +157,7 @@ class Layers:
 
 
 def jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
-    """a, b [2,N+1,N+1] float64 of the jumps from node i to every node j < i, x' = a x + b x0; nodes
-    from the data end.
-    """
+    """a, b [2,N+1,N+1] float64 of the jumps x' = a x + b x0 from node i to every node j < i."""
     t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
     for i in range(1, len(t)):
         jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])

@@ -13,6 +13,11 @@ from ..files import make_folder
 from ..plan import Plan
 
 
+def figure(value: float) -> float | str:
+    """A number as JSON; one that is not finite is its name."""
+    return value if np.isfinite(value) else str(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Compared:
     """A found plan beside the best one made by hand, both on held-out noises: PSNR in dB to the
@@ -36,16 +41,9 @@ class Compared:
         return self.found > self.by_hand
 
     def note(self) -> dict[str, Any]:
-        """The same as JSON; a figure that is not finite is its name."""
-        figure = lambda v: v if np.isfinite(v) else str(v)
-        return {
-            "solver": self.solver,
-            "grid": self.grid,
-            "by_hand": figure(self.by_hand),
-            "found": figure(self.found),
-            "beats": self.beats,
-            "samples": self.samples,
-        }
+        """The same as JSON."""
+        words = {name: getattr(self, name) for name in ("solver", "grid", "beats", "samples")}
+        return {**words, "by_hand": figure(self.by_hand), "found": figure(self.found)}
 
     def __str__(self) -> str:
         verdict = "beats" if self.beats else "does not beat"
@@ -73,8 +71,7 @@ class Search:
     agreement_nfe float         model evaluations per sample spent on it, part of nfe
     compared  {M: Compared}     each plan beside the best made by hand, on held-out noise; empty
                                 where none was given
-    compared_nfe float          model evaluations per sample searched with, spent on that and not
-                                part of nfe
+    compared_nfe float          evaluations per sample searched with, spent on that, not in nfe
     """
 
     plans: Mapping[int, Plan]
@@ -100,10 +97,10 @@ class Search:
         folder is made. Returns the paths.
         """
         folder = make_folder(folder)
-        paths = [folder / f"{name}-{budget}.fsplan" for budget in sorted(self.plans)]
-        for path, budget in zip(paths, sorted(self.plans), strict=True):
+        paths = {budget: folder / f"{name}-{budget}.fsplan" for budget in sorted(self.plans)}
+        for budget, path in paths.items():
             self.plans[budget].save(path)
-        return paths
+        return list(paths.values())
 
     def about_teacher(self) -> str:
         """The teacher and its agreement in words."""

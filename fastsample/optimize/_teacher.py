@@ -7,10 +7,9 @@ interval cut in equal parts.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..model import Model
 from ..plan import Plan
 from ..runtime.conditions import take
 from ..trajectories import Denoiser, visits
+from ._search import figure
 
 STEPS = 40  # of the search's grid
 MOST_STEPS = 320  # of the teacher's, in refining
@@ -48,12 +48,8 @@ class Teacher:
     nfe: float = 0.0
 
     def note(self) -> dict[str, Any]:
-        """JSON: an agreement of inf (equal to the last bit) is the word "inf", one that nobody
-        knows "not measured".
-        """
-        agreement = "not measured" if self.agreement is None else self.agreement
-        if self.agreement is not None and not math.isfinite(self.agreement):
-            agreement = str(self.agreement)
+        """JSON; an agreement of inf (equal to the bit) is "inf", an unknown one "not measured"."""
+        agreement = "not measured" if self.agreement is None else figure(self.agreement)
         return {
             "solver": self.plan.note.get("solver", "unnamed"),
             "nfe": self.plan.nfe,
@@ -170,8 +166,7 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
             "that fits the model better",
             stacklevel=4,  # who called oss
         )
-    spent = (ask.rows - before) / len(z)
-    return Teacher(teacher.grid, plan, teacher.make, teacher.most, agreement, spent)
+    return replace(teacher, plan=plan, agreement=agreement, nfe=(ask.rows - before) / len(z))
 
 
 def walk(

@@ -61,7 +61,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -74,14 +73,17 @@ from ..guidance import guided
 from ..kernels import normal
 from ..model import Model
 from ..plan import Plan
-from ..runtime.arguments import integer
+from ..runtime import arguments
 from ..runtime.conditions import branches_of
+from ..runtime.drive import bar
 from ..runtime.sources import digest, drawn_seed
 from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
 from . import _compare, _teacher
 from ._layers import Layers, Options, jumps
 from ._search import Search
+
+WORDS = {"start": ("fixed", "free"), "aggregate": ("joint", "median")}
 
 
 def oss(
@@ -111,13 +113,14 @@ def oss(
     """
     begin = time.perf_counter()
     counts = {"budget": budget, "batch_size": batch_size}
-    _check(model, counts, solver, start, aggregate, p, uncond, guidance)
+    words = {"solver": solver, "start": start, "aggregate": aggregate}
+    _check(model, counts, words, p, uncond, guidance)
     teacher = _teacher.choose(model, teacher, uncond, budget)
     z, seed = _noise(z, seed)
     words = branches_of("oss", cond, uncond, None, len(z), z.device)
     words |= {"guidance": guidance, "batch_size": batch_size}
     held_out = _compare.held_out_noise(held_out, z)
-    dtype = state_dtype or (torch.float64 if z.dtype == torch.float64 else torch.float32)
+    dtype = state_dtype or arguments.state_dtype(z)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     budgets = range(1, budget + 1) if all_budgets else [budget]
     options = Options(budgets, start, aggregate, float(p), bool(scaled))
@@ -148,10 +151,11 @@ def _run(
     """The teacher settled, the paths and ends of `Layers`, the evaluations per sample."""
     grid = teacher.grid
     rows = lambda: len(z) * (teacher.plan.nfe + options.evaluations(len(grid) - 1))
-    with torch.no_grad(), _bar(progress, rows(), " evaluations", "oss") as bar:
-        ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=bar and bar.update, **words)
+    with torch.no_grad(), bar("oss", progress, rows(), unit=" evaluations", desc="oss") as shown:
+        asked = shown and shown.update
+        ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=asked, **words)
         teacher = _teacher.settle(teacher, ask, z, words)
-        _known(bar, ask.rows + rows(), teacher.agreement)
+        _known(shown, ask.rows + rows(), teacher.agreement)
         X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
         layers = Layers(options, ask, jumps(model, solver, grid, z.device), z, X, first)
         layers.fill()
@@ -163,10 +167,9 @@ def _compared(
     search: Search, model: Model, held_out: Tensor, words: dict, progress: bool
 ) -> Search:
     """The search with its plans beside the best made by hand, in itself and in their notes."""
-    with _bar(progress, len(search.plans), " budgets", "by hand") as bar:
-        found, spent = _compare.compare(
-            model, search.teacher, search.plans, held_out, search.samples, words, bar and bar.update
-        )
+    with bar("oss", progress, len(search.plans), unit=" budgets", desc="by hand") as shown:
+        asked = shown and shown.update
+        found, spent = _compare.compare(model, search, held_out, words, asked)
     noted = {
         m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()})
         for m, plan in search.plans.items()
@@ -211,10 +214,10 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
                 f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, "
                 "is needed"
             )
-        if seed is not None and integer(seed) is None:
+        if seed is not None and arguments.integer(seed) is None:
             why = f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
             raise TypeError(why)
-        seed = drawn_seed() if seed is None else integer(seed)
+        seed = drawn_seed() if seed is None else arguments.integer(seed)
         seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
         return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
@@ -227,49 +230,25 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
     return z, seed
 
 
-def _check(
-    model: Any,
-    counts: dict,
-    solver: str,
-    start: str,
-    aggregate: str,
-    p: float,
-    uncond: Any,
-    guidance: Any,
-) -> None:
+def _check(model: Any, counts: dict, words: dict, p: float, uncond: Any, guidance: Any) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"oss: the model is a {type(model).__name__}; an fs.Model is needed")
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"oss: {name}={value!r}; an integer of at least 1 is needed")
-    accepted = {
-        "solver": (solver, solvers.JUMPS),
-        "start": (start, ("fixed", "free")),
-        "aggregate": (aggregate, ("joint", "median")),
-    }
-    for name, (value, words) in accepted.items():
-        if value not in words:
-            raise ValueError(f"oss: {name}={value!r}; {' or '.join(map(repr, words))} is accepted")
+    for name, accepted in ("solver", solvers.JUMPS), *WORDS.items():
+        if words[name] not in list(accepted):
+            listed = " or ".join(map(repr, accepted))
+            raise ValueError(f"oss: {name}={words[name]!r}; {listed} is accepted")
     if not (np.isfinite(p) and p > 0):
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
     if (uncond is None) != (guidance is None):
         raise ValueError("oss: one of guidance and uncond is given; pass both, or neither")
 
 
-def _bar(wanted: bool, total: int, unit: str, what: str) -> Any:
-    """A progress bar, or nothing."""
-    if not wanted:
-        return nullcontext()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError("oss: progress=True needs tqdm; pip install 'fastsample[demo]'") from None
-    return tqdm(total=total, unit=unit, desc=what)
-
-
-def _known(bar: Any, total: int, agreement: float | None) -> None:
+def _known(shown: Any, total: int, agreement: float | None) -> None:
     """The bar once the teacher is settled: its exact total, and the teacher's agreement."""
-    if bar is not None:
-        bar.total = total
+    if shown is not None:
+        shown.total = total
         agrees = "not measured" if agreement is None else f"agrees to {agreement:.1f} dB"
-        bar.set_postfix_str(f"teacher {agrees}")
+        shown.set_postfix_str(f"teacher {agrees}")

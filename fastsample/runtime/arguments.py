@@ -48,6 +48,15 @@ def integer(value: object) -> int | None:
         return None
 
 
+def chunks(where: str, count: int, size: object) -> list[slice]:
+    """`count` samples in order, at most `size` of them at a time."""
+    if (integer(size) or 0) < 1:
+        raise ValueError(
+            f"{where}: batch_size={size!r:.60}; a whole number of at least 1 is accepted"
+        )
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
 def start(
     noise: Tensor | None,
     latent: Tensor | None,

@@ -64,8 +64,8 @@ def asker(
     return ask
 
 
-def bar(where: str, wanted: bool, total: int):
-    """A tqdm bar, or nothing."""
+def bar(where: str, wanted: bool, total: int, **words: str):
+    """A tqdm bar, or nothing. words: as tqdm takes them."""
     if not wanted:
         return nullcontext()
     try:
@@ -74,4 +74,4 @@ def bar(where: str, wanted: bool, total: int):
         raise ImportError(
             f"{where}: progress=True needs tqdm; pip install 'fastsample[demo]'"
         ) from error
-    return tqdm(total=int(total))
+    return tqdm(total=int(total), **words)

@@ -42,9 +42,7 @@ class Places:
         self.pool, self.host = None, {}
 
     def fit(self, table: Table, batch: int, masked: bool) -> None:
-        """Go by this table; batch: rows of the model's at most; masked: some sample has a mask. No
-        sample changes.
-        """
+        """Go by this table; batch: the model's rows at most; masked: some sample has a mask."""
         own = self.pool
         if own is None or own.table.layout != table.layout or (masked and own.mask is None):
             self._grow(table, batch, masked)
@@ -59,8 +57,8 @@ class Places:
         parts |= {"t": (self._dtype, (batch, at.E)), "index": (whole, (batch,))}
         parts |= {"row": (whole, (P,)), "stage": (whole, (P,)), "f_index": (whole, (at.G, P))}
         with torch.inference_mode(False):
-            self._host, self._block = (_bytes(parts, device) for device in ("cpu", self._device))
-            host, self._there = (_parts(parts, memory) for memory in (self._host, self._block))
+            self._host, host = _parts(parts, "cpu")
+            self._block, self._there = _parts(parts, self._device)
             names = "seed", "stage", "row", "f_index", *(["scale"] if at.K else [])
             words = {name: self._there[name] for name in names}
             for name in ("mask", "known"):
@@ -140,15 +138,11 @@ class Places:
         return own.x[place].clone(), x0, own.status[place].clone()
 
 
-def _bytes(parts: dict, device) -> Tensor:
-    count = sum(dtype.itemsize * prod(shape) for dtype, shape in parts.values())
-    return torch.zeros(count, dtype=torch.uint8, device=device)
-
-
-def _parts(parts: dict, memory: Tensor) -> dict[str, Tensor]:
-    """Tensors that stand one after the other in memory, the wide ones first."""
-    found, at = {}, 0
-    for name, (dtype, shape) in parts.items():
-        end = at + dtype.itemsize * prod(shape)
-        found[name], at = memory[at:end].view(dtype).view(shape), end
-    return found
+def _parts(parts: dict, device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Zeros: one piece of memory, and the tensors that stand in it one after the other, the wide
+    ones first.
+    """
+    sizes = [dtype.itemsize * prod(shape) for dtype, shape in parts.values()]
+    memory = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
+    pieces = zip(parts.items(), memory.split(sizes), strict=True)
+    return memory, {name: piece.view(dtype).view(shape) for (name, (dtype, shape)), piece in pieces}
