@@ -90,10 +90,7 @@ class GaussianMixture:
                 f"{', '.join(map(str, self.shape))}] is accepted"
             )
         xp, number = torch if isinstance(x, torch.Tensor) else np, _float64(x)
-        if self.basis is not None:
-            basis = number(self.basis)
-        flat = number(x).reshape(-1, 1, self.means.shape[1])  # [B, 1, D]
-        flat = flat if self.basis is None else flat @ basis
+        flat = self._turned(number(x).reshape(-1, 1, self.means.shape[1]), number)  # [B, 1, D]
         alpha, sigma = (number(value).reshape(-1, 1, 1) for value in (alpha, sigma))
         means, c = number(self.means), number(self.stds) ** 2
         u = xp.clip(alpha**2 * c + sigma**2, _TINY, None)  # [B or 1, K, D]
@@ -102,16 +99,20 @@ class GaussianMixture:
         r = xp.exp(log_r - xp.amax(log_r, 1)[:, None])
         r = (r / r.sum(1)[:, None])[:, :, None]
         halves = (r * (means + alpha * c / u * away)).sum(1), (r * (sigma / u * away)).sum(1)
-        if self.basis is not None:
-            halves = tuple(half @ basis.T for half in halves)
+        halves = [self._turned(half, number, back=True) for half in halves]
         if xp is torch:
             return tuple(half.reshape(x.shape).to(x.dtype) for half in halves)
         return tuple(half.reshape(x.shape).astype(x.dtype) for half in halves)
 
+    def _turned(self, x: Any, number: Callable, back: bool = False) -> Any:
+        """x [..., D] in the axes of the basis, or back from them."""
+        if self.basis is None:
+            return x
+        basis = number(self.basis)
+        return x @ (basis.T if back else basis)
+
     def std(self) -> float:
-        """Root mean square over coordinates of the standard deviation of x0: sigma_data for the edm
-        and trigflow predictions.
-        """
+        """RMS over coordinates of the std of x0: sigma_data for edm and trigflow predictions."""
         mean = self.weights @ self.means
         return float(np.sqrt((self.weights @ (self.stds**2 + (self.means - mean) ** 2)).mean()))
 
@@ -158,7 +159,7 @@ class GaussianMixture:
         chosen = generator.choice(len(self.weights), size=n, p=self.weights)
         unit = generator.standard_normal((n, self.means.shape[1]))
         flat = self.means[chosen] + self.stds[chosen] * unit
-        return (flat if self.basis is None else flat @ self.basis.T).reshape(n, *self.shape)
+        return self._turned(flat, np.asarray, back=True).reshape(n, *self.shape)
 
 
 class Gaussian(GaussianMixture):
@@ -205,15 +206,11 @@ class Gaussian(GaussianMixture):
         x [B, *shape], NumPy or torch -> the same.
         """
         number = _float64(x)
-        flat = number(x).reshape(-1, self.means.shape[1])
+        flat = self._turned(number(x).reshape(-1, self.means.shape[1]), number)
         mean, c = number(self.means[0]), number(self.stds[0]) ** 2
-        if self.basis is not None:
-            flat = flat @ number(self.basis)
         wider = ((alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)) ** 0.5
         flat = alpha_end * mean + wider * (flat - alpha * mean)
-        if self.basis is not None:
-            flat = flat @ number(self.basis).T
-        flat = flat.reshape(x.shape)
+        flat = self._turned(flat, number, back=True).reshape(x.shape)
         return flat.to(x.dtype) if isinstance(x, torch.Tensor) else flat.astype(x.dtype)
 
 

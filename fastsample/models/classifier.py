@@ -66,9 +66,7 @@ def _load() -> tuple[Classifier, np.ndarray, np.ndarray]:
 
 
 def load_classifier() -> Classifier:
-    """The shipped classifier, on the CPU, in eval mode and without gradients on parameters; one
-    module, shared by its users.
-    """
+    """The shipped classifier, one for all: on the CPU, in eval mode, without gradients."""
     return _load()[0]
 
 

@@ -51,8 +51,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 class FashionUNet(UNet):
     """The U-Net and its preconditioning. `forward(x_in, c_noise, label)` is the raw network F.
 
-    sigma_data   standard deviation of the training images about their mean, kept in the metadata
-                 of the weights
+    sigma_data   standard deviation of the training images about their mean, kept with the weights
     """
 
     def __init__(self, sigma_data: float, **architecture: Any) -> None:
@@ -87,9 +86,7 @@ class FashionUNet(UNet):
     def _inputs(
         self, x_in: torch.Tensor, c_noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both in the network's dtype, c_noise inside the trained range, also where it is ±inf at
-        an end of the schedule.
-        """
+        """Both in the network's dtype; c_noise, ±inf at a schedule's end, in the trained range."""
         dtype = self.stem.weight.dtype
         low, high = (math.log(sigma) / 4 for sigma in SIGMA_RANGE)
         return x_in.to(dtype), c_noise.clamp(low, high).to(dtype)
@@ -111,8 +108,7 @@ class Fashion(nn.Module):
     ) -> torch.Tensor:
         """The prediction [B,1,28,28].
 
-        x [B,1,28,28]; t [B] as `fastsample.Model` tells it; label int64 [B] in 0..10, None or 10:
-        no class.
+        x [B,1,28,28]; t [B] as a Model tells it; label int64 [B] in 0..10, None or 10: no class.
         """
         if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
             raise ValueError(f"models.fashion: x is {list(x.shape)}; [B, 1, 28, 28] is accepted")

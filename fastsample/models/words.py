@@ -35,46 +35,41 @@ def levels(
     if isinstance(schedule, schedules.DiscreteVP):
         point = _discrete_vp(schedule, device)
     else:
-        makers = (make for kind, make in _POINTS.items() if isinstance(schedule, kind))
-        point = next(makers, _numpy)(schedule)
-    return lambda t: point(t.double().clamp(low, high))
+        point = next((f for kind, f in _POINTS.items() if isinstance(schedule, kind)), _numpy)
+    return lambda t: point(schedule, t.double().clamp(low, high))
 
 
-def _numpy(schedule: Any):
-    def point(t: torch.Tensor):
-        at = t.detach().cpu().numpy()
-        values = (np.asarray(f(at)) for f in (schedule.alpha, schedule.sigma))
-        return tuple(torch.as_tensor(v, dtype=torch.float64, device=t.device) for v in values)
-
-    return point
+def _numpy(schedule: Any, t: torch.Tensor):
+    at = t.detach().cpu().numpy()
+    values = (np.asarray(f(at)) for f in (schedule.alpha, schedule.sigma))
+    return tuple(torch.as_tensor(v, dtype=torch.float64, device=t.device) for v in values)
 
 
-def _flow(schedule: schedules.Flow):
-    def point(t: torch.Tensor):
-        scale = 1.0 + (schedule.shift - 1.0) * t
-        return (1.0 - t) / scale, schedule.shift * t / scale
-
-    return point
+def _flow(schedule: schedules.Flow, t: torch.Tensor):
+    scale = 1.0 + (schedule.shift - 1.0) * t
+    return (1.0 - t) / scale, schedule.shift * t / scale
 
 
-def _trigflow(schedule: schedules.TrigFlow):
-    return lambda t: (torch.where(t >= schedule.t_max, 0.0, t.cos()), schedule.sigma_data * t.sin())
+def _trigflow(schedule: schedules.TrigFlow, t: torch.Tensor):
+    return torch.where(t >= schedule.t_max, 0.0, t.cos()), schedule.sigma_data * t.sin()
 
 
-def _vp(schedule: schedules.VP):
-    def point(t: torch.Tensor):
-        decay = 0.25 * t * t * (schedule.beta_max - schedule.beta_min) + 0.5 * t * schedule.beta_min
-        return torch.exp(-decay), torch.sqrt(-torch.expm1(-2.0 * decay))
-
-    return point
+def _vp(schedule: schedules.VP, t: torch.Tensor):
+    decay = 0.25 * t * t * (schedule.beta_max - schedule.beta_min) + 0.5 * t * schedule.beta_min
+    return torch.exp(-decay), torch.sqrt(-torch.expm1(-2.0 * decay))
 
 
-def _ve(schedule: schedules.VE):
-    def point(t: torch.Tensor):
-        ratio = torch.exp(t.clamp(min=0.0) * math.log(schedule.sigma_max / schedule.sigma_min))
-        return torch.ones_like(t), schedule.sigma_min * torch.where(t < 0.0, 1.0 + t, ratio)
+def _ve(schedule: schedules.VE, t: torch.Tensor):
+    ratio = torch.exp(t.clamp(min=0.0) * math.log(schedule.sigma_max / schedule.sigma_min))
+    return torch.ones_like(t), schedule.sigma_min * torch.where(t < 0.0, 1.0 + t, ratio)
 
-    return point
+
+_POINTS = {
+    schedules.Flow: _flow,
+    schedules.TrigFlow: _trigflow,
+    schedules.VP: _vp,
+    schedules.VE: _ve,
+}
 
 
 def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
@@ -84,7 +79,7 @@ def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
     whole = schedule.half_log_snr(np.arange(last + 1))
     levels_at = torch.tensor(whole, dtype=torch.float64, device=device)
 
-    def point(t: torch.Tensor):
+    def point(_: schedules.DiscreteVP, t: torch.Tensor):
         table, inside = levels_at.to(t.device), t.clamp(0.0, last)
         low = inside.long().clamp(max=last - 1)
         level = torch.lerp(table[low], table[low + 1], inside - low)
@@ -93,14 +88,6 @@ def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
         return torch.rsqrt(1.0 + torch.exp(-2.0 * level)), torch.rsqrt(1.0 + torch.exp(2.0 * level))
 
     return point
-
-
-_POINTS = {
-    schedules.Flow: _flow,
-    schedules.TrigFlow: _trigflow,
-    schedules.VP: _vp,
-    schedules.VE: _ve,
-}
 
 
 def spoken(prediction: str, x0, eps, alpha, sigma, sigma_data: float):
