@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ EXAMPLES = """examples:
   fastsample sample plans/plan-8.fsplan --out a.png  64 images with one of them
   fastsample show plans/plan-8.fsplan                the plan as a table
   fastsample doctor                                  versions, the backends, and what is missing"""
+FORM = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 UNSEEN = 1_000_000  # seeds of noises no search has seen begin here
+# what is told in one sentence; anything else is a fault of ours
+SAID = (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError, ArithmeticError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,15 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone: say nothing more, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        ImportError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+    except SAID as error:
         if args.traceback:
             raise
         why = printable(error) or type(error).__name__
@@ -62,39 +58,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     about = "Few-step sampling for diffusion and flow models."
-    top = argparse.ArgumentParser("fastsample", description=about, epilog=EXAMPLES, **form)
+    top = argparse.ArgumentParser("fastsample", description=about, epilog=EXAMPLES, **FORM)
     names = "demo | optimize | sample | show | doctor"
-    commands = top.add_subparsers(dest="name", required=True, metavar=names)
-
-    def command(run: Callable, about: str, example: str) -> Callable:
-        name = run.__name__
-        example = f"example:\n  fastsample {name} {example}".rstrip()
-        sub = commands.add_parser(name, help=about, description=about, epilog=example, **form)
-        sub.set_defaults(command=run)
-        traceback = "on an error show where it came from"
-        sub.add_argument("--traceback", action="store_true", help=traceback)
-        return sub.add_argument
+    command = partial(_command, top.add_subparsers(dest="name", required=True, metavar=names))
 
     about = "search schedules for the embedded model, sample, and show the gain"
-    _demo_options(command(demo, about, "--out demo"))
+    add = command(demo, about, "--out demo")
+    add("--out", default="demo", help="folder for plans and pictures (default: demo)")
+    _number(add, "--samples", 64, "unseen noises to compare on")
+    _number(add, "--search-samples", 32, "noises to search with")
+    _progress_option(add)
     example = "--model mine:make --shape 4,64,64 --budget 8 --out plans"
     _optimize_options(command(optimize, "search time grids for a model by OSS", example))
     example = "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy"
-    _sample_options(command(sample, "run a plan and write its samples", example))
-    example = "plans/plan-8.fsplan --picture plan.png"
-    _show_options(command(show, "print a plan as a table", example))
+    add = command(sample, "run a plan and write its samples", example)
+    add("plan", help="a .fsplan file")
+    about = "a .png grid or a .npy array; may be given twice (default: samples.png)"
+    add("--out", action="append", metavar="FILE", help=about)
+    _model_options(add, 64)
+    add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
+    add("plan", help="a .fsplan file")
+    add("--json", action="store_true", help="the whole plan as JSON")
+    add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
     about = "print versions, the backends with the reason for each, and what is missing"
     command(doctor, about, "")
     return top
 
 
-def _demo_options(add: Callable) -> None:
-    add("--out", default="demo", help="folder for plans and pictures (default: demo)")
-    _number(add, "--samples", 64, "unseen noises to compare on")
-    _number(add, "--search-samples", 32, "noises to search with")
-    _progress_option(add)
+def _command(commands: Any, run: Callable, about: str, example: str) -> Callable:
+    """What adds an argument to a new command, named after its function."""
+    example = f"example:\n  fastsample {run.__name__} {example}".rstrip()
+    sub = commands.add_parser(run.__name__, help=about, description=about, epilog=example, **FORM)
+    sub.set_defaults(command=run)
+    sub.add_argument("--traceback", action="store_true", help="on an error show where it came from")
+    return sub.add_argument
 
 
 def _optimize_options(add: Callable) -> None:
@@ -102,7 +100,7 @@ def _optimize_options(add: Callable) -> None:
     add("--solver", default="euler", help="a one-step solver (default: euler)")
     _number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
     about = "noises to compare on with schedules made by hand; 0: no comparison"
-    _number(add, "--held-out", 16, about, kind=_whole)
+    _number(add, "--held-out", 16, about, low=0)
     about = "free: the noise may carry a lower label (default)"
     add("--start", choices=("free", "fixed"), default="free", help=about)
     about = "joint: one schedule for all (default); median: of one per sample"
@@ -112,27 +110,12 @@ def _optimize_options(add: Callable) -> None:
     _progress_option(add)
 
 
-def _sample_options(add: Callable) -> None:
-    add("plan", help="a .fsplan file")
-    about = "a .png grid or a .npy array; may be given twice (default: samples.png)"
-    add("--out", action="append", metavar="FILE", help=about)
-    _model_options(add, 64)
-
-
-def _show_options(add: Callable) -> None:
-    add("plan", help="a .fsplan file")
-    add("--json", action="store_true", help="the whole plan as JSON")
-    add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
-
-
 def _model_options(add: Callable, samples: int) -> None:
     about = "a factory of a fastsample.Model (default: the embedded model)"
     add("--model", metavar="MODULE:FACTORY", help=about)
     add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
     _number(add, "--samples", samples, "noises")
-    about = (
-        "seed of the first; sample b has seed + b (default: 0, so that a command repeats itself)"
-    )
+    about = "seed of the first; sample b has seed + b (default: 0, so a command repeats itself)"
     add("--seed", type=int, default=0, help=about)
     _number(add, "--batch-size", 256, "rows of one model call")
     about = "embedded model: one class 0..9 (default: each in turn; -1: none)"
@@ -151,17 +134,14 @@ def _count(text: str, low: int = 1) -> int:
     return int(text)
 
 
-def _whole(text: str) -> int:
-    return _count(text, 0)
-
-
 def _shape(text: str) -> tuple[int, ...]:
     return tuple(_count(part.strip()) for part in text.split(","))
 
 
-def _number(add: Callable, name: str, default: int, about: str, kind: Callable = _count) -> None:
-    """An option that takes a whole number; its help ends with the default."""
-    add(name, type=kind, default=default, help=f"{about} (default: {default})")
+def _number(add: Callable, name: str, default: int, about: str, low: int = 1) -> None:
+    """An option that takes a whole number from `low` up; its help ends with the default."""
+    count, about = partial(_count, low=low), f"{about} (default: {default})"
+    add(name, type=count, default=default, help=about)
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -188,9 +168,11 @@ class Subject:
 
 def subject(args: argparse.Namespace) -> Subject:
     """The model a command was asked to work on."""
-    spec = getattr(args, "model", None)
+    spec = args.model
     if spec is None:
-        return embedded(getattr(args, "label", None), getattr(args, "guidance", None))
+        if args.shape:
+            raise ValueError("--shape belongs to --model; the embedded model's samples are 1,28,28")
+        return embedded(args.label, args.guidance)
     if args.label is not None or args.guidance is not None:
         raise ValueError(
             "--label and --guidance belong to the embedded model; close over your own model's "
@@ -251,18 +233,13 @@ def optimize(args: argparse.Namespace) -> None:
     from .optimize import oss
 
     it = subject(args)
+    names = ("budget", "solver", "start", "aggregate", "teacher", "seed", "batch_size")
     search = oss(
         it.model,
         it.noise(args.samples, args.seed),
-        args.budget,
-        solver=args.solver,
-        start=args.start,
-        aggregate=args.aggregate,
-        teacher=args.teacher,
-        seed=args.seed,
         held_out=it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None,
-        batch_size=args.batch_size,
         progress=_progress(args),
+        **{name: getattr(args, name) for name in names},
         **it.words(args.samples),
     )
     print(_found(search, search.save(args.out)))
@@ -270,12 +247,9 @@ def optimize(args: argparse.Namespace) -> None:
     spent = f"{search.nfe:g} evaluations for each of {search.samples} samples"
     print(f"{spent}, {search.seconds:.1f} s; error and PSNR to the teacher on these samples")
     if search.compared:
-        beaten = [str(m) for m in sorted(search.compared) if not search.compared[m].beats]
-        verdict = "every plan beats them"
-        if beaten:
-            verdict = (
-                f"the plans of {', '.join(beaten)} evaluations do not beat the best made by hand"
-            )
+        beaten = ", ".join(str(m) for m, c in sorted(search.compared.items()) if not c.beats)
+        worse = f"the plans of {beaten} evaluations do not beat the best made by hand"
+        verdict = worse if beaten else "every plan beats them"
         beside = f"of any solver, on {args.held_out} noises held out"
         print(f"beside the schedules made by hand, {beside}: {verdict}")
 
@@ -336,6 +310,8 @@ def _found_guidance(plan: Plan) -> float:
 
 def show(args: argparse.Namespace) -> None:
     plan = _load(args.plan)
+    if args.picture and Path(args.picture).suffix != ".png":
+        raise ValueError(f"--picture {args.picture}: a .png file is accepted")
     print(plan.to_json() if args.json else plan.describe())
     if args.picture:
         from . import report

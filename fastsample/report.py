@@ -30,9 +30,7 @@ ANY = "by hand, any solver"  # the demonstration's name of the best schedule mad
 
 # -- tables ----------------------------------------------------------------------------------------
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
-    """A table as text: the first column to the left, the others to the right; floats as they come,
-    so format them before.
-    """
+    """A table as text, the first column to the left, others to the right; format floats before."""
     lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     if any(len(line) != len(header) for line in lines):
         raise ValueError(
@@ -43,11 +41,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
         rule = ["---", *["---:"] * (len(header) - 1)]
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-    width = [max(len(line[k]) for line in lines) for k in range(len(header))]
-    out = []
-    for first, *others in lines:
-        cells = [cell.rjust(w) for cell, w in zip(others, width[1:], strict=True)]
-        out.append("  ".join([first.ljust(width[0]), *cells]))
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    cells = lambda line: [cell.rjust(w) for cell, w in zip(line, others, strict=True)]
+    out = ["  ".join([line[0].ljust(first), *cells(line[1:])]) for line in lines]
     return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
 
 
@@ -123,14 +119,25 @@ def _save(figure: Any, path: str | Path) -> None:
     write_whole(path, data.getvalue())
 
 
-def _axes(figure: Any, title: str, x: str, y: str) -> Any:
-    axes = figure.add_subplot()
+def _curves(
+    path: str | Path, title: str, curves: Mapping, dashed: Sequence[str] = (), **words: str
+) -> None:
+    """A line for each of {label: {evaluations: value}}, in black dashes for labels in `dashed`;
+    words: labels and scale of the axes.
+    """
+    figure = _figure(7.6, 4.6)
+    axes = figure.add_subplot(**words)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    for k, (label, curve) in enumerate(curves.items()):
+        style = {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 5}
+        if label in dashed:
+            style |= {"color": "#000000", "linestyle": "--"}
+        axes.plot(*zip(*sorted(curve.items()), strict=True), linewidth=1.5, label=label, **style)
+    axes.set_xticks(sorted(set().union(*curves.values())))
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
 
 
 def samples_picture(
@@ -162,43 +169,27 @@ def schedules_picture(
 
     plans: {label: Plan}; dashed: labels drawn in black dashes, to compare with.
     """
-    figure = _figure(7.6, 4.6)
-    axes = _axes(figure, title, "evaluation", "noise level sigma / alpha where the model is asked")
-    for k, (label, plan) in enumerate(plans.items()):
-        asked = plan.call >= 0
-        with np.errstate(divide="ignore"):
-            level = plan.sigma[asked] / plan.alpha[asked]
-        numbers, level = np.arange(1, len(level) + 1), np.where(np.isfinite(level), level, np.nan)
-        style = {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 4.5}
-        if label in dashed:
-            style |= {"color": "#000000", "linestyle": "--"}
-        axes.plot(numbers, level, linewidth=1.5, label=label, **style)
-    axes.set_xticks(range(1, 1 + max(plan.nfe for plan in plans.values())), minor=False)
-    axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    curves = {}
+    for label, plan in plans.items():
+        alpha, sigma = plan.alpha[plan.call >= 0], plan.sigma[plan.call >= 0]
+        level = np.divide(sigma, alpha, out=np.full(plan.nfe, np.nan), where=alpha > 0)
+        curves[label] = dict(enumerate(level, 1))
+    y = "noise level sigma / alpha where the model is asked"
+    _curves(path, title, curves, dashed, xlabel="evaluation", ylabel=y, yscale="log")
 
 
 def error_picture(path: str | Path, curves: Mapping[str, Mapping[int, float]], title: str) -> None:
     """PSNR to the teacher's end points against evaluations. curves: {label: {evaluations: dB}}."""
-    figure = _figure(7.6, 4.6)
-    figures = "PSNR to the teacher's end points (dB)"
-    axes = _axes(figure, title, "model evaluations per sample", figures)
-    for k, (label, curve) in enumerate(curves.items()):
-        budgets = sorted(curve)
-        style = {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 5}
-        axes.plot(budgets, [curve[m] for m in budgets], linewidth=1.6, label=label, **style)
-    axes.set_xticks(sorted({m for curve in curves.values() for m in curve}))
-    axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    x, y = "model evaluations per sample", "PSNR to the teacher's end points (dB)"
+    _curves(path, title, curves, xlabel=x, ylabel=y)
 
 
 # -- installation ----------------------------------------------------------------------------------
 # What of each extra `doctor` looks for.
 EXTRAS = {
-    "demo": ("matplotlib", "tqdm"),
+    "demo": ("matplotlib", "safetensors", "tqdm"),
     "optimize": ("scipy", "cma"),
-    "bench": ("diffusers", "k-diffusion"),
+    "bench": ("diffusers",),
 }
 
 
@@ -208,8 +199,8 @@ def doctor() -> list[tuple[str, str]]:
     """
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     lines = [("python", f"{platform.python_version()} on {machine}")]
-    for name in ("fastsample", "numpy", "torch"):
-        lines.append((name, _version(name) or f"missing; pip install {name}"))
+    names = ("fastsample", "numpy", "torch", "k-diffusion")
+    lines += [(name, _version(name) or f"missing; pip install {name}") for name in names]
     for extra, names in EXTRAS.items():
         remedy = f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'"
         lines += [(name, _version(name) or remedy) for name in names]
@@ -387,10 +378,9 @@ def _demo_pictures(
     title = "Where the schedules ask the model"
     schedules_picture(out / "schedules.png", drawn, title, dashed=[usual])
     solvers = dict.fromkeys(plans[ANY][m].note["found"]["solver"] for m in budgets)
-    curves = {}
-    for label, row in scores.items():
-        legend = f"{label} ({', '.join(solvers)})" if label == ANY else label
-        curves[legend] = {m: score.psnr for m, score in row.items()}
+    legend = lambda label: f"{label} ({', '.join(solvers)})" if label == ANY else label
+    psnr = lambda row: {m: score.psnr for m, score in row.items()}
+    curves = {legend(label): psnr(row) for label, row in scores.items()}
     agrees = f"(the teacher agrees with its double to {agreement:.0f} dB)"
     title = f"Euler beside any solver, on unseen noises {agrees}"
     error_picture(out / "error_vs_evaluations.png", curves, title)

@@ -152,6 +152,8 @@ BAD = [
     (["optimize", *MINE, "--solver", "heun"], "solver='heun'"),
     (["optimize", *MINE, "--budget", "9", "--teacher", "5"], "budget=9"),
     (["sample", "p.fsplan", "--label", "10"], "--label 10"),
+    (["sample", "p.fsplan", "--shape", "1,8,8"], "--shape belongs to --model"),
+    (["show", "p.fsplan", "--picture", "p.jpg"], "--picture p.jpg: a .png file is accepted"),
 ]
 
 

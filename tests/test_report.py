@@ -4,9 +4,11 @@ is told.
 
 import builtins
 import io
+import re
 import struct
 import zlib
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +123,11 @@ def test_doctor_names_every_part_and_a_remedy(monkeypatch):
     found = dict(report.doctor())
     packages = ["fastsample", "numpy", "torch", "matplotlib", "tqdm", "scipy", "cma", "diffusers"]
     assert {"python", *packages, "native code"} <= set(found)
+    pyproject = (Path(report.__file__).parents[1] / "pyproject.toml").read_text()
+    for extra, names in report.EXTRAS.items():  # that is what the command it tells installs
+        installed = re.search(rf"^{extra} = \[(.*)\]$", pyproject, re.MULTILINE)[1]
+        assert set(names) <= set(re.findall(r'"([\w-]+)', installed)), extra
+    assert "safetensors" in found  # without it the embedded model cannot be read
     for kernel, dtype in product(KERNELS, (torch.float32, torch.float64)):
         choice = select(kernel, "cpu", dtype)
         where = f"{kernel}, cpu, {str(dtype).removeprefix('torch.')}"
