@@ -85,13 +85,17 @@ def test_opcheck_through_the_compilers():
 
 # -- the launch that the tensors call for ----------------------------------------------------------
 WRITTEN = ("x", "slots", "model_input", "status")
-BACKENDS = ["reference"] + ([] if native.MISSING else ["native"])
+# "addresses": of the binary where torch has no exchange table, and of every other device.
+BACKENDS = ["reference"] + ([] if native.MISSING else ["native", "addresses"])
 
 
 @pytest.fixture(params=BACKENDS)
 def chosen(request, monkeypatch):
     """The name of a backend; nothing is remembered of others."""
-    monkeypatch.setenv(backend.VARIABLE, request.param)
+    by_addresses = request.param == "addresses"
+    if by_addresses:
+        monkeypatch.setattr(native, "EXCHANGE", False)
+    monkeypatch.setenv(backend.VARIABLE, "native" if by_addresses else request.param)
     for kept in (backend._chosen, step_op._bound):
         kept.clear()
     yield request.param
@@ -107,7 +111,7 @@ def test_a_launch_is_bound_once_to_its_memory(chosen):
     for row in (3, 4, 3):
         given |= {"row": row, "f": [v.clone() for v in given["f"]]}
         STEP(*(given | {"x_out": torch.empty(3, 37)}).values())
-    assert len(step_op._bound) == (chosen == "native")
+    assert len(step_op._bound) == (chosen != "reference")
     memory = [torch.zeros(3, dtype=torch.int32) for _ in range(step_op.MOST + 3)]
     for status in memory:
         STEP(*(given | {"status": status}).values())
@@ -191,6 +195,8 @@ def test_one_number_where_three_stood_is_refused_though_its_address_is_known():
         ({"noise_scale": torch.zeros(1)}, "noise_scale has shape"),
         ({"mask": torch.zeros(37)}, "mask has shape"),
         ({"known": torch.zeros(3, 37).double()}, "known has shape"),
+        ({"mask": torch.zeros(3, 37)}, "mask or known is given without the other"),
+        ({"known": torch.zeros(3, 37)}, "mask or known is given without the other"),
         ({"noise": [torch.zeros(3, 37)] * 2}, "noise is"),
         ({"f": [torch.zeros(7, 37)]}, "model outputs are"),
         ({"x_out": torch.zeros(37, 3).t()}, "x_out is"),

@@ -73,6 +73,28 @@ inline py::tuple use_exchange(const py::type& type) {
   return py::make_tuple(table->major, table->minor);
 }
 
+// Where and how each of these tensors lies, as bytes that tell it from any other; None = absent.
+// None where one is not of the type given to use_exchange.
+inline py::object seen(const py::tuple& tensors) {
+  std::string said;
+  const auto add = [&](const void* from, size_t n) {
+    said.append(static_cast<const char*>(from), n);
+  };
+  for (const py::handle tensor : tensors) {
+    TensorView view{};
+    if (!tensor.is_none()) {
+      if (Py_TYPE(tensor.ptr()) != exchange_type) return py::none();
+      if (exchange->view(tensor.ptr(), &view) != 0) return PyErr_Clear(), py::none();
+    }
+    const size_t n = view.dims * sizeof *view.shape;
+    add(&view, offsetof(TensorView, shape));
+    add(&view.byte_offset, sizeof view.byte_offset);
+    add(view.shape, n);
+    add(view.strides, view.strides ? n : 0);
+  }
+  return py::bytes(said);
+}
+
 // What a tensor must be: of the very class, device, dtype, shape and strides of another.
 class Like {
  public:

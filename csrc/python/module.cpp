@@ -192,6 +192,7 @@ PYBIND11_MODULE(_C, module) {
       .def("get", &Step::get, "name"_a)
       .def("copy", [](const Step& step) { return Step(step); });
   module.def("use_exchange", &use_exchange, "tensor_type"_a);
+  module.def("seen", &seen, "tensors"_a, py::pos_only());
   module.def("energy", &energy, "address"_a, "n"_a, "dtype"_a = "float32");
   module.def("noise_fill", &noise_fill, py::kw_only(), "out"_a, "batch"_a, "elements"_a, "id"_a = 0,
              "seed"_a = 0, "stage"_a = 0, "dtype"_a = "float32", "threads"_a = 0,

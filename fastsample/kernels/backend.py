@@ -14,7 +14,8 @@ pool's. It runs on the current stream, allocates nothing, checks nothing and wai
 Optional, together: launch.take(row, f) and launch.carry(row, f, x_in, x_out) look at their tensors
 first and answer False, nothing done, for any that do not fit the pool; f holds all branches,
 [G*B,*]; launch.lies(x) says whether x could be x_in. And launch.use(table): go by this table of the
-same layout, which the pool now has.
+same layout, which the pool now has. A launch with `use` holds addresses and no tensor, and reads
+the table as it runs: it serves whatever lies there.
 
 A wish, by argument or by FASTSAMPLE_BACKEND, is granted or refused; nothing is replaced silently.
 """
@@ -101,9 +102,9 @@ class Looking:
     """A launch with take, carry and lies where the backend has none: Python looks at tensors."""
 
     def __init__(self, pool, launch):
-        self._launch, self._pool = launch, pool
-        outputs = pool.table.layout.G * pool.batch
-        self._f = torch.Size((outputs, *pool.x.shape[1:])), pool.model_dtype
+        self._launch, self._G = launch, pool.table.layout.G
+        self._strides, self._device = pool.x.stride(), pool.x.device
+        self._f = torch.Size((self._G * pool.batch, *pool.x.shape[1:])), pool.model_dtype
         self._x = pool.x.shape, pool.x.dtype
         if hasattr(launch, "use"):
             self.use = launch.use
@@ -118,8 +119,7 @@ class Looking:
         for tensor, like in ((f, self._f), (x_in, self._x), (x_out, self._x)):
             if tensor is not None and not self._fits(tensor, *like):
                 return False
-        G = self._pool.table.layout.G
-        outputs = () if f is None else (f,) if G == 1 else f.unflatten(0, (G, -1)).unbind(0)
+        outputs = () if f is None else (f,) if self._G == 1 else f.unflatten(0, (self._G, -1))
         self._launch(row, outputs, (), x_in, x_out)
         return True
 
@@ -127,13 +127,12 @@ class Looking:
         return self._fits(x, *self._x)
 
     def _fits(self, tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
-        own = self._pool.x
         return (
             tensor.__class__ is Tensor
             and tensor.shape == shape
             and tensor.dtype is dtype
-            and tensor.device == own.device
-            and alike(tensor, own.stride())
+            and tensor.device == self._device
+            and alike(tensor, self._strides)
         )
 
 

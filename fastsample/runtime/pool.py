@@ -89,8 +89,9 @@ class Pool:
     model_input [copies*P,*] Tm (None: the model is asked with x itself), preview [P,*] T,
     status [P] int32;  seed [P] int64, stage [P] int32, scale [P,K] T, noise_scale [P] T,
     weights [P,1+G] T, bound [P] T, mask and known [P,*] or [1,*] T.
-    row [P] or [P,groups] int32, place [B] int32, f_index [G,B] int32: for launches whose samples
-    run rows of their own; inner: elements of a group that lie side by side.
+    row [B] or [B,groups] int32, place [B] int32, f_index [G,B] int32: for launches whose samples
+    run rows of their own; inner: elements of a group that lie side by side. Raises ValueError for
+    rows of another size.
     """
 
     table: Table
@@ -113,6 +114,20 @@ class Pool:
     inner: int = 0
     place: Tensor | None = None
     f_index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.batch,) if self.row is None else self.row.shape
+        if len(sizes) not in (1, 2) or sizes[0] != self.batch:
+            raise ValueError(
+                f"Pool: row has shape {list(sizes)} for a launch of {self.batch} samples; [B] or "
+                "[B, groups] is accepted"
+            )
+        period = self.groups * self.inner
+        if self.groups > 1 and (period < 1 or self.elements % period):
+            raise ValueError(
+                f"Pool: {self.groups} groups of {self.inner} numbers do not divide a sample of "
+                f"{list(self.x.shape[1:])}; a whole number of times is accepted"
+            )
 
     @property
     def batch(self) -> int:

@@ -17,7 +17,7 @@ x_out         as x: where the state is written in its place
 f             up to G model outputs [B,*] (None: absent), or all as one [G*B,*]
 table_f       [R,WF] of x's dtype, table_i [R,WI] int32: the rows
 seed, stage   [B] int64, [B] int32
-scale         [B,K], noise_scale [B], mask and known [B,*] or [1,*], all of x's dtype
+scale         [B,K], noise_scale [B], mask and known, both or none, [B,*] or [1,*]; of x's dtype
 noise         L draws [B,*] (None: Philox's, which counts elements as they lie)
 dims          S, G, L, K, E, copies
 
@@ -27,19 +27,22 @@ grad, which a launch drops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..kernels.backend import STATES, Looking, alike, bound, select
+from ..kernels import native
+from ..kernels.backend import STATES, alike, bound, select
 from ..kernels.ops import LIBRARY
 from ..plan.row import Layout
 from .arguments import MODELS
 from .pool import Pool, dense, placed, recorded
 
+MEMORY = ("x", "slots", "model_input", "status", "table_f", "table_i", "seed", "stage")
+MEMORY += ("scale", "noise_scale", "mask", "known")
 MOST = 256  # launches remembered; they are addresses and hold no memory
-_bound: dict[tuple, object] = {}
+_bound: dict[tuple, Callable] = {}
 
 
 def step_(
@@ -64,7 +67,7 @@ def step_(
     """The op's kernel; see the file."""
     memory = x, slots, model_input, status, table_f, table_i, seed
     memory += stage, scale, noise_scale, mask, known
-    key = *dims, *[v if v is None else (v.data_ptr(), v.shape, v.stride(), v.dtype) for v in memory]
+    key = *dims, native.seen(memory)
     if torch.is_grad_enabled():
         _count(memory, x_out, f, noise)
     launch = _bound.get(key)
@@ -85,74 +88,67 @@ def _count(memory: Sequence[Tensor | None], x_out, f, noise) -> None:
     torch.autograd.graph.increment_version(written)
 
 
-def _bind(key: tuple, dims, x, slots, model_input, status, table_f, table_i, seed, *options):
-    """The launch over this memory, checked, and remembered where it goes by addresses alone."""
-    *sizes, copies = dims
-    at, model = Layout(*sizes), x.dtype if model_input is None else model_input.dtype
-    if x.dtype not in STATES or x.dim() < 1 or not (x.numel() == 0 or alike(x, dense(x))):
+def _bind(key: tuple, dims: Sequence[int], *memory: Tensor | None) -> Callable:
+    """The launch over this memory, checked; remembered where it goes by addresses alone."""
+    held, (*sizes, copies) = dict(zip(MEMORY, memory, strict=True)), dims
+    x, slots, at = held["x"], held["slots"], Layout(*sizes)
+    if x.dtype not in STATES or x.dim() < 1 or not alike(x, dense(x)):
         raise ValueError(
             f"step_: the state is {x.dtype} {list(x.shape)} of strides {list(x.stride())}; float32 "
             "or float64 [B, *], dense, sample after sample, is accepted"
         )
-    _fits(x, slots, at, (model_input, copies, model), status, table_f, table_i, seed, options)
-    stage, scale, noise_scale, mask, known = options
-    slots = slots.as_strided(
-        (at.S, *x.shape), (slots.shape[1], *x.stride()), slots.storage_offset()
-    )
-    table = recorded(table_f, table_i, at)
-    own = Pool(table, model, x, slots, status, seed, model_input=model_input, copies=copies)
-    own.stage, own.scale, own.noise_scale, own.mask, own.known = options
+    model = x.dtype if held["model_input"] is None else held["model_input"].dtype
+    _fits(held, at, copies, model if model in MODELS else x.dtype)
+    strides = slots.shape[1], *x.stride()
+    held["slots"] = slots.as_strided((at.S, *x.shape), strides, slots.storage_offset())
+    table = recorded(held.pop("table_f"), held.pop("table_i"), at)
+    own = Pool(table, model, copies=copies, **held)
     launch = bound(select("step", x.device, x.dtype), own)
-    if not isinstance(launch, Looking):
+    if hasattr(launch, "use"):
         if len(_bound) >= MOST:
             _bound.clear()
         _bound[key] = launch
     return launch
 
 
-def _fits(x, slots, at: Layout, asked, status, table_f, table_i, seed, options) -> None:
+def _fits(held: dict[str, Tensor | None], at: Layout, copies: int, model: torch.dtype) -> None:
     """Refuse memory beside the state that is not as the file says."""
-    (batch, *sample), state, (model_input, copies, model) = x.shape, x.dtype, asked
-    stage, scale, noise_scale, mask, known = options
+    x, slots, (batch, *sample) = held["x"], held["slots"], held["x"].shape
     number = max(slots.shape[-1] if slots.dim() else 0, x.numel())
-    samples, model = [(batch, *sample), (1, *sample)], model if model in MODELS else state
+    each, samples, state = [(batch,)], [(batch, *sample), (1, *sample)], x.dtype
     needed = {
-        "slots": (slots, [(at.S, number)], state),
-        "model_input": (model_input, [(copies * batch, *sample)], model),
-        "status": (status, [(batch,)], torch.int32),
-        "table_f": (table_f, [(len(table_i), at.WF)], state),
-        "table_i": (table_i, [(len(table_f), at.WI)], torch.int32),
-        "seed": (seed, [(batch,)], torch.int64),
-        "stage": (stage, [(batch,)], torch.int32),
-        "scale": (scale, [(batch, at.K)], state),
-        "noise_scale": (noise_scale, [(batch,)], state),
-        "mask": (mask, samples, state),
-        "known": (known, samples, state),
+        "slots": ([(at.S, number)], state),
+        "model_input": ([(copies * batch, *sample)], model),
+        "status": (each, torch.int32),
+        "table_f": ([(len(held["table_i"]), at.WF)], state),
+        "table_i": ([(len(held["table_f"]), at.WI)], torch.int32),
+        "seed": (each, torch.int64),
+        "stage": (each, torch.int32),
+        "scale": ([(batch, at.K)], state),
+        "noise_scale": (each, state),
+        "mask": (samples, state),
+        "known": (samples, state),
     }
-    for name, (value, shapes, dtype) in needed.items():
+    for name, (shapes, dtype) in needed.items():
+        value = held[name]
         if value is None:
             continue
+        kind = value.shape in shapes and value.dtype == dtype and value.device == x.device
         image = name in ("model_input", "mask", "known")
-        lies = _lies(value, x) if image else value.is_contiguous()
-        kind = value.dtype == dtype and value.device == x.device
-        if value.shape not in shapes or not kind or not lies:
+        if not kind or not (alike(value, x.stride()) if image else value.is_contiguous()):
             said = " or ".join(str(list(shape)) for shape in shapes)
             raise ValueError(
                 f"step_: {name} has shape {list(value.shape)} and strides {list(value.stride())}, "
                 f"{value.dtype} on {value.device}; {said}, dense as the state of {list(x.shape)}, "
                 f"{dtype} on {x.device}, is accepted"
             )
+    if (held["mask"] is None) != (held["known"] is None):
+        raise ValueError("step_: mask or known is given without the other; both are accepted")
 
 
-def _lies(value: Tensor, x: Tensor) -> bool:
-    """Do its samples lie as those of x do?"""
-    return value.numel() == 0 or (value.dim() == x.dim() and alike(value, x.stride()))
-
-
-def _like(value: Tensor, x: Tensor) -> bool:
-    """Has it the shape, dtype, place and order of x?"""
-    kind = value.shape == x.shape and value.dtype == x.dtype and value.device == x.device
-    return kind and _lies(value, x)
+def _like(value: Tensor, x: Tensor, dtype: torch.dtype) -> bool:
+    """Has it the shape and place of x, in this dtype?"""
+    return value.shape == x.shape and value.dtype == dtype and value.device == x.device
 
 
 def _checked(launch, x, model_input, x_out, f, noise, row: int, dims: Sequence[int]) -> None:
@@ -166,14 +162,13 @@ def _checked(launch, x, model_input, x_out, f, noise, row: int, dims: Sequence[i
         ("noise is", noise, L, x.dtype),
     ):
         there = [v for v in values if v is not None]
-        fits = all(v.shape == x.shape and v.dtype == dtype and v.device == x.device for v in there)
-        if len(values) > most or not fits:
+        if len(values) > most or not all(_like(v, x, dtype) for v in there):
             said = [f"{list(v.shape)} {v.dtype} on {v.device}" for v in there]
             raise ValueError(
                 f"step_: {name} {said} for a state of {list(x.shape)}; up to {most} of that shape "
                 f"in {dtype} on {x.device} are accepted"
             )
-    if x_out is not None and not _like(x_out, x):
+    if x_out is not None and not (_like(x_out, x, x.dtype) and alike(x_out, x.stride())):
         raise ValueError(
             f"step_: x_out is {list(x_out.shape)} {x_out.dtype} on {x_out.device}; a tensor as the "
             f"state, {list(x.shape)} {x.dtype} on {x.device}, is accepted"

@@ -280,11 +280,31 @@ def test_a_branch_that_a_row_needs_and_nobody_gives_is_a_fault(backend, number):
         assert got.status.tolist() == [4 | 4 << 8] * 3 and same(got.x, x)
 
 
+@pytest.mark.parametrize(
+    ("rows", "inner", "sentence"),
+    [
+        (torch.zeros(2), 0, r"Pool: row has shape \[2\] for a launch of 3 samples; \[B\] or"),
+        (torch.zeros(3, 2, 2), 3, "Pool: row has shape .* accepted"),
+        (torch.zeros(3, 2), 0, r"Pool: 2 groups of 0 numbers do not divide a sample of \[37\]; a"),
+        (torch.zeros(3, 2), 3, "Pool: 2 groups of 3 numbers do not divide"),
+    ],
+)
+def test_rows_that_do_not_fit_the_batch_or_the_sample_are_refused(rows, inner, sentence):
+    (*args, _, at), options = ready()
+    with pytest.raises(ValueError, match=sentence):
+        launched(*args, rows, at, **(options | {"inner": inner}), backend=BACKENDS[-1])
+
+
 @pytest.mark.skipif(native.MISSING is not None, reason="needs the binary")
-def test_groups_that_do_not_divide_a_sample_are_refused():
-    args, options = ready()
-    with pytest.raises(ValueError, match="groups"):
-        launched(*args[:5], torch.zeros(3, 2), args[6], **{**options, "inner": 3}, backend="native")
+@pytest.mark.parametrize("exchange", [native.EXCHANGE, False])
+def test_tensors_are_told_apart_by_where_and_how_they_lie(exchange, monkeypatch):
+    monkeypatch.setattr(native, "EXCHANGE", exchange)
+    x = torch.arange(12.0)
+    others = [x[1:], x[:11], x.view(3, 4), x.view(4, 3), x.view(4, 3).t(), x[:1].expand(12)]
+    others += [x.view(torch.int32), x.clone(), torch.nn.Parameter(x[:10]), x[:0], None]
+    tuples = [(x, x), (x,), (x, None, x), *((v, x) for v in others), *((x, v) for v in others)]
+    assert len({native.seen(tensors) for tensors in tuples}) == len(tuples)
+    assert native.seen((x, None)) == native.seen((x.view(12), None))
 
 
 @given(
