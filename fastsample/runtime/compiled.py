@@ -26,43 +26,37 @@ from .run import Run
 from .step_op import STEP
 
 MOST = 16  # graphs that a Sampler and those made from it keep
+# Numbers a thread, as torch's eager operators have it. Inductor's own 4096 takes two threads for
+# 1x4x64x64, which costs 8 us a kernel, and now and then 4 ms where another process is on that core.
+OPTIONS = {"cpp.min_chunk_size": 32768}
 _numbers = count()
 
 
 def compiled_model(model: Callable) -> Callable:
     """The model under torch.compile, with a cache of its own."""
-    return torch.compile(distinct(plain(model)))
-
-
-def graph(function: Callable) -> Callable:
-    """The function as one graph."""
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(plain(model))
 
 
 def distinct(function: Callable) -> Callable:
-    """The function under a code object that nothing else in the process has.
+    """The function, of no defaults, under a code object that nothing else in the process has.
 
     torch keeps compiled graphs, and re-uses nested regions, by the code alone, and code objects
     compare by value: functions of one source line would share one cache, hence its limit of
     recompiles (8), and graphs made for one another's closures.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
-    twin = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
+    return types.FunctionType(code, function.__globals__, closure=function.__closure__)
 
 
 def plain(model: Callable) -> Callable:
-    """The model as a plain function: a callable object is inlined by the compiler, a wrapped one is
-    not always.
+    """The model as a plain function, distinct from any other: a callable object is inlined by the
+    compiler, a wrapped one is not always.
     """
 
     def ask(x: Tensor, t: Tensor, **cond):
         return model(x, t, **cond)
 
-    return ask
+    return distinct(ask)
 
 
 class Graphs:
@@ -88,14 +82,13 @@ class Graphs:
         if run.prepared is None:
             run.prepared = _prepared(run)
         kind, memory = run.prepared
-        told, drawn = [*conditions, *([] if joint is None else [joint])], run.given_noise()
-        said = None
+        told, drawn, said = [*conditions, joint], run.given_noise(), None
         if drawn or any(told):
             told, drawn = unshared(told), pytree.tree_map_only(Tensor, Tensor.detach, drawn)
             said = form([told, drawn])
         key = kind, run.row, keep, joint is None, said
         with self._lock:
-            loop = self._kept.pop(key, None) or Loop(run, self._models, joint is not None, keep)
+            loop = self._kept.pop(key, None) or Loop(run, self._models, keep)
             self._kept[key] = loop
             if len(self._kept) > MOST:
                 self._kept.popitem(last=False)
@@ -144,10 +137,11 @@ def _any_batch(batch: int, tree: object) -> None:
 
 class Loop:
     """loop(memory, out, drawn, told): the rows of a program, from the one that a run stands at, as
-    one graph. together: rows that need every branch ask for them in one call. keep: as for `drive`.
+    one graph. told: the conditions of each branch, and what tells all of them in one call, or None.
+    keep: as for `drive`.
     """
 
-    def __init__(self, run: Run, models: Sequence[Callable], together: bool, keep: bool) -> None:
+    def __init__(self, run: Run, models: Sequence[Callable], keep: bool) -> None:
         layout, shapes = run.plan.program
         needed = [shape.branches_needed(layout) for shape in shapes]
         rows = range(run.row, len(shapes) - 1)
@@ -155,27 +149,26 @@ class Loop:
         # which of `out` a row writes: of one that asks its own, or all leave it to the last
         asking = [row for row, call, _ in self.rows if call >= 0]
         self.writes = {row: k for k, row in enumerate(asking, 1)} if keep else {rows[-1]: 0}
-        self.models, self.layout, self.together = models, layout, together
+        self.models, self.layout = models, layout
         self.copies, self.model_dtype = run._pool.copies, run._pool.model_dtype
         region = torch.compiler.nested_compile_region
-        asked = [[region(distinct(plain(m))) for _ in range(layout.G)] for m in models]
+        asked = [[region(plain(m)) for _ in range(layout.G)] for m in models]
         self.time = slice(layout.at("t"), layout.at("t") + layout.E)
-        self._sound, self._graph = False, graph(distinct(self._function(asked, keep)))
+        whole = distinct(self._function(asked, keep))
+        self._sound, self._graph = False, torch.compile(whole, fullgraph=True, options=OPTIONS)
 
     def _function(self, asked: Sequence[Sequence[Callable]], keep: bool) -> Callable:
-        rows, writes, together, dtype = self.rows, self.writes, self.together, self.model_dtype
-        time, one, dims = self.time, self.layout.E == 1, [*self.layout, self.copies]
+        rows, writes, dtype = self.rows, self.writes, self.model_dtype
+        time, dims = self.time, [*self.layout, self.copies]
 
         def loop(memory, out, drawn, told):
             x, slots, model_input, status, table_f, table_i, *options = memory
-            x = out[0] if keep else x
-            conditions, joint = (told[:-1], told[-1]) if together else (told, None)
+            x, (*conditions, joint) = out[0] if keep else x, told
             for k, (row, call, needed) in enumerate(rows):
                 f = []
                 if call >= 0:
                     asks = x if model_input is None else model_input
-                    t = table_f[row - 1, time].expand(asks.shape[0], -1)
-                    t = t[:, 0] if one else t
+                    t = _scalars(table_f[row - 1, time], asks.shape[0])
                     f = answer(asked[call], asks, t, x.shape[0], needed, conditions, joint)
                     if isinstance(f, list):
                         outputs.check("Sampler", f, x, dtype, needed, row)
@@ -214,11 +207,11 @@ class Loop:
         """(row, output, did it write into its input) of each model, asked once as it is."""
         x, _, model_input, _, numbers, *_ = memory
         asks, every = x if model_input is None else model_input, (True,) * self.layout.G
-        conditions, joint = (told[:-1], told[-1]) if self.together else (told, None)
+        *conditions, joint = told
         for call, row in {call: row for row, call, _ in self.rows[::-1] if call >= 0}.items():
             with torch.inference_mode(False):  # inference tensors do not count who writes to them
-                own, t = asks.clone(), numbers[row - 1, self.time].expand(len(asks), -1).clone()
-                t = t[:, 0] if self.layout.E == 1 else t
+                own = asks.clone()
+                t = _scalars(numbers[row - 1, self.time], len(own)).clone()
             before = own._version + t._version
             models = [self.models[call]] * self.layout.G
             f = answer(models, own, t, x.shape[0], every, conditions, joint)
@@ -239,6 +232,12 @@ class Loop:
             "write into its input, an output that shares memory with its input); "
             "mode='compile-model' is accepted"
         ) from error
+
+
+def _scalars(t: Tensor, batch: int) -> Tensor:
+    """Model scalars [batch], or [batch, E] of more than one, from those of a row [E]."""
+    t = t.expand(batch, -1)
+    return t[:, 0] if t.shape[1] == 1 else t
 
 
 def _in_a_line(error: BaseException) -> Exception:
