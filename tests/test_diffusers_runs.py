@@ -8,6 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import fastsample
+from fastsample import grids, schedules, solvers
 from fastsample.interop.diffusers import FsSchedulerOutput, runs
 from fastsample.interop.diffusers import loop as loops
 from fastsample.runtime import spares
@@ -74,6 +75,27 @@ def test_a_loop_leaves_nothing_to_the_next(name, dtype):
     ):
         before()
         assert torch.equal(loop(scheduler, x, 5, model), want)
+
+
+@pytest.mark.parametrize("name", solvers.SOLVERS)
+def test_every_solver_has_the_bits_of_its_run(name):
+    """In a first loop, and in one on what it left; noise is drawn from one generator."""
+    schedule, x = schedules.EDM(), start(2, 3, 4, 4)
+    plan = solvers.SOLVERS[name](schedule, grids.karras(schedule, 5), prediction="x0")
+    scheduler = FsScheduler.from_plan(plan)
+    chance = torch.Generator().manual_seed(3)
+    draws = (lambda row, id_: torch.randn(x.shape, generator=chance)) if plan.L else None
+    run = fastsample.Run(plan, latent=x * plan.init_scale, start=1, noise_source=draws)
+    while not run.done:
+        run.step(model(run.model_input, run.t))
+    for _ in range(2):
+        chance.manual_seed(3)
+        scheduler.set_timesteps(plan.nfe)
+        y = x * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            asked = model(scheduler.scale_model_input(y, t), t)
+            y = scheduler.step(asked, t, y, generator=chance).prev_sample
+        assert torch.equal(y, run.x)
 
 
 def test_what_is_kept_is_bounded():
