@@ -34,8 +34,9 @@ def _check_shapes(plan: Plan) -> None:
         low = {"R": 2, "G": 1, "E": 1}.get(name, 0)
         if not low <= size <= CAPS[name]:
             raise PlanError(f"plan: {name}={size}; {low} to {CAPS[name]} is accepted")
+    rows, at = plan.rows, plan.layout
     for field in FIELDS:
-        shape, want = getattr(plan, field.name).shape, (plan.rows, *plan.layout.shape(field))
+        shape, want = getattr(plan, field.name).shape, (rows, *at.shape(field))
         if shape != want:
             raise PlanError(f"plan: {field.name} has shape {list(shape)}; {list(want)} is needed")
     check_note(plan.note)
@@ -53,9 +54,8 @@ def check_note(note: object) -> None:
 def _check_values(plan: Plan) -> None:
     for field in FLOATS:
         array = getattr(plan, field.name)
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            where = tuple(bad[0].tolist())
+        if not np.isfinite(array).all():
+            where = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
             raise PlanError(
                 f"plan: {field.name}{list(where)} is {array[where]}; every number must be finite"
             )
@@ -73,21 +73,23 @@ def _check_values(plan: Plan) -> None:
 
 
 def _check_reads(plan: Plan) -> None:
-    written: set[int] = set()
+    at = plan.layout
+    slots, written = (1 << at.S) - 1, 0  # a bit for each slot
     for i, row in enumerate(plan.program.rows):
-        unwritten = set(row.slots_read(plan.layout)) - written
+        unwritten = row.reads >> at.slot(0) & slots & ~written
         if unwritten:
-            raise PlanError(f"plan: row {i} reads slot {max(unwritten)} that no earlier row wrote")
+            last = unwritten.bit_length() - 1
+            raise PlanError(f"plan: row {i} reads slot {last} that no earlier row wrote")
         if row.du == row.dv >= 0:
             raise PlanError(
                 f"plan: row {i} writes slot {row.du} twice; u and v need slots of their own"
             )
-        draws = row.draws(plan.layout, masked=True)
+        draws = row.draws(at, masked=True) if at.L else ()
         if any(drawn and name < 0 for drawn, name in zip(draws, plan.ids[i], strict=True)):
             raise PlanError(
                 f"plan: row {i} reads a noise that has no id; give it an id of 0 to 2**32-1"
             )
-        written |= {row.du, row.dv}
+        written |= sum(1 << slot for slot in row.dst if slot >= 0)
     last = plan.program.rows[-1]
     if plan.call[0] >= 0 or last.call >= 0:
         raise PlanError(

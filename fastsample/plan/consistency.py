@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,52 +22,50 @@ def accepted(plan: Plan) -> float:
 
 def defect(plan: Plan) -> float:
     """Largest deviation of (alpha, sigma) from the plan's, relative to alpha + sigma."""
+    alpha, sigma = plan.alpha[1:], plan.sigma[1:]
     # a foreign table may hold any finite number; its defect is then inf
     with np.errstate(all="ignore"):
-        defects = [
-            max(abs(a - alpha), abs(s - sigma)) / (alpha + sigma)
-            for a, s, alpha, sigma in _exact_levels(plan)
-        ]
-    return float(max(np.nan_to_num(defects, nan=np.inf), default=0.0))
+        states = _exact_states(plan)
+        spread = np.sqrt((states[:, 1:] ** 2).sum(1))
+        off = np.maximum(np.abs(states[:, 0] - alpha), np.abs(spread - sigma)) / (alpha + sigma)
+    return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))
 
 
-def _exact_levels(plan: Plan) -> Iterator[tuple[float, ...]]:
-    """(alpha, sigma) of x with exact predictions, then as the plan has them, row by row.
-
-    The rows are run on coefficient vectors over (x0, start noise, every drawn noise).
+def _exact_states(plan: Plan) -> np.ndarray:
+    """x at every row from 1 on where each prediction is exact [R - 1, n], over x0, the noise it
+    starts from, and every drawn noise.
     """
-    at, ids = plan.layout, sorted({int(k) for k in plan.ids.ravel() if k >= 0})
-    noises = {k: 2 + n for n, k in enumerate(ids)}
-    width, drawn = 2 + len(noises), at.noise(0)
-    x0 = np.zeros(width)
-    x0[0] = 1.0
+    at, ids, dst = plan.layout, plan.ids.tolist(), plan.dst.tolist()
+    noises = {k: 2 + n for n, k in enumerate(sorted({k for row in ids for k in row if k >= 0}))}
+    states, drawn = np.zeros((plan.rows, 2 + len(noises))), at.noise(0)
+    x0 = np.eye(1, states.shape[1])[0]
     read = plan.M * ((plan.reads[:, None] >> np.arange(at.W)) & 1)[:, None]
-    operands = np.zeros((at.W, width))  # of the row at hand
-    for i in range(plan.rows):
-        if i == 1:  # where the run starts, whatever label its noise was given
-            operands[0] = 0.0
-            operands[0, :2] = plan.alpha[1], plan.sigma[1]
-        if i >= 1:
-            spread = float(np.sqrt((operands[0, 1:] ** 2).sum()))
-            yield operands[0, 0], spread, plan.alpha[i], plan.sigma[i]
-        operands[at.m], operands[at.f : drawn] = _exact_prediction(plan, i, operands[0], x0)
+    q = plan.q * (plan.reads >> at.f & (2 << at.G) - 1 != 0)  # 0 where no output is read
+    words = (plan.call, plan.alpha, plan.sigma, plan.p, q)
+    rows = zip(*(v[:-1].tolist() for v in words), strict=True)  # the last one holds
+    operands = np.zeros((at.W, len(x0)))  # of the row at hand
+    for i, row in enumerate(rows):
+        operands[0] = states[i]
+        operands[at.m], operands[at.f : drawn] = _exact_prediction(plan.stored, states[i], x0, *row)
         operands[drawn:] = 0.0
-        for k, noise in enumerate(plan.ids[i]):
+        for k, noise in enumerate(ids[i]):
             if noise >= 0:
-                operands[drawn + k, noises[int(noise)]] = 1.0
-        x, *kept = read[i] @ operands
-        for slot, value in zip(plan.dst[i], kept, strict=True):
+                operands[drawn + k, noises[noise]] = 1.0
+        states[i + 1], *kept = read[i] @ operands
+        if i == 0:  # the run starts there, whatever label its noise was given
+            states[1] = 0.0
+            states[1, :2] = plan.alpha[1], plan.sigma[1]
+        for slot, value in zip(dst[i], kept, strict=True):
             if slot >= 0:
                 operands[at.slot(slot)] = value
-        operands[0] = x
+    return states[1:]
 
 
 def _exact_prediction(
-    plan: Plan, i: int, x: np.ndarray, x0: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    a, s = plan.alpha[i], plan.sigma[i]
-    if plan.call[i] < 0:
-        return plan.p[i] * x, np.zeros_like(x)
-    m = x0 if plan.stored == "x0" else (x - (a + s if plan.stored == "flow" else a) * x0) / s
-    f = (m - plan.p[i] * x) / plan.q[i] if plan.q[i] else np.zeros_like(x)
-    return m, f
+    stored: str, x: np.ndarray, x0: np.ndarray, call: int, a: float, s: float, p: float, q: float
+) -> tuple[np.ndarray, np.ndarray | float]:
+    """m, and the output f that gives it, m = p x + q f; 0 where q is 0."""
+    if call < 0:
+        return p * x, 0.0
+    m = x0 if stored == "x0" else (x - (a + s if stored == "flow" else a) * x0) / s
+    return m, (m - p * x) / q if q else 0.0

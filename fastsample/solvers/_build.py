@@ -150,6 +150,8 @@ class Builder:
         else:
             first = Row({"x": a * X + s * N(INITIAL_NOISE)}, point=(1.0, 0.0), target=(a, s))
         self._rows: list[Row] = [first]
+        # of each model, the rows that ask it, and when
+        self._asked: list[list[tuple[Row, float]]] = [[] for _ in self.models]
 
     @property
     def half_log_snr(self) -> np.ndarray:
@@ -199,14 +201,13 @@ class Builder:
                 f"row: {len(scalars)} scalars beside the time, where the row before has {before}; "
                 "as many in every row are accepted"
             )
-        model, (a, s), asked = self.models[call], self.level(t), np.array([t])
-        p, q = to_kind(self.stored, model.prediction, a, s, model.sigma_data)
+        point = self.level(t)
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
-        row = Row(out, call, (a, s), (float(model.times(asked)[0]), *map(float, scalars)))
-        row.scale, row.p, row.q = float(model.scales(asked)[0]), float(p), float(q)
+        row = Row(out, call, point, (t, *map(float, scalars)))
         row.clip, row.U, row.V, row.reads = self.clip, U, V, reads
-        row.preview, row.target = _preview(self.stored, a, s), self._point(to)
+        row.preview, row.target = _preview(self.stored, *point), self._point(to)
         self._rows.append(row)
+        self._asked[call].append((row, t))
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:
         """A change of the state without a call (churn, restart), multiplied into the row before
@@ -215,6 +216,21 @@ class Builder:
         last = self._rows[-1]
         last.out["x"] = x.put("x", last.out["x"])
         last.target = self._point(to)
+
+    def _tell(self) -> None:
+        """What the models are told at their rows, and what their outputs are as the stored kind:
+        for all rows of one at once, which takes little longer than for a single row.
+        """
+        for model, asked in zip(self.models, self._asked, strict=True):
+            if not asked:
+                continue
+            rows, t = zip(*asked, strict=True)
+            levels = np.transpose([row.point for row in rows])
+            p, q = to_kind(self.stored, model.prediction, *levels, model.sigma_data)
+            numbers = (v.tolist() for v in (model.times(t), model.scales(t), p, q))
+            for row, time, *others in zip(rows, *numbers, strict=True):
+                row.told = (time, *row.told[1:])
+                row.scale, row.p, row.q = others
 
     def _point(self, to: float | tuple[float, float]) -> tuple[float, float]:
         return to if isinstance(to, tuple) else self.level(to)
@@ -226,6 +242,7 @@ class Builder:
         remake calls the solver of that name with those arguments. PlanError where rows leave the
         schedule though every prediction is exact, unless they are meant to: consistent=False.
         """
+        self._tell()
         rows = self._rows if self.inpaint else eliminate_anchor(self._rows)
         arrays = pack(rows, allocate(rows), self.inpaint)
         plan = Plan(**arrays, note=self._note(solver, arguments, consistent, note))
@@ -313,7 +330,7 @@ def eliminate_anchor(rows: list[Row]) -> list[Row]:
         new = out.pop("anchor", at)
         if new is not None:
             at = _after(new, out, i)
-        done.append(replace(row, out=out))
+        done.append(row if out == row.out else replace(row, out=out))
     return done
 
 

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from ..grids import check
 from ..schedules import Flow, TrigFlow
 from ._build import Builder
 
@@ -15,9 +16,11 @@ from ._build import Builder
 ROUNDING = 4.0 * np.finfo(np.float64).eps
 
 
-def is_flow(schedule, grid: np.ndarray) -> bool:
+def is_flow(schedule, grid) -> bool:
     """Is the velocity the thing to carry: on a flow, and wherever the grid begins at alpha = 0."""
-    return isinstance(schedule, (Flow, TrigFlow)) or float(schedule.alpha(grid[0])) == 0.0
+    if isinstance(schedule, (Flow, TrigFlow)):
+        return True
+    return float(schedule.alpha(check(schedule, grid)[0])) == 0.0
 
 
 def velocity_step(b: Builder, i: int, level: np.ndarray) -> tuple[float, float]:

@@ -40,8 +40,8 @@ class Row:
 
     def indices(self, kind: str) -> set:
         """Of the operands read: names of kept values ("r"), ids of noises ("n"), branches ("f")."""
-        read = {operand for value in (*self.out.values(), self.reads) for operand in value}
-        return {name[1] for name in read if isinstance(name, tuple) and name[0] == kind}
+        read = (operand for value in (*self.out.values(), self.reads) for operand in value)
+        return {name[1] for name in read if name.__class__ is tuple and name[0] == kind}
 
 
 def allocate(rows: list[Row]) -> int:
@@ -93,10 +93,11 @@ def pack(rows: list[Row], S: int, inpaint: bool) -> dict[str, np.ndarray]:
     for name in ("p", "q", "clip", "preview", "call"):
         arrays[name][:] = [getattr(row, name) for row in rows]
     arrays["alpha"][:], arrays["sigma"][:] = np.transpose([row.point for row in rows])
-    for i, (row, after) in enumerate(zip(rows, [*rows[1:], hold], strict=True)):
-        # a row keeps what the next one's model is told
-        arrays["c"][i], arrays["t"][i, : len(after.told)] = after.scale, after.told
-        arrays["ids"][i, : len(ids[i])] = ids[i]
+    told = [*rows[1:], hold]  # a row keeps what the next one's model is told
+    arrays["c"][:], arrays["t"][:] = [row.scale for row in told], [row.told for row in told]
+    for i, row in enumerate(rows):
+        if ids[i]:
+            arrays["ids"][i, : len(ids[i])] = ids[i]
         if row.call >= 0:
             arrays["branches"][i] = (1 << len(row.U)) - 1
         if row.call >= 0 or layout.G == 1:
@@ -120,13 +121,12 @@ def _update(
     column |= {("f", g): layout.branch(g) for g in range(layout.G)}
     for i, row in enumerate(rows):
         column |= {("n", name): layout.noise(k) for k, name in enumerate(ids[i])}
-        kept = [name for name in row.out if name != "x"]
+        kept, read = [name for name in row.out if name != "x"], set(row.reads)
         for o, name in enumerate(["x", *kept]):
             for operand, number in row.out[name].items():
                 M[i, o, column[operand]] += number
-                reads[i] |= 1 << column[operand]
-        for operand in row.reads:
-            reads[i] |= 1 << column[operand]
+            read |= row.out[name].keys()
+        reads[i] = sum(1 << column[operand] for operand in read)
         dst[i, : len(kept)] = [row.slots[name] for name in kept]
         column |= {("r", name): layout.slot(slot) for name, slot in row.slots.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..grids import check
 from ..plan import Plan
 from ._begin import begin, build
 from ._build import M, X, resolve
@@ -23,7 +22,7 @@ def euler(
     Liu et al. 2023, arXiv:2209.03003. compat changes nothing here.
     """
     found = resolve(model, prediction)
-    flow = is_flow(found.schedule, check(found.schedule, grid)) and not clip
+    flow = is_flow(found.schedule, grid) and not clip
     stored = "flow" if flow else "x0"
     b = begin(found, grid, None, start, stored=stored, inpaint=inpaint, clip=clip, compat=compat)
     level = b.half_log_snr
