@@ -17,21 +17,21 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels import transforms
+from ...kernels.backend import STATES
 from ...plan import Plan
 from ...runtime import arguments
 from ...runtime.pool import placed
 from ...runtime.run import Run
 from ...runtime.spares import Spares
 from ..draws import Draws
-from .plan import init_scale
+from .plan import bare, init_scale
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
 
@@ -90,7 +90,8 @@ class Loop:
     def fresh(self, device=None) -> Loop:
         """The loop at its start, with timesteps of its own; all that was looked up is shared."""
         twin = self._twin()
-        twin.timesteps = torch.tensor(self._labels, dtype=self._kind, device=device)
+        twin.timesteps = times = torch.tensor(self._labels, dtype=self._kind, device=device)
+        twin._next, twin._bytes = times.data_ptr(), times.element_size()
         return twin
 
     def __deepcopy__(self, memo: dict) -> Loop:
@@ -160,19 +161,23 @@ class Loop:
         generator, variance_noise) gives one noise tensor.
         """
         with self._lock:
+            due = self._quick or self.index is None
             try:  # a view of our own timesteps is known by its place
-                due = self._quick and timestep.data_ptr() == self._next and timestep.numel() == 1
+                due = due and timestep.data_ptr() == self._next and timestep.numel() == 1
             except (AttributeError, RuntimeError):  # a number, or a tensor that a transform made
                 due = False
             if (
                 due
-                and eta == self._eta
                 and sample.__class__ is Tensor
                 and not sample.requires_grad
                 and not torch.is_inference_mode_enabled()
             ):
                 x = torch.empty_like(sample)
-                if self._run.carries(model_output, sample, x):
+                if (
+                    self._run.carries(model_output, sample, x)
+                    if self._quick and eta == self._eta
+                    else self._again(model_output, sample, eta, x)
+                ):
                     return self._stepped(x)
             draw = partial(noise, model_output, generator, variance_noise)
             if not torch.is_inference_mode_enabled():
@@ -181,12 +186,36 @@ class Loop:
                 return self._step(model_output, timestep, sample, eta, draw)
 
     # -- inside ------------------------------------------------------------------------------------
+    def _again(self, f: Tensor, sample: Tensor, eta: float, x: Tensor) -> bool:
+        """A first step into x on the run that a loop like this one left, where the plan draws
+        nothing and the sample is the state itself; else False, nothing done.
+        """
+        plain = self.index is None and not self.begin and self._factor == 1.0 and eta == 0.0
+        if not (plain and self._draws_nothing(self.plan, eta) and f.__class__ is Tensor):
+            return False
+        own, joined = bare(self.plan)
+        key = self._spares.key(own, sample, f.dtype)
+        run = self._spares.take(key) if joined and sample.dtype in STATES else None
+        if run is None:
+            return False
+        if sample.is_cpu:
+            arguments.check_values("latent", sample)
+        run.rewind()
+        if not run.carries(f, sample, x):
+            self._spares.give(key, run)
+            return False
+        self._run, self._key, self._eta, self.index = run, key, eta, 0
+        self._carried = self._still = self._quick = True
+        return True
+
     def _step(
         self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """The step with every check, and its sentence."""
         at, first = self._checked(model_output, timestep, sample), self._run is None
-        begun = self._begun(sample, at)
+        begun, factor = sample, self.factor(at)
+        if factor != 1.0:  # in the state's dtype: not rounded to half precision again
+            begun = factor * sample.to(arguments.state_dtype(sample))
         if first:
             self._start(model_output, sample, begun, at, eta)
         elif eta != self._eta:
@@ -224,8 +253,12 @@ class Loop:
         run, self.index = self._run, self.index + 1
         done = run.row >= run.end
         # elsewhere reading the status waits for the device
-        if done or x.is_cpu:
-            self._refuse_non_finite(run.faults())
+        if (done or x.is_cpu) and (bad := run.faults()):
+            raise ValueError(
+                f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no "
+                f"longer finite after timestep {self._labels[self.index - 1]:g}; finite model "
+                "outputs are needed"
+            )
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
         if done:
             self._spares.give(self._key, run)
@@ -242,15 +275,15 @@ class Loop:
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
         if x.is_cpu:
             arguments.check_values("latent", x)
-        state, (bare, joined) = arguments.state_dtype(sample), _bare(plan)
+        state, (own, joined) = arguments.state_dtype(sample), bare(plan)
         self._carried = joined and sample.dtype == state
-        self._key = self._spares.key(bare, sample, model_output.dtype)
+        self._key = self._spares.key(own, sample, model_output.dtype)
         run = self._spares.take(self._key)
         if run is not None:
             run.rewind(None if self._carried else x)
         else:
             run = Run(
-                bare,
+                own,
                 latent=x,
                 start=1,
                 state_dtype=state,
@@ -259,19 +292,15 @@ class Loop:
                 preview=self._preview,
                 check=None,
             )
-        owed = self._draws_at
-        self._still = not plan.L and (owed is None or not any(owed(t, eta) for t in self._labels))
+        self._still = self._draws_nothing(plan, eta)
         self._draws = Draws(plan) if plan.L else None
-        self._bytes = self.timesteps.element_size()
         self._next = self.timesteps.data_ptr() + at * self._bytes
         self._run, self._eta, self.index = run, eta, at
 
-    def _begun(self, sample: Tensor, at: int) -> Tensor:
-        """The sample that comes to step `at` as the state there, not rounded to half precision
-        again.
-        """
-        factor = self.factor(at)
-        return sample if factor == 1.0 else factor * sample.to(arguments.state_dtype(sample))
+    def _draws_nothing(self, plan: Plan, eta: float) -> bool:
+        """Is there no step that draws, not even one whose noise is multiplied by 0?"""
+        owed = self._draws_at
+        return not plan.L and (owed is None or not any(owed(t, eta) for t in self._labels))
 
     def _checked(self, model_output: Tensor, timestep, sample: Tensor) -> int:
         """Index of the step, after all that must fit before a kernel runs. A timestep on another
@@ -344,26 +373,9 @@ class Loop:
         ours = self._returned is not None and self._returned() is sample
         return ours and sample._version == self._version
 
-    def _refuse_non_finite(self, bad: list[int]) -> None:
-        if bad:
-            raise ValueError(
-                f"FsScheduler.step: the state of sample {', '.join(map(str, bad[:8]))} is no "
-                f"longer finite after timestep {self._labels[self.index - 1]:g}; finite model "
-                "outputs are needed"
-            )
-
     def _words(self) -> str:
         shown = [f"{t:g}" for t in self._labels]
         return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "..", *shown[-2:]])
-
-
-@lru_cache(maxsize=32)
-def _bare(plan: Plan) -> tuple[Plan, bool]:
-    """The plan without input scales: a pipeline scales its own model input, so the run need not
-    write one. And whether every row asks the model: others work on the run's own memory.
-    """
-    bare = plan if (plan.c == 1.0).all() else replace(plan, c=np.ones_like(plan.c))
-    return bare, bool((plan.call[1:-1] >= 0).all())
 
 
 _now = threading.local()

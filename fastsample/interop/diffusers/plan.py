@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import base64
 import math
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -77,6 +79,15 @@ def from_point(plan: Plan, first: int) -> Plan:
             "is accepted"
         )
     return plan.remake(start=first)
+
+
+@lru_cache(maxsize=32)
+def bare(plan: Plan) -> tuple[Plan, bool]:
+    """The plan without input scales: a pipeline scales its own model input, so the run need not
+    write one. And whether every row asks the model: others work on the run's own memory.
+    """
+    own = plan if (plan.c == 1.0).all() else replace(plan, c=np.ones_like(plan.c))
+    return own, bool((plan.call[1:-1] >= 0).all())
 
 
 def init_scale(plan: Plan) -> float:
