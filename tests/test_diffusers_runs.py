@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import test_restart
 import torch
 import torch.utils._pytree as pytree
 
@@ -11,6 +12,7 @@ import fastsample
 from fastsample import grids, schedules, solvers
 from fastsample.interop.diffusers import FsSchedulerOutput, runs
 from fastsample.interop.diffusers import loop as loops
+from fastsample.kernels import native
 from fastsample.runtime import spares
 from tests.oracle.pipelines import loop, start
 
@@ -19,6 +21,7 @@ diffusers.utils.logging.set_verbosity_error()
 # diffusers' own
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 FsScheduler = fastsample.FsScheduler
+recorder = test_restart.recorder
 SOURCES = ["FlowMatchEulerDiscrete", "DPMSolverMultistep", "UniPCMultistep", "HeunDiscrete", "DDIM"]
 
 
@@ -62,6 +65,31 @@ def test_only_the_first_loop_looks_closely(name, monkeypatch):
             scheduler.step(f, scheduler.timesteps[0], sample)
         assert scheduler.step_index is None
         assert torch.equal(loop(scheduler, x, 6, model), first)
+    scheduler.set_timesteps(6)
+    scheduler.set_begin_index(2)
+    with pytest.raises(ValueError, match="is out of order"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.skipif(native.MISSING is not None, reason="needs the binary")
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_step_runs_no_operator_but_its_results_allocation(name, recorder, monkeypatch):
+    """And none that reads a value: the launch is one that only notes that it was called."""
+    monkeypatch.setenv("FASTSAMPLE_BACKEND", "recorder")
+    scheduler, x = of(name), start(2, 3, 8, 8)
+    loop(scheduler, x, 6, model)
+    # and filled with NaN, by the tests themselves
+    allocated = ["aten.empty_like.default", "aten.fill_.Scalar"]
+    # those whose source hands out its prediction of the data: a copy, since the run forms the next
+    copied = ["aten._to_copy.default"] * (name in ("DDIM", "HeunDiscrete"))
+    scheduler.set_timesteps(6)
+    recorder.clear()
+    with test_restart.Operators() as seen:
+        for n, t in enumerate(scheduler.timesteps.unbind(0), 1):
+            seen.ran.clear()
+            x = scheduler.step(x, t, x).prev_sample
+            assert seen.ran == allocated + copied
+            assert recorder[-1:] == [(n, 0)] and len(recorder) == n
 
 
 @pytest.mark.parametrize("name", SOURCES)
