@@ -3,10 +3,12 @@ and a `k_sample` call against k-diffusion's sampler, ten steps each.
 
 Both sides are given the same outputs, four in turn, float32, and the same threads, and are warmed
 alike: `set_timesteps` stands outside the clock of a loop, and steps alone are those after a loop's
-first. Each side is checked first: an FsScheduler has the bits of a Run of its plan, and ours agree
-with the peers to rounding.
+first. A sample is several loops, each on a scheduler of its own, so that it lasts milliseconds; as
+many are begun before the clock of steps alone as a scheduler keeps runs. Each side is checked
+first: an FsScheduler has the bits of a Run of its plan, and ours agree with the peers to rounding.
 """
 
+import copy
 import itertools
 from importlib.util import find_spec
 
@@ -19,6 +21,7 @@ from measure import figure, interleaved, outputs
 import fastsample as fs
 from fastsample.interop import k_diffusion
 from fastsample.interop.diffusers import FsScheduler, loop
+from fastsample.runtime import spares
 from tests.oracle import peers
 
 STEPS, PAIRS = 10, 41
@@ -44,18 +47,22 @@ def sides(name):
     return peer, FsScheduler.from_config(peer)
 
 
-def walk(scheduler, x, made, skipped=0):
-    """-> work: the steps of a loop after the first `skipped`; the end of it is returned."""
-    scheduler.set_timesteps(STEPS)
-    pairs = list(zip(scheduler.timesteps, made, strict=True))
-    x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    for t, f in pairs[:skipped]:
-        x = scheduler.step(f, t, x).prev_sample
+def walk(schedulers, x, made, skipped=0):
+    """-> work: the steps of a loop on each scheduler after the first `skipped`; the last end."""
+    begun = []
+    for scheduler in schedulers:
+        scheduler.set_timesteps(STEPS)
+        pairs = list(zip(scheduler.timesteps, made, strict=True))
+        y = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        for t, f in pairs[:skipped]:
+            y = scheduler.step(f, t, y).prev_sample
+        begun.append((scheduler, pairs[skipped:], y))
 
-    def work(x=x):
-        for t, f in pairs[skipped:]:
-            x = scheduler.step(f, t, x).prev_sample
-        return x
+    def work():
+        for scheduler, pairs, y in begun:
+            for t, f in pairs:
+                y = scheduler.step(f, t, y).prev_sample
+        return y
 
     return work
 
@@ -68,8 +75,8 @@ def agree(where, ours, theirs):
 
 def check_scheduler(name, shape, z, made):
     peer, scheduler = sides(name)
-    ours = [walk(scheduler, z, made)() for _ in range(2)]  # a new run, and a kept one
-    agree(name, ours[0], walk(peer, z, made)())
+    ours = [walk([scheduler], z, made)() for _ in range(2)]  # a new run, and a kept one
+    agree(name, ours[0], walk([peer], z, made)())
     start = z * float(scheduler.init_noise_sigma)
     run = fs.Run(scheduler.plan, latent=start, start=1)
     for f in made:
@@ -95,30 +102,31 @@ def bench_scheduler(benchmark, name, shape):
     benchmark.group = "doors"
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     made, target = outputs(shape, STEPS), SOURCES[name][1][SIZES.index(shape)]
+    loops = 20 if shape == SIZES[0] else spares.MOST
     with torch.no_grad():
         check_scheduler(name, shape, z, made)
-        peer, scheduler = sides(name)
-        walk(scheduler, z, made)()
+        theirs, ours = ([copy.deepcopy(side) for _ in range(loops)] for side in sides(name))
+        walk(ours[:1], z, made)()
         own, others = interleaved(
             benchmark,
-            lambda: walk(scheduler, z, made),
+            lambda: walk(ours, z, made),
             {
-                "whole": lambda: walk(peer, z, made),
-                "our steps": lambda: walk(scheduler, z, made, 1),
-                "its steps": lambda: walk(peer, z, made, 1),
+                "whole": lambda: walk(theirs, z, made),
+                "our steps": lambda: walk(ours[: spares.MOST], z, made, 1),
+                "its steps": lambda: walk(theirs[: spares.MOST], z, made, 1),
             },
             PAIRS,
         )
         looks, runs = (
-            counted(*what, walk(scheduler, z, made))
+            counted(*what, walk(ours[:1], z, made))
             for what in ((loop.Loop, "_checked"), (loop, "Run"))
         )
     threads = str(torch.get_num_threads())
     benchmark.extra_info.update(steps=STEPS, threads=threads, checked_steps=looks, new_runs=runs)
     where = f"FsScheduler for {name}, {'×'.join(map(str, shape))}"
     for what, count, ours, theirs in (
-        ("steps alone", STEPS - 1, others["our steps"], others["its steps"]),
-        ("a whole loop", STEPS, own, others["whole"]),
+        ("steps alone", (STEPS - 1) * spares.MOST, others["our steps"], others["its steps"]),
+        ("a whole loop", STEPS * loops, own, others["whole"]),
     ):
         figure(benchmark, f"{where}: one step of {what}", [s / count * 1e6 for s in ours], "µs")
         ratios = [p / s for p, s in zip(theirs, ours, strict=True)]
@@ -128,7 +136,7 @@ def bench_scheduler(benchmark, name, shape):
 @pytest.mark.parametrize("name", SOURCES)
 def bench_set_timesteps(benchmark, name):
     benchmark.group = "doors"
-    (peer, scheduler), calls = sides(name), 20
+    (peer, scheduler), calls = sides(name), 100
     for side in (peer, scheduler):
         side.set_timesteps(STEPS)
     if not torch.equal(peer.timesteps, scheduler.timesteps):
@@ -149,16 +157,16 @@ def bench_new_shift(benchmark):
     benchmark.group = "doors"
     name, sigmas = "FlowMatchEulerDiscreteScheduler", np.linspace(1.0, 1.0 / STEPS, STEPS)
     peer = getattr(diffusers, name)(use_dynamic_shifting=True)
-    scheduler, shifts = FsScheduler.from_config(peer), itertools.count()
+    scheduler, shifts, calls = FsScheduler.from_config(peer), itertools.count(), 4
     for side in (peer, scheduler):
         side.set_timesteps(sigmas=sigmas, mu=0.9)
     if not torch.allclose(peer.timesteps, scheduler.timesteps, rtol=1e-6):
         raise AssertionError(f"{name}: other timesteps than the peer's")
-    new = lambda: lambda: scheduler.set_timesteps(sigmas=sigmas, mu=1.0 + 1e-6 * next(shifts))
-    own, _ = interleaved(benchmark, new, {})
+    new = lambda: scheduler.set_timesteps(sigmas=sigmas, mu=1.0 + 1e-6 * next(shifts))
+    own, _ = interleaved(benchmark, lambda: lambda: [new() for _ in range(calls)], {})
     what = f"FsScheduler for {name}: set_timesteps with a new shift"
-    why = "the plan itself is made anew: the Builder asks the schedule for one number at a time"
-    values = [s * 1e3 for s in own]
+    why = "the plan itself is made anew, row by row, and checked"
+    values = [s / calls * 1e3 for s in own]
     figure(benchmark, what, values, "ms", target=1.0, better="lower", missed=why)
 
 
@@ -167,7 +175,7 @@ def bench_new_shift(benchmark):
 @pytest.mark.parametrize("shape", SIZES, ids=ids)
 def bench_k_sample(benchmark, name, shape):
     benchmark.group = "doors"
-    schedule, calls = fs.schedules.EDM(), 10 if shape == SIZES[0] else 2
+    schedule, calls = fs.schedules.EDM(), 40 if shape == SIZES[0] else 4
     grid = fs.grids.karras(schedule, STEPS)
     plan = fs.solvers.SOLVERS[name](schedule, grid, prediction="x0")
     theirs, ours = getattr(peers.k_diffusion(), f"sample_{name}"), k_diffusion.k_sample
