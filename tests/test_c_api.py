@@ -16,9 +16,11 @@ from c.interface import Library, StatusError
 from c.plans import plans
 
 import fastsample as fs
+from fastsample.plan import Plan
 
 pytestmark = pytest.mark.slow  # builds libfastsample
 HEADER = build.ROOT / "csrc/include/fastsample/fastsample.h"
+GOLDEN = Path(__file__).parent / "golden"
 B, D = 2, 1031  # not a multiple of a block, nor of four
 
 
@@ -37,7 +39,8 @@ def plan_files(tmp_path_factory):
     folder, found = tmp_path_factory.mktemp("plans"), plans()
     for name, plan in found.items():
         plan.save(folder / f"{name}.fsplan")
-    return {name: (plan, folder / f"{name}.fsplan") for name, plan in found.items()}
+    made = {name: (plan, folder / f"{name}.fsplan") for name, plan in found.items()}
+    return made | {path.stem: (Plan.load(path), path) for path in GOLDEN.glob("*.fsplan")}
 
 
 # -- header and binary -----------------------------------------------------------------------------
@@ -136,8 +139,8 @@ def test_a_plan_packs_as_python_packs_it(lib, plan_files, dtype):
         for dims, want in (({}, plan.table(dtype)), (wide, plan.padded(**wide).table(dtype))):
             got = lib.pack(handle, dtype, **dims)
             assert all(np.array_equal(g, w) for g, w in zip(got, want, strict=True))
-        note = json.loads(lib.fs_plan_note(handle))
-        assert note["solver"] == plan.note["solver"] and lib.sha256(handle) == plan.sha256
+        assert json.loads(lib.fs_plan_note(handle)) == plan.note
+        assert lib.sha256(handle) == plan.sha256
         lib.fs_plan_free(handle)
 
 
@@ -169,23 +172,29 @@ def test_packed_plans_one_after_the_other_are_one_table(lib, plan_files):
         lib.fs_plan_free(handle)
 
 
-def test_rows_and_entries(lib, plan_files):
-    plan, path = plan_files["dpmpp_2m"]
-    handle, row, entries = lib.parse(path.read_bytes()), interface.RowInfo(), []
-    for i in range(plan.rows):
-        lib.fs_plan_row(handle, i, ctypes.byref(row))
-        assert (row.call, row.du, row.dv, row.reads) == (plan.call[i], *plan.dst[i], plan.reads[i])
-        assert (row.p, row.q, row.c, row.t[0], row.alpha, row.sigma) == (
-            plan.p[i],
-            plan.q[i],
-            plan.c[i],
-            plan.t[i, 0],
-            plan.alpha[i],
-            plan.sigma[i],
-        )
-        entries += [i] * row.entry
-    assert tuple(entries) == plan.entries
-    lib.fs_plan_free(handle)
+def test_sizes_rows_and_entries(lib, plan_files):
+    assert plan_files.keys() >= {"unipc_flow_guided", "unipc_inpaint", "heun_churn"}
+    for plan, path in plan_files.values():
+        handle, row, entries = lib.parse(path.read_bytes()), interface.RowInfo(), []
+        info = interface.Info()
+        lib.fs_plan_info(handle, info)
+        assert all(getattr(info, size) == getattr(plan, size) for size in "SGLKE")
+        assert (info.rows, info.operands, info.nfe) == (plan.rows, plan.W, plan.nfe)
+        for i in range(plan.rows):
+            lib.fs_plan_row(handle, i, ctypes.byref(row))
+            got = (row.call, row.du, row.dv, row.reads)
+            assert got == (plan.call[i], *plan.dst[i], plan.reads[i])
+            assert (row.p, row.q, row.c, row.t[0], row.alpha, row.sigma) == (
+                plan.p[i],
+                plan.q[i],
+                plan.c[i],
+                plan.t[i, 0],
+                plan.alpha[i],
+                plan.sigma[i],
+            )
+            entries += [i] * row.entry
+        assert tuple(entries) == plan.entries
+        lib.fs_plan_free(handle)
 
 
 def test_a_coefficient_beyond_float32_is_refused(lib):
@@ -204,6 +213,8 @@ NOTES = [
     (b' {"a" : [1, -0.5e-3, true, false, null, "\\u00e9\\n", {}]} ', True),
     (b'{"a": 1e-999}', True),
     (b"{}", True),
+    (b'{"a": -' + b"1" * 4300 + b"}", True),
+    (b'{"a": 0.' + b"0" * 500 + b"1}", True),
     (b'{"\xc3\xa9": "\xf0\x9f\x98\x80\\ud83d\\ude00"}', True),
     (b'{"a": ' + b"[" * 31 + b"]" * 31 + b"}", True),
     (b"", False),
@@ -211,6 +222,9 @@ NOTES = [
     (b'{"a": NaN}', False),
     (b'{"a": Infinity}', False),
     (b'{"a": 1e999}', False),
+    (b'{"a": ' + b"1" * 400 + b".0e-5}", False),
+    (b'{"a": 0.' + b"0" * 400 + b"1e800}", False),
+    (b'{"a": ' + b"1" * 4301 + b"}", False),
     (b'{"a": 1, "a": 2}', False),
     (b'{"a": 1, "\\u0061": 2}', False),
     (b'{"a": 01}', False),

@@ -1,9 +1,11 @@
 #include "note.h"
 
+#include <cctype>
 #include <charconv>
-#include <cmath>
 #include <cstdint>
+#include <locale>
 #include <set>
+#include <sstream>
 #include <string>
 
 #include "error.h"
@@ -96,8 +98,8 @@ class Reader {
   }
 
   void number() {
-    const char* start = at_;
     if (peek() == '-') ++at_;
+    const char* start = at_;
     if (peek() == '0') ++at_;
     else digits();
     bool whole = true;
@@ -107,64 +109,43 @@ class Reader {
       if (peek() == '+' || peek() == '-') ++at_;
       digits();
     }
-    if (whole) return need(at_ - start < 4300, "a number of more than 4300 digits");
+    if (whole) return need(at_ - start <= 4300, "a number of more than 4300 digits");
     double parsed = 0;
-    const auto result = std::from_chars(start, at_, parsed);
-    const bool tiny = result.ec == std::errc::result_out_of_range && underflows(start);
-    need(tiny || (result.ec == std::errc() && std::isfinite(parsed)), "a number beyond float64");
-  }
-
-  // from_chars reports numbers below the smallest float64 as out of range too; those are zero, and
-  // fine.
-  bool underflows(const char* start) const {
-    for (const char* c = start; c < at_; ++c) {
-      if ((*c == 'e' || *c == 'E') && c[1] == '-') return true;
-    }
-    return *start == '0' || (*start == '-' && start[1] == '0');
+    if (std::from_chars(start, at_, parsed).ec == std::errc()) return;
+    // Out of range: below the smallest float64 the number is zero, and fine.
+    std::istringstream stream(std::string(start, at_));
+    stream.imbue(std::locale::classic());
+    stream >> parsed;
+    need(parsed < 1, "a number beyond float64");
   }
 
   uint32_t hex4() {
     uint32_t code = 0;
     for (int k = 0; k < 4; ++k) {
       const int c = take();
-      const int digit = c >= '0' && c <= '9'   ? c - '0'
-                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                               : -1;
-      need(digit >= 0, "a bad \\u escape");
-      code = code * 16 + static_cast<uint32_t>(digit);
+      need(std::isxdigit(c), "a bad \\u escape");
+      code = code * 16 + static_cast<uint32_t>(c <= '9' ? c - '0' : (c | 32) - 'a' + 10);
     }
     return code;
   }
 
+  // UTF-8: `more` bytes of six bits each behind the first.
   static void append(std::string& out, uint32_t code) {
-    if (code < 0x80) {
-      out += static_cast<char>(code);
-    } else if (code < 0x800) {
-      out += static_cast<char>(0xC0 | code >> 6);
-      out += static_cast<char>(0x80 | (code & 63));
-    } else {
-      out += code < 0x10000 ? static_cast<char>(0xE0 | code >> 12)
-                            : static_cast<char>(0xF0 | code >> 18);
-      if (code >= 0x10000) out += static_cast<char>(0x80 | (code >> 12 & 63));
-      out += static_cast<char>(0x80 | (code >> 6 & 63));
-      out += static_cast<char>(0x80 | (code & 63));
-    }
+    const int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    constexpr uint32_t kFirst[] = {0, 0xC0, 0xE0, 0xF0};
+    out += static_cast<char>(kFirst[more] | code >> 6 * more);
+    for (int k = more - 1; k >= 0; --k) out += static_cast<char>(0x80 | (code >> 6 * k & 63));
   }
 
   void escape(std::string& out) {
+    static const std::string letters = "\"\\/bfnrt", meant = "\"\\/\b\f\n\r\t";
     const int c = take();
-    switch (c) {
-      case '"':
-      case '\\':
-      case '/': out += static_cast<char>(c); return;
-      case 'b': out += '\b'; return;
-      case 'f': out += '\f'; return;
-      case 'n': out += '\n'; return;
-      case 'r': out += '\r'; return;
-      case 't': out += '\t'; return;
-      default: need(c == 'u', "an unknown escape");
+    const size_t at = c < 0 ? std::string::npos : letters.find(static_cast<char>(c));
+    if (at != std::string::npos) {
+      out += meant[at];
+      return;
     }
+    need(c == 'u', "an unknown escape");
     uint32_t code = hex4();
     need(code < 0xDC00 || code > 0xDFFF, "a lone surrogate");
     if (code >= 0xD800 && code <= 0xDBFF) {
