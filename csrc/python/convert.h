@@ -34,7 +34,6 @@ inline void check(int status) {
   if (status == FS_OK) return;
   const char* sentence = fs_last_error();
   switch (status) {
-    case FS_E_FILE: PyErr_SetString(PyExc_OSError, sentence); break;
     case FS_E_MEMORY: PyErr_SetString(PyExc_MemoryError, sentence); break;
     case FS_E_UNSUPPORTED: PyErr_SetString(PyExc_NotImplementedError, sentence); break;
     case FS_E_INTERNAL: PyErr_SetString(PyExc_RuntimeError, sentence); break;
@@ -61,8 +60,7 @@ inline int32_t device_of(const std::string& name) {
 
 template <class Args>
 Args empty() {
-  Args args;
-  std::memset(&args, 0, sizeof args);
+  Args args = {};
   args.struct_size = sizeof args;
   return args;
 }

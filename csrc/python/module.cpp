@@ -1,6 +1,8 @@
 // fastsample._C: the C interface for Python, thin. Arrays arrive as addresses;
 // fastsample.kernels.native holds the tensors they belong to.
 
+#include <memory>
+
 #include "cpu/kernels.h"
 #include "step.h"
 
@@ -75,31 +77,12 @@ void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_b
   run(product({batch, J, D, args.terms}), [&] { return fs_cost_gather(&args); });
 }
 
-// A parsed plan, freed at the end of the scope.
-class PlanHandle {
- public:
-  explicit PlanHandle(const std::string& data) {
-    check(fs_plan_parse(data.data(), data.size(), &plan_));
-  }
-  ~PlanHandle() { fs_plan_free(plan_); }
-  PlanHandle(const PlanHandle&) = delete;
-  PlanHandle& operator=(const PlanHandle&) = delete;
-
-  const fs_plan* get() const { return plan_; }
-
-  fs_info info() const {
-    fs_info info = empty<fs_info>();
-    check(fs_plan_info(plan_, &info));
-    return info;
-  }
-
- private:
-  fs_plan* plan_ = nullptr;
-};
-
-py::dict parse_plan(const py::bytes& data) {
-  const PlanHandle plan{std::string(data)};
-  const fs_info info = plan.info();
+py::dict parse_plan(const std::string& data) {
+  fs_plan* parsed = nullptr;
+  check(fs_plan_parse(data.data(), data.size(), &parsed));
+  const std::unique_ptr<fs_plan, decltype(&fs_plan_free)> plan(parsed, &fs_plan_free);
+  fs_info info = empty<fs_info>();
+  check(fs_plan_info(plan.get(), &info));
   py::list entries;
   for (int64_t i = 0; i < info.rows; ++i) {
     fs_row_info row = empty<fs_row_info>();
@@ -120,38 +103,7 @@ py::dict parse_plan(const py::bytes& data) {
   return out;
 }
 
-py::tuple pack_plan(const py::bytes& data, const std::string& dtype, int S, int G, int L, int K,
-                    int E) {
-  const PlanHandle plan{std::string(data)};
-  const fs_info info = plan.info();
-  fs_dims dims = empty<fs_dims>();
-  const auto own = [](int wish, int size) { return wish < 0 ? size : wish; };
-  dims.S = own(S, info.S), dims.G = own(G, info.G), dims.L = own(L, info.L),
-  dims.K = own(K, info.K), dims.E = own(E, info.E);
-  int64_t floats, ints;
-  check(fs_table_size(&dims, &floats, &ints));
-  std::vector<double> numbers(static_cast<size_t>(info.rows * floats));
-  std::vector<int32_t> words(static_cast<size_t>(info.rows * ints));
-  check(fs_plan_pack(plan.get(), &dims, dtype_of(dtype), numbers.data(), info.rows * floats,
-                     words.data(), info.rows * ints));
-  const size_t unit = dtype == "float64" ? 8 : 4;
-  return py::make_tuple(py::bytes(reinterpret_cast<const char*>(numbers.data()),
-                                  static_cast<size_t>(info.rows * floats) * unit),
-                        py::bytes(reinterpret_cast<const char*>(words.data()),
-                                  static_cast<size_t>(info.rows * ints) * 4));
-}
-
 py::object build_info() { return py::module_::import("json").attr("loads")(fs_build_info()); }
-
-// Model outputs given one by one, 0 for a branch without any.
-template <class Row>
-void launch(const Step& step, void (Step::*how)(Row, const Address*, size_t) const, Row row,
-            const py::args& outputs) {
-  Address f[FS_MAX_BRANCHES];
-  for (size_t g = 0; g < outputs.size() && g < FS_MAX_BRANCHES; ++g)
-    f[g] = py::cast<Address>(outputs[g]);
-  (step.*how)(row, f, outputs.size());
-}
 
 }  // namespace
 
@@ -163,15 +115,15 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Step>(module, "Step")
       .def(py::init<const py::kwargs&>())
       .def(
-          "__call__", [](const Step& step, Address row, Address f) { step.call(row, &f, 1); },
-          "row"_a, "f"_a, py::pos_only())
-      .def("__call__", [](const Step& step, Address row,
-                          const py::args& f) { launch(step, &Step::call, row, f); })
-      .def(
           "at", [](const Step& step, int32_t row, Address f) { step.at(row, &f, 1); }, "row"_a,
           "f"_a, py::pos_only())
-      .def("at", [](const Step& step, int32_t row,
-                    const py::args& f) { launch(step, &Step::at, row, f); })
+      .def("at",
+           [](const Step& step, int32_t row, const py::args& outputs) {
+             Address f[FS_MAX_BRANCHES];
+             for (size_t g = 0; g < outputs.size() && g < FS_MAX_BRANCHES; ++g)
+               f[g] = py::cast<Address>(outputs[g]);
+             step.at(row, f, outputs.size());
+           })
       .def("move", &Step::move, "row"_a, "f"_a, "x_in"_a, "x_out"_a, py::pos_only())
       .def(
           "take",
@@ -207,8 +159,6 @@ PYBIND11_MODULE(_C, module) {
              "i_star_batch_stride"_a, "out"_a, "batch"_a, "I"_a, "J"_a, "D"_a,
              "dtype"_a = "float32", "threads"_a = 0, "device"_a = "cpu", "stream"_a = 0);
   module.def("parse_plan", &parse_plan, "data"_a);
-  module.def("pack_plan", &pack_plan, "data"_a, "dtype"_a = "float64", "S"_a = -1, "G"_a = -1,
-             "L"_a = -1, "K"_a = -1, "E"_a = -1);
   module.def("build_info", &build_info);
 }
 

@@ -43,14 +43,8 @@ class Step {
     return std::memcpy(&number, from, sizeof number), number;
   }
 
-  // One launch: the row vector at an address, or a row of the table for every sample (-1 = the
-  // bound row vector); the outputs of the first branches, NULL = the bound ones.
-  void call(Address row, const Address* f, size_t given) const {
-    fs_step_args now = args_;
-    now.row = pointer<const int32_t>(row), now.one_row = 0;
-    launch(now, f, given);
-  }
-
+  // One launch: a row of the table for every sample (-1 = the bound row vector); the outputs of the
+  // first branches, NULL = the bound ones.
   void at(int32_t row, const Address* f, size_t given) const {
     fs_step_args now = of_row(row);
     launch(now, f, given);
