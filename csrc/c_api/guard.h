@@ -4,14 +4,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "core/error.h"
+#include "core/row.h"
 
 namespace fs {
 
-// Stores the sentence fs_last_error() answers on this thread, cut to fit.
-void set_last_error(const char* sentence) noexcept;
+// Stores `where` and the sentence, one behind the other and cut to fit, for fs_last_error() on this
+// thread; the status.
+int refused(fs_status status, const char* sentence, const char* where = "") noexcept;
 
 // Runs body of the function `where`; any exception becomes a status and a sentence.
 template <class Body>
@@ -20,54 +21,61 @@ int guard(const char* where, const Body& body) noexcept {
     body();
     return FS_OK;
   } catch (const Error& error) {
-    set_last_error(error.what());
-    return error.status();
+    return refused(error.status(), error.what());
   } catch (const std::bad_alloc&) {
-    set_last_error("out of memory; nothing was changed");
-    return FS_E_MEMORY;
+    return refused(FS_E_MEMORY, "out of memory; nothing was changed");
   } catch (const std::length_error&) {
-    set_last_error("sizes beyond memory; nothing was changed");
-    return FS_E_MEMORY;
+    return refused(FS_E_MEMORY, "sizes beyond memory; nothing was changed");
   } catch (...) {
-    char sentence[80];
-    std::snprintf(sentence, sizeof sentence, "%s: internal error", where);
-    set_last_error(sentence);
-    return FS_E_INTERNAL;
+    return refused(FS_E_INTERNAL, ": internal error", where);
   }
 }
 
 // The size of a struct in version 1 of the interface: up to its first field that came later.
+constexpr size_t version_1(const fs_step_args*) { return offsetof(fs_step_args, x_in); }
+constexpr size_t version_1(const fs_noise_args*) { return offsetof(fs_noise_args, stage); }
+constexpr size_t version_1(const fs_moments_args*) { return offsetof(fs_moments_args, workspace); }
+constexpr size_t version_1(const fs_cost_args*) { return offsetof(fs_cost_args, workspace); }
 template <class Args>
-constexpr size_t kVersion1 = sizeof(Args);
-template <>
-inline constexpr size_t kVersion1<fs_step_args> = offsetof(fs_step_args, x_in);
-template <>
-inline constexpr size_t kVersion1<fs_noise_args> = offsetof(fs_noise_args, stage);
-template <>
-inline constexpr size_t kVersion1<fs_moments_args> = offsetof(fs_moments_args, workspace);
-template <>
-inline constexpr size_t kVersion1<fs_cost_args> = offsetof(fs_cost_args, workspace);
+constexpr size_t version_1(const Args*) {
+  return sizeof(Args);
+}
 
-// The struct a caller gave, of any size from version 1 up to ours: itself where it is whole, else
-// copied into `room`, with zeros for the fields it lacks.
+// A caller's struct may have any size from version 1 up to ours.
 template <class Args>
-Args& whole(const char* where, Args* args, std::remove_const_t<Args>& room) {
+void check_struct(const char* where, const Args* args) {
   if (!args) fail(FS_E_ARG, "%s: args is NULL; a struct is needed", where);
-  if (args->struct_size < kVersion1<std::remove_const_t<Args>> ||
-      args->struct_size > sizeof(Args)) {
+  if (args->struct_size < version_1(args) || args->struct_size > sizeof(Args))
     fail(FS_E_ARG, "%s: struct_size is %u; set it to sizeof, %zu in this library", where,
          static_cast<unsigned>(args->struct_size), sizeof(Args));
-  }
+}
+
+// The struct a caller gave: itself where it is whole, else copied into `room`, with zeros for the
+// fields it lacks.
+template <class Args>
+const Args& whole(const char* where, const Args* args, Args& room) {
+  check_struct(where, args);
   if (args->struct_size == sizeof(Args)) return *args;
-  std::memset(&room, 0, sizeof room);
+  room = {};
   std::memcpy(&room, args, args->struct_size);
   return room;
 }
 
-// After an answer was written into whole(...): as much of it as the caller has room for.
-template <class Args>
-void give_back(const Args* answer, Args* out) {
-  if (answer != out) std::memcpy(out, answer, out->struct_size);
+inline long long wide(int64_t value) { return static_cast<long long>(value); }
+
+inline void check_range(const char* where, const char* name, int64_t value, int64_t least,
+                        int64_t most) {
+  if (value < least || value > most)
+    fail(FS_E_ARG, "%s: %s is %lld; %lld to %lld is accepted", where, name, wide(value),
+         wide(least), wide(most));
+}
+
+inline void check_dims(const char* where, const Dims& d) {
+  check_range(where, "S", d.S, 0, FS_MAX_SLOTS);
+  check_range(where, "G", d.G, 0, FS_MAX_BRANCHES);
+  check_range(where, "L", d.L, 0, FS_MAX_NOISES);
+  check_range(where, "K", d.K, 0, FS_MAX_SCALES);
+  check_range(where, "E", d.E, 0, FS_MAX_SCALARS);
 }
 
 }  // namespace fs

@@ -11,15 +11,7 @@
 namespace fs {
 namespace {
 
-long long wide(int64_t value) { return static_cast<long long>(value); }
-
-void check_range(const char* where, const char* name, int64_t value, int64_t least, int64_t most) {
-  if (value < least || value > most)
-    fail(FS_E_ARG, "%s: %s is %lld; %lld to %lld is accepted", where, name, wide(value),
-         wide(least), wide(most));
-}
-
-constexpr int64_t kHuge = int64_t{1} << 62;
+constexpr int64_t kHuge = int64_t{1} << 62, kMost = std::numeric_limits<int32_t>::max();
 
 // The product of sizes, 0 if any is 0; it must fit a signed 64-bit number.
 int64_t check_product(const char* where, const char* name, int64_t unit,
@@ -67,22 +59,17 @@ void check_stride(const char* where, const char* name, const void* data, int64_t
     fail(FS_E_ARG, "%s: %s is %lld; 0 or %lld is accepted", where, name, wide(stride), wide(whole));
 }
 
-void check_step_sizes(const fs_step_args& a) {
-  const char* where = "fs_step";
+void check_step_sizes(const char* where, const fs_step_args& a) {
   check_range(where, "state_dtype", a.state_dtype, FS_F32, FS_F64);
   check_range(where, "model_dtype", a.model_dtype, FS_F32, FS_BF16);
-  check_range(where, "S", a.S, 0, FS_MAX_SLOTS);
-  check_range(where, "G", a.G, 0, FS_MAX_BRANCHES);
-  check_range(where, "L", a.L, 0, FS_MAX_NOISES);
-  check_range(where, "K", a.K, 0, FS_MAX_SCALES);
-  check_range(where, "E", a.E, 0, FS_MAX_SCALARS);
+  check_dims(where, dims_of(a));
   check_range(where, "batch", a.batch, 0, kHuge);
   check_range(where, "elements", a.elements, 0, kHuge);
   check_range(where, "pool", a.pool, a.place ? 0 : a.batch, kHuge);
   check_range(where, "outputs", a.outputs, 0, kHuge);
-  check_range(where, "copies", a.copies, 1, std::numeric_limits<int32_t>::max());
-  check_range(where, "table_rows", a.table_rows, 1, std::numeric_limits<int32_t>::max());
-  check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+  check_range(where, "copies", a.copies, 1, kMost);
+  check_range(where, "table_rows", a.table_rows, 1, kMost);
+  check_range(where, "threads", a.threads, 0, kMost);
   check_range(where, "reserved", a.reserved, 0, 0);
   check_range(where, "reserved_2", a.reserved_2, 0, 0);
   check_range(where, "one_row", a.one_row, 0, 1);
@@ -93,13 +80,13 @@ void check_step_sizes(const fs_step_args& a) {
   check_range(where, "inner", a.inner, 1, kHuge);
   if (__builtin_mul_overflow(a.groups, a.inner, &period) || a.elements % period != 0) {
     fail(FS_E_ARG,
-         "fs_step: %lld elements are not a multiple of groups*inner = %lld*%lld; make them one",
+         "%s: %lld elements are not a multiple of groups*inner = %lld*%lld; make them one", where,
          wide(a.elements), wide(a.groups), wide(a.inner));
   }
 }
 
-void check_step_arrays(const fs_step_args& a) {
-  const char* where = "fs_step";
+void check_step(const char* where, const fs_step_args& a, const Device&) {
+  check_step_sizes(where, a);
   const int64_t T = dtype_size(a.state_dtype), F = dtype_size(a.model_dtype), B = a.batch,
                 D = a.elements;
   const Dims d = dims_of(a);
@@ -133,12 +120,11 @@ void check_step_arrays(const fs_step_args& a) {
   check_stride(where, "known_batch_stride", a.known, a.known_batch_stride, D);
 }
 
-void check_noise(const fs_noise_args& a) {
-  const char* where = "fs_noise_fill";
+void check_noise(const char* where, const fs_noise_args& a, const Device&) {
   check_range(where, "dtype", a.dtype, FS_F32, FS_F64);
   check_range(where, "batch", a.batch, 0, kHuge);
   check_range(where, "elements", a.elements, 0, kHuge);
-  check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+  check_range(where, "threads", a.threads, 0, kMost);
   check_range(where, "reserved", a.reserved, 0, 0);
   check_array(where, "seed", a.seed, false, 8, {a.batch});
   check_array(where, "stage", a.stage, false, 4, {a.batch});
@@ -151,52 +137,51 @@ void check_moments_sizes(const char* where, const fs_moments_args& a) {
   check_range(where, "Q", a.Q, 0, FS_MAX_MOMENTS_B);
   check_range(where, "batch", a.batch, 0, kHuge);
   check_range(where, "elements", a.elements, 0, kHuge);
-  check_range(where, "threads", a.threads, 0, std::numeric_limits<int32_t>::max());
+  check_range(where, "threads", a.threads, 0, kMost);
 }
 
-void check_moments_arrays(const fs_moments_args& a) {
-  const char* where = "fs_moments";
+void check_moments(const char* where, const fs_moments_args& a, const Device& device) {
+  check_moments_sizes(where, a);
   const int64_t unit = dtype_size(a.dtype);
   for (int p = 0; p < a.P; ++p) check_array(where, "a", a.a[p], true, unit, {a.batch, a.elements});
   for (int q = 0; q < a.Q; ++q) check_array(where, "b", a.b[q], true, unit, {a.batch, a.elements});
   check_array(where, "dots", a.dots, false, 8, {a.batch, a.P, a.Q});
   check_array(where, "max_abs", a.max_abs, false, 8, {a.batch, a.P});
+  check_workspace(where, a.workspace, a.workspace_bytes, device.moments_workspace(a));
 }
 
 void check_cost_sizes(const char* where, const fs_cost_args& a) {
-  constexpr int64_t most = std::numeric_limits<int32_t>::max();
   check_range(where, "dtype", a.dtype, FS_F32, FS_BF16);
   check_range(where, "terms", a.terms, 1, FS_MAX_TERMS);
   check_range(where, "batch", a.batch, 0, kHuge);
-  check_range(where, "I", a.I, 0, most);
-  check_range(where, "J", a.J, 0, most);
+  check_range(where, "I", a.I, 0, kMost);
+  check_range(where, "J", a.J, 0, kMost);
   check_range(where, "D", a.D, 0, kHuge);
-  check_range(where, "threads", a.threads, 0, most);
+  check_range(where, "threads", a.threads, 0, kMost);
   check_range(where, "reserved", a.reserved, 0, 0);
   check_product(where, "the work", 8, {a.batch, a.I + 1, a.J + 1, a.D});
 }
 
-void check_cost_arrays(const char* where, const fs_cost_args& a) {
+// What the cost matrix and the gather have in common.
+void check_cost(const char* where, const fs_cost_args& a) {
+  check_cost_sizes(where, a);
   for (int r = 0; r < a.terms; ++r)
     check_array(where, "U", a.U[r], true, dtype_size(a.dtype), {a.batch, a.I, a.D});
   check_array(where, "c", a.c, true, 8, {a.terms, a.I, a.J});
 }
 
-void check_cost_matrix(const fs_cost_args& a) {
-  const char* where = "fs_cost_matrix";
-  check_cost_sizes(where, a);
-  check_cost_arrays(where, a);
+void check_cost_matrix(const char* where, const fs_cost_args& a, const Device& device) {
+  check_cost(where, a);
   check_array(where, "X", a.X, true, dtype_size(a.dtype), {a.batch, a.J, a.D});
   check_array(where, "band", a.band, false, 4, {a.I, 2});
   check_array(where, "out", a.out, true, 8, {a.batch, a.I, a.J});
   if (!(a.p > 0 && a.p <= std::numeric_limits<double>::max()))
     fail(FS_E_ARG, "%s: p is %g; a finite power above 0 is accepted", where, a.p);
+  check_workspace(where, a.workspace, a.workspace_bytes, device.cost_workspace(a));
 }
 
-void check_cost_gather(const fs_cost_args& a) {
-  const char* where = "fs_cost_gather";
-  check_cost_sizes(where, a);
-  check_cost_arrays(where, a);
+void check_cost_gather(const char* where, const fs_cost_args& a, const Device&) {
+  check_cost(where, a);
   check_array(where, "i_star", a.i_star, true, 4, {a.J, a.i_star_batch_stride == 0 ? 1 : a.batch});
   check_array(where, "out", a.out, true, dtype_size(a.dtype), {a.batch, a.J, a.D});
   check_stride(where, "i_star_batch_stride", a.i_star, a.i_star_batch_stride, a.J);
@@ -212,69 +197,63 @@ int call(const char* where, const Args* args, const Body& body) {
   });
 }
 
+template <class Args>
+int launch(const char* where, const Args* args,
+           void (*check)(const char*, const Args&, const Device&),
+           void (*Device::*kernel)(const Args&)) {
+  return call(where, args, [&](const Args& a, const Device& device) {
+    check(where, a, device);
+    (device.*kernel)(a);
+  });
+}
+
+template <class Args>
+int workspace(const char* where, const Args* args, int64_t* bytes,
+              void (*check_sizes)(const char*, const Args&),
+              int64_t (*Device::*kernel)(const Args&)) {
+  return call(where, args, [&](const Args& a, const Device& device) {
+    check_sizes(where, a);
+    check_array(where, "bytes", bytes, true, 8, {1});
+    *bytes = (device.*kernel)(a);
+  });
+}
+
 }  // namespace
 }  // namespace fs
 
-using fs::call;
 using fs::Device;
+using fs::launch;
+using fs::workspace;
 
 extern "C" {
 
 int fs_step(const fs_step_args* args) {
-  return call("fs_step", args, [](const fs_step_args& a, const Device& device) {
-    fs::check_step_sizes(a);
-    fs::check_step_arrays(a);
-    device.step(a);
-  });
+  return launch("fs_step", args, fs::check_step, &Device::step);
 }
 
 int fs_noise_fill(const fs_noise_args* args) {
-  return call("fs_noise_fill", args, [](const fs_noise_args& a, const Device& device) {
-    fs::check_noise(a);
-    device.noise(a);
-  });
+  return launch("fs_noise_fill", args, fs::check_noise, &Device::noise);
 }
 
 int fs_moments(const fs_moments_args* args) {
-  return call("fs_moments", args, [](const fs_moments_args& a, const Device& device) {
-    fs::check_moments_sizes("fs_moments", a);
-    fs::check_moments_arrays(a);
-    fs::check_workspace("fs_moments", a.workspace, a.workspace_bytes, device.moments_workspace(a));
-    device.moments(a);
-  });
+  return launch("fs_moments", args, fs::check_moments, &Device::moments);
 }
 
 int fs_moments_workspace(const fs_moments_args* args, int64_t* bytes) {
-  const char* where = "fs_moments_workspace";
-  return call(where, args, [&](const fs_moments_args& a, const Device& device) {
-    fs::check_moments_sizes(where, a);
-    fs::check_array(where, "bytes", bytes, true, 8, {1});
-    *bytes = device.moments_workspace(a);
-  });
+  return workspace("fs_moments_workspace", args, bytes, fs::check_moments_sizes,
+                   &Device::moments_workspace);
 }
 
 int fs_cost_matrix(const fs_cost_args* args) {
-  return call("fs_cost_matrix", args, [](const fs_cost_args& a, const Device& device) {
-    fs::check_cost_matrix(a);
-    fs::check_workspace("fs_cost_matrix", a.workspace, a.workspace_bytes, device.cost_workspace(a));
-    device.cost_matrix(a);
-  });
+  return launch("fs_cost_matrix", args, fs::check_cost_matrix, &Device::cost_matrix);
 }
 
 int fs_cost_workspace(const fs_cost_args* args, int64_t* bytes) {
-  const char* where = "fs_cost_workspace";
-  return call(where, args, [&](const fs_cost_args& a, const Device& device) {
-    fs::check_cost_sizes(where, a);
-    fs::check_array(where, "bytes", bytes, true, 8, {1});
-    *bytes = device.cost_workspace(a);
-  });
+  return workspace("fs_cost_workspace", args, bytes, fs::check_cost_sizes, &Device::cost_workspace);
 }
 
 int fs_cost_gather(const fs_cost_args* args) {
-  return call("fs_cost_gather", args, [](const fs_cost_args& a, const Device& device) {
-    fs::check_cost_gather(a);
-    device.cost_gather(a);
-  });
+  return launch("fs_cost_gather", args, fs::check_cost_gather, &Device::cost_gather);
 }
 
 }  // extern "C"

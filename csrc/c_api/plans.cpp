@@ -35,41 +35,40 @@ const Plan& plan_of(const char* where, const fs_plan* handle) {
   return handle->plan;
 }
 
-void give(Plan&& plan, fs_plan** out) { *out = new fs_plan{kLive, std::move(plan)}; }
+// fs_plan_load and fs_plan_parse: *out = plan(), NULL on failure.
+template <class Make>
+int make(const char* where, fs_plan** out, const Make& plan) {
+  return guard(where, [&] {
+    if (!out) fail(FS_E_ARG, "%s: plan is NULL; the address of a handle is needed", where);
+    *out = nullptr;
+    *out = new fs_plan{kLive, plan()};
+  });
+}
 
 Dims checked_dims(const char* where, const fs_dims* given) {
   fs_dims room;
-  const fs_dims* dims = &whole(where, given, room);
-  const struct {
-    const char* name;
-    int value, most;
-  } sizes[] = {{"S", dims->S, FS_MAX_SLOTS},
-               {"G", dims->G, FS_MAX_BRANCHES},
-               {"L", dims->L, FS_MAX_NOISES},
-               {"K", dims->K, FS_MAX_SCALES},
-               {"E", dims->E, FS_MAX_SCALARS}};
-  for (const auto& size : sizes) {
-    if (size.value < 0 || size.value > size.most)
-      fail(FS_E_ARG, "%s: %s is %d; 0 to %d is accepted", where, size.name, size.value, size.most);
-  }
-  return {dims->S, dims->G, dims->L, dims->K, dims->E};
+  const fs_dims& dims = whole(where, given, room);
+  const Dims d{dims.S, dims.G, dims.L, dims.K, dims.E};
+  check_dims(where, d);
+  return d;
 }
 
 void check_room(const char* name, const void* data, int64_t room, int64_t needed, size_t unit) {
   if (!data || reinterpret_cast<uintptr_t>(data) % unit != 0) {
     fail(FS_E_ARG,
          "fs_plan_pack: %s is NULL or not aligned to %zu bytes; an array of %lld numbers is needed",
-         name, unit, static_cast<long long>(needed));
+         name, unit, wide(needed));
   }
   if (room < needed)
-    fail(FS_E_ARG, "fs_plan_pack: %s has room for %lld numbers; %lld are needed", name,
-         static_cast<long long>(room), static_cast<long long>(needed));
+    fail(FS_E_ARG, "fs_plan_pack: %s has room for %lld numbers; %lld are needed", name, wide(room),
+         wide(needed));
 }
 
 }  // namespace
 
-void set_last_error(const char* sentence) noexcept {
-  std::snprintf(last_error, sizeof last_error, "%s", sentence);
+int refused(fs_status status, const char* sentence, const char* where) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s%s", where, sentence);
+  return status;
 }
 
 }  // namespace fs
@@ -86,24 +85,19 @@ const char* fs_version(void) { return FS_VERSION_TEXT; }
 const char* fs_last_error(void) { return fs::last_error; }
 
 int fs_plan_load(const char* path, fs_plan** plan) {
-  return guard("fs_plan_load", [&] {
-    if (!plan) fail(FS_E_ARG, "fs_plan_load: plan is NULL; the address of a handle is needed");
-    *plan = nullptr;
+  return fs::make("fs_plan_load", plan, [&] {
     if (!path) fail(FS_E_ARG, "fs_plan_load: path is NULL; a file name is needed");
-    fs::give(fs::load_plan(path), plan);
+    return fs::load_plan(path);
   });
 }
 
 int fs_plan_parse(const void* data, size_t size, fs_plan** plan) {
-  return guard("fs_plan_parse", [&] {
-    if (!plan) fail(FS_E_ARG, "fs_plan_parse: plan is NULL; the address of a handle is needed");
-    *plan = nullptr;
+  return fs::make("fs_plan_parse", plan, [&] {
     if (!data && size > 0)
       fail(FS_E_ARG,
            "fs_plan_parse: data is NULL with %zu bytes; the bytes of a .fsplan file are needed",
            size);
-    static const uint8_t nothing = 0;
-    fs::give(fs::parse_plan(data ? static_cast<const uint8_t*>(data) : &nothing, size), plan);
+    return fs::parse_plan(static_cast<const uint8_t*>(data), size);
   });
 }
 
@@ -120,48 +114,43 @@ int fs_plan_free(fs_plan* plan) {
 int fs_plan_info(const fs_plan* handle, fs_info* out) {
   return guard("fs_plan_info", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_info", handle);
-    fs_info room, *info = &fs::whole("fs_plan_info", out, room);
+    fs::check_struct("fs_plan_info", out);
     const fs::Dims& d = plan.dims;
-    info->rows = plan.rows;
-    info->S = d.S, info->G = d.G, info->L = d.L, info->K = d.K, info->E = d.E;
-    info->operands = d.W();
-    info->nfe = plan.nfe;
-    info->note_bytes = static_cast<int64_t>(plan.note.size());
-    std::memcpy(info->sha256, plan.sha256.data(), sizeof info->sha256);
-    fs::give_back(info, out);
+    fs_info info = {out->struct_size, plan.rows, d.S, d.G, d.L, d.K, d.E, d.W(), plan.nfe, 0, {}};
+    info.note_bytes = static_cast<int64_t>(plan.note.size());
+    std::memcpy(info.sha256, plan.sha256.data(), sizeof info.sha256);
+    std::memcpy(out, &info, info.struct_size);
   });
 }
 
 int fs_plan_row(const fs_plan* handle, int64_t i, fs_row_info* out) {
   return guard("fs_plan_row", [&] {
     const fs::Plan& plan = fs::plan_of("fs_plan_row", handle);
-    fs_row_info room, *row = &fs::whole("fs_plan_row", out, room);
+    fs::check_struct("fs_plan_row", out);
     if (i < 0 || i >= plan.rows)
-      fail(FS_E_ARG, "fs_plan_row: row %lld of %d; 0 to %d is accepted", static_cast<long long>(i),
-           plan.rows, plan.rows - 1);
+      fail(FS_E_ARG, "fs_plan_row: row %lld of %d; 0 to %d is accepted", fs::wide(i), plan.rows,
+           plan.rows - 1);
     const fs::Dims& d = plan.dims;
     const double* floats = plan.row_floats(static_cast<int>(i));
     const int32_t* ints = plan.row_ints(static_cast<int>(i));
-    row->call = ints[fs::kCall];
-    row->entry = plan.entry[static_cast<size_t>(i)];
-    row->du = ints[fs::kDu], row->dv = ints[fs::kDv];
-    row->branches = static_cast<uint32_t>(ints[fs::kBranches]);
-    row->known_reads = static_cast<uint32_t>(ints[fs::kKnownReads]);
-    row->reads = fs::join_reads(ints[fs::kReadsLow], ints[fs::kReadsHigh]);
+    const fs::Structure s = plan.structure(static_cast<int>(i));
+    fs_row_info row = {};
+    row.struct_size = out->struct_size;
+    row.call = ints[fs::kCall], row.entry = plan.entry[static_cast<size_t>(i)];
+    row.du = s.du, row.dv = s.dv;
+    row.reads = s.reads, row.branches = s.branches, row.known_reads = s.known_reads;
     // An id of 2^32-1 is held as -1, which means none unless the noise is read.
+    const uint32_t noises = fs::needs_of(d, s, false, true).noises;
     for (int l = 0; l < FS_MAX_NOISES; ++l) {
-      const bool read = l < d.L && ((row->reads >> d.noise(l) & 1) != 0 ||
-                                    (row->known_reads >> (1 + l) & 1) != 0);
-      row->ids[l] = l >= d.L || (ints[fs::kIds + l] == -1 && !read)
-                        ? -1
-                        : static_cast<int64_t>(static_cast<uint32_t>(ints[fs::kIds + l]));
+      const int32_t id = l < d.L ? ints[fs::kIds + l] : -1;
+      row.ids[l] = id == -1 && (noises >> l & 1) == 0 ? -1 : int64_t{static_cast<uint32_t>(id)};
     }
-    row->p = floats[d.p()], row->q = floats[d.q()], row->clip = floats[d.clip()],
-    row->c = floats[d.c()];
-    for (int e = 0; e < FS_MAX_SCALARS; ++e) row->t[e] = e < d.E ? floats[d.t() + e] : 0;
-    row->dx = floats[d.dx()], row->dm = floats[d.dx() + 1];
-    row->alpha = floats[d.alpha()], row->sigma = floats[d.alpha() + 1];
-    fs::give_back(row, out);
+    row.p = floats[d.p()], row.q = floats[d.q()], row.clip = floats[d.clip()],
+    row.c = floats[d.c()];
+    for (int e = 0; e < d.E; ++e) row.t[e] = floats[d.t() + e];
+    row.dx = floats[d.dx()], row.dm = floats[d.dx() + 1];
+    row.alpha = floats[d.alpha()], row.sigma = floats[d.alpha() + 1];
+    std::memcpy(out, &row, row.struct_size);
   });
 }
 

@@ -113,6 +113,14 @@ void widen(const void* in, int dtype, int64_t first, T* __restrict__ out, int64_
   }
 }
 
+// n numbers of `data` from `first`, in T: where they lie if they are T already, else in `room`.
+template <class T>
+const T* numbers_in(const void* data, int dtype, int64_t first, T* room, int64_t n) {
+  if (dtype == (sizeof(T) == 8 ? FS_F64 : FS_F32)) return static_cast<const T*>(data) + first;
+  widen(data, dtype, first, room, n);
+  return room;
+}
+
 // out[first + i] = dtype(scale * in[i]); the product is rounded to T, then to float32 for 16-bit
 // dtypes, then to them.
 template <class T>

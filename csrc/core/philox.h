@@ -88,20 +88,15 @@ struct Draw {
   uint32_t id, stage;
 };
 
-// The four normals of a block.
-FS_HD inline void normals_block(const Draw& draw, uint64_t block, float (&out)[4]) {
-  uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32), c2 = draw.id,
-           c3 = draw.stage, key0 = static_cast<uint32_t>(draw.seed),
-           key1 = static_cast<uint32_t>(draw.seed >> 32);
-  for (int round = 0; round < 10; ++round, next_key(key0, key1))
-    philox_round(c0, c1, c2, c3, key0, key1);
-  box_muller(c0, c1, out[0], out[1]);
-  box_muller(c2, c3, out[2], out[3]);
+// Noise `id` of sample b of a call.
+template <class Args>
+FS_HD Draw draw_of(const Args& a, int64_t b, uint32_t id) {
+  return {a.seed ? a.seed[b] : static_cast<uint64_t>(b), id, a.stage ? a.stage[b] : 0};
 }
 
-// The normals of N neighbouring blocks.
-template <int N>
-void normals_tile(const Draw& draw, uint64_t block, float* __restrict__ out) {
+// The normals of N neighbouring blocks, in T.
+template <int N, class T>
+FS_HD void normals_tile(const Draw& draw, uint64_t block, T* __restrict__ out) {
   alignas(64) uint32_t c[4][N];
   alignas(64) float lane[4][N];
   for (int i = 0; i < N; ++i) {
@@ -117,24 +112,25 @@ void normals_tile(const Draw& draw, uint64_t block, float* __restrict__ out) {
   for (int i = 0; i < N; ++i) box_muller(c[0][i], c[1][i], lane[0][i], lane[1][i]);
   for (int i = 0; i < N; ++i) box_muller(c[2][i], c[3][i], lane[2][i], lane[3][i]);
   for (int i = 0; i < N; ++i) {
-    for (int k = 0; k < 4; ++k) out[4 * i + k] = lane[k][i];
+    for (int k = 0; k < 4; ++k) out[4 * i + k] = static_cast<T>(lane[k][i]);
   }
 }
 
 // out[i] = normal of element first + i, 0 <= i < n, at most 4 N of them a turn; returns how many.
-template <int N>
-int64_t normals_turn(const Draw& draw, int64_t first, int64_t n, float* out) {
-  alignas(64) float tile[4 * N];
+template <int N, class T>
+int64_t normals_turn(const Draw& draw, int64_t first, int64_t n, T* out) {
+  alignas(64) T tile[4 * N];
   const int64_t lane = first % 4, take = n < 4 * N - lane ? n : 4 * N - lane;
   const bool whole = lane == 0 && take == 4 * N;
   normals_tile<N>(draw, static_cast<uint64_t>(first / 4), whole ? out : tile);
-  if (!whole) std::memcpy(out, tile + lane, static_cast<size_t>(take) * sizeof(float));
+  if (!whole) std::memcpy(out, tile + lane, static_cast<size_t>(take) * sizeof(T));
   return take;
 }
 
-// out[i] = normal of element first + i, 0 <= i < n. Tiles of 64 blocks, and of 16 where few normals
-// are left.
-inline void normals(const Draw& draw, int64_t first, int64_t n, float* out) {
+// out[i] = normal of element first + i in T, 0 <= i < n. Tiles of 64 blocks, and of 16 where few
+// normals are left.
+template <class T>
+void normals(const Draw& draw, int64_t first, int64_t n, T* out) {
   while (n > 0) {
     const int64_t done =
         n > 64 ? normals_turn<64>(draw, first, n, out) : normals_turn<16>(draw, first, n, out);

@@ -20,8 +20,11 @@ constexpr uint64_t kNoteCap = 1 << 20;
 constexpr int kCallCap = 255;
 constexpr Dims kLargest{FS_MAX_SLOTS, FS_MAX_BRANCHES, FS_MAX_NOISES, FS_MAX_SCALES,
                         FS_MAX_SCALARS};
-constexpr size_t kLongest =
-    kHeader + kNoteCap + size_t{8} * FS_MAX_ROWS * (kLargest.floats() + 6 + FS_MAX_NOISES);
+
+// Bytes of a row in the file.
+constexpr size_t row_bytes(const Dims& d) { return size_t{8} * (d.floats() + 6 + d.L); }
+
+constexpr size_t kLongest = kHeader + kNoteCap + FS_MAX_ROWS * row_bytes(kLargest);
 
 static_assert(sizeof(double) == 8, "plan files hold IEEE 754 float64");
 
@@ -65,10 +68,11 @@ uint64_t read_header(const uint8_t* data, size_t size, Plan& plan) {
   plan.dims.L = header_size(data, 28, "L", 0, FS_MAX_NOISES);
   plan.dims.K = header_size(data, 32, "K", 0, FS_MAX_SCALES);
   plan.dims.E = header_size(data, 36, "E", 1, FS_MAX_SCALARS);
-  const int width = plan.dims.floats() + 6 + plan.dims.L;
+  const size_t row = row_bytes(plan.dims);
+  const int width = static_cast<int>(row / 8);
   header_size(data, 40, "numbers per row", width, width);
   header_size(data, 44, "reserved", 0, 0);
-  const uint64_t note = little(data + 48, 8), rest = size - kHeader, row = uint64_t{8} * width;
+  const uint64_t note = little(data + 48, 8), rest = size - kHeader;
   if (note > kNoteCap)
     refuse("a note of " + std::to_string(note) + " bytes in the header; at most 1 MiB is accepted");
   if (note > rest || (rest - note) % row != 0 ||
@@ -120,8 +124,7 @@ void read_row(const uint8_t* data, int i, Plan& plan) {
     return static_cast<uint64_t>(number(k, name, 0, (int64_t{1} << bits) - 1));
   };
   const uint64_t reads = mask(0, "reads", d.W());
-  ints[kReadsLow] = static_cast<int32_t>(reads & low_bits(kReadsSplit));
-  ints[kReadsHigh] = static_cast<int32_t>(reads >> kReadsSplit);
+  split_reads(reads, ints);
   ints[kBranches] = static_cast<int32_t>(mask(1, "branches", d.G));
   ints[kKnownReads] = static_cast<int32_t>(mask(2, "known_reads", 1 + d.L));
   ints[kDu] = static_cast<int32_t>(number(3, "du", -1, d.S - 1));
@@ -130,21 +133,18 @@ void read_row(const uint8_t* data, int i, Plan& plan) {
   for (int l = 0; l < d.L; ++l) {
     const int64_t id = number(6 + l, "noise id", -1, 0xFFFFFFFF);
     ints[kIds + l] = static_cast<int32_t>(static_cast<uint32_t>(id));
-    const bool read = (reads >> d.noise(l) & 1) != 0 || (ints[kKnownReads] >> (1 + l) & 1) != 0;
-    if (read && id < 0)
+    if (id < 0 && (needs_of(d, structure_of(ints), false, true).noises >> l & 1) != 0)
       refuse(at_row(i) + "a noise is read that has no id; give it an id of 0 to 2^32-1");
   }
 }
 
 uint64_t slots_read(const Plan& plan, int i) {
-  const int32_t* ints = plan.row_ints(i);
-  return join_reads(ints[kReadsLow], ints[kReadsHigh]) >> 1 & low_bits(plan.dims.S);
+  return plan.structure(i).reads >> 1 & low_bits(plan.dims.S);
 }
 
 uint64_t slots_written(const Plan& plan, int i) {
-  const int32_t* ints = plan.row_ints(i);
-  return (ints[kDu] >= 0 ? uint64_t{1} << ints[kDu] : 0) |
-         (ints[kDv] >= 0 ? uint64_t{1} << ints[kDv] : 0);
+  const Structure s = plan.structure(i);
+  return (s.du >= 0 ? uint64_t{1} << s.du : 0) | (s.dv >= 0 ? uint64_t{1} << s.dv : 0);
 }
 
 void check_rows(Plan& plan) {
@@ -152,20 +152,19 @@ void check_rows(Plan& plan) {
   for (int i = 0; i < plan.rows; ++i) {
     if ((slots_read(plan, i) & ~written) != 0)
       refuse(at_row(i) + "reads a slot that no earlier row wrote");
-    const int32_t* ints = plan.row_ints(i);
-    if (ints[kDu] >= 0 && ints[kDu] == ints[kDv])
+    const Structure s = plan.structure(i);
+    if (s.du >= 0 && s.du == s.dv)
       refuse(at_row(i) + "u and v are written to one slot; each needs its own");
     written |= slots_written(plan, i);
-    plan.nfe += ints[kCall] >= 0;
+    plan.nfe += plan.row_ints(i)[kCall] >= 0;
   }
   const int last = plan.rows - 1;
   if (plan.row_ints(0)[kCall] >= 0 || plan.row_ints(last)[kCall] >= 0)
     refuse("the first or the last row calls a model; neither may");
-  const int32_t* hold = plan.row_ints(last);
-  if (join_reads(hold[kReadsLow], hold[kReadsHigh]) != 1 || plan.row_floats(last)[0] != 1 ||
-      slots_written(plan, last) != 0 || hold[kKnownReads] != 0) {
+  const Structure hold = plan.structure(last);
+  if (hold.reads != 1 || plan.row_floats(last)[0] != 1 || slots_written(plan, last) != 0 ||
+      hold.known_reads != 0)
     refuse("the last row does not hold; x' = x and nothing written is needed");
-  }
 }
 
 // Going back from the end, a slot is live where it will be read before it is written again.
@@ -186,8 +185,7 @@ Plan parse_plan(const uint8_t* data, size_t size) {
   check_digest(data, size, plan);
   plan.floats.resize(static_cast<size_t>(plan.rows) * plan.dims.floats());
   plan.ints.resize(static_cast<size_t>(plan.rows) * plan.dims.ints());
-  const size_t row = size_t{8} * (plan.dims.floats() + 6 + plan.dims.L);
-  for (int i = 0; i < plan.rows; ++i) read_row(data + kHeader + i * row, i, plan);
+  for (int i = 0; i < plan.rows; ++i) read_row(data + kHeader + i * row_bytes(plan.dims), i, plan);
   check_rows(plan);
   find_entries(plan);
   plan.note.assign(reinterpret_cast<const char*>(data + (size - note)), note);

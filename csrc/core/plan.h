@@ -37,6 +37,7 @@ struct Plan {
   const int32_t* row_ints(int i) const {
     return ints.data() + static_cast<size_t>(i) * dims.ints();
   }
+  Structure structure(int i) const { return structure_of(row_ints(i)); }
 };
 
 // Reads and checks a plan; every size is bounded before anything is allocated. Throws

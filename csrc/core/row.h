@@ -55,6 +55,11 @@ FS_HD inline uint64_t join_reads(int32_t low, int32_t high) {
 
 FS_HD constexpr uint64_t low_bits(int n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
 
+inline void split_reads(uint64_t reads, int32_t* ints) {
+  ints[kReadsLow] = static_cast<int32_t>(reads & low_bits(kReadsSplit));
+  ints[kReadsHigh] = static_cast<int32_t>(reads >> kReadsSplit);
+}
+
 // What a row touches: its int record without call and ids.
 struct Structure {
   uint64_t reads;

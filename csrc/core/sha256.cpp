@@ -24,8 +24,8 @@ uint32_t turn(uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
 void Sha256::block(const uint8_t* data) {
   uint32_t w[64];
   for (int i = 0; i < 16; ++i) {
-    w[i] = uint32_t{data[4 * i]} << 24 | uint32_t{data[4 * i + 1]} << 16 |
-           uint32_t{data[4 * i + 2]} << 8 | data[4 * i + 3];
+    w[i] = 0;
+    for (int k = 0; k < 4; ++k) w[i] = w[i] << 8 | data[4 * i + k];
   }
   for (int i = 16; i < 64; ++i) {
     const uint32_t a = turn(w[i - 15], 7) ^ turn(w[i - 15], 18) ^ (w[i - 15] >> 3);
@@ -48,17 +48,12 @@ void Sha256::block(const uint8_t* data) {
 }
 
 void Sha256::update(const uint8_t* data, size_t size) {
-  total_ += size;
   while (size > 0) {
-    if (held_ == 0 && size >= 64) {
-      block(data);
-      data += 64, size -= 64;
-      continue;
-    }
-    const size_t take = std::min(size, 64 - held_);
-    std::memcpy(pending_ + held_, data, take);
-    held_ += take, data += take, size -= take;
-    if (held_ == 64) block(pending_), held_ = 0;
+    const size_t held = total_ % 64, take = std::min(size, 64 - held);
+    if (take < 64) std::memcpy(pending_ + held, data, take);
+    total_ += take;
+    if (total_ % 64 == 0) block(take < 64 ? pending_ : data);
+    data += take, size -= take;
   }
 }
 
@@ -66,7 +61,7 @@ std::array<uint8_t, 32> Sha256::finish() {
   const uint64_t bits = total_ * 8;
   const uint8_t one = 0x80, zero = 0;
   update(&one, 1);
-  while (held_ != 56) update(&zero, 1);
+  while (total_ % 64 != 56) update(&zero, 1);
   uint8_t length[8];
   for (int i = 0; i < 8; ++i) length[i] = static_cast<uint8_t>(bits >> (56 - 8 * i));
   update(length, 8);

@@ -79,15 +79,12 @@ __attribute__((noinline)) void square_pass(const Tile<T>& tile, int first, int64
   }
 }
 
-template <class T, int R>
-double square_rest(const Tile<T>& tile, int j, int64_t d, int64_t end) {
-  double sum = 0;
-  for (; d < end; ++d) {
-    T diff = -tile.x[j][d];
-    for (int r = 0; r < R; ++r) diff += tile.u[r][d] * tile.c[j][r];
-    sum += static_cast<double>(diff) * static_cast<double>(diff);
-  }
-  return sum;
+// Element d of target j's difference.
+template <int R, class T>
+T difference(const Tile<T>& tile, int j, int64_t d) {
+  T diff = -tile.x[j][d];
+  for (int r = 0; r < R; ++r) diff += tile.u[r][d] * tile.c[j][r];
+  return diff;
 }
 
 template <class T, int R>
@@ -98,10 +95,12 @@ void square_tile(const Tile<T>& tile, int64_t n, double* sums) {
   for (int first = 0; first < kTargets; first += kPass)
     square_pass<T, R>(tile, first, whole, lanes);
   for (int j = 0; j < kTargets; ++j) {
-    for (int half = kSums / 2; half > 0; half /= 2) {
-      for (int k = 0; k < half; ++k) lanes[j][k] += lanes[j][k + half];
+    double rest = 0;
+    for (int64_t d = whole; d < n; ++d) {
+      const double diff = static_cast<double>(difference<R>(tile, j, d));
+      rest += diff * diff;
     }
-    sums[j] += lanes[j][0] + (whole < n ? square_rest<T, R>(tile, j, whole, n) : 0);
+    sums[j] += halved<kSums>(lanes[j]) + rest;
   }
 }
 
@@ -109,9 +108,7 @@ template <class T, int R>
 void power_tile(const Tile<T>& tile, int64_t n, double p, double* sums) {
   for (int j = 0; j < kTargets; ++j) {
     for (int64_t d = 0; d < n; ++d) {
-      T diff = -tile.x[j][d];
-      for (int r = 0; r < R; ++r) diff += tile.u[r][d] * tile.c[j][r];
-      const double magnitude = __builtin_fabs(static_cast<double>(diff));
+      const double magnitude = __builtin_fabs(static_cast<double>(difference<R>(tile, j, d)));
       sums[j] += p == 1 ? magnitude : __builtin_pow(magnitude, p);
     }
   }
@@ -119,30 +116,10 @@ void power_tile(const Tile<T>& tile, int64_t n, double p, double* sums) {
 
 template <class T>
 void add_tile(const Tile<T>& tile, int terms, int64_t n, double p, double* sums) {
-  switch (terms) {
-    case 1: return p == 2 ? square_tile<T, 1>(tile, n, sums) : power_tile<T, 1>(tile, n, p, sums);
-    case 2: return p == 2 ? square_tile<T, 2>(tile, n, sums) : power_tile<T, 2>(tile, n, p, sums);
-    case 3: return p == 2 ? square_tile<T, 3>(tile, n, sums) : power_tile<T, 3>(tile, n, p, sums);
-    default: return p == 2 ? square_tile<T, 4>(tile, n, sums) : power_tile<T, 4>(tile, n, p, sums);
-  }
-}
-
-template <class T>
-bool stored_as(int dtype) {
-  return dtype == (sizeof(T) == 8 ? FS_F64 : FS_F32);
-}
-
-// n numbers of `data` from `at`, in T: in place where they are T already, else in `room`.
-template <class T>
-const T* strip_of(const void* data, int dtype, int64_t at, int64_t n, T* room) {
-  if (stored_as<T>(dtype)) return static_cast<const T*>(data) + at;
-  widen(data, dtype, at, room, n);
-  return room;
-}
-
-void band_of(const fs_cost_args& a, int64_t i, int64_t& low, int64_t& high) {
-  low = a.band && a.band[2 * i] > 0 ? a.band[2 * i] : 0;
-  high = a.band && a.band[2 * i + 1] < a.J ? a.band[2 * i + 1] : a.J;
+  constant<1, FS_MAX_TERMS>(terms, [&](auto R) {
+    if (p == 2) square_tile<T, R>(tile, n, sums);
+    else power_tile<T, R>(tile, n, p, sums);
+  });
 }
 
 // Targets [j, j + kTargets) against sources [first, last) over elements [d, d + n). Targets outside
@@ -155,16 +132,15 @@ void add_strip(const fs_cost_args& a, int64_t b, int64_t first, int64_t last, in
   const T* x[kTargets];
   for (int k = 0; k < kTargets; ++k) {
     const int64_t target = j + k < a.J ? j + k : a.J - 1;
-    x[k] = strip_of(a.X, a.dtype, (b * a.J + target) * a.D + d, n, x_room[k]);
+    x[k] = numbers_in(a.X, a.dtype, (b * a.J + target) * a.D + d, x_room[k], n);
   }
   for (int64_t i = first; i < last; ++i) {
-    int64_t low, high;
-    band_of(a, i, low, high);
+    auto [low, high] = band_of(a, i);
     if (low < j) low = j;
     if (high > j + kTargets) high = j + kTargets;
     if (low >= high) continue;
     for (int r = 0; r < a.terms; ++r)
-      tile.u[r] = strip_of(a.U[r], a.dtype, (b * a.I + i) * a.D + d, n, u_room[r]);
+      tile.u[r] = numbers_in(a.U[r], a.dtype, (b * a.I + i) * a.D + d, u_room[r], n);
     for (int k = 0; k < kTargets; ++k) {
       const int64_t target = j + k < low ? low : j + k >= high ? high - 1 : j + k;
       tile.x[k] = x[target - j];
@@ -187,8 +163,7 @@ void fill_rows(const fs_cost_args& a, int64_t b, int64_t first, int64_t last) {
     for (int64_t j = 0; j < a.J; j += kTargets) add_strip<T>(a, b, first, last, j, d, n);
   }
   for (int64_t i = first; i < last; ++i) {
-    int64_t low, high;
-    band_of(a, i, low, high);
+    const auto [low, high] = band_of(a, i);
     for (int64_t j = 0; j < a.J; ++j) {
       const bool inside = j >= low && j < high;
       out[i * a.J + j] = inside ? out[i * a.J + j] / static_cast<double>(a.D) : __builtin_inf();

@@ -23,30 +23,24 @@ namespace {
 constexpr int64_t kOneThreadBelow =
     64 * 1024;  // elements; waking a thread costs as much as they do
 
-#ifdef FS_X86
-bool supported(const char* isa) {
-  const bool fma = __builtin_cpu_supports("fma");
-  if (std::strcmp(isa, "avx512") == 0) {
-    return fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
-  return std::strcmp(isa, "avx2") == 0 ? fma && __builtin_cpu_supports("avx2")
-                                       : std::strcmp(isa, "baseline") == 0;
-}
-
 // The best table this machine runs, or the one FASTSAMPLE_ISA names if it runs it: the bits of
 // fs_step are the same.
 const CpuKernels& choose() {
-  const char* wish = std::getenv("FASTSAMPLE_ISA");
-  for (const CpuKernels* table : {&avx512::kernels, &avx2::kernels}) {
-    const bool wanted = !wish || !supported(wish) || std::strcmp(wish, table->isa) == 0;
-    if (wanted && supported(table->isa)) return *table;
-  }
-  return baseline::kernels;
-}
-#else
-const CpuKernels& choose() { return baseline::kernels; }
+  const CpuKernels* tables[3] = {&baseline::kernels};
+  int count = 1;
+#ifdef FS_X86
+  const bool fma = __builtin_cpu_supports("fma");
+  if (fma && __builtin_cpu_supports("avx2")) tables[count++] = &avx2::kernels;
+  if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    tables[count++] = &avx512::kernels;
 #endif
+  const char* wish = std::getenv("FASTSAMPLE_ISA");
+  for (int k = 0; wish && k < count; ++k) {
+    if (std::strcmp(wish, tables[k]->isa) == 0) return *tables[k];
+  }
+  return *tables[count - 1];
+}
 
 const CpuKernels& kernels() {
   static const CpuKernels& chosen = choose();
@@ -58,16 +52,14 @@ const CpuKernels& kernels() {
 bool forked = false;
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-int threads_for(int64_t elements, int wanted) {
+int threads_for([[maybe_unused]] int64_t elements, [[maybe_unused]] int wanted) {
 #ifdef _OPENMP
-  if (forked || elements < kOneThreadBelow || omp_in_parallel()) return 1;
-  const int most =
-      omp_get_max_threads() > omp_get_num_procs() ? omp_get_max_threads() : omp_get_num_procs();
-  return wanted <= 0 ? omp_get_max_threads() : wanted < most ? wanted : most;
-#else
-  static_cast<void>(wanted);
-  return elements < 0 ? 0 : 1;
+  if (!forked && elements >= kOneThreadBelow && !omp_in_parallel()) {
+    const int most = std::max(omp_get_max_threads(), omp_get_num_procs());
+    return wanted <= 0 ? omp_get_max_threads() : std::min(wanted, most);
+  }
 #endif
+  return 1;
 }
 
 // Calls range(first, last) over [0, items), cut evenly among threads.
@@ -85,15 +77,11 @@ void share(int64_t items, int threads, const Range& range) {
 #endif
 }
 
-// Cuts items [first, last) of samples that have `each` items: visit(sample, low, high).
+// The same over samples of `each` items: visit(sample, low, high).
 template <class Visit>
-void for_samples(int64_t first, int64_t last, int64_t each, const Visit& visit) {
-  while (first < last) {
-    const int64_t sample = first / each, start = sample * each,
-                  next = last < start + each ? last : start + each;
-    visit(sample, first - start, next - start);
-    first = next;
-  }
+void share_samples(int64_t batch, int64_t each, int threads, const Visit& visit) {
+  share(batch * each, threads,
+        [&](int64_t first, int64_t last) { for_samples(first, last, each, visit); });
 }
 
 }  // namespace
@@ -174,11 +162,12 @@ void cpu_step(const fs_step_args& args) {
 }
 
 void cpu_noise(const fs_noise_args& args) {
-  const CpuKernels& table = kernels();
   if (args.elements == 0) return;
-  share(args.batch * blocks_of(args.elements),
-        threads_for(args.batch * args.elements, args.threads),
-        [&](int64_t first, int64_t last) { table.noise(args, first, last); });
+  share_samples(args.batch, blocks_of(args.elements),
+                threads_for(args.batch * args.elements, args.threads),
+                [&, noise = kernels().noise](int64_t b, int64_t low, int64_t high) {
+                  noise(args, b, low, high);
+                });
 }
 
 // Sums of chunks, halved over the next power of two: lower half + upper half, absent chunks being
@@ -207,37 +196,27 @@ double largest(const double* values, int64_t count, int64_t stride) {
 
 void cpu_moments(const fs_moments_args& args) {
   const CpuKernels& table = kernels();
-  const int64_t chunks = args.elements == 0 ? 0 : (args.elements - 1) / kMomentChunk + 1,
-                pairs = int64_t{args.P} * args.Q;
-  std::vector<double> sums(args.dots ? static_cast<size_t>(args.batch * chunks * pairs) : 0);
-  std::vector<double> most(args.max_abs ? static_cast<size_t>(args.batch * chunks * args.P) : 0);
-  const auto sums_of = [&](int64_t b) {
-    return args.dots ? sums.data() + b * chunks * pairs : nullptr;
-  };
-  const auto most_of = [&](int64_t b) {
-    return args.max_abs ? most.data() + b * chunks * args.P : nullptr;
-  };
-  share(args.batch * chunks, threads_for(args.batch * args.elements, args.threads),
-        [&](int64_t first, int64_t last) {
-          for_samples(first, last, chunks, [&](int64_t b, int64_t low, int64_t high) {
-            table.moments(args, b, low, high, sums_of(b), most_of(b));
-          });
-        });
+  const int64_t chunks = (args.elements + kMomentChunk - 1) / kMomentChunk,
+                pairs = args.dots ? int64_t{args.P} * args.Q : 0, P = args.max_abs ? args.P : 0;
+  std::vector<double> sums(static_cast<size_t>(args.batch * chunks * pairs)),
+      most(static_cast<size_t>(args.batch * chunks * P));
+  const auto sums_of = [&](int64_t b) { return sums.data() + b * chunks * pairs; };
+  const auto most_of = [&](int64_t b) { return most.data() + b * chunks * P; };
+  share_samples(args.batch, chunks, threads_for(args.batch * args.elements, args.threads),
+                [&](int64_t b, int64_t low, int64_t high) {
+                  table.moments(args, b, low, high, sums_of(b), most_of(b));
+                });
   for (int64_t b = 0; b < args.batch; ++b) {
-    if (args.dots) halve(sums_of(b), chunks, pairs);
-    for (int64_t k = 0; args.dots && k < pairs; ++k)
-      args.dots[b * pairs + k] = chunks > 0 ? sums_of(b)[k] : 0;
-    for (int p = 0; args.max_abs && p < args.P; ++p)
-      args.max_abs[b * args.P + p] = largest(most_of(b) + p, chunks, args.P);
+    halve(sums_of(b), chunks, pairs);
+    for (int64_t k = 0; k < pairs; ++k) args.dots[b * pairs + k] = chunks > 0 ? sums_of(b)[k] : 0;
+    for (int64_t p = 0; p < P; ++p) args.max_abs[b * P + p] = largest(most_of(b) + p, chunks, P);
   }
 }
 
 // Work of source i: the width of its band, and 1 for itself.
 int64_t cost_of_source(const fs_cost_args& args, int64_t i) {
-  if (!args.band) return args.J + 1;
-  return args.band[2 * i + 1] > args.band[2 * i]
-             ? int64_t{args.band[2 * i + 1]} - args.band[2 * i] + 1
-             : 1;
+  const auto [low, high] = band_of(args, i);
+  return std::max<int64_t>(high - low, 0) + 1;
 }
 
 // Sources are shared out by their work: in a triangular band the first have most of it.
@@ -248,13 +227,11 @@ void cpu_cost_matrix(const fs_cost_args& args) {
   const auto source_at = [&](int64_t work) {
     return std::lower_bound(before.begin(), before.end(), work) - before.begin();
   };
-  share(args.batch * before.back(),
-        threads_for(args.batch * args.I * args.J * args.D, args.threads),
-        [&](int64_t first, int64_t last) {
-          for_samples(first, last, before.back(), [&](int64_t b, int64_t low, int64_t high) {
-            table.cost_matrix(args, b, source_at(low), std::min<int64_t>(source_at(high), args.I));
-          });
-        });
+  share_samples(args.batch, before.back(),
+                threads_for(args.batch * args.I * args.J * args.D, args.threads),
+                [&](int64_t b, int64_t low, int64_t high) {
+                  table.cost_matrix(args, b, source_at(low), source_at(high));
+                });
 }
 
 void cpu_cost_gather(const fs_cost_args& args) {
@@ -266,12 +243,9 @@ void cpu_cost_gather(const fs_cost_args& args) {
       fail(FS_E_ARG, "fs_cost_gather: i_star[%lld] is %d; -1 (none) to %lld is accepted",
            static_cast<long long>(k), args.i_star[k], static_cast<long long>(args.I - 1));
   }
-  share(args.batch * args.J, threads_for(args.batch * args.J * args.D, args.threads),
-        [&](int64_t first, int64_t last) {
-          for_samples(first, last, args.J, [&](int64_t b, int64_t low, int64_t high) {
-            table.cost_gather(args, b, low, high);
-          });
-        });
+  share_samples(
+      args.batch, args.J, threads_for(args.batch * args.J * args.D, args.threads),
+      [&](int64_t b, int64_t low, int64_t high) { table.cost_gather(args, b, low, high); });
 }
 
 template <class Args>

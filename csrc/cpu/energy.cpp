@@ -19,10 +19,18 @@ double squares(const T* __restrict__ v, int64_t n) {
   }
   for (int64_t e = whole; e < n; ++e) lane[e - whole] = lane[e - whole] + v[e] * v[e];
   for (int k = 0; k < kLanes; ++k) sum[k] = static_cast<double>(lane[k]);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) sum[k] = sum[k] + sum[k + half];
+  return halved<kLanes>(sum);
+}
+
+template <class T>
+double energy_in(const void* data, int dtype, int64_t n) {
+  alignas(64) T room[kChunk];
+  double sum = 0;
+  for (int64_t e = 0; e < n; e += kChunk) {
+    const int64_t here = n - e < kChunk ? n - e : kChunk;
+    sum += squares(numbers_in(data, dtype, e, room, here), here);
   }
-  return sum[0];
+  return sum;
 }
 
 }  // namespace
@@ -30,20 +38,7 @@ double squares(const T* __restrict__ v, int64_t n) {
 namespace FS_ISA {
 
 double energy(const void* data, int dtype, int64_t n) {
-  alignas(64) float widened[kChunk];
-  double sum = 0;
-  for (int64_t e = 0; e < n; e += kChunk) {
-    const int64_t here = n - e < kChunk ? n - e : kChunk;
-    if (dtype == FS_F32) {
-      sum += squares(static_cast<const float*>(data) + e, here);
-    } else if (dtype == FS_F64) {
-      sum += squares(static_cast<const double*>(data) + e, here);
-    } else {
-      widen(data, dtype, e, widened, here);
-      sum += squares(widened, here);
-    }
-  }
-  return sum;
+  return dtype == FS_F64 ? energy_in<double>(data, dtype, n) : energy_in<float>(data, dtype, n);
 }
 
 }  // namespace FS_ISA

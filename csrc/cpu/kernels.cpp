@@ -9,7 +9,7 @@ namespace fs {
 namespace FS_ISA {
 
 bool step(const fs_step_args&, int64_t, int64_t);
-void noise(const fs_noise_args&, int64_t, int64_t);
+void noise(const fs_noise_args&, int64_t, int64_t, int64_t);
 void moments(const fs_moments_args&, int64_t, int64_t, int64_t, double*, double*);
 void cost_matrix(const fs_cost_args&, int64_t, int64_t, int64_t);
 void cost_gather(const fs_cost_args&, int64_t, int64_t, int64_t);

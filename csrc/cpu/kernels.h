@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "fastsample/fastsample.h"
 
@@ -23,9 +24,10 @@ struct CpuKernels {
   // Blocks [first, last) of the batch x blocks_of(elements) blocks. step marks the samples that
   // must be left alone, and is false when an x' is not finite.
   bool (*step)(const fs_step_args&, int64_t first, int64_t last);
-  void (*noise)(const fs_noise_args&, int64_t first, int64_t last);
-  // Chunks [first, last) of one sample: sums [chunks, P, Q], max_abs [chunks, P] (either may be
-  // NULL).
+  // Blocks [first, last) of one sample.
+  void (*noise)(const fs_noise_args&, int64_t sample, int64_t first, int64_t last);
+  // Chunks [first, last) of one sample: sums [chunks, P, Q] where dots are asked for, max_abs
+  // [chunks, P] where they are.
   void (*moments)(const fs_moments_args&, int64_t sample, int64_t first, int64_t last, double* sums,
                   double* max_abs);
   // Sources [first, last) of one sample.
@@ -55,6 +57,51 @@ const char* cpu_isa();
 int cpu_threads();
 bool cpu_has_openmp();
 
+// Internal linkage, as in all that is compiled once per instruction set.
+namespace {
+
+// Cuts items [first, last) of samples that have `each` items: visit(sample, low, high).
+template <class Visit>
+void for_samples(int64_t first, int64_t last, int64_t each, const Visit& visit) {
+  while (first < last) {
+    const int64_t sample = first / each, start = sample * each,
+                  next = last < start + each ? last : start + each;
+    visit(sample, first - start, next - start);
+    first = next;
+  }
+}
+
+// body(n) with n as a constant, so that it is compiled once for each of N..Last (what is above Last
+// is Last).
+template <int N, int Last, class Body>
+void constant(int n, const Body& body) {
+  if constexpr (N < Last) {
+    if (n != N) return constant<N + 1, Last>(n, body);
+  }
+  body(std::integral_constant<int, N>());
+}
+
+// The sum of N lanes, halved N -> N/2 -> ... -> 1.
+template <int N, class Lanes>
+double halved(Lanes& lane) {
+  for (int half = N / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) lane[k] = lane[k] + lane[k + half];
+  }
+  return lane[0];
+}
+
+// Targets low <= j < high of a source.
+struct Band {
+  int64_t low, high;
+};
+
+inline Band band_of(const fs_cost_args& a, int64_t i) {
+  if (!a.band) return {0, a.J};
+  const int64_t low = a.band[2 * i], high = a.band[2 * i + 1];
+  return {low > 0 ? low : 0, high < a.J ? high : a.J};
+}
+
+}  // namespace
 }  // namespace fs
 
 // Iterations of the loop that follows touch memory independently, though pointers may be equal: an

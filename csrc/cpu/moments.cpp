@@ -16,10 +16,7 @@ double dot_chunk(const double* __restrict__ a, const double* __restrict__ b) {
   for (int64_t step = kLanes; step < kMomentChunk; step += kLanes) {
     for (int k = 0; k < kLanes; ++k) lane[k] = lane[k] + a[step + k] * b[step + k];
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) lane[k] = lane[k] + lane[k + half];
-  }
-  return lane[0];
+  return halved<kLanes>(lane);
 }
 
 // NaN if any is NaN.
@@ -54,9 +51,9 @@ void moments(const fs_moments_args& args, int64_t sample, int64_t first, int64_t
   for (int64_t chunk = first; chunk < last; ++chunk) {
     for (int p = 0; p < args.P; ++p) {
       load_chunk(args.a[p], args, sample, chunk, a[p]);
-      if (max_abs) max_abs[chunk * args.P + p] = largest(a[p]);
+      if (args.max_abs) max_abs[chunk * args.P + p] = largest(a[p]);
     }
-    for (int q = 0; sums && q < args.Q; ++q) {
+    for (int q = 0; args.dots && q < args.Q; ++q) {
       load_chunk(args.b[q], args, sample, chunk, b);
       for (int p = 0; p < args.P; ++p) sums[(chunk * args.P + p) * args.Q + q] = dot_chunk(a[p], b);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/dtype.h"
+#include "core/philox.h"
 #include "core/sample.h"
 #include "kernels.h"
 
@@ -9,14 +10,6 @@ namespace fs {
 namespace {
 
 constexpr int kMaxOperands = 3 + FS_MAX_SLOTS + FS_MAX_BRANCHES + FS_MAX_NOISES;
-
-// Operands a row reads, in column order, with the coefficient of each in x', u and v.
-enum class Kind : uint8_t { kState, kSlot, kM, kF, kBranch, kNoise };
-
-struct Operand {
-  Kind kind;
-  int number;  // slot, branch or noise
-};
 
 inline int64_t slot_stride(const fs_step_args& a) {
   return a.slot_stride ? a.slot_stride : a.pool * a.elements;
@@ -28,50 +21,30 @@ struct Job {
   Dims dims;
 
   // Of the row.
-  int64_t row;
+  int64_t row = -1;
   const T* numbers;
   const int32_t* ids;
   Structure structure;
   Needs needs;
   bool blend;
   int operands;
-  Operand operand[kMaxOperands];
-  T coef[3][kMaxOperands];  // [output][operand]
-  T q, clip, dx, dm, c;
-  bool (*fused)(const Job&, const T* f, const T* noise, int64_t e, int64_t n);  // step_fused.h
+  int column[kMaxOperands];  // those the row reads, in order
+  T coef[3][kMaxOperands];   // [output][operand]
+  bool (*fused)(const Job&, const T* f, const T* noise, int64_t e, int64_t n) = nullptr;
 
   // Of the sample.
   int64_t sample;
   const T *x_in, *slots;
-  T *x, *u, *v, *preview;
+  T *out[3], *preview;  // x', u, v; NULL: not written
   T w0p, bound;
   int mixed;  // branches that enter f and are there
   int branch_of[FS_MAX_BRANCHES];
   T weight[FS_MAX_BRANCHES];
   const void* f[FS_MAX_BRANCHES];  // in the model's dtype; NULL where the branch is absent
-  uint64_t seed;
-  uint32_t stage;
+  Draw draw;                       // but for the noise's id
 
   const T* slot(int s) const { return slots + s * slot_stride(*args); }
 };
-
-template <class T>
-void find_operands(Job<T>& job) {
-  const Dims& d = job.dims;
-  job.operands = 0;
-  for (int k = 0; k < d.W(); ++k) {
-    if ((job.structure.reads >> k & 1) == 0) continue;
-    Operand& operand = job.operand[job.operands];
-    if (k == 0) operand = {Kind::kState, 0};
-    else if (k < d.m()) operand = {Kind::kSlot, k - 1};
-    else if (k == d.m()) operand = {Kind::kM, 0};
-    else if (k == d.f()) operand = {Kind::kF, 0};
-    else if (k < d.noise(0)) operand = {Kind::kBranch, k - d.branch(0)};
-    else operand = {Kind::kNoise, k - d.noise(0)};
-    for (int o = 0; o < 3; ++o) job.coef[o][job.operands] = job.numbers[o * d.W() + k];
-    ++job.operands;
-  }
-}
 
 // Looks up a row that was checked.
 template <class T>
@@ -85,12 +58,12 @@ void find_row(Job<T>& job, int64_t row) {
   job.structure = structure_of(ints);
   job.blend = blends(a, job.structure);
   job.needs = needs_of(d, job.structure, a.preview != nullptr, job.blend);
-  job.q = job.numbers[d.q()];
-  job.clip = job.numbers[d.clip()];
-  job.dx = job.numbers[d.dx()];
-  job.dm = job.numbers[d.dx() + 1];
-  job.c = job.numbers[d.c()];
-  find_operands(job);
+  job.operands = 0;
+  for (int k = 0; k < d.W(); ++k) {
+    if ((job.structure.reads >> k & 1) == 0) continue;
+    for (int o = 0; o < 3; ++o) job.coef[o][job.operands] = job.numbers[o * d.W() + k];
+    job.column[job.operands++] = k;
+  }
 }
 
 // Looks up sample b for the job's row; its place and branches were checked.
@@ -104,14 +77,13 @@ void find_sample(Job<T>& job, int64_t b) {
   job.sample = b;
   job.slots = slots;
   job.x_in = static_cast<const T*>(a.x_in ? a.x_in : a.x) + at;
-  job.x = static_cast<T*>(a.x_out ? a.x_out : a.x) + at;
-  job.u = s.du >= 0 ? slots + s.du * slot_stride(a) : nullptr;
-  job.v = s.dv >= 0 ? slots + s.dv * slot_stride(a) : nullptr;
+  job.out[0] = static_cast<T*>(a.x_out ? a.x_out : a.x) + at;
+  job.out[1] = s.du >= 0 ? slots + s.du * slot_stride(a) : nullptr;
+  job.out[2] = s.dv >= 0 ? slots + s.dv * slot_stride(a) : nullptr;
   job.preview = a.preview ? static_cast<T*>(a.preview) + b * D : nullptr;
   job.w0p = state_weight(a, d, job.numbers, b);
   job.bound = a.bound ? static_cast<const T*>(a.bound)[b] : 0;
-  job.seed = a.seed ? a.seed[b] : static_cast<uint64_t>(b);
-  job.stage = a.stage ? a.stage[b] : 0;
+  job.draw = draw_of(a, b, 0);
   job.mixed = 0;
   for (int g = 0; g < d.G; ++g) {
     const int64_t f_row = branch_row(a, b, g);

@@ -12,88 +12,59 @@ namespace {
 
 template <class T>
 struct Workspace {
-  alignas(64) T f[kBlock], m[kBlock], x[kBlock], u[kBlock], v[kBlock], known[kBlock];
+  alignas(64) T f[kBlock], m[kBlock], out[3][kBlock], known[kBlock];
   alignas(64) T branch[FS_MAX_BRANCHES][kBlock];
   alignas(64) T noise[FS_MAX_NOISES][kBlock];
-  const T* branch_at[FS_MAX_BRANCHES];
-  const T* noise_at[FS_MAX_NOISES];
+  const T* at[kMaxOperands];  // where the block of each operand column stands
 };
 
-// Points branch_at at the block of each branch that is there, widened where the model's dtype is
-// not T.
+// Points at the block of each branch that is there, widened where the model's dtype is not T.
 template <class T>
 void load_branches(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
-  const int dtype = job.args->model_dtype;
   for (int g = 0; g < job.dims.G; ++g) {
-    if (!job.f[g]) continue;
-    work.branch_at[g] = static_cast<const T*>(job.f[g]) + e;
-    if (dtype == job.args->state_dtype) continue;
-    widen(job.f[g], dtype, e, work.branch[g], n);
-    work.branch_at[g] = work.branch[g];
+    if (job.f[g])
+      work.at[job.dims.branch(g)] =
+          numbers_in(job.f[g], job.args->model_dtype, e, work.branch[g], n);
   }
 }
 
-// Points noise_at at the block of each noise read: the caller's or Philox's, times the sample's
-// noise scale.
+// Points at the block of each noise read: the caller's or Philox's, times the sample's noise scale.
 template <class T>
 void load_noises(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   const fs_step_args& a = *job.args;
   for (int l = 0; l < job.dims.L; ++l) {
     if ((job.needs.noises >> l & 1) == 0) continue;
-    T* __restrict__ out = work.noise[l];
-    const T* given = static_cast<const T*>(a.noise[l]);
-    if (given) {
-      work.noise_at[l] = given + job.sample * a.elements + e;
-    } else {
-      alignas(64) float normal[kBlock];
-      normals({job.seed, static_cast<uint32_t>(job.ids[l]), job.stage}, e, n, normal);
-      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(normal[i]);
-      work.noise_at[l] = out;
-    }
+    T* out = work.noise[l];
+    const T *given = static_cast<const T*>(a.noise[l]), *from = out;
+    if (given) from = given + job.sample * a.elements + e;
+    else normals({job.draw.seed, static_cast<uint32_t>(job.ids[l]), job.draw.stage}, e, n, out);
+    work.at[job.dims.noise(l)] = a.noise_scale ? out : from;
     if (!a.noise_scale) continue;
     const T scale = static_cast<const T*>(a.noise_scale)[job.sample];
-    const T* __restrict__ from = work.noise_at[l];
     FS_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) out[i] = from[i] * scale;
-    work.noise_at[l] = out;
   }
 }
 
 template <class T>
 void mix_branches(const Job<T>& job, int64_t n, Workspace<T>& work) {
   const T* terms[FS_MAX_BRANCHES];
-  for (int k = 0; k < job.mixed; ++k) terms[k] = work.branch_at[job.branch_of[k]];
+  for (int k = 0; k < job.mixed; ++k) terms[k] = work.at[job.dims.branch(job.branch_of[k])];
   lincomb(terms, job.weight, job.mixed, work.f, n);
 }
 
 template <class T>
-void predict(const Job<T>& job, int64_t e, int64_t n, T* __restrict__ m, const T* f) {
-  const T* terms[2] = {job.x_in + e, f};
-  const T coef[2] = {job.w0p, job.q};
+void predict(const Job<T>& job, int64_t n, Workspace<T>& work) {
+  const T* terms[2] = {work.at[0], work.f};
+  const T coef[2] = {job.w0p, job.numbers[job.dims.q()]};
+  T* __restrict__ m = work.m;
   lincomb(terms, coef, job.structure.branches ? 2 : 1, m, n);
+  const T bound = job.bound, clip = job.numbers[job.dims.clip()];
   if (job.args->bound) {
-    for (int64_t i = 0; i < n; ++i) m[i] = clamped(m[i], job.bound) / job.bound;
-  } else if (job.clip > 0) {
-    for (int64_t i = 0; i < n; ++i) m[i] = clamped(m[i], job.clip);
+    for (int64_t i = 0; i < n; ++i) m[i] = clamped(m[i], bound) / bound;
+  } else if (clip > 0) {
+    for (int64_t i = 0; i < n; ++i) m[i] = clamped(m[i], clip);
   }
-}
-
-template <class T>
-void combine(const Job<T>& job, int64_t e, int64_t n, int output, const Workspace<T>& work,
-             T* out) {
-  const T* terms[kMaxOperands];
-  for (int k = 0; k < job.operands; ++k) {
-    const Operand& operand = job.operand[k];
-    switch (operand.kind) {
-      case Kind::kState: terms[k] = job.x_in + e; break;
-      case Kind::kSlot: terms[k] = job.slot(operand.number) + e; break;
-      case Kind::kM: terms[k] = work.m; break;
-      case Kind::kF: terms[k] = work.f; break;
-      case Kind::kBranch: terms[k] = work.branch_at[operand.number]; break;
-      case Kind::kNoise: terms[k] = work.noise_at[operand.number]; break;
-    }
-  }
-  lincomb(terms, job.coef[output], job.operands, out, n);
 }
 
 // x' += mask (t - x') with t = ky y + sum_l Cy_l n_l over the bits of known_reads.
@@ -105,14 +76,14 @@ void blend_known(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   int count = 0;
   for (int k = 0; k <= job.dims.L; ++k) {
     if ((job.structure.known_reads >> k & 1) == 0) continue;
-    terms[count] = k > 0 ? work.noise_at[k - 1]
+    terms[count] = k > 0 ? work.at[job.dims.noise(k - 1)]
                          : static_cast<const T*>(a.known) + job.sample * a.known_batch_stride + e;
     coef[count++] = job.numbers[job.dims.ky() + k];
   }
   lincomb(terms, coef, count, work.known, n);
   const T* __restrict__ mask = static_cast<const T*>(a.mask) + job.sample * a.mask_batch_stride + e;
   const T* __restrict__ target = work.known;
-  T* __restrict__ x = work.x;
+  T* __restrict__ x = work.out[0];
   for (int64_t i = 0; i < n; ++i) x[i] = x[i] + mask[i] * (target[i] - x[i]);
 }
 
@@ -129,9 +100,19 @@ void write_model_input(const Job<T>& job, const T* x, int64_t e, int64_t n) {
   const fs_step_args& a = *job.args;
   if (!a.model_input) return;
   for (int copy = 0; copy < a.copies; ++copy) {
-    narrow_scaled(x, job.c, a.model_input, a.model_dtype,
+    narrow_scaled(x, job.numbers[job.dims.c()], a.model_input, a.model_dtype,
                   (copy * a.batch + job.sample) * a.elements + e, n);
   }
+}
+
+// The shapes step_fused.h knows, in one pass.
+template <class T>
+bool run_fused(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
+  if (job.mixed > 1) mix_branches(job, n, work);
+  const T* f = job.mixed > 1 ? work.f : work.at[job.dims.branch(job.branch_of[0])];
+  const bool finite = job.fused(job, f, work.at[job.column[job.operands - 1]], e, n);
+  write_model_input(job, job.out[0] + e, e, n);
+  return finite;
 }
 
 // Elements [e, e + n), at most a block; false when an x' is not finite.
@@ -139,46 +120,33 @@ template <class T>
 bool run_block(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   load_branches(job, e, n, work);
   load_noises(job, e, n, work);
+  if (job.fused && job.mixed > 0) return run_fused(job, e, n, work);
+  work.at[0] = job.x_in + e;
+  for (int s = 0; s < job.dims.S; ++s) work.at[job.dims.slot(s)] = job.slot(s) + e;
   if (job.needs.f) mix_branches(job, n, work);
-  if (job.needs.m) predict(job, e, n, work.m, work.f);
+  if (job.needs.m) predict(job, n, work);
   if (job.preview) {
-    const T* terms[2] = {job.x_in + e, work.m};
-    const T coef[2] = {job.dx, job.dm};
-    lincomb(terms, coef, 2, job.preview + e, n);
+    const T* terms[2] = {work.at[0], work.m};
+    lincomb(terms, job.numbers + job.dims.dx(), 2, job.preview + e, n);
   }
-  combine(job, e, n, 0, work, work.x);
-  if (job.u) combine(job, e, n, 1, work, work.u);
-  if (job.v) combine(job, e, n, 2, work, work.v);
+  const T* terms[kMaxOperands];
+  for (int k = 0; k < job.operands; ++k) terms[k] = work.at[job.column[k]];
+  for (int o = 0; o < 3; ++o) {
+    if (job.out[o]) lincomb(terms, job.coef[o], job.operands, work.out[o], n);
+  }
   if (job.blend) blend_known(job, e, n, work);
-  const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-  std::memcpy(job.x + e, work.x, bytes);
-  if (job.u) std::memcpy(job.u + e, work.u, bytes);
-  if (job.v) std::memcpy(job.v + e, work.v, bytes);
-  write_model_input(job, work.x, e, n);
-  return all_finite(work.x, n);
-}
-
-// The same for the shapes step_fused.h knows, in one pass.
-template <class T>
-bool run_block_fused(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
-  load_branches(job, e, n, work);
-  load_noises(job, e, n, work);
-  if (job.mixed > 1) mix_branches(job, n, work);
-  const T* f = job.mixed > 1 ? work.f : work.branch_at[job.branch_of[0]];
-  const Operand& last = job.operand[job.operands - 1];
-  const T* noise = last.kind == Kind::kNoise ? work.noise_at[last.number] : nullptr;
-  const bool finite = job.fused(job, f, noise, e, n);
-  write_model_input(job, job.x + e, e, n);
-  return finite;
+  for (int o = 0; o < 3; ++o) {
+    if (job.out[o]) std::memcpy(job.out[o] + e, work.out[o], static_cast<size_t>(n) * sizeof(T));
+  }
+  write_model_input(job, work.out[0], e, n);
+  return all_finite(work.out[0], n);
 }
 
 template <class T>
 bool run(const Job<T>& job, int64_t begin, int64_t end, Workspace<T>& work) {
   bool finite = true;
   for (int64_t e = begin; e < end; e += kBlock) {
-    const int64_t n = end - e < kBlock ? end - e : kBlock;
-    finite &=
-        job.fused && job.mixed > 0 ? run_block_fused(job, e, n, work) : run_block(job, e, n, work);
+    finite &= run_block(job, e, end - e < kBlock ? end - e : kBlock, work);
   }
   return finite;
 }
@@ -188,7 +156,7 @@ template <class T>
 void prepare(Job<T>& job, int64_t b, int64_t row) {
   if (row != job.row) {
     find_row(job, row);
-    job.fused = find_fused(job);
+    if constexpr (sizeof(T) == 4) job.fused = find_fused(job);
   }
   find_sample(job, b);
 }
@@ -233,22 +201,17 @@ bool run_blocks(const fs_step_args& a, int64_t first, int64_t last) {
   Workspace<T> work;
   job.args = &a;
   job.dims = dims_of(a);
-  job.row = -1;
-  const int64_t blocks = blocks_of(a.elements);
+  work.at[job.dims.m()] = work.m, work.at[job.dims.f()] = work.f;
   bool finite = true;
-  for (int64_t block = first, next; block < last; block = next) {
-    const int64_t b = block / blocks;
-    next = (b + 1) * blocks < last ? (b + 1) * blocks : last;
-    const int64_t begin = (block - b * blocks) * kBlock, limit = (next - b * blocks) * kBlock;
-    const int64_t end = limit < a.elements ? limit : a.elements;
+  for_samples(first, last, blocks_of(a.elements), [&](int64_t b, int64_t low, int64_t high) {
+    const int64_t begin = low * kBlock,
+                  end = high * kBlock < a.elements ? high * kBlock : a.elements;
     const int32_t bad = check_sample(a, job.dims, b);
-    if (bad) {
-      if (begin == 0 && a.status && (a.status[b] & 0xFF) == 0) a.status[b] = bad;
-      continue;
-    }
+    if (bad && begin == 0 && a.status && (a.status[b] & 0xFF) == 0) a.status[b] = bad;
+    if (bad) return;
     if (begin == 0 && a.t_out) write_times<T>(a, job.dims, b);
     if (begin < end) finite &= run_groups(job, b, begin, end, work);
-  }
+  });
   return finite;
 }
 

@@ -3,6 +3,8 @@
 // as the general path of step.cpp.
 #pragma once
 
+#include <utility>
+
 #include "row_job.h"
 
 namespace fs {
@@ -11,36 +13,33 @@ namespace {
 constexpr int kFusedSlots = 4;
 using FusedPass = decltype(Job<float>::fused);
 
-// S slots read, a noise, a slot written, a preview. False when an x' is not finite.
-template <int S, bool Noise, bool Write, bool Preview>
+// Slots read, as operands 1 + K; a noise, a slot written, a preview. False when an x' is not
+// finite.
+template <bool Noise, bool Write, bool Preview, size_t... K>
 bool fused_pass(const Job<float>& job, const float* f, const float* noise, int64_t e, int64_t n) {
-  const float* x = job.x_in + e;
-  float* out = job.x + e;
-  float* u = Write ? job.u + e : nullptr;
+  constexpr size_t kM = 1 + sizeof...(K);  // operand m; a noise follows
+  const float* const in[] = {job.x_in + e, job.slot(job.column[1 + K] - 1) + e...};
+  float* out = job.out[0] + e;
+  float* u = Write ? job.out[1] + e : nullptr;
   float* preview = Preview ? job.preview + e : nullptr;
-  const auto slot = [&](int k) { return k <= S ? job.slot(job.operand[k].number) + e : nullptr; };
-  const float *s1 = slot(1), *s2 = slot(2), *s3 = slot(3), *s4 = slot(4);
   const float w = job.mixed == 1 ? job.weight[0] : 1;  // with more branches the caller mixes f
-  const float w0p = job.w0p, q = job.q, dx = job.dx, dm = job.dm;
-  const float high = job.clip > 0 ? job.clip : __builtin_inff();
-  const auto coef = [&](int o, int k) { return k < S + 2 + Noise ? job.coef[o][k] : 0; };
-  const float a0 = coef(0, 0), a1 = coef(0, 1), a2 = coef(0, 2), a3 = coef(0, 3), a4 = coef(0, 4),
-              am = coef(0, 1 + S), an = coef(0, 2 + S);
-  const float b0 = coef(1, 0), b1 = coef(1, 1), b2 = coef(1, 2), b3 = coef(1, 3), b4 = coef(1, 4),
-              bm = coef(1, 1 + S), bn = coef(1, 2 + S);
+  const Dims& d = job.dims;
+  const float w0p = job.w0p, q = job.numbers[d.q()], dx = job.numbers[d.dx()],
+              dm = job.numbers[d.dx() + 1], clip = job.numbers[d.clip()],
+              high = clip > 0 ? clip : __builtin_inff();
+  const float *ca = job.coef[0], *cb = job.coef[1];
+  const float a[] = {ca[0], ca[1 + K]...}, am = ca[kM], an = Noise ? ca[kM + 1] : 0;
+  const float b[] = {cb[0], cb[1 + K]...}, bm = cb[kM], bn = Noise ? cb[kM + 1] : 0;
   uint32_t largest = 0;
   FS_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const float xi = x[i];
-    const float m = clamped(w0p * xi + q * (w * f[i]), high);
-    float next = a0 * xi, kept = b0 * xi;
-    if constexpr (S > 0) next = next + a1 * s1[i], kept = kept + b1 * s1[i];
-    if constexpr (S > 1) next = next + a2 * s2[i], kept = kept + b2 * s2[i];
-    if constexpr (S > 2) next = next + a3 * s3[i], kept = kept + b3 * s3[i];
-    if constexpr (S > 3) next = next + a4 * s4[i], kept = kept + b4 * s4[i];
+    const float x = in[0][i];
+    const float m = clamped(w0p * x + q * (w * f[i]), high);
+    float next = a[0] * x, kept = b[0] * x;
+    ((next = next + a[1 + K] * in[1 + K][i], kept = kept + b[1 + K] * in[1 + K][i]), ...);
     next = next + am * m, kept = kept + bm * m;
     if constexpr (Noise) next = next + an * noise[i], kept = kept + bn * noise[i];
-    if constexpr (Preview) preview[i] = dx * xi + dm * m;
+    if constexpr (Preview) preview[i] = dx * x + dm * m;
     out[i] = next;
     if constexpr (Write) u[i] = kept;
     const uint32_t magnitude = bits_of(next) & 0x7FFFFFFFu;
@@ -49,40 +48,31 @@ bool fused_pass(const Job<float>& job, const float* f, const float* noise, int64
   return largest < 0x7F800000u;
 }
 
-template <int S, bool Noise>
-FusedPass pick_writes(bool write, bool preview) {
-  if (write) return preview ? fused_pass<S, Noise, true, true> : fused_pass<S, Noise, true, false>;
-  return preview ? fused_pass<S, Noise, false, true> : fused_pass<S, Noise, false, false>;
+template <size_t Shape, size_t... K>
+constexpr FusedPass pass_of(std::index_sequence<K...>) {
+  return fused_pass<(Shape & 1) != 0, (Shape & 2) != 0, (Shape & 4) != 0, K...>;
 }
 
-template <bool Noise>
-FusedPass pick_slots(int slots, bool write, bool preview) {
-  switch (slots) {
-    case 0: return pick_writes<0, Noise>(write, preview);
-    case 1: return pick_writes<1, Noise>(write, preview);
-    case 2: return pick_writes<2, Noise>(write, preview);
-    case 3: return pick_writes<3, Noise>(write, preview);
-    default: return pick_writes<4, Noise>(write, preview);
-  }
+template <size_t... Shape>
+FusedPass pick(size_t shape, std::index_sequence<Shape...>) {
+  static constexpr FusedPass passes[] = {pass_of<Shape>(std::make_index_sequence<Shape / 8>())...};
+  return passes[shape];
 }
 
 // The pass for the job's row, NULL where it has none of the shapes above.
 inline FusedPass find_fused(const Job<float>& job) {
   const fs_step_args& a = *job.args;
-  const auto is = [&](int k, Kind kind) { return k < job.operands && job.operand[k].kind == kind; };
-  if (job.needs.mixed == 0 || a.bound || job.structure.dv >= 0 || job.blend) return nullptr;
-  int slots = 0;
-  while (is(1 + slots, Kind::kSlot)) ++slots;
-  if (!is(0, Kind::kState) || slots > kFusedSlots || !is(1 + slots, Kind::kM)) return nullptr;
-  const bool noise = is(2 + slots, Kind::kNoise), write = job.structure.du >= 0;
-  if (2 + slots + noise != job.operands) return nullptr;
-  return noise ? pick_slots<true>(slots, write, a.preview != nullptr)
-               : pick_slots<false>(slots, write, a.preview != nullptr);
-}
-
-inline bool (*find_fused(const Job<double>&))(const Job<double>&, const double*, const double*,
-                                              int64_t, int64_t) {
-  return nullptr;
+  const Dims& d = job.dims;
+  const uint64_t reads = job.structure.reads, m = uint64_t{1} << d.m();
+  const int slots = __builtin_popcountll(reads & (m - 2)),
+            noises = __builtin_popcountll(reads >> d.noise(0));
+  const uint64_t others = reads & ~(m - 2) & low_bits(d.noise(0));  // beside slots and noises
+  if (job.needs.mixed == 0 || a.bound || job.structure.dv >= 0 || job.blend || others != (m | 1) ||
+      slots > kFusedSlots || noises > 1)
+    return nullptr;
+  return pick(static_cast<size_t>(8 * slots + 4 * (a.preview != nullptr) +
+                                  2 * (job.structure.du >= 0) + noises),
+              std::make_index_sequence<8 * (kFusedSlots + 1)>());
 }
 
 }  // namespace
