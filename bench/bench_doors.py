@@ -16,7 +16,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from measure import figure, interleaved, outputs
+from measure import figure, interleaved, often, outputs
 
 import fastsample as fs
 from fastsample.interop import k_diffusion
@@ -141,8 +141,10 @@ def bench_set_timesteps(benchmark, name):
         side.set_timesteps(STEPS)
     if not torch.equal(peer.timesteps, scheduler.timesteps):
         raise AssertionError(f"{name}: other timesteps than the peer's")
-    often = lambda side: lambda: lambda: [side.set_timesteps(STEPS) for _ in range(calls)]
-    own, others = interleaved(benchmark, often(scheduler), {"diffusers": often(peer)})
+    ours, theirs = (
+        often(lambda side=side: side.set_timesteps(STEPS), calls) for side in (scheduler, peer)
+    )
+    own, others = interleaved(benchmark, ours, {"diffusers": theirs})
     where = f"FsScheduler for {name}: set_timesteps"
     figure(benchmark, f"{where} again", [s / calls * 1e6 for s in own], "µs")
     shares = [s / p for s, p in zip(own, others["diffusers"], strict=True)]
@@ -163,7 +165,7 @@ def bench_new_shift(benchmark):
     if not torch.allclose(peer.timesteps, scheduler.timesteps, rtol=1e-6):
         raise AssertionError(f"{name}: other timesteps than the peer's")
     new = lambda: scheduler.set_timesteps(sigmas=sigmas, mu=1.0 + 1e-6 * next(shifts))
-    own, _ = interleaved(benchmark, lambda: lambda: [new() for _ in range(calls)], {})
+    own, _ = interleaved(benchmark, often(new, calls), {})
     what = f"FsScheduler for {name}: set_timesteps with a new shift"
     why = "the plan itself is made anew, row by row, and checked"
     values = [s / calls * 1e3 for s in own]
@@ -188,16 +190,15 @@ def bench_k_sample(benchmark, name, shape):
         agree(name, sampled[0], theirs(models["x/2"], x, sigmas, disable=True))
         if not torch.equal(*sampled):
             raise AssertionError(f"{name}: a kept run has other bits than a new one")
-        often = lambda work: lambda: lambda: [work() for _ in range(calls)]
         call = lambda model: lambda: ours(plan, model, x, disable=True)
         rival = lambda model: lambda: theirs(model, x, sigmas, disable=True)
         own, others = interleaved(
             benchmark,
-            often(call(models["x/2"])),
+            often(call(models["x/2"]), calls),
             {
-                "x/2": often(rival(models["x/2"])),
-                "ours, made": often(call(models["made beforehand"])),
-                "its, made": often(rival(models["made beforehand"])),
+                "x/2": often(rival(models["x/2"]), calls),
+                "ours, made": often(call(models["made beforehand"]), calls),
+                "its, made": often(rival(models["made beforehand"]), calls),
             },
         )
         runs = counted(k_diffusion, "Run", call(models["x/2"]))

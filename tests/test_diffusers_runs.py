@@ -72,10 +72,22 @@ def test_only_the_first_loop_looks_closely(name, monkeypatch):
 
 
 @pytest.mark.skipif(native.MISSING is not None, reason="needs the binary")
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.functionalize])
+def test_a_transform_is_refused_where_a_run_is_at_hand(transform):
+    scheduler, x = of("FlowMatchEulerDiscrete"), start(2, 3, 8, 8)
+    first = loop(scheduler, x, 6, model)
+    scheduler.set_timesteps(6)
+    with pytest.raises(RuntimeError, match="FsScheduler.step: called under torch.func"):
+        transform(lambda z: scheduler.step(z, scheduler.timesteps[0], z).prev_sample)(x)
+    assert scheduler.step_index is None
+    assert torch.equal(loop(scheduler, x, 6, model), first)
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_step_runs_no_operator_but_its_results_allocation(name, recorder, monkeypatch):
     """And none that reads a value: the launch is one that only notes that it was called."""
     monkeypatch.setenv("FASTSAMPLE_BACKEND", "recorder")
+    monkeypatch.setattr(loops, "watched", lambda: False)
     scheduler, x = of(name), start(2, 3, 8, 8)
     loop(scheduler, x, 6, model)
     # and filled with NaN, by the tests themselves

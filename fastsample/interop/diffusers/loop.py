@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels import transforms
 from ...kernels.backend import STATES
+from ...kernels.transforms import refuse, watched
 from ...plan import Plan
 from ...runtime import arguments
 from ...runtime.pool import placed
@@ -191,7 +191,8 @@ class Loop:
         nothing and the sample is the state itself; else False, nothing done.
         """
         plain = self.index is None and not self.begin and self._factor == 1.0 and eta == 0.0
-        if not (plain and self._draws_nothing(self.plan, eta) and f.__class__ is Tensor):
+        plain = plain and f.__class__ is Tensor and not watched()
+        if not (plain and self._draws_nothing(self.plan, eta)):
             return False
         own, joined = bare(self.plan)
         key = self._spares.key(own, sample, f.dtype)
@@ -324,7 +325,7 @@ class Loop:
                 f"FsScheduler.step: model_output is {got} for a sample of {want}; only that is "
                 "accepted, nothing is broadcast"
             )
-        transforms.refuse("FsScheduler.step", model_output, sample)
+        refuse("FsScheduler.step", model_output, sample)
         expected = self.find(timestep)
         if not 0 <= expected < len(self):
             raise IndexError(
