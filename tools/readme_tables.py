@@ -1,11 +1,13 @@
 """Writes README's tables from bench/results/*.json.
 
-A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`. GROUPS: benchmark groups, by
-commas, in the order of the table. For each machine the newest file that has them is shown, its date
-beneath. `--check` writes nothing and fails when README is out of step.
+A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`, in parts where its rows have
+different columns. GROUPS: benchmark groups, by commas, in the order of the table. For each machine
+the newest file that has them is shown, its date beneath. `--check` writes nothing and fails when
+README is out of step.
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -64,7 +66,9 @@ def table(groups, records):
     ]
     if not shown:
         return "Not measured yet: `make bench`.\n"
-    lines = pivot([row for _, row in shown]) or plain([row for _, row in shown])
+    alike = itertools.groupby((row for _, row in shown), key=names)
+    parts = (pivot(rows) or plain(rows) for rows in (list(rows) for _, rows in alike))
+    lines = "\n\n".join("\n".join(part) for part in parts).split("\n")
     figures = [f for _, row in shown for f in row["figures"] if "note" in f]
     notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for f in figures)
     machines = [(r["processor"], f"{r['cores']} cores", r["vector"], r["date"]) for r, _ in shown]
@@ -78,20 +82,25 @@ def plain(rows):
     return ["| what | median (quartiles) | target |", "|---|---|---|", *lines]
 
 
+def names(row):
+    """What a benchmark's figures are called behind "case: "; None where one has no case."""
+    found = tuple(f["what"].partition(": ")[2] for f in row["figures"])
+    return found if all(found) else None
+
+
 def pivot(rows):
-    """One line a benchmark, one column a figure, where every benchmark has the same figures
-    "case: figure"; None where not.
+    """One line a benchmark, one column a figure, for benchmarks of the same figures "case: figure";
+    None where there is one alone, or they are not.
     """
-    names = [[f["what"].partition(": ")[2] for f in row["figures"]] for row in rows]
-    if len(rows) < 2 or not all(names[0]) or any(other != names[0] for other in names):
+    if len(rows) < 2 or names(rows[0]) is None:
         return None
     lines = []
     for row in rows:
         cells = [measured(f) + (f"; {goal(f)}" if goal(f) else "") for f in row["figures"]]
         lines.append(f"| {row['figures'][0]['what'].partition(': ')[0]} | {' | '.join(cells)} |")
     return [
-        f"| median (quartiles); target | {' | '.join(names[0])} |",
-        "|---" * (1 + len(names[0])) + "|",
+        f"| median (quartiles); target | {' | '.join(names(rows[0]))} |",
+        "|---" * (1 + len(names(rows[0]))) + "|",
         *lines,
     ]
 
