@@ -4,6 +4,7 @@ lands in the wrong place.
 
 import copy
 import inspect
+import json
 import pickle
 
 import numpy as np
@@ -262,3 +263,23 @@ def test_step_is_a_method_like_any_other():
     del scheduler.step
     x, twin = start(1, 2, 4, 4), copy.deepcopy(scheduler)
     assert torch.equal(FsScheduler.step(twin, x, 999, x)[0], scheduler.step(x, 999, x)[0])
+
+
+def test_a_source_is_named_by_its_class_where_a_config_is_read():
+    peer = diffusers.EulerDiscreteScheduler()
+    for source in (diffusers.UniPCMultistepScheduler, "UniPCMultistepScheduler"):
+        made = FsScheduler.from_config(peer.config, source=source)
+        assert made.config.source == "UniPCMultistepScheduler"
+        json.dumps(dict(made.config))
+    with pytest.raises(TypeError, match="source is <class .*; the name of a diffusers class"):
+        FsScheduler(source=diffusers.UniPCMultistepScheduler)
+
+
+@pytest.mark.parametrize("source", ["DDIM", "EulerAncestralDiscrete", "DPMSolverSinglestep"])
+@pytest.mark.parametrize("name", ["DDPM", "LCM", "DPMSolverMultistep"])
+def test_what_nobody_set_is_the_sources_own_wherever_the_config_comes_from(name, source):
+    """A config that was made here and not loaded names no class."""
+    peer = getattr(diffusers, f"{name}Scheduler")()
+    made = (FsScheduler.from_config(c, source=f"{source}Scheduler") for c in (peer, peer.config))
+    of_peer, of_config = (dict(scheduler.config) for scheduler in made)
+    assert of_peer == of_config

@@ -157,8 +157,8 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
     # -- from something else -----------------------------------------------------------------------
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        """From any diffusers scheduler, or its config (or an FsScheduler's). source= puts another
-        class's solver on the same schedule.
+        """From any diffusers scheduler, or its config (or an FsScheduler's). source=, a class or
+        its name, puts another class's solver on the same schedule.
         """
         name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
         config = config.config if name else config
@@ -175,8 +175,9 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
             name = config["source"]
         name = name or config.get("_class_name")
         source = kwargs.pop("source", None) or name or class_of(diffusers, config)
+        source = getattr(source, "__name__", source)
         own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
-        moved = name != source if name else not usual.keys() <= config.keys()
+        moved = name != source if name else usual.keys() != {k for k in config if k[:1] != "_"}
         given = said(config, source, usual, own, moved)
         asked = {k: kwargs.pop(k) for k in list(kwargs) if k in own}
         words = {**usual, **given, **asked, "source": source}

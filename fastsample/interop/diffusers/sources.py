@@ -126,6 +126,10 @@ CLOSEST = {
 
 def find(source: str) -> Source:
     """The entry of a diffusers class, or a ValueError that names the closest one."""
+    if not isinstance(source, str):
+        raise TypeError(
+            f"FsScheduler: source is {source!r:.60}; the name of a diffusers class is accepted"
+        )
     if source in SOURCES:
         return SOURCES[source]
     kind = "FlowMatchEulerDiscrete" if "Flow" in str(source) else "DPMSolverMultistep"
