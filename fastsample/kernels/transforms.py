@@ -55,10 +55,10 @@ def active(*given: object) -> str | None:
 
 def watched() -> bool:
     """May a transform be active in this thread? What needs a closer look, `active`, is in doubt."""
-    return bool(
+    return (
         tracing()
-        or modes()
         or innermost() is not None
+        or modes() > 0
         or fx._is_fx_tracing_flag
         or forward_ad._current_level >= 0
     )
