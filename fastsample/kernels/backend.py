@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BACKENDS = ["native", "reference"]  # best first; the last covers everything
+BACKENDS = ["native", "triton", "reference"]  # best first; the last covers everything
 KERNELS = ("step", "moments", "cost_matrix", "cost_gather")
 STATES = (torch.float32, torch.float64)
 VARIABLE = "FASTSAMPLE_BACKEND"
@@ -82,6 +82,8 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, wish: str | None) -> C
     for name in BACKENDS if wish is None else [wish]:
         module = import_module(f".{name}", __package__)
         refusal = module.covers(kernel, torch.device(device), dtype)
+        if refusal is None and wish is None and device in getattr(module, "WISHED", ()):
+            refusal = f"runs on {device} only where asked for"
         if refusal is None:
             here = f"covers {device}/{str(dtype).removeprefix('torch.')}"
             return Choice(name, ", ".join([*(refused or [here]), *asked]), module)
