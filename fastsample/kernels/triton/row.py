@@ -25,11 +25,10 @@ def mixed(held, r, f, there, branches, b, e, inside, size, x, at: tl.constexpr):
     G: tl.constexpr = at.G
     total, some = tl.full(x.shape, -0.0, x.dtype), 0
     for g in tl.static_range(G):
-        if bit(branches, g) & bit(there, g):
-            if branch_row(held, b, g, size.batch) >= 0:
-                v = output_of(held, f[g], b, g, e, inside, size, x)
-                total = total + weight_of(held, r, b, g, at) * v
-                some = 1
+        if bit(branches, g) & bit(there, g) & (branch_row(held, b, g, size.batch) >= 0):
+            v = output_of(held, f[g], b, g, e, inside, size, x)
+            total = total + weight_of(held, r, b, g, at) * v
+            some = 1
     return tl.where(some != 0, total, 0.0)
 
 
@@ -45,10 +44,7 @@ def predicted(held, r, x, f, branches, b, at: tl.constexpr):
     if held.bound is not None:
         high = tl.load(held.bound + b)
         m = clamped(m, high)
-        if x.dtype == tl.float32:
-            m = tl.div_rn(m, tl.zeros_like(m) + high)
-        else:
-            m = m / high
+        m = tl.div_rn(m, tl.zeros_like(m) + high) if x.dtype == tl.float32 else m / high
     else:
         high = tl.load(r + at.clip)
         if high > 0:
@@ -127,10 +123,9 @@ def combined(
     blends = known_reads != 0
     if held.mask is None:
         blends = blends & False
-    if held.mask is not None:
-        if bit(known_reads, 0):
-            y = tl.load(held.known + b * size.known_stride + e, inside, 0.0)
-            target = target + tl.load(r + at.blend) * y
+    if held.mask is not None and bit(known_reads, 0):
+        y = tl.load(held.known + b * size.known_stride + e, inside, 0.0)
+        target = target + tl.load(r + at.blend) * y
     for k in tl.static_range(L):
         read = bit(reads, 3 + S + G + k)
         if read | (blends & bit(known_reads, 1 + k)):
@@ -144,10 +139,9 @@ def combined(
                 target = target + tl.load(r + at.blend + 1 + k) * n
     if reads == 0:
         new, u, v = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
-    if held.mask is not None:
-        if blends:
-            mask = tl.load(held.mask + b * size.mask_stride + e, inside, 0.0)
-            new = new + mask * (target - new)
+    if held.mask is not None and blends:
+        mask = tl.load(held.mask + b * size.mask_stride + e, inside, 0.0)
+        new = new + mask * (target - new)
     return new, u, v
 
 

@@ -36,9 +36,8 @@ def words_of(held, row, at: tl.constexpr):
 def row_of(held, number, at):
     """The rows standing there in the row vector; the number, where there is one."""
     row = number + at.to(tl.int32) * 0
-    if held.row is not None:
-        if number == VECTOR:
-            row = tl.load(held.row + at)
+    if held.row is not None and number == VECTOR:
+        row = tl.load(held.row + at)
     return row
 
 
@@ -114,7 +113,7 @@ def weight_of(held, r, b, g, at: tl.constexpr):
 def tell(held, b, fault, row):
     """Writes a sample's status word, unless it shows a fault already."""
     if (tl.load(held.status + b) & 255) == 0:
-        tl.store(held.status + b, fault | ((row & 0xFFFFFF) << 8))
+        tl.store(held.status + b, ((row & 0xFFFFFF) << 8) | fault)
 
 
 @triton.jit

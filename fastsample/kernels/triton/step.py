@@ -1,10 +1,9 @@
-"""One row for each sample, or group of a sample, in one launch: `fastsample.kernels.reference.step`,
-bit for bit in float32 and float64.
+"""One row for each sample, or group of a sample, in one launch: bit for bit what
+`fastsample.kernels.reference.step` gives, in float32 and float64.
 
 What a row does is read from its words by each program, so that one variant of the kernel serves
-every row of every plan of a layout: `if` on words of the row, the same for a whole program, stands
-before each load. Compiled without fused multiply-adds. A sum starts at -0, which changes no first
-term.
+every row of every plan of a layout: an `if` on the words, one for a whole program, stands before
+each load. Compiled without fused multiply-adds.
 """
 
 from __future__ import annotations
