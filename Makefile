@@ -52,16 +52,18 @@ $(NATIVE): $(READY) $(C_FILES)
 demo: $(NATIVE)
 	@$(PY) -m fastsample demo
 
-# Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour.
+# Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour; and in one of
+# its own, for Triton looks at this when it is loaded, what its interpreter runs.
 test: $(NATIVE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile -m "not gpu and not slow and not alone"
-	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and alone"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile -m "not gpu and not slow and not alone and not interpreted"
+	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and alone and not interpreted"
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" tests/kernels
 
 test-slow: $(NATIVE)
-	$(PY) -m pytest -q --durations=10 -m "not gpu and slow"
+	$(PY) -m pytest -q --durations=10 -m "not gpu and slow and not interpreted"
 
 soak: $(NATIVE)
-	$(PY) -m pytest -q --hypothesis-profile=soak -m "hypothesis and not gpu"
+	$(PY) -m pytest -q --hypothesis-profile=soak -m "hypothesis and not gpu and not interpreted"
 
 lint: $(READY)
 	$(PY) -m ruff check .

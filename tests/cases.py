@@ -28,12 +28,15 @@ SIZES = (0, 1, 127, 4097)
 LAYOUTS = ("contiguous", "strided", "offset", "transposed")
 
 
-def backends(kernel: str = "step") -> list[str]:
-    """Every backend that has the kernel for float32 on the CPU, the definition first."""
+def backends(kernel: str = "step", wished: bool = False) -> list[str]:
+    """Every backend that has the kernel for float32 on the CPU, the definition first; wished: those
+    too that run there only where they are asked for.
+    """
     last, *others = reversed(choices.BACKENDS)
     module = lambda name: import_module(f"fastsample.kernels.{name}")
     covers = lambda name: module(name).covers(kernel, torch.device("cpu"), torch.float32)
-    return [last, *(name for name in reversed(others) if covers(name) is None)]
+    offered = lambda name: wished or "cpu" not in getattr(module(name), "WISHED", ())
+    return [last, *(name for name in others if offered(name) and covers(name) is None)]
 
 
 BACKENDS = backends()

@@ -7,7 +7,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 # The words of a command that leave no test out.
-HARMLESS = r'OMP_NUM_THREADS=1|-q|--durations=\d+|-n 2|--dist \w+|-m "[^"]*"'
+HARMLESS = (
+    r"TRITON_INTERPRET=1|OMP_NUM_THREADS=1|-q|--durations=\d+|-n 2|--dist \w+"
+    r'|-m "[^"]*interpreted" tests/kernels$|-m "[^"]*"'
+)
+
+
+MARKS = ("gpu", "slow", "alone", "interpreted")
 
 
 def commands(target):
@@ -19,23 +25,33 @@ def commands(target):
 def chosen(command, marks):
     """Whether a test of these marks is run; without a -m every test is."""
     expression = re.search(r'-m "([^"]*)"', command)
-    names = {mark: mark in marks for mark in ("gpu", "slow", "alone")}
+    names = {mark: mark in marks for mark in MARKS}
     return eval(expression[1], {"__builtins__": {}}, names) if expression else True
 
 
 def test_every_test_runs_once_and_those_of_the_gpu_never():
     run = commands("test") + commands("test-slow")
-    assert len(run) == 3 and chosen(run[1], {"alone"}) and chosen(run[2], {"slow", "alone"})
-    for flags in itertools.product((False, True), repeat=3):
-        marks = set(itertools.compress(("gpu", "slow", "alone"), flags))
+    assert len(run) == 4 and chosen(run[1], {"alone"}) and chosen(run[2], {"interpreted"})
+    assert chosen(run[3], {"slow", "alone"})
+    for flags in itertools.product((False, True), repeat=len(MARKS)):
+        marks = set(itertools.compress(MARKS, flags))
         times = [chosen(command, marks) for command in run]
         assert sum(times) == ("gpu" not in marks), marks
 
 
 def test_what_counts_threads_has_them_all():
-    workers, alone = commands("test")
+    workers, alone, _ = commands("test")
     assert "OMP_NUM_THREADS=1 " in workers and " -n 2 " in workers
     assert "OMP_NUM_THREADS" not in alone + "".join(commands("test-slow")) and " -n " not in alone
+
+
+def test_tritons_interpreter_runs_what_is_marked_and_nothing_else():
+    run = commands("test") + commands("test-slow")
+    assert [command for command in run if "TRITON_INTERPRET=1 " in command] == run[2:3]
+    assert not chosen(run[2], set()) and run[2].endswith(" tests/kernels")
+    tests = ROOT.glob("tests/**/test_*.py")
+    marked = [p for p in tests if re.search(r"pytest\.mark\.interpreted", p.read_text())]
+    assert {p.parent.name for p in marked} == {"kernels"}
 
 
 def test_nothing_else_narrows_a_run(pytestconfig):
@@ -44,7 +60,7 @@ def test_nothing_else_narrows_a_run(pytestconfig):
     assert pytestconfig.getini("addopts") == ["--strict-markers"]
     assert pytestconfig.getini("testpaths") == ["tests"]
     registered = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
-    assert registered >= {"gpu", "slow", "alone"}
+    assert registered >= set(MARKS)
 
 
 def test_the_checks_of_a_change_run_all_of_it():

@@ -57,6 +57,8 @@ def seen(tensors: tuple[Tensor | None, ...]) -> Hashable:
 def covers(kernel: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if MISSING:
         return MISSING
+    if device.type == "cuda" and torch.version.hip:
+        return f"not built for ROCm {torch.version.hip}, which torch calls cuda"
     if device.type != "cpu":
         return f"built for the CPU, tensors are on {device.type}"
     return None if dtype in DTYPES else f"no kernels for {dtype}"

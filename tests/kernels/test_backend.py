@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastsample
-from fastsample.kernels import native, reference, select
+from fastsample.kernels import native, reference, select, triton
 from fastsample.kernels.backend import BACKENDS, KERNELS, VARIABLE, _chosen, chosen
 
 
@@ -75,8 +75,44 @@ def test_every_kernel_has_a_choice_of_its_own(kernel):
         patch.setattr(native, "covers", refuses)
         choice = select(kernel, "cpu", torch.float32)
         other = select("moments" if kernel == "step" else "step", "cpu", torch.float32)
-    assert (choice.name, choice.reason) == ("reference", "native: no such kernel")
+    others = f", triton: {triton.covers(kernel, torch.device('cpu'), torch.float32)}"
+    assert (choice.name, choice.reason) == ("reference", "native: no such kernel" + others)
     assert other.name == "native"
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_triton_runs_on_the_cpu_only_interpreted_and_only_where_asked_for(monkeypatch, here):
+    monkeypatch.setattr(triton, "INTERPRETED", here)
+    monkeypatch.setattr(native, "MISSING", "fastsample._C is not built")
+    choice = select("step", "cpu", torch.float32)
+    assert choice.name == "reference"
+    assert ("only where asked for" if here else "only under TRITON_INTERPRET=1") in choice.reason
+    if here:
+        assert select("step", "cpu", torch.float32, "triton").name == "triton"
+    else:
+        with pytest.raises(RuntimeError, match="triton was asked for .* TRITON_INTERPRET=1"):
+            select("step", "cpu", torch.float32, "triton")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_gpu_that_native_does_not_cover_is_tritons(monkeypatch, kernel):
+    """Nothing is launched: what is chosen there, and why."""
+    monkeypatch.setattr(native, "covers", lambda kernel, device, dtype: "no CUDA kernels")
+    assert select(kernel, "cuda", torch.float32).name == "triton"
+    _chosen.clear()
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    choice = select(kernel, "cuda", torch.float32)
+    assert (choice.name, choice.reason) == (
+        "reference",
+        "native: no CUDA kernels, triton: triton is not installed",
+    )
+
+
+def test_on_rocm_triton_is_chosen_and_says_why(monkeypatch):
+    """torch calls such a device cuda."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    choice = select("step", "cuda", torch.float32)
+    assert choice.name == "triton" and "native: " in choice.reason and "ROCm" in choice.reason
 
 
 class Unloadable:

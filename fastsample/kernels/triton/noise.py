@@ -71,8 +71,9 @@ def box_muller(a, b):
     c = ((z * COS[0] + COS[1]) * z + COS[2]) * z * z - 0.5 * z + 1.0
     odd = (turn & 1) != 0
     sine, cosine = tl.where(odd, c, s), tl.where(odd, s, c)
-    cosine = tl.where((turn == 1) | (turn == 2), -cosine, cosine)
-    return r * cosine, r * tl.where(turn >= 2, -sine, sine)
+    # by a product: Triton's minus is 0 - v, and would lose the sign of 0
+    cosine = tl.where((turn == 1) | (turn == 2), cosine * -1.0, cosine)
+    return r * cosine, r * tl.where(turn >= 2, sine * -1.0, sine)
 
 
 @triton.jit

@@ -13,6 +13,12 @@ from .sample import bit, branch_row, weight_of, words_of
 
 
 @triton.jit
+def nothing(like):
+    """-0 everywhere, to which any term adds as it is. (tl.full takes -0 for 0.)"""
+    return tl.zeros_like(like) * -1.0
+
+
+@triton.jit
 def output_of(held, f, b, g, e, inside, size, like):
     """Output f_g of sample b in the state's dtype."""
     taken = branch_row(held, b, g, size.batch)
@@ -23,7 +29,7 @@ def output_of(held, f, b, g, e, inside, size, like):
 def mixed(held, r, f, there, branches, b, e, inside, size, x, at: tl.constexpr):
     """f = sum_g w_g f_g of the branches that are there."""
     G: tl.constexpr = at.G
-    total, some = tl.full(x.shape, -0.0, x.dtype), 0
+    total, some = nothing(x), 0
     for g in tl.static_range(G):
         if bit(branches, g) & bit(there, g) & (branch_row(held, b, g, size.batch) >= 0):
             v = output_of(held, f[g], b, g, e, inside, size, x)
@@ -96,21 +102,16 @@ def combined(
     """x', u, v: sums over the operands that the row reads; x' blended with the known image."""
     S: tl.constexpr = at.S
     G: tl.constexpr = at.G
-    L: tl.constexpr = at.L
     W: tl.constexpr = at.W
-    r, ids = (
-        held.table_f + row.to(tl.int64) * at.WF,
-        held.table_i + row.to(tl.int64) * at.WI + at.ids,
-    )
+    r = held.table_f + row.to(tl.int64) * at.WF
     reads, _, known_reads = words_of(held, row, at)
-    zero = tl.full(x.shape, -0.0, x.dtype)
-    new, u, v, target = zero, zero, zero, zero
+    new, u, v = nothing(x), nothing(x), nothing(x)
     if bit(reads, 0):
         new, u, v = with_term(r, x, new, u, v, W)
     for s in tl.static_range(S):
         if bit(reads, 1 + s):
-            at_slot = s * size.slot_stride + place * size.elements
-            slot = tl.load(held.slots + at_slot + e, inside, 0.0)
+            start = s * size.slot_stride + place * size.elements
+            slot = tl.load(held.slots + start + e, inside, 0.0)
             new, u, v = with_term(r + 1 + s, slot, new, u, v, W)
     if bit(reads, 1 + S):
         new, u, v = with_term(r + 1 + S, m, new, u, v, W)
@@ -118,31 +119,47 @@ def combined(
         new, u, v = with_term(r + 2 + S, mix, new, u, v, W)
     for g in tl.static_range(G):
         if bit(reads, 3 + S + g):
-            out = output_of(held, f[g], b, g, e, inside, size, x)
-            new, u, v = with_term(r + 3 + S + g, out, new, u, v, W)
-    blends = known_reads != 0
-    if held.mask is None:
-        blends = blends & False
-    if held.mask is not None and bit(known_reads, 0):
-        y = tl.load(held.known + b * size.known_stride + e, inside, 0.0)
-        target = target + tl.load(r + at.blend) * y
-    for k in tl.static_range(L):
-        read = bit(reads, 3 + S + G + k)
-        if read | (blends & bit(known_reads, 1 + k)):
-            n = draw(
-                held, noise[k], bit(given, k), tl.load(ids + k), b, first, e, inside, size, x,
-                GROUPED,
-            )  # fmt: skip
-            if read:
-                new, u, v = with_term(r + 3 + S + G + k, n, new, u, v, W)
-            if blends & bit(known_reads, 1 + k):
-                target = target + tl.load(r + at.blend + 1 + k) * n
+            output = output_of(held, f[g], b, g, e, inside, size, x)
+            new, u, v = with_term(r + 3 + S + g, output, new, u, v, W)
+    new, u, v, target = with_noises(
+        held, row, noise, given, new, u, v, b, first, e, inside, size, at, GROUPED
+    )
     if reads == 0:
         new, u, v = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
-    if held.mask is not None and blends:
+    if held.mask is not None and known_reads != 0:
         mask = tl.load(held.mask + b * size.mask_stride + e, inside, 0.0)
         new = new + mask * (target - new)
     return new, u, v
+
+
+@triton.jit
+def with_noises(
+    held, row, noise, given, new, u, v, b, first, e, inside, size,
+    at: tl.constexpr, GROUPED: tl.constexpr,
+):  # fmt: skip
+    """The sums with the noises that the row reads; what x' is blended with, of known image and
+    noises, each of them drawn once.
+    """
+    L: tl.constexpr = at.L
+    r, words = held.table_f + row.to(tl.int64) * at.WF, held.table_i + row.to(tl.int64) * at.WI
+    reads, _, known_reads = words_of(held, row, at)
+    target, column = nothing(new), 3 + at.S + at.G
+    if held.mask is None:
+        known_reads = known_reads & 0
+    elif bit(known_reads, 0):
+        y = tl.load(held.known + b * size.known_stride + e, inside, 0.0)
+        target = target + tl.load(r + at.blend) * y
+    for k in tl.static_range(L):
+        if bit(reads, column + k) | bit(known_reads, 1 + k):
+            word = tl.load(words + at.ids + k)
+            n = draw(
+                held, noise[k], bit(given, k), word, b, first, e, inside, size, new, GROUPED
+            )  # fmt: skip
+            if bit(reads, column + k):
+                new, u, v = with_term(r + column + k, n, new, u, v, at.W)
+            if bit(known_reads, 1 + k):
+                target = target + tl.load(r + at.blend + 1 + k) * n
+    return new, u, v, target
 
 
 @triton.jit

@@ -1,0 +1,118 @@
+"""Triton's kernels in its interpreter: whole runs of every solver, and every address they use."""
+
+import importlib.util
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from addresses import checked
+from cases import BASE, DU, lying, make, pooled, same
+from triton.runtime.errors import InterpreterError
+
+import fastsample as fs
+from fastsample.kernels import backend
+
+pytestmark = pytest.mark.interpreted
+FOLDER = Path(backend.__file__).parent / "triton"
+SCHEDULE = fs.schedules.Flow()
+
+
+def run_of(name, wish, model_dtype):
+    """(x, x0, model_input) after each of six steps of a solver, and the backend's name."""
+    grid = fs.grids.uniform(SCHEDULE, 6)
+    plan = fs.solvers.SOLVERS[name](SCHEDULE, grid, prediction="flow")
+    noise = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1))
+    run = fs.Run(plan, noise=noise, seed=7, model_dtype=model_dtype, backend=wish)
+    seen = []
+    while not run.done:
+        t = run.t.view(-1)[0].to(model_dtype)
+        run.step(torch.tanh(run.model_input * 1.3) * (1 + t))
+        seen += [v.clone() for v in (run.x, run.x0, run.model_input)]
+    return seen, run._choice.name
+
+
+@pytest.mark.parametrize("name", fs.solvers.SOLVERS)
+def test_a_run_has_the_bits_of_the_reference(name):
+    model = torch.bfloat16 if len(name) % 2 else torch.float32
+    with checked():
+        got, backend_of = run_of(name, "triton", model)
+    want, _ = run_of(name, "reference", model)
+    assert backend_of == "triton" and len(got) >= 18
+    assert all(same(a, b) for a, b in zip(got, want, strict=True))
+
+
+# -- addresses -------------------------------------------------------------------------------------
+def step(module, **changes):
+    """Launches in which a row, place, output or slot is the first that does not exist."""
+    x, slots, f, numbers, words, row, at = (setup := make(replace(BASE, L=1, **changes))).args
+    words[0, DU] = at.S
+    options = {k: v for k, v in setup.options.items() if k != "noise"}
+    row[:] = torch.tensor([1, len(numbers), 0])
+    held = pooled(x, slots, numbers, words, row, at, **options)
+    for place, index in ((3, 0), (2, 3), (2, 2)):
+        held.place = torch.tensor([place, 1, 0], dtype=torch.int32)
+        held.f_index = torch.full((at.G, 3), index, dtype=torch.int32)
+        module.bind(held)(None, *lying(held, f))
+
+
+def fill(module):
+    module.fill(torch.zeros(2, 37), torch.zeros(2, dtype=torch.int64), 3)
+
+
+def moments(module):
+    module.moments([torch.ones(2, 37)], [torch.ones(2, 37)] * 5)
+
+
+def cost(module):
+    band = torch.tensor([[0, 5]] * 3, dtype=torch.int32)
+    module.cost_matrix([torch.ones(2, 3, 37)], torch.ones(1, 3, 5), torch.ones(2, 5, 37), band)
+
+
+def gather(module):
+    module.cost_gather(
+        [torch.ones(2, 3, 37)], torch.ones(1, 3, 2), torch.tensor([2, 3], dtype=torch.int32)
+    )
+
+
+FAULTS = [
+    (step, "step.py", "inside = e < part", "inside = e <= part"),
+    (step, "step.py", "(place < size.pool)", "(place <= size.pool)"),
+    (step, "sample.py", "(row < rows)", "(row <= rows)"),
+    (step, "sample.py", "(taken < outputs)", "(taken <= outputs)"),
+    (step, "sample.py", "(tl.load(written) < S)", "(tl.load(written) <= S)"),
+    (fill, "noise.py", "e < elements)", "e <= elements)"),
+    (moments, "moments.py", "at < elements", "at <= elements"),
+    (moments, "moments.py", "if k < pairs:", "if k <= pairs:"),
+    (moments, "moments.py", "(part * TAKE + t < Q)", "(part * TAKE + t <= Q)"),
+    (cost, "cost_matrix.py", "inside = d < D\n", "inside = d <= D\n"),
+    (cost, "cost_matrix.py", "column = tl.minimum(j, J - 1)", "column = tl.minimum(j, J)"),
+    (cost, "cost_matrix.py", "inf\")), j < J)", "inf\")), j <= J)"),
+    (gather, "cost_matrix.py", "(i < I)", "(i <= I)"),
+    (gather, "cost_matrix.py", "nan\")), d < D)", "nan\")), d <= D)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("use", [step, fill, moments, cost, gather])
+def test_clean_kernels_stay_within_their_tensors(use):
+    with checked():
+        use(backend.import_module("fastsample.kernels.triton"))
+
+
+@pytest.mark.parametrize("fault", range(len(FAULTS)))
+def test_a_planted_fault_is_reported(fault, tmp_path, monkeypatch):
+    use, file, before, after = FAULTS[fault]
+    shutil.copytree(FOLDER, tmp_path / "kernels")
+    path = tmp_path / "kernels" / file
+    text = path.read_text()
+    assert text.count(before) == 1, before
+    path.write_text(text.replace(before, after))
+    name = f"fastsample.kernels.planted_{fault}"
+    spec = importlib.util.spec_from_file_location(name, tmp_path / "kernels" / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    with checked(), pytest.raises(InterpreterError, match="outside every tensor"):
+        use(module)
