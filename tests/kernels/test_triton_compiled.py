@@ -1,0 +1,154 @@
+"""Triton's kernels compiled for GPUs that are not here, by the calls that would launch them: no
+fused multiply-add where bits are promised, nothing spilled, one variant of the step for a run.
+"""
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from cases import BASE, lying, make, pooled
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+import fastsample as fs
+from fastsample.kernels import triton as backend
+
+pytestmark = pytest.mark.slow
+ARCHITECTURES = (80, 90, 100, 120)
+TABLE = Path(__file__).with_name("triton_registers.txt")
+TOOL = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+ZEROS = torch.zeros(1 << 22)
+
+
+class Driver:
+    """Stands in for the driver of a GPU: what a launch asks before it compiles."""
+
+    def __init__(self, architecture):
+        self.get_current_target = lambda: GPUTarget("cuda", architecture, 32)
+        self.get_current_device = lambda: architecture
+        self.get_current_stream = lambda device: 0
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """architecture -> the list of (name, kernel) that calls of the backend compile for it from then
+    on, in place of launching them.
+    """
+    made, run = [], JITFunction.run
+
+    def compile_(self, *arguments, warmup, **options):
+        made.append((self.fn.__name__, run(self, *arguments, warmup=True, **options)))
+
+    def start(architecture):
+        triton.runtime.driver.set_active(Driver(architecture))
+        return made
+
+    monkeypatch.setattr(JITFunction, "run", compile_)
+    monkeypatch.setattr(triton.runtime.driver, "_active", None)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    return start
+
+
+def fused(ptx):
+    """Fused multiply-adds, packed ones too; whole numbers have another word, mad."""
+    return len(re.findall(r"\bfma\.\w", ptx))
+
+
+def test_every_form_of_a_fused_multiply_add_is_counted():
+    forms = ("fma.rn.f32", "fma.rn.f32x2", "fma.rn.ftz.f32", "fma.rn.f64", "fma.rn.bf16x2")
+    assert fused("\n".join(f"\t{form} \t%r1, %r2, %r3, %r4;" for form in forms)) == len(forms)
+    assert fused("mad.lo.s32 %r1; add.rn.f32 %r2; mul.rn.f32 %r3; .file fma") == 0
+
+
+def step(**changes):
+    x, slots, f, *table, row, at = (setup := make(replace(BASE, elements=4096, **changes))).args
+    options = {k: v for k, v in setup.options.items() if k != "noise"}
+    held = pooled(x, slots, *table, row, at, **options)
+    backend.bind(held)(None, *lying(held, f))
+
+
+def moments(P, Q, dtype):
+    backend.moments(*([ZEROS.to(dtype).view(4, -1)] * count for count in (P, Q)))
+
+
+def jumps(count, dtype=torch.float32):
+    return [ZEROS[: 64 * 4096].to(dtype).view(1, 64, -1)] * count, torch.zeros(count, 64, 64)
+
+
+def costs(count, p, dtype=torch.float32):
+    U, c = jumps(count, dtype)
+    backend.cost_matrix(U, c, U[0], torch.zeros(64, 2, dtype=torch.int32), p)
+
+
+CALLS = {
+    "step S=1 G=1": lambda: step(S=1, G=1, L=0, K=0),
+    "step S=10 G=1, bfloat16": lambda: step(S=10, G=1, L=0, K=0, model=torch.bfloat16),
+    "step S=4 G=2 L=1, all that a pool may hold": lambda: step(
+        S=4, mask=True, weights=True, bound=True, noise_scale=True
+    ),
+    "step of 16 groups": lambda: step(groups=16),
+    "fill": lambda: backend.fill(ZEROS.view(4, -1), torch.zeros(4, dtype=torch.int64), 3),
+    "moments 2x4": lambda: moments(2, 4, torch.float32),
+    "moments 2x4, float64": lambda: moments(2, 4, torch.float64),
+    "cost_matrix of 2": lambda: costs(2, 2.0),
+    "cost_matrix of 3, p=2.5": lambda: costs(3, 2.5),
+    "cost_gather of 2": lambda: backend.cost_gather(*jumps(2), torch.zeros(64, dtype=torch.int32)),
+}
+# In float64 a product of two float32 is exact, and costs promise a bound.
+MAY_FUSE = {("moments 2x4", "chunk_sums"), *((call, "cost_tiles") for call in CALLS)}
+
+
+def resources(kernel, folder):
+    """(registers, bytes of stack) of a compiled kernel."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(kernel.asm["cubin"])
+    words = [TOOL, "--dump-resource-usage", path]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return tuple(int(v) for v in re.search(r"REG:(\d+) STACK:(\d+)", said).groups())
+
+
+def test_kernels_compile_for_every_architecture(compiled, tmp_path):
+    lines = {}
+    for architecture in ARCHITECTURES:
+        made = compiled(architecture)
+        for call, use in CALLS.items():
+            made.clear()
+            use()
+            assert made
+            for name, kernel in made:
+                registers, stack = resources(kernel, tmp_path)
+                assert stack == 0, f"{call}, {name} on sm_{architecture}"
+                may = (call, name) in MAY_FUSE
+                assert (fused(kernel.asm["ptx"]) > 0) == may, f"{call}, {name}, sm_{architecture}"
+                lines.setdefault(f"{call} | {name}", []).append(str(registers))
+    head = f"triton {triton.__version__} | kernel | registers of " + " ".join(
+        f"sm_{architecture}" for architecture in ARCHITECTURES
+    )
+    table = "\n".join([head, *(f"{what} | {' '.join(n)}" for what, n in lines.items()), ""])
+    print(table)  # what to keep, where a change is meant
+    kept = TABLE.read_text()
+    if kept.splitlines()[0] == head:  # of another Triton they may differ
+        assert table == kept
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "dpmpp_2m_sde"])
+def test_a_run_compiles_its_step_once(compiled, monkeypatch, name):
+    """Rows that call no model, start from the caller's noise or draw: one variant, one launch a
+    row.
+    """
+    monkeypatch.setattr(backend, "INTERPRETED", True)
+    made = compiled(90)
+    schedule = fs.schedules.Flow()
+    grid = fs.grids.uniform(schedule, 6)
+    plan = fs.solvers.SOLVERS[name](schedule, grid, prediction="flow")
+    run = fs.Run(plan, noise=torch.ones(2, 3, 8), seed=7, backend="triton", check=None)
+    while not run.done:
+        run.step(torch.zeros(2, 3, 8))
+    launches = [kernel for what, kernel in made if what == "step"]
+    assert len(launches) == len(made) == plan.rows - 1
+    assert len({id(kernel) for kernel in launches}) == 1
