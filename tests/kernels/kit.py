@@ -169,7 +169,11 @@ def moments(draw: Draw) -> Run:
 def jumps(draw: Draw) -> tuple:
     """U, c, X, band, p. Every third lies on a curve of small steps, where near ties decide."""
     R, B, I, J = draw.one(1, 2, 3), draw.one(1, 2), draw.one(1, 3, 6), draw.one(1, 4, 7)  # noqa: E741
-    D, dtype, p = draw.one(1, 37, 128, 300), draw.one(*MODELS), draw.one(1.0, 2.0, 2.0, 0.5, 2.5)
+    D, dtype, p = (
+        draw.one(1, 37, 128, 300, 8300),
+        draw.one(*MODELS),
+        draw.one(1.0, 2.0, 2.0, 0.5, 2.5),
+    )
     c, low = draw.plain(R, I, J), draw.whole(0, J + 1, I)
     band = torch.stack([low, draw.whole(0, J + 1, I)], 1).int()
     if draw.regime in ("normal", "skewed") and draw.one(False, True):

@@ -4,16 +4,17 @@ import importlib.util
 import shutil
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from addresses import checked
-from cases import BASE, DU, lying, make, pooled, same
+from cases import BASE, DU, launched, lying, make, pooled, same
 from triton.runtime.errors import InterpreterError
 
 import fastsample as fs
-from fastsample.kernels import backend
+from fastsample.kernels import backend, reference
 
 pytestmark = pytest.mark.interpreted
 FOLDER = Path(backend.__file__).parent / "triton"
@@ -41,6 +42,33 @@ def test_a_run_has_the_bits_of_the_reference(name):
         got, backend_of = run_of(name, "triton", model)
     want, _ = run_of(name, "reference", model)
     assert backend_of == "triton" and len(got) >= 18
+    assert all(same(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_moments_of_more_chunks_than_a_vector_holds(monkeypatch):
+    """16 chunks of which a program takes 2, and 8 sums of a pair in vectors of 2."""
+    own = import_module("fastsample.kernels.triton.moments")
+    monkeypatch.setattr(own, "RUN", 2)
+    monkeypatch.setattr(own, "WIDE", 2)
+    generator = torch.Generator().manual_seed(2)
+    a, b = ([torch.randn(1, 15 * 1024 + 5, generator=generator)] for _ in "ab")
+    with checked():
+        got = own.moments(a, b)
+    assert all(same(x, y) for x, y in zip(got, reference.moments(a, b), strict=True))
+
+
+def test_the_rows_of_all_groups_are_looked_at():
+    """130 groups, of which the last two have rows that are not in the table."""
+    x, slots, f, numbers, words, row, at = (
+        setup := make(replace(BASE, batch=1, elements=260, groups=130))
+    ).args
+    options = {k: v for k, v in setup.options.items() if k != "noise"}
+    row[0, 128:] = torch.tensor([-1, 9])
+    got, want = (
+        launched(x, slots, f, numbers, words, row, at, **options, backend=name)
+        for name in ("triton", "reference")
+    )
+    assert int(got.status) == -255  # a bad row, number -1
     assert all(same(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -98,7 +126,7 @@ FAULTS = [
 @pytest.mark.parametrize("use", [step, fill, moments, cost, gather])
 def test_clean_kernels_stay_within_their_tensors(use):
     with checked():
-        use(backend.import_module("fastsample.kernels.triton"))
+        use(import_module("fastsample.kernels.triton"))
 
 
 @pytest.mark.parametrize("fault", range(len(FAULTS)))

@@ -28,24 +28,25 @@ ZEROS = torch.zeros(1 << 22)
 class Driver:
     """Stands in for the driver of a GPU: what a launch asks before it compiles."""
 
-    def __init__(self, architecture):
-        self.get_current_target = lambda: GPUTarget("cuda", architecture, 32)
-        self.get_current_device = lambda: architecture
+    def __init__(self, target):
+        self.get_current_target = lambda: target
+        self.get_current_device = lambda: target.arch
         self.get_current_stream = lambda device: 0
 
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    """architecture -> the list of (name, kernel) that calls of the backend compile for it from then
-    on, in place of launching them.
+    """target, or NVIDIA's number -> the list of (name, kernel) that calls of the backend compile
+    for it from then on, in place of launching them.
     """
     made, run = [], JITFunction.run
 
     def compile_(self, *arguments, warmup, **options):
         made.append((self.fn.__name__, run(self, *arguments, warmup=True, **options)))
 
-    def start(architecture):
-        triton.runtime.driver.set_active(Driver(architecture))
+    def start(target):
+        target = GPUTarget("cuda", target, 32) if isinstance(target, int) else target
+        triton.runtime.driver.set_active(Driver(target))
         return made
 
     monkeypatch.setattr(JITFunction, "run", compile_)
@@ -65,24 +66,29 @@ def test_every_form_of_a_fused_multiply_add_is_counted():
     assert fused("mad.lo.s32 %r1; add.rn.f32 %r2; mul.rn.f32 %r3; .file fma") == 0
 
 
-def step(**changes):
-    x, slots, f, *table, row, at = (setup := make(replace(BASE, elements=4096, **changes))).args
-    options = {k: v for k, v in setup.options.items() if k != "noise"}
+def step(elements=4096, more=None, **changes):
+    x, slots, f, *table, row, at = (setup := make(replace(BASE, elements=elements, **changes))).args
+    options = {k: v for k, v in setup.options.items() if k != "noise"} | (more or {})
     held = pooled(x, slots, *table, row, at, **options)
-    backend.bind(held)(None, *lying(held, f))
+    backend.bind(held)(None, *lying(held, f), held.x, held.x)
 
 
 def moments(P, Q, dtype):
     backend.moments(*([ZEROS.to(dtype).view(4, -1)] * count for count in (P, Q)))
 
 
-def jumps(count, dtype=torch.float32):
-    return [ZEROS[: 64 * 4096].to(dtype).view(1, 64, -1)] * count, torch.zeros(count, 64, 64)
+def jumps(count, n=64, D=4096):
+    return [ZEROS[: n * D].view(1, n, D)] * count, torch.zeros(count, n, n)
 
 
-def costs(count, p, dtype=torch.float32):
-    U, c = jumps(count, dtype)
-    backend.cost_matrix(U, c, U[0], torch.zeros(64, 2, dtype=torch.int32), p)
+def costs(count, p, **sizes):
+    U, c = jumps(count, **sizes)
+    backend.cost_matrix(U, c, U[0], torch.zeros(c.shape[1], 2, dtype=torch.int32), p)
+
+
+def gathered(count, **sizes):
+    U, c = jumps(count, **sizes)
+    backend.cost_gather(U, c, torch.zeros(c.shape[2], dtype=torch.int32))
 
 
 CALLS = {
@@ -97,7 +103,20 @@ CALLS = {
     "moments 2x4, float64": lambda: moments(2, 4, torch.float64),
     "cost_matrix of 2": lambda: costs(2, 2.0),
     "cost_matrix of 3, p=2.5": lambda: costs(3, 2.5),
-    "cost_gather of 2": lambda: backend.cost_gather(*jumps(2), torch.zeros(64, dtype=torch.int32)),
+    "cost_gather of 2": lambda: gathered(2),
+}
+PLACED = {"place": torch.zeros(3, dtype=torch.int32), "stage": torch.zeros(3, dtype=torch.int32)}
+PLACED |= {"f_index": torch.zeros(2, 3, dtype=torch.int32), "copies": 2}
+# Triton takes a size of 1 for a constant.
+ODD = {
+    "step of one number": lambda: step(1, batch=1, S=1, G=1, L=1, K=1),
+    "step of groups of one": lambda: step(2, batch=1, groups=2, mask=True),
+    "step of float64, placed": lambda: step(37, PLACED, state=torch.float64, model=torch.float16),
+    "step without slots": lambda: step(37, S=0, G=1, L=2, K=0, bound=True, state=torch.float64),
+    "fill of one": lambda: backend.fill(ZEROS[:1], torch.zeros(1, dtype=torch.int64), 1),
+    "moments of one": lambda: backend.moments([ZEROS[:1].view(1, 1)], []),
+    "cost_matrix of one": lambda: costs(1, 1.0, n=1, D=1),
+    "cost_gather of one": lambda: gathered(1, n=1, D=1),
 }
 # In float64 a product of two float32 is exact, and costs promise a bound.
 MAY_FUSE = {("moments 2x4", "chunk_sums"), *((call, "cost_tiles") for call in CALLS)}
@@ -134,6 +153,27 @@ def test_kernels_compile_for_every_architecture(compiled, tmp_path):
     kept = TABLE.read_text()
     if kept.splitlines()[0] == head:  # of another Triton they may differ
         assert table == kept
+
+
+@pytest.mark.parametrize("call", ODD)
+def test_sizes_of_one_and_what_else_a_pool_may_hold(compiled, call):
+    made = compiled(90)
+    ODD[call]()
+    assert made and all(fused(kernel.asm["ptx"]) == 0 for name, kernel in made if name == "step")
+
+
+def test_kernels_compile_for_rocm(compiled, tmp_path):
+    """No register is spilled; fused are only the roots and quotients that are rounded once."""
+    made = compiled(GPUTarget("hip", "gfx942", 64))
+    for call in ("step S=1 G=1", "step of 16 groups", "fill", "moments 2x4", "cost_matrix of 2"):
+        CALLS[call]()
+    CALLS["cost_gather of 2"]()
+    for name, kernel in made:
+        asm = kernel.asm["amdgcn"]
+        assert re.search(r"\.vgpr_spill_count: +(\d+)", asm)[1] == "0"
+        if name == "gather":
+            assert not re.search(r"\bv_(pk_)?(fma|mad|mac|fmac)_\w*f(16|32|64)", asm)
+    assert not re.search(r"\bv_(pk_)?(fma|mad|mac|fmac)_\w*f(16|32|64)", made[0][1].asm["amdgcn"])
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "dpmpp_2m_sde"])

@@ -104,9 +104,11 @@ def cost_means(partial, band, out, I, J, D, parts, batch, BLOCK: tl.constexpr): 
     inside = (j >= tl.load(limits)) & (j < tl.load(limits + 1)) & (j < J)
     at = row * J + j
     total = tl.load(partial + at, inside, 0.0)
+    whole = tl.full((), J, tl.int64) * I * batch
     for k in range(1, parts):
-        total += tl.load(partial + k.to(tl.int64) * batch * I * J + at, inside, 0.0)
-    tl.store(out + at, tl.where(inside, total / D.to(tl.float64), float("inf")), j < J)
+        total += tl.load(partial + whole * k + at, inside, 0.0)
+    mean = total / tl.full((), D, tl.float64)
+    tl.store(out + at, tl.where(inside, mean, float("inf")), j < J)
 
 
 @triton.jit
