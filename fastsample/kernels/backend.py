@@ -16,6 +16,7 @@ first and answer False, nothing done, for any that do not fit the pool; f holds 
 [G*B,*]; launch.lies(x) says whether x could be x_in. And launch.use(table): go by this table of the
 same layout, which the pool now has. A launch with `use` holds addresses and no tensor, and reads
 the table as it runs: it serves whatever lies there.
+Optional in a backend: WISHED, types of device on which it runs only where it is asked for.
 
 A wish, by argument or by FASTSAMPLE_BACKEND, is granted or refused; nothing is replaced silently.
 """

@@ -2,8 +2,10 @@
 fused multiply-add where bits are promised, nothing spilled, one variant of the step for a run.
 """
 
+import gc
 import re
 import subprocess
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import fastsample as fs
+from fastsample.kernels import backend as choices
 from fastsample.kernels import triton as backend
 
 pytestmark = pytest.mark.slow
@@ -174,6 +177,19 @@ def test_kernels_compile_for_rocm(compiled, tmp_path):
         if name == "gather":
             assert not re.search(r"\bv_(pk_)?(fma|mad|mac|fmac)_\w*f(16|32|64)", asm)
     assert not re.search(r"\bv_(pk_)?(fma|mad|mac|fmac)_\w*f(16|32|64)", made[0][1].asm["amdgcn"])
+
+
+def test_a_launch_holds_no_memory_of_its_pool(compiled):
+    """So that the op remembers it, as `use` promises."""
+    compiled(90)
+    x, slots, f, *table, row, at = (setup := make(BASE)).args
+    options = {k: v for k, v in setup.options.items() if k != "noise"}
+    held = pooled(x, slots, *table, row, at, **options)
+    launch = choices.bound(choices.Choice("triton", "", backend), held)
+    gone = [weakref.ref(v) for v in vars(held).values() if isinstance(v, torch.Tensor)]
+    del held, setup, options
+    gc.collect()
+    assert hasattr(launch, "use") and len(gone) > 5 and not any(ref() is not None for ref in gone)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "dpmpp_2m_sde"])

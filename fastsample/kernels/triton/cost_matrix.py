@@ -143,7 +143,7 @@ def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: floa
     if not out.numel():
         return out
     tiles, block = triton.cdiv(I, sources) * triton.cdiv(J, TARGETS.value), block_of(J, 128)
-    with on(X):
+    with on(X.device):
         # p is a constant of the kernel: as an argument it would be rounded to float32
         cost_tiles[(tiles * parts * batch,)](
             *(U, c, X, band, partial, I, J, D, parts, batch),
@@ -161,7 +161,7 @@ def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor) -> Tensor:
     out = U[0].new_empty(batch, J, D)
     block = block_of(D)
     if out.numel():
-        with on(out):
+        with on(out.device):
             gather[(batch * J * triton.cdiv(D, block),)](
                 *(U, c, i_star, out, I, J, D, J if i_star.dim() == 2 else 0),
                 **dict(R=len(U), BLOCK=block, enable_fp_fusion=False),

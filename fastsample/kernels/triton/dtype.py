@@ -7,7 +7,6 @@ import contextlib
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 
 @triton.jit
@@ -40,9 +39,9 @@ def store(pointer, at, value, inside):
         tl.store(pointer + at, value.to(pointer.dtype.element_ty), inside)
 
 
-def on(tensor: Tensor):
-    """Triton launches on the current device; within this, that is the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+def on(device: torch.device):
+    """Triton launches on the current device; within this, that is this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def block_of(elements: int, most: int = 1024) -> int:

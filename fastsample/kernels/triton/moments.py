@@ -164,7 +164,7 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     double = dtype == torch.float64
     sums = like.new_empty(batch, P, Q, apart, dtype=torch.float64)
     peaks = like.new_empty(batch, P, apart, dtype=torch.int64 if double else torch.int32)
-    with on(like):
+    with on(like.device):
         # Products of numbers of 24 bits are exact in float64, so that fusing changes no bit there.
         chunk_sums[(apart * parts * batch,)](
             *(a, b, sums, peaks, elements, apart, parts),

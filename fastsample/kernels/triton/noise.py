@@ -113,7 +113,7 @@ def fill(out: Tensor, seed: Tensor, noise_id: int, stage: Tensor | None = None) 
         return
     word = (noise_id + 2**31) % 2**32 - 2**31  # as a signed word: an id of any size is one variant
     block = block_of(elements)
-    with on(out):
+    with on(out.device):
         fill_kernel[(batch * triton.cdiv(elements, block),)](
             out, seed, word, stage, elements, BLOCK=block, enable_fp_fusion=False
         )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ...plan.row import Layout
 from .dtype import block_of, on
@@ -130,51 +131,55 @@ def step(
 
 
 def bind(pool) -> Launch:
-    return Launch(pool)
+    return Addressed(pool) if isinstance(step, triton.JITFunction) else Launch(pool)
+
+
+class Pointer:
+    """Where a tensor's elements lie, as a launch takes it; it keeps no memory."""
+
+    def __init__(self, tensor: Tensor):
+        self.dtype, self._at = tensor.dtype, tensor.data_ptr()
+
+    def data_ptr(self) -> int:
+        return self._at
 
 
 class Launch:
-    """The step over a pool's memory."""
+    """The step over a pool's memory, by its tensors, for which the interpreter asks."""
+
+    _known = staticmethod(lambda tensor: tensor)
 
     def __init__(self, pool):
-        names = [name for name in Held._fields if name not in ("first", "done")]
-        held = {name: getattr(pool, name, None) for name in names}
-        self._groups, self._x, self._rows = pool.groups, pool.x, 0
+        held = {name: getattr(pool, name, None) for name in Held._fields}
+        held = {name: v if v is None else self._known(v) for name, v in held.items()}
+        own = torch.zeros(2, pool.batch, dtype=torch.int32, device=pool.x.device)
         if pool.groups > 1:
-            words = torch.zeros(2, pool.x.shape[0], dtype=torch.int32, device=pool.x.device)
-            held |= {"first": words[0].fill_(pool.groups), "done": words[1]}
-        self._held = Held(**{"first": None, "done": None, **held})
+            held |= {"first": own[0].fill_(pool.groups), "done": own[1]}
+        self._held, self._x, self._device = Held(**held), self._known(pool.x), pool.x.device
         stride = lambda v: 0 if v is None or v.shape[0] == 1 else pool.elements
-        self._size = Sizes(
-            pool.elements,
-            pool.slots.stride(0) if len(pool.slots) else 0,
-            stride(pool.mask),
-            stride(pool.known),
-            pool.batch,
-            pool.x.shape[0],
-            pool.copies,
-            pool.groups,
-            pool.inner or 1,
-        )
-        part = pool.elements // pool.groups
-        block = block_of(part)
-        self._at, at = places(pool.table.layout), pool.table.layout
+        slot_stride = pool.slots.stride(0) if len(pool.slots) else 0
+        strides = slot_stride, stride(pool.mask), stride(pool.known)
+        counts = pool.batch, pool.x.shape[0], pool.copies, pool.groups, pool.inner or 1
+        self._size = Sizes(pool.elements, *strides, *counts)
+        at, part = pool.table.layout, pool.elements // pool.groups
         self._absent = torch.empty(1, dtype=pool.model_dtype, device=pool.x.device), at.G, at.L
-        self._options = {"GROUPED": pool.groups > 1, "BLOCK": block, "enable_fp_fusion": False}
+        block = block_of(part)
+        self._options = {"at": places(at), "GROUPED": pool.groups > 1, "BLOCK": block}
         self._grid = (pool.batch * pool.groups * max(triton.cdiv(part, block), 1),)
-        self.use(pool.table)
+        self._go_by(pool.table)
 
-    def use(self, table) -> None:
+    def _go_by(self, table) -> None:
         """Go by this table, of the same layout."""
-        self._held = self._held._replace(table_f=table.f, table_i=table.i)
+        table_f, table_i = self._known(table.f), self._known(table.i)
+        self._held = self._held._replace(table_f=table_f, table_i=table_i)
         self._rows = table.f.shape[0]
 
     def __call__(self, row, f=(), noise=(), x_in=None, x_out=None) -> None:
-        x, (absent, G, L) = self._x, self._absent
-        outputs = max((v.shape[0] for v in f if v is not None), default=0)
         if not self._grid[0]:
             return
-        with on(x):
+        f, x, (absent, G, L) = tuple(f), self._x, self._absent
+        outputs = max((v.shape[0] for v in f if v is not None), default=0)
+        with on(self._device):
             step[self._grid](
                 self._held,
                 x if x_in is None else x_in,
@@ -183,9 +188,16 @@ class Launch:
                 VECTOR.value if row is None else row,
                 self._rows,
                 *(_bits(f), _bits(noise), outputs, self._size),
-                at=self._at,
                 **self._options,
+                enable_fp_fusion=False,
             )
+
+
+class Addressed(Launch):
+    """The same by addresses: the pool is the caller's to keep."""
+
+    _known = Pointer
+    use = Launch._go_by
 
 
 def _filled(given, count: int, stand_in) -> tuple:
