@@ -110,15 +110,18 @@ def step(draw: Draw) -> Run:
     noise = [one(n, None) for n in setup.options.pop("noise")]
     options = {**setup.options, "preview": one(False, True), "copies": one(1, 1, 2)}
     options |= {"inner": inner, "stage": one(None, None, draw.whole(-(2**31), 2**31, batch).int())}
-    number = one(None, int(draw.rng.integers(8))) if groups == 1 else None
+    for name in ("mask", "known") if case.mask else ():
+        options[name] = one(options[name], options[name][:1])  # one for all samples
+    number = one(None, int(draw.rng.integers(8)))
     if number is None and one(False, False, True):
         row[-1] = one(-1, 7)
-    row = row if number is None else number
+    row = row if number is None or groups > 1 else number
     held = pooled(like(x), list(map(like, slots)), *table, row, at, **options)
     if number is None and one(False, True):
         held.place = torch.from_numpy(draw.rng.permutation(batch + 1)[:batch]).int()
-        held.f_index = draw.whole(-1, batch + 1, at.G, batch).int()
-    f, noise = lying(held, [one(*[like(v)] * 3, None) for v in f]), noise
+        held.f_index = draw.whole(-1, batch + 2, at.G, batch).int()
+        f = [torch.cat([v, v[:1]]) for v in f]
+    f = lying(held, [one(*[like(v)] * 3, None) for v in f])
     ends = [one(None, draw.numbers(held.x.shape, case.state)) for _ in "io"]
 
     def run(backend: str, fences: Fences) -> list[torch.Tensor]:
