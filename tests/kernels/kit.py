@@ -84,10 +84,16 @@ class Draw:
         return torch.from_numpy(self.rng.standard_normal(shape))
 
     def numbers(self, shape, dtype: torch.dtype) -> torch.Tensor:
-        """Numbers of the regime, those beyond the dtype's at its ends."""
+        """Numbers of the regime, those beyond the dtype's at its ends; three of every tenth tensor
+        are not finite.
+        """
         most = torch.finfo(dtype).max
         wide = REGIMES[self.regime](self.rng.standard_normal(shape), self.rng)
-        return torch.from_numpy(wide).clamp(-most, most).to(dtype)
+        numbers = torch.from_numpy(wide).clamp(-most, most).to(dtype)
+        if self.one(*[False] * 9, True) and numbers.numel():
+            for at in self.rng.integers(0, numbers.numel(), 3):
+                numbers.view(-1)[at] = self.one(torch.nan, torch.inf, -torch.inf)
+        return numbers
 
 
 # A configuration of a kernel: (backend, fences) -> what the kernel wrote.
@@ -117,10 +123,12 @@ def step(draw: Draw) -> Run:
         row[-1] = one(-1, 7)
     row = row if number is None or groups > 1 else number
     held = pooled(like(x), list(map(like, slots)), *table, row, at, **options)
+    held.status.copy_(torch.tensor([one(0, 0, 0, 3 << 8, 8 | 5 << 8) for _ in range(batch)]))
     if number is None and one(False, True):
-        held.place = torch.from_numpy(draw.rng.permutation(batch + 1)[:batch]).int()
-        held.f_index = draw.whole(-1, batch + 2, at.G, batch).int()
-        f = [torch.cat([v, v[:1]]) for v in f]
+        ran = one(batch, max(1, batch - 1))  # samples of the launch, fewer than of the pool
+        held.place = torch.from_numpy(draw.rng.permutation(batch + 1)[:ran]).int()
+        held.f_index = draw.whole(-1, one(0, batch + 2), at.G, ran).int()
+        held.row, f = held.row[:ran].contiguous(), [torch.cat([v, v[:1]]) for v in f]
     f = lying(held, [one(*[like(v)] * 3, None) for v in f])
     ends = [one(None, draw.numbers(held.x.shape, case.state)) for _ in "io"]
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from addresses import checked
 from cases import BASE, DU, launched, lying, make, pooled, same
 from triton.runtime.errors import InterpreterError
 
 import fastsample as fs
 from fastsample.kernels import backend, reference
+from fastsample.kernels.triton import dtype, noise
 
 pytestmark = pytest.mark.interpreted
 FOLDER = Path(backend.__file__).parent / "triton"
@@ -43,6 +46,49 @@ def test_a_run_has_the_bits_of_the_reference(name):
     want, _ = run_of(name, "reference", model)
     assert backend_of == "triton" and len(got) >= 18
     assert all(same(a, b) for a, b in zip(got, want, strict=True))
+
+
+@triton.jit
+def pair_kernel(words, out):
+    e = tl.arange(0, 16)
+    word = tl.load(words + e).to(tl.uint32)
+    first, second = noise.box_muller(word, word)
+    tl.store(out + e, first)
+    tl.store(out + 16 + e, second)
+
+
+def test_normals_at_every_quarter_turn_have_the_definitions_signs():
+    """Of 0 too, which no seed is likely to draw."""
+    words = torch.tensor([k * 2**30 + d for k in range(4) for d in (0, 1, 2**29 - 1, 2**29)])
+    out = torch.empty(2, 16)
+    pair_kernel[(1,)](words, out)
+    want = reference.noise.box_muller(words, words)
+    assert all(same(a, b) for a, b in zip(out, want, strict=True))
+    assert (out == 0).any() and out[out == 0].signbit().any()
+
+
+@triton.jit
+def copy_kernel(source, out):
+    e = tl.arange(0, 16)
+    dtype.store(out, e, dtype.load(source, e, e < 16), e < 16)
+
+
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_numbers_are_rounded_to_nearest_ties_to_even(to):
+    """Ties to either side, the largest, those that round beyond it, infinity, NaN of any payload,
+    the least.
+    """
+    words = [0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0x3F801000, 0x3F803000, 0xBF808000]
+    words += [0x7F7FFFFF, 0x7F7F8000, 0x7F7F7FFF, 0x477FEFFF, 0x7F800000, 0x7F800001, 0xFF800000]
+    words += [0x00008000, 0x80000000]
+    given = torch.tensor(words).to(torch.uint32).view(torch.float32)
+    out = torch.empty(16, dtype=to)
+    copy_kernel[(1,)](given, out)
+    assert same(out, given.to(to))
+    back = torch.empty(16)
+    copy_kernel[(1,)](out, back)
+    assert same(back, out.float())
 
 
 def test_moments_of_more_chunks_than_a_vector_holds(monkeypatch):
