@@ -104,8 +104,8 @@ WRITTEN = ("x", "slots", "model_input", "preview", "status")
 def step(draw: Draw) -> Run:
     """A row for all, or for each sample or group, good or bad, with any of what a pool may hold."""
     one = draw.one
-    groups, inner = one((1, 0), (1, 0), (1, 0), (2, 3), (3, 1))
-    batch, elements = one(1, 1, 2, 3), 4 * groups * inner if inner else one(1, 5, 16, 37, 127)
+    groups, inner = one(*[(1, 0)] * 5, (2, 3), (3, 1))
+    batch, elements = one(1, 2, 3), 4 * groups * inner if inner else one(1, 5, 16, 37, 127)
     words = dict(S=one(0, 1, 2, 4), G=one(1, 2, 2, 3), L=one(0, 1, 1, 2), K=one(0, 1, 2))
     words |= dict(state=one(STATES[0], *STATES), model=one(*MODELS), groups=groups)
     words |= {name: one(False, True) for name in ("mask", "weights", "bound", "noise_scale")}
@@ -125,9 +125,10 @@ def step(draw: Draw) -> Run:
     held = pooled(like(x), list(map(like, slots)), *table, row, at, **options)
     held.status.copy_(torch.tensor([one(0, 0, 0, 3 << 8, 8 | 5 << 8) for _ in range(batch)]))
     if number is None and one(False, True):
-        ran = one(batch, max(1, batch - 1))  # samples of the launch, fewer than of the pool
-        held.place = torch.from_numpy(draw.rng.permutation(batch + 1)[:ran]).int()
-        held.f_index = draw.whole(-1, one(0, batch + 2), at.G, ran).int()
+        ran = max(1, batch - 1)  # samples of the launch, fewer than of the pool
+        held.place = torch.from_numpy(draw.rng.permutation(batch + one(0, 0, 1))[:ran]).int()
+        taken = one((-1, 0), (-1, batch + 2), *[(0, batch + 1)] * 3)
+        held.f_index = draw.whole(*taken, at.G, ran).int()
         held.row, f = held.row[:ran].contiguous(), [torch.cat([v, v[:1]]) for v in f]
     f = lying(held, [one(*[like(v)] * 3, None) for v in f])
     ends = [one(None, draw.numbers(held.x.shape, case.state)) for _ in "io"]
@@ -171,7 +172,7 @@ def plain(kernel: str, dtype: torch.dtype, *given) -> Run:
 
 
 def moments(draw: Draw) -> Run:
-    P, Q, dtype = draw.one(1, 2, 3), draw.one(0, 1, 3, 5), draw.one(*MODELS)
+    P, Q, dtype = draw.one(1, 1, 2), draw.one(0, 1, 3, 5), draw.one(*MODELS)
     shape = draw.one(1, 2), draw.one(1, 16, 127, 1024, 2100)
     groups = [[draw.numbers(shape, dtype) for _ in range(count)] for count in (P, Q)]
     return plain("moments", dtype, *groups)

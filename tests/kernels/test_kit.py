@@ -12,7 +12,7 @@ from costs import bound, exact
 
 from fastsample.kernels import argmin_source
 
-COUNTS = {"step": 160, "fill": 20, "moments": 20, "cost_matrix": 30, "cost_gather": 20}
+COUNTS = {"step": 144, "fill": 18, "moments": 18, "cost_matrix": 36, "cost_gather": 34}
 CASES = [
     pytest.param(kernel, name, marks=[pytest.mark.interpreted] if name == "triton" else [])
     for kernel in COUNTS
@@ -59,7 +59,7 @@ def test_random_configurations(kernel, backend):
         run = getattr(kit, kernel)(draw)
         got = fenced(run, backend)
         assert not wrong(run, got), f"{index}, {draw.regime}"
-        if index % 5 == 0:
+        if index % 10 == 0:
             again = zip(got, fenced(run, backend), strict=True)
             assert all(same(a, b) for a, b in again), f"{index} is not repeatable"
 

@@ -12,11 +12,12 @@ import torch
 import triton
 import triton.language as tl
 from addresses import checked
-from cases import BASE, DU, launched, lying, make, pooled, same
+from cases import BASE, DU, DV, READS_LO, launched, lying, make, pooled, same
 from triton.runtime.errors import InterpreterError
 
 import fastsample as fs
-from fastsample.kernels import backend, reference
+from fastsample.kernels import backend, reference, select
+from fastsample.kernels.backend import bound
 from fastsample.kernels.triton import dtype, noise
 
 pytestmark = pytest.mark.interpreted
@@ -101,6 +102,27 @@ def test_moments_of_more_chunks_than_a_vector_holds(monkeypatch):
     with checked():
         got = own.moments(a, b)
     assert all(same(x, y) for x, y in zip(got, reference.moments(a, b), strict=True))
+
+
+def test_groups_are_counted_anew_at_every_launch():
+    """Only one group is not finite, the last and then the first, after launches that were clean."""
+    x, slots, f, numbers, words, row, at = (
+        setup := make(replace(BASE, batch=1, elements=24, groups=3, S=0, G=1, L=0))
+    ).args
+    numbers[:], words[:] = 0.1, 0
+    words[:, READS_LO], words[:, [DU, DV]] = 1, -1  # x' = x / 10
+    options = {k: v for k, v in setup.options.items() if k != "noise"}
+    held = pooled(x, slots, numbers, words, row, at, **options)
+    launch = bound(select("step", "cpu", held.x.dtype, "triton"), held)
+    f, _ = lying(held, f)
+    for element, group in ((None, 0), (23, 2), (None, 0), (0, 0)):
+        held.x.copy_(x)
+        held.status.zero_()
+        if element is not None:
+            held.x[0, element] = torch.nan
+        launch(None, f)
+        word = 0 if element is None else 8 | int(row[0, group]) << 8
+        assert held.status.tolist() == [word]
 
 
 def test_the_rows_of_all_groups_are_looked_at():

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import test_step_op
 import torch
 import triton
 from cases import BASE, lying, make, pooled
@@ -20,6 +21,7 @@ from triton.runtime.jit import JITFunction
 import fastsample as fs
 from fastsample.kernels import backend as choices
 from fastsample.kernels import triton as backend
+from fastsample.runtime import step_op
 
 pytestmark = pytest.mark.slow
 ARCHITECTURES = (80, 90, 100, 120)
@@ -190,6 +192,20 @@ def test_a_launch_holds_no_memory_of_its_pool(compiled):
     del held, setup, options
     gc.collect()
     assert hasattr(launch, "use") and len(gone) > 5 and not any(ref() is not None for ref in gone)
+
+
+def test_the_op_binds_its_memory_once_and_launches_once_a_row(compiled, monkeypatch):
+    """What a compiled loop calls, here with rows, outputs and an end of their own."""
+    monkeypatch.setattr(backend, "INTERPRETED", True)
+    monkeypatch.setenv(choices.VARIABLE, "triton")
+    monkeypatch.setattr(choices, "_chosen", {})
+    monkeypatch.setattr(step_op, "_bound", {})
+    made, (_, given) = compiled(90), test_step_op.ready(BASE)
+    for row in (3, 4, 3):
+        given |= {"row": row, "f": [v.clone() for v in given["f"]]}
+        step_op.STEP(*(given | {"x_out": torch.empty(3, 37)}).values())
+    assert len(step_op._bound) == 1 and [name for name, _ in made] == ["step"] * 3
+    assert len({id(kernel) for _, kernel in made}) == 1
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "dpmpp_2m_sde"])
