@@ -158,7 +158,7 @@ def test_gradients_reach_what_is_given_and_a_run_refuses_them(name, value, optio
         (
             {"backend": "bogus"},
             ValueError,
-            "Sampler: backend='bogus'; accepted are native, reference",
+            "Sampler: backend='bogus'; accepted are native, triton, reference",
         ),
     ],
 )

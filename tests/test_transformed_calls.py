@@ -5,13 +5,13 @@ compiled model, seeds, tables.
 import numpy as np
 import pytest
 import torch
+from cases import BACKENDS
 from test_sampler import MODEL, plan_of, unit
 from test_transforms import TRACED, W, Wrapped, Z, central, dual, near
 from torch.autograd import forward_ad
 
 from fastsample import shared
-from fastsample.kernels import cost_gather, cost_matrix, moments, native
-from fastsample.kernels.backend import BACKENDS
+from fastsample.kernels import cost_gather, cost_matrix, moments
 from fastsample.runtime import sources
 from fastsample.runtime.run import Run
 from fastsample.runtime.sampler import Sampler
@@ -90,7 +90,7 @@ def test_a_graph_around_the_call_draws_seeds_as_the_call_does():
         assert torch.equal(got, sources.seeds(None, 2, torch.device("cpu"), True))
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "reference" or not native.MISSING])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_another_default_device_changes_nothing(backend):
     """Neither the tables of a plan, made anew here, nor what a kernel writes goes there."""
     call = {

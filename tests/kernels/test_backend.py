@@ -104,7 +104,7 @@ def test_a_gpu_that_native_does_not_cover_is_tritons(monkeypatch, kernel):
     choice = select(kernel, "cuda", torch.float32)
     assert (choice.name, choice.reason) == (
         "reference",
-        "native: no CUDA kernels, triton: triton is not installed",
+        "native: no CUDA kernels, triton: triton is not installed; pip install triton",
     )
 
 

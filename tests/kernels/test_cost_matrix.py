@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import MODELS, backends, laid_out, same
-from costs import bound, exact
+from cost_bounds import bound, exact
 
 from fastsample.kernels import argmin_source, cost_gather, cost_matrix
 

@@ -8,7 +8,7 @@ import kit
 import pytest
 import torch
 from cases import backends, same
-from costs import bound, exact
+from cost_bounds import bound, exact
 
 from fastsample.kernels import argmin_source
 

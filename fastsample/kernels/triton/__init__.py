@@ -31,7 +31,7 @@ def covers(kernel: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cpu" and not INTERPRETED:
         return "interpreted on the CPU, and only under TRITON_INTERPRET=1"
     if find_spec("triton") is None:
-        return "triton is not installed"
+        return "triton is not installed; pip install triton"
     return None if dtype in DTYPES else f"no kernels for {dtype}"
 
 
