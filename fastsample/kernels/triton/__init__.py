@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-WISHED = ("cpu",)
+WISHED = ("cpu",)  # there it is slower than anything else
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _FILES = {
     "bind": "step",

@@ -5,6 +5,8 @@ Compiled without fused multiply-adds: every product and every sum is rounded.
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +18,7 @@ MULTIPLIER_0, MULTIPLIER_1 = (tl.constexpr(v) for v in definition.MULTIPLIER)
 WEYL_0, WEYL_1 = (tl.constexpr(v) for v in definition.WEYL)
 LOG, SIN, COS = (tl.constexpr(v) for v in (definition.LOG, definition.SIN, definition.COS))
 LN2_HIGH, LN2_LOW = tl.constexpr(definition.LN2_HIGH), tl.constexpr(definition.LN2_LOW)
-TURN = tl.constexpr(2 * definition.math.pi / 2**32)
+TURN = tl.constexpr(2 * math.pi / 2**32)
 
 
 @triton.jit
@@ -97,6 +99,7 @@ def normals_at(seed, word, stage, e):
 
 @triton.jit(do_not_specialize=["word"])
 def fill_kernel(out, seed, word, stage, elements, BLOCK: tl.constexpr):
+    """A block of out [B, elements]."""
     blocks = tl.cdiv(elements, BLOCK)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     first = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK

@@ -22,9 +22,9 @@ from .sample import BAD_PLACE, VECTOR, judged, row_of, sample_faults, tell
 
 
 class Held(NamedTuple):
-    """A pool's memory and sizes, as `fastsample.runtime.pool.Pool` names them; None: absent.
+    """A pool's memory, as `fastsample.runtime.pool.Pool` names them; None: absent.
 
-    first, done [P] int32: the first group of a sample whose x' is not finite, and how many of its
+    first, done [B] int32: the first group of a sample whose x' is not finite, and how many of its
     programs are done; where samples have groups.
     """
 
@@ -152,8 +152,8 @@ class Launch:
     def __init__(self, pool):
         held = {name: getattr(pool, name, None) for name in Held._fields}
         held = {name: v if v is None else self._known(v) for name, v in held.items()}
-        own = torch.zeros(2, pool.batch, dtype=torch.int32, device=pool.x.device)
         if pool.groups > 1:
+            own = torch.zeros(2, pool.batch, dtype=torch.int32, device=pool.x.device)
             held |= {"first": own[0].fill_(pool.groups), "done": own[1]}
         self._held, self._x, self._device = Held(**held), self._known(pool.x), pool.x.device
         stride = lambda v: 0 if v is None or v.shape[0] == 1 else pool.elements
