@@ -26,16 +26,22 @@ REGIMES = {
 
 
 class Fences:
-    """Memory between bytes that nobody may write to."""
+    """Memory of a device between bytes that nobody may write to."""
 
-    def __init__(self):
-        self._around = []
+    def __init__(self, device: str = "cpu"):
+        self.device, self._around = device, []
+
+    def there(self, given):
+        """What a kernel is given, on the device: tensors among what is None, in lists or plain."""
+        if isinstance(given, (list, tuple)):
+            return [self.there(v) for v in given]
+        return given.to(self.device) if isinstance(given, torch.Tensor) else given
 
     def memory(self, shape, dtype: torch.dtype, strides=None) -> torch.Tensor:
         """A tensor of NaN, or of the largest integer; strides: of a tensor without gaps."""
         made = torch.empty(shape, dtype=dtype, device="meta")
         inner = made.numel() * made.element_size()
-        whole = torch.full((2 * FENCE + inner,), BYTE, dtype=torch.uint8)
+        whole = torch.full((2 * FENCE + inner,), BYTE, dtype=torch.uint8, device=self.device)
         self._around.append(whole)
         own = whole[FENCE : FENCE + inner].view(dtype)
         own.fill_(torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max)
@@ -134,11 +140,13 @@ def step(draw: Draw) -> Run:
     ends = [one(None, draw.numbers(held.x.shape, case.state)) for _ in "io"]
 
     def run(backend: str, fences: Fences) -> list[torch.Tensor]:
-        there = [name for name in WRITTEN if getattr(held, name) is not None]
-        own = replace(held, **{name: fences.copy(getattr(held, name)) for name in there})
-        x_in, x_out = ends[0], None if ends[1] is None else fences.copy(ends[1])
-        launch = bound(select("step", "cpu", case.state, backend), own)
-        launch(number, f[0], noise, x_in, x_out)
+        there, at = [name for name in WRITTEN if getattr(held, name) is not None], held.table
+        own = {name: fences.there(value) for name, value in vars(held).items() if name != "table"}
+        own |= {name: fences.copy(getattr(held, name)) for name in there}
+        own = replace(held, table=at._replace(f=fences.there(at.f), i=fences.there(at.i)), **own)
+        x_in, x_out = fences.there(ends[0]), None if ends[1] is None else fences.copy(ends[1])
+        launch = bound(select("step", fences.device, case.state, backend), own)
+        launch(number, fences.there(f[0]), fences.there(noise), x_in, x_out)
         return [*(getattr(own, name) for name in there), *([] if x_out is None else [x_out])]
 
     return run
@@ -152,7 +160,8 @@ def fill(draw: Draw) -> Run:
 
     def run(backend: str, fences: Fences) -> list[torch.Tensor]:
         out = fences.memory((batch, elements), dtype)
-        select("step", "cpu", dtype, backend).module.fill(out, seed, number, stage)
+        module = select("step", fences.device, dtype, backend).module
+        module.fill(out, fences.there(seed), number, fences.there(stage))
         return [out]
 
     return run
@@ -163,8 +172,8 @@ def plain(kernel: str, dtype: torch.dtype, *given) -> Run:
 
     def run(backend: str, fences: Fences) -> list[torch.Tensor]:
         with fences.around_what_is_made():
-            module = select(kernel, "cpu", dtype, backend).module
-            got = getattr(module, kernel)(*given)
+            module = select(kernel, fences.device, dtype, backend).module
+            got = getattr(module, kernel)(*fences.there(given))
         return list(got) if isinstance(got, tuple) else [got]
 
     run.given = given

@@ -20,17 +20,19 @@ CASES = [
 ]
 
 
-def fenced(run, backend):
-    """What a configuration gives, if every fence stood, and every address of Triton's."""
-    fences, looking = kit.Fences(), contextlib.nullcontext()
-    if backend == "triton":
+def fenced(run, backend, device="cpu"):
+    """What a configuration gives on a device, brought here, if every fence stood, and in the
+    interpreter every address.
+    """
+    fences, looking = kit.Fences(device), contextlib.nullcontext()
+    if backend == "triton" and device == "cpu":
         from addresses import checked
 
         looking = checked()
     with looking:
         got = run(backend, fences)
     assert fences.whole(), "written outside"
-    return got
+    return [v.cpu() for v in got]
 
 
 def differs(run, got):
@@ -53,14 +55,19 @@ def costs_differ(run, got):
 @pytest.mark.parametrize(("kernel", "backend"), CASES)
 @pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # log 0, float16's ends
 def test_random_configurations(kernel, backend):
+    compare(kernel, backend)
+
+
+def compare(kernel, backend, device="cpu", every=1):
+    """Configurations of a kernel by a backend on a device, held to the definition here."""
     wrong = costs_differ if kernel == "cost_matrix" else differs
-    for index in range(COUNTS[kernel]):
+    for index in range(0, COUNTS[kernel], every):
         draw = kit.Draw(kernel, index)
         run = getattr(kit, kernel)(draw)
-        got = fenced(run, backend)
+        got = fenced(run, backend, device)
         assert not wrong(run, got), f"{index}, {draw.regime}"
         if index % 10 == 0:
-            again = zip(got, fenced(run, backend), strict=True)
+            again = zip(got, fenced(run, backend, device), strict=True)
             assert all(same(a, b) for a, b in again), f"{index} is not repeatable"
 
 
