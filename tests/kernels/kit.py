@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from cases import MODELS, STATES, Case, lying, make, pooled
+from cases import MODELS, READS_LO, STATES, Case, lying, make, pooled
 
 from fastsample.kernels.backend import bound, select
 
@@ -118,6 +118,7 @@ def step(draw: Draw) -> Run:
     case = Case(elements, batch, **words, given_noise=one(False, False, True))
     setup = make(case, int(draw.rng.integers(2**16)))
     x, slots, f, *table, row, at = setup.args
+    table[1][0, READS_LO : READS_LO + 2] = 0  # a row that reads nothing, and writes zeros
     like = lambda v: v if v.isnan().any() else draw.numbers(v.shape, v.dtype)
     noise = [one(n, None) for n in setup.options.pop("noise")]
     options = {**setup.options, "preview": one(False, True), "copies": one(1, 1, 2)}
