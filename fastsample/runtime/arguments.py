@@ -5,8 +5,9 @@ refusal is one sentence, before any kernel runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import index
 
 import numpy as np
@@ -251,9 +252,12 @@ def entry(
 def _per_sample(
     name: str, value, batch: int, columns: int | None, dtype: torch.dtype, device, gradients: bool
 ) -> Tensor:
-    """[B] or [B, columns] finite numbers of a number, `columns` numbers, or a tensor."""
+    """[B] or [B, columns] finite numbers of a number, `columns` numbers, or a tensor. One that lies
+    on the device is not looked at, which would wait for it: what is not finite ends in the status.
+    """
+    here = not isinstance(value, Tensor) or torch.device(device).type == "cpu"
     try:
-        value = torch.as_tensor(value, dtype=dtype, device=device)
+        value = torch.as_tensor(value, dtype=dtype, device="cpu" if here else value.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"Run: {name} is {value!r}; a number or a tensor is accepted") from error
     refuse_gradients(name, value, gradients)
@@ -264,9 +268,10 @@ def _per_sample(
         raise ValueError(
             f"Run: {name} has shape {list(value.shape)}; a number or {list(shape)} is accepted"
         )
-    if readable(gradients, value) and not bool(torch.isfinite(value).all()):
+    look = value.device.type == "cpu" and readable(gradients, value)
+    if look and not bool(torch.isfinite(value).all()):
         raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
-    return value.expand(shape).contiguous()
+    return value.to(device, non_blocking=True).expand(shape).contiguous()
 
 
 def scales(
@@ -304,9 +309,11 @@ def blend(
     dtype: torch.dtype,
     device,
     gradients: bool = False,
+    wait: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a
-    sample (size 1 where it repeats).
+    sample (size 1 where it repeats). wait: their numbers are looked at where that waits for a
+    device too; else `looks` says what is to be looked at.
     """
     if mask is None and known is None:
         return None, None
@@ -325,11 +332,9 @@ def blend(
             raise ValueError(f"Run: {name} must be a tensor on {device}")
         refuse_gradients(name, value, gradients)
     mask = mask.to(dtype)
-    if readable(gradients, mask) and not bool(((mask >= 0) & (mask <= 1)).all()):
-        raise ValueError(
-            f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 "
-            "(keep the known image) is accepted"
-        )
+    now = wait or mask.device.type == "cpu"
+    if now and readable(gradients, mask):
+        check_mask(mask, float(_outside(mask)))
     if mask.dim() != len(size) or any(
         m not in (1, n) for m, n in zip(mask.shape, size, strict=True)
     ):
@@ -342,9 +347,29 @@ def blend(
             f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that "
             "shape or a batch of 1 is accepted"
         )
-    if readable(gradients, known):
+    if now and readable(gradients, known):
         check_values("known", known)
     return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.to(dtype).contiguous()
+
+
+def looks(mask: Tensor, known: Tensor) -> list[tuple[Callable[[float], None], Tensor]]:
+    """What `blend` left to be looked at on a device: a number there, and what refuses it."""
+    judged = partial(check_values, "known", known)
+    energy = torch.as_tensor(sum_of_squares(known))
+    return [(partial(check_mask, mask), _outside(mask)), (judged, energy)]
+
+
+def _outside(mask: Tensor) -> Tensor:
+    """How far the mask leaves [0, 1]; NaN where it is."""
+    return (mask - mask.clamp(0, 1)).abs().sum()
+
+
+def check_mask(mask: Tensor, outside: float) -> None:
+    if outside != 0:
+        raise ValueError(
+            f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 "
+            "(keep the known image) is accepted"
+        )
 
 
 def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:

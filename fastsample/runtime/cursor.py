@@ -137,7 +137,7 @@ class Cursor:
         """The samples whose status word is not 0; on a device this waits for it."""
         if self._clean():
             return []
-        return self._pool.status.nonzero().flatten().tolist()
+        return [b for b, word in enumerate(self._pool.status.tolist()) if word]
 
     def _clean(self) -> bool:
         """Is every status word 0, as far as that is seen without waiting?"""

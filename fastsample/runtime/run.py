@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -98,7 +99,10 @@ class Run(Cursor):
         model = model or (state if given is None else given.dtype)
         arguments.dtypes("Run", state, model)
         self._choice = select("step", device, state, backend)
-        mask, known = arguments.blend(plan, words["mask"], words["known"], size, state, device)
+        given_blend = words["mask"], words["known"]
+        mask, known = arguments.blend(plan, *given_blend, size, state, device, wait=False)
+        later = self._judged and mask is not None and device.type != "cpu"
+        self._looks = arguments.looks(mask, known) if later else []
         noise_scale = arguments.noise_scales(words["noise_scale"], size[0], state, device)
         self._source = words["noise_source"], size, state, device, masked
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
@@ -179,7 +183,7 @@ class Run(Cursor):
             )
         masked = own.mask is not None
         first = arguments.entry(new, latent is not None, start, noise is not None, masked)
-        arguments.blend(new, own.mask, own.known, size, own.x.dtype, device)
+        arguments.blend(new, own.mask, own.known, size, own.x.dtype, device, wait=False)
         source, scales = self._source[0], own.noise_scale
         draws = sources.draws(source, new, *self._source[1:], noise)
         if guidance is not None:
@@ -211,7 +215,7 @@ class Run(Cursor):
             self._draws = sources.draws(noise_source, self.plan, *self._source[1:], None)
         if not self._clean():
             own.status.zero_()
-        self._summed = None
+        self._begun = []
         if x is not None:
             self._begin(1, x)
         else:
@@ -267,12 +271,13 @@ class Run(Cursor):
         """
         if not self._judged or self._clean():
             return
-        words = self._pool.status
-        if self._summed is not None:
-            name, given, energy = self._summed
-            *words, energy = torch.cat((words.double(), energy.double().view(1))).tolist()
-            arguments.check_values(name, given, energy)
-        outputs.refuse_status([int(word) for word in words], where)
+        words, looks = self._pool.status, [*self._begun, *self._looks]
+        if looks:
+            numbers = [number.double().view(1) for _, number in looks]
+            words = torch.cat((*numbers, words.double())).tolist()
+            for (refuse, _), number in zip(looks, words, strict=False):
+                refuse(number)
+        outputs.refuse_status([int(word) for word in words[len(looks) :]], where)
 
     def __deepcopy__(self, memo: dict) -> Run:
         """A run of its own from here on: state copied, plan and table shared."""
@@ -289,10 +294,11 @@ class Run(Cursor):
     # -- inside ------------------------------------------------------------------------------------
     def _sum_of(self, first: int, given: Tensor | None) -> None:
         """On a device what a run starts from is summed up there, and judged by `check`."""
-        self._summed = None
+        self._begun = []
         if self._judged and not self._here and given is not None:
             name = "latent" if first or self.plan.sigma[0] == 0 else "noise"
-            self._summed = name, given, torch.as_tensor(arguments.sum_of_squares(given))
+            energy = torch.as_tensor(arguments.sum_of_squares(given))
+            self._begun = [(partial(arguments.check_values, name, given), energy)]
 
     # -- restart -----------------------------------------------------------------------------------
     def _reseed(self, seed) -> None:

@@ -81,7 +81,7 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
             f"Run: seed spans {min(values)}..{max(values)}; 64-bit integers are accepted"
         )
     signed = [(v + 2**63) % 2**64 - 2**63 for v in values]
-    return torch.tensor(signed, dtype=torch.int64, device=device)
+    return torch.tensor(signed, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
 def stages(stage: object, batch: int, device) -> Tensor | None:

@@ -24,9 +24,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from math import prod
+from operator import add, sub
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -35,6 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fastsample.kernels import backend, transforms
+from fastsample.runtime import pool as pools
 
 THERE = torch.device("meta")
 NAME, COMPOSITE = "recorded", "CompositeImplicitAutograd"
@@ -56,10 +60,10 @@ class Counts:
     bytes: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+        return Counts(*map(add, astuple(self), astuple(other)))
 
     def __sub__(self, other: Counts) -> Counts:
-        return Counts(*(a - b for a, b in zip(vars(self).values(), vars(other).values())))
+        return Counts(*map(sub, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,14 @@ class Device(TorchDispatchMode):
 
         end = work(model)
         marks.append(self.counts)
-        start, *steps, last = (b - a for a, b in zip(marks, marks[1:]))
+        start, *steps, last = (b - a for a, b in pairwise(marks))
         return end, Tally(start, tuple(steps), last)
 
     # -- what torch does ---------------------------------------------------------------------------
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         flat, form = tree_flatten((args, kwargs))
-        made = kwargs.get("device") is not None and torch.device(kwargs["device"]) == THERE
+        made = any(isinstance(v, torch.device) and v == THERE for v in flat)
         if not made and not any(map(_there, flat)):
             return operator(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), COMPOSITE):
@@ -126,8 +130,11 @@ class Device(TorchDispatchMode):
         returns = operator._schema.returns
         if any(r.alias_info is not None and not r.alias_info.is_write for r in returns):
             return operator(*args, **kwargs)  # a view: its numbers follow from where it stands
-        host = [torch.device("cpu") if v == THERE else v for v in map(self.see, flat)]
-        given = {id(seen): own for seen, own in zip(host, flat) if isinstance(own, Tensor)}
+        moved = lambda v: torch.device("cpu") if isinstance(v, torch.device) else self.see(v)
+        host = list(map(moved, flat))
+        given = {
+            id(seen): own for seen, own in zip(host, flat, strict=True) if isinstance(own, Tensor)
+        }
         host_args, host_kwargs = tree_unflatten(host, form)
         out = operator(*host_args, **host_kwargs)
         name = operator.overloadpacket.__name__
@@ -156,7 +163,7 @@ class Device(TorchDispatchMode):
             if name == "_local_scalar_dense":
                 return
         elif any(v.device.type == "cpu" and v.dim() for v in tensors):
-            raise RuntimeError(f"count: {name} was given tensors on the host and on the device")
+            raise RuntimeError(f"counted: {name} was given tensors on the host and on the device")
         skipped = 1 if name in OVERWRITES else 0
         read = tensors[skipped:]
         moved = sum(map(_bytes, [v for v in (*read, *results) if _there(v)]))
@@ -177,6 +184,7 @@ def counting() -> Iterator[Device]:
         mock.patch.object(backend, "BACKENDS", [NAME, *backend.BACKENDS]),
         mock.patch.dict(sys.modules, {f"{backend.__package__}.{NAME}": Recorded(device)}),
         mock.patch.dict(backend._chosen),
+        mock.patch.object(pools, "_tables", WeakKeyDictionary()),
         # a mode that only watches is no transform: loops go as they go without it
         mock.patch.object(transforms, "modes", lambda: watching() - 1),
         FromNumbers(),
@@ -211,7 +219,9 @@ class Recorded:
 
     @staticmethod
     def covers(kernel: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if device == THERE else "records what is asked of a device that is not there"
+        if device != THERE:
+            return "records what is asked of a device that is not there"
+        return None if kernel == "step" else "records the step and its noise alone"
 
     def bind(self, pool):
         return Launch(self._device, self._cpu(pool.x.dtype), pool)
