@@ -76,6 +76,59 @@ def test_bytes_are_what_a_step_must_move(calls, solver):
     assert sum(moved) / len(moved) == triad.step_bytes(run)
 
 
+WRONG = {  # what a device is not waited for to look at -> the sentence at the end of the call
+    "mask": ({"mask": torch.full((1, 1, 16, 16), 1.5)}, ValueError, r"mask spans 1.5..1.5; 0 "),
+    "known": ({"known": torch.full((2, 4, 16, 16), torch.nan)}, ValueError, r"known holds NaN"),
+    "noise": ({"noise": torch.full((2, 4, 16, 16), 9.0)}, ValueError, "a unit normal has 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_device_holds_is_refused_at_the_end(calls, counted, name):
+    """In the words of the CPU, which looks before it begins; with check=None nobody looks."""
+    given, kind, sentence = WRONG[name]
+    plan = calls.plan_of("dpmpp_2m", inpaint=True)
+    words = {"noise": calls.noise(), "mask": torch.ones(1, 1, 16, 16)}
+    words |= {"known": torch.zeros(2, 4, 16, 16)} | given
+    model = lambda x, t: x * 0.5
+    with pytest.raises(kind, match=sentence):
+        calls.fs.Run(plan, **words)
+    with counted.counting() as device:
+        there = {key: device.put(value) for key, value in words.items()}
+        run = calls.fs.Run(plan, **there)
+        before = device.counts.syncs
+        with pytest.raises(kind, match=sentence):
+            run.check()
+        assert device.counts.syncs > before
+        calls.fs.Sampler(plan, model)(**there, check=None)
+
+
+def test_guidance_that_is_not_finite(calls, counted):
+    """On the host before a call begins; on a device it ends in the status."""
+    plan, words = calls.plan_of("dpmpp_2m"), {"cond": {}, "uncond": {}}
+    sampler = calls.fs.Sampler(plan, lambda x, t: x * 0.5)
+    scales = torch.tensor([1.0, torch.nan])
+    with counted.counting() as device:
+        noise = device.put(calls.noise())
+        for given in (torch.nan, [torch.nan], scales):
+            with pytest.raises(ValueError, match="guidance is not finite"):
+                sampler(noise=noise, guidance=given, **words)
+        with pytest.raises(FloatingPointError, match="sample 1 became non-finite at row 1"):
+            sampler(noise=noise, guidance=device.put(scales), **words)
+
+
+def test_a_status_is_read_at_once(calls, counted):
+    """However many samples there are, and whatever else there is to look at."""
+    plan = calls.plan_of("dpmpp_2m")
+    with counted.counting() as device:
+        for begin in ({"latent": device.put(calls.noise()), "start": 1}, {"shape": calls.SHAPE}):
+            run = calls.fs.Run(plan, device="meta", **begin)
+            before = device.counts.syncs
+            run.check()
+            assert run.faults() == []
+            assert device.counts.syncs - before == 2
+
+
 # -- the others' -----------------------------------------------------------------------------------
 def test_peers_are_counted_by_the_same_device(calls):
     """Each end has the bits of the same loop on the CPU (calls.counted), and none asks for less."""

@@ -264,19 +264,20 @@ class Run(Cursor):
         return still.x
 
     def check(self, where: str = "Sampler") -> None:
-        """Read the status, once, and on a device what the start summed up to, in the same copy.
-        FloatingPointError, one sentence, names the samples whose state became non-finite, and the
-        row; ValueError refuses the start as a run on the CPU does before it begins. Nothing is read
-        with check=None.
+        """Read the status, once, and on a device what the start, a mask and a known image come to,
+        in the same copy. FloatingPointError, one sentence, names the samples whose state became
+        non-finite, and the row; ValueError refuses what was given as a run on the CPU does before
+        it begins. Nothing is read with check=None.
         """
         if not self._judged or self._clean():
             return
         words, looks = self._pool.status, [*self._begun, *self._looks]
         if looks:
             numbers = [number.double().view(1) for _, number in looks]
-            words = torch.cat((*numbers, words.double())).tolist()
-            for (refuse, _), number in zip(looks, words, strict=False):
-                refuse(number)
+            words = torch.cat((*numbers, words.double()))
+        words = words.tolist()
+        for (refuse, _), number in zip(looks, words, strict=False):
+            refuse(number)
         outputs.refuse_status([int(word) for word in words[len(looks) :]], where)
 
     def __deepcopy__(self, memo: dict) -> Run:
