@@ -13,7 +13,6 @@ from measure import outputs
 from torch import Tensor
 
 import fastsample as fs
-from fastsample.interop.diffusers import FsScheduler
 from fastsample.interop.k_diffusion import k_sample
 from fastsample.solvers import Builder, M, R, X
 from tests.oracle import peers
@@ -224,6 +223,8 @@ def doors() -> dict[str, Call]:
     calls = {}
     if find_spec("diffusers"):
         import diffusers
+
+        from fastsample.interop.diffusers import FsScheduler
 
         for name in DOORS:
             source = getattr(diffusers, f"{name}Scheduler")(**SOURCES[name])
