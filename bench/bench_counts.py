@@ -8,15 +8,17 @@ counting.
 """
 
 import pytest
-from counted_calls import counted, doors, ours, theirs
+from counted_calls import counted, defined, doors, ours, theirs
 from measure import figure
 
 OURS, ENDS = ours(None), ours("end")
-CALLS = OURS | {f"{name}, check='end'": call for name, call in ENDS.items()} | doors() | theirs()
+CALLS = OURS | {f"{name}, check='end'": call for name, call in ENDS.items()}
+CALLS |= defined() | doors() | theirs()
 SHOWN = [
     *("dpmpp_2m", "unipc", "dpmpp_2m_sde", "dpmpp_2m, guided", "dpmpp_2m, masked"),
     *("dpmpp_2m, channels_last", "ten earlier predictions", "Engine, 64 mixed requests"),
-    *("dpmpp_2m, check='end'", "FsScheduler for DPMSolverMultistep", "k_sample, dpmpp_2m"),
+    *("dpmpp_2m, check='end'", "dpmpp_2m, backend='reference'"),
+    *("FsScheduler for DPMSolverMultistep", "k_sample, dpmpp_2m"),
     *("diffusers FlowMatchEulerDiscrete", "diffusers DPMSolverMultistep"),
     *("diffusers UniPCMultistep", "k-diffusion euler", "k-diffusion dpmpp_2m"),
 ]

@@ -13,7 +13,8 @@ does there passes a dispatch mode; what a backend of ours does is recorded by a 
 which is chosen on this device alone.
 
 Counted as CUDA does them: a launch for each operator that computes (some of torch's take more than
-one: the peers' launches are the least there can be, ours are exact), none for views; a copy between
+one: the peers' launches are the least there can be) and for each launch of a backend, which is one
+kernel by the contract that the backends' own tests hold them to; none for views. A copy between
 host and device is a host copy, and a sync unless asked for with non_blocking; reading a number or a
 shape that depends on numbers is both. Allocations are requests to torch's caching allocator. Bytes
 are those a kernel must move: each operand once.

@@ -85,7 +85,7 @@ def fitted(past: int = 10) -> fs.Plan:
 
 
 # -- ours ------------------------------------------------------------------------------------------
-def sampler(plan, z=None, branches: int = 1, **words) -> Call:
+def sampler(plan, z=None, branches: int = 1, backend: str | None = None, **words) -> Call:
     """A Sampler's call; one row of the model answers all branches."""
     z = noise() if z is None else z
     made = [torch.cat([f] * branches) for f in outputs(SHAPE, plan.nfe)]
@@ -94,7 +94,7 @@ def sampler(plan, z=None, branches: int = 1, **words) -> Call:
 
     def make(put):
         asked = []
-        whole = fs.Sampler(plan, lambda x, t, **told: asked[-1](x, t))
+        whole = fs.Sampler(plan, lambda x, t, **told: asked[-1](x, t), backend=backend)
         begin = put(z)
         given = {k: put(v) if isinstance(v, Tensor) else v for k, v in words.items()}
 
@@ -166,6 +166,12 @@ def ours(check: str | None) -> dict[str, Call]:
         "dpmpp_2m, a Run": run(plan_of("dpmpp_2m"), check),
         f"Engine, {REQUESTS} mixed requests": engine(check),
     }
+
+
+def defined() -> dict[str, Call]:
+    """The definition in plain torch, which a GPU runs where no kernels are built for it."""
+    plan = plan_of("dpmpp_2m")
+    return {"dpmpp_2m, backend='reference'": sampler(plan, backend="reference", check=None)}
 
 
 # -- the others' -----------------------------------------------------------------------------------

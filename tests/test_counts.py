@@ -140,6 +140,12 @@ def test_peers_are_counted_by_the_same_device(calls):
         assert tally.whole.launches > ours.whole.launches and tally.whole.syncs > 0, name
 
 
+def test_the_definition_is_counted_operator_by_operator(calls):
+    (call,) = calls.defined().values()
+    steps = calls.counted(call).steps
+    assert all(step.launches > 20 and step.syncs == 0 for step in steps)
+
+
 def test_the_doors_step_in_one_launch(calls):
     for name, call in calls.doors().items():
         tally = calls.counted(call)

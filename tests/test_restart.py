@@ -93,6 +93,16 @@ def test_guidance_is_replaced_or_stays(road):
         assert same(finished(run, model), whole(z, stands))
 
 
+def test_what_the_caller_gave_is_not_written_to(road):
+    """Seeds and scales of the form that a run keeps, and begun again with others."""
+    seeds, scales = torch.tensor([3, 9]), torch.tensor([[2.0], [5.0]])
+    plan = guided(edm("euler_ancestral"))
+    run = Run(plan, noise=Z[:2], seed=seeds, guidance=scales, backend=road)
+    run.restart(Z[:2], seed=4, guidance=1.0)
+    assert seeds.tolist() == [3, 9] and scales.flatten().tolist() == [2.0, 5.0]
+    assert run.seeds.tolist() == [4, 5]
+
+
 @pytest.mark.parametrize("first", ["flow", "edm"])
 def test_another_plan_of_the_layout(first, road):
     """Other times, another number of rows, scales of the model's input where there were none."""

@@ -271,7 +271,13 @@ def _per_sample(
     look = value.device.type == "cpu" and readable(gradients, value)
     if look and not bool(torch.isfinite(value).all()):
         raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
-    return value.to(device, non_blocking=True).expand(shape).contiguous()
+    return uploaded(value.expand(shape), device)
+
+
+def uploaded(value: Tensor, device) -> Tensor:
+    """The value on the device in memory that is the run's own, which the host does not wait for."""
+    own = value.clone(memory_format=torch.contiguous_format)
+    return own.to(device, non_blocking=value.device.type == "cpu")
 
 
 def scales(
@@ -312,8 +318,7 @@ def blend(
     wait: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a
-    sample (size 1 where it repeats). wait: their numbers are looked at where that waits for a
-    device too; else `looks` says what is to be looked at.
+    sample (size 1 where it repeats). wait: numbers on a device are looked at now, else by `looks`.
     """
     if mask is None and known is None:
         return None, None
@@ -354,14 +359,13 @@ def blend(
 
 def looks(mask: Tensor, known: Tensor) -> list[tuple[Callable[[float], None], Tensor]]:
     """What `blend` left to be looked at on a device: a number there, and what refuses it."""
-    judged = partial(check_values, "known", known)
-    energy = torch.as_tensor(sum_of_squares(known))
-    return [(partial(check_mask, mask), _outside(mask)), (judged, energy)]
+    values = partial(check_values, "known", known), sum_of_squares(known)
+    return [(partial(check_mask, mask), _outside(mask)), values]
 
 
 def _outside(mask: Tensor) -> Tensor:
     """How far the mask leaves [0, 1]; NaN where it is."""
-    return (mask - mask.clamp(0, 1)).abs().sum()
+    return (mask - mask.clamp(0, 1)).detach().abs().sum()
 
 
 def check_mask(mask: Tensor, outside: float) -> None:

@@ -51,8 +51,8 @@ class Run(Cursor):
     copies        how often model_input and t repeat the batch
     preview       False: x0 is not formed
     backend       a wish, see fastsample.kernels.backend
-    check         "end": noise that is no unit normal is refused, and `check()` reads the status;
-                  None: neither is looked at
+    check         "end": noise that is no unit normal is refused, and `check()` reads the status (on
+                  a device it looks at noise, mask and known image too); None: nothing is looked at
 
     A model that writes into its input may write into the state. Raises ValueError or TypeError, one
     sentence, before any kernel.

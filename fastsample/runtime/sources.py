@@ -11,7 +11,15 @@ from torch import Tensor
 
 from ..kernels import transforms
 from ..plan import Plan
-from .arguments import check_values, drawn, drawn_from, integer, readable, refuse_gradients
+from .arguments import (
+    check_values,
+    drawn,
+    drawn_from,
+    integer,
+    readable,
+    refuse_gradients,
+    uploaded,
+)
 
 
 def drawn_seed() -> int:
@@ -56,7 +64,7 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
             raise ValueError(
                 f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted"
             )
-        return seed.to(device).contiguous()
+        return uploaded(seed, device)
     first = integer(seed)
     if first is None and (
         not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))
