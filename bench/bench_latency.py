@@ -127,6 +127,8 @@ def loops_of(model, z):
 
     def ours(model, mode="eager"):
         sampler = fs.Sampler(plan, model, mode)
+        if mode == "graph":
+            sampler.warm([z.shape], device=z.device)
         return lambda: sampler(noise=z)
 
     hand = lambda model: lambda: by_hand(model, z)
