@@ -100,7 +100,7 @@ gpu-there:
 gpu: gpu-there native
 	$(PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu tests/gpu
 	@mkdir -p build
-	$(PYTHON) $(BENCH) -m gpu bench/bench_step_cuda.py
+	$(PYTHON) $(BENCH) -m gpu bench/bench_step_cuda.py bench/bench_latency.py
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
