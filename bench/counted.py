@@ -33,6 +33,7 @@ from unittest import mock
 from weakref import WeakKeyDictionary
 
 import torch
+import torch._dynamo  # else a mode of ours may meet its import, which ends halfway under one
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
