@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 import pytest
+import stand_in
 import torch
 from cases import same
 from test_run import BACKENDS, finish, net, plan_of, unit
 
 from fastsample.guidance import guided
+from fastsample.runtime.modes import MODES
 from fastsample.runtime.run import Run
-from fastsample.runtime.sampler import MODES, Sampler
+from fastsample.runtime.sampler import Sampler
 
 GOOD = {"noise": unit(1, 32, 32)}
 
@@ -125,9 +127,16 @@ def test_whole_numbers_of_numpy_are_taken():
     assert same(finish(Run(plan, latent=run.x, start=np.int32(1), seed=3)).x, finish(run).x)
 
 
+def captured(plan, **call):
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in.install(patch)
+        return Sampler(plan, net, "graph", capture="now")(**call)
+
+
 ROADS = {
     "Run": lambda plan, **call: finish(Run(plan, **call)).x,
     **{mode: lambda plan, mode=mode, **call: Sampler(plan, net, mode)(**call) for mode in MODES},
+    "graph": captured,
     "differentiable": lambda plan, **call: Sampler(plan, net, differentiable=True)(**call),
 }
 

@@ -346,11 +346,12 @@ def test_what_does_not_fit_is_refused(change, error, sentence):
 
 def test_modes_and_arguments_of_a_sampler():
     with pytest.raises(
-        ValueError, match="mode='graph'; accepted are eager, compile-model, compile-loop"
+        ValueError, match="mode='graphs'; accepted are eager, compile-model, compile-loop, graph"
     ):
-        Sampler(plan_of(), MODEL, mode="graph")
-    with pytest.raises(ValueError, match="differentiable=True with mode='compile-loop'"):
-        Sampler(plan_of(), MODEL, mode="compile-loop", differentiable=True)
+        Sampler(plan_of(), MODEL, mode="graphs")
+    for mode in ("compile-loop", "graph"):
+        with pytest.raises(ValueError, match=f"differentiable=True with mode='{mode}'"):
+            Sampler(plan_of(), MODEL, mode=mode, differentiable=True)
     with pytest.raises(ValueError, match="made for prediction 'flow' and the model predicts 'x0'"):
         Sampler(plan_of(), Model(net, SCHEDULE, prediction="x0"))
     with pytest.raises(TypeError, match="plan is a str"):

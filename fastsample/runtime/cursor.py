@@ -41,6 +41,13 @@ class Cursor:
         return self._shapes[self.row].call
 
     @property
+    def calls(self) -> Tensor:
+        """Model scalars of the calls to come: [n], or [n, E] where the model takes several."""
+        times, rows = self._pool.table.times, range(self.row, self.end)
+        times = torch.stack([times[row - 1] for row in rows if self._shapes[row].call >= 0])
+        return times[:, 0] if times.shape[1] == 1 else times
+
+    @property
     def model_input(self) -> Tensor:
         """What the model is asked with: c x, [copies*B,*] in the model dtype (the state itself
         where c = 1 throughout).
@@ -148,8 +155,8 @@ class Cursor:
         self.row, self._plain = self.end, False
 
     # -- inside ------------------------------------------------------------------------------------
-    def _bind(self) -> None:
-        """Look up once what every row needs."""
+    def _bind(self, table: pool.Table | None = None) -> None:
+        """Look up once what every row needs; table: in place of the plan's shared one."""
         own = self._pool
         self._launch = launch = bound(self._choice, own)
         self._take, self._lies, self._seen, self._plain = launch.take, launch.lies, False, False
@@ -167,17 +174,17 @@ class Cursor:
         self.results = Results(own.x)
         # memory of its own, and what its results may leave behind
         self.bytes = own.bytes + KEPT * own.x.numel() * own.x.element_size()
-        self._use(self.plan)
+        self._use(self.plan, table)
 
-    def _use(self, plan: Plan) -> None:
+    def _use(self, plan: Plan, table: pool.Table | None = None) -> None:
         """Go by this plan: its table, and what each of its rows does."""
         own, kept = self._pool, self._pool.table
-        own.table = pool.table(plan, own.x.dtype, own.x.device)
+        own.table = table or pool.table(plan, own.x.dtype, own.x.device)
         if own.table is not kept and hasattr(self._launch, "use"):
             self._launch.use(own.table)
         self._quick = own.x.numel() > 0 and self._draws is None and not self._permuted
         self.plan, self._shapes, self.end = plan, own.table.shapes, plan.rows - 1
-        self.prepared = None  # what a compiled loop made of this run and table
+        self.prepared = None  # what a compiled or captured loop made of this run and table
         self._stops = [shape.call < 0 for shape in self._shapes]
         # may plain noise begin it with one launch; the row whose x' is the end, if that row asks
         self._armed = self._quick and plan.sigma[0] != 0 and self.end > 1 and not self._stops[1]

@@ -11,6 +11,7 @@ views of it, valid until the next step.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -290,6 +291,20 @@ class Run(Cursor):
         twin._pool = self._pool.copied(seed=self._pool.seed.clone())
         twin._bind()
         twin._seen, twin._plain, twin._armed = self._seen, self._plain, self._armed
+        return twin
+
+    def apart(self) -> Run:
+        """A copy that shares no tensor with this run, the plan's table included: what a captured
+        loop works on, and copies over.
+        """
+        twin = copy.deepcopy(self)
+        own = twin._pool
+        with torch.inference_mode(False):
+            table = own.table._replace(f=own.table.f.clone(), i=own.table.i.clone())
+            for name in ("stage", "scale", "noise_scale", "mask", "known"):
+                value = getattr(own, name)
+                setattr(own, name, value if value is None else value.clone())
+        twin._bind(table)
         return twin
 
     # -- inside ------------------------------------------------------------------------------------

@@ -12,10 +12,18 @@ mode "eager"          a Run and the model as they are
                       shape, another form of conditions, a trajectory each have their own: a float
                       among the keywords of the model is part of it, so pass a number that changes
                       often as a tensor. The 16 last used are kept; `warm` makes them ahead
+     "graph"          every row, the model included, as one CUDA graph, one launch a call. `warm`
+                      captures it, for just that shape and those conditions (tensors, seeds and
+                      scales are copied over in a call; another number or text has a graph of its
+                      own), and for every plan of a `plan.program`. A call without one runs eager
+                      and logs so once, or captures it (capture="now"). A model that was moved,
+                      fused or offloaded is captured again, and logged. 16 are kept of a device,
+                      and one more retires them all; `release` frees them
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -28,18 +36,18 @@ from torch import Tensor
 
 from ..guidance import guided
 from ..kernels import transforms
-from ..kernels.backend import BACKENDS
 from ..model import Model
 from ..plan import Plan
-from . import arguments, differentiable
+from . import arguments, differentiable, modes
+from .capturable import refuse_device, refuse_models
 from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, take, told
 from .drive import asker, bar, drive
+from .graph import Captured
 from .run import Run
 from .spares import Spares
 
 _NOTHING: dict = {"cond": {}}  # what a model without conditions is told
-MODES = ("eager", "compile-model", "compile-loop")
 
 
 class Sampler:
@@ -47,11 +55,15 @@ class Sampler:
     in its Run. Idle runs are kept for the next call of the same kind; `release()` frees them.
 
     plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first;
-    or a sequence of them where the plan asks several. mode: one of MODES.
+    or a sequence of them where the plan asks several. mode: one of the above.
     differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers; the
     definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in
     "eager", any derivative are right too (values are not checked). checkpoint=True with it: the
     model is run again for the gradient, so memory does not grow with its depth.
+    capture ("graph"): "ahead", by `warm` alone, or "now", by any call that has no graph yet.
+    prepare (not in "compile-loop", nor with gradients): callable(times), told before the first call
+    of a model the model scalars [n] or [n,E] of all n, in order: for a model that computes its time
+    embeddings ahead. It is part of the graph.
     state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one
     sentence.
 
@@ -66,6 +78,7 @@ class Sampler:
     callback          callable(step, x, x0): may return a new x, and may raise to stop; x and x0 are
                       the run's own memory, to be cloned if kept beyond the next step
     table             numbers of the plan [R, WF] in place of its own (differentiable=True)
+    out               where x0 is written, a tensor as it; else in memory of its own
     """
 
     def __init__(
@@ -79,8 +92,11 @@ class Sampler:
         state_dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
         backend: str | None = None,
+        capture: str = "ahead",
+        prepare: Callable | None = None,
     ) -> None:
-        _check_mode(mode, differentiable, checkpoint, backend)
+        modes.check(mode, differentiable, checkpoint, backend)
+        modes.check_graph(mode, differentiable, capture, prepare)
         if not isinstance(plan, Plan):
             raise TypeError(
                 f"Sampler: plan is a {type(plan).__name__}; a fastsample.Plan is needed"
@@ -93,6 +109,8 @@ class Sampler:
             )
         arguments.dtypes("Sampler", state_dtype, model_dtype)
         _agree(plan, models)
+        if mode == "graph":
+            refuse_models(models)
         self._set(
             plan=plan,
             models=models,
@@ -101,7 +119,9 @@ class Sampler:
             checkpoint=checkpoint,
             _ask=tuple(map(compiled_model, models)) if mode == "compile-model" else models,
             _guided={},
-            _graphs=Graphs(models),
+            _capture=capture,
+            _prepare=prepare,
+            _graphs=Captured(models, prepare) if mode == "graph" else Graphs(models),
             _lock=Lock(),
             _spares=Spares(),
             _options={"state_dtype": state_dtype, "model_dtype": model_dtype, "backend": backend},
@@ -132,6 +152,7 @@ class Sampler:
             **self._options,
         )
         twin._set(mode=self.mode, _ask=self._ask, _graphs=self._graphs, _lock=self._lock)
+        twin._set(_capture=self._capture, _prepare=self._prepare)
         return twin
 
     def warm(
@@ -162,18 +183,22 @@ class Sampler:
         trees = branches_of("Sampler.warm", *told, first, torch.device(device or "cpu")).values()
         begins = self.plan.sigma[0] == 0 or call.get("start") is not None
         source = torch.Generator().manual_seed(0)
+        caller = copy.copy(self)
+        caller._set(_capture="now")
         with bar("Sampler.warm", progress, len(shapes)) as shown:
             for shape in shapes:
                 noise = torch.randn(shape, generator=source, device="cpu").to(device, dtype)
                 index = torch.arange(shape[0], device="cpu") % max(first, 1)
                 begin = {"latent" if begins else "noise": noise, "seed": 0}
-                self(**begin | call, branches=[take(tree, index) for tree in trees])
+                caller(**begin | call, branches=[take(tree, index) for tree in trees])
                 if shown is not None:
                     shown.update()
 
     def release(self) -> None:
-        """Free the memory of idle runs."""
+        """Free the memory of idle runs, and captured graphs."""
         self._spares.clear()
+        if self.mode == "graph":
+            self._graphs.release()
 
     def __call__(
         self,
@@ -198,13 +223,13 @@ class Sampler:
         start: int | None = None,
         device=None,
         table: Tensor | None = None,
+        out: Tensor | None = None,
         check: str | None = "end",
     ):
         """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the
         model with trajectory=True: states[0] is what the model was first asked with, and in a whole
-        run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1).
-
-        Raises FloatingPointError naming samples and row if a state became non-finite.
+        run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1). Raises
+        FloatingPointError naming samples and row if a state became non-finite.
         """
         words = {"noise": noise, "latent": latent, "shape": shape, "device": device}
         words |= {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
@@ -213,7 +238,7 @@ class Sampler:
         plain = _plain(words)
         trees = _branches(plain, words, cond, uncond, branches)
         plan = self._plan_for(len(trees), guidance)
-        self._check_call(callback, progress, table)
+        modes.check_call(self.mode, self.differentiable, callback, progress, table, out)
         conditions = [told(tree) if tree else tree for tree in trees.values()]
         if not self.differentiable and not (plain and _seen(seed, guidance)):
             transforms.refuse("Sampler", *words.values(), conditions)
@@ -224,32 +249,14 @@ class Sampler:
             copies = 1 if joint is None else len(conditions)
             if self.differentiable:
                 return self._definition(plan, ask, copies, trajectory, table, words)
-            return self._run(plan, ask, copies, trajectory, callback, progress, plain, words)
+            return self._run(plan, ask, copies, trajectory, callback, progress, out, plain, words)
 
     def _asker(self, plan: Plan, conditions: Sequence[dict], joint: dict | None) -> Callable:
-        """What asks the model in each row; in a compiled loop, what runs all of them."""
-        if self.mode == "compile-loop":
+        """What asks the model in each row; of a loop that is one graph, what runs all of them."""
+        if self.mode in modes.WHOLE:
             return partial(self._graphs.drive, conditions=conditions, joint=joint)
         hidden = self.differentiable and transforms.hides_from_compiler()
         return asker(plan, self.models if hidden else self._ask, conditions, joint)
-
-    def _check_call(self, callback, progress: bool, table) -> None:
-        if table is not None and not self.differentiable:
-            raise ValueError(
-                "Sampler: table= is given without differentiable=True; a plan's own numbers are "
-                "used otherwise"
-            )
-        if callback is not None and not callable(callback):
-            raise TypeError(
-                f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is "
-                "accepted"
-            )
-        whole = self.mode == "compile-loop" or self.differentiable
-        if whole and (callback is not None or progress):
-            raise ValueError(
-                "Sampler: callback and progress need mode='eager' or 'compile-model' without "
-                f"gradients; mode is {self.mode!r}"
-            )
 
     def _plan_for(self, branches: int, guidance) -> Plan:
         """The plan for this many branches: itself, or the linear guidance of it, made once."""
@@ -274,8 +281,11 @@ class Sampler:
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches]
 
-    def _run(self, plan, ask, copies, trajectory, callback, progress, plain, words):
+    def _run(self, plan, ask, copies, trajectory, callback, progress, out, plain, words):
         """Carried out by a Run: a spare of the same kind begun again, or a new one."""
+        if self.mode == "graph":
+            start = (words[name] for name in ("noise", "latent", "shape", "device"))
+            refuse_device(arguments.place(*start)[1])
         kind = copies, words["preview"], words["check"]
         key = self._spares.key(plan, words["noise"], *kind) if plain else None
         run = None if key is None else self._spares.take(key)
@@ -283,9 +293,15 @@ class Sampler:
             run = Run(plan, **words, **self._options, copies=copies)
         else:
             run.restart(words["noise"], seed=words["seed"], guidance=words["guidance"])
+        if out is not None:
+            modes.check_out(out, run.x)
+        if self._prepare is not None and self.mode not in modes.WHOLE:
+            self._prepare(run.calls)
         states = [run.x.clone()] if trajectory else None
         if self.mode == "compile-loop":
             x, states = ask(run, keep=trajectory)
+        elif self.mode == "graph":
+            x, states = ask(run, keep=trajectory, out=out, now=self._capture == "now")
         elif states is None and callback is None and not progress:
             x = drive(run, ask)
         else:
@@ -294,6 +310,8 @@ class Sampler:
         run.check()
         if key is not None:
             self._spares.give(key, run)
+        if out is not None and x is not out:
+            x = out.copy_(x)
         return (x, torch.stack(states)) if trajectory else x
 
     def _definition(self, plan, ask, copies, trajectory, table, words):
@@ -355,20 +373,6 @@ def _watching(run: Run, states, callback, shown) -> Callable:
             shown.update()
 
     return each
-
-
-def _check_mode(mode: str, differentiable: bool, checkpoint: bool, backend: str | None) -> None:
-    if mode not in MODES:
-        raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
-    if differentiable and mode == "compile-loop":
-        raise ValueError(
-            "Sampler: differentiable=True with mode='compile-loop'; gradients are accepted in "
-            "'eager' and 'compile-model'"
-        )
-    if checkpoint and not differentiable:
-        raise ValueError("Sampler: checkpoint=True without differentiable=True has no gradient")
-    if backend not in (None, *BACKENDS):
-        raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
 
 
 def _agree(plan: Plan, models: Sequence[Callable]) -> None:

@@ -1,0 +1,273 @@
+"""The captured loop (mode "graph"): every row of a run that asks a model, the models included, as
+one CUDA graph.
+
+A graph works on a run of its own (`Run.apart`) and on copies of what the model is told. A call
+begins a run as ever, so its first row reads the noise given; then, on the caller's stream, it
+copies over the state, the seeds, the scales, the given noise, the tensors among the conditions and,
+where the plan is another, its table; replays; and copies the result out. Replays of one device take
+turns, by a lock and an event, since their graphs share memory.
+
+A graph is made for a program and the noise ids of its plan, the shape, strides and dtypes of the
+samples, a form of conditions with the value of whatever is no tensor (objects by identity), the
+state of autocast, and the device. What it reads beside that, parameters and buffers above all, is
+compared at each call: by address, and by identity in the modules that are found in the model (40 ns
+a tensor and 60 ns a module); a model's `training` and other settings in Python are not.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from threading import Lock, RLock
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import capturable
+from .capturable import Probe, Reads, uncapturable
+from .compiled import Kind
+from .conditions import PLAIN
+from .drive import asker, drive
+from .pool import Pool
+from .run import Run
+
+MOST = 16  # graphs of a device; one more retires them all
+MEMORY = ("x", "status", "model_input", "seed", "stage", "scale", "noise_scale", "mask", "known")
+_log = logging.getLogger("fastsample")
+
+
+class Captured:
+    """The captured loops of a Sampler and of those made from it for other plans.
+
+    prepare(times): told the model scalars [n] or [n,E] of the calls to come before the first of
+    them; in a graph it is part of it, so another plan's times reach it.
+    """
+
+    def __init__(self, models: Sequence[Callable], prepare: Callable | None) -> None:
+        self._models, self._prepare = tuple(models), prepare
+        self._lanes: dict[torch.device, Lane] = {}
+        self._lock = Lock()
+
+    def drive(
+        self,
+        run: Run,
+        conditions: Sequence[dict],
+        joint: dict | None,
+        keep: bool,
+        out: Tensor | None,
+        now: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(x, states): the state at the end of a run that has begun, in `out` or memory of its own,
+        and with `keep` the state as each row begins and at the end. conditions, joint: as for
+        `answer`. now: capture a graph where there is none; else such a call runs eager, and a log
+        line says so once.
+
+        Raises ValueError, one sentence, for a model that cannot be captured.
+        """
+        rows, device = range(run.row, run.end), run.x.device
+        told = conditions, joint, [run._draws(row) for row in rows] if run._draws else []
+        if not run.done:
+            with self._lock:
+                if device not in self._lanes:
+                    self._lanes[device] = Lane(device)
+                lane = self._lanes[device]
+            key = _key(run, told, keep)
+            with lane.lock:
+                graph = lane.find(key)
+                if graph is None and lane.wants(key, now):
+                    lane.make_room()
+                    graph = Graph(run, told, partial(self._through, keep=keep), self._models, lane)
+                    lane.add(key, graph)
+                if graph is not None:
+                    return graph(run, told, out)
+        x, states = self._through(run, told, keep)
+        return x if out is None else out.copy_(x), states
+
+    def _through(self, run: Run, told: Sequence, keep: bool) -> tuple[Tensor, list[Tensor]]:
+        """The rows of a run, one after the other: what a graph records."""
+        conditions, joint, _ = told
+        if self._prepare is not None:
+            self._prepare(run.calls)
+        states = [run.x.clone()] if keep else []
+        each = (lambda row: states.append(run.x.clone())) if keep else None
+        return drive(run, asker(run.plan, self._models, conditions, joint), each), states
+
+    def release(self) -> None:
+        """Free every graph."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            with lane.lock:
+                lane.retire()
+                lane.again.clear()
+
+
+class Lane:
+    """What the graphs of a device share: their memory, the stream they are captured on, the lock
+    that a call holds until all of it is queued, and the event that its last copy is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.side, self.done, self.lock = (
+            capturable.CUDA.Stream(device),
+            capturable.CUDA.Event(),
+            RLock(),
+        )
+        self.pool = capturable.CUDA.graph_pool_handle()
+        self.graphs: dict[Hashable, Graph] = {}
+        self.again: set[Hashable] = set()  # had a graph, that the model moved away from
+        self._said: set[Hashable] = set()
+
+    def find(self, key: Hashable) -> Graph | None:
+        """The graph for this key. Where the model is not where it was none is right any more: all
+        are retired.
+        """
+        graph = self.graphs.get(key)
+        if graph is not None and graph.reads.moved():
+            _log.warning(
+                "Sampler: the model is not where it was captured (moved, fused or offloaded); "
+                "%d graph(s) are captured again, each at its next call",
+                len(self.graphs),
+            )
+            self.again |= self.graphs.keys()
+            self.retire()
+            return None
+        return graph
+
+    def wants(self, key: Hashable, now: bool) -> bool:
+        """Is a graph to be captured for this key, that has none?"""
+        if now or key in self.again:
+            return True
+        if key not in self._said:
+            self._said.add(key)
+            _log.warning(
+                "Sampler: no graph was captured for a call of this kind, which runs eager; "
+                "warm(shapes), or capture='now', captures one"
+            )
+        return False
+
+    def make_room(self) -> None:
+        """For one graph more. They lie in one memory, where a single one cannot be given up."""
+        if len(self.graphs) >= MOST:
+            _log.warning("Sampler: %d graphs are kept for a device; they make room", MOST)
+            self.retire()
+
+    def add(self, key: Hashable, graph: Graph) -> None:
+        self.graphs[key] = graph
+        self.again.discard(key)
+        self._said.discard(key)
+
+    def retire(self) -> None:
+        """Free all graphs, once the last replay is over."""
+        if self.graphs:
+            self.done.synchronize()
+            self.graphs.clear()
+            self.pool = capturable.CUDA.graph_pool_handle()
+
+
+class Graph:
+    """graph(run, told, out): (x, states) at the end of a run that has begun.
+
+    told: conditions, what tells all branches in one call, the given noise of each row. rows(run,
+    told): what is captured.
+    """
+
+    def __init__(
+        self, run: Run, told: Sequence, rows: Callable, models: Sequence[Callable], lane: Lane
+    ) -> None:
+        own, first = run.apart(), run.row
+        leaves, spec = pytree.tree_flatten(told)
+        with torch.inference_mode(False):
+            leaves = [v.detach().clone() if isinstance(v, Tensor) else v for v in leaves]
+        self._leaves = leaves  # with the objects that the key knows by identity
+        static = pytree.tree_unflatten(leaves, spec)
+        if own._draws is not None:
+            own._draws = lambda row: static[2][row - first]
+        written = any(dst >= 0 for shape in run._pool.table.shapes[:first] for dst in shape.dst)
+        names = [*MEMORY, "slots"] if written else MEMORY
+        self._names = [name for name in names if getattr(own._pool, name) is not None]
+        self._static = _tensors(own._pool, self._names, leaves)
+        self._lane, self._own, self._table = lane, own, run._pool.table
+        self._load(run, leaves)
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # a weight cast before the graph is not cast in it
+        try:
+            self._capture(lambda: rows(copy.copy(own), static), run, models)
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+
+    def _capture(self, rows: Callable, run: Run, models: Sequence[Callable]) -> None:
+        """Twice on the side stream, the second time watched, and then into the graph."""
+        lane, probe, stream = self._lane, Probe(), capturable.CUDA.current_stream(run.x.device)
+        lane.side.wait_stream(stream)
+        with capturable.CUDA.stream(lane.side):
+            rows()
+            self._load(run, self._leaves)
+            probe.watch(rows)
+            self._load(run, self._leaves)
+        self._graph = capturable.CUDA.CUDAGraph()
+        words = {"pool": lane.pool, "stream": lane.side, "capture_error_mode": "thread_local"}
+        try:
+            with capturable.CUDA.graph(self._graph, **words):
+                self._x, self._states = rows()
+        except RuntimeError as error:
+            raise uncapturable(str(error).split("\n")[0]) from error
+        finally:
+            stream.wait_stream(lane.side)
+        self.reads = Reads(models, probe.read.values())
+
+    def _load(self, run: Run, leaves: Sequence) -> None:
+        """Copy over all that a call brings."""
+        theirs, own = run._pool.table, self._own._pool.table
+        torch._foreach_copy_(self._static, _tensors(run._pool, self._names, leaves))
+        if theirs is not self._table:
+            pairs = [(own.f, theirs.f), (own.i, theirs.i)]
+            pairs += zip(self._own.times, run.times, strict=True)
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+            self._table = theirs
+
+    def __call__(self, run: Run, told: Sequence, out: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        done, stream = self._lane.done, capturable.CUDA.current_stream(run.x.device)
+        stream.wait_event(done)
+        self._load(run, pytree.tree_leaves(told))
+        self._graph.replay()
+        x = self._x.clone() if out is None else out.copy_(self._x)
+        states = [state.clone() for state in self._states]
+        run._pool.status.copy_(self._own._pool.status)
+        done.record(stream)
+        run.finish()
+        return x, states
+
+
+def _tensors(pool: Pool, names: Sequence[str], leaves: Sequence) -> list[Tensor]:
+    return [getattr(pool, name) for name in names] + [v for v in leaves if isinstance(v, Tensor)]
+
+
+def _key(run: Run, told: Sequence, keep: bool) -> Hashable:
+    """What a graph is made for."""
+    own = run._pool
+    if run.prepared is None:
+        held = (getattr(own, name) for name in MEMORY)
+        shapes = [None if v is None else (v.shape, v.stride(), v.dtype) for v in held]
+        words = run.plan.program, own.table.ids, own.copies, own.model_dtype, *shapes
+        run.prepared = Kind(*words)
+    kind = own.x.device.type
+    cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    leaves, spec = pytree.tree_flatten(told)
+    said = tuple(map(_value, leaves)), str(spec) if leaves else None
+    return run.prepared, run.row, keep, cast, said
+
+
+def _value(leaf: object) -> Hashable:
+    """What of a leaf is part of the key: a tensor's form, and the number that one on the host is;
+    the value of text and numbers; which object it is otherwise.
+    """
+    if isinstance(leaf, Tensor):
+        number = (
+            repr(leaf.item()) if leaf.dim() == 0 and leaf.device.type != capturable.KIND else None
+        )
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, number
+    return type(leaf), repr(leaf) if isinstance(leaf, PLAIN) else id(leaf)

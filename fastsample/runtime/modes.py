@@ -1,0 +1,74 @@
+"""The modes of a Sampler (`fastsample.runtime.sampler` says what each does): what each accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..kernels.backend import BACKENDS
+from . import outputs
+
+MODES = ("eager", "compile-model", "compile-loop", "graph")
+WHOLE = ("compile-loop", "graph")  # every row at once, so nobody is told of one
+
+
+def check(mode: str, differentiable: bool, checkpoint: bool, backend: str | None) -> None:
+    if mode not in MODES:
+        raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
+    if differentiable and mode in WHOLE:
+        raise ValueError(
+            f"Sampler: differentiable=True with mode={mode!r}; gradients are accepted in "
+            "'eager' and 'compile-model'"
+        )
+    if checkpoint and not differentiable:
+        raise ValueError("Sampler: checkpoint=True without differentiable=True has no gradient")
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
+
+
+def check_graph(mode: str, differentiable: bool, capture: str, prepare: Callable | None) -> None:
+    """Refuse words of a captured loop that are none, or stand where nothing heeds them."""
+    if capture not in ("ahead", "now"):
+        raise ValueError(f"Sampler: capture={capture!r}; accepted are ahead, now")
+    if capture == "now" and mode != "graph":
+        raise ValueError(f"Sampler: capture='now' with mode={mode!r}; mode='graph' is accepted")
+    if prepare is not None and (not callable(prepare) or differentiable or mode == "compile-loop"):
+        raise ValueError(
+            f"Sampler: prepare is a {type(prepare).__name__} in mode {mode!r}; a callable(times) "
+            "is accepted in 'eager', 'compile-model' and 'graph' without gradients"
+        )
+
+
+def check_call(mode: str, differentiable: bool, callback, progress: bool, table, out) -> None:
+    """Refuse words of a call that its mode does not take."""
+    if table is not None and not differentiable:
+        raise ValueError(
+            "Sampler: table= is given without differentiable=True; a plan's own numbers are "
+            "used otherwise"
+        )
+    if out is not None and differentiable:
+        raise ValueError("Sampler: out= is given with differentiable=True; leave one of them out")
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"Sampler: callback is a {type(callback).__name__}; a callable(step, x, x0) is accepted"
+        )
+    if (mode in WHOLE or differentiable) and (callback is not None or progress):
+        raise ValueError(
+            "Sampler: callback and progress need mode='eager' or 'compile-model' without "
+            f"gradients; mode is {mode!r}"
+        )
+
+
+def check_out(out: Tensor, x: Tensor) -> None:
+    """Refuse what the result x [B,*] cannot be written to."""
+    fits = isinstance(out, Tensor) and (out.shape, out.dtype, out.device) == (
+        x.shape,
+        x.dtype,
+        x.device,
+    )
+    if not fits or out.requires_grad:
+        raise ValueError(
+            f"Sampler: out is {outputs.words(out)} for a result of {list(x.shape)}; a tensor of "
+            f"that shape, {x.dtype} on {x.device}, that requires no grad is accepted"
+        )
