@@ -3,11 +3,20 @@ a replay gives the bits of the eager run whatever a call brings, graphs are made
 and go when they must, and what cannot be captured is refused by name.
 """
 
+import logging
+import threading
+from functools import partial
+
 import pytest
 import stand_in
+import torch
 from cases import BACKENDS, same
-from test_sampler import MODEL, plan_of, unit
+from test_sampler import MODEL, net, plan_of, unit
+from torch import nn
 
+import fastsample as fs
+from fastsample import grids, schedules
+from fastsample.runtime import graph as graphs
 from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
@@ -17,10 +26,34 @@ def cuda(monkeypatch):
     return stand_in.install(monkeypatch)
 
 
+@pytest.fixture
+def logged(caplog):
+    caplog.set_level(logging.INFO, "fastsample")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
 def captured(plan, model=MODEL, **words):
     return Sampler(plan, model, mode="graph", capture="now", **words)
 
 
+def alike(a, b):
+    return all(map(same, a, b)) if isinstance(a, tuple) else same(a, b)
+
+
+class Net(nn.Module):
+    """Of x's size in its last axis, with a layer that may be exchanged."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer, self.shift = nn.Linear(5, 5), nn.Parameter(torch.randn(5))
+        self.register_buffer("scale", torch.randn(5))
+
+    def forward(self, x, t, **told):
+        return torch.tanh(self.layer(x)) * self.scale + self.shift
+
+
+# -- a replay is the eager run ---------------------------------------------------------------------
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_replay_is_the_eager_run(name, backend, cuda):
@@ -29,6 +62,343 @@ def test_a_replay_is_the_eager_run(name, backend, cuda):
     for k in range(3):
         call = {"noise": unit(seed=k), "seed": k}
         assert same(graph(**call), eager(**call))
-        (x, states), (y, wanted) = graph(**call, trajectory=True), eager(**call, trajectory=True)
-        assert same(x, y) and same(states, wanted)
+        assert alike(graph(**call, trajectory=True), eager(**call, trajectory=True))
     assert (cuda.captures, cuda.replays) == (2, 6)
+
+
+LABEL = torch.tensor([1.0, 2.0, 3.0])
+CALLS = {
+    "two branches": lambda k: {
+        "cond": {"label": LABEL + k},
+        "uncond": {"label": LABEL * k},
+        "guidance": 2.0 + k,
+    },
+    "two calls": lambda k: {
+        "cond": {"label": LABEL + k},
+        "uncond": {"label": LABEL * k},
+        "guidance": torch.tensor([1.0, 3.0, 5.0 + k]),
+        "batched_guidance": False,
+    },
+    "mask": lambda k: {"mask": (unit(seed=9 + k) > 0).float(), "known": unit(seed=8 + k)},
+    "noise scale": lambda k: {"noise_scale": 0.1 + k},
+    "stage": lambda k: {"stage": 1 + k},
+    "a draw of ours": lambda k: {"noise_source": lambda row, id_: unit(seed=100 * k + row)},
+    "seeds": lambda k: {"seed": torch.tensor([k, 5, 7])},
+    "resumed": lambda k: {"noise": None, "latent": unit(seed=4 + k), "start": 1},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("what", CALLS)
+def test_whatever_a_call_brings_is_copied_over(what, backend, cuda):
+    plan = plan_of("dpmpp_2m_sde", **({"inpaint": True} if what == "mask" else {}))
+    graph, eager = captured(plan, backend=backend), Sampler(plan, MODEL, backend=backend)
+    results = []
+    for k in range(3):
+        call = {"noise": unit(seed=k), "seed": k} | CALLS[what](k)
+        results.append(graph(**call))
+        assert same(results[-1], eager(**call))
+    assert not same(results[0], results[1])
+    assert (cuda.captures, cuda.replays) == (1, 3)
+
+
+def test_memory_formats_and_dtypes_have_graphs_of_their_own(cuda):
+    plan, model = plan_of("dpmpp_2m_sde"), lambda x, t: net(x, t).to(x.dtype)
+    graph, eager, z = captured(plan, model), Sampler(plan, model), unit(2, 3, 4, 4)
+    last = z.to(memory_format=torch.channels_last)
+    for _ in range(2):
+        for noise in (z, last, z.bfloat16(), z[:1]):
+            got = graph(noise=noise, seed=3)
+            assert same(got, eager(noise=noise, seed=3)) and got.stride() == noise.stride()
+    assert (cuda.captures, cuda.replays) == (4, 8)
+
+
+def test_a_graph_serves_every_plan_of_a_program(cuda):
+    one = plan_of("dpmpp_2m")
+    other = SOLVERS["dpmpp_2m"](MODEL, grids.karras(schedules.Flow(shift=3.0), 5))
+    assert one.program == other.program and not (one.M == other.M).all()
+    graph = captured(one)
+    for plan in (one, other, one):
+        assert same(graph.for_plan(plan)(noise=unit()), Sampler(plan, MODEL)(noise=unit()))
+    assert (cuda.captures, cuda.replays) == (1, 3)
+
+
+def test_values_are_part_of_a_graph_and_tensors_are_copied_into_it(cuda):
+    plan, z = plan_of(), unit()
+    graph, eager = captured(plan), Sampler(plan, MODEL)
+    for k, told in enumerate([{"shift": 0.25}, {"shift": 0.5}, {"shift": 1}, {"shift": 1.0}], 1):
+        assert same(graph(noise=z, cond=told), eager(noise=z, cond=told))
+        assert cuda.captures == k
+    for number in (0.5, 2.0, -1.0):
+        told = {"shift": torch.tensor(number)}
+        assert same(graph(noise=z, cond=told), eager(noise=z, cond=told))
+    assert cuda.captures == 5
+
+
+def test_an_object_is_told_by_identity_and_kept(cuda):
+    class Wish:
+        def __init__(self, shift):
+            self.shift = shift
+
+    def model(x, t, wish):
+        return x * 0.5 + wish.shift
+
+    graph, z = captured(plan_of(), model), unit()
+    results = [graph(noise=z, cond={"wish": fs.shared(Wish(k))}) for k in range(4)]
+    assert cuda.captures == 4
+    for k, x in enumerate(results):
+        assert same(x, Sampler(plan_of(), lambda x, t, k=k: x * 0.5 + k)(noise=z))
+
+
+def test_results_are_copies_unless_out_is_given(cuda):
+    plan, graph = plan_of(), captured(plan_of())
+    x, states = graph(noise=unit(), trajectory=True)
+    kept, out = x.clone(), torch.empty_like(x)
+    assert graph(noise=unit(seed=1), trajectory=True, out=out)[0] is out
+    assert same(x, kept) and same(states[-1], kept)
+    assert same(out, Sampler(plan, MODEL)(noise=unit(seed=1)))
+    for mode in ("eager", "graph"):
+        sampler = Sampler(plan, MODEL, mode)
+        assert sampler(noise=unit(), out=out) is out and same(out, kept)
+    for wrong in (out[:2], out.double(), out.tolist()):
+        with pytest.raises(ValueError, match=r"out is a .* for a result of \[3, 2, 5\]"):
+            graph(noise=unit(), out=wrong)
+
+
+# -- when graphs are made, and when they go --------------------------------------------------------
+def test_a_call_without_a_graph_runs_eager_and_says_so_once(cuda, logged):
+    plan = plan_of("dpmpp_2m_sde")
+    graph, eager = Sampler(plan, MODEL, mode="graph"), Sampler(plan, MODEL)
+    for k in range(3):
+        assert same(graph(noise=unit(seed=k), seed=k), eager(noise=unit(seed=k), seed=k))
+    assert (cuda.captures, cuda.replays, len(logged())) == (0, 0, 1)
+    assert "runs eager; warm(shapes), or capture='now', captures one" in logged()[0]
+    graph.warm([(3, 2, 5), (1, 2, 5)], progress=False)
+    assert cuda.captures == 2
+    for k in range(3):
+        z = unit(1 if k else 3, seed=k)
+        assert same(graph(noise=z, seed=k), eager(noise=z, seed=k))
+    assert (cuda.captures, cuda.replays, len(logged())) == (2, 5, 1)
+    graph.release()
+    assert same(graph(noise=unit(), seed=0), eager(noise=unit(), seed=0))
+    assert (cuda.captures, cuda.replays, len(logged())) == (2, 5, 2)
+
+
+MOVES = {
+    "parameter": lambda net: setattr(net.shift, "data", net.shift.data + 1),
+    "buffer": lambda net: setattr(net, "scale", net.scale * 2),
+    "module": lambda net: setattr(net, "layer", nn.Sequential(nn.Linear(5, 5))),
+    "one more": lambda net: net.layer.register_parameter("adapter", nn.Parameter(torch.ones(2))),
+}
+HELD = {
+    "module": lambda net: net,
+    "Model": lambda net: fs.Model(net, MODEL.schedule, prediction="flow", time=1000),
+    "method": lambda net: net.forward,
+    "closure": lambda net: lambda x, t: net(x, t),
+    "partial": lambda net: partial(lambda n, x, t: n(x, t), net),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("move", MOVES)
+def test_a_model_that_moved_is_captured_again(move, held, cuda, logged):
+    plan, model = plan_of(), Net()
+    graph = Sampler(plan, HELD[held](model), mode="graph")
+    graph.warm([(3, 2, 5), (1, 2, 5)])
+    before = graph(noise=unit())
+    with torch.no_grad():
+        model.layer.weight.mul_(0.5)  # in place: the graph reads it
+    assert cuda.captures == 2 and not same(graph(noise=unit()), before)
+    MOVES[move](model)
+    for z in (unit(), unit(1), unit()):
+        assert same(graph(noise=z), Sampler(plan, model)(noise=z))
+    assert cuda.captures == 4 and len(logged()) == 1
+    assert "2 graph(s) are captured again" in logged()[0]
+
+
+def test_a_tensor_that_only_the_model_knows_is_watched_too(cuda):
+    box = [torch.randn(5, generator=torch.Generator().manual_seed(1))]
+    graph = captured(plan_of(), lambda x, t: x * box[0])
+    graph(noise=unit())
+    box[0].set_(box[0] + 1)
+    assert same(graph(noise=unit()), Sampler(plan_of(), lambda x, t: x * box[0])(noise=unit()))
+    assert cuda.captures == 2
+
+
+def test_graphs_go_a_generation_at_a_time(cuda, monkeypatch, logged):
+    monkeypatch.setattr(graphs, "MOST", 2)
+    graph, eager = captured(plan_of()), Sampler(plan_of(), MODEL)
+    for batch in (1, 2, 3):
+        graph(noise=unit(batch))
+    (lane,) = graph._graphs._lanes.values()
+    assert len(lane.graphs) == 1 and lane.pool == 2 and len(logged()) == 1
+    into = [call for call in cuda.calls if "capture" in call]
+    assert into == [f"side: capture into {pool}, thread_local" for pool in (1, 1, 2)]
+    wait = cuda.calls.index("host: wait for done")
+    assert wait < cuda.calls.index("side: capture into 2, thread_local")
+    assert same(graph(noise=unit(1)), eager(noise=unit(1))) and cuda.captures == 4
+
+
+def test_what_is_asked_of_the_device_and_in_which_order(cuda):
+    graph = captured(plan_of())
+    graph(noise=unit())
+    replay = ["current: wait for done", "current: replay", "current: record done"]
+    assert cuda.calls == [
+        "side: wait for current",
+        "sync: error",
+        "sync: default",
+        "side: capture into 1, thread_local",
+        "current: wait for side",
+        *replay,
+    ]
+    graph(noise=unit(seed=1))
+    assert cuda.calls[-3:] == replay and len(cuda.calls) == 5 + 2 * 3
+
+
+def test_threads_share_a_graph_and_not_their_results(cuda):
+    plan = plan_of("dpmpp_2m_sde")
+    graph, eager, got = captured(plan), Sampler(plan, MODEL), {}
+
+    def call(k):
+        got[k] = [graph(noise=unit(seed=k), seed=k) for _ in range(5)]
+
+    threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cuda.captures == 1
+    for k, results in got.items():
+        assert all(same(x, eager(noise=unit(seed=k), seed=k)) for x in results)
+
+
+# -- times told ahead ------------------------------------------------------------------------------
+class Ahead:
+    """A model that looks its time embeddings up by the number of the call."""
+
+    def __init__(self):
+        self.told, self.rows, self.call = [], None, 0
+
+    def prepare(self, times):
+        self.told.append(times.clone())
+        self.rows, self.call = torch.sin(times * 0.001), 0
+
+    def __call__(self, x, t):
+        self.call += 1
+        return x * 0.3 + self.rows[self.call - 1]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_times_of_the_calls_are_told_before_the_first(mode, cuda):
+    plans = [plan_of(), SOLVERS["dpmpp_2m"](MODEL, grids.karras(schedules.Flow(shift=3.0), 5))]
+    model, seen = Ahead(), []
+    now = {"capture": "now"} if mode == "graph" else {}
+    sampler = Sampler(plans[0], model, mode, prepare=model.prepare, **now)
+
+    def plain(x, t):
+        seen.append(t[0])
+        return x * 0.3 + torch.sin(t.view(-1, 1, 1) * 0.001)
+
+    for plan in plans:
+        assert same(sampler.for_plan(plan)(noise=unit()), Sampler(plan, plain)(noise=unit()))
+    assert same(model.told[0], torch.stack(seen[: len(model.told[0])]))
+    assert cuda.captures == (mode == "graph")
+
+
+# -- refusals --------------------------------------------------------------------------------------
+OWN = torch.Generator()
+
+
+def drawing(x, t):
+    return x + torch.randn(x.shape, generator=OWN)
+
+
+REFUSED = {
+    "item": (lambda x, t: x * t[0].item(), "aten._local_scalar_dense.default waits for numbers"),
+    "branch": (lambda x, t: x if x.sum() > 1e9 else -x, "aten.is_nonzero.default waits|dense"),
+    "size": (lambda x, t: x + x[x > 0].sum(), "waits for numbers of the device"),
+    "numbers": (lambda x, t: x * torch.tensor([1.0] * 5), "makes a tensor of numbers of the host"),
+    "copy": (lambda x, t: x + 0 * x.to("meta").to(x.dtype).numel(), "between host and device"),
+    "generator": (drawing, r"aten.randn.generator draws random numbers from a generator that is"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_captured_is_refused_by_name(what, cuda):
+    model, reason = REFUSED[what]
+    graph = captured(plan_of(), model)
+    with pytest.raises(ValueError, match=reason) as refused:
+        graph(noise=unit())
+    sentence = str(refused.value)
+    assert sentence.startswith("Sampler: mode='graph' cannot capture the run: aten.")
+    assert "test_graph.py); 'eager', 'compile-model' and 'compile-loop' are accepted" in sentence
+    assert cuda.captures == 0 and cuda.get_sync_debug_mode() == "default"
+
+
+def test_a_sync_that_no_op_shows_is_the_reason_given(cuda):
+    def model(x, t):
+        if cuda.get_sync_debug_mode() == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return x * 0.5
+
+    with pytest.raises(ValueError, match="cannot capture the run: called a synchronizing CUDA"):
+        captured(plan_of(), model)(noise=unit())
+
+
+def test_the_models_own_error_is_its_own(cuda):
+    def model(x, t):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="^mine$"):
+        captured(plan_of(), model)(noise=unit())
+    with pytest.raises(ValueError, match="changed its input in place at row 1"):
+        captured(plan_of(), lambda x, t: x.mul_(0.5))(noise=unit())
+
+
+def reduced():
+    model = Net()
+    model.compile(mode="reduce-overhead")
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: torch.compile(Net(), mode="reduce-overhead"),
+        lambda: torch.compile(Net().forward, mode="reduce-overhead"),
+        lambda: fs.Model(reduced(), MODEL.schedule, prediction="flow", time=1000),
+    ],
+    ids=["a module", "a function", "within a Model"],
+)
+def test_a_model_that_makes_graphs_is_refused_by_name(model, cuda):
+    with pytest.raises(
+        ValueError, match="the model (Net|forward) under torch.compile.*reduce-over"
+    ):
+        captured(plan_of(), model())
+    captured(plan_of(), torch.compile(Net()))
+
+
+def test_without_a_device_the_other_modes_are_named(monkeypatch):
+    others = "'eager', 'compile-model' and 'compile-loop' are accepted"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=f"needs a CUDA device and torch sees none; {others}"):
+            Sampler(plan_of(), MODEL, mode="graph")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=f"the call is on cpu; {others}"):
+        Sampler(plan_of(), MODEL, mode="graph")(noise=unit())
+
+
+def test_words_of_the_mode(cuda):
+    for words, sentence in (
+        ({"mode": "graph", "capture": "later"}, "capture='later'; accepted are ahead, now"),
+        ({"capture": "now"}, "capture='now' with mode='eager'; mode='graph' is accepted"),
+        ({"mode": "compile-loop", "prepare": print}, "prepare is a builtin_function_or_method in"),
+        ({"differentiable": True, "prepare": print}, "prepare is a builtin_function_or_method in"),
+        ({"prepare": 1}, "prepare is a int in mode 'eager'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Sampler(plan_of(), MODEL, **words)
+    with pytest.raises(ValueError, match="callback and progress need .*mode is 'graph'"):
+        captured(plan_of())(noise=unit(), callback=print)
+    with pytest.raises(ValueError, match="out= is given with differentiable=True"):
+        Sampler(plan_of(), MODEL, differentiable=True)(noise=unit(), out=unit())

@@ -50,14 +50,14 @@ def uncapturable(reason: str) -> ValueError:
 
 
 class Probe(TorchDispatchMode):
-    """Watches a run for what a graph cannot hold. read: each tensor that it reads and did not make,
-    by its id.
+    """Watches a run for what a graph cannot hold. read: of all memory but `known` that it reads and
+    did not make, the first tensor seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable) -> None:
         super().__init__()
         self.read: dict[int, Tensor] = {}
-        self._made: set[int] = set()
+        self._made = set(map(_storage, known))
 
     def watch(self, rows: Callable) -> None:
         """Run it; ValueError, one sentence, names the first op that waits for the device, copies
@@ -84,12 +84,10 @@ class Probe(TorchDispatchMode):
         if fault is not None:
             raise uncapturable(f"{func} {fault}{_place()}")
         for v in given:
-            if v.untyped_storage()._cdata not in self._made:
-                self.read[id(v)] = v
+            if _storage(v) not in self._made:
+                self.read.setdefault(_storage(v), v)
         out = func(*args, **kwargs)
-        old = {v.untyped_storage()._cdata for v in given}
-        new = (v for v in pytree.tree_leaves(out) if isinstance(v, Tensor))
-        self._made |= {v.untyped_storage()._cdata for v in new} - old
+        self._made |= {*map(_storage, pytree.tree_leaves(out))} - self.read.keys()
         return out
 
     def _fault(self, func, given: Sequence[Tensor], words: dict) -> str | None:
@@ -112,6 +110,11 @@ class Probe(TorchDispatchMode):
         if Tag.data_dependent_output in func.tags or Tag.dynamic_output_shape in func.tags:
             return "waits for numbers of the device"
         return None
+
+
+def _storage(value: object) -> int:
+    """Which memory a tensor lies in."""
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else 0
 
 
 def _place() -> str:

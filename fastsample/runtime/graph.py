@@ -67,29 +67,33 @@ class Captured:
 
         Raises ValueError, one sentence, for a model that cannot be captured.
         """
-        rows, device = range(run.row, run.end), run.x.device
-        told = conditions, joint, [run._draws(row) for row in rows] if run._draws else []
         if not run.done:
-            with self._lock:
-                if device not in self._lanes:
-                    self._lanes[device] = Lane(device)
-                lane = self._lanes[device]
-            key = _key(run, told, keep)
+            drawn = [run._draws(row) for row in range(run.row, run.end)] if run._draws else []
+            told, form = pytree.tree_flatten((conditions, joint, drawn))
+            lane, key = self._lane(run.x.device), _key(run, told, form, keep)
             with lane.lock:
                 graph = lane.find(key)
                 if graph is None and lane.wants(key, now):
                     lane.make_room()
-                    graph = Graph(run, told, partial(self._through, keep=keep), self._models, lane)
+                    rows = partial(self._through, keep=keep)
+                    graph = Graph(run, told, form, rows, self._models, lane)
                     lane.add(key, graph)
                 if graph is not None:
                     return graph(run, told, out)
-        x, states = self._through(run, told, keep)
+        x, states = self._through(run, conditions, joint, keep)
         return x if out is None else out.copy_(x), states
 
-    def _through(self, run: Run, told: Sequence, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    def _lane(self, device: torch.device) -> Lane:
+        with self._lock:
+            if device not in self._lanes:
+                self._lanes[device] = Lane(device)
+            return self._lanes[device]
+
+    def _through(
+        self, run: Run, conditions: Sequence[dict], joint: dict | None, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """The rows of a run, one after the other: what a graph records."""
-        conditions, joint, _ = told
-        if self._prepare is not None:
+        if self._prepare is not None and not run.done:
             self._prepare(run.calls)
         states = [run.x.clone()] if keep else []
         each = (lambda row: states.append(run.x.clone())) if keep else None
@@ -171,58 +175,65 @@ class Lane:
 class Graph:
     """graph(run, told, out): (x, states) at the end of a run that has begun.
 
-    told: conditions, what tells all branches in one call, the given noise of each row. rows(run,
-    told): what is captured.
+    told: the leaves, `form` the tree, of (conditions, what tells all branches in one call, the
+    given noise of each row).  rows(run, conditions, joint): what is captured.
     """
 
     def __init__(
-        self, run: Run, told: Sequence, rows: Callable, models: Sequence[Callable], lane: Lane
+        self,
+        run: Run,
+        told: Sequence,
+        form: pytree.TreeSpec,
+        rows: Callable,
+        models: Sequence[Callable],
+        lane: Lane,
     ) -> None:
-        own, first = run.apart(), run.row
-        leaves, spec = pytree.tree_flatten(told)
+        own, first, shapes = run.apart(), run.row, run._pool.table.shapes
         with torch.inference_mode(False):
-            leaves = [v.detach().clone() if isinstance(v, Tensor) else v for v in leaves]
-        self._leaves = leaves  # with the objects that the key knows by identity
-        static = pytree.tree_unflatten(leaves, spec)
-        if own._draws is not None:
-            own._draws = lambda row: static[2][row - first]
-        written = any(dst >= 0 for shape in run._pool.table.shapes[:first] for dst in shape.dst)
-        names = [*MEMORY, "slots"] if written else MEMORY
+            # the objects stay alive, since the key knows them by identity
+            self._told = [v.detach().clone() if isinstance(v, Tensor) else v for v in told]
+        conditions, joint, drawn = pytree.tree_unflatten(self._told, form)
+        if drawn:
+            own._draws = lambda row: drawn[row - first]
+        kept = any(slot >= 0 for shape in shapes[:first] for slot in shape.dst)
+        names = [*MEMORY, "slots"] if kept else MEMORY
         self._names = [name for name in names if getattr(own._pool, name) is not None]
-        self._static = _tensors(own._pool, self._names, leaves)
+        self._into = _tensors(own._pool, self._names, self._told)
         self._lane, self._own, self._table = lane, own, run._pool.table
-        self._load(run, leaves)
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # a weight cast before the graph is not cast in it
         try:
-            self._capture(lambda: rows(copy.copy(own), static), run, models)
+            self._capture(lambda: rows(copy.copy(own), conditions, joint), run, told, models)
         finally:
             torch.set_autocast_cache_enabled(cached)
 
-    def _capture(self, rows: Callable, run: Run, models: Sequence[Callable]) -> None:
+    def _capture(self, rows: Callable, run: Run, told: Sequence, models: Sequence) -> None:
         """Twice on the side stream, the second time watched, and then into the graph."""
-        lane, probe, stream = self._lane, Probe(), capturable.CUDA.current_stream(run.x.device)
-        lane.side.wait_stream(stream)
-        with capturable.CUDA.stream(lane.side):
-            rows()
-            self._load(run, self._leaves)
-            probe.watch(rows)
-            self._load(run, self._leaves)
-        self._graph = capturable.CUDA.CUDAGraph()
+        cuda, lane, own = capturable.CUDA, self._lane, self._own
+        probe = Probe(pytree.tree_leaves((vars(own._pool), own.times, self._told)))
+        stream, self._graph = cuda.current_stream(run.x.device), cuda.CUDAGraph()
         words = {"pool": lane.pool, "stream": lane.side, "capture_error_mode": "thread_local"}
+        lane.side.wait_stream(stream)
         try:
-            with capturable.CUDA.graph(self._graph, **words):
-                self._x, self._states = rows()
-        except RuntimeError as error:
-            raise uncapturable(str(error).split("\n")[0]) from error
+            with cuda.stream(lane.side):
+                self._load(run, told)
+                rows()
+                self._load(run, told)
+                probe.watch(rows)
+                self._load(run, told)
+            try:
+                with cuda.graph(self._graph, **words):
+                    self._x, self._states = rows()
+            except RuntimeError as error:
+                raise uncapturable(str(error).split("\n")[0]) from error
         finally:
             stream.wait_stream(lane.side)
         self.reads = Reads(models, probe.read.values())
 
-    def _load(self, run: Run, leaves: Sequence) -> None:
+    def _load(self, run: Run, told: Sequence) -> None:
         """Copy over all that a call brings."""
         theirs, own = run._pool.table, self._own._pool.table
-        torch._foreach_copy_(self._static, _tensors(run._pool, self._names, leaves))
+        torch._foreach_copy_(self._into, _tensors(run._pool, self._names, told))
         if theirs is not self._table:
             pairs = [(own.f, theirs.f), (own.i, theirs.i)]
             pairs += zip(self._own.times, run.times, strict=True)
@@ -232,7 +243,7 @@ class Graph:
     def __call__(self, run: Run, told: Sequence, out: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         done, stream = self._lane.done, capturable.CUDA.current_stream(run.x.device)
         stream.wait_event(done)
-        self._load(run, pytree.tree_leaves(told))
+        self._load(run, told)
         self._graph.replay()
         x = self._x.clone() if out is None else out.copy_(self._x)
         states = [state.clone() for state in self._states]
@@ -246,7 +257,7 @@ def _tensors(pool: Pool, names: Sequence[str], leaves: Sequence) -> list[Tensor]
     return [getattr(pool, name) for name in names] + [v for v in leaves if isinstance(v, Tensor)]
 
 
-def _key(run: Run, told: Sequence, keep: bool) -> Hashable:
+def _key(run: Run, told: Sequence, form: pytree.TreeSpec, keep: bool) -> Hashable:
     """What a graph is made for."""
     own = run._pool
     if run.prepared is None:
@@ -256,9 +267,7 @@ def _key(run: Run, told: Sequence, keep: bool) -> Hashable:
         run.prepared = Kind(*words)
     kind = own.x.device.type
     cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    leaves, spec = pytree.tree_flatten(told)
-    said = tuple(map(_value, leaves)), str(spec) if leaves else None
-    return run.prepared, run.row, keep, cast, said
+    return run.prepared, run.row, keep, cast, str(form), *map(_value, told)
 
 
 def _value(leaf: object) -> Hashable:
