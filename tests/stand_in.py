@@ -24,6 +24,10 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.steps = steps
 
+    @classmethod
+    def ignore_compile_internals(cls):
+        return True
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)

@@ -3,6 +3,7 @@ a replay gives the bits of the eager run whatever a call brings, graphs are made
 and go when they must, and what cannot be captured is refused by name.
 """
 
+import inspect
 import logging
 import threading
 from functools import partial
@@ -163,6 +164,47 @@ def test_results_are_copies_unless_out_is_given(cuda):
     for wrong in (out[:2], out.double(), out.tolist()):
         with pytest.raises(ValueError, match=r"out is a .* for a result of \[3, 2, 5\]"):
             graph(noise=unit(), out=wrong)
+
+
+def test_a_compiled_model_stays_compiled(cuda):
+    """Watched, captured and after: a mode that torch.compile meets may make it give up for good."""
+    runs = []
+
+    def backend(module, inputs):
+        runs.append("compiled")
+
+        def run(*tensors):
+            runs.append("run")
+            return module(*tensors)
+
+        return run
+
+    plan, model = plan_of(), torch.compile(Net(), backend=backend)
+    graph, n = captured(plan, model), plan.nfe
+    x = graph(noise=unit())
+    assert runs == ["compiled", *["run"] * 3 * n]
+    assert same(graph(noise=unit()), x) and len(runs) == 1 + 3 * n
+    assert same(Sampler(plan, model)(noise=unit()), x) and runs[-n - 1 :] == ["run"] * (n + 1)
+
+
+def test_under_autocast_weights_are_cast_in_the_graph(cuda):
+    net = Net()
+    plan, model = plan_of(), lambda x, t: net(x, t).float()
+    graph, eager = captured(plan, model), Sampler(plan, model)
+    plain = graph(noise=unit())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(graph(noise=unit()), eager(noise=unit()))
+        assert not same(graph(noise=unit()), plain) and torch.is_autocast_cache_enabled()
+    with torch.no_grad():
+        net.layer.weight.mul_(0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(graph(noise=unit()), eager(noise=unit()))
+    assert cuda.captures == 2
+
+
+def test_random_numbers_are_drawn_anew_in_every_replay(cuda):
+    graph = captured(plan_of(), lambda x, t: x * torch.rand_like(x))
+    assert not same(graph(noise=unit()), graph(noise=unit())) and cuda.captures == 1
 
 
 # -- when graphs are made, and when they go --------------------------------------------------------
@@ -386,6 +428,16 @@ def test_without_a_device_the_other_modes_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match=f"the call is on cpu; {others}"):
         Sampler(plan_of(), MODEL, mode="graph")(noise=unit())
+
+
+def test_the_device_takes_what_the_stand_in_takes(cuda):
+    for name in ("Stream", "Event", "CUDAGraph", "current_stream", "stream", "graph_pool_handle"):
+        assert callable(getattr(torch.cuda, name)) and callable(getattr(cuda, name))
+    for name in ("get_sync_debug_mode", "set_sync_debug_mode", "is_available"):
+        assert callable(getattr(torch.cuda, name)) and callable(getattr(cuda, name))
+    theirs = inspect.signature(torch.cuda.graph).parameters
+    ours = inspect.signature(cuda.graph).parameters
+    assert {*ours} - {"graph"} <= {*theirs}
 
 
 def test_words_of_the_mode(cuda):

@@ -59,6 +59,11 @@ class Probe(TorchDispatchMode):
         self.read: dict[int, Tensor] = {}
         self._made = set(map(_storage, known))
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Else torch.compile, met while this watches, gives its function up for good."""
+        return True
+
     def watch(self, rows: Callable) -> None:
         """Run it; ValueError, one sentence, names the first op that waits for the device, copies
         from or to the host, or draws random numbers that a replay would not draw anew.
