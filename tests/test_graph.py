@@ -6,6 +6,7 @@ and go when they must, and what cannot be captured is refused by name.
 import inspect
 import logging
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -122,6 +123,32 @@ def test_a_graph_serves_every_plan_of_a_program(cuda):
     for plan in (one, other, one):
         assert same(graph.for_plan(plan)(noise=unit()), Sampler(plan, MODEL)(noise=unit()))
     assert (cuda.captures, cuda.replays) == (1, 3)
+
+
+def test_what_an_earlier_row_kept_is_copied_over(cuda):
+    """A plan whose row 0 keeps the noise, and whose first step reads it."""
+    plan = plan_of("dpmpp_2m")
+    M, reads, dst = plan.M.copy(), plan.reads.copy(), plan.dst.copy()
+    slot = plan.layout.slot(0)
+    (M[0, 1, 0], M[1, 0, slot]), dst[0, 0] = (1.0, 0.25), 0
+    reads[0] |= 1
+    reads[1] |= 1 << slot
+    plan = replace(plan, M=M, reads=reads, dst=dst)
+    graph, eager = captured(plan), Sampler(plan, MODEL)
+    for k in range(2):
+        assert same(graph(noise=unit(seed=k)), eager(noise=unit(seed=k)))
+
+
+def test_a_fault_is_of_its_own_call(cuda):
+    plan, level = plan_of(), torch.tensor([1.0, torch.nan, 1.0]).view(3, 1, 1)
+    graph, bad = captured(plan, lambda x, t, level: x * 0.5 * level), {"level": level}
+    good = {"level": torch.ones(3, 1, 1)}
+    x = graph(noise=unit(), cond=good)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="sample 1 became non-finite at row 1"):
+            graph(noise=unit(), cond=bad)
+        assert same(graph(noise=unit(), cond=good), x)
+    assert cuda.captures == 1
 
 
 def test_values_are_part_of_a_graph_and_tensors_are_copied_into_it(cuda):

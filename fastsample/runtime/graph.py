@@ -237,10 +237,8 @@ class Graph:
         theirs, own = run._pool.table, self._own._pool.table
         torch._foreach_copy_(self._into, _tensors(run._pool, self._names, told))
         if theirs is not self._table:
-            pairs = [(own.f, theirs.f), (own.i, theirs.i)]
-            pairs += zip(self._own.times, run.times, strict=True)
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
-            self._table = theirs
+            torch._foreach_copy_([own.f, *self._own.times], [theirs.f, *run.times])
+            self._table = theirs  # whose words `i` are those of the program and the noise ids
 
     def __call__(self, run: Run, told: Sequence, out: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         done, stream = self._lane.done, capturable.CUDA.current_stream(run.x.device)

@@ -294,13 +294,13 @@ class Run(Cursor):
         return twin
 
     def apart(self) -> Run:
-        """A copy that shares no tensor with this run, the plan's table included: what a captured
-        loop works on, and copies over.
+        """A copy that shares no number with this run, not even its plan's: what a captured loop
+        works on, and copies over.
         """
         twin = copy.deepcopy(self)
         own = twin._pool
         with torch.inference_mode(False):
-            table = own.table._replace(f=own.table.f.clone(), i=own.table.i.clone())
+            table = own.table._replace(f=own.table.f.clone())
             for name in ("stage", "scale", "noise_scale", "mask", "known"):
                 value = getattr(own, name)
                 setattr(own, name, value if value is None else value.clone())
