@@ -1,14 +1,10 @@
 """The captured loop, driven by a stand-in for torch.cuda that records a capture and runs it again:
-a replay gives the bits of the eager run whatever a call brings, graphs are made when they should be
-and go when they must, and what cannot be captured is refused by name.
+a replay gives the bits of the eager run whatever a call brings.
 """
 
-import inspect
-import logging
-import threading
 from dataclasses import replace
-from functools import partial
 
+import numpy as np
 import pytest
 import stand_in
 import torch
@@ -18,7 +14,7 @@ from torch import nn
 
 import fastsample as fs
 from fastsample import grids, schedules
-from fastsample.runtime import graph as graphs
+from fastsample.runtime.run import Run
 from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
 
@@ -26,12 +22,6 @@ from fastsample.solvers import SOLVERS
 @pytest.fixture
 def cuda(monkeypatch):
     return stand_in.install(monkeypatch)
-
-
-@pytest.fixture
-def logged(caplog):
-    caplog.set_level(logging.INFO, "fastsample")
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 def captured(plan, model=MODEL, **words):
@@ -123,6 +113,31 @@ def test_a_graph_serves_every_plan_of_a_program(cuda):
     for plan in (one, other, one):
         assert same(graph.for_plan(plan)(noise=unit()), Sampler(plan, MODEL)(noise=unit()))
     assert (cuda.captures, cuda.replays) == (1, 3)
+
+
+def test_plans_with_other_noise_ids_or_entries_have_graphs_of_their_own(cuda):
+    plan = plan_of("dpmpp_2m_sde")
+    other = replace(plan, ids=np.where(plan.ids > 0, plan.ids + 7, plan.ids))
+    assert plan.program == other.program
+    graph = captured(plan)
+    for one in (plan, other):
+        call = {"noise": unit(), "seed": 3}
+        assert same(graph.for_plan(one)(**call), Sampler(one, MODEL)(**call))
+    for start in (1, 2):
+        call = {"latent": unit(), "start": start, "seed": 3}
+        assert same(graph(**call), Sampler(plan, MODEL)(**call))
+    assert cuda.captures == 3  # from row 1 a latent runs what noise does
+
+
+def test_states_are_copies_for_whoever_stacks_them(cuda):
+    plan, kept = plan_of(), []
+    drive = captured(plan)._graphs.drive
+    for k in range(2):
+        run = Run(plan, noise=unit(seed=k), preview=False)
+        kept.append(drive(run, [{}], None, keep=True, out=None, now=True)[1])
+    for k, states in enumerate(kept):
+        wanted = Sampler(plan, MODEL)(noise=unit(seed=k), trajectory=True)[1]
+        assert same(torch.stack(states), wanted)
 
 
 def test_what_an_earlier_row_kept_is_copied_over(cuda):
@@ -234,113 +249,6 @@ def test_random_numbers_are_drawn_anew_in_every_replay(cuda):
     assert not same(graph(noise=unit()), graph(noise=unit())) and cuda.captures == 1
 
 
-# -- when graphs are made, and when they go --------------------------------------------------------
-def test_a_call_without_a_graph_runs_eager_and_says_so_once(cuda, logged):
-    plan = plan_of("dpmpp_2m_sde")
-    graph, eager = Sampler(plan, MODEL, mode="graph"), Sampler(plan, MODEL)
-    for k in range(3):
-        assert same(graph(noise=unit(seed=k), seed=k), eager(noise=unit(seed=k), seed=k))
-    assert (cuda.captures, cuda.replays, len(logged())) == (0, 0, 1)
-    assert "runs eager; warm(shapes), or capture='now', captures one" in logged()[0]
-    graph.warm([(3, 2, 5), (1, 2, 5)], progress=False)
-    assert cuda.captures == 2
-    for k in range(3):
-        z = unit(1 if k else 3, seed=k)
-        assert same(graph(noise=z, seed=k), eager(noise=z, seed=k))
-    assert (cuda.captures, cuda.replays, len(logged())) == (2, 5, 1)
-    graph.release()
-    assert same(graph(noise=unit(), seed=0), eager(noise=unit(), seed=0))
-    assert (cuda.captures, cuda.replays, len(logged())) == (2, 5, 2)
-
-
-MOVES = {
-    "parameter": lambda net: setattr(net.shift, "data", net.shift.data + 1),
-    "buffer": lambda net: setattr(net, "scale", net.scale * 2),
-    "module": lambda net: setattr(net, "layer", nn.Sequential(nn.Linear(5, 5))),
-    "one more": lambda net: net.layer.register_parameter("adapter", nn.Parameter(torch.ones(2))),
-}
-HELD = {
-    "module": lambda net: net,
-    "Model": lambda net: fs.Model(net, MODEL.schedule, prediction="flow", time=1000),
-    "method": lambda net: net.forward,
-    "closure": lambda net: lambda x, t: net(x, t),
-    "partial": lambda net: partial(lambda n, x, t: n(x, t), net),
-}
-
-
-@pytest.mark.parametrize("held", HELD)
-@pytest.mark.parametrize("move", MOVES)
-def test_a_model_that_moved_is_captured_again(move, held, cuda, logged):
-    plan, model = plan_of(), Net()
-    graph = Sampler(plan, HELD[held](model), mode="graph")
-    graph.warm([(3, 2, 5), (1, 2, 5)])
-    before = graph(noise=unit())
-    with torch.no_grad():
-        model.layer.weight.mul_(0.5)  # in place: the graph reads it
-    assert cuda.captures == 2 and not same(graph(noise=unit()), before)
-    MOVES[move](model)
-    for z in (unit(), unit(1), unit()):
-        assert same(graph(noise=z), Sampler(plan, model)(noise=z))
-    assert cuda.captures == 4 and len(logged()) == 1
-    assert "2 graph(s) are captured again" in logged()[0]
-
-
-def test_a_tensor_that_only_the_model_knows_is_watched_too(cuda):
-    box = [torch.randn(5, generator=torch.Generator().manual_seed(1))]
-    graph = captured(plan_of(), lambda x, t: x * box[0])
-    graph(noise=unit())
-    box[0].set_(box[0] + 1)
-    assert same(graph(noise=unit()), Sampler(plan_of(), lambda x, t: x * box[0])(noise=unit()))
-    assert cuda.captures == 2
-
-
-def test_graphs_go_a_generation_at_a_time(cuda, monkeypatch, logged):
-    monkeypatch.setattr(graphs, "MOST", 2)
-    graph, eager = captured(plan_of()), Sampler(plan_of(), MODEL)
-    for batch in (1, 2, 3):
-        graph(noise=unit(batch))
-    (lane,) = graph._graphs._lanes.values()
-    assert len(lane.graphs) == 1 and lane.pool == 2 and len(logged()) == 1
-    into = [call for call in cuda.calls if "capture" in call]
-    assert into == [f"side: capture into {pool}, thread_local" for pool in (1, 1, 2)]
-    wait = cuda.calls.index("host: wait for done")
-    assert wait < cuda.calls.index("side: capture into 2, thread_local")
-    assert same(graph(noise=unit(1)), eager(noise=unit(1))) and cuda.captures == 4
-
-
-def test_what_is_asked_of_the_device_and_in_which_order(cuda):
-    graph = captured(plan_of())
-    graph(noise=unit())
-    replay = ["current: wait for done", "current: replay", "current: record done"]
-    assert cuda.calls == [
-        "side: wait for current",
-        "sync: error",
-        "sync: default",
-        "side: capture into 1, thread_local",
-        "current: wait for side",
-        *replay,
-    ]
-    graph(noise=unit(seed=1))
-    assert cuda.calls[-3:] == replay and len(cuda.calls) == 5 + 2 * 3
-
-
-def test_threads_share_a_graph_and_not_their_results(cuda):
-    plan = plan_of("dpmpp_2m_sde")
-    graph, eager, got = captured(plan), Sampler(plan, MODEL), {}
-
-    def call(k):
-        got[k] = [graph(noise=unit(seed=k), seed=k) for _ in range(5)]
-
-    threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert cuda.captures == 1
-    for k, results in got.items():
-        assert all(same(x, eager(noise=unit(seed=k), seed=k)) for x in results)
-
-
 # -- times told ahead ------------------------------------------------------------------------------
 class Ahead:
     """A model that looks its time embeddings up by the number of the call."""
@@ -372,112 +280,3 @@ def test_the_times_of_the_calls_are_told_before_the_first(mode, cuda):
         assert same(sampler.for_plan(plan)(noise=unit()), Sampler(plan, plain)(noise=unit()))
     assert same(model.told[0], torch.stack(seen[: len(model.told[0])]))
     assert cuda.captures == (mode == "graph")
-
-
-# -- refusals --------------------------------------------------------------------------------------
-OWN = torch.Generator()
-
-
-def drawing(x, t):
-    return x + torch.randn(x.shape, generator=OWN)
-
-
-REFUSED = {
-    "item": (lambda x, t: x * t[0].item(), "aten._local_scalar_dense.default waits for numbers"),
-    "branch": (lambda x, t: x if x.sum() > 1e9 else -x, "aten.is_nonzero.default waits|dense"),
-    "size": (lambda x, t: x + x[x > 0].sum(), "waits for numbers of the device"),
-    "numbers": (lambda x, t: x * torch.tensor([1.0] * 5), "makes a tensor of numbers of the host"),
-    "copy": (lambda x, t: x + 0 * x.to("meta").to(x.dtype).numel(), "between host and device"),
-    "generator": (drawing, r"aten.randn.generator draws random numbers from a generator that is"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_captured_is_refused_by_name(what, cuda):
-    model, reason = REFUSED[what]
-    graph = captured(plan_of(), model)
-    with pytest.raises(ValueError, match=reason) as refused:
-        graph(noise=unit())
-    sentence = str(refused.value)
-    assert sentence.startswith("Sampler: mode='graph' cannot capture the run: aten.")
-    assert "test_graph.py); 'eager', 'compile-model' and 'compile-loop' are accepted" in sentence
-    assert cuda.captures == 0 and cuda.get_sync_debug_mode() == "default"
-
-
-def test_a_sync_that_no_op_shows_is_the_reason_given(cuda):
-    def model(x, t):
-        if cuda.get_sync_debug_mode() == "error":
-            raise RuntimeError("called a synchronizing CUDA operation")
-        return x * 0.5
-
-    with pytest.raises(ValueError, match="cannot capture the run: called a synchronizing CUDA"):
-        captured(plan_of(), model)(noise=unit())
-
-
-def test_the_models_own_error_is_its_own(cuda):
-    def model(x, t):
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="^mine$"):
-        captured(plan_of(), model)(noise=unit())
-    with pytest.raises(ValueError, match="changed its input in place at row 1"):
-        captured(plan_of(), lambda x, t: x.mul_(0.5))(noise=unit())
-
-
-def reduced():
-    model = Net()
-    model.compile(mode="reduce-overhead")
-    return model
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: torch.compile(Net(), mode="reduce-overhead"),
-        lambda: torch.compile(Net().forward, mode="reduce-overhead"),
-        lambda: fs.Model(reduced(), MODEL.schedule, prediction="flow", time=1000),
-    ],
-    ids=["a module", "a function", "within a Model"],
-)
-def test_a_model_that_makes_graphs_is_refused_by_name(model, cuda):
-    with pytest.raises(
-        ValueError, match="the model (Net|forward) under torch.compile.*reduce-over"
-    ):
-        captured(plan_of(), model())
-    captured(plan_of(), torch.compile(Net()))
-
-
-def test_without_a_device_the_other_modes_are_named(monkeypatch):
-    others = "'eager', 'compile-model' and 'compile-loop' are accepted"
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=f"needs a CUDA device and torch sees none; {others}"):
-            Sampler(plan_of(), MODEL, mode="graph")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match=f"the call is on cpu; {others}"):
-        Sampler(plan_of(), MODEL, mode="graph")(noise=unit())
-
-
-def test_the_device_takes_what_the_stand_in_takes(cuda):
-    for name in ("Stream", "Event", "CUDAGraph", "current_stream", "stream", "graph_pool_handle"):
-        assert callable(getattr(torch.cuda, name)) and callable(getattr(cuda, name))
-    for name in ("get_sync_debug_mode", "set_sync_debug_mode", "is_available"):
-        assert callable(getattr(torch.cuda, name)) and callable(getattr(cuda, name))
-    theirs = inspect.signature(torch.cuda.graph).parameters
-    ours = inspect.signature(cuda.graph).parameters
-    assert {*ours} - {"graph"} <= {*theirs}
-
-
-def test_words_of_the_mode(cuda):
-    for words, sentence in (
-        ({"mode": "graph", "capture": "later"}, "capture='later'; accepted are ahead, now"),
-        ({"capture": "now"}, "capture='now' with mode='eager'; mode='graph' is accepted"),
-        ({"mode": "compile-loop", "prepare": print}, "prepare is a builtin_function_or_method in"),
-        ({"differentiable": True, "prepare": print}, "prepare is a builtin_function_or_method in"),
-        ({"prepare": 1}, "prepare is a int in mode 'eager'"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            Sampler(plan_of(), MODEL, **words)
-    with pytest.raises(ValueError, match="callback and progress need .*mode is 'graph'"):
-        captured(plan_of())(noise=unit(), callback=print)
-    with pytest.raises(ValueError, match="out= is given with differentiable=True"):
-        Sampler(plan_of(), MODEL, differentiable=True)(noise=unit(), out=unit())

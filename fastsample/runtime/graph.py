@@ -68,6 +68,7 @@ class Captured:
         Raises ValueError, one sentence, for a model that cannot be captured.
         """
         if not run.done:
+            first = run.row
             drawn = [run._draws(row) for row in range(run.row, run.end)] if run._draws else []
             told, form = pytree.tree_flatten((conditions, joint, drawn))
             lane, key = self._lane(run.x.device), _key(run, told, form, keep)
@@ -80,6 +81,9 @@ class Captured:
                     lane.add(key, graph)
                 if graph is not None:
                     return graph(run, told, out)
+            if drawn:  # what the caller drew for the key is what the rows read
+                run = copy.copy(run)
+                run._draws = lambda row: drawn[row - first]
         x, states = self._through(run, conditions, joint, keep)
         return x if out is None else out.copy_(x), states
 
@@ -121,11 +125,11 @@ class Lane:
             RLock(),
         )
         self.pool = capturable.CUDA.graph_pool_handle()
-        self.graphs: dict[Hashable, Graph] = {}
-        self.again: set[Hashable] = set()  # had a graph, that the model moved away from
-        self._said: set[Hashable] = set()
+        self.graphs: dict[tuple, Graph] = {}
+        self.again: set[tuple] = set()  # had a graph, that the model moved away from
+        self._said: set[Kind] = set()
 
-    def find(self, key: Hashable) -> Graph | None:
+    def find(self, key: tuple) -> Graph | None:
         """The graph for this key. Where the model is not where it was none is right any more: all
         are retired.
         """
@@ -141,12 +145,12 @@ class Lane:
             return None
         return graph
 
-    def wants(self, key: Hashable, now: bool) -> bool:
+    def wants(self, key: tuple, now: bool) -> bool:
         """Is a graph to be captured for this key, that has none?"""
         if now or key in self.again:
             return True
-        if key not in self._said:
-            self._said.add(key)
+        if key[0] not in self._said:
+            self._said.add(key[0])
             _log.warning(
                 "Sampler: no graph was captured for a call of this kind, which runs eager; "
                 "warm(shapes), or capture='now', captures one"
@@ -159,10 +163,10 @@ class Lane:
             _log.warning("Sampler: %d graphs are kept for a device; they make room", MOST)
             self.retire()
 
-    def add(self, key: Hashable, graph: Graph) -> None:
+    def add(self, key: tuple, graph: Graph) -> None:
         self.graphs[key] = graph
         self.again.discard(key)
-        self._said.discard(key)
+        self._said.discard(key[0])
 
     def retire(self) -> None:
         """Free all graphs, once the last replay is over."""
@@ -257,8 +261,8 @@ def _tensors(pool: Pool, names: Sequence[str], leaves: Sequence) -> list[Tensor]
     return [getattr(pool, name) for name in names] + [v for v in leaves if isinstance(v, Tensor)]
 
 
-def _key(run: Run, told: Sequence, form: pytree.TreeSpec, keep: bool) -> Hashable:
-    """What a graph is made for."""
+def _key(run: Run, told: Sequence, form: pytree.TreeSpec, keep: bool) -> tuple:
+    """What a graph is made for; first of all the program and the memory of the run."""
     own = run._pool
     if run.prepared is None:
         held = (getattr(own, name) for name in MEMORY)
