@@ -20,7 +20,6 @@ from measure import figure, interleaved, often
 from torch.nn.functional import silu
 
 import fastsample as fs
-from fastsample.runtime.sampler import MODES
 
 STEPS = 10
 # name -> (shape, hidden width, layers, calls in a round)
@@ -144,7 +143,7 @@ def loops_of(model, z):
         scheduler = FlowMatchEulerDiscreteScheduler()
         walk = lambda model: lambda: pipeline(scheduler, model, z)
         loops["diffusers"] = asking(walk, model, alone)
-    if z.is_cuda and "graph" in MODES:
+    if z.is_cuda:
         loops["captured"] = Loop(ours(model, "graph"), None, captured(alone))
     return loops
 

@@ -128,6 +128,18 @@ def test_graphs_go_a_generation_at_a_time(cuda, monkeypatch, logged):
     assert same(graph(noise=unit(1)), eager(noise=unit(1))) and cuda.captures == 4
 
 
+def test_a_graph_that_made_room_is_not_captured_in_a_call(cuda, monkeypatch):
+    """Though it was captured again once, after the model had moved."""
+    monkeypatch.setattr(graphs, "MOST", 1)
+    model = Net()
+    graph = Sampler(plan_of(), model, mode="graph")
+    graph.warm([(3, 2, 5)])
+    MOVES["parameter"](model)
+    assert same(graph(noise=unit()), Sampler(plan_of(), model)(noise=unit())) and cuda.captures == 2
+    graph.warm([(1, 2, 5)])
+    assert same(graph(noise=unit()), Sampler(plan_of(), model)(noise=unit())) and cuda.captures == 3
+
+
 def test_what_is_asked_of_the_device_and_in_which_order(cuda):
     graph = captured(plan_of())
     graph(noise=unit())

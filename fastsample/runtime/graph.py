@@ -119,12 +119,9 @@ class Lane:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.side, self.done, self.lock = (
-            capturable.CUDA.Stream(device),
-            capturable.CUDA.Event(),
-            RLock(),
-        )
-        self.pool = capturable.CUDA.graph_pool_handle()
+        cuda = capturable.CUDA
+        self.side, self.done, self.lock = cuda.Stream(device), cuda.Event(), RLock()
+        self.pool = cuda.graph_pool_handle()
         self.graphs: dict[tuple, Graph] = {}
         self.again: set[tuple] = set()  # had a graph, that the model moved away from
         self._said: set[Kind] = set()
