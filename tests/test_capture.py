@@ -140,6 +140,17 @@ def test_a_graph_that_made_room_is_not_captured_in_a_call(cuda, monkeypatch):
     assert same(graph(noise=unit()), Sampler(plan_of(), model)(noise=unit())) and cuda.captures == 3
 
 
+def test_nothing_is_captured_in_a_call_after_a_release(cuda):
+    model = Net()
+    graph = Sampler(plan_of(), model, mode="graph")
+    graph.warm([(3, 2, 5), (1, 2, 5)])
+    MOVES["parameter"](model)
+    graph(noise=unit())
+    graph.release()
+    graph(noise=unit(1))
+    assert cuda.captures == 3 and not any(lane.graphs for lane in graph._graphs._lanes.values())
+
+
 def test_what_is_asked_of_the_device_and_in_which_order(cuda):
     graph = captured(plan_of())
     graph(noise=unit())

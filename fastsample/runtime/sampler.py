@@ -38,8 +38,7 @@ from ..guidance import guided
 from ..kernels import transforms
 from ..model import Model
 from ..plan import Plan
-from . import arguments, differentiable, modes
-from .capturable import refuse_device, refuse_models
+from . import arguments, capturable, differentiable, modes
 from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, take, told
 from .drive import asker, bar, drive
@@ -110,7 +109,7 @@ class Sampler:
         arguments.dtypes("Sampler", state_dtype, model_dtype)
         _agree(plan, models)
         if mode == "graph":
-            refuse_models(models)
+            capturable.refuse_models(models)
         self._set(
             plan=plan,
             models=models,
@@ -165,19 +164,21 @@ class Sampler:
         **call,
     ) -> None:
         """Do ahead what a first call does: one whole call a shape [B,*], from unit noise, its end
-        dropped; so len(shapes) nfe evaluations of the model. It makes the graphs of the mode and
-        leaves an idle run.
+        dropped; so len(shapes) nfe evaluations of the model, three times as many to capture it. It
+        makes the graphs of the mode and leaves an idle run.
 
-        A compiled loop serves every B > 1, for each shape of a sample and each form of conditions.
-        dtype, device: of the noise to come. call: the other arguments of the calls to come, for the
-        batch of the first shape; cond, uncond and branches are repeated or cut for another. Raises
-        as a call does.
+        A compiled loop serves every B > 1, for each shape of a sample and each form of conditions;
+        a captured one its shape alone. dtype, device: of the noise to come (device None: the CPU,
+        and for "graph" the current CUDA device). call: the other arguments of the calls to come,
+        for the batch of the first shape; cond, uncond and branches are repeated or cut for another.
+        Raises as a call does.
         """
         listed = isinstance(shapes, Sequence)
         if not listed or not all(isinstance(shape, Sequence) and shape for shape in shapes):
             raise ValueError(
                 f"Sampler.warm: shapes is {shapes!r:.80}; a list of shapes (B, *) is accepted"
             )
+        device = capturable.KIND if device is None and self.mode == "graph" else device
         first = shapes[0][0] if shapes else 0
         told = [call.pop(name, None) for name in ("cond", "uncond", "branches")]
         trees = branches_of("Sampler.warm", *told, first, torch.device(device or "cpu")).values()
@@ -285,7 +286,7 @@ class Sampler:
         """Carried out by a Run: a spare of the same kind begun again, or a new one."""
         if self.mode == "graph":
             start = (words[name] for name in ("noise", "latent", "shape", "device"))
-            refuse_device(arguments.place(*start)[1])
+            capturable.refuse_device(arguments.place(*start)[1])
         kind = copies, words["preview"], words["check"]
         key = self._spares.key(plan, words["noise"], *kind) if plain else None
         run = None if key is None else self._spares.take(key)
