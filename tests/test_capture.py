@@ -167,6 +167,17 @@ def test_what_is_asked_of_the_device_and_in_which_order(cuda):
     assert cuda.calls[-3:] == replay and len(cuda.calls) == 5 + 2 * 3
 
 
+def test_the_model_is_watched_on_the_numbers_of_the_call(cuda):
+    seen, plan = [], plan_of()
+
+    def model(x, t):
+        seen.append(x.clone())
+        return x * 0.5
+
+    captured(plan, model)(noise=unit())
+    assert len(seen) == 3 * plan.nfe and same(seen[0], seen[plan.nfe])
+
+
 def test_threads_share_a_graph_and_not_their_results(cuda):
     plan = plan_of("dpmpp_2m_sde")
     graph, eager, got = captured(plan), Sampler(plan, MODEL), {}

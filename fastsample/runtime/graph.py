@@ -4,8 +4,9 @@ one CUDA graph.
 A graph works on a run of its own (`Run.apart`) and on copies of what the model is told. A call
 begins a run as ever, so its first row reads the noise given; then, on the caller's stream, it
 copies over the state, the seeds, the scales, the given noise, the tensors among the conditions and,
-where the plan is another, its table; replays; and copies the result out. Replays of one device take
-turns, by a lock and an event, since their graphs share memory.
+where the plan is another, its numbers; replays; and copies the result out. Replays of one device
+take turns, by a lock and an event, since their graphs share memory. While the model is watched
+before a capture, a wait for the device raises in every thread of the process.
 
 A graph is made for a program and the noise ids of its plan, the shape, strides and dtypes of the
 samples, a form of conditions with the value of whatever is no tensor (objects by identity), the
@@ -223,7 +224,6 @@ class Graph:
                 rows()
                 self._load(run, told)
                 probe.watch(rows)
-                self._load(run, told)
             try:
                 with cuda.graph(self._graph, **words):
                     self._x, self._states = rows()

@@ -12,7 +12,7 @@ mode "eager"          a Run and the model as they are
                       shape, another form of conditions, a trajectory each have their own: a float
                       among the keywords of the model is part of it, so pass a number that changes
                       often as a tensor. The 16 last used are kept; `warm` makes them ahead
-     "graph"          every row, the model included, as one CUDA graph, one launch a call. `warm`
+     "graph"          every row, the model included, as one CUDA graph, replayed whole. `warm`
                       captures it, for just that shape and those conditions (tensors, seeds and
                       scales are copied over in a call; another number or text has a graph of its
                       own), and for every plan of a `plan.program`. A call without one runs eager
