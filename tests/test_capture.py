@@ -5,6 +5,7 @@ go when they must, and what cannot be captured is refused by name.
 import inspect
 import logging
 import threading
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from test_sampler import MODEL, plan_of, unit
 from torch import nn
 
 import fastsample as fs
+from fastsample.runtime import capturable
 from fastsample.runtime import graph as graphs
 from fastsample.runtime.sampler import Sampler
 
@@ -223,6 +225,36 @@ def test_what_cannot_be_captured_is_refused_by_name(what, cuda):
     assert sentence.startswith("Sampler: mode='graph' cannot capture the run: aten.")
     assert "test_capture.py); 'eager', 'compile-model' and 'compile-loop' are accepted" in sentence
     assert cuda.captures == 0 and cuda.get_sync_debug_mode() == "default"
+
+
+HOST = {
+    "a number of the host": (lambda x: x * torch.tensor(2.0) + torch.arange(3).sum().item(), None),
+    "noise of the device": (lambda x: x + torch.randn_like(x), None),
+    "a copy of the device": (lambda x: x.to(torch.float64).to(x.device), None),
+    "a copy to the host": (lambda x: x.to("cpu"), "_to_copy.* copies between host and device"),
+    "a copy from it": (lambda x: torch.ones(3).to(x.device), "_to_copy.* copies between host"),
+    "a copy into": (lambda x: x[0].copy_(torch.tensor(2.0)), "copy_.* copies between host"),
+    "an index": (lambda x: x[torch.tensor([0, 1])], "index.* copies between host and device"),
+    "noise of the host": (lambda x: torch.randn(3), "randn.* draws random numbers on the host"),
+}
+
+
+@pytest.mark.parametrize("what", HOST)
+def test_host_and_device_are_told_apart(what, cuda, monkeypatch):
+    """Tensors without numbers stand for the device's, those of the CPU are the host's."""
+    monkeypatch.setattr(capturable, "KIND", "meta")
+    work, reason = HOST[what]
+    probe, x = capturable.Probe([]), torch.empty(3, device="meta")
+    refused = nullcontext() if reason is None else pytest.raises(ValueError, match=reason)
+    with refused:
+        probe.watch(lambda: work(x))
+
+
+def test_a_number_on_the_host_is_part_of_a_graph():
+    """It would be baked in; one of a device is copied over."""
+    half, more = torch.tensor(0.5), torch.tensor(0.75)
+    assert graphs._value(half) == graphs._value(half.clone()) != graphs._value(more)
+    assert graphs._value(half.view(1)) == graphs._value(more.view(1))
 
 
 def test_a_sync_that_no_op_shows_is_the_reason_given(cuda):
