@@ -14,6 +14,7 @@ WHOLE = ("compile-loop", "graph")  # every row at once, so nobody is told of one
 
 
 def check(mode: str, differentiable: bool, checkpoint: bool, backend: str | None) -> None:
+    """Refuse words that no Sampler is made with."""
     if mode not in MODES:
         raise ValueError(f"Sampler: mode={mode!r}; accepted are {', '.join(MODES)}")
     if differentiable and mode in WHOLE:
