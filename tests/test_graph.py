@@ -14,6 +14,7 @@ from torch import nn
 
 import fastsample as fs
 from fastsample import grids, schedules
+from fastsample.guidance import guided
 from fastsample.runtime.run import Run
 from fastsample.runtime.sampler import Sampler
 from fastsample.solvers import SOLVERS
@@ -164,6 +165,26 @@ def test_a_fault_is_of_its_own_call(cuda):
             graph(noise=unit(), cond=bad)
         assert same(graph(noise=unit(), cond=good), x)
     assert cuda.captures == 1
+
+
+def test_a_graphs_run_shares_no_number_with_the_calls():
+    image = {"mask": torch.ones(1, 2, 5), "known": unit()}
+    run = Run(
+        plan_of("dpmpp_2m_sde", inpaint=True),
+        noise=unit(),
+        seed=1,
+        stage=2,
+        noise_scale=0.5,
+        **image,
+    )
+    lie = lambda one: {
+        v.untyped_storage().data_ptr()
+        for v in [*vars(one._pool).values(), one._pool.table.f, *one.times]
+        if isinstance(v, torch.Tensor) and v.numel()
+    }
+    assert len(lie(run)) >= 8 and not lie(run) & lie(run.apart())
+    run = Run(guided(plan_of()), noise=unit(), guidance=2.0)
+    assert not lie(run) & lie(run.apart())
 
 
 def test_values_are_part_of_a_graph_and_tensors_are_copied_into_it(cuda):
