@@ -187,6 +187,20 @@ def test_a_copy_is_restarted_by_itself(road):
     assert same(finished(run), by_hand(run.plan, Z))
 
 
+def test_a_copy_has_a_guidance_of_its_own(road):
+    plan = guided(plan_of())
+    run = Run(plan, noise=Z, guidance=2.0, backend=road)
+    twin = copy.deepcopy(run)
+    twin.restart(OTHER, guidance=5.0)
+    net_of = lambda run: [net(run.model_input, run.t), net(-run.model_input, run.t)]
+    for own, scale, z in ((run, 2.0, Z), (twin, 5.0, OTHER)):
+        new = Run(plan, noise=z, guidance=scale)
+        while not new.done:
+            new.step(net_of(new))
+            own.step(net_of(own))
+        assert same(own.x, new.x)
+
+
 def test_a_poisoned_run_begins_clean(road):
     run = Run(plan_of(), noise=Z, backend=road)
     run.step(net(run.model_input, run.t) * torch.nan)

@@ -288,7 +288,9 @@ class Run(Cursor):
             self._reseed(self._late)
         twin = object.__new__(Run)
         twin.__dict__.update(self.__dict__)
-        twin._pool = self._pool.copied(seed=self._pool.seed.clone())
+        own = self._pool
+        scale = own.scale if own.scale is None else own.scale.clone()
+        twin._pool = own.copied(seed=own.seed.clone(), scale=scale)
         twin._bind()
         twin._seen, twin._plain, twin._armed = self._seen, self._plain, self._armed
         return twin
@@ -301,7 +303,7 @@ class Run(Cursor):
         own = twin._pool
         with torch.inference_mode(False):
             table = own.table._replace(f=own.table.f.clone())
-            for name in ("stage", "scale", "noise_scale", "mask", "known"):
+            for name in ("stage", "noise_scale", "mask", "known"):
                 value = getattr(own, name)
                 setattr(own, name, value if value is None else value.clone())
         twin._bind(table)
