@@ -12,6 +12,7 @@ namespace fs {
 namespace {
 
 constexpr int64_t kHuge = int64_t{1} << 62, kMost = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMostDevices = 1 << 16;
 
 // The product of sizes, 0 if any is 0; it must fit a signed 64-bit number.
 int64_t check_product(const char* where, const char* name, int64_t unit,
@@ -41,10 +42,14 @@ void check_array(const char* where, const char* name, const void* data, bool req
 
 const Device& device_of(const char* where, int32_t device) {
   if (device == FS_CPU) return cpu_device;
+#ifdef FS_CUDA_TEXT
+  if (device == FS_CUDA) return cuda_device;
+#else
   if (device == FS_CUDA)
     fail(FS_E_UNSUPPORTED,
          "%s: device is FS_CUDA; this library was built without CUDA, FS_CPU is accepted", where);
-  fail(FS_E_ARG, "%s: device is %d; FS_CPU is accepted", where, device);
+#endif
+  fail(FS_E_ARG, "%s: device is %d; FS_CPU and FS_CUDA are accepted", where, device);
 }
 
 // `bytes`: what the device needs, a multiple of 8.
@@ -193,6 +198,7 @@ int call(const char* where, const Args* args, const Body& body) {
   return guard(where, [&] {
     Args room;
     const Args& a = whole(where, args, room);
+    check_range(where, "gpu", a.gpu, 0, kMostDevices);
     body(a, device_of(where, a.device));
   });
 }

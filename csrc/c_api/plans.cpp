@@ -206,13 +206,18 @@ int fs_plan_pack(const fs_plan* handle, const fs_dims* dims, int32_t dtype, void
 }
 
 const char* fs_build_info(void) {
-  thread_local char text[512];
+#ifdef FS_CUDA_TEXT
+  const char* cuda = FS_CUDA_TEXT;
+#else
+  const char* cuda = "off: built without CUDA";
+#endif
+  thread_local char text[640];
   std::snprintf(text, sizeof text,
                 "{\"version\": \"%s\", \"abi\": %d, \"compiler\": \"%s\", \"flags\": \"%s\", "
                 "\"isa\": \"%s\", \"openmp\": %s, \"threads\": %d, "
-                "\"cuda\": \"off: no CUDA kernels in this version\"}",
+                "\"cuda\": \"%s\"}",
                 FS_VERSION_TEXT, FS_ABI_VERSION, FS_COMPILER_TEXT, FS_FLAGS_TEXT, fs::cpu_isa(),
-                fs::cpu_has_openmp() ? "true" : "false", fs::cpu_threads());
+                fs::cpu_has_openmp() ? "true" : "false", fs::cpu_threads(), cuda);
   return text;
 }
 

@@ -17,5 +17,6 @@ struct Device {
 };
 
 extern const Device cpu_device;
+extern const Device cuda_device;  // where FS_CUDA_TEXT is defined: built with CUDA
 
 }  // namespace fs

@@ -17,6 +17,7 @@ from ctypes import (
 import numpy as np
 
 OK, E_ARG, E_FILE, E_FORMAT, E_MEMORY, E_UNSUPPORTED, E_HANDLE = 0, -1, -2, -3, -4, -5, -6
+CPU, CUDA = 0, 1
 STORED = (np.float32, np.float64, np.float16, np.uint16)  # bfloat16 travels as uint16
 DTYPES = {np.dtype(dtype): k for k, dtype in enumerate(STORED)}
 
@@ -75,6 +76,7 @@ StepArgs = struct(
     *many(c_void_p, "x_in x_out stage row_words"),
     *many(c_int32, "one_row row_number t_dtype reserved_2"),
     ("slot_stride", c_int64),
+    ("gpu", c_int64),
 )
 NoiseArgs = struct(
     "fs_noise_args",
@@ -84,6 +86,7 @@ NoiseArgs = struct(
     *many(c_void_p, "seed out"),
     *many(c_int32, "threads reserved"),
     *many(c_void_p, "stream stage"),
+    ("gpu", c_int64),
 )
 MomentsArgs = struct(
     "fs_moments_args",
@@ -93,6 +96,7 @@ MomentsArgs = struct(
     ("b", c_void_p * 24),
     *many(c_void_p, "dots max_abs stream workspace"),
     ("workspace_bytes", c_int64),
+    ("gpu", c_int64),
 )
 CostArgs = struct(
     "fs_cost_args",
@@ -106,6 +110,7 @@ CostArgs = struct(
     *many(c_int32, "threads reserved"),
     *many(c_void_p, "stream workspace"),
     ("workspace_bytes", c_int64),
+    ("gpu", c_int64),
 )
 
 

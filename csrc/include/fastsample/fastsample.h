@@ -47,7 +47,8 @@ enum fs_status {
   FS_E_MEMORY = -4,      /* out of memory; nothing was changed */
   FS_E_UNSUPPORTED = -5, /* not in this build, or not representable in the dtype asked for */
   FS_E_HANDLE = -6,      /* not a live plan: NULL, freed, or not from this library */
-  FS_E_INTERNAL = -7     /* a defect of this library */
+  FS_E_INTERNAL = -7,    /* a defect of this library */
+  FS_E_DEVICE = -8       /* CUDA refused, or had an error pending: its words are in the sentence */
 };
 
 enum fs_dtype { FS_F32 = 0, FS_F64 = 1, FS_F16 = 2, FS_BF16 = 3 };
@@ -164,7 +165,8 @@ FS_API int fs_plan_pack(const fs_plan* plan, const fs_dims* dims, int32_t dtype,
  * brackets. */
 typedef struct fs_step_args {
   uint32_t struct_size; /* sizeof(fs_step_args) */
-  int32_t device;       /* FS_CPU; FS_CUDA answers FS_E_UNSUPPORTED in a build without CUDA */
+  int32_t device;       /* FS_CPU; FS_CUDA answers FS_E_UNSUPPORTED in a build without CUDA, and has
+                           all arrays in its memory, but for row_words */
   int32_t state_dtype;
   int32_t model_dtype;
   int64_t batch;    /* B samples in this call */
@@ -215,6 +217,8 @@ typedef struct fs_step_args {
   int32_t t_dtype;     /* of t_out: FS_F32, or state_dtype */
   int32_t reserved_2;  /* 0 */
   int64_t slot_stride; /* numbers from one slot to the next, at least P*D [P*D] */
+  int64_t gpu;         /* FS_CUDA: 1 + the number of the device, which is made current for the call
+                          [the current one] */
 } fs_step_args;
 
 /* One row for every sample of a batch. Terms are added in the order written, products rounded
@@ -238,6 +242,7 @@ typedef struct fs_noise_args {
   int32_t threads, reserved;
   void* stream;          /* version 1 ends here */
   const uint32_t* stage; /* [B] [0] */
+  int64_t gpu;           /* as in fs_step_args */
 } fs_noise_args;
 
 /* Unit normals to the bit: element e is lane e%4 of Philox4x32-10 block e/4; key = (seed low, seed
@@ -262,6 +267,7 @@ typedef struct fs_moments_args {
   void* workspace; /* of the device, aligned to 8: at least fs_moments_workspace bytes; free
                       again once the call's work is done [none] */
   int64_t workspace_bytes; /* room there */
+  int64_t gpu;             /* as in fs_step_args */
 } fs_moments_args;
 
 /* Dot products and largest magnitudes, per sample, in float64 on a fixed tree: a sample has the
@@ -294,6 +300,7 @@ typedef struct fs_cost_args {
   void* stream;    /* version 1 ends here */
   void* workspace; /* for fs_cost_matrix, as in fs_moments_args: fs_cost_workspace bytes */
   int64_t workspace_bytes;
+  int64_t gpu; /* as in fs_step_args */
 } fs_cost_args;
 
 /* C[b,i,j] = (1/D) sum_d |sum_r U_r[b,i,d] c_r[i,j] - X[b,j,d]|^p, +infinity outside the band, NaN
@@ -307,7 +314,7 @@ FS_API int fs_cost_matrix(const fs_cost_args* args);
 FS_API int fs_cost_workspace(const fs_cost_args* args, int64_t* bytes);
 
 /* Z[b,j] = sum_r U_r[b,i*,:] c_r[i*,j] with i* = i_star[j]; NaN where i* = -1. FS_E_ARG if i* is
- * outside -1..I-1 (on the CPU, before anything is written). */
+ * outside -1..I-1 (on the CPU, before anything is written; FS_CUDA writes NaN for it). */
 FS_API int fs_cost_gather(const fs_cost_args* args);
 
 #ifdef __cplusplus

@@ -1,0 +1,78 @@
+// Which kernel a launch takes and how it is cut, as tables; the reason stands beside each line.
+// Registers and loads in flight are those of the compiled kernels (`make ptx`). Nothing here has
+// been measured on a GPU yet: block sizes and caps are the first thing to measure.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <iterator>
+
+#include "quad.h"
+
+namespace fs {
+namespace {
+
+// What a row may read at most in a form of step_uniform. Registers are held for all of it, so the
+// first form that a row fits is its best.
+struct Form {
+  const char* name;
+  int slots, branches;
+  bool noise;
+};
+
+constexpr Form kForms[] = {
+    // Euler, DDIM, DPM++2M, flow: two or three loads a quad, all in flight at once.
+    {"step_uniform(1,1,0)", 1, 1, false},
+    // UniPC, 3M, Heun, and every one of them guided.
+    {"step_uniform(4,2,0)", 4, 2, false},
+    // The same with a noise: the normals take 20 registers and most of the issue slots.
+    {"step_uniform(4,2,1)", 4, 2, true},
+    // Fitted plans: all ten slots in flight at once, which chunks of five do not better.
+    {"step_uniform(10,1,0)", 10, 1, false},
+    // Fitted plans, guided.
+    {"step_uniform(10,2,0)", 10, 2, false},
+};
+constexpr int kFormSlots = 10, kFormBranches = 2;  // the most of any
+
+// Threads of a block, for launches of fewer quads than `below`.
+struct ThreadRule {
+  int64_t below;
+  int threads;
+};
+
+constexpr int64_t kProcessors = 132;  // of an H100 or H200; a B200 has 148
+constexpr ThreadRule kThreads[] = {
+    {kProcessors * 32, 32},  // less than a warp a processor: the more blocks, the more of them work
+    {kProcessors * 128, 64},  // two warps a block fill them all sooner than four
+    {INT64_MAX, 128},         // 3 to 8 blocks of 60 to 150 registers are resident together
+};
+constexpr int kMostThreads = 128, kWarp = 32;
+
+// One wave: as many blocks as are resident together at up to 64 registers. Threads go on to further
+// elements, so that a row is looked up once.
+constexpr int64_t kMostBlocks = kProcessors * 8;
+constexpr int64_t kMostRows = 65535;  // CUDA's limit of gridDim.y and z; kernels go on from there
+
+struct Cut {
+  dim3 grid;
+  int threads;
+};
+
+// `samples` of `elements` numbers: blocks of a sample along x, samples along y.
+inline Cut cut_of(int64_t samples, int64_t elements) {
+  const int64_t quads = elements == 0 ? 1 : (elements - 1) / kQuad + 1;
+  const int64_t rows = samples < kMostRows ? samples : kMostRows;
+  const ThreadRule* rule = kThreads;
+  while (rule + 1 < std::end(kThreads) && quads >= rule->below / rows) ++rule;
+  const int64_t warps = (quads - 1) / kWarp + 1;
+  const int threads =
+      warps * kWarp < rule->threads ? static_cast<int>(warps) * kWarp : rule->threads;
+  const int64_t blocks = (quads - 1) / threads + 1;
+  const int64_t most = kMostBlocks > rows ? kMostBlocks / rows : 1;
+  return {dim3(static_cast<unsigned>(blocks < most ? blocks : most), static_cast<unsigned>(rows)),
+          threads};
+}
+
+}  // namespace
+}  // namespace fs

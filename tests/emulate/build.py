@@ -1,0 +1,63 @@
+"""The library whose FS_CUDA runs the emulated kernels, and programs over it in processes of their
+own.
+"""
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+from c import build
+from c.interface import Library
+
+HERE = Path(__file__).parent
+EMULATED = ("-DFASTSAMPLE_CUDA=emulated", "-DFASTSAMPLE_WERROR=ON")
+
+
+class Emulated(Library):
+    """The library, with what tests/emulate/controls.cpp adds to it."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.dll.fs_emulated_count.restype = ctypes.c_int64
+        for name in ("fs_emulated_order", "fs_emulated_errors", "fs_emulated_where"):
+            getattr(self.dll, name).restype = None
+        self.dll.fs_emulated_pending.restype = ctypes.c_int32
+
+    def count(self, name=None):
+        """Launches of a kernel so far, of all kernels without a name."""
+        return self.dll.fs_emulated_count(name and name.encode())
+
+    def pending(self):
+        """The error that is pending."""
+        return self.dll.fs_emulated_pending()
+
+    def where(self):
+        """(device that is current, device of the last launch, its stream)."""
+        current, launched_on, stream = ctypes.c_int32(), ctypes.c_int32(), ctypes.c_void_p()
+        self.fs_emulated_where(*map(ctypes.byref, (current, launched_on, stream)))
+        return current.value, launched_on.value, stream.value
+
+
+def library():
+    return Emulated(build.cmake("csrc", "emulated", *EMULATED) / "libfastsample.so")
+
+
+def sanitized():
+    """Path of the same under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    options = (*EMULATED, "-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    return build.cmake("csrc", "emulated-sanitized", *options) / "libfastsample.so"
+
+
+def run_alone(path, kind, first, count, *, sanitizer=False, timeout=None):
+    """The finished process that runs cases [first, first + count) of a kind, see run.py."""
+    environment = build.environment(OMP_NUM_THREADS="1")
+    if sanitizer:
+        found = build.run("gcc", "-print-file-name=libasan.so").strip()
+        # Python itself leaks, and fibers have no fake stack.
+        options = "detect_leaks=0:detect_stack_use_after_return=0"
+        environment |= {"LD_PRELOAD": found, "ASAN_OPTIONS": options}
+    command = [sys.executable, HERE / "run.py", path, kind, first, count, int(not sanitizer)]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=timeout
+    )

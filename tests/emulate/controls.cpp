@@ -1,0 +1,30 @@
+// What a test asks of the emulation and sets in it, beside the C interface.
+
+#include "cuda_runtime.h"
+
+#define FS_TEST extern "C" __attribute__((visibility("default")))
+
+// Launches of a kernel so far; NULL = of all.
+FS_TEST int64_t fs_emulated_count(const char* name) {
+  if (name) return emulate::counts[name];
+  int64_t all = 0;
+  for (const auto& each : emulate::counts) all += each.second;
+  return all;
+}
+
+FS_TEST void fs_emulated_order(uint32_t order) { emulate::order = order; }
+
+// The error that is pending, and the answer to the next launch.
+FS_TEST void fs_emulated_errors(int32_t pending, int32_t next) {
+  emulate::runtime.last = static_cast<cudaError_t>(pending);
+  emulate::runtime.next = static_cast<cudaError_t>(next);
+}
+
+FS_TEST int32_t fs_emulated_pending() { return emulate::runtime.last; }
+
+// The device that is current, and the one of the last launch with its stream.
+FS_TEST void fs_emulated_where(int32_t* current, int32_t* launched_on, const void** stream) {
+  *current = emulate::runtime.device;
+  *launched_on = emulate::runtime.launched_on;
+  *stream = emulate::runtime.stream;
+}

@@ -1,0 +1,28 @@
+"""run.py LIBRARY KIND FIRST COUNT CANARIES: random cases of a kind, emulated kernels against the
+CPU's; exits with 1 and the first case that differs.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from emulate import memory  # noqa: E402
+from emulate.build import Emulated  # noqa: E402
+
+
+def main(path, kind, first, count, canaries):
+    memory.GUARDED = bool(int(canaries))
+    lib, check = Emulated(path), import_module(f"emulate.{kind}").check
+    with np.errstate(all="ignore"):
+        for seed in range(int(first), int(first) + int(count)):
+            found = check(lib, seed)
+            if found:
+                sys.exit(f"{kind} {seed}: {', '.join(found)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

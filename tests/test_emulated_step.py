@@ -1,0 +1,94 @@
+"""csrc/cuda's step and fill, compiled by g++ over tests/emulate, against the CPU kernels: every
+output to the bit, with canaries around all of them.
+"""
+
+import ctypes
+
+import numpy as np
+import pytest
+from c.interface import CPU, CUDA, DTYPES, NoiseArgs
+from emulate import build, steps
+from emulate.memory import Array, faults
+
+pytestmark = pytest.mark.slow  # builds libfastsample over the emulation
+
+
+@pytest.fixture(scope="module")
+def lib():
+    return build.library()
+
+
+def test_random_steps_have_the_bits_of_the_cpu(lib):
+    with np.errstate(all="ignore"):
+        found = {seed: steps.check(lib, seed) for seed in range(2500)}
+    assert {seed: names for seed, names in found.items() if names} == {}
+
+
+def test_the_random_steps_meet_every_kernel_and_every_fault(lib):
+    """Else the test above would say less than it seems to."""
+    words, met = set(), {}
+    for seed in range(600):
+        case = steps.Step(seed)
+        before = {name: lib.count(name) for name in KERNELS}
+        lib.fs_step(case.args(case.arrays, CUDA))
+        for name in KERNELS:
+            met[name] = met.get(name, 0) + lib.count(name) - before[name]
+        if "status" in case.arrays:
+            words |= set((case.arrays["status"].values & 0xFF).tolist())
+    assert min(met.values()) >= 5, met
+    assert words >= {0, 1, 2, 4, 8}
+
+
+KERNELS = (
+    "step_any",
+    "step_any(whole)",
+    "step_any(groups)",
+    "step_any(groups,whole)",
+    "settle",
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("elements", [0, 1, 127, 128, 4097, 70_000])
+def test_fill(lib, dtype, elements):
+    rng = np.random.default_rng(elements)
+    seed, stage = rng.integers(0, 2**64, 3, np.uint64), rng.integers(0, 2**32, 3, np.uint32)
+    for offset in (0, 1):
+        for seeds, stages in ((seed, stage), (None, None)):
+            out = [Array(np.full((3, elements), np.nan, dtype), offset) for _ in range(2)]
+            for device, array in zip((CPU, CUDA), out, strict=True):
+                at = lambda v: None if v is None else v.ctypes.data
+                args = NoiseArgs(
+                    device=device,
+                    dtype=DTYPES[np.dtype(dtype)],
+                    id=2**32 - 1 if offset else 3,
+                    batch=3,
+                    elements=elements,
+                    seed=at(seeds),
+                    stage=at(stages),
+                    out=array.address,
+                )
+                lib.fs_noise_fill(args)
+            assert faults({"out": out[0]}, {"out": out[1]}) == []
+            assert np.isfinite(out[1].values).all()
+
+
+def test_more_samples_than_a_grid_has_rows(lib):
+    out = [Array(np.full((70_000, 3), np.nan, np.float32)) for _ in range(2)]
+    for device, array in zip((CPU, CUDA), out, strict=True):
+        lib.fs_noise_fill(NoiseArgs(device=device, batch=70_000, elements=3, out=array.address))
+    assert faults({"out": out[0]}, {"out": out[1]}) == []
+
+
+def test_under_sanitizers():
+    done = build.run_alone(build.sanitized(), "steps", 0, 400, sanitizer=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+def test_a_write_behind_an_array_is_seen():
+    array = Array(np.zeros(5, np.float32), 1)
+    assert array.intact() and array.address % 16 == 4
+    for at in (array.address - 1, array.address + 20):
+        planted = array.copy()
+        ctypes.memset(at - array.address + planted.address, 0, 1)
+        assert faults({"x": array}, {"x": planted}) == ["around x"]
