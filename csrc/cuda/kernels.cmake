@@ -1,7 +1,7 @@
 # The kernels for FS_CUDA, in `objects`.
 #   FASTSAMPLE_CUDA=auto|on|off   nvcc where it is found, or must be found, or is not looked for
 #   FASTSAMPLE_CUDA=emulated      for tests: the C++ compiler, over the emulation of tests/emulate
-set(cuda_sources cuda/device.cu cuda/fill.cu cuda/moments.cu cuda/step.cu cuda/step_any.cu)
+set(cuda_sources cuda/device.cu cuda/fill.cu cuda/moments.cu cuda/step.cu cuda/step_any.cu cuda/step_uniform.cu)
 
 function(add_cuda text)
   add_library(fs_cuda OBJECT ${cuda_sources})
@@ -17,6 +17,6 @@ if(FASTSAMPLE_CUDA STREQUAL "emulated")
   target_sources(fs_cuda PRIVATE ${emulation}/controls.cpp)
   target_include_directories(fs_cuda BEFORE PRIVATE ${emulation})
   # Numbers are read as quads; pragmas are nvcc's; whether a quad was loaded is known by another variable.
-  target_compile_options(fs_cuda PRIVATE ${flags} ${warnings} -fno-strict-aliasing -Wno-unknown-pragmas -Wno-maybe-uninitialized)
+  target_compile_options(fs_cuda PRIVATE ${flags} ${warnings} -fno-strict-aliasing -Wno-unknown-pragmas -Wno-uninitialized -Wno-maybe-uninitialized)
   return()
 endif()

@@ -11,7 +11,10 @@ class Call;
 
 constexpr int64_t kMostGroups = (int64_t{1} << 24) - 1;  // a status word has room for their numbers
 
-// Any row: step_any.cu.
-void launch_step_any(const fs_step_args&, const Call&);
+// `whole`: every quad of every array may be read and written at once.
+// All samples at a row that the host knows; false, and nothing done, for a row of another shape.
+bool launch_step_uniform(const fs_step_args&, const Call&, bool whole);
+// Any rows.
+void launch_step_any(const fs_step_args&, const Call&, bool whole);
 
 }  // namespace fs

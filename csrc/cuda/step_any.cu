@@ -116,20 +116,6 @@ __global__ void __launch_bounds__(kMostThreads) settle(const __grid_constant__ f
   }
 }
 
-// Every quad of every array begins at a multiple of 16 bytes (8 for numbers of 16 bits).
-bool is_whole(const fs_step_args& a) {
-  if (a.elements % kQuad != 0 || (a.groups > 1 && a.inner % kQuad != 0)) return false;
-  const int model = dtype_size(a.model_dtype) == 2 ? kQuadBytes / 2 : kQuadBytes;
-  bool whole = is_aligned(a.model_input, model);
-  for (int g = 0; g < a.G; ++g) whole = whole && is_aligned(a.f[g], model);
-  for (int l = 0; l < a.L; ++l) whole = whole && is_aligned(a.noise[l], kQuadBytes);
-  for (const void* array :
-       {static_cast<const void*>(a.x), static_cast<const void*>(a.slots), a.x_in,
-        static_cast<const void*>(a.x_out), a.mask, a.known, static_cast<const void*>(a.preview)})
-    whole = whole && is_aligned(array, kQuadBytes);
-  return whole && a.slot_stride % kQuad == 0;
-}
-
 template <class T, bool Grouped>
 void launch(const fs_step_args& a, const Call& call, const Cut& cut, bool whole) {
   const char* name = Grouped ? whole ? "step_any(groups,whole)" : "step_any(groups)"
@@ -141,9 +127,9 @@ void launch(const fs_step_args& a, const Call& call, const Cut& cut, bool whole)
 
 }  // namespace
 
-void launch_step_any(const fs_step_args& a, const Call& call) {
+void launch_step_any(const fs_step_args& a, const Call& call, bool whole) {
   const Cut cut = cut_of(a.batch, a.elements);
-  const bool whole = is_whole(a), grouped = a.groups > 1;
+  const bool grouped = a.groups > 1;
   if (grouped && a.groups > kMostGroups)
     fail(FS_E_UNSUPPORTED, "fs_step: groups is %lld; at most %lld are accepted on CUDA",
          static_cast<long long>(a.groups), static_cast<long long>(kMostGroups));

@@ -1,4 +1,4 @@
-"""Arrays at chosen addresses: some elements past a multiple of 16 bytes, with canaries around them or
+"""Arrays at chosen addresses: some elements past a multiple of 16 bytes, with canaries around or
 ending where their memory ends.
 """
 
@@ -57,6 +57,7 @@ def faults(want, got):
 
 
 def parts(value):
+    """The arrays that are there, of one or of a list."""
     return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 

@@ -20,7 +20,9 @@ class Step:
         self.rng = rng = np.random.default_rng(seed)
         self.pick = lambda *values: values[rng.integers(len(values))]
         self.chance = lambda p: rng.random() < p
-        self.lean, self.one_row = self.chance(0.6), self.chance(0.5)
+        # run: a plan's row for every sample, as a Run launches it; lean: a plan's rows; any: all
+        self.kind = kind = self.pick("run", "run", "run", "lean", "any", "any")
+        self.lean, self.one_row = kind != "any", kind == "run" or self.chance(0.3)
         self._sizes()
         self._table()
         self._arrays()
@@ -28,15 +30,18 @@ class Step:
             self._spoil()
 
     def _sizes(self):
-        pick, lean = self.pick, self.lean
-        S = pick(*((0, 1, 2, 4, 7, 10) if lean else (0, 1, 2, 3, 5, 12, 24)))
-        G = pick(*((1, 1, 2) if lean else (0, 1, 2, 3, 8)))
-        L = pick(*((0, 0, 1) if lean else (0, 1, 2, 8)))
+        pick, kind, lean = self.pick, self.kind, self.lean
+        S = pick(*((0, 1, 2, 4, 7, 10, 11) if lean else (0, 1, 2, 3, 5, 12, 24)))
+        G = pick(*((1, 1, 2, 3) if lean else (0, 1, 2, 3, 8)))
+        L = pick(*((0, 0, 0, 1, 2) if lean else (0, 1, 2, 8)))
         K, E = pick(*((0, 1) if lean else (0, 1, 2, 8))), pick(0, 1, 2, 4)
         self.dims = S, G, L, K, E
-        self.state = pick("float32", "float32", "float32", "float64")
+        self.state = pick(
+            "float32", "float32", "float32", "float64" if kind != "run" else "float32"
+        )
         self.model = pick(*FLOATS, "float32")
-        self.B, self.D = pick(0, 1, 2, 5), pick(*SIZES)
+        sizes = SIZES if kind != "run" or self.chance(0.2) else [n for n in SIZES if n % 4 == 0]
+        self.B, self.D = pick(0, 1, 2, 2, 5), pick(*sizes)
         self.groups, self.inner = 1, 0
         if self.D and not self.one_row and self.chance(0.4):
             self.groups = pick(*[g for g in (2, 3, 4, 8, 16, 37, 64) if self.D % g == 0] or [1])
@@ -44,6 +49,7 @@ class Step:
             self.inner = pick(*[k for k in (1, 4, 8, 16, inner) if inner % k == 0])
         self.P, self.outputs = self.B + pick(0, 3), self.B + pick(0, 2)
         self.copies, self.offset = pick(1, 1, 3), pick(0, 0, 0, 1, 2, 3)
+        self.offset *= kind != "run" or self.chance(0.1)
         self.wild = pick(0.0, 0.0, 0.02)
 
     def _table(self):
@@ -62,7 +68,7 @@ class Step:
         words = [
             reads & 0xFFFFFF,
             reads >> 24,
-            rng.integers(0, 2**G, ROWS),
+            np.where(rng.random(ROWS) < 0.5, 2**G - 1, rng.integers(0, 2**G, ROWS)),
             rng.integers(0, 2 ** (1 + L), ROWS),
             du,
             np.where(du == dv, -1, dv),
@@ -90,16 +96,17 @@ class Step:
         self.row = int(rng.integers(0, ROWS))
         self.arrays = a = dict(table_f=put(F), table_i=put(I), row=put(row), x=state(P, D))
         a["slots"] = state(S, P, D)
-        absent = 0.05 if self.lean else 0.15
+        absent = 0.01 if self.lean else 0.15
         a["f"] = [None if self.chance(absent) else model(self.outputs, D) for _ in range(G)]
         given = not self.lean or self.chance(0.05)
         a["noise"] = [state(B, D) if given and self.chance(0.4) else None for _ in range(L)]
         out = lambda: Array(np.full((P, D), -7, T), self.offset)
         times = np.full((B, self.groups, E), -7, T if self.chance(0.3) else np.float32)
-        rare, index = 0.05 if self.lean else 0.25, lambda *v: put(np.array(*v).astype(np.int32))
+        rare, index = 0.05 if self.lean else 0.25, lambda v: put(v.astype(np.int32))
+        often = 0.05 if self.kind == "run" else 0.4
         wishes = dict(
-            place=(0.15 if self.one_row else 0.4, lambda: index(rng.permutation(P)[:B])),
-            f_index=(0.15 if self.one_row else 0.4, lambda: index(self._outputs_of(G, B))),
+            place=(often, lambda: index(rng.permutation(P)[:B])),
+            f_index=(often, lambda: index(self._outputs_of(G, B))),
             scale=(0.6, lambda: state(B, K)),
             seed=(0.7, lambda: put(rng.integers(0, 2**64, B, np.uint64))),
             stage=(0.4, lambda: put(rng.integers(0, 2**32, B, np.uint32))),
