@@ -72,7 +72,7 @@ def test_each_step_takes_the_kernel_of_the_rules(lib):
     seems.
     """
     words, met = set(), Counter()
-    for seed in range(1200):
+    for seed in range(2000):
         case = steps.Step(seed)
         if case.B == 0:
             continue

@@ -1,7 +1,7 @@
 # The kernels for FS_CUDA, in `objects`.
 #   FASTSAMPLE_CUDA=auto|on|off   nvcc where it is found, or must be found, or is not looked for
 #   FASTSAMPLE_CUDA=emulated      for tests: the C++ compiler, over the emulation of tests/emulate
-set(cuda_sources cuda/device.cu cuda/fill.cu cuda/moments.cu cuda/step.cu cuda/step_any.cu cuda/step_uniform.cu)
+set(cuda_sources cuda/device.cu cuda/cost_gather.cu cuda/cost_matrix.cu cuda/fill.cu cuda/moments.cu cuda/step.cu cuda/step_any.cu cuda/step_uniform.cu)
 
 function(add_cuda text)
   add_library(fs_cuda OBJECT ${cuda_sources})

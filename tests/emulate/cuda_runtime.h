@@ -240,6 +240,7 @@ inline const dim3 &threadIdx = emulate::machine.thread, &blockIdx = emulate::mac
 #define FS_EMULATED_LINE(line) FS_EMULATED_TEXT(line)
 #define FS_EMULATED_SITE __FILE__ ":" FS_EMULATED_LINE(__LINE__)
 #define __syncthreads() emulate::wait(FS_EMULATED_SITE, false, 0)
+#define __syncwarp() emulate::wait(FS_EMULATED_SITE, true, 0)
 #define __syncthreads_or(value) emulate::vote(value, FS_EMULATED_SITE)
 #define __shfl_xor_sync(mask, value, by) \
   emulate::exchange(value, emulate::lane() ^ (by), FS_EMULATED_SITE)

@@ -1,0 +1,114 @@
+"""Random calls of fs_cost_matrix, to the bound of its roundings, and of fs_cost_gather, by bits."""
+
+import numpy as np
+from c import interface, rows
+from c.cases import FLOATS
+from emulate.memory import Array, copied, faults
+from emulate.moments import with_workspace
+
+
+class Costs:
+    def __init__(self, seed):
+        self.rng = rng = np.random.default_rng(seed)
+        pick = lambda *values: values[rng.integers(len(values))]
+        self.R, self.B = pick(1, 2, 3, 4), pick(0, 1, 2, 3)
+        self.I, self.J = pick(0, 1, 3, 4, 8, 9, 13), pick(0, 1, 7, 8, 9, 33, 40)
+        self.D = pick(0, 1, 3, 4, 64, 127, 516, 8192, 8196, 20_000)
+        self.dtype, self.p = pick(*FLOATS, "float32"), pick(2.0, 2.0, 2.0, 1.0, 0.5, 1.7)
+        offset = pick(0, 0, 0, 1)
+        number = lambda *shape: Array(rows.narrow(rng.standard_normal(shape), T), offset)
+        T, (B, I, J, D) = FLOATS[self.dtype], (self.B, self.I, self.J, self.D)  # noqa: E741
+        one = rng.random() < 0.5
+        bands = [rng.integers(-1, J + 1, I), rng.integers(0, J + 2, I)]
+        self.arrays = dict(
+            U=[number(B, I, D) for _ in range(self.R)],
+            c=Array(rng.uniform(-1, 1, (self.R, I, J))),
+            X=number(B, J, D),
+            band=pick(None, Array(np.stack(bands, 1).astype(np.int32))),
+            i_star=Array(rng.integers(-1, I, (1 if one else B, J)).astype(np.int32)),
+        )
+        self.stride = 0 if one else J
+
+    def args(self, arrays, device, out):
+        values = {n: arrays[n] and arrays[n].address for n in ("c", "X", "band", "i_star")}
+        args = interface.CostArgs(
+            device=device,
+            dtype=interface.DTYPES[np.dtype(FLOATS[self.dtype])],
+            terms=self.R,
+            batch=self.B,
+            I=self.I,
+            J=self.J,
+            D=self.D,
+            i_star_batch_stride=self.stride,
+            p=self.p,
+            out=out.address,
+            threads=1,
+            **values,
+        )
+        for r, u in enumerate(arrays["U"]):
+            args.U[r] = u.address
+        return args
+
+    def bounds(self):
+        """(the costs [B,I,J] in float64, how far a kernel's may lie from them)."""
+        U, X = ([rows.widen(u.values).astype(float) for u in us] for us in self._tensors())
+        T = np.float64 if self.dtype == "float64" else np.float32
+        c = self.arrays["c"].values.astype(T).astype(float)
+        spread = lambda u, k: u[:, :, None] * k[None, :, :, None]
+        gap = abs(sum(map(spread, U, c)) - X[0][:, None])
+        reach = sum(map(spread, map(abs, U), abs(c))) + abs(X[0])[:, None]
+        unit = np.finfo(T).eps / 2
+        # terms + 1 roundings of a difference; sums of at most 256 in T, the rest in float64
+        slack = (self.R + 1) * unit * reach
+        off = ((gap + slack) ** self.p - np.maximum(gap - slack, 0) ** self.p).mean(-1)
+        want = (gap**self.p).mean(-1)
+        return want, off + (260 * unit + 2.0**-40) * (want + off)
+
+    def _tensors(self):
+        return self.arrays["U"], [self.arrays["X"]]
+
+    def outside(self):
+        """Pairs [I,J] that the band leaves out."""
+        band, at = self.arrays["band"], np.arange(self.J)
+        if band is None:
+            return np.zeros((self.I, self.J), bool)
+        return (at < band.values[:, :1]) | (at >= band.values[:, 1:])
+
+
+def check_matrix(lib, case, seed):
+    inputs, before = copied(case.arrays), case.arrays
+    outs = [Array(np.full((case.B, case.I, case.J), -7.0)) for _ in range(2)]
+    found = []
+    for turn, out in enumerate(outs):
+        args = case.args(inputs, interface.CUDA, out)
+        room = with_workspace(lib, args, "cost")
+        lib.fs_emulated_order((seed + turn) % 7)
+        lib.fs_cost_matrix(args)
+        found += [] if room.intact() else ["around workspace"]
+    got, outside = outs[0].values, case.outside()
+    found += faults(before, inputs) + faults({"repeated": outs[0]}, {"repeated": outs[1]})
+    if case.D == 0:
+        sound = np.isnan(got[:, ~outside]).all()
+    else:
+        want, bound = case.bounds()
+        sound = (abs(got - want)[:, ~outside] <= bound[:, ~outside]).all()
+    return found + ([] if sound and (got[:, outside] == np.inf).all() else ["out"])
+
+
+def check_gather(lib, case, seed):
+    want, got = copied(case.arrays), copied(case.arrays)
+    offset = case.arrays["X"].offset
+    for device, arrays in ((interface.CPU, want), (interface.CUDA, got)):
+        arrays["out"] = Array(
+            np.full((case.B, case.J, case.D), 7, case.arrays["X"].values.dtype), offset
+        )
+        lib.fs_emulated_order(seed % 7)
+        lib.fs_cost_gather(case.args(arrays, device, arrays["out"]))
+    return [f"gather: {name}" for name in faults(want, got)]
+
+
+def check(lib, seed):
+    """Names of what the emulated kernels get wrong in case `seed`."""
+    case = Costs(seed)
+    gathers = case.I > 0 or case.J == 0 or case.B == 0 or (case.arrays["i_star"].values < 0).all()
+    return check_matrix(lib, case, seed) + (check_gather(lib, case, seed) if gathers else [])

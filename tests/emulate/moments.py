@@ -1,0 +1,85 @@
+"""Random calls of fs_moments: 1 to 5 tensors by 0 to 24, few and many chunks, every dtype."""
+
+import ctypes
+
+import numpy as np
+from c import interface, rows
+from c.cases import FLOATS
+from emulate.memory import Array, copied, faults
+
+SIZES = (0, 1, 15, 127, 1024, 1025, 4097, 16_385, 20_000, 70_001)
+
+
+class Moments:
+    def __init__(self, seed):
+        self.rng = rng = np.random.default_rng(seed)
+        pick = lambda *values: values[rng.integers(len(values))]
+        self.P, self.Q, self.B = (
+            pick(1, 1, 2, 3, 4, 5),
+            pick(0, 1, 3, 4, 5, 9, 24),
+            pick(0, 1, 2, 4),
+        )
+        self.D = pick(*SIZES if self.P * self.Q < 40 else SIZES[:-2])
+        self.dtype, offset = pick(*FLOATS), pick(0, 1, 2)
+        self.regime = pick("normal", "normal", "zeros", "odd", "mixed")
+        tensor = lambda: Array(self._numbers(), offset)
+        wanted = pick((1, 1), (1, 1), (1, 0), (0, 1))
+        out = lambda there, *shape: Array(np.full(shape, -7.0)) if there else None
+        self.arrays = dict(
+            a=[tensor() for _ in range(self.P)],
+            b=[tensor() for _ in range(self.Q)],
+            dots=out(wanted[0], self.B, self.P, self.Q),
+            max_abs=out(wanted[1], self.B, self.P),
+        )
+
+    def _numbers(self):
+        rng, shape = self.rng, (self.B, self.D)
+        v = rng.standard_normal(shape)
+        if self.regime == "zeros":  # products of -0 and 0
+            v = np.copysign(0.0, v if rng.random() < 0.5 else np.full(shape, rng.choice([-1, 1])))
+        elif self.regime == "mixed":  # sums that lose most of their bits
+            v = v * 10.0 ** rng.integers(-4, 5, shape)
+        elif self.regime == "odd":
+            odd = rng.choice([np.nan, np.inf, -np.inf, 1e-40, -0.0], shape)
+            v = np.where(rng.random(shape) < 2 / max(self.D, 1), odd, v)
+        with np.errstate(all="ignore"):
+            return rows.narrow(v, FLOATS[self.dtype])
+
+    def args(self, arrays, device):
+        args = interface.MomentsArgs(
+            device=device,
+            dtype=interface.DTYPES[np.dtype(FLOATS[self.dtype])],
+            P=self.P,
+            Q=self.Q,
+            threads=1,
+            batch=self.B,
+            elements=self.D,
+        )
+        for name in ("dots", "max_abs"):
+            if arrays[name] is not None:
+                setattr(args, name, arrays[name].address)
+        for name in ("a", "b"):
+            for k, array in enumerate(arrays[name]):
+                getattr(args, name)[k] = array.address
+        return args
+
+
+def with_workspace(lib, args, kind):
+    """The array that a call needs beside its own, of garbage, put into its arguments."""
+    size = ctypes.c_int64()
+    getattr(lib, f"fs_{kind}_workspace")(args, ctypes.byref(size))
+    room = Array(np.full(size.value // 8, np.nan))
+    args.workspace, args.workspace_bytes = room.address, size.value
+    return room
+
+
+def check(lib, seed):
+    """Names of what the emulated kernels get wrong in case `seed`, by the CPU's."""
+    case = Moments(seed)
+    want, got = copied(case.arrays), copied(case.arrays)
+    lib.fs_moments(case.args(want, interface.CPU))
+    args = case.args(got, interface.CUDA)
+    room = with_workspace(lib, args, "moments")
+    lib.fs_emulated_order(seed % 7)
+    lib.fs_moments(args)
+    return faults(want, got) + ([] if room.intact() else ["around workspace"])
