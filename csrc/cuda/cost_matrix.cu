@@ -15,13 +15,13 @@
 namespace fs {
 namespace {
 
-constexpr int kTargets = 8, kWarps = 8, kWarpsI = 2, kWarpsJ = kWarps / kWarpsI;
+constexpr int kTargets = 8, kWarps = 4, kWarpsI = 2, kWarpsJ = kWarps / kWarpsI;
 constexpr int kThreadsOfTiles = kWarps * kWarp;
 constexpr int kFlush = 256;  // elements of a lane's sum in T
 constexpr int64_t kStrip = int64_t{kFlush} * kWarp;
 
 // Sources of a warp's tile: as many as leave the operands of a strip in registers.
-constexpr int sources_of(int terms, bool wide) { return terms <= 2 && !wide ? 4 : 2; }
+FS_HD constexpr int sources_of(int terms, bool wide) { return terms <= 2 && !wide ? 4 : 2; }
 
 struct Cost {
   fs_cost_args a;
@@ -112,9 +112,9 @@ struct Tile {
   }
 };
 
-// Blocks: (groups of 2 x 4 tiles, samples, splits).
+// Blocks: (groups of 2 x 2 tiles, samples, splits).
 template <class T, class F, int R>
-__global__ void __launch_bounds__(kThreadsOfTiles, sizeof(T) == 4 ? 2 : 1)
+__global__ void __launch_bounds__(kThreadsOfTiles, sizeof(T) == 4 ? 3 : 2)
     cost_tiles(const __grid_constant__ Cost s) {
   constexpr int I = sources_of(R, sizeof(T) == 8);
   __shared__ T coefficients[kWarps][R][I][kTargets];

@@ -95,7 +95,7 @@ struct Lane {
 
 // Blocks: (runs x takes, samples). P is fixed, so that the sums live in registers.
 template <class F, int P>
-__global__ void __launch_bounds__(kThreadsOfRun) moments(const __grid_constant__ Moments m) {
+__global__ void __launch_bounds__(kThreadsOfRun, 1) moments(const __grid_constant__ Moments m) {
   __shared__ double sums[P * kTake][kRun], most[P][kRun];
   const fs_moments_args& a = m.a;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;

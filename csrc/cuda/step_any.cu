@@ -89,7 +89,8 @@ __device__ __forceinline__ void run_groups(const fs_step_args& a, const Dims& d,
 
 // Blocks of a sample along x, samples along y.
 template <class T, bool Whole, bool Grouped>
-__global__ void __launch_bounds__(kMostThreads) step_any(const __grid_constant__ fs_step_args a) {
+__global__ void __launch_bounds__(kMostThreads, 1)
+    step_any(const __grid_constant__ fs_step_args a) {
   const Dims d = dims_of(a);
 #pragma unroll 1
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
