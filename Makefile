@@ -5,6 +5,7 @@ PYTHON ?= python3
 WERROR := $(if $(CI),ON,OFF)
 DATE ?= $(shell date +%F)
 ONLY ?= bench
+CUDA ?= auto
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
@@ -21,7 +22,7 @@ help:
 	@echo "make soak    the property tests with 2,000 examples each"
 	@echo "make lint    ruff and clang-format"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
-	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter)"
+	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter, CUDA=auto|on|off)"
 	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks"
 	@echo "make clean   remove everything the above made, .venv included"
 
@@ -44,7 +45,7 @@ $(READY): $(TORCH) pyproject.toml setup.py
 
 # The native code is built in place, so that a changed file is compiled alone. Without a compiler the backend `reference` runs everything.
 $(NATIVE): $(READY) $(C_FILES)
-	@if command -v c++ >/dev/null || command -v g++ >/dev/null; then $(MAKE) --no-print-directory native PYTHON=$(PY); \
+	@if command -v c++ >/dev/null || command -v g++ >/dev/null; then $(MAKE) --no-print-directory native PYTHON=$(PY) CUDA=off; \
 	else echo "make: no C++ compiler was found; going on with the backend reference"; fi
 	@touch $@
 
@@ -86,6 +87,7 @@ native:
 	PATH="$$(dirname $$python):$$PATH"; unset MAKEFLAGS MAKELEVEL; \
 	command -v cmake >/dev/null || { echo "make native: no cmake beside $$python or on PATH; pip install cmake"; exit 1; }; \
 	cmake -S csrc -B build/native-$$tag -G "Unix Makefiles" -DFASTSAMPLE_PYTHON=ON -DFASTSAMPLE_LIBRARY=OFF -DFASTSAMPLE_WERROR=$(WERROR) \
+	  -DFASTSAMPLE_CUDA=$(CUDA) $(if $(ARCH),-DCMAKE_CUDA_ARCHITECTURES=$(ARCH)) \
 	  -DFASTSAMPLE_PYTHON_DIR=$(CURDIR)/fastsample -DPython_EXECUTABLE=$$python >build/native.log 2>&1 \
 	  || { cat build/native.log; echo "make native: CMake could not configure the build"; exit 1; }; \
 	cmake --build build/native-$$tag --parallel >build/native.log 2>&1 || { cat build/native.log; echo "make native: the build failed"; exit 1; }; \
@@ -97,6 +99,9 @@ gpu-there:
 	@$(PYTHON) -c 'import pytest, pytest_benchmark' 2>/dev/null \
 	  || { echo "make gpu: $(PYTHON) lacks pytest or pytest-benchmark; pip install pytest pytest-benchmark"; exit 1; }
 
+# For the GPU that is there, and no other.
+gpu: CUDA = on
+gpu: ARCH = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)-real
 gpu: gpu-there native
 	$(PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu tests/gpu
 	@mkdir -p build

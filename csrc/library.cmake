@@ -1,17 +1,43 @@
-# libfastsample.so for C and C++: find_package(fastsample) gives the target fastsample::fastsample.
+# libfastsample, shared and static, for C and C++: find_package(fastsample) gives the targets fastsample::fastsample and
+# fastsample::static, pkg-config the package fastsample. Both say what CUDA they were built with: fastsample_CUDA, --variable=cuda.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 add_library(fastsample SHARED ${objects})
-add_library(fastsample::fastsample ALIAS fastsample)
 link_core(fastsample library.map)
 set_target_properties(fastsample PROPERTIES LINKER_LANGUAGE CXX VERSION ${PROJECT_VERSION} SOVERSION 1)
-target_include_directories(fastsample INTERFACE
-  $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 
-install(TARGETS fastsample EXPORT fastsample LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+# What a program needs beside the static library, by names that every linker knows.
+set(needed -pthread stdc++ m)
+if(OpenMP_CXX_FOUND)
+  list(APPEND needed ${OpenMP_CXX_LIB_NAMES})
+endif()
+if(cuda_libraries)
+  list(APPEND needed ${CUDA_cudart_static_LIBRARY} dl rt)
+endif()
+add_library(fastsample_static STATIC ${objects})
+set_target_properties(fastsample_static PROPERTIES LINKER_LANGUAGE CXX OUTPUT_NAME fastsample EXPORT_NAME static)
+target_link_libraries(fastsample_static INTERFACE ${needed})
+
+add_library(fastsample::fastsample ALIAS fastsample)
+add_library(fastsample::static ALIAS fastsample_static)
+foreach(target fastsample fastsample_static)
+  target_include_directories(${target} INTERFACE
+    $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+endforeach()
+
+install(TARGETS fastsample fastsample_static EXPORT fastsample LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES include/fastsample/fastsample.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fastsample)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/fastsample)
-install(EXPORT fastsample FILE fastsampleConfig.cmake NAMESPACE fastsample:: DESTINATION ${package_dir})
+install(EXPORT fastsample FILE fastsampleTargets.cmake NAMESPACE fastsample:: DESTINATION ${package_dir})
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/fastsampleConfig.cmake
+  "set(fastsample_CUDA \"${cuda_text}\")\ninclude(\${CMAKE_CURRENT_LIST_DIR}/fastsampleTargets.cmake)\n")
 write_basic_package_version_file(fastsampleConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fastsampleConfigVersion.cmake DESTINATION ${package_dir})
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fastsampleConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/fastsampleConfigVersion.cmake
+  DESTINATION ${package_dir})
+
+string(REGEX REPLACE "([^;]+)" "-l\\1" private "${needed}")
+string(REGEX REPLACE "-l([-/])" "\\1" private "${private}")
+string(REPLACE ";" " " private "${private}")
+configure_file(fastsample.pc.in fastsample.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/fastsample.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

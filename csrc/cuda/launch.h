@@ -28,6 +28,12 @@ inline bool is_of_earlier_work(cudaError_t error) {
   }
 }
 
+// There is no GPU here, or no driver that fits.
+inline bool is_of_machine(cudaError_t error) {
+  return error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice ||
+         error == cudaErrorStubLibrary;
+}
+
 // An error of our own call is said and cleared; one that was pending is said to be that, and stays.
 inline void check(const char* where, const char* what, cudaError_t error) {
   if (error == cudaSuccess) return;
@@ -45,6 +51,9 @@ class Call {
   Call(const char* where, int64_t gpu, void* stream)
       : where_(where), stream_(static_cast<cudaStream_t>(stream)) {
     const cudaError_t pending = cudaPeekAtLastError();
+    if (is_of_machine(pending))
+      fail(FS_E_UNSUPPORTED, "%s: CUDA cannot be used here: %s (%s); FS_CPU is accepted", where,
+           cudaGetErrorString(pending), cudaGetErrorName(pending));
     if (pending != cudaSuccess)
       fail(FS_E_DEVICE,
            "%s: an error of another CUDA call is pending: %s (%s); nothing was started", where,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
+PLAIN = ("-DFASTSAMPLE_WERROR=ON", "-DFASTSAMPLE_CUDA=off")
 
 
 def environment(**changes):
@@ -39,12 +40,12 @@ def installed():
     """(prefix of an installed libfastsample, folder of programs built against it by
     find_package).
     """
-    library, prefix = cmake("csrc", "c-library", "-DFASTSAMPLE_WERROR=ON"), BUILD / "c-prefix"
+    library, prefix = cmake("csrc", "c-library", *PLAIN), BUILD / "c-prefix"
     run("cmake", "--install", library, "--prefix", prefix)
     return prefix, cmake("tests/c", "c-programs", f"-DCMAKE_PREFIX_PATH={prefix}")
 
 
 def sanitized():
     """hostile, built with the library under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    options = ("-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    options = ("-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DFASTSAMPLE_CUDA=off")
     return cmake("tests/c", "c-sanitized", *options) / "hostile"
