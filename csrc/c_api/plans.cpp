@@ -209,7 +209,7 @@ const char* fs_build_info(void) {
 #ifdef FS_CUDA_TEXT
   const char* cuda = FS_CUDA_TEXT;
 #else
-  const char* cuda = "off: built without CUDA";
+  const char* cuda = "off";
 #endif
   thread_local char text[640];
   std::snprintf(text, sizeof text,

@@ -36,7 +36,8 @@ inline void check(int status) {
   switch (status) {
     case FS_E_MEMORY: PyErr_SetString(PyExc_MemoryError, sentence); break;
     case FS_E_UNSUPPORTED: PyErr_SetString(PyExc_NotImplementedError, sentence); break;
-    case FS_E_INTERNAL: PyErr_SetString(PyExc_RuntimeError, sentence); break;
+    case FS_E_INTERNAL:
+    case FS_E_DEVICE: PyErr_SetString(PyExc_RuntimeError, sentence); break;
     default: PyErr_SetString(PyExc_ValueError, sentence);
   }
   throw py::error_already_set();
@@ -52,10 +53,20 @@ inline int32_t dtype_of(const std::string& name) {
   return found->second;
 }
 
-inline int32_t device_of(const std::string& name) {
-  if (name != "cpu" && name != "cuda")
+// cpu, cuda (the device that is current) or cuda:0, cuda:1, ...
+struct DeviceName {
+  int32_t device;
+  int64_t gpu;  // as in fs_step_args
+};
+
+inline DeviceName device_of(const std::string& name) {
+  if (name == "cpu") return {FS_CPU, 0};
+  const std::string kind = name.substr(0, 5), number = kind == "cuda:" ? name.substr(5) : "";
+  const bool digits = !number.empty() && number.size() < 5 &&
+                      number.find_first_not_of("0123456789") == std::string::npos;
+  if (name != "cuda" && !digits)
     throw py::value_error("device: '" + name + "'; cpu and cuda are accepted");
-  return name == "cpu" ? FS_CPU : FS_CUDA;
+  return {FS_CUDA, digits ? 1 + std::stoll(number) : 0};
 }
 
 template <class Args>
@@ -68,7 +79,8 @@ Args empty() {
 template <class Args>
 Args empty(const std::string& device, Address stream) {
   Args args = empty<Args>();
-  args.device = device_of(device), args.stream = pointer(stream);
+  const DeviceName named = device_of(device);
+  args.device = named.device, args.gpu = named.gpu, args.stream = pointer(stream);
   return args;
 }
 
@@ -80,11 +92,11 @@ void fill(const char* name, Pointer (&to)[N], const Addresses& from) {
   for (size_t k = 0; k < N; ++k) to[k] = k < from.size() ? pointer(from[k]) : nullptr;
 }
 
-// `expected`: nanoseconds on one thread, roughly.
+// `expected`: nanoseconds on one thread of the CPU, roughly; a GPU is not waited for.
 template <class Call>
-void run(double expected, const Call& call) {
+void run(int32_t device, double expected, const Call& call) {
   int status;
-  if (expected < kReleaseFrom) {
+  if (device != FS_CPU || expected < kReleaseFrom) {
     status = call();
   } else {
     // The sentence is per thread, so it is still there with the GIL back.

@@ -13,7 +13,7 @@ namespace {
 double energy(Address data, int64_t n, const std::string& dtype) {
   const int32_t number = dtype_of(dtype);
   double sum = 0;
-  run(static_cast<double>(n) / 20, [&] {
+  run(FS_CPU, static_cast<double>(n) / 20, [&] {
     sum = fs::cpu_energy(pointer<const void>(data), number, n);
     return FS_OK;
   });
@@ -29,20 +29,38 @@ void noise_fill(Address out, int64_t batch, int64_t elements, uint32_t id, Addre
   args.batch = batch, args.elements = elements, args.threads = threads;
   args.seed = pointer<const uint64_t>(seed), args.stage = pointer<const uint32_t>(stage);
   args.out = pointer(out);
-  run(product({batch, elements}), [&] { return fs_noise_fill(&args); });
+  run(args.device, product({batch, elements}), [&] { return fs_noise_fill(&args); });
+}
+
+fs_moments_args moments_args(int32_t P, int32_t Q, int64_t batch, int64_t elements,
+                             const std::string& dtype, const std::string& device, Address stream) {
+  fs_moments_args args = empty<fs_moments_args>(device, stream);
+  args.dtype = dtype_of(dtype);
+  args.P = P, args.Q = Q, args.batch = batch, args.elements = elements;
+  return args;
+}
+
+int64_t moments_workspace(int32_t P, int32_t Q, int64_t batch, int64_t elements,
+                          const std::string& dtype, const std::string& device, Address stream) {
+  const fs_moments_args args = moments_args(P, Q, batch, elements, dtype, device, stream);
+  int64_t bytes;
+  check(fs_moments_workspace(&args, &bytes));
+  return bytes;
 }
 
 void moments(const Addresses& a, const Addresses& b, int64_t batch, int64_t elements, Address dots,
              Address max_abs, const std::string& dtype, int threads, const std::string& device,
-             Address stream) {
-  fs_moments_args args = empty<fs_moments_args>(device, stream);
-  args.dtype = dtype_of(dtype);
+             Address stream, Address workspace, int64_t workspace_bytes) {
+  fs_moments_args args =
+      moments_args(static_cast<int32_t>(a.size()), static_cast<int32_t>(b.size()), batch, elements,
+                   dtype, device, stream);
   fill("a", args.a, a);
   fill("b", args.b, b);
-  args.P = static_cast<int32_t>(a.size()), args.Q = static_cast<int32_t>(b.size());
-  args.batch = batch, args.elements = elements, args.threads = threads;
+  args.threads = threads;
+  args.workspace = pointer(workspace), args.workspace_bytes = workspace_bytes;
   args.dots = pointer<double>(dots), args.max_abs = pointer<double>(max_abs);
-  run(product({batch, elements, args.P, 2 + args.Q}) / 2, [&] { return fs_moments(&args); });
+  run(args.device, product({batch, elements, args.P, 2 + args.Q}) / 2,
+      [&] { return fs_moments(&args); });
 }
 
 fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch, int64_t I,
@@ -58,14 +76,26 @@ fs_cost_args cost_args(const Addresses& U, Address c, Address out, int64_t batch
   return args;
 }
 
+int64_t cost_workspace(int32_t terms, int64_t batch, int64_t I, int64_t J, int64_t D,
+                       const std::string& dtype, const std::string& device, Address stream) {
+  fs_cost_args args = cost_args({}, 0, 0, batch, I, J, D, dtype, 0, device, stream);
+  args.terms = terms;
+  int64_t bytes;
+  check(fs_cost_workspace(&args, &bytes));
+  return bytes;
+}
+
 void cost_matrix(const Addresses& U, Address c, Address X, Address band, Address out, int64_t batch,
                  int64_t I, int64_t J, int64_t D, double p, const std::string& dtype, int threads,
-                 const std::string& device, Address stream) {
+                 const std::string& device, Address stream, Address workspace,
+                 int64_t workspace_bytes) {
   fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads, device, stream);
   args.X = pointer(X);
   args.band = pointer<const int32_t>(band);
+  args.workspace = pointer(workspace), args.workspace_bytes = workspace_bytes;
   args.p = p;
-  run(product({batch, I, J, D, args.terms}) / 30, [&] { return fs_cost_matrix(&args); });
+  run(args.device, product({batch, I, J, D, args.terms}) / 30,
+      [&] { return fs_cost_matrix(&args); });
 }
 
 void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_batch_stride,
@@ -74,7 +104,7 @@ void cost_gather(const Addresses& U, Address c, Address i_star, int64_t i_star_b
   fs_cost_args args = cost_args(U, c, out, batch, I, J, D, dtype, threads, device, stream);
   args.i_star = pointer<const int32_t>(i_star);
   args.i_star_batch_stride = i_star_batch_stride;
-  run(product({batch, J, D, args.terms}), [&] { return fs_cost_gather(&args); });
+  run(args.device, product({batch, J, D, args.terms}), [&] { return fs_cost_gather(&args); });
 }
 
 py::dict parse_plan(const std::string& data) {
@@ -151,10 +181,14 @@ PYBIND11_MODULE(_C, module) {
              "device"_a = "cpu", "stream"_a = 0);
   module.def("moments", &moments, py::kw_only(), "a"_a, "b"_a, "batch"_a, "elements"_a,
              "dots"_a = 0, "max_abs"_a = 0, "dtype"_a = "float32", "threads"_a = 0,
-             "device"_a = "cpu", "stream"_a = 0);
+             "device"_a = "cpu", "stream"_a = 0, "workspace"_a = 0, "workspace_bytes"_a = 0);
+  module.def("moments_workspace", &moments_workspace, py::kw_only(), "P"_a, "Q"_a, "batch"_a,
+             "elements"_a, "dtype"_a, "device"_a = "cpu", "stream"_a = 0);
   module.def("cost_matrix", &cost_matrix, py::kw_only(), "U"_a, "c"_a, "X"_a, "band"_a, "out"_a,
              "batch"_a, "I"_a, "J"_a, "D"_a, "p"_a = 2.0, "dtype"_a = "float32", "threads"_a = 0,
-             "device"_a = "cpu", "stream"_a = 0);
+             "device"_a = "cpu", "stream"_a = 0, "workspace"_a = 0, "workspace_bytes"_a = 0);
+  module.def("cost_workspace", &cost_workspace, py::kw_only(), "terms"_a, "batch"_a, "I"_a, "J"_a,
+             "D"_a, "dtype"_a, "device"_a = "cpu", "stream"_a = 0);
   module.def("cost_gather", &cost_gather, py::kw_only(), "U"_a, "c"_a, "i_star"_a,
              "i_star_batch_stride"_a, "out"_a, "batch"_a, "I"_a, "J"_a, "D"_a,
              "dtype"_a = "float32", "threads"_a = 0, "device"_a = "cpu", "stream"_a = 0);

@@ -24,7 +24,7 @@ class Step {
     const Field& field = find(name);
     int64_t number;
     if (!py::isinstance<py::str>(value)) number = py::cast<int64_t>(value);
-    else if (name == "device") number = device_of(py::cast<std::string>(value));
+    else if (name == "device") return set_device(device_of(py::cast<std::string>(value)));
     else number = dtype_of(py::cast<std::string>(value));
     const int32_t narrow = static_cast<int32_t>(number);
     if (field.size == sizeof narrow && narrow != number)
@@ -111,7 +111,8 @@ class Step {
       X(table_i), X(x), X(slots), X(model_input), X(row), X(place), X(f_index), X(scale), X(seed), \
       X(noise_scale), X(weights), X(bound), X(mask), X(mask_batch_stride), X(known),               \
       X(known_batch_stride), X(t_out), X(preview), X(status), X(threads), X(stream), X(x_in),      \
-      X(x_out), X(stage), X(row_words), X(one_row), X(row_number), X(t_dtype), X(slot_stride)
+      X(x_out), X(stage), X(row_words), X(one_row), X(row_number), X(t_dtype), X(slot_stride),     \
+      X(gpu)
 #define FS_FIELD(name)                                                  \
   {                                                                     \
     #name, { offsetof(fs_step_args, name), sizeof(fs_step_args::name) } \
@@ -125,6 +126,8 @@ class Step {
           "Step: '" + name + "' is no argument of a step; the fields of fs_step_args are accepted");
     return found->second;
   }
+
+  void set_device(const DeviceName& named) { args_.device = named.device, args_.gpu = named.gpu; }
 
   static void resolve(fs_step_args& args) {
     if (args.pool == kDefault) args.pool = args.batch;
@@ -148,7 +151,7 @@ class Step {
     for (size_t g = 0; g < given; ++g) now.f[g] = pointer(f[g]);
     resolve(now);
     // About 1 ns an element, and as much for a normal that may be drawn.
-    run(product({now.batch, now.elements, 1 + now.L}), [&] { return fs_step(&now); });
+    run(now.device, product({now.batch, now.elements, 1 + now.L}), [&] { return fs_step(&now); });
   }
 
   fs_step_args args_;

@@ -1,5 +1,5 @@
-"""The kernels in C++ (`fastsample._C`): same results as `reference`, bit-equal to it for the step
-and its noise.
+"""The kernels in C++ and CUDA (`fastsample._C`): same results as `reference`, bit-equal to it for
+the step and its noise.
 
 Tensors cross as raw addresses, which this file makes sure of; a launch is bound to a pool's memory
 once.
@@ -12,8 +12,11 @@ from collections.abc import Hashable, Sequence
 from functools import reduce
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..plan.row import READS_SPLIT
 
 try:
     from .. import _C
@@ -57,10 +60,13 @@ def seen(tensors: tuple[Tensor | None, ...]) -> Hashable:
 def covers(kernel: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if MISSING:
         return MISSING
-    if device.type == "cuda" and torch.version.hip:
-        return f"not built for ROCm {torch.version.hip}, which torch calls cuda"
-    if device.type != "cpu":
-        return f"built for the CPU, tensors are on {device.type}"
+    if device.type == "cuda":
+        if torch.version.hip:
+            return f"not built for ROCm {torch.version.hip}, which torch calls cuda"
+        if _C.build_info()["cuda"] == "off":
+            return "built without CUDA; FASTSAMPLE_CUDA=on builds it where nvcc is"
+    elif device.type != "cpu":
+        return f"built for the CPU and CUDA, tensors are on {device.type}"
     return None if dtype in DTYPES else f"no kernels for {dtype}"
 
 
@@ -69,13 +75,29 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr() or _NOWHERE.data_ptr()
 
 
-def stream_of(device: torch.device) -> int:
-    """The current stream of a device, as the C interface takes it."""
-    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+def where(device: torch.device) -> dict:
+    """A device and its current stream, as the binary takes them."""
+    cuda = device.type == "cuda"
+    stream = torch._C._cuda_getCurrentRawStream(device.index) if cuda else 0
+    return {"device": str(device), "stream": stream}
+
+
+def words_of(table) -> np.ndarray:
+    """What the host knows of a table's rows, as the table's own words [R, WI] int32 without the
+    noise ids.
+    """
+    at, low = table.layout.at, (1 << READS_SPLIT) - 1
+    words = np.zeros((len(table.shapes), table.layout.WI), np.int32)
+    for row, shape in zip(words, table.shapes, strict=True):
+        row[at("reads") : at("reads") + 2] = shape.reads & low, shape.reads >> READS_SPLIT
+        row[at("branches")], row[at("known_reads")] = shape.branches, shape.known_reads
+        row[at("dst") : at("dst") + 2] = shape.dst
+    return words
 
 
 def bind(pool) -> Launch | Plain:
-    return Launch(pool) if EXCHANGE and pool.x.device.type == "cpu" else Plain(pool)
+    on_cpu = where(pool.x.device)["device"] == "cpu"
+    return Launch(pool) if EXCHANGE and on_cpu else Plain(pool)
 
 
 class Plain:
@@ -88,15 +110,16 @@ class Plain:
             value = getattr(pool, name)
             if value is not None:
                 held[f"{name}_batch_stride"] = 0 if value.shape[0] == 1 else pool.elements
-        self._indexed, device = pool.f_index is not None, pool.x.device
-        self._device = None if device.type == "cpu" else device
+        self._indexed, self._rows = pool.f_index is not None, pool.row is not None
+        device = where(pool.x.device)["device"]
+        self._device = None if device == "cpu" else pool.x.device
         held |= dict(batch=pool.batch, elements=pool.elements, pool=pool.x.shape[0])
         inner = pool.inner if pool.groups > 1 else 0
         held |= dict(groups=pool.groups, inner=inner, copies=pool.copies)
         held |= dict(x=address(pool.x), slots=address(pool.slots) if len(pool.slots) else 0)
-        held |= dict(slot_stride=pool.slots.stride(0) if pool.x.numel() else 0, device=device.type)
+        held |= dict(slot_stride=pool.slots.stride(0) if pool.x.numel() else 0, device=device)
         held |= dict(state_dtype=DTYPES[pool.x.dtype], model_dtype=DTYPES[pool.model_dtype])
-        self.step = _C.Step(**pool.table.layout._asdict(), **held)
+        self.step, self._shapes = _C.Step(**pool.table.layout._asdict(), **held), None
         self.use(pool.table)
 
     def use(self, table) -> None:
@@ -104,6 +127,9 @@ class Plain:
         self.step.set("table_f", address(table.f))
         self.step.set("table_i", address(table.i))
         self.step.set("table_rows", table.f.shape[0])
+        if self._device is not None and not self._rows and table.shapes is not self._shapes:
+            self._shapes, self._words = table.shapes, words_of(table)  # for a launch by row number
+            self.step.set("row_words", self._words.ctypes.data)
 
     def __call__(self, row, f=(), noise=(), x_in=None, x_out=None) -> None:
         step = self.step
@@ -112,7 +138,7 @@ class Plain:
         if self._indexed:
             step.set("outputs", max((v.shape[0] for v in f if v is not None), default=0))
         if self._device is not None:
-            step.set("stream", stream_of(self._device))
+            step.set("stream", where(self._device)["stream"])
         ends = [(n, v) for n, v in (("x_in", x_in), ("x_out", x_out)) if v is not None]
         for name, tensor in ends:
             step.set(name, address(tensor))
@@ -139,8 +165,8 @@ class Launch(Plain):
 def fill(out: Tensor, seed: Tensor, noise_id: int, stage: Tensor | None = None) -> None:
     """out[b] = normal(seed[b], noise_id), in place; out [B, ...] float32 or float64, contiguous."""
     sizes = dict(batch=out.shape[0], elements=_elements(out), id=noise_id & 0xFFFFFFFF)
-    where = _where(out, out.dtype)
-    _C.noise_fill(out=out.data_ptr(), seed=seed.data_ptr(), stage=address(stage), **sizes, **where)
+    ends = dict(out=out.data_ptr(), seed=seed.data_ptr(), stage=address(stage))
+    _C.noise_fill(**ends, **sizes, dtype=DTYPES[out.dtype], **where(out.device))
 
 
 def energy(v: Tensor) -> float:
@@ -152,15 +178,16 @@ def _elements(x: Tensor) -> int:
     return x[0].numel() if x.shape[0] else 0
 
 
-def _where(tensor: Tensor, dtype: torch.dtype) -> dict:
-    device = tensor.device
-    return dict(dtype=DTYPES[dtype], device=device.type, stream=stream_of(device))
-
-
 def _common(*groups: Sequence[Tensor]) -> tuple[torch.dtype, list[list[Tensor]]]:
     """The smallest dtype that holds every tensor exactly, and the tensors in it, contiguous."""
     dtype = reduce(torch.promote_types, (t.dtype for group in groups for t in group))
     return dtype, [[t.to(dtype).contiguous() for t in group] for group in groups]
+
+
+def _room(size: int, device: torch.device) -> tuple[Tensor, dict]:
+    """Memory of the device for a kernel to work in, and the words that tell the kernel of it."""
+    room = torch.empty(size, dtype=torch.uint8, device=device)
+    return room, {"workspace": address(room), "workspace_bytes": size}
 
 
 def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -171,7 +198,9 @@ def moments(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     arrays = dict(a=[t.data_ptr() for t in a], b=[t.data_ptr() for t in b])
     sizes = dict(batch=batch, elements=_elements(a[0]))
     ends = dict(dots=dots.data_ptr(), max_abs=peaks.data_ptr())
-    _C.moments(**arrays, **sizes, **ends, **_where(a[0], dtype))
+    sizes |= dict(dtype=DTYPES[dtype], **where(dots.device))
+    held, room = _room(_C.moments_workspace(P=len(a), Q=len(b), **sizes), dots.device)
+    _C.moments(**arrays, **sizes, **ends, **room)
     return dots, peaks
 
 
@@ -182,7 +211,9 @@ def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: floa
     out = X.new_empty(sizes["batch"], sizes["I"], sizes["J"], dtype=torch.float64)
     arrays = dict(U=[u.data_ptr() for u in U], c=c.data_ptr(), X=X.data_ptr())
     arrays |= dict(band=band.data_ptr(), out=out.data_ptr())
-    _C.cost_matrix(**arrays, **sizes, p=p, **_where(out, dtype))
+    sizes |= dict(dtype=DTYPES[dtype], **where(out.device))
+    held, room = _room(_C.cost_workspace(terms=len(U), **sizes), out.device)
+    _C.cost_matrix(**arrays, **sizes, **room, p=p)
     return out
 
 
@@ -194,5 +225,5 @@ def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor) -> Tensor:
     stride = sizes["J"] if i_star.dim() == 2 else 0
     arrays = dict(U=[u.data_ptr() for u in U], c=c.data_ptr(), i_star=i_star.data_ptr())
     arrays |= dict(i_star_batch_stride=stride, out=out.data_ptr())
-    _C.cost_gather(**arrays, **sizes, **_where(out, dtype))
+    _C.cost_gather(**arrays, **sizes, dtype=DTYPES[dtype], **where(out.device))
     return out

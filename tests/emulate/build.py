@@ -39,8 +39,14 @@ class Emulated(Library):
         return current.value, launched_on.value, stream.value
 
 
+def tree():
+    """The build tree, which holds the library and the module _C."""
+    python = ("-DFASTSAMPLE_PYTHON=ON", f"-DPython_EXECUTABLE={sys.executable}")
+    return build.cmake("csrc", "emulated", *EMULATED, *python)
+
+
 def library():
-    return Emulated(build.cmake("csrc", "emulated", *EMULATED) / "libfastsample.so")
+    return Emulated(tree() / "libfastsample.so")
 
 
 def sanitized():

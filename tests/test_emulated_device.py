@@ -1,0 +1,134 @@
+"""Devices, streams and errors of FS_CUDA, over an emulated runtime of two devices; and what the
+package says of CUDA.
+"""
+
+import numpy as np
+import pytest
+import torch
+from c.interface import CUDA, NoiseArgs, StatusError
+from emulate import build
+from emulate.memory import Array
+
+from fastsample.kernels import native
+
+E_UNSUPPORTED, E_DEVICE = -5, -8
+# numbers of CUDA's errors
+ILLEGAL_ADDRESS, INVALID_CONFIGURATION, NO_DEVICE = 700, 9, 100
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build.library()
+
+
+@pytest.fixture
+def lib(built):
+    built.fs_emulated_errors(0, 0)
+    yield built
+    built.fs_emulated_errors(0, 0)
+
+
+def fill(lib, **words):
+    """The numbers that fs_noise_fill wrote."""
+    out = Array(np.zeros((1, 8), np.float32))
+    lib.fs_noise_fill(NoiseArgs(device=CUDA, batch=1, elements=8, out=out.address, **words))
+    return out.values
+
+
+def refused(lib, status, **words):
+    with pytest.raises(StatusError) as error:
+        fill(lib, **words)
+    assert error.value.status == status
+    return str(error.value)
+
+
+@pytest.mark.slow
+def test_a_call_runs_on_its_own_device_and_stream(lib):
+    """The device that was current is so again."""
+    for gpu, device in ((0, 0), (1, 0), (2, 1)):
+        assert fill(lib, gpu=gpu, stream=77).any()
+        assert lib.where() == (0, device, 77)
+
+
+@pytest.mark.slow
+def test_a_device_that_is_not_there_is_refused_in_cudas_words(lib):
+    launches = lib.count()
+    said = refused(lib, E_DEVICE, gpu=3)
+    assert said == "fs_noise_fill: CUDA refused to make the device current: error 101 (emulated)"
+    assert lib.count() == launches and lib.pending() == 0 and lib.where()[0] == 0
+    assert fill(lib).any()
+
+
+@pytest.mark.slow
+def test_a_refused_launch_returns_cudas_words_and_leaves_no_error_behind(lib):
+    lib.fs_emulated_errors(0, INVALID_CONFIGURATION)
+    said = refused(lib, E_DEVICE, gpu=2)
+    assert said == "fs_noise_fill: CUDA refused fill: error 9 (emulated)"
+    assert lib.pending() == 0 and lib.where()[0] == 0
+    assert fill(lib).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [ILLEGAL_ADDRESS, INVALID_CONFIGURATION])
+def test_an_error_that_was_pending_is_said_to_be_anothers_and_stays(lib, error):
+    launches = lib.count()
+    lib.fs_emulated_errors(error, 0)
+    for _ in range(2):
+        said = refused(lib, E_DEVICE)
+        assert said == (
+            f"fs_noise_fill: an error of another CUDA call is pending: error {error} (emulated); "
+            "nothing was started"
+        )
+    assert lib.pending() == error and lib.count() == launches
+
+
+@pytest.mark.slow
+def test_a_fault_of_an_earlier_kernel_is_not_said_to_be_the_launchs(lib):
+    lib.fs_emulated_errors(0, ILLEGAL_ADDRESS)
+    said = refused(lib, E_DEVICE)
+    assert said == (
+        "fs_noise_fill: CUDA reports an error of earlier work: error 700 (emulated); nothing was "
+        "started"
+    )
+    assert lib.pending() == ILLEGAL_ADDRESS
+
+
+@pytest.mark.slow
+def test_a_machine_without_a_gpu_is_told_so(lib):
+    lib.fs_emulated_errors(NO_DEVICE, 0)
+    said = refused(lib, E_UNSUPPORTED)
+    assert said == (
+        "fs_noise_fill: CUDA cannot be used here: error 100 (emulated); FS_CPU is accepted"
+    )
+
+
+# -- the package -----------------------------------------------------------------------------------
+needs_binary = pytest.mark.skipif(native.MISSING is not None, reason="built without _C")
+
+
+@needs_binary
+@pytest.mark.parametrize(
+    ("built", "hip", "reason"),
+    [
+        ("13.0.88 for 80-real", None, None),
+        ("off", None, "built without CUDA; FASTSAMPLE_CUDA=on builds it where nvcc is"),
+        ("13.0.88 for 80-real", "7.0", "built for NVIDIA's GPUs, and this torch calls ROCm's cuda"),
+    ],
+)
+def test_native_covers_cuda_where_it_was_built(monkeypatch, built, hip, reason):
+    monkeypatch.setattr(native._C, "build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(torch.version, "hip", hip)
+    for kernel in ("step", "moments", "cost_matrix", "cost_gather"):
+        assert native.covers(kernel, torch.device("cuda"), torch.float32) == reason
+        assert native.covers(kernel, torch.device("cpu"), torch.float32) is None
+
+
+@needs_binary
+def test_a_device_goes_by_its_number():
+    step = native._C.Step(device="cuda:3")
+    assert (step.get("device"), step.get("gpu")) == (CUDA, 4)
+    step.set("device", "cuda")
+    assert (step.get("device"), step.get("gpu")) == (CUDA, 0)
+    for name in ("cuda:", "cuda:-1", "cuda:x", "cuda:99999"):
+        with pytest.raises(ValueError, match=f"device: '{name}'; cpu and cuda are accepted"):
+            step.set("device", name)

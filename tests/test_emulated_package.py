@@ -1,0 +1,32 @@
+"""The package over the emulated kernels: the kernel kit against the definition, whole runs of every
+solver and an Engine of mixed requests, by the tests that hold the CPU's kernels to it.
+"""
+
+import sys
+
+import pytest
+from c import build as builds
+from emulate import build
+
+pytestmark = pytest.mark.slow  # builds fastsample._C over the emulation
+SUITES = ("kernels", "test_engine.py", "test_solvers.py", "test_step_op.py")
+
+
+def test_the_suites_of_the_cpu_pass_on_the_emulated_kernels():
+    tests, (binary,) = builds.ROOT / "tests", build.tree().glob("_C*.so")
+    environment = builds.environment(
+        EMULATED_BINARY=str(binary), PYTHONPATH=f"{builds.ROOT}:{tests}", OMP_NUM_THREADS="1"
+    )
+    words = [
+        "-q",
+        "-p",
+        "emulate.package",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not alone",
+    ]
+    suites = [tests / suite for suite in SUITES]
+    said = builds.run(sys.executable, "-m", "pytest", *words, *suites, env=environment)
+    passed = int(said.splitlines()[-1].split(" passed")[0])
+    assert passed > 500, said[-400:]
