@@ -51,7 +51,8 @@ def pip(python, *arguments, tools=None, **environment):
 
     tools: a folder that holds the only ninja on PATH.
     """
-    env = build.environment(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", **environment)
+    environment |= dict(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", FASTSAMPLE_CUDA="off")
+    env = build.environment(**environment)
     env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}" if tools else env["PATH"]
     return build.run(sys.executable, "-m", "pip", "--python", python, *arguments, env=env)
 
@@ -128,8 +129,8 @@ def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_
     ("setting", "sentence"),
     [
         (
-            {"FASTSAMPLE_CUDA": "on"},
-            "FASTSAMPLE_CUDA=on: there are no CUDA kernels in this version",
+            {"FASTSAMPLE_CUDA": "on", "CUDACXX": "/nonexistent/nvcc"},
+            "FASTSAMPLE_CUDA=on: /nonexistent/nvcc was not found; install it, or set CUDACXX",
         ),
         (
             {"FASTSAMPLE_NATIVE": "on", "CXX": "/nonexistent/c++"},
