@@ -15,7 +15,7 @@ NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --benchmark-json=build/bench.json --date=$(DATE)
 
-.PHONY: help demo test test-slow soak lint bench tables native gpu gpu-there clean
+.PHONY: help demo test test-slow soak lint bench tables native ptx mutate gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
@@ -24,6 +24,8 @@ help:
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter, CUDA=auto|on|off)"
 	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks"
+	@echo "make ptx     what nvcc makes of the CUDA kernels: registers, spills, wide accesses (docs/kernels.md); needs nvcc, no GPU"
+	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (up to 40 minutes)"
 	@echo "make clean   remove everything the above made, .venv included"
 
 # --- set-up ---
@@ -92,6 +94,12 @@ native:
 	  || { cat build/native.log; echo "make native: CMake could not configure the build"; exit 1; }; \
 	cmake --build build/native-$$tag --parallel >build/native.log 2>&1 || { cat build/native.log; echo "make native: the build failed"; exit 1; }; \
 	$$python -c 'import torch; from fastsample import _C; print("built fastsample/_C:", _C.build_info())'
+
+ptx: $(READY)
+	$(PY) tools/ptx_table.py --write
+
+mutate: $(READY)
+	OMP_NUM_THREADS=1 $(PY) tests/emulate/mutate.py
 
 gpu-there:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \

@@ -247,7 +247,7 @@ void launch_of(const Cost& s, const Call& call) {
   if (blocks > INT32_MAX)
     fail(FS_E_UNSUPPORTED, "fs_cost_matrix: %lld x %lld pairs are more than a launch takes",
          static_cast<long long>(a.I), static_cast<long long>(a.J));
-  const int64_t rows = a.batch < kMostRows ? a.batch : kMostRows;
+  const int64_t rows = a.batch < caps().rows ? a.batch : caps().rows;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(rows),
                   static_cast<unsigned>(splits_in(s)));
   if (!tiles) return call.launch("cost_pairs", cost_pairs<T, F>, grid, kThreadsOfTiles, s);
@@ -277,7 +277,7 @@ void cuda_cost_matrix(const fs_cost_args& a) {
     default: launch_of<float, Bfloat>(s, call);
   }
   const int64_t all = a.batch * a.I * a.J, blocks = (all - 1) / kThreadsOfTiles + 1;
-  const dim3 grid(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
+  const dim3 grid(static_cast<unsigned>(blocks < caps().blocks ? blocks : caps().blocks));
   call.launch("cost_sum", cost_sum, grid, kThreadsOfTiles, s, splits_in(s));
 }
 

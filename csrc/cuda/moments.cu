@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kHalvers) zeros(double* out, int64_t count) {
 }
 
 dim3 rows_grid(int64_t rows) {
-  return dim3(static_cast<unsigned>(rows < kMostBlocks ? rows : kMostBlocks));
+  return dim3(static_cast<unsigned>(rows < caps().blocks ? rows : caps().blocks));
 }
 
 template <class F>
@@ -165,7 +165,7 @@ void launch_of(const Moments& m, const Call& call, dim3 grid) {
 }
 
 void launch(const Moments& m, const Call& call) {
-  const int64_t rows = m.a.batch < kMostRows ? m.a.batch : kMostRows, blocks = m.runs * m.takes;
+  const int64_t rows = m.a.batch < caps().rows ? m.a.batch : caps().rows, blocks = m.runs * m.takes;
   if (blocks > INT32_MAX)
     fail(FS_E_UNSUPPORTED, "fs_moments: %lld elements are more than a launch takes",
          static_cast<long long>(m.a.elements));

@@ -49,10 +49,18 @@ constexpr ThreadRule kThreads[] = {
 };
 constexpr int kMostThreads = 128, kWarp = 32;
 
-// One wave: as many blocks as are resident together at up to 64 registers. Threads go on to further
-// elements, so that a row is looked up once.
-constexpr int64_t kMostBlocks = kProcessors * 8;
-constexpr int64_t kMostRows = 65535;  // CUDA's limit of gridDim.y and z; kernels go on from there
+struct Caps {
+  int64_t blocks, rows;
+};
+
+inline Caps caps() {
+#ifdef FS_EMULATED
+  if (emulate::low_caps) return {3, 2};  // so that small tests too go on from the end of a grid
+#endif
+  // One wave: as many blocks as are resident together at up to 64 registers. Threads go on to
+  // further elements, so that a row is looked up once. CUDA's limit of gridDim.y and z.
+  return {kProcessors * 8, 65535};
+}
 
 // Splits of a sum over D, for a launch of `blocks` without any and D of so many strips.
 inline int64_t splits_of(int64_t blocks, int64_t strips) {
@@ -70,14 +78,14 @@ struct Cut {
 // `samples` of `elements` numbers: blocks of a sample along x, samples along y.
 inline Cut cut_of(int64_t samples, int64_t elements) {
   const int64_t quads = elements == 0 ? 1 : (elements - 1) / kQuad + 1;
-  const int64_t rows = samples < kMostRows ? samples : kMostRows;
+  const int64_t rows = samples < caps().rows ? samples : caps().rows;
   const ThreadRule* rule = kThreads;
   while (rule + 1 < std::end(kThreads) && quads >= rule->below / rows) ++rule;
   const int64_t warps = (quads - 1) / kWarp + 1;
   const int threads =
       warps * kWarp < rule->threads ? static_cast<int>(warps) * kWarp : rule->threads;
   const int64_t blocks = (quads - 1) / threads + 1;
-  const int64_t most = kMostBlocks > rows ? kMostBlocks / rows : 1;
+  const int64_t most = caps().blocks > rows ? caps().blocks / rows : 1;
   return {dim3(static_cast<unsigned>(blocks < most ? blocks : most), static_cast<unsigned>(rows)),
           threads};
 }

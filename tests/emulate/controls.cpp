@@ -12,7 +12,11 @@ FS_TEST int64_t fs_emulated_count(const char* name) {
   return all;
 }
 
-FS_TEST void fs_emulated_order(uint32_t order) { emulate::order = order; }
+// The order of threads and blocks (see cuda_runtime.h), and whether grids are small.
+FS_TEST void fs_emulated_order(uint32_t order, int32_t low_caps) {
+  emulate::order = order;
+  emulate::low_caps = low_caps != 0;
+}
 
 // The error that is pending, and the answer to the next launch.
 FS_TEST void fs_emulated_errors(int32_t pending, int32_t next) {

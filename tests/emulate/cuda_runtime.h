@@ -8,6 +8,7 @@
 // Not seen: fences and races between blocks, which run in turn; what ptxas makes of the text.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -48,8 +49,27 @@ namespace emulate {
 constexpr int kWarp = 32;
 constexpr size_t kStack = 256 * 1024;
 
-struct Fiber {
+// A place to come back to. swapcontext() asks the kernel for the signal mask every time; past the
+// first entry _setjmp() does without (a sanitizer follows only swapcontext()).
+struct Place {
   ucontext_t context;
+  jmp_buf here;
+  bool entered = false;
+};
+
+inline void go(Place& from, Place& to) {
+#ifdef __SANITIZE_ADDRESS__
+  swapcontext(&from.context, &to.context);
+#else
+  from.entered = true;
+  if (_setjmp(from.here) != 0) return;
+  if (to.entered) _longjmp(to.here, 1);
+  setcontext(&to.context);
+#endif
+}
+
+struct Fiber {
+  Place place;
   std::unique_ptr<char[]> stack{new char[kStack]};
 };
 
@@ -70,13 +90,14 @@ struct Machine {
   std::vector<int> queue;  // threads that have not begun, the next one last
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Fiber*> idle;
-  ucontext_t scheduler;
+  Place scheduler;
   Fiber* running = nullptr;
   int current = -1, vote = 0;
 };
 
 inline Machine machine;
 inline unsigned order = 0;
+inline bool low_caps = false;                  // grids of a few blocks only
 inline std::map<std::string, int64_t> counts;  // launches by name
 
 inline void count(const char* name) { ++counts[name]; }
@@ -113,19 +134,19 @@ inline void work() {
     }
     Fiber* const self = machine.running;
     machine.idle.push_back(self);
-    swapcontext(&self->context, &machine.scheduler);
+    go(self->place, machine.scheduler);
   }
 }
 
 inline void make_fiber() {
   machine.fibers.emplace_back(new Fiber);
   machine.idle.push_back(machine.fibers.back().get());
-  Fiber& fiber = *machine.idle.back();
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
-  fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = &machine.scheduler;
-  makecontext(&fiber.context, work, 0);
+  ucontext_t& context = machine.idle.back()->place.context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = machine.idle.back()->stack.get();
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;  // work() never returns
+  makecontext(&context, work, 0);
 }
 
 inline Fiber* free_fiber() {
@@ -137,7 +158,7 @@ inline Fiber* free_fiber() {
 
 inline void resume(Fiber* fiber) {
   machine.running = fiber;
-  swapcontext(&machine.scheduler, &fiber->context);
+  go(machine.scheduler, fiber->place);
 }
 
 // The running thread waits until its whole block, or its warp, stands at this site.
@@ -145,7 +166,7 @@ inline void wait(const char* site, bool warp, int vote) {
   const int self = machine.current;
   Thread& me = current();
   me.site = site, me.warp = warp, me.vote = vote, me.fiber = machine.running;
-  swapcontext(&me.fiber->context, &machine.scheduler);
+  go(me.fiber->place, machine.scheduler);
   enter(self);
 }
 

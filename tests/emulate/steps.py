@@ -5,7 +5,7 @@ groups, places, absent branches, given noise, masks, wrong indices, odd addresse
 import numpy as np
 from c import interface, rows
 from c.cases import FLOATS
-from emulate.memory import Array, copied, faults
+from emulate.memory import Array, copied, faults, parts
 
 SIZES = (0, 1, 3, 4, 8, 37, 64, 127, 128, 512, 1024, 4097, 4100)
 ROWS = 6
@@ -184,11 +184,60 @@ class Step:
         return args
 
 
+def is_whole(case):
+    """Does every quad of every array begin at a multiple of 16 bytes, of 8 where numbers have 16
+    bits?
+    """
+    state = ["x", "slots", "x_in", "x_out", "mask", "known", "preview", "noise"]
+    each = [(n, a) for n in (*state, "f", "model_input") for a in parts(case.arrays.get(n))]
+    small = lambda name, a: 8 if name not in state and a.values.itemsize == 2 else 16
+    quads = case.D % 4 == 0 and (case.groups == 1 or case.inner % 4 == 0)
+    return quads and all(a.address % small(name, a) == 0 for name, a in each)
+
+
+def expected_kernel(case):
+    """The kernel that the table of rules asks for, worked out from the case."""
+    S, G, L, _, _ = case.dims
+    whole, a = is_whole(case), case.arrays
+    if case.groups > 1:
+        return "step_any(groups,whole)" if whole else "step_any(groups)"
+    other = "step_any(whole)" if whole else "step_any"
+    kept = ("place", "f_index", "weights", "bound", "mask")
+    dtypes = case.state == "float32" and case.model != "float64"
+    if not (whole and dtypes and case.one_row and 0 <= case.row < ROWS) or set(kept) & set(a):
+        return other
+    low, high, branches, _, du, dv = map(int, a["table_i"].values[case.row, :6])
+    reads = low | high << 24
+    part = lambda first, n: [k for k in range(n) if reads >> first + k & 1]
+    m, f, direct, noises = (
+        reads >> 1 + S & 1,
+        reads >> 2 + S & 1,
+        part(3 + S, G),
+        part(3 + S + G, L),
+    )
+    mixed = [g for g in range(G) if branches >> g & 1] if m or "preview" in a else []
+    fits = not (f or direct or dv >= 0 or len(noises) > 1 or reads >> 3 + S + G + L)
+    sound = du < S and branches < 2**G and all(a["f"][g] is not None for g in mixed)
+    if not (fits and sound) or any(a["noise"][k] is not None for k in noises):
+        return other
+    for slots, most, noise in ((1, 1, 0), (4, 2, 0), (4, 2, 1), (10, 1, 0), (10, 2, 0)):
+        if len(part(1, S)) <= slots and len(mixed) <= most and len(noises) <= noise:
+            return f"step_uniform({slots},{most},{noise})"
+    return other
+
+
 def check(lib, seed):
-    """Names of what the emulated kernels get wrong in case `seed`, by the CPU's."""
-    case = Step(seed)
+    """Names of what the emulated kernels get wrong in case `seed`, by the CPU's and by the rules of
+    launches.
+    """
+    case, words = Step(seed), seed % 8 != 0
     want, got = copied(case.arrays), copied(case.arrays)
     lib.fs_step(case.args(want, interface.CPU))
-    lib.fs_emulated_order(seed % 7)
-    lib.fs_step(case.args(got, interface.CUDA, words=seed % 8 != 0))
-    return faults(want, got)
+    lib.fs_emulated_order(seed % 7, seed % 2)
+    name = expected_kernel(case) if words else None
+    launches, own = lib.count(), lib.count(name)
+    lib.fs_step(case.args(got, interface.CUDA, words))
+    settles = case.groups > 1 and "status" in case.arrays
+    expected = case.B and 1 + settles
+    ran = lib.count() - launches == expected and (not name or lib.count(name) - own == bool(case.B))
+    return faults(want, got) + ([] if ran else [f"not by {name}"])
