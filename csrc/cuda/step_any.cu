@@ -89,7 +89,7 @@ __device__ __forceinline__ void run_groups(const fs_step_args& a, const Dims& d,
 
 // Blocks of a sample along x, samples along y.
 template <class T, bool Whole, bool Grouped>
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kMostThreads, sizeof(T) == 4 ? 3 : 2)
     step_any(const __grid_constant__ fs_step_args a) {
   const Dims d = dims_of(a);
 #pragma unroll 1
