@@ -59,6 +59,7 @@ def test_step_uniform_asks_for_every_operand_at_once():
 def test_the_library_loads_without_a_driver_and_names_its_architectures():
     options = ("-DFASTSAMPLE_CUDA=on", "-DCMAKE_CUDA_ARCHITECTURES=90-real")
     folder = build.cmake("csrc", "cuda", *build.PLAIN[:1], *options, target="fastsample")
+    ptx_table.example("-L", folder, "-lfastsample", "-o", folder / "server")
     needed = build.run("readelf", "-d", folder / "libfastsample.so")
     assert not re.search(r"libcuda|cudart", needed)
     lib = Library(folder / "libfastsample.so")

@@ -5,6 +5,7 @@ package says of CUDA.
 import numpy as np
 import pytest
 import torch
+from c import build as builds
 from c.interface import CUDA, NoiseArgs, StatusError
 from emulate import build
 from emulate.memory import Array
@@ -100,6 +101,21 @@ def test_a_machine_without_a_gpu_is_told_so(lib):
     assert said == (
         "fs_noise_fill: CUDA cannot be used here: error 100 (emulated); FS_CPU is accepted"
     )
+
+
+@pytest.mark.slow
+def test_the_example_server_serves_the_same_on_a_device(built, tmp_path):
+    """examples/server.c --device cuda, over the emulated kernels and malloc for cudaMalloc."""
+    root, tree = builds.ROOT, build.tree()
+    flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-I", root / "csrc/include"]
+    link = ["-L", tree, "-lfastsample", f"-Wl,-rpath,{tree}", "-o", tmp_path / "server"]
+    device = ["-DSERVER_CUDA", "-I", root / "tests/emulate"]
+    builds.run("gcc", *flags, *device, root / "examples/server.c", *link)
+    for plan in ("unipc_flow_guided", "heun_churn"):
+        words = [root / f"tests/golden/{plan}.fsplan", 5, 3, 1031]
+        for kind, name in ((["--device", "cuda"], "device"), ([], "host")):
+            builds.run(tmp_path / "server", *kind, *words, tmp_path / name)
+        assert (tmp_path / "device").read_bytes() == (tmp_path / "host").read_bytes()
 
 
 # -- the package -----------------------------------------------------------------------------------

@@ -143,9 +143,16 @@ def table(architectures=ARCHITECTURES, sources=SOURCES) -> list[str]:
     return lines
 
 
+def example(*words: object) -> None:
+    """Compile examples/server.c for --device cuda."""
+    run("nvcc", "-DSERVER_CUDA", f"-I{ROOT / 'csrc/include'}", ROOT / "examples/server.c", *words)
+
+
 def main() -> None:
     if not shutil.which("nvcc"):
         raise SystemExit("make ptx: nvcc was not found; nothing is compiled for a GPU here")
+    with tempfile.TemporaryDirectory() as folder:
+        example("-c", "-o", Path(folder, "server.o"))
     version = re.search(r"release ([\d.]+)", run("nvcc", "--version"))[1]
     head = ["# The CUDA kernels, compiled", "", f"By nvcc {version}: `make ptx`.", ""]
     text = "\n".join([*head, *table()]) + "\n"
