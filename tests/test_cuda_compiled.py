@@ -31,7 +31,7 @@ def kernels(source):
 def test_nothing_spills_and_nothing_is_contracted(source):
     assert kernels(source)
     for kernel in kernels(source):
-        assert kernel.spilled == 0, kernel
+        assert kernel.local == 0, kernel
         # fma on purpose: costs, whose bits are not promised; products that are exact in float64
         meant = kernel.name.startswith(("cost_tiles", "cost_pairs", "moments<"))
         assert kernel.fused == 0 or (meant and "moments<double" not in kernel.name), kernel

@@ -9,6 +9,8 @@ from c import build as builds
 from emulate import build
 
 pytestmark = pytest.mark.slow  # builds fastsample._C over the emulation
+# What says nothing of kernels is left out.
+CHOSEN = "not opcheck and not gradient and not derivatives and not inductor and not network"
 SUITES = ("kernels", "test_engine.py", "test_solvers.py", "test_step_op.py")
 
 

@@ -1,10 +1,11 @@
 """What nvcc and ptxas make of csrc/cuda, as a table: python tools/ptx_table.py [--write]
 
-For each kernel and architecture: registers of a thread, bytes spilled, fused multiply-adds in the
-PTX, FFMA in the machine code (those in square roots and divisions included), 16-byte loads and
-stores, and how many 16-byte loads are asked for before the first number loaded is used, with what
-that puts in flight on a processor. Needs nvcc; without cuobjdump (it comes with CUDA's binary
-utilities, and in triton's wheel) the columns of machine code are empty.
+For each kernel and architecture: registers of a thread and bytes of its local memory (spilled or
+not), fused multiply-adds in the PTX, FFMA in the machine code (those in square roots and divisions
+included), 16-byte loads and stores, and how many 16-byte loads are asked for before the first
+number loaded is used, with what that puts in flight on a processor. Needs nvcc; without cuobjdump
+(it comes with CUDA's binary utilities, and in triton's wheel) the columns of machine code are
+empty.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Kernel(NamedTuple):
 
     name: str
     registers: int
-    spilled: int
+    local: int
     fused: int
     loads: int
     stores: int
@@ -105,11 +106,11 @@ def compiled(source: str, architecture: str) -> list[Kernel]:
         count = lambda pattern, text: len(re.findall(pattern, text))
         text, own = texts[symbol], codes.get(symbol)
         wide = r"\b{}\.global(\.\w+)*\.(v4\.[fbu]32|v2\.[fbu]64)"
-        spilled = re.search(r"(\d+) bytes spill stores", report)[1]
+        local = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
         kernel = Kernel(
             short(symbol),
             int(re.search(r"Used (\d+) registers", report)[1]),
-            int(spilled),
+            max(map(int, local.groups())),
             count(r"\b(?:fma|mad)(?:\.[a-z0-9]+)*\.f(?:32x2|32|64)\b", text),
             count(wide.format("ld"), text),
             count(wide.format("st"), text),
@@ -127,11 +128,11 @@ def table(architectures=ARCHITECTURES, sources=SOURCES) -> list[str]:
         for source in sources:
             for kernel in compiled(source, architecture):
                 rows.setdefault(kernel.name, []).append(kernel)
-    columns = ("registers", "spilled", "fused", "ffma", "loads", "stores", "ahead", "in_flight")
+    columns = ("registers", "local", "fused", "ffma", "loads", "stores", "ahead", "in_flight")
     lines = [
         f"Architectures, in turn where they differ: {', '.join(architectures)}.",
         "",
-        "| kernel | registers | bytes spilled | fused in PTX | FFMA | 16-byte loads | 16-byte "
+        "| kernel | registers | local memory | fused in PTX | FFMA | 16-byte loads | 16-byte "
         "stores | loads ahead | KB in flight a processor |",
         "|---|" + "---|" * len(columns),
     ]

@@ -63,20 +63,20 @@ __device__ __forceinline__ Wide<T> load_wide(const void* data, int64_t at) {
   return out;
 }
 
-// Adds v[k] over the lanes of the warp, N = 16 or 32; lane l has the sum of v[l % N]. Where half of
-// the lanes are enough for what is left, each half takes its half of the sums.
-template <int N>
-__device__ __forceinline__ double sum_for_lane(double (&v)[N], int lane) {
+// Adds v[k] over the lanes of the warp, N = 16 or 32; v[0] of lane l is the sum of v[l % N]. Lanes
+// that are one too many add alike, then each half of them goes on with its half of the sums.
+template <int N, int Half = kWarp / 2>
+__device__ __forceinline__ void sum_for_lane(double* v, int lane) {
+  if constexpr (Half > 0) {
+    const bool upper = (lane & Half) != 0;
 #pragma unroll
-  for (int half = kWarp / 2; half > 0; half /= 2) {
-    const bool upper = (lane & half) != 0;
-#pragma unroll
-    for (int k = 0; k < (half < N ? half : N); ++k) {
-      const double low = v[k], high = half < N ? v[k + half] : low;
-      v[k] = (upper ? high : low) + __shfl_xor_sync(0xFFFFFFFFu, upper ? low : high, half);
+    for (int k = 0; k < (Half < N ? Half : N); ++k) {
+      double sent = v[k], kept = v[k];
+      if constexpr (Half < N) sent = upper ? v[k] : v[k + Half], kept = upper ? v[k + Half] : v[k];
+      v[k] = kept + __shfl_xor_sync(0xFFFFFFFFu, sent, Half);
     }
+    sum_for_lane<N, Half / 2>(v, lane);
   }
-  return v[0];
 }
 
 // A warp's tile: its rows of U and X, and the coefficients of their pairs.
@@ -155,7 +155,8 @@ __global__ void __launch_bounds__(kThreadsOfTiles, sizeof(T) == 4 ? 3 : 2)
 #pragma unroll
       for (int k = 0; k < I * kTargets; ++k)
         whole[k] = static_cast<double>(sum[k / kTargets][k % kTargets]);
-      total += sum_for_lane(whole, lane);
+      sum_for_lane<I * kTargets>(whole, lane);
+      total += whole[0];
     }
     const int64_t i = i0 + lane / kTargets, j = j0 + lane % kTargets;
     if (lane < I * kTargets) s.partial[((blockIdx.z * a.batch + b) * a.I + i) * a.J + j] = total;

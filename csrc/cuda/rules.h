@@ -55,7 +55,7 @@ struct Caps {
 
 inline Caps caps() {
 #ifdef FS_EMULATED
-  if (emulate::low_caps) return {3, 2};  // so that small tests too go on from the end of a grid
+  if (emulate::low_caps) return {7, 2};  // so that small tests too go on from the end of a grid
 #endif
   // One wave: as many blocks as are resident together at up to 64 registers. Threads go on to
   // further elements, so that a row is looked up once. CUDA's limit of gridDim.y and z.

@@ -212,14 +212,14 @@ inline void run_block() {
   }
   machine.queue.assign(turn.rbegin(), turn.rend());
   while (!machine.queue.empty()) resume(free_fiber());
-  for (bool moved = true; moved;) {
-    moved = false;
-    for (int first = 0; first < count; first += kWarp) {
-      const int last = std::min(first + kWarp, count);
-      while (release(first, last, true)) run_waiting(first, last, turn), moved = true;
+  const std::vector<int> warps = turns((count - 1) / kWarp + 1);
+  do {
+    for (const int warp : warps) {  // each as far as it gets
+      const int first = warp * kWarp, last = std::min(first + kWarp, count);
+      do run_waiting(first, last, turn);
+      while (release(first, last, true));
     }
-    if (release(0, count, false)) run_waiting(0, count, turn), moved = true;
-  }
+  } while (release(0, count, false));
   for (const Thread& thread : machine.threads) {
     if (!thread.done) refuse("a barrier that some threads never reach", thread.site);
   }

@@ -42,6 +42,8 @@ class Step:
         self.model = pick(*FLOATS, "float32")
         sizes = SIZES if kind != "run" or self.chance(0.2) else [n for n in SIZES if n % 4 == 0]
         self.B, self.D = pick(0, 1, 2, 2, 5), pick(*sizes)
+        if self.D <= 8 and self.chance(0.2):
+            self.B = 33
         self.groups, self.inner = 1, 0
         if self.D and not self.one_row and self.chance(0.4):
             self.groups = pick(*[g for g in (2, 3, 4, 8, 16, 37, 64) if self.D % g == 0] or [1])
