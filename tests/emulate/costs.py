@@ -80,7 +80,7 @@ def expected_kernel(case):
     wide, sources = (2, 2) if case.dtype == "float64" else (4, 4 if case.R <= 2 else 2)
     arrays = [*case.arrays["U"], case.arrays["X"]]
     whole = all(a.address % (wide * a.values.itemsize) == 0 for a in arrays)
-    tiles = case.p == 2 and case.I >= sources and case.J >= 8 and case.D % wide == 0 and whole
+    tiles = case.p == 2 and sources <= case.I and case.J >= 8 and case.D % wide == 0 and whole
     return "cost_tiles" if tiles else "cost_pairs"
 
 
@@ -93,9 +93,9 @@ def check_matrix(lib, case, seed):
         room = with_workspace(lib, args, "cost")
         lib.fs_emulated_order((seed + turn) % 7, seed % 2)
         name = expected_kernel(case)
-        before = lib.count(name)
+        launches = lib.count(name)
         lib.fs_cost_matrix(args)
-        ran = lib.count(name) - before == bool(case.B and case.I and case.J)
+        ran = lib.count(name) - launches == bool(case.B and case.I and case.J)
         found += [] if ran else [f"not by {name}"]
         found += [] if room.intact() else ["around workspace"]
     got, outside = outs[0].values, case.outside()

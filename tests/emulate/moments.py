@@ -74,7 +74,7 @@ def with_workspace(lib, args, kind):
 
 
 def expected_launches(case):
-    """A sample of more than 16 chunks of 1024 has its sums halved by a second launch of each kind."""
+    """Sums of more than 16 chunks of 1024 are halved by a second launch of each kind."""
     wanted = [case.arrays["dots"] is not None and case.Q > 0, case.arrays["max_abs"] is not None]
     if case.B == 0 or not any(wanted):
         return 0
