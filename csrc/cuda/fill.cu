@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kMostThreads) fill(const __grid_constant__ fs_
   const int64_t stride = int64_t{gridDim.x} * blockDim.x * kQuad;
 #pragma unroll 1
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
-    const Draw draw{a.seed ? a.seed[b] : static_cast<uint64_t>(b), a.id, a.stage ? a.stage[b] : 0};
+    const Draw draw = draw_of(a, b, a.id);
     T* out = static_cast<T*>(a.out) + b * a.elements;
 #pragma unroll 1
     for (int64_t e = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kQuad; e < a.elements;

@@ -128,11 +128,8 @@ __device__ __forceinline__ void clamp(Quad<T>& m, T high) {
 // The normals of a Philox block.
 template <class T>
 __device__ __forceinline__ Quad<T> normals_quad(const Draw& draw, uint64_t block) {
-  float normal[kQuad];
   Quad<T> out;
-  normals_block(draw, block, normal);
-#pragma unroll
-  for (int k = 0; k < kQuad; ++k) out.at[k] = static_cast<T>(normal[k]);
+  normals_tile<1>(draw, block, out.at);
   return out;
 }
 

@@ -110,8 +110,7 @@ __device__ __forceinline__ Quad<T> noise_of(const fs_step_args& a, const Job<T>&
   if (a.noise[l]) {
     out = load<Whole>(static_cast<const T*>(a.noise[l]) + b * a.elements + e, n);
   } else {
-    const Draw draw{a.seed ? a.seed[b] : static_cast<uint64_t>(b),
-                    static_cast<uint32_t>(job.ids[l]), a.stage ? a.stage[b] : 0};
+    const Draw draw = draw_of(a, b, static_cast<uint32_t>(job.ids[l]));
     out = normals_quad<T>(draw, static_cast<uint64_t>(e / kQuad));
 #pragma unroll 1
     for (int64_t skipped = 0; !Whole && skipped < e % kQuad; ++skipped)
