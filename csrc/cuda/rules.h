@@ -64,8 +64,7 @@ inline Caps caps() {
 
 // Splits of a sum over D, for a launch of `blocks` without any and D of so many strips.
 inline int64_t splits_of(int64_t blocks, int64_t strips) {
-  constexpr int64_t kWaves =
-      2 * 2;  // two waves of the three blocks a processor holds at 168 registers
+  constexpr int64_t kWaves = 2 * 3;  // two, of the three blocks a processor has at 168 registers
   const int64_t wanted = blocks > 0 ? (kProcessors * kWaves - 1) / blocks + 1 : 1;
   return wanted < strips ? wanted : strips;
 }

@@ -40,8 +40,9 @@ constexpr int64_t kHuge = int64_t{1} << 61;
      a.field = reinterpret_cast<std::remove_reference_t<decltype(a.field)>>( \
          reinterpret_cast<uintptr_t>(a.field) + 1);                          \
    }}
-#define SPOIL_HEAD \
-  SPOIL(struct_size, 0), SPOIL(struct_size, 4096), SPOIL(device, FS_CUDA), SPOIL(device, 9)
+#define SPOIL_HEAD                                                                           \
+  SPOIL(struct_size, 0), SPOIL(struct_size, 4096), SPOIL(device, FS_CUDA), SPOIL(device, 9), \
+      SPOIL(gpu, -1)
 
 void spoil_step() {
   constexpr int B = 2, D = 12;

@@ -1,5 +1,5 @@
-"""mutate.py [SECONDS]: breaks csrc/cuda by rule, one place at a time, and says which breaks the
-emulated tests notice.
+"""mutate.py [SECONDS [WORKERS]]: breaks csrc/cuda by rule, one place at a time, and says which
+breaks the emulated tests notice.
 
 The list is made from the text: every comparison by one, every index by its neighbour, every
 coordinate of a thread by its sibling, every barrier and exchange taken out, every rounding step
@@ -17,8 +17,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from threading import Lock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -141,7 +143,7 @@ def verdict(file, name, text):
 def inputs():
     """Digest of what verdicts rest on."""
     files = [*CUDA.glob("*.*"), *HERE.glob("*.h"), *HERE.glob("*.cpp"), *HERE.glob("*s.py")]
-    files += [HERE / "memory.py", HERE / "mutate.py"]
+    files += [HERE / "memory.py", HERE / "run.py"]
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(files))).hexdigest()
 
 
@@ -175,7 +177,7 @@ def report(made, verdicts, equivalent):
     return wrong + [f"equivalent to nothing: {name}" for name in equivalent if name not in known]
 
 
-def main(seconds):
+def main(seconds=float("inf"), workers=2):
     build.tree()
     made, named = [], Counter()
     for name, rule, text in (mutant for file in TESTED for mutant in mutants(file)):
@@ -186,17 +188,24 @@ def main(seconds):
     if len(made) < LEAST_IN_ALL or set(each) != set(TESTED):
         sys.exit(f"mutate: {len(made)} mutants, by file {dict(each)}; the rules have lost the text")
     state = json.loads(VERDICTS.read_text()) if VERDICTS.exists() else {}
-    digest, begun = inputs(), time.monotonic()
+    digest, begun, lock = inputs(), time.monotonic(), Lock()
     verdicts = state["verdicts"] if state.get("inputs") == digest else {}
-    for name, rule, text in made:
+
+    def tried(mutant):
+        name, rule, text = mutant
         if name in verdicts or rule == "fence" or time.monotonic() - begun > seconds:
-            continue
-        verdicts[name] = verdict(name.split(":")[0], name, text)
-        VERDICTS.write_text(json.dumps({"inputs": digest, "verdicts": verdicts}))
+            return
+        how = verdict(name.split(":")[0], name, text)
+        with lock:
+            verdicts[name] = how
+            VERDICTS.write_text(json.dumps({"inputs": digest, "verdicts": verdicts}))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(tried, made))
     wrong = report(made, verdicts, json.loads(EQUIVALENT.read_text()))
     if wrong:
         sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else float("inf"))
+    main(*map(int, sys.argv[1:]))
