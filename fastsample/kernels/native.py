@@ -75,11 +75,19 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr() or _NOWHERE.data_ptr()
 
 
+def device_name(device: torch.device) -> str:
+    """A device, as the binary takes it."""
+    return str(device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The current stream of a device, as the C interface takes it."""
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+
+
 def where(device: torch.device) -> dict:
-    """A device and its current stream, as the binary takes them."""
-    cuda = device.type == "cuda"
-    stream = torch._C._cuda_getCurrentRawStream(device.index) if cuda else 0
-    return {"device": str(device), "stream": stream}
+    """Both."""
+    return {"device": device_name(device), "stream": stream_of(device)}
 
 
 def words_of(table) -> np.ndarray:
@@ -96,7 +104,7 @@ def words_of(table) -> np.ndarray:
 
 
 def bind(pool) -> Launch | Plain:
-    on_cpu = where(pool.x.device)["device"] == "cpu"
+    on_cpu = device_name(pool.x.device) == "cpu"
     return Launch(pool) if EXCHANGE and on_cpu else Plain(pool)
 
 
@@ -111,7 +119,7 @@ class Plain:
             if value is not None:
                 held[f"{name}_batch_stride"] = 0 if value.shape[0] == 1 else pool.elements
         self._indexed, self._rows = pool.f_index is not None, pool.row is not None
-        device = where(pool.x.device)["device"]
+        device = device_name(pool.x.device)
         self._device = None if device == "cpu" else pool.x.device
         held |= dict(batch=pool.batch, elements=pool.elements, pool=pool.x.shape[0])
         inner = pool.inner if pool.groups > 1 else 0
@@ -138,7 +146,7 @@ class Plain:
         if self._indexed:
             step.set("outputs", max((v.shape[0] for v in f if v is not None), default=0))
         if self._device is not None:
-            step.set("stream", where(self._device)["stream"])
+            step.set("stream", stream_of(self._device))
         ends = [(n, v) for n, v in (("x_in", x_in), ("x_out", x_out)) if v is not None]
         for name, tensor in ends:
             step.set(name, address(tensor))
