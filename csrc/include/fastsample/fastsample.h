@@ -174,7 +174,7 @@ typedef struct fs_step_args {
   int64_t pool;     /* P places in x and slots */
   int64_t outputs;  /* rows in each f[g] */
   int64_t groups; /* >= 1; element e of a sample is in group (e / inner) % groups, each with its own
-                     row */
+                     row; on FS_CUDA below 2^24 */
   int64_t inner;  /* >= 1, D a multiple of groups*inner; not read when groups == 1 */
   int32_t S, G, L, K, E;
   int32_t
@@ -227,7 +227,8 @@ typedef struct fs_step_args {
  * written. Indices are compared with their bounds per sample: a bad one sets the sample's status
  * and leaves the sample alone (x_out too). model_input of 16 bits is rounded to nearest even (from
  * float32: FS_F64 states are rounded to float32 first). batch 0 or elements 0 is allowed. FS_E_ARG:
- * a NULL, size, dtype or alignment that is wrong; FS_E_UNSUPPORTED: device. */
+ * a NULL, size, dtype or alignment that is wrong; FS_E_UNSUPPORTED: device; FS_E_DEVICE. On FS_CUDA
+ * this and the functions below start their work on the stream and do not wait for it. */
 FS_API int fs_step(const fs_step_args* args);
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
