@@ -2,8 +2,8 @@
 
 FASTSAMPLE_NATIVE=auto|on|off   auto: build if a C++ compiler works, else say so and go on (backend
                                 `reference`: everything works, slower)
-FASTSAMPLE_CUDA=auto|on|off     auto: build the CUDA kernels where nvcc is, but for editable installs,
-                                which are for work on the rest: they take a minute and a half
+FASTSAMPLE_CUDA=auto|on|off     auto: build the CUDA kernels, in a minute and a half, where nvcc is;
+                                editable installs leave them out
 """
 
 from __future__ import annotations
