@@ -128,7 +128,7 @@ needs_binary = pytest.mark.skipif(native.MISSING is not None, reason="built with
     [
         ("13.0.88 for 80-real", None, None),
         ("off", None, "built without CUDA; FASTSAMPLE_CUDA=on builds it where nvcc is"),
-        ("13.0.88 for 80-real", "7.0", "built for NVIDIA's GPUs, and this torch calls ROCm's cuda"),
+        ("13.0.88 for 80-real", "7.0", "not built for ROCm 7.0, which torch calls cuda"),
     ],
 )
 def test_native_covers_cuda_where_it_was_built(monkeypatch, built, hip, reason):
