@@ -11,7 +11,8 @@ from emulate import build
 pytestmark = pytest.mark.slow  # builds fastsample._C over the emulation
 # What says nothing of kernels is left out.
 CHOSEN = "not opcheck and not gradient and not derivatives and not inductor and not network"
-SUITES = ("kernels", "test_engine.py", "test_solvers.py", "test_step_op.py")
+KERNELS = ("step", "noise", "moments", "cost_matrix", "launch", "kit")
+SUITES = (*(f"kernels/test_{name}.py" for name in KERNELS), "test_engine.py", "test_solvers.py")
 
 
 def test_the_suites_of_the_cpu_pass_on_the_emulated_kernels():
