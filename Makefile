@@ -63,7 +63,7 @@ test: $(NATIVE)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" tests/kernels
 
 test-slow: $(NATIVE)
-	$(PY) -m pytest -q --durations=10 -m "not gpu and slow and not interpreted"
+	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile -m "not gpu and slow and not interpreted"
 
 soak: $(NATIVE)
 	$(PY) -m pytest -q --hypothesis-profile=soak -m "hypothesis and not gpu and not interpreted"
