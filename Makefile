@@ -25,7 +25,7 @@ help:
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter, CUDA=auto|on|off)"
 	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks"
 	@echo "make ptx     what nvcc makes of the CUDA kernels: registers, spills, wide accesses (docs/kernels.md); needs nvcc, no GPU"
-	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (up to 40 minutes)"
+	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 500 builds; what was tried is kept)"
 	@echo "make clean   remove everything the above made, .venv included"
 
 # --- set-up ---

@@ -15,6 +15,13 @@ settings.load_profile("fast")
 PACKAGE = str(Path(__file__).resolve().parents[1] / "fastsample")
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests run beside one another, so what a neighbour disturbs is none of them."""
+    for item in items:
+        if item.get_closest_marker("slow") and item.get_closest_marker("alone"):
+            raise pytest.UsageError(f"{item.nodeid}: slow and alone; one of the two is accepted")
+
+
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch):
     """torch.empty and empty_like called from the package give NaN (or the largest integer): an

@@ -12,6 +12,8 @@ import torch
 from fastsample.kernels import backend, transforms
 from fastsample.solvers import SOLVERS
 
+# diffusers' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE, PERMUTED = "Engine, 64 mixed requests", "dpmpp_2m_sde, channels_last"
 KINDS = [

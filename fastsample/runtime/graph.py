@@ -11,8 +11,8 @@ before a capture, a wait for the device raises in every thread of the process.
 A graph is made for a program and the noise ids of its plan, the shape, strides and dtypes of the
 samples, a form of conditions with the value of whatever is no tensor (objects by identity), the
 state of autocast, and the device. What it reads beside that, parameters and buffers above all, is
-compared at each call: by address, and by identity in the modules that are found in the model (13 us
-for 87 tensors in 62 such dicts); a model's `training` and other settings in Python are not.
+compared at each call: by address, and by identity in the modules that are found in the model (13 to
+22 us for 86 tensors in 62 such dicts); a model's `training` and other settings in Python are not.
 """
 
 from __future__ import annotations
@@ -280,8 +280,7 @@ def _value(leaf: object) -> Hashable:
     the value of text and numbers; which object it is otherwise.
     """
     if isinstance(leaf, Tensor):
-        number = (
-            repr(leaf.item()) if leaf.dim() == 0 and leaf.device.type != capturable.KIND else None
-        )
+        told = leaf.dim() == 0 and leaf.device.type != capturable.KIND
+        number = repr(leaf.item()) if told else None
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, number
     return type(leaf), repr(leaf) if isinstance(leaf, PLAIN) else id(leaf)

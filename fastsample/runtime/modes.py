@@ -63,12 +63,8 @@ def check_call(mode: str, differentiable: bool, callback, progress: bool, table,
 
 def check_out(out: Tensor, x: Tensor) -> None:
     """Refuse what the result x [B,*] cannot be written to."""
-    fits = isinstance(out, Tensor) and (out.shape, out.dtype, out.device) == (
-        x.shape,
-        x.dtype,
-        x.device,
-    )
-    if not fits or out.requires_grad:
+    kind = lambda v: (v.shape, v.dtype, v.device)
+    if not isinstance(out, Tensor) or kind(out) != kind(x) or out.requires_grad:
         raise ValueError(
             f"Sampler: out is {outputs.words(out)} for a result of {list(x.shape)}; a tensor of "
             f"that shape, {x.dtype} on {x.device}, that requires no grad is accepted"
