@@ -4,6 +4,8 @@ that host and device share.
 
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from c import build
@@ -25,6 +27,25 @@ def test_nothing_compiled_for_one_instruction_set_can_serve_another():
     objects = sorted(folder.glob("fs_cpu_*.dir/cpu/*.o"))
     assert len(objects) >= 7 and weak(objects) == []
     assert weak(sorted(folder.glob("fs_core.dir/*/*.o")))  # compiled once, so that it may
+
+
+@pytest.mark.slow
+def test_two_processes_that_build_one_tree_wait_for_each_other():
+    """CMake itself does not: both would write one cache, and one of them read half of it."""
+    shutil.rmtree(build.BUILD / "c-at-once", ignore_errors=True)
+    line = "from c import build; build.cmake('csrc', 'c-at-once', *build.PLAIN, target='help')"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", line],
+            cwd=build.ROOT / "tests",
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        words = process.communicate()[1]
+        assert process.returncode == 0, words
 
 
 DEVICE = r"""

@@ -1,7 +1,9 @@
 """CMake for the C tests: build trees stay in build/, so that only what changed is compiled
-again.
+again, and one process at a time touches them.
 """
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -28,11 +30,21 @@ def run(*command, **options):
     return done.stdout
 
 
+@contextlib.contextmanager
+def alone(name):
+    """Wait until no other process builds or installs under that name."""
+    BUILD.mkdir(exist_ok=True)
+    with open(BUILD / f"{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+        yield
+
+
 def cmake(source, name, *options, target=None):
     """Configure and build a tree; its folder."""
     folder = BUILD / name
-    run("cmake", "-S", ROOT / source, "-B", folder, "-G", "Ninja", *options)
-    run("cmake", "--build", folder, *(["--target", target] if target else []))
+    with alone(name):
+        run("cmake", "-S", ROOT / source, "-B", folder, "-G", "Ninja", *options)
+        run("cmake", "--build", folder, *(["--target", target] if target else []))
     return folder
 
 
@@ -41,7 +53,8 @@ def installed():
     find_package).
     """
     library, prefix = cmake("csrc", "c-library", *PLAIN), BUILD / "c-prefix"
-    run("cmake", "--install", library, "--prefix", prefix)
+    with alone("c-prefix"):
+        run("cmake", "--install", library, "--prefix", prefix)
     return prefix, cmake("tests/c", "c-programs", f"-DCMAKE_PREFIX_PATH={prefix}")
 
 
