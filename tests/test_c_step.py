@@ -60,7 +60,7 @@ def random_cases(seed, count):
         D = (
             groups * inner * int(rng.integers(1, 20))
             if groups > 1
-            else int(rng.choice([0, 1, 3, 127, 1025, 2049]))
+            else int(rng.choice([0, 1, 3, 127, 1025, 2049, 2500]))
         )
         wish = {name: rng.random() < 0.4 for name in OPTIONS}
         dtype, model = str(rng.choice(["float32", "float64"])), str(rng.choice(list(cases.FLOATS)))
@@ -89,6 +89,7 @@ def random_cases(seed, count):
             groups=groups,
             inner=inner,
             copies=int(rng.integers(1, 3)),
+            channels=int(rng.choice([0, *(k for k in (1, 2, 3, 5, 25, 625) if D % k == 0)])),
             **wish,
         )
 

@@ -88,3 +88,33 @@ def test_a_sampler_returns_the_format_it_was_given():
         got = sampler(noise=last, seed=1)
         assert got.is_contiguous(memory_format=torch.channels_last)
         assert same(got, sampler(noise=plain, seed=1))
+
+
+ORDERS = {  # the axes C, H, W as they lie -> channels; None: no kernel draws in that order
+    (1, 2, 3): 1,
+    (2, 3, 1): 3,
+    (3, 1, 2): 15,
+    (1, 3, 2): None,
+    (2, 1, 3): None,
+    (3, 2, 1): None,
+}
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_belongs_to_the_element_however_it_lies(order, backend):
+    plan, plain = plan_of("euler_ancestral"), unit(2, 3, 5, 4)
+    back = [0, *(order.index(k) + 1 for k in (1, 2, 3))]
+    laid = plain.permute(0, *order).contiguous().permute(back)
+    run = Run(plan, noise=laid, seed=3, backend=backend)
+    assert run.x.stride() == laid.stride() and run._pool.channels == ORDERS[order]
+    assert bool(run.given_noise()) == (ORDERS[order] is None)
+    assert same(finished(run), finished(Run(plan, noise=plain, seed=3, backend=backend)))
+
+
+def test_axes_of_one_element_lie_anywhere():
+    known = {(2, 1, 5, 4): 1, (2, 3, 1, 1): 1, (2, 3, 1, 4): 3, (2, 0, 5): 1}
+    for shape, channels in known.items():
+        z = unit(*shape)
+        z = z.to(memory_format=torch.channels_last) if z.dim() == 4 else z
+        assert Run(plan_of("euler_ancestral"), noise=z, seed=3)._pool.channels == channels

@@ -80,6 +80,10 @@ void check_step_sizes(const char* where, const fs_step_args& a) {
   check_range(where, "one_row", a.one_row, 0, 1);
   check_range(where, "t_dtype", a.t_dtype, FS_F32, a.state_dtype);
   check_range(where, "groups", a.groups, 1, kHuge);
+  check_range(where, "channels", a.channels, 0, kHuge);
+  if (a.channels > 1 && a.elements % a.channels != 0)
+    fail(FS_E_ARG, "%s: channels is %lld; a divisor of %lld elements is accepted", where,
+         wide(a.channels), wide(a.elements));
   if (a.groups == 1) return;
   int64_t period;
   check_range(where, "inner", a.inner, 1, kHuge);

@@ -94,14 +94,15 @@ FS_HD Draw draw_of(const Args& a, int64_t b, uint32_t id) {
   return {a.seed ? a.seed[b] : static_cast<uint64_t>(b), id, a.stage ? a.stage[b] : 0};
 }
 
-// The normals of N neighbouring blocks, in T.
-template <int N, class T>
-FS_HD void normals_tile(const Draw& draw, uint64_t block, T* __restrict__ out) {
+// The normals of N blocks, whose numbers are block(0), block(1), ...; in T.
+template <int N, class T, class Block>
+FS_HD void normals_tile(const Draw& draw, const Block& block, T* __restrict__ out) {
   alignas(64) uint32_t c[4][N];
   alignas(64) float lane[4][N];
   for (int i = 0; i < N; ++i) {
-    c[0][i] = static_cast<uint32_t>(block + static_cast<uint64_t>(i));
-    c[1][i] = static_cast<uint32_t>((block + static_cast<uint64_t>(i)) >> 32);
+    const uint64_t number = block(i);
+    c[0][i] = static_cast<uint32_t>(number);
+    c[1][i] = static_cast<uint32_t>(number >> 32);
     c[2][i] = draw.id;
     c[3][i] = draw.stage;
   }
@@ -116,13 +117,29 @@ FS_HD void normals_tile(const Draw& draw, uint64_t block, T* __restrict__ out) {
   }
 }
 
+// The normal of one element.
+FS_HD inline float normal_of(const Draw& draw, uint64_t e) {
+  const uint64_t block = e / 4;
+  uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32), c2 = draw.id,
+           c3 = draw.stage;
+  uint32_t key0 = static_cast<uint32_t>(draw.seed), key1 = static_cast<uint32_t>(draw.seed >> 32);
+  for (int round = 0; round < 10; ++round, next_key(key0, key1))
+    philox_round(c0, c1, c2, c3, key0, key1);
+  const bool later = (e & 2) != 0;
+  float first, second;
+  box_muller(later ? c2 : c0, later ? c3 : c1, first, second);
+  return (e & 1) != 0 ? second : first;
+}
+
 // out[i] = normal of element first + i, 0 <= i < n, at most 4 N of them a turn; returns how many.
 template <int N, class T>
 int64_t normals_turn(const Draw& draw, int64_t first, int64_t n, T* out) {
   alignas(64) T tile[4 * N];
   const int64_t lane = first % 4, take = n < 4 * N - lane ? n : 4 * N - lane;
   const bool whole = lane == 0 && take == 4 * N;
-  normals_tile<N>(draw, static_cast<uint64_t>(first / 4), whole ? out : tile);
+  const uint64_t block = static_cast<uint64_t>(first / 4);
+  normals_tile<N>(
+      draw, [=](int i) { return block + static_cast<uint64_t>(i); }, whole ? out : tile);
   if (!whole) std::memcpy(out, tile + lane, static_cast<size_t>(take) * sizeof(T));
   return take;
 }
@@ -136,6 +153,38 @@ void normals(const Draw& draw, int64_t first, int64_t n, T* out) {
         n > 64 ? normals_turn<64>(draw, first, n, out) : normals_turn<16>(draw, first, n, out);
     first += done, out += done, n -= done;
   }
+}
+
+// The same for a sample of [C, R] numbers, counted in that order, that lie as [R, C]: out[i] =
+// normal of the element that lies at first + i. The normals of a block are neighbours in a channel,
+// so that a block is drawn once for all of them that are asked for.
+template <class T>
+void normals_across(const Draw& draw, int64_t C, int64_t R, int64_t first, int64_t n, T* out) {
+  constexpr int kBlocks = 64;
+  // Block k begins with element start[k]; its lanes low[k]..high[k] go to out[at[k] + lane C].
+  int64_t start[kBlocks] = {}, at[kBlocks], low[kBlocks], high[kBlocks];
+  int count = 0;
+  const auto turn = [&] {
+    alignas(64) T tile[4 * kBlocks];
+    normals_tile<kBlocks>(draw, [&](int k) { return static_cast<uint64_t>(start[k]) / 4; }, tile);
+    for (int k = 0; k < count; ++k) {
+      for (int lane = 0; lane < 4; ++lane) {
+        if (lane >= low[k] && lane < high[k]) out[at[k] + lane * C] = tile[4 * k + lane];
+      }
+    }
+    count = 0;
+  };
+  const int64_t end = first + n;
+  for (int64_t c = 0; c < C; ++c) {
+    const int64_t begin = c * R + first / C + (c < first % C),
+                  last = c * R + end / C + (c < end % C);
+    for (int64_t e = begin & ~int64_t{3}; e < last; e += 4) {
+      start[count] = e, at[count] = (e - c * R) * C + c - first;
+      low[count] = begin - e, high[count] = last - e;
+      if (++count == kBlocks) turn();
+    }
+  }
+  if (count > 0) turn();
 }
 
 }  // namespace

@@ -32,12 +32,15 @@ void load_branches(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) 
 template <class T>
 void load_noises(const Job<T>& job, int64_t e, int64_t n, Workspace<T>& work) {
   const fs_step_args& a = *job.args;
+  const int64_t C = a.channels;
   for (int l = 0; l < job.dims.L; ++l) {
     if ((job.needs.noises >> l & 1) == 0) continue;
     T* out = work.noise[l];
     const T *given = static_cast<const T*>(a.noise[l]), *from = out;
+    const Draw draw{job.draw.seed, static_cast<uint32_t>(job.ids[l]), job.draw.stage};
     if (given) from = given + job.sample * a.elements + e;
-    else normals({job.draw.seed, static_cast<uint32_t>(job.ids[l]), job.draw.stage}, e, n, out);
+    else if (C > 1) normals_across(draw, C, a.elements / C, e, n, out);
+    else normals(draw, e, n, out);
     work.at[job.dims.noise(l)] = a.noise_scale ? out : from;
     if (!a.noise_scale) continue;
     const T scale = static_cast<const T*>(a.noise_scale)[job.sample];

@@ -129,7 +129,7 @@ __device__ __forceinline__ void clamp(Quad<T>& m, T high) {
 template <class T>
 __device__ __forceinline__ Quad<T> normals_quad(const Draw& draw, uint64_t block) {
   Quad<T> out;
-  normals_tile<1>(draw, block, out.at);
+  normals_tile<1>(draw, [=](int) { return block; }, out.at);
   return out;
 }
 

@@ -101,7 +101,23 @@ __device__ __forceinline__ void store_input(const fs_step_args& a, int64_t b, T 
     store<Whole>(static_cast<F*>(a.model_input) + (copy * a.batch + b) * a.elements + e, input, n);
 }
 
-// n_l of elements [e, e + n), which lie in one Philox block.
+// n_l of the numbers at [e, e + 4) of a sample whose channels lie last: each in a block of its own.
+// One round of the loop is compiled for all four, which move up.
+template <class T>
+__device__ __forceinline__ Quad<T> normals_across(const Draw& draw, int64_t C, int64_t R,
+                                                  int64_t e) {
+  int64_t r = e / C, c = e - r * C;
+  Quad<T> out{};
+#pragma unroll 1
+  for (int k = 0; k < kQuad; ++k) {
+    out.at[0] = out.at[1], out.at[1] = out.at[2], out.at[2] = out.at[3];
+    out.at[3] = static_cast<T>(normal_of(draw, static_cast<uint64_t>(c * R + r)));
+    if (++c == C) c = 0, ++r;
+  }
+  return out;
+}
+
+// n_l of elements [e, e + n), which lie in one Philox block where channels do not lie last.
 template <class T, bool Whole>
 __device__ __forceinline__ Quad<T> noise_of(const fs_step_args& a, const Job<T>& job, int l,
                                             int64_t e, int n) {
@@ -111,10 +127,14 @@ __device__ __forceinline__ Quad<T> noise_of(const fs_step_args& a, const Job<T>&
     out = load<Whole>(static_cast<const T*>(a.noise[l]) + b * a.elements + e, n);
   } else {
     const Draw draw = draw_of(a, b, static_cast<uint32_t>(job.ids[l]));
-    out = normals_quad<T>(draw, static_cast<uint64_t>(e / kQuad));
+    if (a.channels > 1) {
+      out = normals_across<T>(draw, a.channels, a.elements / a.channels, e);
+    } else {
+      out = normals_quad<T>(draw, static_cast<uint64_t>(e / kQuad));
 #pragma unroll 1
-    for (int64_t skipped = 0; !Whole && skipped < e % kQuad; ++skipped)
-      out.at[0] = out.at[1], out.at[1] = out.at[2], out.at[2] = out.at[3];
+      for (int64_t skipped = 0; !Whole && skipped < e % kQuad; ++skipped)
+        out.at[0] = out.at[1], out.at[1] = out.at[2], out.at[2] = out.at[3];
+    }
   }
   if (!a.noise_scale) return out;
   const T scale = static_cast<const T*>(a.noise_scale)[b];

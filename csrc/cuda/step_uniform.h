@@ -1,7 +1,8 @@
 // The commonest steps: all samples at one row that the host knows, so that the host looks up what
 // the row touches, and no load of an operand waits for a number of the table. float32 states; the
-// row reads x, slots, branches that mix into f, m and at most one drawn noise, and writes x' and at
-// most one slot; no mask, bound, weights, places or absent samples.
+// row reads x, slots, branches that mix into f, m and at most one noise, drawn in the order that
+// numbers lie in, and writes x' and at most one slot; no mask, bound, weights, places or absent
+// samples.
 #pragma once
 
 #include "core/sample.h"
@@ -56,7 +57,7 @@ inline bool is_uniform(const fs_step_args& a, const Dims& d, const Structure& s,
     if ((needs.mixed >> g & 1) != 0 && (!a.f[g] || a.batch > a.outputs)) return false;
   }
   for (int l = 0; l < d.L; ++l) {
-    if ((needs.noises >> l & 1) != 0 && a.noise[l]) return false;
+    if ((needs.noises >> l & 1) != 0 && (a.noise[l] || a.channels > 1)) return false;
   }
   const auto count = [](uint64_t bits) { return __builtin_popcountll(bits); };
   reads = {count(s.reads >> 1 & low_bits(d.S)), count(needs.mixed), needs.noises != 0};

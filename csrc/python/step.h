@@ -112,7 +112,7 @@ class Step {
       X(noise_scale), X(weights), X(bound), X(mask), X(mask_batch_stride), X(known),               \
       X(known_batch_stride), X(t_out), X(preview), X(status), X(threads), X(stream), X(x_in),      \
       X(x_out), X(stage), X(row_words), X(one_row), X(row_number), X(t_dtype), X(slot_stride),     \
-      X(gpu)
+      X(gpu), X(channels)
 #define FS_FIELD(name)                                                  \
   {                                                                     \
     #name, { offsetof(fs_step_args, name), sizeof(fs_step_args::name) } \

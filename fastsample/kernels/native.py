@@ -124,6 +124,7 @@ class Plain:
         held |= dict(batch=pool.batch, elements=pool.elements, pool=pool.x.shape[0])
         inner = pool.inner if pool.groups > 1 else 0
         held |= dict(groups=pool.groups, inner=inner, copies=pool.copies)
+        held |= dict(channels=pool.channels or 1)
         held |= dict(x=address(pool.x), slots=address(pool.slots) if len(pool.slots) else 0)
         held |= dict(slot_stride=pool.slots.stride(0) if pool.x.numel() else 0, device=device)
         held |= dict(state_dtype=DTYPES[pool.x.dtype], model_dtype=DTYPES[pool.model_dtype])

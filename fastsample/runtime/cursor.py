@@ -162,7 +162,7 @@ class Cursor:
         self._take, self._lies, self._seen, self._plain = launch.take, launch.lies, False, False
         self._input = own.x if own.model_input is None else own.model_input
         self._strides, self._dtype, self._device = own.x.stride(), own.x.dtype, own.x.device
-        self._permuted = not own.x.is_contiguous() and own.table.layout.L > 0
+        self._permuted = own.channels is None and own.table.layout.L > 0
         self._here = self._device.type == "cpu"
         here = self._here and own.batch > 0
         self._words = memoryview(own.status.numpy()).cast("B") if here else None
@@ -224,7 +224,7 @@ class Cursor:
 
     def _noise(self, row: int) -> Sequence[Tensor | None]:
         """The draws of this row that do not come from the kernel's own Philox, one for each noise
-        operand: the caller's, and every one where samples lie in another order than noise counts.
+        operand: the caller's, and every one where samples lie in an order unknown to the kernels.
         """
         if self._draws is None and not self._permuted:
             return ()

@@ -145,6 +145,19 @@ class Pool:
         return self.row.shape[1] if self.row is not None and self.row.dim() == 2 else 1
 
     @property
+    def channels(self) -> int | None:
+        """C where a sample's numbers, [C, R] in logical order, in which noise counts them, lie as
+        [R, C], as channels_last has them; 1 where they lie in logical order; None elsewhere.
+        """
+        pairs = zip(self.x.shape[1:], self.x.stride()[1:], strict=True)
+        axes = [(stride, n) for n, stride in pairs if n > 1]
+        turn = axes.index(max(axes)) if axes else 0
+        turned = [*axes[turn:], *axes[:turn]]
+        if turned != sorted(axes, reverse=True):
+            return None
+        return math.prod(n for _, n in axes[:turn])
+
+    @property
     def slot_rows(self) -> Tensor:
         """The slots as rows [S, n], each one's numbers first in its own, as a tensor whose storage
         begins with it: a compiler moves what it writes to unless it is dense and begins there.

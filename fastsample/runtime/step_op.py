@@ -18,7 +18,7 @@ f             up to G model outputs [B,*] (None: absent), or all as one [G*B,*]
 table_f       [R,WF] of x's dtype, table_i [R,WI] int32: the rows
 seed, stage   [B] int64, [B] int32
 scale         [B,K], noise_scale [B], mask and known, both or none, [B,*] or [1,*]; of x's dtype
-noise         L draws [B,*] (None: Philox's, which counts elements as they lie)
+noise         L draws [B,*] (None: Philox's, counted as they lie where `Pool.channels` is None)
 dims          S, G, L, K, E, copies
 
 Raises ValueError, one sentence, for tensors that do not fit; RuntimeError for one that requires

@@ -11,6 +11,7 @@ FLOATS = {
     "float16": np.float16,
     "bfloat16": np.uint16,
 }
+SEEDS = ("seed", "stage")
 
 
 def random_table(rng, R, dims, dtype, dense=False):
@@ -67,10 +68,11 @@ class Case:
         inner=None,
         copies=1,
         outputs=None,
+        channels=0,
         **wish,
     ):
         self.dims, self.table, self.B, self.D = dims, table, B, D
-        self.groups, self.copies = groups, copies
+        self.groups, self.copies, self.channels = groups, copies, channels
         S, G, L, K, E = dims
         T, self.P, self.inner = FLOATS[dtype], P or B, inner or D
         self.F, self.I = table
@@ -125,6 +127,7 @@ class Case:
             groups=self.groups,
             inner=self.inner,
             copies=self.copies,
+            channels=self.channels,
             table_rows=len(self.F),
             table_f=self.F,
             table_i=self.I,
@@ -154,16 +157,13 @@ class Case:
         pick = lambda name: a[name][b] if name in a else None
 
         def n(k):
-            value = (
-                a["noise"][k][b]
-                if "noise" in a
-                else rows.normals(
-                    int(a["seed"][b]) if "seed" in a else b,
-                    int(np.uint32(self.I[i, 7 + k])),
-                    self.D,
-                    stage=int(a["stage"][b]) if "stage" in a else 0,
-                ).astype(T)
-            )
+            if "noise" in a:
+                value = a["noise"][k][b]
+            else:
+                seed, stage = (int(a[v][b]) if v in a else b * (v == "seed") for v in SEEDS)
+                id_ = int(np.uint32(self.I[i, 7 + k]))
+                drawn = rows.normals(seed, id_, self.D, stage=stage).astype(T)
+                value = drawn.reshape(max(self.channels, 1), -1).T.flatten()
             return value * a["noise_scale"][b] if "noise_scale" in a else value
 
         at = [a["f_index"][g, b] if "f_index" in a else b for g in range(G)]

@@ -87,6 +87,8 @@ void spoil_step() {
               SPOIL_SIZE(table_rows),
               SPOIL_SIZE(slot_stride),
               SPOIL(slot_stride, B * D - 1),
+              SPOIL_SIZE(channels),
+              SPOIL(channels, 5),
               SPOIL(table_rows, 0),
               SPOIL(copies, 0),
               SPOIL_COUNT(S, FS_MAX_SLOTS),

@@ -75,8 +75,7 @@ StepArgs = struct(
     ("stream", c_void_p),
     *many(c_void_p, "x_in x_out stage row_words"),
     *many(c_int32, "one_row row_number t_dtype reserved_2"),
-    ("slot_stride", c_int64),
-    ("gpu", c_int64),
+    *many(c_int64, "slot_stride gpu channels"),
 )
 NoiseArgs = struct(
     "fs_noise_args",

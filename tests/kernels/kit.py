@@ -48,7 +48,8 @@ class Fences:
         return own.as_strided(shape, made.stride() if strides is None else strides)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.memory(tensor.shape, tensor.dtype).copy_(tensor)
+        strides = torch.empty_like(tensor, device="meta").stride()
+        return self.memory(tensor.shape, tensor.dtype, strides).copy_(tensor)
 
     @contextlib.contextmanager
     def around_what_is_made(self):
@@ -105,13 +106,14 @@ class Draw:
 # A configuration of a kernel: (backend, fences) -> what the kernel wrote.
 Run = Callable[[str, Fences], list[torch.Tensor]]
 WRITTEN = ("x", "slots", "model_input", "preview", "status")
+LYING = ("x", "slots", "model_input", "preview", "mask", "known")  # as samples do
 
 
 def step(draw: Draw) -> Run:
     """A row for all, or for each sample or group, good or bad, with any of what a pool may hold."""
     one = draw.one
     groups, inner = one(*[(1, 0)] * 5, (2, 3), (3, 1))
-    batch, elements = one(1, 2, 3), 4 * groups * inner if inner else one(1, 5, 16, 37, 127)
+    batch, elements = one(1, 2, 3), 4 * groups * inner if inner else one(1, 6, 16, 37, 126, 127)
     words = dict(S=one(0, 1, 2, 4), G=one(1, 2, 2, 3), L=one(0, 1, 1, 2), K=one(0, 1, 2))
     words |= dict(state=one(STATES[0], *STATES), model=one(*MODELS), groups=groups)
     words |= {name: one(False, True) for name in ("mask", "weights", "bound", "noise_scale")}
@@ -137,8 +139,13 @@ def step(draw: Draw) -> Run:
         taken = one((-1, 0), (-1, batch + 2), *[(0, batch + 1)] * 3)
         held.f_index = draw.whole(*taken, at.G, ran).int()
         held.row, f = held.row[:ran].contiguous(), [torch.cat([v, v[:1]]) for v in f]
-    f = lying(held, [one(*[like(v)] * 3, None) for v in f])
-    ends = [one(None, draw.numbers(held.x.shape, case.state)) for _ in "io"]
+    whole = [n for n in (2, 3, 8) if elements % n == 0 and isinstance(row, int)]
+    C = one(1, *whole)
+    last = lambda v: v if v is None or C == 1 else v.unflatten(-1, (-1, C)).mT  # channels last
+    held = replace(held, **{name: last(getattr(held, name)) for name in LYING})
+    noise = list(map(last, noise))
+    f = lying(held, [last(one(*[like(v)] * 3, None)) for v in f])
+    ends = [last(one(None, draw.numbers((batch, elements), case.state))) for _ in "io"]
 
     def run(backend: str, fences: Fences) -> list[torch.Tensor]:
         there, at = [name for name in WRITTEN if getattr(held, name) is not None], held.table

@@ -219,6 +219,9 @@ typedef struct fs_step_args {
   int64_t slot_stride; /* numbers from one slot to the next, at least P*D [P*D] */
   int64_t gpu;         /* FS_CUDA: 1 + the number of the device, which is made current for the call
                           [the current one] */
+  int64_t channels; /* C: a sample's numbers, [C, D/C] in the order that noise counts them in, lie
+                       as [D/C, C], as channels_last has them; D a multiple of C [they lie in the
+                       order of noise, as with 1] */
 } fs_step_args;
 
 /* One row for every sample of a batch. Terms are added in the order written, products rounded
