@@ -71,8 +71,10 @@ def test_every_form_of_a_fused_multiply_add_is_counted():
     assert fused("mad.lo.s32 %r1; add.rn.f32 %r2; mul.rn.f32 %r3; .file fma") == 0
 
 
-def step(elements=4096, more=None, **changes):
+def step(elements=4096, more=None, C=1, **changes):
     x, slots, f, *table, row, at = (setup := make(replace(BASE, elements=elements, **changes))).args
+    last = lambda v: v if C == 1 else v.unflatten(1, (-1, C)).mT
+    x, slots, f = last(x), list(map(last, slots)), list(map(last, f))
     options = {k: v for k, v in setup.options.items() if k != "noise"} | (more or {})
     held = pooled(x, slots, *table, row, at, **options)
     backend.bind(held)(None, *lying(held, f), held.x, held.x)
@@ -103,6 +105,7 @@ CALLS = {
         S=4, mask=True, weights=True, bound=True, noise_scale=True
     ),
     "step of 16 groups": lambda: step(groups=16),
+    "step of 8 channels that lie last": lambda: step(C=8),
     "fill": lambda: backend.fill(ZEROS.view(4, -1), torch.zeros(4, dtype=torch.int64), 3),
     "moments 2x4": lambda: moments(2, 4, torch.float32),
     "moments 2x4, float64": lambda: moments(2, 4, torch.float64),
@@ -218,9 +221,11 @@ def test_a_run_compiles_its_step_once(compiled, monkeypatch, name):
     schedule = fs.schedules.Flow()
     grid = fs.grids.uniform(schedule, 6)
     plan = fs.solvers.SOLVERS[name](schedule, grid, prediction="flow")
-    run = fs.Run(plan, noise=torch.ones(2, 3, 8), seed=7, backend="triton", check=None)
-    while not run.done:
-        run.step(torch.zeros(2, 3, 8))
-    launches = [kernel for what, kernel in made if what == "step"]
-    assert len(launches) == len(made) == plan.rows - 1
-    assert len({id(kernel) for kernel in launches}) == 1
+    for noise in (torch.ones(2, 3, 8), torch.ones(2, 8, 3).mT):
+        made.clear()
+        run = fs.Run(plan, noise=noise, seed=7, backend="triton", check=None)
+        while not run.done:
+            run.step(noise * 0)
+        launches = [kernel for what, kernel in made if what == "step"]
+        assert len(launches) == len(made) == plan.rows - 1
+        assert len({id(kernel) for kernel in launches}) == 1

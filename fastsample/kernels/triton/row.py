@@ -76,7 +76,7 @@ def with_term(column, v, new, u, w, W: tl.constexpr):
 
 
 @triton.jit
-def draw(held, noise, given, word, b, first, e, inside, size, like, GROUPED: tl.constexpr):
+def draw(held, noise, given, word, b, first, e, inside, size, like, APART: tl.constexpr):
     """A noise in the state's dtype, given or Philox's, times the sample's scale."""
     if given:
         n = tl.load(noise + b * size.elements + e, inside, 0.0)
@@ -85,8 +85,10 @@ def draw(held, noise, given, word, b, first, e, inside, size, like, GROUPED: tl.
         if held.stage is not None:
             stage = tl.load(held.stage + b).to(tl.uint32)
         seed = tl.load(held.seed + b)
-        if GROUPED:
-            n = normals_at(seed, word, stage, e).to(like.dtype)
+        if APART:
+            # channels lie last where there are several
+            counted = e % size.channels * (size.elements // size.channels) + e // size.channels
+            n = normals_at(seed, word, stage, counted).to(like.dtype)
         else:
             n = normals(seed, word, stage, first, like.shape[0]).to(like.dtype)
     if held.noise_scale is not None:
@@ -97,7 +99,7 @@ def draw(held, noise, given, word, b, first, e, inside, size, like, GROUPED: tl.
 @triton.jit
 def combined(
     held, row, f, noise, given, x, m, mix, place, b, first, e, inside, size,
-    at: tl.constexpr, GROUPED: tl.constexpr,
+    at: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """x', u, v: sums over the operands that the row reads; x' blended with the known image."""
     S: tl.constexpr = at.S
@@ -122,7 +124,7 @@ def combined(
             output = output_of(held, f[g], b, g, e, inside, size, x)
             new, u, v = with_term(r + 3 + S + g, output, new, u, v, W)
     new, u, v, target = with_noises(
-        held, row, noise, given, new, u, v, b, first, e, inside, size, at, GROUPED
+        held, row, noise, given, new, u, v, b, first, e, inside, size, at, APART
     )
     if reads == 0:
         new, u, v = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
@@ -135,7 +137,7 @@ def combined(
 @triton.jit
 def with_noises(
     held, row, noise, given, new, u, v, b, first, e, inside, size,
-    at: tl.constexpr, GROUPED: tl.constexpr,
+    at: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """The sums with the noises that the row reads; what x' is blended with, of known image and
     noises, each of them drawn once.
@@ -153,7 +155,7 @@ def with_noises(
         if bit(reads, column + k) | bit(known_reads, 1 + k):
             word = tl.load(words + at.ids + k)
             n = draw(
-                held, noise[k], bit(given, k), word, b, first, e, inside, size, new, GROUPED
+                held, noise[k], bit(given, k), word, b, first, e, inside, size, new, APART
             )  # fmt: skip
             if bit(reads, column + k):
                 new, u, v = with_term(r + column + k, n, new, u, v, at.W)
@@ -165,7 +167,7 @@ def with_noises(
 @triton.jit
 def run(
     held, x_in, x_out, f, noise, row, there, given, place, b, first, e, inside, size,
-    at: tl.constexpr, GROUPED: tl.constexpr,
+    at: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """x' of a row that may run, and all that it writes."""
     r, words = held.table_f + row.to(tl.int64) * at.WF, words_of(held, row, at)
@@ -178,7 +180,7 @@ def run(
         mix = mixed(held, r, f, there, words[1], b, e, inside, size, x, at)
         m = predicted(held, r, x, mix, words[1], b, at)
     new, u, v = combined(
-        held, row, f, noise, given, x, m, mix, place, b, first, e, inside, size, at, GROUPED
+        held, row, f, noise, given, x, m, mix, place, b, first, e, inside, size, at, APART
     )
     tl.store(x_out + place * size.elements + e, new, inside)
     if at.S > 0:

@@ -61,6 +61,7 @@ class Sizes(NamedTuple):
     copies: int
     groups: int
     inner: int
+    channels: int
 
 
 class Places(NamedTuple):
@@ -97,12 +98,13 @@ def places(at: Layout) -> Places:
 @triton.jit(do_not_specialize=["number", "rows", "there", "given", "outputs"])
 def step(
     held, x_in, x_out, f, noise, number, rows, there, given, outputs, size,
-    at: tl.constexpr, GROUPED: tl.constexpr, BLOCK: tl.constexpr,
+    at: tl.constexpr, GROUPED: tl.constexpr, APART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of a sample's elements, of one group where it has groups.
 
     number: the table row of every sample, or VECTOR; rows: of the table; bits of there and given:
-    which of f [outputs,*] and noise [B,*] are tensors that were given.
+    which of f [outputs,*] and noise [B,*] are tensors that were given. APART: neighbours in the
+    block are none in the order that noise counts them in.
     """
     part = size.elements // size.groups
     blocks = tl.maximum(tl.cdiv(part, BLOCK), 1)
@@ -125,7 +127,7 @@ def step(
         row = row_of(held, number, b * size.groups + g)
         new = run(
             held, x_in, x_out, f, noise, row, there, given, place, b, first, e, inside, size, at,
-            GROUPED,
+            APART,
         )  # fmt: skip
         judged(held, number, new, inside, b, g, programs, size, GROUPED)
 
@@ -160,11 +162,13 @@ class Launch:
         slot_stride = pool.slots.stride(0) if len(pool.slots) else 0
         strides = slot_stride, stride(pool.mask), stride(pool.known)
         counts = pool.batch, pool.x.shape[0], pool.copies, pool.groups, pool.inner or 1
-        self._size = Sizes(pool.elements, *strides, *counts)
+        grouped, channels = pool.groups > 1, pool.channels or 1
+        self._size = Sizes(pool.elements, *strides, *counts, channels)
         at, part = pool.table.layout, pool.elements // pool.groups
         self._absent = torch.empty(1, dtype=pool.model_dtype, device=pool.x.device), at.G, at.L
         block = block_of(part)
-        self._options = {"at": places(at), "GROUPED": pool.groups > 1, "BLOCK": block}
+        self._options = {"at": places(at), "GROUPED": grouped, "BLOCK": block}
+        self._options["APART"] = grouped or channels > 1
         self._grid = (pool.batch * pool.groups * max(triton.cdiv(part, block), 1),)
         self._go_by(pool.table)
 
