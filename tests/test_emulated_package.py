@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow  # builds fastsample._C over the emulation
 # What says nothing of kernels is left out.
 CHOSEN = "not opcheck and not gradient and not derivatives and not inductor and not network"
 KERNELS = ("step", "noise", "moments", "cost_matrix", "launch", "kit")
-SUITES = (*(f"kernels/test_{name}.py" for name in KERNELS), "test_engine.py", "test_solvers.py")
+OTHERS = ("test_engine.py", "test_solvers.py", "test_memory_format.py")
+SUITES = (*(f"kernels/test_{name}.py" for name in KERNELS), *OTHERS)
 
 
 def test_the_suites_of_the_cpu_pass_on_the_emulated_kernels():

@@ -1,4 +1,5 @@
-# fastsample/_C: the same objects and python/module.cpp, everything hidden but the module's entry point.
+# fastsample/_C: the same objects and python/module.cpp, everything hidden but the module's entry point
+# (and, in the build over the emulation, what tests ask it).
 find_package(Python 3.10 COMPONENTS Interpreter Development.Module REQUIRED)
 
 # pybind11 is headers only: from its own package, else from torch's include folder (a machine without network).

@@ -20,13 +20,16 @@ class Emulated(Library):
     def __init__(self, path):
         super().__init__(path)
         self.dll.fs_emulated_count.restype = ctypes.c_int64
-        for name in ("fs_emulated_order", "fs_emulated_errors", "fs_emulated_where"):
-            getattr(self.dll, name).restype = None
+        for name in ("order", "errors", "where", "ask"):
+            getattr(self.dll, f"fs_emulated_{name}").restype = None
         self.dll.fs_emulated_pending.restype = ctypes.c_int32
 
     def count(self, name=None):
         """Launches of a kernel so far, of all kernels without a name."""
         return self.dll.fs_emulated_count(name and name.encode())
+
+    def asked(self):
+        return asked(self.dll)
 
     def pending(self):
         """The error that is pending."""
@@ -37,6 +40,15 @@ class Emulated(Library):
         current, launched_on, stream = ctypes.c_int32(), ctypes.c_int32(), ctypes.c_void_p()
         self.fs_emulated_where(*map(ctypes.byref, (current, launched_on, stream)))
         return current.value, launched_on.value, stream.value
+
+
+def asked(dll):
+    """What reached the runtime of a library or module so far: launches, copies, waits for a stream,
+    allocations.
+    """
+    counts = (ctypes.c_int64 * 4)()
+    dll.fs_emulated_asked(counts)
+    return tuple(counts)
 
 
 def tree():

@@ -12,6 +12,23 @@ FS_TEST int64_t fs_emulated_count(const char* name) {
   return all;
 }
 
+// What reached the runtime so far: launches, copies, waits for a stream, allocations.
+FS_TEST void fs_emulated_asked(int64_t* counts) {
+  const emulate::Asked& asked = emulate::asked;
+  counts[0] = fs_emulated_count(nullptr), counts[1] = asked.copies, counts[2] = asked.waits,
+  counts[3] = asked.allocations;
+}
+
+// Asks for a number's memory, copies it there and waits.
+FS_TEST void fs_emulated_ask() {
+  void* memory;
+  const double number = 1;
+  cudaMallocAsync(&memory, sizeof number, nullptr);
+  cudaMemcpyAsync(memory, &number, sizeof number, cudaMemcpyDefault);
+  cudaStreamSynchronize(nullptr);
+  std::free(memory);
+}
+
 // The order of threads and blocks (see cuda_runtime.h), and whether grids are small.
 FS_TEST void fs_emulated_order(uint32_t order, int32_t low_caps) {
   emulate::order = order;
