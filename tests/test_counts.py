@@ -66,6 +66,22 @@ def test_the_most_a_call_asks_for(calls, counted):
     assert len(tally.steps) == calls.STEPS - 1
 
 
+def test_a_first_call_waits_for_its_table_alone(calls, counted):
+    """Which runs on other streams share from then on: once for its numbers, once for its words. A
+    scale of the noise is not looked at where it lies on the device.
+    """
+    plan, model = calls.plan_of("euler_ancestral", inpaint=True), lambda x, t: x * 0.5
+    with counted.counting() as device:
+        there = lambda v: device.put(v.clone())
+        noise, waits = there(calls.noise()), []
+        blend = {"mask": there(torch.ones(1, 1, 16, 16)), "known": there(calls.noise())}
+        for words in ({}, {"noise_scale": 0.5}, {"noise_scale": there(torch.ones(2))}, blend):
+            before = device.counts.syncs
+            calls.fs.Sampler(plan, model)(noise=noise, check=None, **words)
+            waits.append(device.counts.syncs - before)
+    assert waits == [2, 0, 0, 0]
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_bytes_are_what_a_step_must_move(calls, solver):
     """Those of bench/triad.py, worked out from the plan and not from its table."""

@@ -72,7 +72,8 @@ def _noise(plan, words, first, given, size, state, device, gradients) -> tuple[T
     scale = arguments.noise_scales(words["noise_scale"], batch, state, device, gradients)
     source = words["noise_source"]
     theirs = sources.draws(source, plan, size, state, device, masked, noise, gradients)
-    needed = given is None or sources.seeded(plan, first, noise, source, scale, masked)
+    still = sources.silent(words["noise_scale"])
+    needed = given is None or sources.seeded(plan, first, noise, source, still, masked)
     stage = sources.stages(words["stage"], batch, device)
     # view: seeds held by a trace must not serve another batch size
     seed = sources.seeds(words["seed"], batch, device, needed).view(batch)

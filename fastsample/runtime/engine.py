@@ -127,7 +127,7 @@ class Engine:
             sizes, dtype = (1, *self.shape), self._dtypes[0]
             blend = arguments.blend(plan, mask, known, sizes, dtype, self._device)
             scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
-            drawn = given is None or sources.seeded(plan, first, noise, None, None, masked)
+            drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
             words = sources.seeds(seed, 1, "cpu", drawn), sources.stages(stage, 1, "cpu"), scale
             place, rows = self._free(plan.G), self._stack.rows(plan, masked)
             batch = self.pad_to or self.capacity * self._stack.table.layout.G

@@ -107,7 +107,8 @@ class Run(Cursor):
         noise_scale = arguments.noise_scales(words["noise_scale"], size[0], state, device)
         self._source = words["noise_source"], size, state, device, masked
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
-        self._drawing = sources.seeded(plan, first, noise, self._source[0], noise_scale, masked)
+        self._still = sources.silent(words["noise_scale"])
+        self._drawing = sources.seeded(plan, first, noise, self._source[0], self._still, masked)
         needed = self._drawing or given is None
         self._seeded = needed or words["seed"] is not None
         with torch.inference_mode(False):  # what is made in it cannot be written to outside
@@ -185,11 +186,11 @@ class Run(Cursor):
         masked = own.mask is not None
         first = arguments.entry(new, latent is not None, start, noise is not None, masked)
         arguments.blend(new, own.mask, own.known, size, own.x.dtype, device, wait=False)
-        source, scales = self._source[0], own.noise_scale
+        source = self._source[0]
         draws = sources.draws(source, new, *self._source[1:], noise)
         if guidance is not None:
             scale = arguments.scales(new, guidance, own.batch, own.x.dtype, own.x.device)
-        drawing = sources.seeded(new, first, noise, source, scales, masked)
+        drawing = sources.seeded(new, first, noise, source, self._still, masked)
         if seed is not None or drawing:
             self._reseed(seed)
         else:

@@ -101,16 +101,23 @@ def stages(stage: object, batch: int, device) -> Tensor | None:
     return torch.full((batch,), signed, dtype=torch.int32, device=device) if number else None
 
 
-def seeded(
-    plan: Plan, first: int, noise: Tensor | None, source, noise_scale: Tensor | None, masked: bool
-) -> bool:
-    """Do the rows from `first` on draw from the seeds: noise that nobody gave, at a scale that is
-    not 0 throughout, or is to be learned?
+def silent(noise_scale) -> bool:
+    """Is this scale of the noise, as it was given, 0 throughout, and not to be learned? One on a
+    device is not looked at, which would wait for it.
     """
-    if source is not None or plan.L == 0:
+    if noise_scale is None:
         return False
-    fixed = noise_scale is not None and not noise_scale.requires_grad
-    if fixed and readable(True, noise_scale) and not bool(noise_scale.any()):
+    scale = torch.as_tensor(noise_scale)
+    if scale.requires_grad or scale.device.type != "cpu" or not readable(True, scale):
+        return False
+    return not bool(scale.any())
+
+
+def seeded(plan: Plan, first: int, noise: Tensor | None, source, still: bool, masked: bool) -> bool:
+    """Do the rows from `first` on draw from the seeds: noise that nobody gave? still: none of it
+    would be seen.
+    """
+    if source is not None or plan.L == 0 or still:
         return False
     return bool(drawn_from(plan, first, masked) - ({0} if noise is not None else set()))
 
