@@ -21,7 +21,7 @@ def told():
     (binary,) = build.tree().glob("_C*.so")
     path = f"{builds.ROOT}:{builds.ROOT / 'tests'}"
     environment = builds.environment(PYTHONPATH=path, OMP_NUM_THREADS="1")
-    script = builds.ROOT / "tests/emulate/counts.py"
+    script = builds.ROOT / "tests/emulate/asked.py"
     return json.loads(builds.run(sys.executable, script, binary, env=environment))
 
 

@@ -101,8 +101,14 @@ __device__ __forceinline__ void store_input(const fs_step_args& a, int64_t b, T 
     store<Whole>(static_cast<F*>(a.model_input) + (copy * a.batch + b) * a.elements + e, input, n);
 }
 
-// n_l of the numbers at [e, e + 4) of a sample whose channels lie last: each in a block of its own.
-// One round of the loop is compiled for all four, which move up.
+// The first number makes room at the end.
+template <class T>
+__device__ __forceinline__ void move_up(Quad<T>& v) {
+  v.at[0] = v.at[1], v.at[1] = v.at[2], v.at[2] = v.at[3];
+}
+
+// Normals of the numbers at [e, e + 4) of a sample whose channels lie last: each in a block of its
+// own, so that the loop is compiled once for all four.
 template <class T>
 __device__ __forceinline__ Quad<T> normals_across(const Draw& draw, int64_t C, int64_t R,
                                                   int64_t e) {
@@ -110,7 +116,7 @@ __device__ __forceinline__ Quad<T> normals_across(const Draw& draw, int64_t C, i
   Quad<T> out{};
 #pragma unroll 1
   for (int k = 0; k < kQuad; ++k) {
-    out.at[0] = out.at[1], out.at[1] = out.at[2], out.at[2] = out.at[3];
+    move_up(out);
     out.at[3] = static_cast<T>(normal_of(draw, static_cast<uint64_t>(c * R + r)));
     if (++c == C) c = 0, ++r;
   }
@@ -132,8 +138,7 @@ __device__ __forceinline__ Quad<T> noise_of(const fs_step_args& a, const Job<T>&
     } else {
       out = normals_quad<T>(draw, static_cast<uint64_t>(e / kQuad));
 #pragma unroll 1
-      for (int64_t skipped = 0; !Whole && skipped < e % kQuad; ++skipped)
-        out.at[0] = out.at[1], out.at[1] = out.at[2], out.at[2] = out.at[3];
+      for (int64_t skipped = 0; !Whole && skipped < e % kQuad; ++skipped) move_up(out);
     }
   }
   if (!a.noise_scale) return out;

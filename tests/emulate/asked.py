@@ -1,4 +1,4 @@
-"""counts.py BINARY: the calls that bench/counted_calls.py counts, over the emulated kernels. As
+"""asked.py BINARY: the calls that bench/counted_calls.py counts, over the emulated kernels. As
 JSON, of each call and kind of check: what every step asked of the runtime (launches, copies, waits,
 allocations), and what was counted of it (launches, host copies, syncs, allocations).
 """
