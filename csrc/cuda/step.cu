@@ -1,7 +1,8 @@
 // fs_step on a GPU: which kernel. One launch, no allocation, no wait; a graph may capture it.
 //
 //   step_uniform   all samples at one row that the host knows: runs, captured loops
-//   step_any       everything else: rows of a row vector, groups, masks, odd addresses, float64
+//   step_any       everything else: rows of a row vector, groups, masks, odd addresses, float64,
+//                  noise where channels lie last
 
 #include "step.h"
 
