@@ -157,7 +157,7 @@ void normals(const Draw& draw, int64_t first, int64_t n, T* out) {
 
 // The same for a sample of [C, R] numbers, counted in that order, that lie as [R, C]: out[i] =
 // normal of the element that lies at first + i. The normals of a block are neighbours in a channel,
-// so that a block is drawn once for all of them that are asked for.
+// so that a block is drawn once for all of them that are asked for; few are where n is below 4 C.
 template <class T>
 void normals_across(const Draw& draw, int64_t C, int64_t R, int64_t first, int64_t n, T* out) {
   constexpr int kBlocks = 64;
