@@ -15,6 +15,9 @@ from ..plan import Plan
 from . import arguments, outputs, pool
 from .results import KEPT, Results
 
+# channels_last on a CPU: with more, a tile of the step holds less than two of a block's numbers.
+MOST_CHANNELS = 512
+
 
 class Cursor:
     """A pool whose samples all run the same row, advanced one row a call.
@@ -162,8 +165,9 @@ class Cursor:
         self._take, self._lies, self._seen, self._plain = launch.take, launch.lies, False, False
         self._input = own.x if own.model_input is None else own.model_input
         self._strides, self._dtype, self._device = own.x.stride(), own.x.dtype, own.x.device
-        self._permuted = own.channels is None and own.table.layout.L > 0
-        self._here = self._device.type == "cpu"
+        self._here, C = self._device.type == "cpu", own.channels
+        apart = C is None or (self._here and C > MOST_CHANNELS)
+        self._permuted = apart and own.table.layout.L > 0
         here = self._here and own.batch > 0
         self._words = memoryview(own.status.numpy()).cast("B") if here else None
         self._zeros, self._offsets = bytes(4 * own.batch), np.arange(own.batch)
@@ -224,7 +228,8 @@ class Cursor:
 
     def _noise(self, row: int) -> Sequence[Tensor | None]:
         """The draws of this row that do not come from the kernel's own Philox, one for each noise
-        operand: the caller's, and every one where samples lie in an order unknown to the kernels.
+        operand: the caller's, and every one where samples lie in an order in which they cannot
+        draw, or not as fast.
         """
         if self._draws is None and not self._permuted:
             return ()
