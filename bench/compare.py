@@ -34,12 +34,16 @@ def _git(folder, *words):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def against_committed(folder, machine, rows, asked):
+def before(folder, machine):
+    """{row's name: (file name, row)} that a run of this machine is compared with."""
+    return baseline(committed(folder, machine))
+
+
+def against_committed(before, machine, rows, asked):
     """(lines that say what changed, sentences that say what fails) for the rows of a run.
 
     asked: a row of an earlier file -> whether this run was to measure it.
     """
-    before = baseline(committed(folder, machine))
     if not before:
         return [f"{machine}: no file of this machine is committed; nothing to compare with"], []
     return changes(rows, before), faults(rows, before, asked)

@@ -1,5 +1,6 @@
-"""Writes a run of the benchmarks as one small file, bench/results/<machine>-<date>.json, and says
-what changed against the last committed one of the same machine (compare.py).
+"""Writes a run of the benchmarks as one small file, bench/results/<machine>-<date>.json, row by row
+as they are measured, and says what changed against the last committed one of the same machine
+(compare.py). A machine is named after its processor, or for the benchmarks of a GPU after that.
 """
 
 import json
@@ -12,9 +13,14 @@ from pathlib import Path
 import compare
 import pytest
 
+from fastsample.files import write_whole
+
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
-MEASURED, VERDICT = pytest.StashKey(), pytest.StashKey()
+MEASURED, ABSENT, BEFORE, VERDICT = (pytest.StashKey() for _ in range(4))
+# Of a GPU's benchmarks those that decide most come first: a run may be cut off.
+ORDER = "bits", "step", "loop", "moments", "cost_matrix", "search", "latency", "peer", "sanitizer"
+QUICK = 11  # interleaved pairs of a quick run
 
 
 def pytest_addoption(parser):
@@ -23,6 +29,42 @@ def pytest_addoption(parser):
     about = "a short name of the machine; default: made from its processor"
     parser.addoption("--machine", default=None, help=about)
     parser.addoption("--results", default=str(RESULTS), help="the folder of the results file")
+    about = "fewer sizes and rounds; each row of the results says so"
+    parser.addoption("--quick", action="store_true", help=about)
+
+
+def pytest_configure(config):
+    config.stash[MEASURED], config.stash[ABSENT] = [], set()
+    if config.getoption("--quick"):
+        import measure
+
+        measure.PAIRS = QUICK
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Of a GPU's benchmarks only files that have one are loaded: a machine with a GPU may lack what
+    the others compare with.
+    """
+    bench = collection_path.name.startswith("bench_") and collection_path.suffix == ".py"
+    if bench and config.getoption("markexpr") == "gpu":
+        return "mark.gpu" not in collection_path.read_text() or None
+    return None
+
+
+@pytest.hookimpl(trylast=True)  # after -m has left out what it leaves out
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+    if any(item.get_closest_marker("gpu") for item in items):
+        items.sort(key=place)
+
+
+def place(item):
+    """Where a benchmark of a GPU stands in the order; one that is not named there comes last."""
+    named = (k for k, word in enumerate(ORDER) if item.name.startswith(f"bench_{word}"))
+    return next(named, len(ORDER))
 
 
 def processor():
@@ -46,7 +88,7 @@ def vector_unit():
 
 def versions():
     found = {"python": platform.python_version()}
-    for name in ("fastsample", "torch", "numpy", "diffusers", "k-diffusion"):
+    for name in ("fastsample", "torch", "triton", "numpy", "diffusers", "k-diffusion"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -81,9 +123,9 @@ def machine(config, gpu):
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if gpu:
-        import torch
+        from gpu import CUDA
 
-        chip, vector = torch.cuda.get_device_name(), ""
+        chip, vector = CUDA.get_device_name(), ""
     else:
         chip, vector = processor(), vector_unit()
     made = re.sub(r"[^a-z0-9]+", "-", f"{chip} {cores} cores".lower()).strip("-")
@@ -91,33 +133,58 @@ def machine(config, gpu):
     return {"machine": name, "processor": chip, "vector": vector, "cores": cores}
 
 
-def pytest_benchmark_update_json(config, benchmarks, output_json):
-    config.stash[MEASURED] = rounded([compact(item) for item in output_json["benchmarks"]])
-
-
-def pytest_sessionfinish(session):
-    """Compares the rows measured with the last committed ones, then writes them to the day's file:
-    a whole run writes it anew, a part of the benchmarks replaces its own rows.
-    """
+def pytest_collection_finish(session):
+    """What was committed of this machine, read before the run writes any file."""
     config = session.config
-    rows, date = config.stash.get(MEASURED, []), config.getoption("--date")
-    if not rows or date is None:
-        return
-    record = machine(config, gpu=any(item.get_closest_marker("gpu") for item in session.items))
-    folder = Path(config.getoption("--results"))
+    if session.items and config.getoption("--date") is not None:
+        record = machine(config, gpu=any(item.get_closest_marker("gpu") for item in session.items))
+        folder = Path(config.getoption("--results"))
+        config.stash[BEFORE] = record, compare.before(folder, record["machine"])
+
+
+def pytest_runtest_makereport(item, call):
+    """Writes a benchmark's row once it has measured: a run that is cut off leaves those it had."""
+    config, fixture = item.config, (item.funcargs or {}).get("benchmark")
+    if call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
+        config.stash[ABSENT].add(item.name)
+    elif call.when == "call" and fixture and fixture.stats is not None and not fixture.has_error:
+        quick = {"quick": True} if config.getoption("--quick") else {}
+        row = rounded(compact(fixture.stats.as_dict(include_data=False)))
+        config.stash[MEASURED].append(row | quick)
+        if BEFORE in config.stash:
+            write(config, whole=False)
+
+
+def write(config, whole):
+    """The rows so far, to the day's file: a whole run's alone, else beside those that it has."""
+    rows, (record, _) = config.stash[MEASURED], config.stash[BEFORE]
+    folder, date = Path(config.getoption("--results")), config.getoption("--date")
     path = folder / f"{record['machine']}-{date}.json"
-    asked = compare.selection(config, BENCH)
-    whole = asked({}) and not session.testsfailed
-    config.stash[VERDICT] = compare.against_committed(folder, record["machine"], rows, asked)
-    if config.stash[VERDICT][1]:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if not whole and path.exists():
         kept = json.loads(path.read_text())
         whole = kept.get("whole", False)
         rows = list({row["name"]: row for row in kept["rows"] + rows}.values())
-    record |= {"date": date, "whole": whole, "versions": versions(), "rows": rows}
+    record = record | {"date": date, "whole": whole, "versions": versions(), "rows": rows}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n")
+    write_whole(path, (json.dumps(record, indent=1, sort_keys=False) + "\n").encode())
+
+
+def pytest_sessionfinish(session):
+    """Compares the rows with the last committed ones. A whole run writes the day's file anew; a
+    part of the benchmarks has replaced its own rows in it.
+    """
+    config = session.config
+    rows, quick = config.stash[MEASURED], config.getoption("--quick")
+    if not rows or BEFORE not in config.stash:
+        return
+    record, before = config.stash[BEFORE]
+    asked = compare.selection(config, BENCH)
+    owed = lambda row: asked(row) and not quick and row["name"] not in config.stash[ABSENT]
+    config.stash[VERDICT] = compare.against_committed(before, record["machine"], rows, owed)
+    if config.stash[VERDICT][1]:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if asked({}) and not quick and not session.testsfailed:
+        write(config, whole=True)
 
 
 @pytest.hookimpl(trylast=True)

@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-PAIRS = 21
+PAIRS = 21  # of a round of ours and one of each peer
 
 
 def quartiles(values):
@@ -23,8 +23,8 @@ def quartiles(values):
     return float(median), float(q1), float(q3)
 
 
-def interleaved(benchmark, ours, peers, pairs=PAIRS):
-    """Seconds of ours and of each peer, taken in turn `pairs` times.
+def interleaved(benchmark, ours, peers, pairs=None):
+    """Seconds of ours and of each peer, taken in turn `pairs` times; None: PAIRS.
 
     -> (ours [pairs], {peer: [pairs]}).
 
@@ -33,7 +33,7 @@ def interleaved(benchmark, ours, peers, pairs=PAIRS):
     fixture times ours, in the same rounds; in every other one the peers come after it, in the
     opposite order.
     """
-    seconds = {name: [] for name in peers}
+    seconds, pairs = {name: [] for name in peers}, pairs or PAIRS
 
     def others(names):
         for name in names:

@@ -54,20 +54,24 @@ def write(folder, date, rows, machine="box", whole=True):
     (folder / f"{machine}-{date}.json").write_text(json.dumps(record))
 
 
+def against(compare, folder, rows, asked):
+    return compare.against_committed(compare.before(folder, "box"), "box", rows, asked)
+
+
 EVERY = lambda row: True
 PART = lambda row: row.get("file") == "bench_a.py"
 
 
 def test_first_file(compare, folder):
     first = "box: no file of this machine is committed; nothing to compare with"
-    assert compare.against_committed(folder, "box", [row("bench_a")], EVERY) == ([first], [])
+    assert against(compare, folder, [row("bench_a")], EVERY) == ([first], [])
 
 
 def test_ratio_with_medians_and_quartiles(compare, folder):
     write(folder, "2026-01-01", [row("bench_a"), row("bench_b", 2.0)])
     commit(folder)
     rows = [row("bench_a", 3e-5), row("bench_b", 4e-3), row("bench_new")]
-    changes, faults = compare.against_committed(folder, "box", rows, EVERY)
+    changes, faults = against(compare, folder, rows, EVERY)
     a = "0.75 x the time, 30 µs (27–36); was 40 µs (36–48) (box-2026-01-01.json)"
     b = "0.002 x the time, 4 ms (3.6–4.8); was 2 s (1.8–2.4) (box-2026-01-01.json)"
     assert changes == [f"bench_a: {a}", f"bench_b: {b}", "bench_new: 40 µs (36–48); new"]
@@ -77,7 +81,7 @@ def test_ratio_with_medians_and_quartiles(compare, folder):
 def test_slower_alone_is_no_fault(compare, folder):
     write(folder, "2026-01-01", [row("bench_a")])
     commit(folder)
-    assert compare.against_committed(folder, "box", [row("bench_a", 1.0)], EVERY)[1] == []
+    assert against(compare, folder, [row("bench_a", 1.0)], EVERY)[1] == []
 
 
 def test_count_that_grew(compare, folder):
@@ -85,7 +89,7 @@ def test_count_that_grew(compare, folder):
     write(folder, "2026-01-01", [old])
     commit(folder)
     new = row("bench_a", launches=11, bytes_per_step=314600.0, threads="2")
-    changes, faults = compare.against_committed(folder, "box", [new], EVERY)
+    changes, faults = against(compare, folder, [new], EVERY)
     assert changes[1:] == ["  launches: 10 -> 11"]
     assert faults == [
         "bench_a: launches grew from 10 to 11 against box-2026-01-01.json; "
@@ -97,7 +101,7 @@ def test_counts_that_shrank_came_and_went(compare, folder):
     write(folder, "2026-01-01", [row("bench_a", launches=10, syncs=2)])
     commit(folder)
     new = row("bench_a", launches=9, bytes=12000)
-    changes, faults = compare.against_committed(folder, "box", [new], EVERY)
+    changes, faults = against(compare, folder, [new], EVERY)
     assert faults == []
     told = ["  launches: 10 -> 9", "  syncs: 2, no longer counted", "  bytes: 12,000, new"]
     assert changes[1:] == told
@@ -110,9 +114,9 @@ def test_lost_row(compare, folder):
         "bench_b: box-2026-01-01.json has this row and this run lacks it; "
         "every row of the machine's last committed results is measured again"
     ]
-    assert compare.against_committed(folder, "box", [row("bench_a")], EVERY)[1] == lost
-    assert compare.against_committed(folder, "box", [row("bench_a")], PART)[1] == []
-    assert len(compare.against_committed(folder, "box", [row("bench_b")], PART)[1]) == 1
+    assert against(compare, folder, [row("bench_a")], EVERY)[1] == lost
+    assert against(compare, folder, [row("bench_a")], PART)[1] == []
+    assert len(against(compare, folder, [row("bench_b")], PART)[1]) == 1
 
 
 def test_rows_come_from_the_newest_file_back_to_the_last_whole_run(compare, folder):
@@ -124,7 +128,7 @@ def test_rows_come_from_the_newest_file_back_to_the_last_whole_run(compare, fold
     newest = {"bench_a": "box-2026-01-03.json", "bench_b": "box-2026-01-02.json"}
     assert {name: file for name, (file, _) in found.items()} == newest
     rows = [row("bench_a", launches=3), row("bench_b", launches=2)]
-    (fault,) = compare.against_committed(folder, "box", rows, EVERY)[1]
+    (fault,) = against(compare, folder, rows, EVERY)[1]
     assert "bench_b: launches grew from 1 to 2 against box-2026-01-02.json" in fault
 
 
@@ -135,11 +139,11 @@ def test_what_is_not_committed_does_not_count(compare, folder):
     git(folder, "add", "-A", ".")
     write(folder, "2026-01-02", [row("bench_a", launches=11)])
     rows = [row("bench_a", launches=11)]
-    (fault,) = compare.against_committed(folder, "box", rows, EVERY)[1]
+    (fault,) = against(compare, folder, rows, EVERY)[1]
     assert "from 10 to 11 against box-2026-01-01.json" in fault
     # Without git the newest file is the one to compare with.
     shutil.rmtree(folder.parents[1] / ".git")
-    changes, faults = compare.against_committed(folder, "box", rows, EVERY)
+    changes, faults = against(compare, folder, rows, EVERY)
     assert faults == [] and "(box-2026-01-02.json)" in changes[0]
 
 
