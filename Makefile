@@ -6,6 +6,7 @@ WERROR := $(if $(CI),ON,OFF)
 DATE ?= $(shell date +%F)
 ONLY ?= bench
 CUDA ?= auto
+RESULTS ?= $(if $(REHEARSE),build/rehearsed,bench/results)
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
@@ -13,7 +14,7 @@ TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
-BENCH := -m pytest -q -c bench/pytest.ini --benchmark-json=build/bench.json --date=$(DATE)
+BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
 .PHONY: help demo test test-slow soak lint bench tables native ptx mutate gpu gpu-there clean
 help:
@@ -23,7 +24,8 @@ help:
 	@echo "make lint    ruff and clang-format"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter, CUDA=auto|on|off)"
-	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks"
+	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks (six minutes;"
+	@echo "             QUICK=1: two; REHEARSE=1: without a GPU, on a stand-in, so that every line has run; RESULTS=... the folder written to)"
 	@echo "make ptx     what nvcc makes of the CUDA kernels: registers, spills, wide accesses (docs/kernels.md); needs nvcc, no GPU"
 	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 500 builds; what was tried is kept)"
 	@echo "make clean   remove everything the above made, .venv included"
@@ -74,7 +76,6 @@ lint: $(READY)
 	@echo "clang-format --dry-run -Werror: $(words $(C_FILES)) files" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
 bench: $(NATIVE)
-	@mkdir -p build
 	$(PY) $(BENCH) -m "not gpu" $(ONLY)
 	@$(MAKE) --no-print-directory tables
 
@@ -107,13 +108,14 @@ gpu-there:
 	@$(PYTHON) -c 'import pytest, pytest_benchmark' 2>/dev/null \
 	  || { echo "make gpu: $(PYTHON) lacks pytest or pytest-benchmark; pip install pytest pytest-benchmark"; exit 1; }
 
-# For the GPU that is there, and no other.
+# Built for the GPU that is there, and no other. What carries the mark `gpu` in bench/ runs, the tests of tests/gpu first; every row is
+# written as soon as it is measured, and the table last, whatever failed.
 gpu: CUDA = on
 gpu: ARCH = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)-real
-gpu: gpu-there native
-	$(PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu tests/gpu
-	@mkdir -p build
-	$(PYTHON) $(BENCH) -m gpu bench/bench_step_cuda.py bench/bench_latency.py
+gpu: $(if $(REHEARSE),$(NATIVE),gpu-there native)
+	@python=$(if $(REHEARSE),$(PY),$(PYTHON)); status=0; $(if $(REHEARSE),export PYTHONPATH="$(CURDIR)/tests:$$PYTHONPATH";) \
+	$$python $(BENCH) -rs -m gpu $(if $(REHEARSE),-p stand_in) $(if $(QUICK),--quick) --results=$(RESULTS) bench || status=$$?; \
+	$$python tools/readme_tables.py --show $(RESULTS); exit $$status
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks

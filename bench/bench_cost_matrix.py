@@ -15,7 +15,7 @@ from fastsample.kernels.cost_matrix import argmin_source, cost_matrix
 N, D = 100, 65536
 
 
-def problem():
+def problem(N=N, D=D):
     """(U: x and v of the sources [1,N,D] each, c [2,N,N] float64, X [1,N,D], band [N,2]) with jumps
     x_i + (t_j - t_i)*v_i.
     """
@@ -34,7 +34,8 @@ def problem():
 def costs_in_float64(u, c, x):
     """C[i,j] over the band, every product and difference in float64, NumPy; +inf outside."""
     sources, targets = [part[0].double().numpy() for part in u], x[0].double().numpy()
-    weights, out = c.numpy(), np.full((N, N), np.inf)
+    (N, D), weights = targets.shape, c.numpy()
+    out = np.full((N, N), np.inf)
     for i in range(N):
         for j in range(i + 1, N):
             jump = weights[0, i, j] * sources[0][i] + weights[1, i, j] * sources[1][i]

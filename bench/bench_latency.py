@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from gpu import CUDA, KIND, captured, cut
 from measure import figure, interleaved, often
 from torch.nn.functional import silu
 
@@ -28,7 +29,7 @@ SIZES = {
     "per-token head, 256×16": ((256, 16), 128, 3, 10),
     "speech, 512 frames × 80": ((1, 512, 80), 192, 3, 3),
 }
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+WHERE = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.long])]
 
 
 class Loop(NamedTuple):
@@ -100,21 +101,7 @@ def evaluations(model, z, times):
         model(z, t)
 
 
-def captured(work):
-    """The work as a CUDA graph; -> replay."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
-def loops_of(model, z):
+def loops_of(model, z, on_gpu):
     """{name: Loop}, ours in eager first."""
     plan, fused = plan_of(), torch.compile(model)
     times = [torch.full((len(z),), 1 - k / STEPS, device=z.device) for k in range(STEPS)]
@@ -122,7 +109,7 @@ def loops_of(model, z):
 
     def asking(loop, model, alone):
         clock = Clocked(model)
-        return Loop(loop(clock), None if z.is_cuda else clock, alone)
+        return Loop(loop(clock), None if on_gpu else clock, alone)
 
     def ours(model, mode="eager"):
         sampler = fs.Sampler(plan, model, mode)
@@ -143,7 +130,7 @@ def loops_of(model, z):
         scheduler = FlowMatchEulerDiscreteScheduler()
         walk = lambda model: lambda: pipeline(scheduler, model, z)
         loops["diffusers"] = asking(walk, model, alone)
-    if z.is_cuda:
+    if on_gpu:
         loops["captured"] = Loop(ours(model, "graph"), None, captured(alone))
     return loops
 
@@ -179,20 +166,22 @@ def rounds_of(loops, calls, wait):
     return rounds, spent
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("name", SIZES, ids=lambda name: name.partition(",")[0].replace(" ", "-"))
-def bench_latency(benchmark, name, device, monkeypatch, tmp_path):
+def bench_latency(benchmark, name, where, monkeypatch, tmp_path):
     # graphs of other revisions are not taken up: torch keeps them by the traced code alone
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
-    benchmark.group = "latency" if device == "cpu" else "latency on a GPU"
+    on_gpu, device = where != "cpu", "cpu" if where == "cpu" else KIND
+    benchmark.group = "gpu latency" if on_gpu else "latency"
     shape, hidden, layers, calls = SIZES[name]
+    calls = cut(calls, 1)
     torch.manual_seed(0)
     model = Network(shape[-1], hidden, layers).to(device)
     z = torch.randn(shape).to(device)
-    wait = (lambda end: end) if device == "cpu" else lambda end: torch.cuda.synchronize()
+    wait = (lambda end: CUDA.synchronize()) if on_gpu else lambda end: end
     with torch.no_grad():
-        loops = loops_of(model, z)
+        loops = loops_of(model, z, on_gpu)
         check(loops)
         rounds, spent = rounds_of(loops, calls, wait)
         own, seconds = interleaved(benchmark, rounds.pop("eager"), rounds)

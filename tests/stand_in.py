@@ -4,10 +4,16 @@ the CPU, and writes down in `calls` what was asked of it.
 A capture records every op of torch and every launch of a kernel with the very tensors it was given;
 a replay runs them again and puts each result where it was. So what a graph bakes in, numbers and
 addresses, is baked in here too.
+
+As a pytest plugin (-p stand_in) it stands in for a whole process: `make gpu REHEARSE=1` runs what
+needs a GPU on it. Its device is called "rehearsed", and so is all that is written of it.
 """
 
 from contextlib import contextmanager
+from time import perf_counter
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -48,11 +54,19 @@ class StandIn:
         stand_in = self
 
         class Event:
-            def record(self, stream):
+            def __init__(self, enable_timing=False):
+                self.at = None
+
+            def record(self, stream=None):
+                self.at = perf_counter()
+                stream = stream or stand_in._current
                 stand_in.calls.append(f"{stream.name}: record done")
 
             def synchronize(self):
                 stand_in.calls.append("host: wait for done")
+
+            def elapsed_time(self, end):
+                return 1e3 * (end.at - self.at)
 
         class CUDAGraph:
             def __init__(self):
@@ -70,10 +84,22 @@ class StandIn:
     def is_available(self):
         return True
 
-    def Stream(self, device):
+    def get_device_name(self):
+        return "rehearsed"
+
+    def get_device_properties(self, device):
+        return SimpleNamespace(L2_cache_size=2**14)
+
+    def synchronize(self):
+        pass
+
+    def _sleep(self, cycles):
+        """A kernel that does nothing."""
+
+    def Stream(self, device=None):
         return Stream(self, "side")
 
-    def current_stream(self, device):
+    def current_stream(self, device=None):
         return self._current
 
     @contextmanager
@@ -96,7 +122,8 @@ class StandIn:
         self._sync = mode
 
     @contextmanager
-    def graph(self, graph, *, pool, stream, capture_error_mode):
+    def graph(self, graph, *, pool=None, stream=None, capture_error_mode="global"):
+        stream = stream or Stream(self, "side")
         self.calls.append(f"{stream.name}: capture into {pool}, {capture_error_mode}")
         self.captures += 1
         self._recording = graph.steps
@@ -129,6 +156,9 @@ class Stream:
     def wait_event(self, event):
         self._cuda.calls.append(f"{self.name}: wait for done")
 
+    def synchronize(self):
+        pass
+
 
 class Launch:
     """A native launch whose every run is recorded."""
@@ -154,3 +184,11 @@ def install(monkeypatch):
     monkeypatch.setattr(cursor, "bound", recording)
     monkeypatch.setattr(native, "fill", cuda.kernel(native.fill))
     return cuda
+
+
+def pytest_configure(config):
+    """The stand-in for the whole process; torch.compile traces and compiles nothing."""
+    patch, traced = pytest.MonkeyPatch(), torch.compile
+    install(patch)
+    eager = {"backend": "eager", "options": None}
+    patch.setattr(torch, "compile", lambda function, **words: traced(function, **words | eager))

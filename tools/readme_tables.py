@@ -2,8 +2,9 @@
 
 A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`, in parts where its rows have
 different columns. GROUPS: benchmark groups, by commas, in the order of the table. For each machine
-the newest file that has them is shown, its date beneath. `--check` writes nothing and fails when
-README is out of step.
+the newest file that has them is shown, its date beneath; a rehearsal (bench/gpu.py), which measures
+nothing, never. `--check` writes nothing and fails when README is out of step. `--show FOLDER`
+prints what files in a folder have of GPUs, rehearsals too.
 """
 
 import argparse
@@ -65,15 +66,32 @@ def table(groups, records):
         if row["group"] == group
     ]
     if not shown:
-        return "Not measured yet: `make bench`.\n"
+        gpu = all(group.startswith("gpu") for group in groups)
+        return (
+            "Not measured on a GPU yet: `make gpu`.\n"
+            if gpu
+            else "Not measured yet: `make bench`.\n"
+        )
     alike = itertools.groupby((row for _, row in shown), key=names)
     parts = (pivot(rows) or plain(rows) for rows in (list(rows) for _, rows in alike))
     lines = "\n\n".join("\n".join(part) for part in parts).split("\n")
     figures = [f for _, row in shown for f in row["figures"] if "note" in f]
     notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for f in figures)
-    machines = [(r["processor"], f"{r['cores']} cores", r["vector"], r["date"]) for r, _ in shown]
-    sources = dict.fromkeys(", ".join(filter(None, machine)) for machine in machines)
-    return "\n".join([*lines, "", *notes, *(f"Measured on {source}." for source in sources)]) + "\n"
+    sources = dict.fromkeys(source(record, row) for record, row in shown)
+    return "\n".join([*lines, "", *notes, *sources]) + "\n"
+
+
+def source(record, row):
+    """Where and when a row was measured, or that it was not."""
+    words = record["processor"], f"{record['cores']} cores", record["vector"], record["date"]
+    quick = ", a quick run" if row.get("quick") else ""
+    if rehearsed(record):
+        return f"Rehearsed without a GPU, {record['date']}{quick}: nothing here is a measurement."
+    return f"Measured on {', '.join(filter(None, words))}{quick}."
+
+
+def rehearsed(record):
+    return record["processor"] == "rehearsed"
 
 
 def plain(rows):
@@ -111,17 +129,28 @@ def filled(text, records):
     return BLOCK.sub(lambda m: m[1] + table(groups(m[2]), records) + m[3], text)
 
 
-def results():
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+def results(folder=RESULTS):
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def shown(records):
+    """The tables of all groups of GPUs, in the order in which they were measured."""
+    rows = (row for record in records for row in record["rows"])
+    groups = dict.fromkeys(row["group"] for row in rows if row["group"].startswith("gpu"))
+    return "\n".join(f"{group}\n{table([group], records)}" for group in groups)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     about = "fail when README is out of step; write nothing"
     parser.add_argument("--check", action="store_true", help=about)
-    check = parser.parse_args().check
-    text = README.read_text()
-    new = filled(text, results())
+    about = "print the tables of GPUs from this folder; write nothing"
+    parser.add_argument("--show", type=Path, metavar="FOLDER", help=about)
+    given = parser.parse_args()
+    check, text = given.check, README.read_text()
+    if given.show is not None:
+        sys.exit(print(shown(results(given.show))))
+    new = filled(text, [record for record in results() if not rehearsed(record)])
     if check and new != text:
         sys.exit("README.md: its tables are not those of bench/results; run make tables")
     if not check:

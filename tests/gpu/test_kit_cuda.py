@@ -13,15 +13,13 @@ sys.path[:0] = [str(TESTS), str(TESTS / "kernels")]
 from test_kit import COUNTS, compare  # noqa: E402
 
 from fastsample.kernels.backend import BACKENDS  # noqa: E402
+from fastsample.runtime.capturable import KIND  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
 
 def covered(kernel, name):
-    module, like = (
-        import_module(f"fastsample.kernels.{name}"),
-        (torch.device("cuda"), torch.float32),
-    )
+    module, like = import_module(f"fastsample.kernels.{name}"), (torch.device(KIND), torch.float32)
     return module.covers("step" if kernel == "fill" else kernel, *like) is None
 
 
@@ -31,4 +29,4 @@ def covered(kernel, name):
 )
 def test_random_configurations(kernel, backend):
     """Of Triton's one in seven, for nearly each of them is compiled by itself."""
-    compare(kernel, backend, "cuda", 7 if backend == "triton" else 1)
+    compare(kernel, backend, KIND, 7 if backend == "triton" else 1)

@@ -7,6 +7,7 @@ import torch
 
 import fastsample as fs
 from fastsample.kernels import moments, native
+from fastsample.runtime.capturable import CUDA, KIND
 
 pytestmark = pytest.mark.gpu
 SCHEDULE = fs.schedules.Flow(shift=3.0)
@@ -33,7 +34,7 @@ def final(plan, device, shape, **words):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_whole_runs(solver, shape, dtype):
     plan = fs.solvers.SOLVERS[solver](SCHEDULE, fs.grids.uniform(SCHEDULE, 6), prediction="flow")
-    on_cpu, on_gpu = (final(plan, d, shape, model_dtype=dtype) for d in ("cpu", "cuda"))
+    on_cpu, on_gpu = (final(plan, d, shape, model_dtype=dtype) for d in ("cpu", KIND))
     assert all(same_bits(a, b) for a, b in zip(on_cpu, on_gpu, strict=True))
 
 
@@ -42,7 +43,7 @@ def test_moments(elements):
     make = torch.Generator().manual_seed(elements)
     a, b = ([torch.randn(2, elements, generator=make) for _ in range(n)] for n in (2, 5))
     on_cpu = moments(a, b, backend="native")
-    on_gpu = moments([v.cuda() for v in a], [v.cuda() for v in b], backend="native")
+    on_gpu = moments([v.to(KIND) for v in a], [v.to(KIND) for v in b], backend="native")
     for x, y in zip(on_cpu, on_gpu, strict=True):
         assert torch.equal(x.view(torch.int64), y.cpu().view(torch.int64))
 
@@ -50,10 +51,10 @@ def test_moments(elements):
 @pytest.mark.parametrize("elements", [1, 127, 4097])
 def test_fill_on_a_stream_of_its_own(elements):
     seed = torch.tensor([0, -1, 2**40 + 7])
-    want, stream = torch.empty(3, elements), torch.cuda.Stream()
+    want, stream = torch.empty(3, elements), CUDA.Stream()
     native.fill(want, seed, 2**32 - 1)
-    with torch.cuda.stream(stream):
-        got = torch.full((3, elements), torch.nan, device="cuda")
-        native.fill(got, seed.cuda(), 2**32 - 1)
+    with CUDA.stream(stream):
+        got = torch.full((3, elements), torch.nan, device=KIND)
+        native.fill(got, seed.to(KIND), 2**32 - 1)
     stream.synchronize()
     assert same_bits(want, got)

@@ -7,6 +7,7 @@ import torch
 
 import fastsample as fs
 from fastsample.kernels import normal
+from fastsample.runtime.capturable import KIND
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +37,7 @@ def final(plan, device, f, shape, dtype):
 def test_noise_bits(noise_id, elements):
     seeds = torch.tensor([0, 1, -1, 2**40 + 7])
     ids = torch.full((len(seeds),), noise_id)
-    assert same_bits(normal(seeds.cuda(), ids.cuda(), elements), normal(seeds, ids, elements))
+    assert same_bits(normal(seeds.to(KIND), ids.to(KIND), elements), normal(seeds, ids, elements))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,7 +48,7 @@ def test_trajectory_bits(solver, dtype):
     shape = (3, 2, 9, 7)
     f = outputs(plan.nfe, shape)
     x_cpu, inputs_cpu = final(plan, "cpu", f, shape, dtype)
-    x_gpu, inputs_gpu = final(plan, "cuda", f, shape, dtype)
+    x_gpu, inputs_gpu = final(plan, KIND, f, shape, dtype)
     assert all(same_bits(a, b) for a, b in zip(inputs_cpu, inputs_gpu, strict=True))
     assert same_bits(x_cpu, x_gpu)
 
@@ -56,8 +57,8 @@ def test_a_row_of_a_batch_is_the_row_alone():
     schedule = fs.schedules.EDM()
     plan = fs.solvers.dpmpp_2m_sde(schedule, fs.grids.karras(schedule, 4), prediction="edm")
     f = outputs(plan.nfe, (3, 1, 8, 8))
-    whole, _ = final(plan, "cuda", f, (3, 1, 8, 8), torch.float32)
-    run = fs.Run(plan, shape=(1, 1, 8, 8), seed=5 + 2, device="cuda", backend="reference")
+    whole, _ = final(plan, KIND, f, (3, 1, 8, 8), torch.float32)
+    run = fs.Run(plan, shape=(1, 1, 8, 8), seed=5 + 2, device=KIND, backend="reference")
     for output in f:
-        run.step(output[2:].cuda())
+        run.step(output[2:].to(KIND))
     assert same_bits(whole[2:], run.x)

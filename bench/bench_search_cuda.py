@@ -1,0 +1,47 @@
+"""A search on a GPU: `oss` for every budget on the embedded model, against the same search on this
+machine's CPU.
+
+The two models differ by rounding, so plans may differ where two sources cost nearly the same: the
+error that the GPU's search states of each is first held to the CPU's.
+"""
+
+import pytest
+import torch
+from gpu import CUDA, KIND, cut
+from measure import figure, interleaved
+
+from fastsample import models
+from fastsample.optimize import oss
+
+pytestmark = pytest.mark.gpu
+BUDGET, STEPS, NOISES = 10, 40, 16
+
+
+def search_on(device, budget, steps, noises):
+    """() -> the search there."""
+    z = torch.randn(noises, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(device)
+    model, cond = models.fashion(device=device), {"label": torch.arange(noises, device=device) % 10}
+    return lambda: oss(model, z, budget, solver="euler", teacher=steps, cond=cond)
+
+
+def bench_search_cuda(benchmark):
+    pytest.importorskip("safetensors", reason="safetensors absent, which the embedded model needs")
+    benchmark.group = "gpu search"
+    budget, steps, noises = cut(BUDGET, 3), cut(STEPS, 6), cut(NOISES, 2)
+    ours, theirs = (search_on(device, budget, steps, noises) for device in (KIND, "cpu"))
+    found, want = ours(), theirs()
+    alike = sum(bool((found.indices[m] == want.indices[m]).all()) for m in want.indices)
+    for m, error in want.error.items():
+        if not found.error[m] <= 1.05 * error:
+            raise AssertionError(
+                f"oss: the error at {m} evaluations is {found.error[m]:.3g} on the GPU and "
+                f"{error:.3g} on the CPU"
+            )
+    waited = lambda: (ours(), CUDA.synchronize())
+    own, peers = interleaved(benchmark, lambda: waited, {"cpu": lambda: theirs}, cut(3, 1))
+    benchmark.extra_info.update(evaluations_per_sample=found.nfe)
+    name = f"OSS for every budget to {budget}, {noises} noises"
+    figure(benchmark, f"{name}: plans that are the CPU's", alike)
+    figure(benchmark, f"{name}: a search", own, "s")
+    ratios = [p / s for p, s in zip(peers["cpu"], own, strict=True)]
+    figure(benchmark, f"{name}: against this machine's CPU", ratios, "x")
