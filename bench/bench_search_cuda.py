@@ -27,7 +27,7 @@ def search_on(device, budget, steps, noises):
 def bench_search_cuda(benchmark):
     pytest.importorskip("safetensors", reason="safetensors absent, which the embedded model needs")
     benchmark.group = "gpu search"
-    budget, steps, noises = cut(BUDGET, 3), cut(STEPS, 6), cut(NOISES, 2)
+    budget, steps, noises = cut(BUDGET, 2), cut(STEPS, 4), cut(NOISES, 1)
     ours, theirs = (search_on(device, budget, steps, noises) for device in (KIND, "cpu"))
     found, want = ours(), theirs()
     alike = sum(bool((found.indices[m] == want.indices[m]).all()) for m in want.indices)

@@ -8,7 +8,9 @@ import os
 import platform
 import re
 from importlib import metadata
+from math import inf
 from pathlib import Path
+from time import perf_counter
 
 import compare
 import pytest
@@ -17,7 +19,7 @@ from fastsample.files import write_whole
 
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
-MEASURED, ABSENT, BEFORE, VERDICT = (pytest.StashKey() for _ in range(4))
+MEASURED, ABSENT, BEFORE, VERDICT, BEGUN = (pytest.StashKey() for _ in range(5))
 # Of a GPU's benchmarks those that decide most come first: a run may be cut off.
 ORDER = "bits", "step", "loop", "moments", "cost_matrix", "search", "latency", "peer", "sanitizer"
 QUICK = 11  # interleaved pairs of a quick run
@@ -31,10 +33,12 @@ def pytest_addoption(parser):
     parser.addoption("--results", default=str(RESULTS), help="the folder of the results file")
     about = "fewer sizes and rounds; each row of the results says so"
     parser.addoption("--quick", action="store_true", help=about)
+    about = "seconds after which no further benchmark is begun"
+    parser.addoption("--limit", type=float, default=inf, help=about)
 
 
 def pytest_configure(config):
-    config.stash[MEASURED], config.stash[ABSENT] = [], set()
+    config.stash[MEASURED], config.stash[ABSENT], config.stash[BEGUN] = [], set(), perf_counter()
     if config.getoption("--quick"):
         import measure
 
@@ -142,6 +146,16 @@ def pytest_collection_finish(session):
         config.stash[BEFORE] = record, compare.before(folder, record["machine"])
 
 
+def late(config):
+    """Is the time over in which benchmarks are begun?"""
+    return perf_counter() - config.stash[BEGUN] > config.getoption("--limit")
+
+
+def pytest_runtest_setup(item):
+    if late(item.config):
+        pytest.skip(f"not begun: {item.config.getoption('--limit'):g} s are over")
+
+
 def pytest_runtest_makereport(item, call):
     """Writes a benchmark's row once it has measured: a run that is cut off leaves those it had."""
     config, fixture = item.config, (item.funcargs or {}).get("benchmark")
@@ -183,7 +197,7 @@ def pytest_sessionfinish(session):
     config.stash[VERDICT] = compare.against_committed(before, record["machine"], rows, owed)
     if config.stash[VERDICT][1]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if asked({}) and not quick and not session.testsfailed:
+    if asked({}) and not quick and not late(config) and not session.testsfailed:
         write(config, whole=True)
 
 

@@ -111,6 +111,11 @@ def test_a_run_that_is_cut_off_leaves_what_it_had(small, tmp_path):
     assert names(record) == ["bench_bits", "bench_step_cuda"] and not record["whole"]
 
 
+def test_nothing_is_begun_after_the_limit(small, tmp_path):
+    status, said, record = rehearse(tmp_path / "out", "bench", "--limit=0", cwd=tmp_path)
+    assert status == 0 and record is None and "not begun: 0 s are over" in said
+
+
 def test_the_order_of_all_that_runs():
     listed = rehearse("build/none", "--collect-only", "bench")[1].splitlines()
     found = [re.search(r"::bench_(\w+)", line) for line in listed]
