@@ -41,7 +41,7 @@ def bench_moments_cuda(benchmark, case):
         check(sets[0][:P], sets[0][P:])
         ours = captured(lambda: [moments(v[:P], v[P:]) for v in sets])
         peers = {
-            "triad": triad(moved),
+            "triad": triad(moved, len(sets)),
             "pairs": captured(lambda: per_pair(sets[0][:P], sets[0][P:])),
         }
         own, others = on_device(benchmark, ours, peers)

@@ -63,18 +63,18 @@ def bench_step_cuda(benchmark, solver, model, size):
     with torch.inference_mode():
         check(plan, elements, like)
         moved = step_bytes(run_of(plan, random(1, elements), like))
-        count = rotation(moved)
+        count = rotation(moved / 2)  # what lies in a clone is read and written once at most
         runs = [run_of(plan, random(1, elements, seed=k), like) for k in range(count)]
         given = [random(1, elements, dtype=like, seed=count + k) for k in range(count)]
         rows = lambda: [run.step(f) for _ in range(NFE) for run, f in zip(runs, given, strict=True)]
-        own, others = on_device(
-            benchmark, captured(rows, warm=0), {"triad": triad(moved, times=NFE)}
-        )
+        peers = {"triad": triad(moved, count, times=NFE)}
+        own, others = on_device(benchmark, captured(rows, warm=0), peers)
         if not all(run.done and run.x.isfinite().all() for run in runs):
             raise AssertionError("step: the replayed states are not finite")
     steps = NFE * count
     name = f"{solver}, {model} model, {size}"
-    benchmark.extra_info.update(evaluations=NFE, bytes_per_step=moved, clones=str(count))
+    words = {"clones": str(count), "backend": runs[0]._choice.name}
+    benchmark.extra_info.update(evaluations=NFE, bytes_per_step=moved, **words)
     figure(benchmark, f"{name}: one step", [s / steps * 1e6 for s in own], "µs")
     figure(benchmark, f"{name}: bytes a second", [moved * steps / s / 1e12 for s in own], "TB/s")
     share, target = ratios(others["triad"], own, 100), 90 if large and model != "fp16" else None

@@ -18,11 +18,11 @@ def cut(size, small):
     return min(size, small) if REHEARSED else size
 
 
-def rotation(moved):
-    """How many sets of operands of `moved` bytes are taken in turn, so that none is still in a
-    cache when it comes again: together more than three L2 caches.
+def rotation(held):
+    """How many sets of operands that hold so many bytes are taken in turn, so that none is still in
+    a cache when it comes again: together more than three L2 caches.
     """
-    return int(3 * CUDA.get_device_properties(KIND).L2_cache_size // moved) + 1
+    return int(3 * CUDA.get_device_properties(KIND).L2_cache_size // held) + 1
 
 
 def random(*shape, dtype=torch.float32, seed=1):
@@ -45,10 +45,10 @@ def captured(work, warm=2):
     return graph.replay
 
 
-def triad(moved, times=1):
-    """replay of a = b + s c, `times` over each set in the rotation, `moved` bytes each."""
+def triad(moved, count, times=1):
+    """replay of a = b + s c, `times` over each of `count` sets in turn, `moved` bytes each."""
     n = max(1, int(moved) // 12)
-    sets = [[random(n, seed=3 * k + part) for part in range(3)] for k in range(rotation(moved))]
+    sets = [[random(n, seed=3 * k + part) for part in range(3)] for k in range(count)]
     adds = lambda: [torch.add(b, c, alpha=1.5, out=a) for _ in range(times) for a, b, c in sets]
     return captured(adds, warm=1)
 

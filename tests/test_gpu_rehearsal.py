@@ -47,12 +47,12 @@ def tables():
 
 
 def test_a_benchmark_from_end_to_end(tmp_path, tables, monkeypatch, capsys):
-    words = ("--quick", "bench", "-k", "step and fp32 or moments and 2x4")
+    words = ("--quick", "bench", "-k", "step and fp32 or loop and 50x32 or moments and 2x4")
     status, said, record = rehearse(tmp_path, *words)
     assert status == 0, said
     assert record["processor"] == "rehearsed" and not record["whole"]
     sizes = [f"bench_step_cuda[dpmpp_2m-fp32-{size}]" for size in ("64KB", "32MB", "256MB")]
-    assert names(record) == [*sizes, "bench_moments_cuda[2x4]"]
+    assert names(record) == [*sizes, "bench_loop_cuda[50x32]", "bench_moments_cuda[2x4]"]
     assert all(row["quick"] and row["seconds"]["rounds"] == 11 for row in record["rows"])
     assert all(row["figures"] and row["figures"][0]["value"] > 0 for row in record["rows"])
     (share,) = (f for f in record["rows"][1]["figures"] if "triad" in f["what"])
