@@ -46,7 +46,7 @@ def tables():
     return module
 
 
-def test_a_benchmark_from_end_to_end(tmp_path, tables, monkeypatch, capsys):
+def test_a_benchmark_from_end_to_end(tmp_path, tables):
     words = ("--quick", "bench", "-k", "step and fp32 or loop and 50x32 or moments and 2x4")
     status, said, record = rehearse(tmp_path, *words)
     assert status == 0, said
@@ -57,17 +57,11 @@ def test_a_benchmark_from_end_to_end(tmp_path, tables, monkeypatch, capsys):
     assert all(row["figures"] and row["figures"][0]["value"] > 0 for row in record["rows"])
     (share,) = (f for f in record["rows"][1]["figures"] if "triad" in f["what"])
     assert share["target"] == 90 and share["n"] == 11
-    assert tables.shown([record]).count("Rehearsed without a GPU") == 3
-    readme = tmp_path / "README.md"
-    monkeypatch.setattr(tables, "README", readme)
-    monkeypatch.setattr(tables, "results", lambda: [record])
-    monkeypatch.setattr(sys, "argv", ["readme_tables.py"])
-    for processor, empty in (("rehearsed", True), ("NVIDIA H200", False)):
-        record["processor"] = processor
-        readme.write_text("<!-- table: gpu, gpu step -->\nold\n<!-- end -->\n")
-        tables.main()
-        assert ("Not measured on a GPU yet: `make gpu`." in readme.read_text()) is empty
-        assert (f"Measured on {processor}" in readme.read_text()) is not empty
+    assert tables.of_gpus([record]).count("Rehearsed without a GPU") == 3
+    empty = "<!-- table: gpu, gpu step -->\nNot measured on a GPU yet: `make gpu`.\n<!-- end -->\n"
+    assert tables.filled(empty, [record]) == empty
+    made = tables.filled(empty, [record | {"processor": "NVIDIA H200"}])
+    assert "Measured on NVIDIA H200, " in made and "a quick run" in made
 
 
 @pytest.fixture

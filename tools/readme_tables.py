@@ -66,12 +66,9 @@ def table(groups, records):
         if row["group"] == group
     ]
     if not shown:
-        gpu = all(group.startswith("gpu") for group in groups)
-        return (
-            "Not measured on a GPU yet: `make gpu`.\n"
-            if gpu
-            else "Not measured yet: `make bench`.\n"
-        )
+        on_gpu = groups[0].startswith("gpu")
+        what, how = ("Not measured on a GPU", "gpu") if on_gpu else ("Not measured", "bench")
+        return f"{what} yet: `make {how}`.\n"
     alike = itertools.groupby((row for _, row in shown), key=names)
     parts = (pivot(rows) or plain(rows) for rows in (list(rows) for _, rows in alike))
     lines = "\n\n".join("\n".join(part) for part in parts).split("\n")
@@ -124,7 +121,8 @@ def pivot(rows):
 
 
 def filled(text, records):
-    """README's text with every marked table made anew."""
+    """README's text with every marked table made anew, of what was measured."""
+    records = [record for record in records if not rehearsed(record)]
     groups = lambda names: [name.strip() for name in names.split(",")]
     return BLOCK.sub(lambda m: m[1] + table(groups(m[2]), records) + m[3], text)
 
@@ -133,7 +131,7 @@ def results(folder=RESULTS):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def shown(records):
+def of_gpus(records):
     """The tables of all groups of GPUs, in the order in which they were measured."""
     rows = (row for record in records for row in record["rows"])
     groups = dict.fromkeys(row["group"] for row in rows if row["group"].startswith("gpu"))
@@ -147,10 +145,10 @@ def main():
     about = "print the tables of GPUs from this folder; write nothing"
     parser.add_argument("--show", type=Path, metavar="FOLDER", help=about)
     given = parser.parse_args()
-    check, text = given.check, README.read_text()
     if given.show is not None:
-        sys.exit(print(shown(results(given.show))))
-    new = filled(text, [record for record in results() if not rehearsed(record)])
+        return print(of_gpus(results(given.show)))
+    check, text = given.check, README.read_text()
+    new = filled(text, results())
     if check and new != text:
         sys.exit("README.md: its tables are not those of bench/results; run make tables")
     if not check:
