@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels import moments
 from .model import Model, to_x0
 from .plan import Plan
 from .runtime import arguments
+from .runtime.arguments import uploaded
 from .runtime.conditions import branches_of, take, told
 from .runtime.run import Run
 from .runtime.sources import seed_of
@@ -138,9 +141,12 @@ class Denoiser:
     t        [n] points in the schedule's time; states are addressed by their place in it
     noise    [B,*], whose samples cond and uncond belong to
              (`fastsample.runtime.conditions`); the model is given its shape, device and dtype
-    dtype    of the states
+    dtype    of the states; those of 16 bits are rounded once, from float32
+    wide     the dtype that is computed in: float32, float64 for float64 states
     asked    called with the number of rows after every call
     rows     how many rows have been asked in all
+
+    A device is not waited for: what must be known of its numbers is left to `look`.
     """
 
     def __init__(
@@ -162,9 +168,11 @@ class Denoiser:
         words[:2, live] = model.times(t[live]), model.scales(t[live])
         words[2:, live] = to_x0(model.prediction, alpha[live], self.sigma[live], model.sigma_data)
         self.model, self.batch_size, self.dtype = model, batch_size, dtype
-        self.shape, self.model_dtype = noise.shape, noise.dtype
-        self._time, scale, p, q = (torch.as_tensor(v, device=noise.device).to(dtype) for v in words)
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.shape, self.model_dtype, self._labels = noise.shape, noise.dtype, words[0]
+        self._time, scale, p, q = uploaded(torch.as_tensor(words, dtype=self.wide), noise.device)
         self._scale, self._p, self._q = scale[:, None], p[:, None], q[:, None]
+        self._unseen: list[tuple[Tensor, Callable]] = []
         trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
         self._branches = list(trees.values())
         self._weights = [1.0] if uncond is None else [float(guidance), 1.0 - float(guidance)]
@@ -177,20 +185,49 @@ class Denoiser:
         """
         B, points, D = states.shape
         flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
-        place = torch.as_tensor(at, device=states.device).repeat(B)
-        sample = torch.arange(B, device=states.device).repeat_interleave(points)
+        at = np.tile(at, B)
+        place = uploaded(torch.as_tensor(at), states.device)
+        sample = torch.arange(B * points, device=states.device) // points
         for rows in arguments.chunks("trajectories", len(flat), self.batch_size):
-            x, i = flat[rows], place[rows]
+            x, i = flat[rows].to(self.wide), place[rows]
             given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
             x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)
-            if not x0[rows].isfinite().all():
-                label = float(self._time[i][(~x0[rows].isfinite()).any(1)][0])
-                raise ValueError(
-                    f"trajectories: the model's output at its time {label:.6g} is not finite; a "
-                    "finite output is needed"
-                )
+            _, peaks = moments([x0[rows].detach()])
+            self.see(peaks[:, 0], partial(self._finite, self._labels[at[rows]]))
             self.count(len(x))
         return x0.reshape(B, points, D)
+
+    @staticmethod
+    def _finite(labels: np.ndarray, peaks: np.ndarray) -> None:
+        """Refuse answers whose largest magnitude is not finite, by the model's own time."""
+        wrong = labels[~np.isfinite(peaks)]
+        if len(wrong):
+            raise ValueError(
+                f"trajectories: the model's output at its time {wrong[0]:.6g} is not finite; a "
+                "finite output is needed"
+            )
+
+    def see(self, said: Tensor, then: Callable[[np.ndarray], None]) -> None:
+        """then(said, as NumPy): at once on the CPU, else in the next `look`."""
+        if said.device.type == "cpu":
+            then(said.detach().numpy())
+        else:
+            self._unseen.append((said, then))
+
+    def look(self, *more: Tensor) -> list[np.ndarray]:
+        """`more` as float64, after all that `see` was given and nobody has seen, in its order: by
+        one copy from the device.
+        """
+        unseen, self._unseen = self._unseen, []
+        wanted = [*(said for said, _ in unseen), *more]
+        if not wanted:
+            return []
+        found = torch.cat([v.detach().double().flatten() for v in wanted]).cpu().numpy()
+        parts = np.split(found, np.cumsum([v.numel() for v in wanted])[:-1])
+        seen = [part.reshape(v.shape) for part, v in zip(parts, wanted, strict=True)]
+        for (_, then), part in zip(unseen, seen, strict=False):
+            then(part)
+        return seen[len(unseen) :]
 
     def x0(self, x: Tensor, f: Tensor, at: Tensor | int) -> Tensor:
         """p x + q f: states x [n,D] at place(s) `at` and the model's raw outputs there."""
@@ -204,7 +241,7 @@ class Denoiser:
                     f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the "
                     "input's shape is needed"
                 )
-        return _weighted(self._weights, [out.reshape(len(x), -1) for out in outputs], self.dtype)
+        return _weighted(self._weights, [out.reshape(len(x), -1) for out in outputs], self.wide)
 
     def count(self, rows: int) -> None:
         """Count evaluations; also for those made outside, in a teacher's own run."""

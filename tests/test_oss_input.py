@@ -41,6 +41,8 @@ BAD = [
     ({"z": (4, 5), "seed": 2**64}, "seed spans"),
     ({"z": (4, 5), "budget": 8}, "budget=8"),
     ({"z": (4, 5), "guidance": 2.0}, "one of"),
+    ({"state_dtype": torch.float16}, "state_dtype=torch.float16; torch.float32, float64 or bfloat"),
+    ({"state_dtype": "float32"}, "state_dtype='float32'; torch.float32"),
 ]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import reference, transforms
 from .backend import select
-from .ops import register
+from .ops import one_device, register
 
 _matrix = register(
     "cost_matrix",
@@ -41,7 +41,7 @@ _gather = register(
 )
 
 
-def _check(where: str, U: Sequence[Tensor], c: Tensor) -> None:
+def _check(where: str, U: Sequence[Tensor], c: Tensor, *others: Tensor) -> None:
     if not U or any(
         u.dim() != 3 or u.shape != U[0].shape or u.dtype != U[0].dtype or not u.is_floating_point()
         for u in U
@@ -55,6 +55,7 @@ def _check(where: str, U: Sequence[Tensor], c: Tensor) -> None:
             f"{where}: c has shape {list(c.shape)} for {len(U)} tensors U of {list(U[0].shape)}; "
             "[len(U), I, J] with at most 4 is needed"
         )
+    one_device(where, *U, c, *others)
 
 
 def cost_matrix(
@@ -69,7 +70,7 @@ def cost_matrix(
     """C [B,I,J] float64 of U: 1..4 tensors [B,I,D], c [len(U),I,J], X [B,J,D], band [I,2] (None:
     every j) and p > 0. Differentiable.
     """
-    _check("cost_matrix", U, c)
+    _check("cost_matrix", U, c, X, *(() if band is None else (band,)))
     if (
         X.dim() != 3
         or X.shape != (U[0].shape[0], c.shape[2], U[0].shape[2])
@@ -82,9 +83,8 @@ def cost_matrix(
     if not p > 0:
         raise ValueError(f"cost_matrix: p = {p}; a power above 0 is accepted")
     if band is None:
-        band = torch.tensor([[0, c.shape[2]]], dtype=torch.int32, device=X.device).expand(
-            c.shape[1], 2
-        )
+        band = torch.zeros(c.shape[1], 2, dtype=torch.int32, device=X.device)
+        band[:, 1] = c.shape[2]
     if band.shape != (c.shape[1], 2):
         raise ValueError(
             f"cost_matrix: band has shape {list(band.shape)}; [{c.shape[1]}, 2] is needed"
@@ -98,17 +98,17 @@ def cost_gather(
     """Z[b,j] = sum_r U_r[b,i] c_r[i,j] with i = i_star[j]: the state each target would get from its
     source -> [B,J,D]; NaN where i_star is -1.
 
-    i_star [J] or [B,J] integers, -1 <= i_star < I (ValueError beyond).
+    i_star [J] or [B,J] integers, -1 <= i_star < I. Beyond: ValueError on the CPU, NaN on a device,
+    which is not waited for.
     """
-    _check("cost_gather", U, c)
+    _check("cost_gather", U, c, i_star)
     if i_star.shape not in ((c.shape[2],), (U[0].shape[0], c.shape[2])):
         raise ValueError(
             f"cost_gather: i_star has shape {list(i_star.shape)}; [{c.shape[2]}] or "
             f"[{U[0].shape[0]}, {c.shape[2]}] is needed"
         )
-    known = (
-        i_star.numel() and not torch.compiler.is_compiling() and transforms.active(i_star) is None
-    )
+    here = i_star.numel() and i_star.device.type == "cpu"
+    known = here and not torch.compiler.is_compiling() and transforms.active(i_star) is None
     if known and not -1 <= int(i_star.min()) <= int(i_star.max()) < c.shape[1]:
         raise ValueError(
             f"cost_gather: i_star spans {int(i_star.min())}..{int(i_star.max())}; -1 to "
@@ -120,9 +120,12 @@ def cost_gather(
 def argmin_source(C: Tensor) -> Tensor:
     """i_star[.., j] = the source of smallest cost C[.., i, j]; ties go to the highest i, a column
     of +inf (or NaN) to -1. int32.
+
+    By torch and not in the kernel, whose argmin would be each sample's own, where a search takes
+    that of the samples' mean: mean and argmin are 8 launches over 8 B I J bytes, beside a model's
+    hundreds and the R B I D numbers that a layer's costs read.
     """
-    cost = torch.where(C.isnan(), torch.inf, C)
-    last = (
-        cost.shape[-2] - 1 - cost.flip(-2).argmin(-2)
-    )  # argmin takes the first of equals: look from the highest i down
-    return torch.where(torch.isinf(cost.amin(-2)), -1, last).int()
+    last = C.shape[-2] - 1
+    # argmin takes the first of equals: look from the highest i down
+    cost, at = torch.nan_to_num(C, torch.inf, torch.inf).flip(-2).min(-2)
+    return (last - at).masked_fill_(cost == torch.inf, -1).int()

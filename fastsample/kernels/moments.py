@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import select
-from .ops import register
+from .ops import one_device, register
 
 MOST_A, MOST_B = 5, 24
 
@@ -54,4 +54,5 @@ def moments(
             f"moments: tensors are {[list(t.shape) for t in (*a, *b)]}; one shape [B, *] and float "
             "dtypes are accepted"
         )
+    one_device("moments", *a, *b)
     return _run(list(a), list(b), backend)

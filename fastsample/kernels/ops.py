@@ -52,6 +52,15 @@ def register(
     )
 
 
+def one_device(where: str, *tensors: Tensor) -> None:
+    """ValueError where tensors lie on several devices: a kernel would follow one's address on
+    another's.
+    """
+    devices = sorted({str(v.device) for v in tensors})
+    if len(devices) > 1:
+        raise ValueError(f"{where}: tensors are on {', '.join(devices)}; one device is accepted")
+
+
 def _differentiable(name: str, definition: Callable) -> None:
     """Reverse mode for fastsample::name: the definition is run again, under a graph of its own
     where the gradient itself is differentiated.

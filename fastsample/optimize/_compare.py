@@ -16,8 +16,8 @@ from ..runtime.conditions import take
 from ._search import Compared, Search
 
 
-def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
-    """The held-out noise in z's dtype and device, or a sentence."""
+def held_out_noise(held_out: Any, z: Tensor, device: torch.device) -> Tensor | None:
+    """The held-out noise in z's dtype on the search's device, or a sentence; z lies on the CPU."""
     if held_out is None:
         return None
     found = f"a {type(held_out).__name__}"
@@ -29,18 +29,18 @@ def held_out_noise(held_out: Any, z: Tensor) -> Tensor | None:
             f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise "
             f"{['B2', *z.shape[1:]]} is needed"
         )
-    if not held_out.isfinite().all():
+    here = held_out.cpu()
+    if not here.isfinite().all():
         why = "oss: held_out holds a number that is not finite; unit normal noise is needed"
         raise ValueError(why)
-    held_out = held_out.to(z)
-    seen = {row.cpu().double().numpy().tobytes() for row in z}
-    same = [b for b, row in enumerate(held_out) if row.cpu().double().numpy().tobytes() in seen]
+    seen = {row.double().numpy().tobytes() for row in z}
+    same = [b for b, row in enumerate(here.to(z)) if row.double().numpy().tobytes() in seen]
     if same:
         raise ValueError(
             f"oss: noise {same[0]} of held_out is one of those searched with; noise the search "
             "never saw is needed"
         )
-    return held_out
+    return held_out.to(device, z.dtype)
 
 
 def compare(
@@ -53,7 +53,7 @@ def compare(
     """
     at = torch.arange(len(held_out), device=held_out.device) % search.samples
     given = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in words.items()}
-    target = metrics.run(search.teacher, model, held_out, **given)
+    target = metrics.run(search.teacher, model, held_out, **given).cpu()  # once, not for each plan
     found, spent = {}, search.teacher.nfe * len(held_out)
     for m, plan in search.plans.items():
         best = metrics.best_hand_made(model, held_out, m, target, solver=None, **given)

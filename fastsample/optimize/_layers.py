@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..kernels.cost_matrix import argmin_source, cost_gather, cost_matrix
+from ..kernels import argmin_source, cost_gather, cost_matrix, moments
 from ..model import Model
+from ..runtime.arguments import uploaded
 from ..trajectories import Denoiser
 
 
@@ -50,11 +52,14 @@ class Layers:
     X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jump [2,N+1,N+1]:
     a, b; parents[k-1]: layer k's lowest target, and its source nodes [1 or B, J]; finals[k]: end
     points [B,D] after k evaluations.
+
+    States lie in X's dtype, those of 16 bits rounded once; all else is done in `ask.wide`. A device
+    is waited for where a number decides what is run next, and there alone.
     """
 
     options: Options
     ask: Denoiser
-    jump: Tensor
+    jump: np.ndarray
     z: Tensor
     X: Tensor
     first: Tensor
@@ -67,36 +72,42 @@ class Layers:
         joint, p = self.options.aggregate == "joint", self.options.p
         # Labels from which the budget can still be spent.
         at = np.arange(1 if every else M, N + 1) if self.options.start == "free" else np.array([N])
-        states = torch.stack([self._noise(i) for i in at], 1)
+        states = torch.stack([self._noise(i) for i in at], 1).to(self.X.dtype)
+        weights = uploaded(torch.from_numpy(self.jump), self.X.device)
+        below = torch.arange(N + 1, dtype=torch.int32, device=self.X.device)
+        below = torch.stack([torch.zeros_like(below), below], 1)  # row n: the first n targets
         for k in range(1, M + 1):
             x0 = self._answers(k, states, at)
             # Targets: from where the budget can be spent.
             low, high = 0 if every else M - k, N - k if k < M else 0
-            jump = self.jump[:, at][:, :, low : high + 1].contiguous()
-            # From i only to j < i.
-            band = np.stack([np.zeros_like(at), np.clip(at - low, 0, high + 1 - low)], 1)
-            band = torch.as_tensor(band, dtype=torch.int32, device=self.X.device)
+            jump = weights[:, at[0] : at[-1] + 1, low : high + 1].contiguous()
+            band = below[at[0] - low : at[-1] + 1 - low]  # from i only to j < i
             target = self.X[:, low : high + 1].contiguous()
             cost = cost_matrix([states, x0], jump, target, band, p)
             best = argmin_source(cost.mean(0) if joint else cost)
-            if (best < 0).any():
-                raise ValueError(
-                    f"oss: after {k} evaluations every jump to some node overflows; a model with "
-                    "bounded output is needed"
-                )
-            self.parents.append((low, np.atleast_2d(at[best.cpu().numpy()])))
+            self.ask.see(best, partial(self._chosen, k, low, at))
             landed = cost_gather([states, x0], jump, best)
             if low == 0:  # the data end asks no model
                 self.finals[k] = landed[:, 0].clone()
-            states, at = landed[:, max(0, 1 - low) :], np.arange(max(low, 1), high + 1)
+            states, at = landed[:, max(0, 1 - low) :].contiguous(), np.arange(max(low, 1), high + 1)
+        self.ask.look()
+
+    def _chosen(self, k: int, low: int, at: np.ndarray, best: np.ndarray) -> None:
+        """Keep the sources that layer k chose for the targets from `low` on."""
+        if (best < 0).any():
+            raise ValueError(
+                f"oss: after {k} evaluations every jump to some node overflows; a model with "
+                "bounded output is needed"
+            )
+        self.parents.append((low, np.atleast_2d(at[best.astype(np.int64)])))
 
     def _noise(self, node: int) -> Tensor:
         """The noise labelled with a node, sigma z; with the first node the teacher's own start,
         which its row 0 may have scaled.
         """
         if node == self.X.shape[1] - 1:
-            return self.X[:, node]
-        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.X.dtype)
+            return self.X[:, node].to(self.ask.wide)
+        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.ask.wide)
 
     def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
         """x0 [B,I,D] of a layer's states; in the first, node N has the teacher's first answer."""
@@ -120,45 +131,62 @@ class Layers:
         """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best
         found. A median is run to know its error.
         """
-        if self.options.aggregate == "joint":
-            plain = {m: self.finals[m] for m in paths}
-        else:
-            plain = self._walk(paths, dict.fromkeys(paths, 1.0))
-        best = {m: (1.0, self._error(x)) for m, x in plain.items()}
-        if not self.options.scaled:
-            return best
-        probe = {m: 1 + 0.5 / m for m in paths}
-        moved, tuned = self._walk(paths, probe), {}
+        one = dict.fromkeys(paths, 1.0)
+        plain = self.finals if self.options.aggregate == "joint" else self._walk(paths, one)
+        tried = [(one, plain)]
+        if self.options.scaled:
+            probe = {m: 1 + 0.5 / m for m in paths}
+            moved = self._walk(paths, probe)
+            tuned = self._tuned(paths, probe, plain, moved)
+            tried += [(probe, moved), (tuned, self._walk(paths, tuned))]
+        (errors,) = self.ask.look(torch.stack([self._error(x[m]) for _, x in tried for m in paths]))
+        each = zip(paths, errors.reshape(len(tried), -1).T.tolist(), strict=True)
+        pairs = {m: [(c[m], e) for (c, _), e in zip(tried, of, strict=True)] for m, of in each}
+        return {m: min(of, key=lambda pair: pair[1]) for m, of in pairs.items()}
+
+    def _tuned(
+        self,
+        paths: dict[int, np.ndarray],
+        probe: dict[int, float],
+        plain: dict[int, Tensor],
+        moved: dict[int, Tensor],
+    ) -> dict[int, float]:
+        """The amplitudes at which end points linear in them, known at 1 and at `probe`, are nearest
+        to the teacher's. The sums are those of `moments`: the same bits on every device.
+        """
+        dots = []
         for m in paths:
-            gap = (self.X[:, 0] - plain[m]).double()
-            slope = (moved[m] - plain[m]).double() / (probe[m] - 1)
-            shift = float((gap * slope).sum() / (slope * slope).sum().clamp(min=1e-300))
-            tuned[m] = float(np.clip(1 + shift, 0.1, 100.0))
-        for amplitude, x in ((probe, moved), (tuned, self._walk(paths, tuned))):
-            for m in paths:
-                tried = (amplitude[m], self._error(x[m]))
-                best[m] = min(best[m], tried, key=lambda pair: pair[1])
-        return best
+            slope, gap = self._gap(moved[m], plain[m]), self._gap(self.X[:, 0], plain[m])
+            dots.append(moments([slope], [gap, slope])[0].flatten(1))
+        sums = self.ask.look(torch.stack(dots))[0].sum(1).tolist()  # over the samples
+        shifts = [
+            (probe[m] - 1) * g / max(s, 1e-300) for m, (g, s) in zip(paths, sums, strict=True)
+        ]
+        return {m: float(np.clip(1 + c, 0.1, 100.0)) for m, c in zip(paths, shifts, strict=True)}
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
         """End points [B,D] of several schedules, in step: each model call has work of all."""
-        x = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
+        rounded = lambda x: x.to(self.X.dtype)
+        x = {m: rounded(self._noise(path[0]) * amplitude[m]) for m, path in paths.items()}
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
             at = np.array([paths[m][k] for m in going])
-            x0 = self.ask(torch.stack([x[m] for m in going], 1), at)
+            x0 = self.ask(torch.stack([x[m] for m in going], 1), at).to(self.ask.wide)
             for n, m in enumerate(going):
                 a, b = self.jump[:, paths[m][k], paths[m][k + 1]]
-                x[m] = float(a) * x[m] + float(b) * x0[:, n]
+                x[m] = rounded(float(a) * x[m].to(self.ask.wide) + float(b) * x0[:, n])
         return x
 
-    def _error(self, x: Tensor) -> float:
-        return float(((x - self.X[:, 0]).abs().double() ** self.options.p).mean())
+    def _gap(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.to(self.ask.wide) - y.to(self.ask.wide)
+
+    def _error(self, x: Tensor) -> Tensor:
+        return (self._gap(x, self.X[:, 0]).abs().double() ** self.options.p).mean()
 
 
-def jumps(model: Model, solver: str, grid: np.ndarray, device: torch.device) -> Tensor:
+def jumps(model: Model, solver: str, grid: np.ndarray) -> np.ndarray:
     """a, b [2,N+1,N+1] float64 of the jumps x' = a x + b x0 from node i to every node j < i."""
     t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
     for i in range(1, len(t)):
         jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
-    return torch.as_tensor(jump, device=device)
+    return jump

@@ -146,12 +146,13 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
     given = {k: take(v, slice(JUDGED)) if k in ("cond", "uncond") else v for k, v in words.items()}
 
     def end(plan: Plan) -> Tensor:
-        out = torch.empty_like(few, dtype=ask.dtype)
-        for samples, _, x, f in visits(plan, ask.model, few, state_dtype=ask.dtype, **given):
+        out = torch.empty_like(few, dtype=ask.wide)
+        for samples, _, x, f in visits(plan, ask.model, few, state_dtype=ask.wide, **given):
             if f is None:
                 out[samples] = x
             else:
                 ask.count(len(x))
+        out = out.cpu()  # once, for all that is asked of it
         if not out.isfinite().all():
             found = f"the end points of {plan.nfe} evaluations of the teacher are not finite"
             raise ValueError(f"oss: {found}; a model with finite output is needed")
@@ -178,7 +179,7 @@ def walk(
     N, node_of = len(grid) - 1, _nodes(plan, ask.model, grid)
     X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
     first = torch.empty_like(X[:, 0])
-    for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.dtype, **words):
+    for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.wide, **words):
         if row in node_of:
             X[samples, node_of[row]] = x.flatten(1)
         if row == 1:

@@ -30,7 +30,9 @@ The arguments of `oss`:
     batch_size   rows of one model call, per branch
     amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint
                  form
-    state_dtype  float32, or float64 (default: float64 for float64 noise, else float32)
+    state_dtype  what states and targets are kept in: float32, float64 or, in half the memory,
+                 bfloat16, rounded once from the float32 that all is computed in (default: float64
+                 for float64 noise, else float32). The teacher and the comparison run in float32
     held_out     unit noise [B2,*] the search never saw: each plan is compared on it with the
                  schedules made by hand, every grid of `metrics.hand_made` with every deterministic
                  solver. Noise b has the words of sample b mod B. None: nothing is spent
@@ -67,6 +69,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from .. import solvers
 from ..guidance import guided
@@ -74,6 +77,7 @@ from ..kernels import normal
 from ..model import Model
 from ..plan import Plan
 from ..runtime import arguments
+from ..runtime.capturable import parts
 from ..runtime.conditions import branches_of
 from ..runtime.drive import bar
 from ..runtime.sources import digest, drawn_seed
@@ -84,6 +88,7 @@ from ._layers import Layers, Options, jumps
 from ._search import Search
 
 WORDS = {"start": ("fixed", "free"), "aggregate": ("joint", "median")}
+STATES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def oss(
@@ -114,12 +119,12 @@ def oss(
     begin = time.perf_counter()
     counts = {"budget": budget, "batch_size": batch_size}
     words = {"solver": solver, "start": start, "aggregate": aggregate}
-    _check(model, counts, words, p, uncond, guidance)
+    _check(model, counts, words, p, uncond, guidance, state_dtype)
     teacher = _teacher.choose(model, teacher, uncond, budget)
-    z, seed = _noise(z, seed)
-    words = branches_of("oss", cond, uncond, None, len(z), z.device)
+    z, here, seed = _noise(z, seed)
+    words = _told(model, z, cond, uncond)
     words |= {"guidance": guidance, "batch_size": batch_size}
-    held_out = _compare.held_out_noise(held_out, z)
+    held_out = _compare.held_out_noise(held_out, here, z.device)
     dtype = state_dtype or arguments.state_dtype(z)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     budgets = range(1, budget + 1) if all_budgets else [budget]
@@ -129,7 +134,7 @@ def oss(
     indices = {m: len(teacher.grid) - 1 - path for m, path in paths.items()}
     spent = (nfe, len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
     search = Search({}, error, indices, teacher.grid, teacher.plan, *spent)
-    found = {**options.note(), "seed": seed, "noise": digest(z).hex()[:16], "guidance": guidance}
+    found = {**options.note(), "seed": seed, "noise": digest(here).hex()[:16], "guidance": guidance}
     found |= {"teacher": teacher.note(), "compared": "not compared"}
     for m, (c, _) in ends.items():
         search.plans[m] = _compile(model, solver, search, m, c, uncond, found)
@@ -157,7 +162,7 @@ def _run(
         teacher = _teacher.settle(teacher, ask, z, words)
         _known(shown, ask.rows + rows(), teacher.agreement)
         X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
-        layers = Layers(options, ask, jumps(model, solver, grid, z.device), z, X, first)
+        layers = Layers(options, ask, jumps(model, solver, grid), z, X, first)
         layers.fill()
         paths = {m: layers.path(m) for m in options.budgets}
         return teacher, paths, layers.ends(paths), ask.rows / len(z)
@@ -167,6 +172,7 @@ def _compared(
     search: Search, model: Model, held_out: Tensor, words: dict, progress: bool
 ) -> Search:
     """The search with its plans beside the best made by hand, in itself and in their notes."""
+    words["state_dtype"] = torch.promote_types(words["state_dtype"], torch.float32)
     with bar("oss", progress, len(search.plans), unit=" budgets", desc="by hand") as shown:
         asked = shown and shown.update
         found, spent = _compare.compare(model, search, held_out, words, asked)
@@ -206,7 +212,8 @@ def _compile(
     return (plan if uncond is None else guided(plan)).with_note(found=found)
 
 
-def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | None]:
+def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, Tensor, int | None]:
+    """The unit noise, the same on the CPU, and the seed it was drawn from."""
     if not isinstance(z, Tensor):
         shape = tuple(int(n) for n in z)
         if len(shape) < 2 or min(shape) < 1:
@@ -219,18 +226,46 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, int | N
             raise TypeError(why)
         seed = drawn_seed() if seed is None else arguments.integer(seed)
         seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
-        return normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape), seed
+        z = normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape)
+        return z, z, seed
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
         raise ValueError(
             f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at "
             "least one element is needed"
         )
-    if not z.isfinite().all():
+    here = z.cpu()
+    if not here.isfinite().all():
         raise ValueError("oss: z holds a number that is not finite; unit normal noise is needed")
-    return z, seed
+    return z, here, seed
 
 
-def _check(model: Any, counts: dict, words: dict, p: float, uncond: Any, guidance: Any) -> None:
+def _told(model: Model, z: Tensor, cond: Any, uncond: Any) -> dict[str, dict]:
+    """The condition of each branch. Refuses a model and conditions that lie elsewhere than the
+    noise; a module that is offloaded, which its hook tells, comes when it is asked.
+    """
+    words, device = branches_of("oss", cond, uncond, None, len(z), z.device), z.device
+    modules = [part for part in parts(model.fn) if isinstance(part, torch.nn.Module)]
+    homes = {v.device for module in modules for v in module.parameters(recurse=False)}
+    offloaded = any(hasattr(module, "_hf_hook") for module in modules)
+    if homes and device not in homes and not offloaded:
+        where = ", ".join(sorted(map(str, homes)))
+        raise ValueError(
+            f"oss: the model's parameters are on {where} and z is on {device}; one device is "
+            "needed: move the model, or pass z as a tensor there"
+        )
+    for path, leaf in tree_leaves_with_path(words):
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.device != device:
+            name = keystr(path[1:]).replace("'", '"')
+            raise ValueError(
+                f"oss: {path[0].key}{name} is on {leaf.device} and z is on {device}; one device, "
+                "or fs.shared(value), is accepted"
+            )
+    return words
+
+
+def _check(
+    model: Any, counts: dict, words: dict, p: float, uncond: Any, guidance: Any, state_dtype: Any
+) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"oss: the model is a {type(model).__name__}; an fs.Model is needed")
     for name, value in counts.items():
@@ -240,6 +275,10 @@ def _check(model: Any, counts: dict, words: dict, p: float, uncond: Any, guidanc
         if words[name] not in list(accepted):
             listed = " or ".join(map(repr, accepted))
             raise ValueError(f"oss: {name}={words[name]!r}; {listed} is accepted")
+    if state_dtype not in (None, *STATES):
+        raise ValueError(
+            f"oss: state_dtype={state_dtype!r}; torch.float32, float64 or bfloat16 is accepted"
+        )
     if not (np.isfinite(p) and p > 0):
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
     if (uncond is None) != (guidance is None):

@@ -7,7 +7,7 @@ import torch
 from cases import MODELS, backends, laid_out, same
 from cost_bounds import bound, exact
 
-from fastsample.kernels import argmin_source, cost_gather, cost_matrix
+from fastsample.kernels import argmin_source, cost_gather, cost_matrix, reference
 
 BACKENDS = backends("cost_matrix")
 
@@ -74,6 +74,13 @@ def test_gather(backend, dtype):
                         1, i, j
                     ].to(wide)
                     assert same(got[b, j], want.to(dtype))
+
+
+def test_a_source_that_there_is_not_gives_nan_by_the_definition():
+    """Which a device does not wait to be told of."""
+    U, c, _, _ = problem()
+    got = reference.cost_gather(U, c, torch.tensor([5, -2, 0, 4]))
+    assert got.isnan().all(-1).tolist() == [[True, True, False, False]] * 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -145,6 +152,9 @@ def test_what_does_not_fit_is_refused():
         (lambda: cost_matrix(U, c, X, p=0.0), "p = 0"),
         (lambda: cost_gather(U, c, torch.tensor([0, 1])), "i_star has shape"),
         (lambda: cost_gather(U, c, torch.tensor([0, 1, 2, 5])), "i_star spans 0..5"),
+        (lambda: cost_matrix(U, c.to("meta"), X), "tensors are on cpu, meta; one device"),
+        (lambda: cost_matrix(U, c, X, band.to("meta")), "tensors are on cpu, meta; one device"),
+        (lambda: cost_gather(U, c, torch.zeros(4, device="meta")), "tensors are on cpu, meta"),
     ):
         with pytest.raises(ValueError, match=f"cost_(matrix|gather): {sentence}"):
             call()

@@ -146,6 +146,7 @@ def test_opcheck(dtype):
         ([torch.zeros(1, 2)], [torch.zeros(2, 2)]),
         ([torch.zeros(1, 2)], [torch.zeros(1, 1)]),
         ([torch.zeros(1, 2, dtype=torch.int64)], []),
+        ([torch.zeros(1, 2)], [torch.zeros(1, 2, device="meta")]),
     ],
 )
 def test_what_does_not_fit_is_refused(a, b):

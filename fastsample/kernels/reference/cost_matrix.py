@@ -26,14 +26,15 @@ def cost_matrix(U: Sequence[Tensor], c: Tensor, X: Tensor, band: Tensor, p: floa
 
 
 def cost_gather(U: Sequence[Tensor], c: Tensor, i_star: Tensor) -> Tensor:
-    """Z[b,j] = sum_r U_r[b,i] c_r[i,j] with i = i_star[j] or i_star[b,j]; NaN where i is -1."""
+    """Z[b,j] = sum_r U_r[b,i] c_r[i,j] with i = i_star[j] or i_star[b,j]; NaN where i is none."""
     batch, targets = U[0].shape[0], c.shape[2]
     i = i_star.long().expand(batch, targets)
-    safe = i.clamp(min=0)
+    there = (i >= 0) & (i < c.shape[1])
+    safe = torch.where(there, i, 0)
     wide = torch.promote_types(U[0].dtype, torch.float32)
     factor = c.to(wide)[:, safe, torch.arange(targets, device=c.device)]  # [R, B, J]
     pick = safe[:, :, None].expand(batch, targets, U[0].shape[2])
     total = U[0].gather(1, pick).to(wide) * factor[0, :, :, None]
     for r in range(1, len(U)):
         total = total + U[r].gather(1, pick).to(wide) * factor[r, :, :, None]
-    return torch.where((i >= 0)[:, :, None], total, torch.nan).to(U[0].dtype)
+    return torch.where(there[:, :, None], total, torch.nan).to(U[0].dtype)

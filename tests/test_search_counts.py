@@ -1,0 +1,208 @@
+"""What a search asks of a device: where it waits, how often it copies, and how many launches a
+layer takes; and that it finds there what it finds on the CPU.
+"""
+
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastsample as fs
+from fastsample.kernels import argmin_source
+from fastsample.models.analytic import GaussianMixture
+from fastsample.optimize import oss
+
+ROOT = Path(__file__).resolve().parents[1]
+B, D, N = 4, 48, 20
+# operators of ours that are two launches: cost_tiles and cost_sum; the zeros of moments, and it
+TWICE = ("cost_matrix", "moments")
+SCHEDULE = fs.schedules.EDM(sigma_max=20.0)
+
+
+@pytest.fixture(scope="module")
+def counted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "bench")
+        yield import_module("counted")
+
+
+@pytest.fixture(autouse=True)
+def memory_as_it_comes(unwritten_memory_is_nan, monkeypatch):
+    """Filling what nobody wrote would be counted."""
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def counting(counted, monkeypatch):
+    class Device(counted.Device):
+        def _count(self, name, *given):
+            super()._count(name, *given)
+            self.add(launches=int(name in TWICE))
+
+    monkeypatch.setattr(counted, "Device", Device)
+    return counted.counting
+
+
+def answer(x, t, shift=0.0):
+    return torch.tanh(x) * 0.7 + shift
+
+
+def searched(counting, budget, **words):
+    """A search on the device and the same on the CPU; what the first did, whole and between one
+    evaluation and the next, the model's own doing left out.
+    """
+    z = torch.randn(B, D, generator=torch.Generator().manual_seed(0))
+    make = lambda fn: fs.Model(fn, schedule=SCHEDULE, prediction="x0", input_scale="vp")
+    put = lambda words, to: {
+        k: to(v) if isinstance(v, torch.Tensor) else v for k, v in words.items()
+    }
+    branches = [k for k in ("cond", "uncond") if k in words]
+    brought = lambda to: words | {k: put(words[k], to) for k in branches}
+    want = oss(make(answer), z, budget, teacher=N, **brought(lambda v: v))
+    with counting() as device:
+        marks = [device.counts]
+
+        def fn(x, t, **cond):
+            marks.append(device.counts)
+            out = answer(x, t, **cond)
+            marks.append(device.counts)
+            return out
+
+        found = oss(make(fn), device.put(z), budget, teacher=N, **brought(device.put))
+        marks.append(device.counts)
+    parts = [b - a for a, b in pairwise(marks)][::2]
+    return SimpleNamespace(found=found, want=want, parts=parts, whole=sum(parts[1:], parts[0]))
+
+
+def assert_same(found, want):
+    assert found.error == want.error and found.nfe == want.nfe
+    assert found.agreement == want.agreement
+    for m, plan in want.plans.items():
+        assert (found.indices[m] == want.indices[m]).all()
+        assert (found.plans[m].M == plan.M).all() and (found.plans[m].t == plan.t).all()
+
+
+# Waits: for z, which the note names; for the end points of the teacher and of its double; for the
+# paths, and for the errors. Two uploads of each of these two plans' tables.
+WAITS = 5 + 4
+WORDS = {
+    "plain": ({"amplitude": False}, WAITS),
+    "amplitude": ({}, WAITS + 1),  # the slopes, of which the next scale is made
+    "median, p = 1": ({"aggregate": "median", "p": 1.0}, WAITS),
+    "bfloat16": ({"amplitude": False, "state_dtype": torch.bfloat16}, WAITS),
+    "float64": ({"amplitude": False, "state_dtype": torch.float64}, WAITS),
+    "fixed": ({"start": "fixed", "all_budgets": False}, WAITS),
+    "guided": (
+        {
+            "cond": {"shift": torch.linspace(-0.5, 0.5, B)[:, None]},
+            "uncond": {"shift": torch.zeros(B, 1)},
+            "guidance": 1.5,
+        },
+        WAITS + 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_search_waits_where_a_number_decides_and_nowhere_else(counting, name):
+    """However many layers and budgets there are, and however many calls a layer takes."""
+    words, waits = WORDS[name]
+    for budget, batch in ((5, 256), (12, 16)):
+        counts = searched(counting, budget, batch_size=batch, **words)
+        assert_same(counts.found, counts.want)
+        assert counts.found.agreement >= 60  # of two plans, no third was made
+        assert counts.whole.syncs == waits
+
+
+# Of states that are 16 bits wide one more, which widens them.
+LAUNCHES = {torch.float32: 28, torch.bfloat16: 29}
+
+
+@pytest.mark.parametrize("state_dtype", LAUNCHES)
+def test_a_layer_is_so_many_launches(counting, counted, state_dtype):
+    """With every budget of 20 steps, from one layer's call of the model to the next one's; the
+    first layer joins the teacher's answer to its own.
+    """
+    counts = searched(counting, N, amplitude=False, state_dtype=state_dtype)
+    layers = counts.parts[-N + 1 : -1]
+    asked = {(c.launches, c.syncs, c.host_copies) for c in layers}
+    assert asked == {(LAUNCHES[state_dtype], 0, 1)}
+    assert counts.whole.host_copies == WAITS + 3 + 2 + N  # seeds, the grid's numbers, layers
+
+
+def test_the_argmin_is_a_trifle_beside_the_costs(counting):
+    """What its docstring says: launches, and bytes of the costs' mean alone."""
+    I, J = 12, 9  # noqa: E741
+    C = torch.rand(B, I, J, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with counting() as device:
+        there = device.put(C)
+        before = device.counts
+        best = argmin_source(there.mean(0))
+        counts = device.counts - before
+        assert torch.equal(device.see(best), argmin_source(C.mean(0)))
+    assert (counts.launches, counts.syncs, counts.host_copies) == (8, 0, 0)
+    assert counts.bytes < 8 * I * J * (B + 8)
+
+
+# -- what lies elsewhere ---------------------------------------------------------------------------
+def watched(fn, **words):
+    asked = []
+    model = fs.Model(fn, schedule=SCHEDULE, prediction="x0", **words)
+    object.__setattr__(model, "fn", lambda x, t, **cond: (asked.append(1), fn(x, t, **cond))[1])
+    return model, asked
+
+
+class Net(torch.nn.Module):
+    def __init__(self, device=None):
+        super().__init__()
+        self.layer = torch.nn.Linear(D, D, device=device)
+
+    def forward(self, x, t, **cond):
+        return self.layer(x)
+
+
+def test_a_model_and_words_on_another_device_are_refused(counting):
+    z, label = torch.randn(B, D, generator=torch.Generator().manual_seed(0)), torch.arange(B)
+    there = torch.empty(B, device="meta")
+    model, asked = watched(Net("meta"))
+    with pytest.raises(ValueError, match="oss: the model's parameters are on meta and z is on cpu"):
+        oss(model, z, 2)
+    for words, sentence in (
+        ({"cond": {"a": [label, {"b": there}]}}, r'oss: cond\["a"\]\[1\]\["b"\] is on meta'),
+        ({"cond": {}, "uncond": {"a": there}, "guidance": 2.0}, r'oss: uncond\["a"\] is on meta'),
+    ):
+        model, asked = watched(Net())
+        with pytest.raises(ValueError, match=f"{sentence} and z is on cpu; one device, or fs.sh"):
+            oss(model, z, 2, **words)
+        assert not asked
+    with counting() as device:
+        model, asked = watched(Net())
+        with pytest.raises(ValueError, match="parameters are on cpu and z is on meta; one device"):
+            oss(model, device.put(z), 2)
+        model, asked = watched(answer)
+        with pytest.raises(ValueError, match=r'cond\["label"\] is on cpu and z is on meta'):
+            oss(model, device.put(z), 2, cond={"label": label})
+        assert not asked
+
+
+@pytest.mark.filterwarnings("ignore:oss. the teacher")
+def test_what_may_lie_elsewhere():
+    """A number that is told as it is, a shared value, an offloaded module, part of a module."""
+    z = torch.randn(B, D, generator=torch.Generator().manual_seed(0))
+    law = GaussianMixture(torch.zeros(1, D).numpy(), [1.0], 0.5).model(SCHEDULE, "x0")
+    there = torch.empty(B, device="meta")
+
+    class Elsewhere(Net):
+        def forward(self, x, t, **cond):
+            return law(x, t)
+
+    offloaded, half = Elsewhere("meta"), Elsewhere("meta")
+    offloaded.layer._hf_hook = object()
+    half.other = torch.nn.Linear(1, 1)
+    cond = {"scale": torch.tensor(1.0, device="meta"), "table": fs.shared(there)}
+    for module in (offloaded, half):
+        model = fs.Model(module, schedule=SCHEDULE, prediction="x0", model_id="net")
+        assert oss(model, z, 2, teacher=4, cond=cond).samples == B
