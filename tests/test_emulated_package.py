@@ -1,5 +1,6 @@
 """The package over the emulated kernels: the kernel kit against the definition, whole runs of every
-solver and an Engine of mixed requests, by the tests that hold the CPU's kernels to it.
+solver, an Engine of mixed requests and whole searches, by the tests that hold the CPU's kernels to
+it.
 """
 
 import sys
@@ -11,7 +12,7 @@ from emulate import build
 pytestmark = pytest.mark.slow  # builds fastsample._C over the emulation
 # What says nothing of kernels is left out.
 CHOSEN = "not opcheck and not gradient and not derivatives and not inductor and not network"
-KERNELS = ("step", "noise", "moments", "cost_matrix", "launch", "kit")
+KERNELS = ("step", "noise", "moments", "cost_matrix", "launch", "kit", "search")
 OTHERS = ("test_engine.py", "test_solvers.py", "test_memory_format.py")
 SUITES = (*(f"kernels/test_{name}.py" for name in KERNELS), *OTHERS)
 

@@ -10,6 +10,7 @@ from cost_bounds import bound, exact
 from fastsample.kernels import argmin_source, cost_gather, cost_matrix, reference
 
 BACKENDS = backends("cost_matrix")
+WISHED = [name for name in backends("cost_matrix", wished=True) if name not in BACKENDS]
 
 
 def problem(R=2, B=2, I=5, J=4, D=37, dtype=torch.float32, seed=0):  # noqa: E741
@@ -36,21 +37,27 @@ def test_costs(backend, dtype, p):
         assert bool(((got - want).abs() <= bound(U, c, X, p))[inside].all())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.alone
-def test_argmins_match_float64(backend):
+@pytest.mark.parametrize(
+    ("backend", "n", "D"),
+    [
+        *(pytest.param(name, 63, 2048, marks=pytest.mark.alone) for name in BACKENDS),
+        *((name, 39, 512) for name in BACKENDS),
+        *(pytest.param(name, 39, 512, marks=pytest.mark.interpreted) for name in WISHED),
+    ],
+)
+def test_argmins_match_float64(backend, n, D):
     """Costs that differ by parts in 10^4: each target's source is that of the float64 loop."""
     generator = torch.Generator().manual_seed(3)
-    path = torch.randn(1, 64, 2048, generator=generator, dtype=torch.float64).cumsum(
+    path = torch.randn(1, n + 1, D, generator=generator, dtype=torch.float64).cumsum(
         1
-    ) * 0.01 + torch.randn(1, 1, 2048, generator=generator, dtype=torch.float64)
+    ) * 0.01 + torch.randn(1, 1, D, generator=generator, dtype=torch.float64)
     U = [path[:, :-1].float()]
-    c = 1 + 1e-3 * torch.randn(1, 63, 63, generator=generator, dtype=torch.float64)
-    X, band = path[:, 1:].float(), torch.tensor([[i, 63] for i in range(63)], dtype=torch.int32)
+    c = 1 + 1e-3 * torch.randn(1, n, n, generator=generator, dtype=torch.float64)
+    X, band = path[:, 1:].float(), torch.tensor([[i, n] for i in range(n)], dtype=torch.int32)
     got = argmin_source(cost_matrix(U, c, X, band, backend=backend)[0])
     want = argmin_source(exact(U, c, X, band, 2.0)[0])
     assert torch.equal(got, want)
-    assert int((got >= 0).sum()) == 63
+    assert int((got >= 0).sum()) == n
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
