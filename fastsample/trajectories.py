@@ -187,7 +187,7 @@ class Denoiser:
         flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
         at = np.tile(at, B)
         place = uploaded(torch.as_tensor(at), states.device)
-        sample = torch.arange(B * points, device=states.device) // points
+        sample = torch.arange(B * points, device="cpu") // points  # lists are cut on the host
         for rows in arguments.chunks("trajectories", len(flat), self.batch_size):
             x, i = flat[rows].to(self.wide), place[rows]
             given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])

@@ -122,8 +122,8 @@ def argmin_source(C: Tensor) -> Tensor:
     of +inf (or NaN) to -1. int32.
 
     By torch and not in the kernel, whose argmin would be each sample's own, where a search takes
-    that of the samples' mean: mean and argmin are 8 launches over 8 B I J bytes, beside a model's
-    hundreds and the R B I D numbers that a layer's costs read.
+    that of the samples' mean: the mean and it are 8 of the 26 launches of a search's layer beside
+    the model's, over 8 B I J bytes where the costs read R B I D numbers.
     """
     last = C.shape[-2] - 1
     # argmin takes the first of equals: look from the highest i down

@@ -29,7 +29,7 @@ def held_out_noise(held_out: Any, z: Tensor, device: torch.device) -> Tensor | N
             f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise "
             f"{['B2', *z.shape[1:]]} is needed"
         )
-    here = held_out.cpu()
+    here = held_out.detach().cpu()
     if not here.isfinite().all():
         why = "oss: held_out holds a number that is not finite; unit normal noise is needed"
         raise ValueError(why)
@@ -51,7 +51,7 @@ def compare(
 
     asked: called after every budget.
     """
-    at = torch.arange(len(held_out), device=held_out.device) % search.samples
+    at = torch.arange(len(held_out), device="cpu") % search.samples  # lists are cut on the host
     given = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in words.items()}
     target = metrics.run(search.teacher, model, held_out, **given).cpu()  # once, not for each plan
     found, spent = {}, search.teacher.nfe * len(held_out)

@@ -233,7 +233,7 @@ def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, Tensor,
             f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at "
             "least one element is needed"
         )
-    here = z.cpu()
+    here = z.detach().cpu()
     if not here.isfinite().all():
         raise ValueError("oss: z holds a number that is not finite; unit normal noise is needed")
     return z, here, seed

@@ -88,12 +88,17 @@ def take(tree: dict, index: slice | Tensor) -> dict:
         if not _travels(value):
             return value
         if isinstance(value, Tensor):
-            return value[index.to(value.device) if isinstance(index, Tensor) else index]
+            return value[_there(index, value.device) if isinstance(index, Tensor) else index]
         if isinstance(index, Tensor):
             return _list_like(value, [value[i] for i in index.tolist()])
         return _list_like(value, value[index])
 
     return pytree.tree_map(part, tree, is_leaf=_is_leaf)
+
+
+def _there(index: Tensor, device: torch.device) -> Tensor:
+    """Sample numbers on a device, which the host does not wait for."""
+    return index.to(device, non_blocking=index.device.type == "cpu")
 
 
 def told(tree: dict) -> dict:
