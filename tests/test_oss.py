@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import fastsample as fs
+from fastsample.kernels import cost_matrix
 from fastsample.models.analytic import Gaussian, GaussianMixture
-from fastsample.optimize import oss
+from fastsample.optimize import _layers, oss
 
 # Most searches here need no good one.
 pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")
@@ -296,6 +297,28 @@ def test_shape_and_seed_draw_the_noise_and_float32_is_the_default():
     half = fs.Model(fn, schedule=model.schedule, prediction="x0")
     oss(half, torch.ones(2, 5, dtype=torch.bfloat16), 2, teacher=taught(model, grid))
     assert set(asked) == {torch.bfloat16}
+
+
+def test_states_of_16_bits_are_those_of_32_rounded_once(monkeypatch):
+    """The teacher runs in float32, and its agreement is that; the model is given what it was."""
+    model, z, grid = problem("vp", "v", B=4)
+    first, asked = {}, set()
+
+    def watched(U, c, X, *more):
+        first.setdefault(X.dtype, (U[0], X))
+        return cost_matrix(U, c, X, *more)
+
+    monkeypatch.setattr(_layers, "cost_matrix", watched)
+    fn = lambda x, t: (asked.add(x.dtype), model.fn(x, t))[1]
+    told = fs.Model(fn, schedule=model.schedule, prediction="v", time=model.time)
+    plain, kept = (
+        oss(told, z.float(), 3, teacher=grid, held_out=z[:2].float() + 1, state_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for wide, narrow in zip(*first.values(), strict=True):
+        assert torch.equal(wide.bfloat16(), narrow)
+    assert asked == {torch.float32} and plain.agreement == kept.agreement
+    assert plain.compared[1].by_hand == kept.compared[1].by_hand
 
 
 def test_provenance():
