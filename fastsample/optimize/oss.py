@@ -13,7 +13,8 @@ evaluations and not fewer, and one search answers every budget.
 
 The arguments of `oss`:
 
-    z            unit noise [B,*], or its shape with a seed (None: a fresh one, kept in the note);
+    z            unit noise [B,*] on the device of the model and its words, or its shape with a seed
+                 (None: a fresh one, kept in the note);
                  every sample pulls on the same schedule
     solver       a one-step solver with a jump: a key of solvers.JUMPS
     teacher      the grid searched, its plan as below: None: 40 steps of `grids.fine`; N: that many;
