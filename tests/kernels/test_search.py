@@ -63,9 +63,8 @@ CASES = {  # of a search: its subject, and what it is told
             {"aggregate": "median", "p": 1.5, "start": "fixed", "state_dtype": torch.float64},
         ),
         (guided, {"p": 0.5, "start": "fixed", "all_budgets": False, **BF16}),
-        (guided, {"budget": 2, "aggregate": "median", "solver": "ddim"}),
+        (guided, {"aggregate": "median", "budget": 2, "p": 1.0, "solver": "ddim", **BF16}),
         (garments, {"amplitude": False}),
-        (garments, {"budget": 2, "aggregate": "median", "p": 1.0, **BF16}),
     ]
 }
 ASKED = [(name, *case) for name, cases in CASES.items() for case in cases]
