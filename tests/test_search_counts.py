@@ -2,6 +2,7 @@
 layer takes; and that it finds there what it finds on the CPU.
 """
 
+import sys
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from c import build as builds
+from emulate import build
 
 import fastsample as fs
 from fastsample.kernels import argmin_source
@@ -146,6 +149,37 @@ def test_the_argmin_is_a_trifle_beside_the_costs(counting):
         assert torch.equal(device.see(best), argmin_source(C.mean(0)))
     assert (counts.launches, counts.syncs, counts.host_copies) == (8, 0, 0)
     assert counts.bytes < 8 * I * J * (B + 8)
+
+
+REACHED = """
+import ctypes, sys
+from emulate import package
+package.load(sys.argv[1])
+import torch
+from emulate.build import asked
+from fastsample.kernels import cost_gather, cost_matrix, moments
+U, c, X = [torch.ones(4, 12, 48)] * 2, torch.ones(2, 12, 9), torch.ones(4, 9, 48)
+runtime, marks = ctypes.CDLL(sys.argv[1]), []
+for work in (
+    lambda: None,
+    lambda: cost_matrix(U, c, X),
+    lambda: cost_gather(U, c, torch.zeros(9, dtype=torch.int32)),
+    lambda: moments([X[:, 0]]),
+):
+    work()
+    marks.append(asked(runtime))
+print([[int(y - x) for x, y in zip(*pair)] for pair in zip(marks, marks[1:])])
+"""
+
+
+@pytest.mark.slow
+def test_our_operators_reach_the_runtime_as_is_counted():
+    """Launches, copies, waits, allocations; the zeros of moments are torch's."""
+    (binary,) = build.tree().glob("_C*.so")
+    path = f"{builds.ROOT}:{builds.ROOT / 'tests'}"
+    environment = builds.environment(PYTHONPATH=path, OMP_NUM_THREADS="1")
+    said = builds.run(sys.executable, "-c", REACHED, binary, env=environment)
+    assert said.strip() == "[[2, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]"
 
 
 # -- what lies elsewhere ---------------------------------------------------------------------------
