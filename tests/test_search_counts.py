@@ -151,6 +151,26 @@ def test_the_argmin_is_a_trifle_beside_the_costs(counting):
     assert counts.bytes < 8 * I * J * (B + 8)
 
 
+WRONG = {  # what a model answers once it is asked for the states of a layer, not for a teacher's
+    "not finite": (lambda x: x * torch.nan, "the model's output at its time .* is not finite"),
+    "too large": (lambda x: x * 0 + 3e38, "after 2 evaluations every jump to some node overflows"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_device_was_not_waited_for_is_refused_in_the_words_of_the_cpu(counting, name):
+    """The first thing that went wrong, whatever came of it in later layers."""
+    wrong, sentence = WRONG[name]
+    z = torch.randn(B, D, generator=torch.Generator().manual_seed(0))
+    fn = lambda x, t: wrong(x) if len(x) > B else answer(x, t)
+    model = fs.Model(fn, schedule=SCHEDULE, prediction="x0", input_scale="vp")
+    with pytest.raises(ValueError, match=sentence) as here:
+        oss(model, z, 5, teacher=N)
+    with counting() as device, pytest.raises(ValueError) as there:
+        oss(model, device.put(z), 5, teacher=N)
+    assert str(there.value) == str(here.value)
+
+
 REACHED = """
 import ctypes, sys
 from emulate import package

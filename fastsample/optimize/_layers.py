@@ -166,15 +166,16 @@ class Layers:
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
         """End points [B,D] of several schedules, in step: each model call has work of all."""
-        rounded = lambda x: x.to(self.X.dtype)
-        x = {m: rounded(self._noise(path[0]) * amplitude[m]) for m, path in paths.items()}
+        begin = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
+        x = {m: start.to(self.X.dtype) for m, start in begin.items()}
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
-            at = np.array([paths[m][k] for m in going])
-            x0 = self.ask(torch.stack([x[m] for m in going], 1), at).to(self.ask.wide)
-            for n, m in enumerate(going):
-                a, b = self.jump[:, paths[m][k], paths[m][k + 1]]
-                x[m] = rounded(float(a) * x[m].to(self.ask.wide) + float(b) * x0[:, n])
+            at, to = (np.array([paths[m][k + n] for m in going]) for n in (0, 1))
+            states = torch.stack([x[m] for m in going], 1)
+            jump = uploaded(torch.from_numpy(self.jump[:, at[:, None], to]), states.device)
+            each = torch.arange(len(at), dtype=torch.int32, device=states.device)
+            landed = cost_gather([states, self.ask(states, at)], jump, each)
+            x |= zip(going, landed.unbind(1), strict=True)
         return x
 
     def _gap(self, x: Tensor, y: Tensor) -> Tensor:
