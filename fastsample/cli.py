@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     _number(add, "--search-samples", 32, "noises to search with")
     _progress_option(add)
     example = "--model mine:make --shape 4,64,64 --budget 8 --out plans"
-    _optimize_options(command(optimize, "search time grids for a model by OSS", example))
+    _optimize_options(command(optimize, "search time grids, or whole plans, for a model", example))
     example = "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy"
     add = command(sample, "run a plan and write its samples", example)
     add("plan", help="a .fsplan file")
@@ -97,14 +97,18 @@ def _command(commands: Any, run: Callable, about: str, example: str) -> Callable
 
 def _optimize_options(add: Callable) -> None:
     _number(add, "--budget", 8, "largest number of evaluations; every smaller one is found too")
-    add("--solver", default="euler", help="a one-step solver (default: euler)")
+    add("--solver", help="search times by OSS for a one-step solver (default: euler)")
+    about = "search by fit: times with fitted rows, free or consistent, or with a solver's own rows"
+    add("--rows", metavar="free|consistent|SOLVER", help=about)
+    about = "with --rows: paths kept at every node"
+    _number(add, "--beam", 3, about)
     _number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
     about = "noises to compare on with schedules made by hand; 0: no comparison"
     _number(add, "--held-out", 16, about, low=0)
     about = "free: the noise may carry a lower label (default)"
     add("--start", choices=("free", "fixed"), default="free", help=about)
-    about = "joint: one schedule for all (default); median: of one per sample"
-    add("--aggregate", choices=("joint", "median"), default="joint", help=about)
+    about = "OSS: joint (default) or median; with --rows: mean (default), log or median"
+    add("--aggregate", metavar="WORD", help=about)
     add("--out", default="plans", help="folder for the plan files (default: plans)")
     _model_options(add, 32)
     _progress_option(add)
@@ -230,11 +234,18 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
 # -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
     _folder(args.out)
-    from .optimize import oss
+    from .optimize import fit, oss
 
+    if args.rows and args.solver:
+        raise ValueError(
+            f"optimize: --solver {args.solver} beside --rows {args.rows}; one of them is accepted"
+        )
     it = subject(args)
-    names = ("budget", "solver", "start", "aggregate", "teacher", "seed", "batch_size")
-    search = oss(
+    names = ["budget", "start", "teacher", "seed", "batch_size", "solver", "aggregate", "rows"]
+    names = [name for name in names if getattr(args, name) is not None]
+    if args.rows:
+        names.append("beam")
+    search = (fit if args.rows else oss)(
         it.model,
         it.noise(args.samples, args.seed),
         held_out=it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None,

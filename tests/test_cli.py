@@ -101,6 +101,16 @@ def test_optimize_then_sample_then_show(here, capsys, monkeypatch):
     assert fs.Plan.from_json(capsys.readouterr().out).to_bytes() == plan.to_bytes()
 
 
+def test_optimize_with_fitted_rows(here, capsys):
+    options = "--budget 3 --teacher 8 --held-out 0 --beam 2 --aggregate log"
+    assert call(f"optimize --rows consistent {options}", *MINE) == 0
+    assert "plans/plan-3.fsplan" in capsys.readouterr().out
+    found = fs.Plan.load("plans/plan-3.fsplan").note["found"]
+    said = {"method": "fit", "rows": "consistent", "beam": 2, "aggregate": "log"}
+    assert found == {**found, **said}
+    assert call("sample plans/plan-3.fsplan --out a.npy", *MINE) == 0
+
+
 def test_the_shape_may_be_the_models_own(here, capsys):
     options = "--samples 2 --budget 1 --teacher 5 --held-out 0"
     assert call(f"optimize --model mine:shaped {options}") == 0
@@ -151,6 +161,9 @@ BAD = [
     (["sample", "p.fsplan", *MINE, "--guidance", "2"], "embedded model"),
     (["optimize", *MINE, "--solver", "heun"], "solver='heun'"),
     (["optimize", *MINE, "--budget", "9", "--teacher", "5"], "budget=9"),
+    (["optimize", *MINE, "--rows", "heun", "--teacher", "5", "--budget", "2"], "rows='heun'"),
+    (["optimize", *MINE, "--rows", "free", "--solver", "euler"], "--solver euler beside --rows"),
+    (["optimize", *MINE, "--rows", "free", "--aggregate", "joint"], "aggregate='joint'"),
     (["sample", "p.fsplan", "--label", "10"], "--label 10"),
     (["sample", "p.fsplan", "--shape", "1,8,8"], "--shape belongs to --model"),
     (["show", "p.fsplan", "--picture", "p.jpg"], "--picture p.jpg: a .png file is accepted"),

@@ -3,6 +3,7 @@ Plans; data, never pictures.
 """
 
 from ._search import Search
+from .fit import fit
 from .oss import oss
 
-__all__ = ["Search", "oss"]
+__all__ = ["Search", "fit", "oss"]

@@ -16,7 +16,7 @@ from ..runtime.conditions import take
 from ._search import Compared, Search
 
 
-def held_out_noise(held_out: Any, z: Tensor, device: torch.device) -> Tensor | None:
+def held_out_noise(where: str, held_out: Any, z: Tensor, device: torch.device) -> Tensor | None:
     """The held-out noise in z's dtype on the search's device, or a sentence; z lies on the CPU."""
     if held_out is None:
         return None
@@ -26,18 +26,18 @@ def held_out_noise(held_out: Any, z: Tensor, device: torch.device) -> Tensor | N
         fits = held_out.shape[1:] == z.shape[1:] and len(held_out) > 0
     if not isinstance(held_out, Tensor) or not fits or not held_out.is_floating_point():
         raise ValueError(
-            f"oss: held_out is {found} beside noise {list(z.shape)}; floating unit noise "
+            f"{where}: held_out is {found} beside noise {list(z.shape)}; floating unit noise "
             f"{['B2', *z.shape[1:]]} is needed"
         )
     here = held_out.detach().cpu()
     if not here.isfinite().all():
-        why = "oss: held_out holds a number that is not finite; unit normal noise is needed"
+        why = f"{where}: held_out holds a number that is not finite; unit normal noise is needed"
         raise ValueError(why)
     seen = {row.double().numpy().tobytes() for row in z}
     same = [b for b, row in enumerate(here.to(z)) if row.double().numpy().tobytes() in seen]
     if same:
         raise ValueError(
-            f"oss: noise {same[0]} of held_out is one of those searched with; noise the search "
+            f"{where}: noise {same[0]} of held_out is one of those searched with; noise the search "
             "never saw is needed"
         )
     return held_out.to(device, z.dtype)

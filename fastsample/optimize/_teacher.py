@@ -59,7 +59,11 @@ class Teacher:
 
 
 def choose(
-    model: Model, teacher: None | int | Sequence[float] | Plan, uncond: Mapping | None, budget: int
+    where: str,
+    model: Model,
+    teacher: None | int | Sequence[float] | Plan,
+    uncond: Mapping | None,
+    budget: int,
 ) -> Teacher:
     """The search's grid, of at least `budget` steps, and the teacher before it is refined."""
     wrap = lambda plan: guided(plan) if uncond is not None and plan.G == 1 else plan
@@ -67,36 +71,38 @@ def choose(
         grid = np.asarray(teacher.note.get("times", []), np.float64)
         if teacher.L or teacher.entries[:1] != (0,) or len(grid) < 2:
             raise ValueError(
-                f"oss: the teacher {teacher!r} draws noise or names no times; a solver's "
+                f"{where}: the teacher {teacher!r} draws noise or names no times; a solver's "
                 "deterministic plan is needed"
             )
-        _steps(grid, budget)
+        _steps(where, grid, budget)
         plan = wrap(teacher)
-        _nodes(plan, model, grid)  # refuses a plan of another schedule before the model is asked
+        _nodes(
+            where, plan, model, grid
+        )  # refuses a plan of another schedule before the model is asked
         return Teacher(grid, plan, _remade(plan, model, grid), most=0)
     steps = STEPS if teacher is None else teacher
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
     if not whole and np.ndim(steps) == 0:
         raise ValueError(
-            f"oss: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's "
+            f"{where}: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's "
             "Plan is accepted"
         )
     grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
-    _steps(grid, budget)
+    _steps(where, grid, budget)
     fine = lambda parts: grids.refined(model.schedule, grid, parts)
     make = lambda parts: wrap(solvers.SOLVERS[SOLVER](model, fine(parts)))
     return Teacher(grid, make(1), make, MOST_STEPS)
 
 
-def _steps(grid: np.ndarray, budget: int) -> None:
+def _steps(where: str, grid: np.ndarray, budget: int) -> None:
     if budget >= len(grid):
-        found = f"oss: budget={budget} on a teacher grid of {len(grid) - 1} steps"
+        found = f"{where}: budget={budget} on a teacher grid of {len(grid) - 1} steps"
         raise ValueError(
             f"{found}; a budget of at most {len(grid) - 1}, or a finer teacher, is needed"
         )
 
 
-def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
+def _nodes(where: str, plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
     """{row before which the plan stands at a time of the grid: that node, counted from the data
     end}; the last such row of each.
     """
@@ -106,7 +112,7 @@ def _nodes(plan: Plan, model: Model, grid: np.ndarray) -> dict[int, int]:
         here = np.flatnonzero((np.abs(levels - [[a], [s]]) <= 1e-9 * (a + s)).all(0))
         if not len(here):
             raise ValueError(
-                f"oss: the teacher has no row at its time {grid[k]:.6g}; a plan made for this "
+                f"{where}: the teacher has no row at its time {grid[k]:.6g}; a plan made for this "
                 "model's schedule is needed"
             )
         node_of[int(here[-1]) + 1] = len(grid) - 1 - k
@@ -133,7 +139,9 @@ def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan]
         return None
 
 
-def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any]) -> Teacher:
+def settle(
+    where: str, teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any]
+) -> Teacher:
     """The teacher with as many steps as it takes, judged on the first samples with their own words;
     their rows are counted in `ask`.
 
@@ -155,28 +163,28 @@ def settle(teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any])
         out = out.cpu()  # once, for all that is asked of it
         if not out.isfinite().all():
             found = f"the end points of {plan.nfe} evaluations of the teacher are not finite"
-            raise ValueError(f"oss: {found}; a model with finite output is needed")
+            raise ValueError(f"{where}: {found}; a model with finite output is needed")
         return out
 
     plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most)
     if agreement < POOR:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
         warnings.warn(
-            f"oss: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
+            f"{where}: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
             f"evaluations; a target needs {POOR:g} dB: pass teacher= with more steps, or a plan "
             "that fits the model better",
-            stacklevel=4,  # who called oss
+            stacklevel=5,  # who called the search
         )
     return replace(teacher, plan=plan, agreement=agreement, nfe=(ask.rows - before) / len(z))
 
 
 def walk(
-    plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
+    where: str, plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state
     is that of the last row there.
     """
-    N, node_of = len(grid) - 1, _nodes(plan, ask.model, grid)
+    N, node_of = len(grid) - 1, _nodes(where, plan, ask.model, grid)
     X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
     first = torch.empty_like(X[:, 0])
     for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.wide, **words):

@@ -62,7 +62,6 @@ best of the three is kept: + 2 M for each budget.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,26 +69,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from .. import solvers
-from ..guidance import guided
-from ..kernels import normal
 from ..model import Model
 from ..plan import Plan
-from ..runtime import arguments
-from ..runtime.capturable import parts
-from ..runtime.conditions import branches_of
-from ..runtime.drive import bar
-from ..runtime.sources import digest, drawn_seed
-from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
-from . import _compare, _teacher
 from ._layers import Layers, Options, jumps
 from ._search import Search
-
-WORDS = {"start": ("fixed", "free"), "aggregate": ("joint", "median")}
-STATES = (torch.float32, torch.float64, torch.bfloat16)
+from ._setting import Found, Setting, one_of
 
 
 def oss(
@@ -117,178 +104,40 @@ def oss(
     says what each argument means. Memory: about 5 (N+1) B D numbers; nothing is written to disk.
     Raises ValueError or TypeError, one sentence, for bad input.
     """
-    begin = time.perf_counter()
-    counts = {"budget": budget, "batch_size": batch_size}
-    words = {"solver": solver, "start": start, "aggregate": aggregate}
-    _check(model, counts, words, p, uncond, guidance, state_dtype)
-    teacher = _teacher.choose(model, teacher, uncond, budget)
-    z, here, seed = _noise(z, seed)
-    words = _told(model, z, cond, uncond)
-    words |= {"guidance": guidance, "batch_size": batch_size}
-    held_out = _compare.held_out_noise(held_out, here, z.device)
-    dtype = state_dtype or arguments.state_dtype(z)
-    scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
-    budgets = range(1, budget + 1) if all_budgets else [budget]
-    options = Options(budgets, start, aggregate, float(p), bool(scaled))
-    teacher, paths, ends, nfe = _run(model, solver, z, teacher, options, words, dtype, progress)
-    error = {m: e for m, (_, e) in ends.items()}
-    indices = {m: len(teacher.grid) - 1 - path for m, path in paths.items()}
-    spent = (nfe, len(z), time.perf_counter() - begin, teacher.agreement, teacher.nfe)
-    search = Search({}, error, indices, teacher.grid, teacher.plan, *spent)
-    found = {**options.note(), "seed": seed, "noise": digest(here).hex()[:16], "guidance": guidance}
-    found |= {"teacher": teacher.note(), "compared": "not compared"}
-    for m, (c, _) in ends.items():
-        search.plans[m] = _compile(model, solver, search, m, c, uncond, found)
-    if held_out is None:
-        return search
-    return _compared(search, model, held_out, words | {"state_dtype": dtype}, progress)
-
-
-def _run(
-    model: Model,
-    solver: str,
-    z: Tensor,
-    teacher: _teacher.Teacher,
-    options: Options,
-    words: Mapping[str, Any],
-    dtype: torch.dtype,
-    progress: bool,
-) -> tuple[_teacher.Teacher, dict[int, np.ndarray], dict[int, tuple[float, float]], float]:
-    """The teacher settled, the paths and ends of `Layers`, the evaluations per sample."""
-    grid = teacher.grid
-    rows = lambda: len(z) * (teacher.plan.nfe + options.evaluations(len(grid) - 1))
-    with torch.no_grad(), bar("oss", progress, rows(), unit=" evaluations", desc="oss") as shown:
-        asked = shown and shown.update
-        ask = Denoiser(model, grid[::-1].copy(), z, dtype=dtype, asked=asked, **words)
-        teacher = _teacher.settle(teacher, ask, z, words)
-        _known(shown, ask.rows + rows(), teacher.agreement)
-        X, first = _teacher.walk(teacher.plan, ask, z, grid, words)
-        layers = Layers(options, ask, jumps(model, solver, grid), z, X, first)
-        layers.fill()
-        paths = {m: layers.path(m) for m in options.budgets}
-        return teacher, paths, layers.ends(paths), ask.rows / len(z)
-
-
-def _compared(
-    search: Search, model: Model, held_out: Tensor, words: dict, progress: bool
-) -> Search:
-    """The search with its plans beside the best made by hand, in itself and in their notes."""
-    words["state_dtype"] = torch.promote_types(words["state_dtype"], torch.float32)
-    with bar("oss", progress, len(search.plans), unit=" budgets", desc="by hand") as shown:
-        asked = shown and shown.update
-        found, spent = _compare.compare(model, search, held_out, words, asked)
-    noted = {
-        m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()})
-        for m, plan in search.plans.items()
-    }
-    return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)
-
-
-def _compile(
-    model: Model, solver: str, search: Search, m: int, c: float, uncond: Mapping | None, found: dict
-) -> Plan:
-    """The plan of m evaluations, with its provenance in note["found"]; amplitude: its init_scale
-    over the sigma it starts at.
-    """
-    at = search.indices[m]
-    plan = solvers.SOLVERS[solver](model, search.grid[at])
-    amplitude = c
-    if at[0] == 0:  # at the first node the teacher's own
-        amplitude = c * (search.teacher.init_scale / plan.init_scale)
-    # Row 0 scales the unit noise.
-    plan = replace(plan, M=np.concatenate([plan.M[:1] * amplitude, plan.M[1:]]))
-    found = {
-        "method": "oss",
-        **found,
-        "amplitude": amplitude,
-        "budget": m,
-        "N": len(search.grid) - 1,
-        "indices": at.tolist(),
-        "start_label": float(search.grid[at[0]]),
-        "samples": search.samples,
-        "error": search.error[m],
-        "evaluations": search.nfe,
-        "seconds": round(search.seconds, 3),
-    }
-    return (plan if uncond is None else guided(plan)).with_note(found=found)
-
-
-def _noise(z: Tensor | Sequence[int], seed: int | None) -> tuple[Tensor, Tensor, int | None]:
-    """The unit noise, the same on the CPU, and the seed it was drawn from."""
-    if not isinstance(z, Tensor):
-        shape = tuple(int(n) for n in z)
-        if len(shape) < 2 or min(shape) < 1:
-            raise ValueError(
-                f"oss: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more dimensions, "
-                "is needed"
-            )
-        if seed is not None and arguments.integer(seed) is None:
-            why = f"oss: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
-            raise TypeError(why)
-        seed = drawn_seed() if seed is None else arguments.integer(seed)
-        seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
-        z = normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape)
-        return z, z, seed
-    if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
-        raise ValueError(
-            f"oss: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at "
-            "least one element is needed"
-        )
-    here = z.detach().cpu()
-    if not here.isfinite().all():
-        raise ValueError("oss: z holds a number that is not finite; unit normal noise is needed")
-    return z, here, seed
-
-
-def _told(model: Model, z: Tensor, cond: Any, uncond: Any) -> dict[str, dict]:
-    """The condition of each branch. Refuses a model and conditions that lie elsewhere than the
-    noise; a module that is offloaded, which its hook tells, comes when it is asked.
-    """
-    words, device = branches_of("oss", cond, uncond, None, len(z), z.device), z.device
-    modules = [part for part in parts(model.fn) if isinstance(part, torch.nn.Module)]
-    homes = {v.device for module in modules for v in module.parameters(recurse=False)}
-    offloaded = any(hasattr(module, "_hf_hook") for module in modules)
-    if homes and device not in homes and not offloaded:
-        where = ", ".join(sorted(map(str, homes)))
-        raise ValueError(
-            f"oss: the model's parameters are on {where} and z is on {device}; one device is "
-            "needed: move the model, or pass z as a tensor there"
-        )
-    for path, leaf in tree_leaves_with_path(words):
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.device != device:
-            name = keystr(path[1:]).replace("'", '"')
-            raise ValueError(
-                f"oss: {path[0].key}{name} is on {leaf.device} and z is on {device}; one device, "
-                "or fs.shared(value), is accepted"
-            )
-    return words
-
-
-def _check(
-    model: Any, counts: dict, words: dict, p: float, uncond: Any, guidance: Any, state_dtype: Any
-) -> None:
-    if not isinstance(model, Model):
-        raise TypeError(f"oss: the model is a {type(model).__name__}; an fs.Model is needed")
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"oss: {name}={value!r}; an integer of at least 1 is needed")
-    for name, accepted in ("solver", solvers.JUMPS), *WORDS.items():
-        if words[name] not in list(accepted):
-            listed = " or ".join(map(repr, accepted))
-            raise ValueError(f"oss: {name}={words[name]!r}; {listed} is accepted")
-    if state_dtype not in (None, *STATES):
-        raise ValueError(
-            f"oss: state_dtype={state_dtype!r}; torch.float32, float64 or bfloat16 is accepted"
-        )
+    one_of("oss", solver, "solver", solvers.JUMPS)
+    one_of("oss", start, "start", ("fixed", "free"))
+    one_of("oss", aggregate, "aggregate", ("joint", "median"))
     if not (np.isfinite(p) and p > 0):
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
-    if (uncond is None) != (guidance is None):
-        raise ValueError("oss: one of guidance and uncond is given; pass both, or neither")
+    words = {"cond": cond, "uncond": uncond, "guidance": guidance, "batch_size": batch_size}
+    setting = Setting.of(
+        "oss", model, z, seed, budget, all_budgets, teacher, words, state_dtype, held_out
+    )
+    scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
+    options = Options(setting.budgets, start, aggregate, float(p), bool(scaled))
+
+    def solve(ask: Denoiser, X: Tensor, first: Tensor) -> dict[int, Found]:
+        grid = setting.teacher.grid
+        layers = Layers(options, ask, jumps(model, solver, grid), setting.z, X, first)
+        layers.fill()
+        paths = {m: layers.path(m) for m in options.budgets}
+        return {
+            m: Found(paths[m], error, *_plan(setting, solver, paths[m], c))
+            for m, (c, error) in layers.ends(paths).items()
+        }
+
+    return setting.search(options.note(), options.evaluations(setting.N), solve, progress)
 
 
-def _known(shown: Any, total: int, agreement: float | None) -> None:
-    """The bar once the teacher is settled: its exact total, and the teacher's agreement."""
-    if shown is not None:
-        shown.total = total
-        agrees = "not measured" if agreement is None else f"agrees to {agreement:.1f} dB"
-        shown.set_postfix_str(f"teacher {agrees}")
+def _plan(setting: Setting, solver: str, path: np.ndarray, c: float) -> tuple[Plan, dict[str, Any]]:
+    """The plan on a path of nodes, begun at c times its noise; amplitude: its init_scale over the
+    sigma it starts at.
+    """
+    plan, teacher = (
+        solvers.SOLVERS[solver](setting.model, setting.teacher.grid[setting.N - path]),
+        setting.teacher,
+    )
+    if path[0] == setting.N:  # at the first node the teacher's own
+        c *= teacher.plan.init_scale / plan.init_scale
+    # Row 0 scales the unit noise.
+    return replace(plan, M=np.concatenate([plan.M[:1] * c, plan.M[1:]])), {"amplitude": c}

@@ -25,28 +25,39 @@ def defect(plan: Plan) -> float:
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]
     # a foreign table may hold any finite number; its defect is then inf
     with np.errstate(all="ignore"):
-        states = _exact_states(plan)
+        exact = np.zeros(plan.rows, int), np.array([plan.alpha[1], plan.sigma[1]])
+        states = _states(plan, *exact)
         spread = np.sqrt((states[:, 1:] ** 2).sum(1))
         off = np.maximum(np.abs(states[:, 0] - alpha), np.abs(spread - sigma)) / (alpha + sigma)
     return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))
 
 
-def _exact_states(plan: Plan) -> np.ndarray:
-    """x at every row from 1 on where each prediction is exact [R - 1, n], over x0, the noise it
-    starts from, and every drawn noise.
+def over_predictions(plan: Plan) -> np.ndarray:
+    """x at every row from 1 on [R - 1, nfe + 1 + noises], over what the model says at each call, as
+    x0, then the state at row 1, then every drawn noise. Branches are taken to agree.
     """
-    at, ids, dst = plan.layout, plan.ids.tolist(), plan.dst.tolist()
-    noises = {k: 2 + n for n, k in enumerate(sorted({k for row in ids for k in row if k >= 0}))}
-    states, drawn = np.zeros((plan.rows, 2 + len(noises))), at.noise(0)
-    x0 = np.eye(1, states.shape[1])[0]
+    start = np.zeros(plan.nfe + 1)
+    start[-1] = 1.0
+    return _states(plan, np.maximum(np.cumsum(plan.call >= 0) - 1, 0), start)
+
+
+def _states(plan: Plan, answer: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """x at every row from 1 on, over n predictions x0, of which row i is given number answer[i],
+    the noise of the start, and every drawn noise; it is start [n+1] at row 1.
+    """
+    at, ids, dst, n = plan.layout, plan.ids.tolist(), plan.dst.tolist(), len(start) - 1
+    drawn_ids = sorted({k for row in ids for k in row if k >= 0})
+    noises = {k: n + 1 + i for i, k in enumerate(drawn_ids)}
+    states, drawn = np.zeros((plan.rows, n + 1 + len(noises))), at.noise(0)
+    x0 = np.eye(n, states.shape[1])[answer]
     read = plan.M * ((plan.reads[:, None] >> np.arange(at.W)) & 1)[:, None]
     q = plan.q * (plan.reads >> at.f & (2 << at.G) - 1 != 0)  # 0 where no output is read
     words = (plan.call, plan.alpha, plan.sigma, plan.p, q)
     rows = zip(*(v[:-1].tolist() for v in words), strict=True)  # the last one holds
-    operands = np.zeros((at.W, len(x0)))  # of the row at hand
+    operands = np.zeros((at.W, states.shape[1]))  # of the row at hand
     for i, row in enumerate(rows):
         operands[0] = states[i]
-        operands[at.m], operands[at.f : drawn] = _exact_prediction(plan.stored, states[i], x0, *row)
+        operands[at.m], operands[at.f : drawn] = _prediction(plan.stored, states[i], x0[i], *row)
         operands[drawn:] = 0.0
         for k, noise in enumerate(ids[i]):
             if noise >= 0:
@@ -54,14 +65,14 @@ def _exact_states(plan: Plan) -> np.ndarray:
         states[i + 1], *kept = read[i] @ operands
         if i == 0:  # the run starts there, whatever label its noise was given
             states[1] = 0.0
-            states[1, :2] = plan.alpha[1], plan.sigma[1]
+            states[1, : n + 1] = start
         for slot, value in zip(dst[i], kept, strict=True):
             if slot >= 0:
                 operands[at.slot(slot)] = value
     return states[1:]
 
 
-def _exact_prediction(
+def _prediction(
     stored: str, x: np.ndarray, x0: np.ndarray, call: int, a: float, s: float, p: float, q: float
 ) -> tuple[np.ndarray, np.ndarray | float]:
     """m, and the output f that gives it, m = p x + q f; 0 where q is 0."""

@@ -1,0 +1,252 @@
+"""What every search is given, checked before a model is asked, and what it hands back.
+
+A search is a function of the teacher's states; all around it is here: noise, words, teacher,
+progress, the notes of the plans and the comparison with schedules made by hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_leaves_with_path
+
+from ..guidance import guided
+from ..kernels import normal
+from ..model import Model
+from ..plan import Plan
+from ..runtime import arguments
+from ..runtime.capturable import parts
+from ..runtime.conditions import branches_of
+from ..runtime.drive import bar
+from ..runtime.sources import digest, drawn_seed
+from ..runtime.sources import seeds as seeds_of
+from ..trajectories import Denoiser
+from . import _compare, _teacher
+from ._search import Search
+
+STATES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+class Found(NamedTuple):
+    """One budget's answer: its nodes from noise to data, counted from the data end, its mean error
+    at the teacher's end points, its plan of one branch, and what its note says of it alone.
+    """
+
+    nodes: np.ndarray
+    error: float
+    plan: Plan
+    note: dict[str, Any]
+
+
+@dataclass
+class Setting:
+    """The arguments that all searches share (`optimize.oss` says what they mean), checked.
+
+    where: the search's name, which begins every sentence; z [B,*] and `held_out` on the search's
+    device; words: cond, uncond, guidance and batch_size, as a `Denoiser` takes them.
+    """
+
+    where: str
+    model: Model
+    z: Tensor
+    teacher: _teacher.Teacher
+    budgets: Sequence[int]
+    words: dict[str, Any]
+    dtype: torch.dtype
+    held_out: Tensor | None
+    note: dict[str, Any]
+    begin: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(
+        cls,
+        where: str,
+        model: Model,
+        z: Tensor | Sequence[int],
+        seed: int | None,
+        budget: int,
+        all_budgets: bool,
+        teacher: None | int | Sequence[float] | Plan,
+        words: Mapping[str, Any],
+        state_dtype: torch.dtype | None,
+        held_out: Tensor | None,
+    ) -> Setting:
+        """words: cond, uncond, guidance and batch_size. Raises ValueError or TypeError, one
+        sentence, for bad input.
+        """
+        cond, uncond, guidance, batch_size = words.values()
+        begin = time.perf_counter()
+        if not isinstance(model, Model):
+            why = f"{where}: the model is a {type(model).__name__}; an fs.Model is needed"
+            raise TypeError(why)
+        whole(where, budget=budget, batch_size=batch_size)
+        if state_dtype not in (None, *STATES):
+            raise ValueError(
+                f"{where}: state_dtype={state_dtype!r}; torch.float32, float64 or bfloat16 is "
+                "accepted"
+            )
+        if (uncond is None) != (guidance is None):
+            raise ValueError(f"{where}: one of guidance and uncond is given; pass both, or neither")
+        teacher = _teacher.choose(where, model, teacher, uncond, budget)
+        z, here, seed = _noise(where, z, seed)
+        words = _told(where, model, z, cond, uncond)
+        words |= {"guidance": guidance, "batch_size": batch_size}
+        held_out = _compare.held_out_noise(where, held_out, here, z.device)
+        note = {"seed": seed, "noise": digest(here).hex()[:16], "guidance": guidance}
+        budgets = range(1, budget + 1) if all_budgets else [budget]
+        dtype = state_dtype or arguments.state_dtype(z)
+        return cls(where, model, z, teacher, budgets, words, dtype, held_out, note, begin)
+
+    @property
+    def N(self) -> int:
+        """Steps of the grid that is searched."""
+        return len(self.teacher.grid) - 1
+
+    def search(
+        self,
+        note: dict[str, Any],
+        evaluations: int,
+        solve: Callable[[Denoiser, Tensor, Tensor], dict[int, Found]],
+        progress: bool,
+    ) -> Search:
+        """What `solve` finds, as a Search. It is given the denoiser of the grid's nodes, the
+        teacher's states X [B,N+1,D] from the data end and its first x0 [B,D]; evaluations: the most
+        per sample it asks for.
+        """
+        found, nfe = self._solved(evaluations, solve, progress)
+        teacher, B = self.teacher, len(self.z)
+        indices = {m: self.N - answer.nodes for m, answer in found.items()}
+        error = {m: answer.error for m, answer in found.items()}
+        spent = (nfe, B, time.perf_counter() - self.begin, teacher.agreement, teacher.nfe)
+        search = Search({}, error, indices, teacher.grid, teacher.plan, *spent)
+        for m, answer in found.items():
+            said = {
+                "method": self.where,
+                **note,
+                **self.note,
+                "teacher": teacher.note(),
+                "compared": "not compared",
+                **answer.note,
+                "budget": m,
+                "N": self.N,
+                "indices": indices[m].tolist(),
+                "start_label": float(search.grid[indices[m][0]]),
+                "samples": B,
+                "error": answer.error,
+                "evaluations": nfe,
+                "seconds": round(search.seconds, 3),
+            }
+            plan = answer.plan if self.words["guidance"] is None else guided(answer.plan)
+            search.plans[m] = plan.with_note(found=said)
+        return search if self.held_out is None else self._compared(search, progress)
+
+    def _solved(
+        self, evaluations: int, solve: Callable, progress: bool
+    ) -> tuple[dict[int, Found], float]:
+        """The answers, and the evaluations per sample; the teacher is settled on the way."""
+        z, grid, name = self.z, self.teacher.grid, self.where
+        rows = lambda: len(z) * (self.teacher.plan.nfe + evaluations)
+        with torch.no_grad(), bar(name, progress, rows(), unit=" evaluations", desc=name) as shown:
+            asked = shown and shown.update
+            ask = Denoiser(
+                self.model, grid[::-1].copy(), z, dtype=self.dtype, asked=asked, **self.words
+            )
+            self.teacher = _teacher.settle(name, self.teacher, ask, z, self.words)
+            _known(shown, ask.rows + rows(), self.teacher.agreement)
+            X, first = _teacher.walk(name, self.teacher.plan, ask, z, grid, self.words)
+            return solve(ask, X, first), ask.rows / len(z)
+
+    def _compared(self, search: Search, progress: bool) -> Search:
+        """The search with its plans beside the best made by hand, in itself and in their notes."""
+        words = self.words | {"state_dtype": torch.promote_types(self.dtype, torch.float32)}
+        with bar(self.where, progress, len(search.plans), unit=" budgets", desc="by hand") as shown:
+            asked = shown and shown.update
+            found, spent = _compare.compare(self.model, search, self.held_out, words, asked)
+        noted = {
+            m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()})
+            for m, plan in search.plans.items()
+        }
+        return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)
+
+
+def whole(where: str, **counts: Any) -> None:
+    """Refuse what is no whole number of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{where}: {name}={value!r}; an integer of at least 1 is needed")
+
+
+def one_of(where: str, value: Any, name: str, accepted: Iterable[str]) -> None:
+    """Refuse a word that is not among those accepted."""
+    if value not in list(accepted):
+        listed = " or ".join(map(repr, accepted))
+        raise ValueError(f"{where}: {name}={value!r}; {listed} is accepted")
+
+
+def _noise(
+    where: str, z: Tensor | Sequence[int], seed: int | None
+) -> tuple[Tensor, Tensor, int | None]:
+    """The unit noise, the same on the CPU, and the seed it was drawn from."""
+    if not isinstance(z, Tensor):
+        shape = tuple(int(n) for n in z)
+        if len(shape) < 2 or min(shape) < 1:
+            raise ValueError(
+                f"{where}: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more "
+                "dimensions, is needed"
+            )
+        if seed is not None and arguments.integer(seed) is None:
+            why = f"{where}: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
+            raise TypeError(why)
+        seed = drawn_seed() if seed is None else arguments.integer(seed)
+        seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
+        z = normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape)
+        return z, z, seed
+    if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
+        raise ValueError(
+            f"{where}: z is {str(z.dtype)[6:]} {list(z.shape)}; floating unit noise [B,*] with at "
+            "least one element is needed"
+        )
+    here = z.detach().cpu()
+    if not here.isfinite().all():
+        raise ValueError(
+            f"{where}: z holds a number that is not finite; unit normal noise is needed"
+        )
+    return z, here, seed
+
+
+def _told(where: str, model: Model, z: Tensor, cond: Any, uncond: Any) -> dict[str, dict]:
+    """The condition of each branch. Refuses a model and conditions that lie elsewhere than the
+    noise; a module that is offloaded, which its hook tells, comes when it is asked.
+    """
+    words, device = branches_of(where, cond, uncond, None, len(z), z.device), z.device
+    modules = [part for part in parts(model.fn) if isinstance(part, torch.nn.Module)]
+    homes = {v.device for module in modules for v in module.parameters(recurse=False)}
+    offloaded = any(hasattr(module, "_hf_hook") for module in modules)
+    if homes and device not in homes and not offloaded:
+        there = ", ".join(sorted(map(str, homes)))
+        raise ValueError(
+            f"{where}: the model's parameters are on {there} and z is on {device}; one device is "
+            "needed: move the model, or pass z as a tensor there"
+        )
+    for path, leaf in tree_leaves_with_path(words):
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.device != device:
+            name = keystr(path[1:]).replace("'", '"')
+            raise ValueError(
+                f"{where}: {path[0].key}{name} is on {leaf.device} and z is on {device}; one "
+                "device, or fs.shared(value), is accepted"
+            )
+    return words
+
+
+def _known(shown: Any, total: int, agreement: float | None) -> None:
+    """The bar once the teacher is settled: its exact total, and the teacher's agreement."""
+    if shown is not None:
+        shown.total = total
+        agrees = "not measured" if agreement is None else f"agrees to {agreement:.1f} dB"
+        shown.set_postfix_str(f"teacher {agrees}")

@@ -1,0 +1,151 @@
+"""Times and coefficients found together: a dynamic program over the times of a fine grid whose
+every jump solves for its row in closed form. No gradient is taken, and none is needed of the model.
+
+    x' = w_0 x + sum_l w_l m_l
+    w  = argmin_w sum_b | w_0 x_b + sum_l w_l m_bl - X_b[j] |^2
+
+Nodes are counted from the data end: 0 = data, N = noise. X[j] [B,D] is the teacher at node j; x the
+state that this path itself really reaches (fitted to the teacher's states, the errors of rows would
+add up), m_l its newest predictions, as x0. A jump from i to j costs what its least squares leave.
+At every node the `beam` cheapest paths of k evaluations are kept, each with its own state and
+predictions; those that stand at the data end after k evaluations answer budget k. Paths may begin
+at any node (`start`), so the label of the noise is found as well. One search answers every budget.
+
+The normal equations are float64 sums over blocks of 16 samples, columns scaled to unit length, with
+a ridge of 1e-9 beside the unit diagonal. A row whose weights of predictions add up to more than 20
+in magnitude would blow up what the model says otherwise on other noises: it has a hundredfold
+ridge, again and again, until it does not.
+
+The arguments of `fit`; those not named here are `oss`'s:
+
+    rows         what a row may be. "free": any weights; the plan leaves the schedule, so it starts
+                 from noise only. "consistent": rows that reach the schedule's levels wherever
+                 predictions are exact. Or a solver that asks the model once a step and draws no
+                 noise: its own rows, so that times alone are searched
+    amplitudes   factors of the start noise that are tried at every label; each costs N evaluations
+    history      most predictions that a row reads, the newest included; a solver has its own
+    beam         paths kept at a node; 1 costs about a third of 3
+    aggregate    what a jump costs over the samples, and what a row is fitted to: "mean" of the
+                 squared errors; "log": the mean of their logarithms, by samples weighted with their
+                 inverse errors, three times; "median" of errors of the mean's row
+    judged       share of the samples that no row is fitted to, and that alone say what a jump
+                 costs: 0 to below 1, rounded to samples
+
+Evaluations per sample beside the teacher's, as `oss` counts them: M(N - (M-1)/2) at most for every
+budget up to M with a free start and beam 1, and about beam times that.
+
+Least squares over a sampler's buffer are what Bespoke solvers and S4S learn by gradient (Shaul et
+al. 2023, arXiv:2310.19075; Frankel et al. 2025, arXiv:2502.17423).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..model import Model
+from ..plan import Plan
+from ..solvers import Builder, M, R, X
+from ..trajectories import Denoiser
+from ._families import ROWS, rows_of, words_of
+from ._paths import AGGREGATE, Options, Path, Paths
+from ._search import Search
+from ._setting import Found, Setting, one_of, whole
+
+
+def fit(
+    model: Model,
+    z: Tensor | Sequence[int],
+    budget: int = 6,
+    *,
+    rows: str = "free",
+    history: int = 9,
+    beam: int = 3,
+    teacher: None | int | Sequence[float] | Plan = None,
+    start: str = "free",
+    amplitudes: Sequence[float] = (1.0,),
+    all_budgets: bool = True,
+    cond: Mapping | None = None,
+    uncond: Mapping | None = None,
+    guidance: float | None = None,
+    seed: int | None = None,
+    aggregate: str = "mean",
+    judged: float = 0.0,
+    batch_size: int = 256,
+    state_dtype: torch.dtype | None = None,
+    held_out: Tensor | None = None,
+    progress: bool = False,
+) -> Search:
+    """Search times and rows of 1..budget evaluations on `model`; the module's docstring says what
+    each argument means. Memory: about (N+1) + beam N (budget+1) states [B,D]; nothing is written to
+    disk. Raises ValueError or TypeError, one sentence, for bad input.
+    """
+    scales = _checked(rows, start, aggregate, history, beam, judged, amplitudes)
+    words = {"cond": cond, "uncond": uncond, "guidance": guidance, "batch_size": batch_size}
+    setting = Setting.of(
+        "fit", model, z, seed, budget, all_budgets, teacher, words, state_dtype, held_out
+    )
+    apart = min(round(judged * len(setting.z)), len(setting.z) - 1)
+    most = history if rows in ROWS else budget
+    options = Options(setting.budgets, start, scales, most, beam, aggregate, apart)
+    t = setting.teacher.grid[::-1]
+
+    def solve(ask: Denoiser, X: Tensor, first: Tensor) -> dict[int, Found]:
+        paths = Paths(options, ask, rows_of(rows, model, t), setting.z, X)
+        paths.fill()
+        return {
+            m: _found(path, cost, model, rows, t) for m, (path, cost) in sorted(paths.ends.items())
+        }
+
+    note = {"rows": rows, "start": start, "history": most, "beam": beam, "aggregate": aggregate}
+    note["judged"] = apart
+    return setting.search(note, options.evaluations(setting.N), solve, progress)
+
+
+def _checked(
+    rows: str, start: str, aggregate: str, history: int, beam: int, judged: float, amplitudes: Any
+) -> list[float]:
+    """Refuse arguments of `fit` alone; the amplitudes as a list."""
+    one_of("fit", rows, "rows", [*ROWS, *solvers.SOLVERS])
+    one_of("fit", start, "start", ("fixed", "free"))
+    one_of("fit", aggregate, "aggregate", AGGREGATE)
+    whole("fit", history=history, beam=beam)
+    if not (isinstance(judged, (int, float)) and 0 <= judged < 1):
+        why = f"fit: judged={judged!r:.60}; a share of at least 0 and below 1 is accepted"
+        raise ValueError(why)
+    scales = np.asarray(amplitudes, np.float64)
+    if scales.ndim != 1 or not scales.size or not ((scales > 0) & (scales < np.inf)).all():
+        raise ValueError(
+            f"fit: amplitudes={amplitudes!r:.60}; one or more finite factors above 0 are accepted"
+        )
+    return scales.tolist()
+
+
+def _found(path: Path, cost: float, model: Model, rows: str, t: np.ndarray) -> Found:
+    """The answer of a path that has come to the data end."""
+    nodes = np.array(path.nodes)
+    if rows in ROWS:
+        plan = _plan(path, Builder(model, t[nodes]), rows)
+    else:
+        plan = solvers.SOLVERS[rows](model, t[nodes], **words_of(rows))
+    # Row 0 scales the unit noise.
+    plan = replace(plan, M=np.concatenate([plan.M[:1] * path.amplitude, plan.M[1:]]))
+    weights = [float(np.abs(row[1:]).sum()) for row in path.rows]
+    note = {"amplitude": path.amplitude, "weights": weights, "defect": plan.consistency()}
+    return Found(nodes, cost, plan, note)
+
+
+def _plan(path: Path, b: Builder, rows: str) -> Plan:
+    """The plan of a path's own rows; predictions are kept in slots until no row reads them."""
+    for i, row in enumerate(path.rows):
+        w = row.tolist()
+        past = range(i + 2 - len(w), i)  # of the predictions before the newest
+        x = sum((c * R(f"m{n}") for n, c in zip(past, w[1:-1], strict=True)), w[0] * X + w[-1] * M)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M})
+    return b.build("fitted", consistent=rows == "consistent", rows=rows, citations=[])
