@@ -15,6 +15,7 @@ from cases import same
 from test_graph import Net, captured
 from test_sampler import MODEL, plan_of, unit
 from torch import nn
+from torch.utils import swap_tensors
 
 import fastsample as fs
 from fastsample.runtime import capturable
@@ -78,8 +79,12 @@ def test_a_source_of_draws_is_asked_once_a_draw(cuda):
 MOVES = {
     "parameter": lambda net: setattr(net.shift, "data", net.shift.data + 1),
     "buffer": lambda net: setattr(net, "scale", net.scale * 2),
+    "number": lambda net: setattr(net, "level", net.level.clone()),
     "module": lambda net: setattr(net, "layer", nn.Sequential(nn.Linear(5, 5))),
     "one more": lambda net: net.layer.register_parameter("adapter", nn.Parameter(torch.ones(2))),
+    "the first": lambda net: net.more.append(nn.Linear(5, 5)),
+    "training": lambda net: net.eval(),
+    "training of a part": lambda net: net.layer.eval(),
 }
 HELD = {
     "module": lambda net: net,
@@ -87,7 +92,16 @@ HELD = {
     "method": lambda net: net.forward,
     "closure": lambda net: lambda x, t: net(x, t),
     "partial": lambda net: partial(lambda n, x, t: n(x, t), net),
+    "name": lambda net: globals().update(NAMED=net) or named,
 }
+
+
+def named(x, t):
+    return asked(x, t)
+
+
+def asked(x, t):
+    return NAMED(x, t)  # noqa: F821
 
 
 @pytest.mark.parametrize("held", HELD)
@@ -105,6 +119,24 @@ def test_a_model_that_moved_is_captured_again(move, held, cuda, logged):
         assert same(graph(noise=z), Sampler(plan, model)(noise=z))
     assert cuda.captures == 4 and len(logged()) == 1
     assert "2 graph(s) are captured again" in logged()[0]
+
+
+AWAY = {
+    "another dtype": lambda net: net.double(),
+    "another device": lambda net: net.to("meta"),
+    "swapped": lambda net: swap_tensors(net.shift, nn.Parameter(torch.ones(5))),
+    "another size": lambda net: setattr(net, "shift", nn.Parameter(torch.ones(1))),
+    "none": lambda net: setattr(net, "scale", None),
+}
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_whatever_becomes_of_a_models_memory_is_noticed(away):
+    model = Net()
+    reads = capturable.Reads([model], [])
+    assert not reads.moved()
+    AWAY[away](model)
+    assert reads.moved()
 
 
 def test_a_tensor_that_only_the_model_knows_is_watched_too(cuda):
@@ -212,6 +244,10 @@ REFUSED = {
     "numbers": (lambda x, t: x * torch.tensor([1.0] * 5), "makes a tensor of numbers of the host"),
     "copy": (lambda x, t: x + 0 * x.to("meta").to(x.dtype).numel(), "between host and device"),
     "generator": (drawing, r"aten.randn.generator draws random numbers from a generator that is"),
+    "in place": (
+        lambda x, t: x.clone().normal_(generator=OWN),
+        r"aten.normal_.default draws random numbers from a generator that is not the graph's",
+    ),
 }
 
 
@@ -277,27 +313,51 @@ def test_the_models_own_error_is_its_own(cuda):
         captured(plan_of(), lambda x, t: x.mul_(0.5))(noise=unit())
 
 
-def reduced():
+GRAPHS = (
+    {"mode": "reduce-overhead"},
+    {"mode": "max-autotune"},
+    {"options": {"triton.cudagraphs": True}},
+    {"backend": "cudagraphs"},
+)
+
+
+def in_place(**words):
     model = Net()
-    model.compile(mode="reduce-overhead")
+    model.compile(**words)
     return model
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: torch.compile(Net(), mode="reduce-overhead"),
-        lambda: torch.compile(Net().forward, mode="reduce-overhead"),
-        lambda: fs.Model(reduced(), MODEL.schedule, prediction="flow", time=1000),
-    ],
-    ids=["a module", "a function", "within a Model"],
-)
-def test_a_model_that_makes_graphs_is_refused_by_name(model, cuda):
-    with pytest.raises(
-        ValueError, match="the model (Net|forward) under torch.compile.*reduce-over"
-    ):
-        captured(plan_of(), model())
-    captured(plan_of(), torch.compile(Net()))
+@torch.compile(backend="cudagraphs")
+def half(x):
+    return x * 0.5
+
+
+COMPILED = {
+    "a module": lambda **words: torch.compile(Net(), **words),
+    "a method": lambda **words: torch.compile(Net().forward, **words),
+    "a function": lambda **words: torch.compile(asked, **words),
+    "a child": lambda **words: nn.Sequential(nn.Identity(), torch.compile(Net(), **words)),
+    "within a Model": lambda **words: fs.Model(
+        in_place(**words), MODEL.schedule, prediction="flow", time=1000
+    ),
+    "within a closure": lambda **words: (lambda net: lambda x, t: net(x, t))(
+        torch.compile(Net(), **words)
+    ),
+}
+
+
+@pytest.mark.parametrize("words", GRAPHS, ids=repr)
+@pytest.mark.parametrize("model", COMPILED.values(), ids=COMPILED)
+def test_a_model_that_makes_graphs_is_refused_by_name(model, words, cuda):
+    with pytest.raises(ValueError, match="the model (Net|forward|asked) under torch.compile, wh"):
+        captured(plan_of(), model(**words))
+    for words in ({}, {"backend": "eager"}, {"mode": "max-autotune-no-cudagraphs"}):
+        captured(plan_of(), model(**words))
+
+
+def test_a_compiled_function_that_a_model_names_is_refused(cuda):
+    with pytest.raises(ValueError, match="the model half under torch.compile"):
+        captured(plan_of(), lambda x, t: half(x))
 
 
 def test_without_a_device_the_other_modes_are_named(monkeypatch):

@@ -34,16 +34,21 @@ def alike(a, b):
 
 
 class Net(nn.Module):
-    """Of x's size in its last axis, with a layer that may be exchanged."""
+    """Of x's size in its last axis, with a layer that may be exchanged; training, another one."""
 
     def __init__(self, seed=0):
         super().__init__()
         torch.manual_seed(seed)
         self.layer, self.shift = nn.Linear(5, 5), nn.Parameter(torch.randn(5))
         self.register_buffer("scale", torch.randn(5))
+        self.register_buffer("level", torch.tensor(1.0))
+        self.more = nn.ModuleList()
 
     def forward(self, x, t, **told):
-        return torch.tanh(self.layer(x)) * self.scale + self.shift
+        for module in self.more:
+            x = module(x)
+        shift = self.shift if self.training else -self.shift
+        return torch.tanh(self.layer(x)) * self.scale + shift * self.level
 
 
 # -- a replay is the eager run ---------------------------------------------------------------------

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
 from types import CellType, FunctionType, MethodType
 
 import torch
@@ -35,14 +35,23 @@ def refuse_models(models: Sequence[Callable]) -> None:
         raise ValueError(f"Sampler: mode='graph' needs a CUDA device and torch sees none; {OTHERS}")
     for part in chain.from_iterable(map(parts, models)):
         for made in (part, getattr(part, "_compiled_call_impl", None)):
-            config = getattr(made, "get_compiler_config", None)
-            if config is not None and (config() or {}).get("triton.cudagraphs"):
+            if _makes_graphs(made):
                 name = getattr(part, "__name__", type(getattr(part, "_orig_mod", part)).__name__)
                 raise ValueError(
-                    f"Sampler: mode='graph' with the model {name} under torch.compile("
-                    "mode='reduce-overhead'), which captures graphs of its own; "
-                    "torch.compile(model) is accepted"
+                    f"Sampler: mode='graph' with the model {name} under torch.compile, which "
+                    "captures graphs of its own (mode 'reduce-overhead' or 'max-autotune', "
+                    "backend 'cudagraphs'); torch.compile(model) and mode "
+                    "'max-autotune-no-cudagraphs' are accepted"
                 )
+
+
+def _makes_graphs(made: object) -> bool:
+    """Did torch.compile make it, with CUDA graphs of its own?"""
+    config = getattr(made, "get_compiler_config", None)
+    if config is None:
+        return False
+    backends = (getattr(part, "compiler_name", None) for part in parts(made))
+    return bool((config() or {}).get("triton.cudagraphs")) or "cudagraphs" in backends
 
 
 def uncapturable(reason: str) -> ValueError:
@@ -132,28 +141,49 @@ def _place() -> str:
 
 
 class Reads:
-    """What a graph reads that no call brings."""
+    """What a graph reads that no call brings, and which of the modules are training."""
 
     def __init__(self, models: Sequence[Callable], tensors: Iterable[Tensor]) -> None:
         modules = [v for m in models for v in parts(m) if isinstance(v, nn.Module)]
         held = chain.from_iterable((m._parameters, m._buffers, m._modules) for m in modules)
-        self._held = [v for v in held if isinstance(v, dict) and v]
-        self._members = self._now()
-        owned = [v for v in self._members if isinstance(v, Tensor) and _is_plain(v)]
+        self._held = [v for v in held if isinstance(v, dict)]
+        self._were = list(map(dict.copy, self._held))
+        self._single = [v for v in self._held if any(map(_is_single, v.values()))]
+        self._members = _members(self._single)
+        owned = [v for v in _members(self._held) if isinstance(v, Tensor) and _is_plain(v)]
         self._tensors = list({id(v): v for v in [*owned, *tensors]}.values())
         self._lie = list(map(Tensor.data_ptr, self._tensors))
-
-    def _now(self) -> list:
-        return list(chain.from_iterable(map(dict.values, self._held)))
+        self._modules = [v for v in map(vars, modules) if "training" in v]
+        self._training = list(map(_training, self._modules))
 
     def moved(self) -> bool:
-        """Has a module other members than it had, or does a tensor lie elsewhere?"""
-        now = self._now()
-        return (
-            len(now) != len(self._members)
-            or not all(map(is_, now, self._members))
-            or list(map(Tensor.data_ptr, self._tensors)) != self._lie
+        """Has a module other members than it had, does a tensor lie elsewhere, or is a module
+        training that was not, or the other way round?
+
+        Lists and dicts compare their values by identity first, in C, and ask others whether they
+        are equal: a tensor of several numbers raises then, and one of a single number may be.
+        """
+        try:
+            same = self._held == self._were
+        except Exception:  # only what is another object can have raised it
+            return True
+        return not (
+            same
+            and all(map(is_, _members(self._single), self._members))
+            and list(map(Tensor.data_ptr, self._tensors)) == self._lie
+            and list(map(_training, self._modules)) == self._training
         )
+
+
+_training = itemgetter("training")
+
+
+def _members(held: Iterable[dict]) -> list:
+    return list(chain.from_iterable(map(dict.values, held)))
+
+
+def _is_single(value: object) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -163,7 +193,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def parts(model: object) -> Iterator[object]:
     """The model and what can be seen to belong to it: modules in modules, what a method, a partial
-    or a closure holds, callables that a callable object has among its attributes.
+    or a closure holds, the modules and the file's own functions that a function names, callables
+    that a callable object has among its attributes.
     """
     queue, seen = [model], set()
     while queue:
@@ -179,8 +210,10 @@ def parts(model: object) -> Iterator[object]:
         elif isinstance(part, MethodType):
             queue += [part.__self__, part.__func__]
         elif isinstance(part, FunctionType):
-            cells = part.__closure__ or ()
-            queue += map(_content, cells)
+            queue += map(_content, part.__closure__ or ())
+            named = map(part.__globals__.get, part.__code__.co_names)
+            own = lambda v, file: isinstance(v, FunctionType) and v.__module__ == file
+            queue += [v for v in named if isinstance(v, nn.Module) or own(v, part.__module__)]
         queue += getattr(part, "__dict__", {}).values()
 
 

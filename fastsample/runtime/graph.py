@@ -11,8 +11,9 @@ before a capture, a wait for the device raises in every thread of the process.
 A graph is made for a program and the noise ids of its plan, the shape, strides and dtypes of the
 samples, a form of conditions with the value of whatever is no tensor (objects by identity), the
 state of autocast, and the device. What it reads beside that, parameters and buffers above all, is
-compared at each call: by address, and by identity in the modules that are found in the model (13 to
-22 us for 86 tensors in 62 such dicts); a model's `training` and other settings in Python are not.
+compared at each call: by address, by identity in the modules that are found in the model, and
+whether each of them is training (12 us for 84 tensors in 71 modules, 0.16 ms for 996 in 831); a
+model's other settings in Python are not.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ class Lane:
         graph = self.graphs.get(key)
         if graph is not None and graph.reads.moved():
             _log.warning(
-                "Sampler: the model is not where it was captured (moved, fused or offloaded); "
-                "%d graph(s) are captured again, each at its next call",
+                "Sampler: the model is not as it was captured (moved, fused, offloaded, or its "
+                "training switched); %d graph(s) are captured again, each at its next call",
                 len(self.graphs),
             )
             self.again |= self.graphs.keys()

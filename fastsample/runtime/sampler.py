@@ -17,8 +17,8 @@ mode "eager"          a Run and the model as they are
                       scales are copied over in a call; another number or text has a graph of its
                       own), and for every plan of a `plan.program`. A call without one runs eager
                       and logs so once, or captures it (capture="now"). A model that was moved,
-                      fused or offloaded is captured again, and logged. 16 are kept of a device,
-                      and one more retires them all; `release` frees them
+                      fused, offloaded or put into training is captured again, and logged. 16 are
+                      kept of a device, and one more retires them all; `release` frees them
 """
 
 from __future__ import annotations
