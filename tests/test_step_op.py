@@ -4,11 +4,14 @@ it, and what it refuses.
 
 import gc
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import BASE, CASES, MODELS, launched, make, same
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from fastsample.kernels import backend, native
 from fastsample.runtime import step_op
@@ -81,6 +84,41 @@ def test_opcheck_through_the_compilers():
     _, given = ready(BASE)
     given |= {"f": [given["f"][0], None], "x_out": torch.empty(3, 37), "model_input": None}
     torch.library.opcheck(STEP, tuple(given.values()))
+
+
+# -- tensors without numbers -----------------------------------------------------------------------
+@pytest.fixture(params=["meta", "cuda"])
+def bare(request):
+    """The op's arguments on meta, or as fake tensors of a GPU, within the mode that makes them."""
+    _, given = ready(replace(BASE, mask=True, noise_scale=True))
+    like = lambda v: torch.empty(v.shape, dtype=v.dtype, device=request.param)
+    with FakeTensorMode() if request.param == "cuda" else nullcontext():
+        yield pytree.tree_map_only(torch.Tensor, like, given)
+
+
+def test_opcheck_without_numbers(bare):
+    torch.library.opcheck(STEP, tuple(bare.values()))
+
+
+def test_a_loop_without_numbers_is_one_graph(bare):
+    """Without a break, and with every launch in it."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def look(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def loop(given):
+        for row in (2, 3, 4):
+            asked = torch.tanh(given["model_input"])
+            STEP(*(given | {"row": row, "f": [asked, given["f"][1]]}).values())
+        return given["x"] + 1
+
+    end = torch.compile(loop, backend=look, fullgraph=True)(bare)
+    assert (end.shape, end.dtype, end.device) == (bare["x"].shape, torch.float32, bare["x"].device)
+    (graph,) = graphs
+    assert [node.target for node in graph.graph.nodes].count(STEP) == 3
 
 
 # -- the launch that the tensors call for ----------------------------------------------------------
