@@ -56,6 +56,15 @@ def test_step_uniform_asks_for_every_operand_at_once():
                 assert kernel.ffma == 0, kernel
 
 
+def test_moments_ask_for_a_quad_of_every_tensor_at_once():
+    found = {kernel.name: kernel for kernel in kernels("moments")}
+    for dtype, words in (("float", 4), ("double", 8)):
+        for P, take in ((1, 4), (2, 2), (3, 2), (4, 2), (5, 2)):
+            kernel = found[f"moments<{dtype}, {P}, true>"]
+            assert kernel.loads == (P + take) * words // 4
+            assert kernel.ahead in (None, kernel.loads), kernel
+
+
 def test_the_library_loads_without_a_driver_and_names_its_architectures():
     options = ("-DFASTSAMPLE_CUDA=on", "-DCMAKE_CUDA_ARCHITECTURES=90-real")
     folder = build.cmake("csrc", "cuda", *build.PLAIN[:1], *options, target="fastsample")

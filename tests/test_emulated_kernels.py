@@ -28,7 +28,7 @@ def test_random_calls(lib, kind, count):
 
 
 KERNELS = {
-    moments: ("moments", "halve", "halve(max)", "zeros"),
+    moments: ("moments", "moments(whole)", "halve", "halve(max)", "zeros"),
     costs: ("cost_tiles", "cost_pairs", "cost_sum", "cost_gather", "cost_gather(any)"),
 }
 

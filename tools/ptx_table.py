@@ -25,7 +25,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 SOURCES = ("step_uniform", "step_any", "fill", "moments", "cost_matrix", "cost_gather")
 FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Werror", "all-warnings")
 REGISTERS = 65536  # of a processor
-THREADS = {"moments": 256, "step": 128, "cost": 128, "fill": 128}  # of a block, at most
+THREADS = {"moments": 64, "step": 128, "cost": 128, "fill": 128}  # of a block, at most
 
 
 class Kernel(NamedTuple):

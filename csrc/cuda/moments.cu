@@ -1,10 +1,11 @@
 // fs_moments on a GPU: the tree of additions of fastsample.h, to the bit. Compile with
 // --fmad=false.
 //
-// Sixteen threads are the lanes of a chunk: each walks the 64 steps of its lane with all its sums
-// in registers, then the lanes are halved by exchanges. A block has 16 chunks that lie a sixteenth
-// of the tree's width apart, so that halving them too is the top of the tree, and one number a pair
-// is left of them; a second launch halves those. A sample of up to 16 chunks needs no second one.
+// Four threads have the 16 lanes of a chunk, four side by side each, so that a load is of a quad:
+// each walks the 64 steps of its lanes with all their sums in registers, then the lanes are halved,
+// by exchanges and at last within a thread. A block has 16 chunks that lie a sixteenth of the
+// tree's width apart, so that halving them too is the top of the tree, and one number a pair is
+// left of them; a second launch halves those. A sample of up to 16 chunks needs no second one.
 
 #include "device.h"
 #include "launch.h"
@@ -14,10 +15,11 @@
 namespace fs {
 namespace {
 
-constexpr int kLanes = 16, kSteps = 64;                  // of a chunk
-constexpr int kRun = 16, kThreadsOfRun = kRun * kLanes;  // chunks of a block
-constexpr int kTake = 4;                                 // tensors b that a block multiplies with
-constexpr int kHalvers = 128;                            // threads that halve a pair's sums
+constexpr int kLanes = 16, kSteps = 64;  // of a chunk
+constexpr int kOwners = kLanes / kQuad;  // threads of a chunk
+constexpr int kRun = 16;                 // chunks of a block
+constexpr int kThreadsOfRun = kRun * kOwners;
+constexpr int kHalvers = 128;  // threads that halve a pair's sums
 constexpr int64_t kChunk = kLanes * kSteps;
 
 struct Moments {
@@ -47,65 +49,80 @@ __device__ __forceinline__ double plus_product(double sum, double x, double y) {
   else return sum + x * y;
 }
 
-// The 16 lanes of a chunk added; each lane has the sum.
-__device__ __forceinline__ double halved(double v) {
+// The 16 lanes of a chunk added; each of its threads has the sum.
+__device__ __forceinline__ double halved(Quad<double> v) {
 #pragma unroll
-  for (int half = kLanes / 2; half > 0; half /= 2) v = v + __shfl_xor_sync(0xFFFFFFFFu, v, half);
-  return v;
+  for (int half = kOwners / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) v.at[k] = v.at[k] + __shfl_xor_sync(0xFFFFFFFFu, v.at[k], half);
+  }
+  return (v.at[0] + v.at[2]) + (v.at[1] + v.at[3]);
 }
 
 __device__ __forceinline__ double largest(double v) {
 #pragma unroll
-  for (int half = kLanes / 2; half > 0; half /= 2)
+  for (int half = kOwners / 2; half > 0; half /= 2)
     v = larger(v, __shfl_xor_sync(0xFFFFFFFFu, v, half));
   return v;
 }
 
-template <class F>
-__device__ __forceinline__ double number(const void* data, int64_t at) {
-  return wide<double>(static_cast<const F*>(data)[at]);
+// Numbers of the sample that begins at `base`, from its element e on; 0 behind its last.
+template <class F, bool Whole>
+__device__ __forceinline__ Quad<double> numbers(const void* data, int64_t base, int64_t e,
+                                                int64_t elements) {
+  if (e >= elements) return {};
+  const int n = elements - e < kQuad ? static_cast<int>(elements - e) : kQuad;
+  return widened<double>(load<Whole>(static_cast<const F*>(data) + base + e, n));
 }
 
-// The sums of one lane of a chunk over its steps.
-template <class F, int P>
-struct Lane {
-  double sum[P][kTake], most[P];
+// The sums of four lanes of a chunk over their steps, with Take tensors b.
+template <class F, int P, int Take, bool Whole>
+struct Lanes {
+  Quad<double> sum[P][Take];
+  double most[P];
 
   __device__ __forceinline__ void walk(const fs_moments_args& a, int64_t base, int64_t e, int q0) {
 #pragma unroll
     for (int p = 0; p < P; ++p) most[p] = 0;
-#pragma unroll 4
+#pragma unroll 1
     for (int step = 0; step < kSteps; ++step, e += kLanes) {
-      double x[P], y[kTake];
+      Quad<double> x[P], y[Take];
 #pragma unroll
-      for (int p = 0; p < P; ++p) x[p] = e < a.elements ? number<F>(a.a[p], base + e) : 0;
+      for (int p = 0; p < P; ++p) x[p] = numbers<F, Whole>(a.a[p], base, e, a.elements);
 #pragma unroll
-      for (int q = 0; q < kTake; ++q)
-        y[q] = e < a.elements && q0 + q < a.Q ? number<F>(a.b[q0 + q], base + e) : 0;
+      for (int q = 0; q < Take; ++q)
+        y[q] = q0 + q < a.Q ? numbers<F, Whole>(a.b[q0 + q], base, e, a.elements) : Quad<double>{};
 #pragma unroll
       for (int p = 0; p < P; ++p) {
-        most[p] = larger(most[p], fabs(x[p]));
 #pragma unroll
-        for (int q = 0; q < kTake; ++q)
-          sum[p][q] = step == 0 ? x[p] * y[q] : plus_product<F>(sum[p][q], x[p], y[q]);
+        for (int k = 0; k < kQuad; ++k) {
+          most[p] = larger(most[p], fabs(x[p].at[k]));
+#pragma unroll
+          for (int q = 0; q < Take; ++q) {
+            double& own = sum[p][q].at[k];
+            own =
+                step == 0 ? x[p].at[k] * y[q].at[k] : plus_product<F>(own, x[p].at[k], y[q].at[k]);
+          }
+        }
       }
     }
   }
 };
 
 // Blocks: (runs x takes, samples). P is fixed, so that the sums live in registers.
-template <class F, int P>
+template <class F, int P, bool Whole>
 __global__ void __launch_bounds__(kThreadsOfRun, 1) moments(const __grid_constant__ Moments m) {
+  constexpr int kTake = take_of(P);
   __shared__ double sums[P * kTake][kRun], most[P][kRun];
   const fs_moments_args& a = m.a;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int line = static_cast<int>(threadIdx.x) / kLanes;
+  const int owner = static_cast<int>(threadIdx.x) % kOwners;
+  const int line = static_cast<int>(threadIdx.x) / kOwners;
   const int q0 = static_cast<int>(blockIdx.x % m.takes) * kTake;
   const int64_t run = blockIdx.x / m.takes, chunk = run + line * m.runs;
 #pragma unroll 1
   for (int64_t b = blockIdx.y; b < a.batch; b += gridDim.y) {
-    Lane<F, P> mine;
-    mine.walk(a, b * a.elements, chunk * kChunk + lane, q0);
+    Lanes<F, P, kTake, Whole> mine;
+    mine.walk(a, b * a.elements, chunk * kChunk + owner * kQuad, q0);
 #pragma unroll
     for (int p = 0; p < P; ++p) {
 #pragma unroll
@@ -153,14 +170,24 @@ dim3 rows_grid(int64_t rows) {
   return dim3(static_cast<unsigned>(rows < caps().blocks ? rows : caps().blocks));
 }
 
+template <class F, int P>
+void launch_of(const Moments& m, const Call& call, dim3 grid) {
+  constexpr int kBytes = sizeof(F) < sizeof(float) ? kQuadBytes / 2 : kQuadBytes;
+  bool whole = m.a.elements % kQuad == 0;
+  for (int p = 0; p < P; ++p) whole = whole && is_aligned(m.a.a[p], kBytes);
+  for (int q = 0; q < m.a.Q; ++q) whole = whole && is_aligned(m.a.b[q], kBytes);
+  call.launch(whole ? "moments(whole)" : "moments",
+              whole ? moments<F, P, true> : moments<F, P, false>, grid, kThreadsOfRun, m);
+}
+
 template <class F>
 void launch_of(const Moments& m, const Call& call, dim3 grid) {
   switch (m.a.P) {
-    case 1: return call.launch("moments", moments<F, 1>, grid, kThreadsOfRun, m);
-    case 2: return call.launch("moments", moments<F, 2>, grid, kThreadsOfRun, m);
-    case 3: return call.launch("moments", moments<F, 3>, grid, kThreadsOfRun, m);
-    case 4: return call.launch("moments", moments<F, 4>, grid, kThreadsOfRun, m);
-    default: return call.launch("moments", moments<F, 5>, grid, kThreadsOfRun, m);
+    case 1: return launch_of<F, 1>(m, call, grid);
+    case 2: return launch_of<F, 2>(m, call, grid);
+    case 3: return launch_of<F, 3>(m, call, grid);
+    case 4: return launch_of<F, 4>(m, call, grid);
+    default: return launch_of<F, 5>(m, call, grid);
   }
 }
 
@@ -197,7 +224,7 @@ void cuda_moments(const fs_moments_args& a) {
   }
   Moments m{a, chunks_of(a), runs_of(a), 1, 1, dots, a.max_abs};
   while (m.width < kRun && m.width < m.chunks) m.width *= 2;
-  if (dots) m.takes = (a.Q - 1) / kTake + 1;
+  if (dots) m.takes = (a.Q - 1) / take_of(a.P) + 1;
   if (m.runs == 1) return launch(m, call);
   double* const room = static_cast<double*>(a.workspace);
   if (dots) m.sums = room;

@@ -35,6 +35,17 @@ constexpr Form kForms[] = {
 };
 constexpr int kFormSlots = 10, kFormBranches = 2;  // the most of any
 
+// Which accesses of step_any, fill and moments have 16 bytes: those of launches whose samples all
+// begin on 16 bytes, so of a multiple of four elements, as every published latent has. In an odd
+// size sample b begins b D % 4 numbers off, and its quads (a Philox block, four lanes of a sum) lie
+// across two accesses each, by another shift in every sample: its numbers go one by one, rather
+// than that every kernel holds both ways and a shift between them.
+
+// Tensors b that a block of moments multiplies with P tensors a. One a: four, 102 registers, so
+// nine blocks and 45 KB in flight. More: two; with four, two a take 178 registers, and of five the
+// sums alone 160. Who reads the a again finds them in the cache: blocks of a run lie side by side.
+__host__ __device__ constexpr int take_of(int P) { return P == 1 ? 4 : 2; }
+
 // Threads of a block, for launches of fewer quads than `below`.
 struct ThreadRule {
   int64_t below;
