@@ -30,6 +30,16 @@ def test_nothing_compiled_for_one_instruction_set_can_serve_another():
 
 
 @pytest.mark.slow
+def test_pkg_config_says_how_to_link_either_library_and_that_it_has_no_cuda(tmp_path):
+    prefix, _ = build.installed()
+    assert build.package(prefix)["cuda"] == "off"
+    for program in build.linked(prefix, tmp_path):
+        assert build.run(program) == "as in version 1\n"
+        shared = "libfastsample" in build.run("readelf", "-d", program)
+        assert shared == (program.name == "shared")
+
+
+@pytest.mark.slow
 def test_two_processes_that_build_one_tree_wait_for_each_other():
     """CMake itself does not: both would write one cache, and one of them read half of it."""
     shutil.rmtree(build.BUILD / "c-at-once", ignore_errors=True)

@@ -65,10 +65,16 @@ def test_moments_ask_for_a_quad_of_every_tensor_at_once():
             assert kernel.ahead in (None, kernel.loads), kernel
 
 
-def test_the_library_loads_without_a_driver_and_names_its_architectures():
+@lru_cache(None)
+def installed():
     options = ("-DFASTSAMPLE_CUDA=on", "-DCMAKE_CUDA_ARCHITECTURES=90-real")
-    folder = build.cmake("csrc", "cuda", *build.PLAIN[:1], *options, target="fastsample")
-    ptx_table.example("-L", folder, "-lfastsample", "-o", folder / "server")
+    return build.installed("cuda", "[0-9.]+ for 90-real", (*build.PLAIN[:1], *options))
+
+
+def test_the_library_loads_without_a_driver_and_names_its_architectures():
+    prefix, _ = installed()
+    folder = next(prefix.glob("lib*/libfastsample.so")).parent
+    ptx_table.example("-L", folder, "-lfastsample", "-o", prefix / "server")
     needed = build.run("readelf", "-d", folder / "libfastsample.so")
     assert not re.search(r"libcuda|cudart", needed)
     lib = Library(folder / "libfastsample.so")
@@ -79,3 +85,17 @@ def test_the_library_loads_without_a_driver_and_names_its_architectures():
     if shutil.which("nvidia-smi") is None:
         with pytest.raises(StatusError, match="fs_noise_fill: CUDA cannot be used here: "):
             lib.fs_noise_fill(NoiseArgs(device=CUDA, batch=1, elements=8, out=address(out)))
+
+
+def test_users_link_either_library_with_cuda_and_are_told_of_it(tmp_path):
+    """By find_package, of which build.installed asks it, and as fastsample.pc says; the static one
+    brings CUDA's static runtime.
+    """
+    prefix, programs = installed()
+    assert re.fullmatch(r"[\d.]+ for 90-real", build.package(prefix)["cuda"])
+    found = [programs / "version_1", programs / "version_1_static"]
+    for program in (*found, *build.linked(prefix, tmp_path)):
+        assert build.run(program) == "as in version 1\n"
+        assert not re.search(r"libcuda|cudart", build.run("readelf", "-d", program))
+        own = "step_uniform" in build.run("nm", program)
+        assert own == ("static" in program.name)

@@ -5,6 +5,7 @@ again, and one process at a time touches them.
 import contextlib
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,14 +49,34 @@ def cmake(source, name, *options, target=None):
     return folder
 
 
-def installed():
+def installed(name="c", cuda="off", options=PLAIN):
     """(prefix of an installed libfastsample, folder of programs built against it by
-    find_package).
+    find_package, which must say `cuda` of it, a pattern).
     """
-    library, prefix = cmake("csrc", "c-library", *PLAIN), BUILD / "c-prefix"
-    with alone("c-prefix"):
+    library, prefix = cmake("csrc", f"{name}-library", *options), BUILD / f"{name}-prefix"
+    with alone(f"{name}-prefix"):
         run("cmake", "--install", library, "--prefix", prefix)
-    return prefix, cmake("tests/c", "c-programs", f"-DCMAKE_PREFIX_PATH={prefix}")
+    words = f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCUDA_BUILT={cuda}"
+    return prefix, cmake("tests/c", f"{name}-programs", *words)
+
+
+def package(prefix):
+    """What fastsample.pc says, as pkg-config does: {name: text}."""
+    path = next(prefix.glob("lib*/pkgconfig/fastsample.pc"))
+    said = {"pcfiledir": str(path.parent)}
+    for name, value in re.findall(r"^([\w.]+)(?:=|: )(.*)$", path.read_text(), re.MULTILINE):
+        said[name] = re.sub(r"\$\{(\w+)\}", lambda found: said[found[1]], value)
+    return said
+
+
+def linked(prefix, out):
+    """version_1.c as fastsample.pc says, with the shared library and the static one."""
+    said, source = package(prefix), ROOT / "tests/c/version_1.c"
+    own, libs = said["Cflags"].split(), said["Libs"]
+    static = libs.replace("-lfastsample", "-l:libfastsample.a") + " " + said["Libs.private"]
+    for name, words in (("shared", f"{libs} -Wl,-rpath,{said['libdir']}"), ("static", static)):
+        run("gcc", "-std=c99", *own, source, *words.split(), "-o", out / name)
+    return out / "shared", out / "static"
 
 
 def sanitized():
