@@ -65,6 +65,7 @@ test: $(NATIVE)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" tests/kernels
 
 test-slow: $(NATIVE)
+	@command -v nvcc >/dev/null || echo "make test-slow: nvcc was not found; the CUDA kernels are tested in their emulation alone"
 	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile -m "not gpu and slow and not interpreted"
 
 soak: $(NATIVE)

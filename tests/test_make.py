@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,18 @@ def test_nothing_else_narrows_a_run(pytestconfig):
     assert pytestconfig.getini("testpaths") == ["tests"]
     registered = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
     assert registered >= set(MARKS)
+
+
+def test_without_nvcc_one_line_says_so(tmp_path):
+    line = re.search(r"^test-slow:.*\n\t@(.*nvcc.*)$", MAKEFILE, re.MULTILINE)[1]
+    say = lambda: (
+        subprocess.run(
+            ["/bin/sh", "-c", line], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+        ).stdout
+    )
+    assert say().count("\n") == 1 and "nvcc was not found" in say()
+    (tmp_path / "nvcc").touch(mode=0o755)
+    assert say() == ""
 
 
 def test_the_checks_of_a_change_run_all_of_it():

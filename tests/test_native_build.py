@@ -51,8 +51,8 @@ def pip(python, *arguments, tools=None, **environment):
 
     tools: a folder that holds the only ninja on PATH.
     """
-    environment |= dict(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", FASTSAMPLE_CUDA="off")
-    env = build.environment(**environment)
+    own = dict(PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1", FASTSAMPLE_CUDA="off")
+    env = build.environment(**own | environment)
     env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}" if tools else env["PATH"]
     return build.run(sys.executable, "-m", "pip", "--python", python, *arguments, env=env)
 
@@ -71,15 +71,17 @@ def tools(folder):
 
 
 def test_installed_twice_and_from_a_wheel(source, clean, tmp_path):
-    """The second build finds the first one's cache, whose ninja is gone; the wheel holds one binary
-    that runs in a clean environment.
+    """The second build finds the first one's cache, whose ninja is gone; neither compiles for CUDA,
+    though nvcc may be there. The wheel holds one binary that runs in a clean environment.
     """
     editable = ["install", "--no-deps", "--no-build-isolation", "--editable", source]
     for name in ("first", "second"):
-        pip(clean, *editable, tools=tools(tmp_path / name))
+        pip(clean, *editable, tools=tools(tmp_path / name), FASTSAMPLE_CUDA="auto")
         shutil.rmtree(tmp_path / name)
         where, native = say(clean, SAY, tmp_path)
         assert Path(where).parent == source / "fastsample" and native == "True"
+    (cache,) = source.glob("build/setup-*/CMakeCache.txt")
+    assert "\nFASTSAMPLE_CUDA:STRING=off\n" in cache.read_text()
     version = say(clean, USE, tmp_path)
     pip(clean, "uninstall", "--yes", "fastsample")
 
