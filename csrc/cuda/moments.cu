@@ -54,7 +54,7 @@ __device__ __forceinline__ double halved(Quad<double> v) {
 #pragma unroll
   for (int half = kOwners / 2; half > 0; half /= 2) {
 #pragma unroll
-    for (int k = 0; k < kQuad; ++k) v.at[k] = v.at[k] + __shfl_xor_sync(0xFFFFFFFFu, v.at[k], half);
+    for (double& sum : v.at) sum = sum + __shfl_xor_sync(0xFFFFFFFFu, sum, half);
   }
   return (v.at[0] + v.at[2]) + (v.at[1] + v.at[3]);
 }
