@@ -67,7 +67,7 @@ def sanitized():
     return build.cmake("csrc", "emulated-sanitized", *options) / "libfastsample.so"
 
 
-def run_alone(path, kind, first, count, *, sanitizer=False, timeout=None):
+def run_alone(path, kind, first, count, *, sanitizer=False, seconds=600):
     """The finished process that runs cases [first, first + count) of a kind, see run.py."""
     environment = build.environment(OMP_NUM_THREADS="1")
     if sanitizer:
@@ -76,6 +76,5 @@ def run_alone(path, kind, first, count, *, sanitizer=False, timeout=None):
         options = "detect_leaks=0:detect_stack_use_after_return=0"
         environment |= {"LD_PRELOAD": found, "ASAN_OPTIONS": options}
     command = [sys.executable, HERE / "run.py", path, kind, first, count, int(not sanitizer)]
-    return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=timeout
-    )
+    command = list(map(str, [*command, seconds]))
+    return subprocess.run(command, capture_output=True, text=True, env=environment)

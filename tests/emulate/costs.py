@@ -13,17 +13,30 @@ class Costs:
         pick = lambda *values: values[rng.integers(len(values))]
         self.R, self.B = pick(1, 2, 3, 4), pick(0, 1, 2, 3, 3)
         self.I, self.J = pick(0, 1, 3, 4, 8, 9, 13, 13), pick(0, 1, 7, 8, 9, 33, 40, 40)
-        self.D = pick(0, 1, 3, 4, 64, 64, 127, 516, 8196)
+        self.D = pick(0, 1, 3, 4, 64, 64, 127, 516, 4097, 8196)
         self.dtype, self.p = pick(*FLOATS), pick(2.0, 2.0, 2.0, 2.0, 1.0, 0.5, 1.7)
-        offset = pick(0, 0, 0, 1)
-        number = lambda *shape: Array(rows.narrow(rng.standard_normal(shape), T), offset)
+        # whole: small whole numbers, no sum of which is rounded; near: of one term, which X is but
+        # for its last bit
+        self.regime = pick("normal", "near", "whole" if self.p in (1, 2) else "normal")
+        self.R, offset = 1 if self.regime == "near" else self.R, pick(0, 0, 0, 1)
         T, (B, I, J, D) = FLOATS[self.dtype], (self.B, self.I, self.J, self.D)  # noqa: E741
+        whole = lambda most, *shape: rng.integers(-most, most + 1, shape).astype(float)
+        number = lambda *shape: (
+            whole(8, *shape) if self.regime == "whole" else rng.standard_normal(shape)
+        )
+        U, X = [rows.narrow(number(B, I, D), T) for _ in range(self.R)], number(B, J, D)
+        c = rng.uniform(-1, 1, (self.R, I, J))
+        if self.regime == "whole":
+            c = whole(2, self.R, I, J)
+        if self.regime == "near" and I:
+            at, j = np.arange(J) % I, np.arange(J)
+            X = rows.widen(U[0])[:, at] * c[0, at, j, None]
         one = rng.random() < 0.5
         bands = [rng.integers(-1, J + 1, I), rng.integers(0, J + 2, I)]
         self.arrays = dict(
-            U=[number(B, I, D) for _ in range(self.R)],
-            c=Array(rng.uniform(-1, 1, (self.R, I, J))),
-            X=number(B, J, D),
+            U=[Array(u, offset) for u in U],
+            c=Array(c),
+            X=Array(rows.narrow(X, T), offset),
             band=pick(None, Array(np.stack(bands, 1).astype(np.int32))),
             i_star=Array(rng.integers(-1, I, (1 if one else B, J)).astype(np.int32)),
         )
@@ -51,18 +64,23 @@ class Costs:
 
     def bounds(self):
         """(the costs [B,I,J] in float64, how far a kernel's may lie from them)."""
-        U, X = ([rows.widen(u.values).astype(float) for u in us] for us in self._tensors())
         T = np.float64 if self.dtype == "float64" else np.float32
-        c = self.arrays["c"].values.astype(T).astype(float)
-        spread = lambda u, k: u[:, :, None] * k[None, :, :, None]
-        gap = abs(sum(map(spread, U, c)) - X[0][:, None])
-        reach = sum(map(spread, map(abs, U), abs(c))) + abs(X[0])[:, None]
-        unit = np.finfo(T).eps / 2
-        # terms + 1 roundings of a difference; sums of at most 256 in T, the rest in float64
-        slack = (self.R + 1) * unit * reach
-        off = ((gap + slack) ** self.p - np.maximum(gap - slack, 0) ** self.p).mean(-1)
+        exact = np.longdouble if self.D <= 127 and self.regime != "whole" else np.float64
+        U, (X,) = ([rows.widen(u.values).astype(exact) for u in us] for us in self._tensors())
+        unit, own, gap, slack = np.finfo(T).eps / 2, np.finfo(exact).eps / 2, -X[:, None], 0
+        for u, c in zip(U, self.arrays["c"].values.astype(T).astype(exact), strict=True):
+            term = u[:, :, None] * c[None, :, :, None]
+            gap = gap + term  # rounded once by the kernel, twice here
+            slack = slack + unit * abs(gap) + own * (abs(gap) + abs(term))
+        gap, slack = abs(gap), slack * (1 + 8 * unit)
         want = (gap**self.p).mean(-1)
-        return want, off + (260 * unit + 2.0**-40) * (want + off)
+        if self.regime == "whole":
+            return want, 0 * want
+        off = ((gap + slack) ** self.p - np.maximum(gap - slack, 0) ** self.p).mean(-1)
+        # tiles: as many sums in T as a lane has elements of a strip; the rest in float64
+        wide = 16 // np.dtype(T).itemsize
+        adds = min(256, -(-self.D // (32 * wide)) * wide) * (expected_kernel(self) == "cost_tiles")
+        return want, off + (adds * unit + (self.D // 32 + 64) * 2.0**-53) * (want + off)
 
     def _tensors(self):
         return self.arrays["U"], [self.arrays["X"]]

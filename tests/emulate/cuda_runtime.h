@@ -8,6 +8,7 @@
 // Not seen: fences and races between blocks, which run in turn; what ptxas makes of the text.
 #pragma once
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -50,7 +51,7 @@ constexpr int kWarp = 32;
 constexpr size_t kStack = 256 * 1024;
 
 // A place to come back to. swapcontext() asks the kernel for the signal mask every time; past the
-// first entry _setjmp() does without (a sanitizer follows only swapcontext()).
+// first entry _setjmp() does without (longjmp() makes a sanitizer forget the stack that is left).
 struct Place {
   ucontext_t context;
   jmp_buf here;
@@ -59,7 +60,10 @@ struct Place {
 
 inline void go(Place& from, Place& to) {
 #ifdef __SANITIZE_ADDRESS__
-  swapcontext(&from.context, &to.context);
+  // The sanitizer's own swapcontext() forgets what it knows of the stack that is entered.
+  static const auto swap = reinterpret_cast<decltype(&swapcontext)>(
+      dlsym(dlopen("libc.so.6", RTLD_LAZY), "swapcontext"));
+  swap(&from.context, &to.context);
 #else
   from.entered = true;
   if (_setjmp(from.here) != 0) return;

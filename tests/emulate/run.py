@@ -1,7 +1,9 @@
-"""run.py LIBRARY KIND FIRST COUNT CANARIES: random cases of a kind, emulated kernels against the
-CPU's; exits with 1 and the first case that differs.
+"""run.py LIBRARY KIND FIRST COUNT CANARIES SECONDS: random cases of a kind, emulated kernels
+against the CPU's. It exits with 1 and the first case that differs, or dies of SIGXCPU after so many
+seconds of a core.
 """
 
+import resource
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,8 @@ from emulate import memory  # noqa: E402
 from emulate.build import Emulated  # noqa: E402
 
 
-def main(path, kind, first, count, canaries):
+def main(path, kind, first, count, canaries, seconds):
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     memory.GUARDED = bool(int(canaries))
     lib, check = Emulated(path), import_module(f"emulate.{kind}").check
     with np.errstate(all="ignore"):
