@@ -35,7 +35,7 @@ KERNELS = {
 
 @pytest.mark.parametrize("kind", ["moments", "costs"])
 def test_under_sanitizers(kind):
-    done = build.run_alone(build.sanitized(), kind, 0, 20, sanitizer=True)
+    done = build.run_alone(build.sanitized(), kind, 0, 60, sanitizer=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
 
 

@@ -64,8 +64,9 @@ def test_more_samples_than_a_grid_has_rows(lib):
     assert faults({"out": out[0]}, {"out": out[1]}) == []
 
 
-def test_under_sanitizers():
-    done = build.run_alone(build.sanitized(), "steps", 0, 150, sanitizer=True)
+@pytest.mark.parametrize(("kind", "count"), [("steps", 500), ("fills", 60)])
+def test_under_sanitizers(kind, count):
+    done = build.run_alone(build.sanitized(), kind, 0, count, sanitizer=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
 
 

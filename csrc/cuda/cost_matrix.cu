@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreadsOfTiles, sizeof(T) == 4 && R != 2 ? 3 
     const Band band = band_of(a, i);
     wanted = wanted || (band.low < j0 + kTargets && band.high > j0 && band.low < band.high);
   }
-  if (!wanted || j0 >= a.J) return;
+  if (!wanted) return;
   // A tile over the edge is pushed back onto it, and finds what its neighbour finds.
   if (i0 > a.I - I) i0 = a.I - I;
   if (j0 > a.J - kTargets) j0 = a.J - kTargets;

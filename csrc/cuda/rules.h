@@ -90,7 +90,7 @@ inline Cut cut_of(int64_t samples, int64_t elements) {
   const int64_t quads = elements == 0 ? 1 : (elements - 1) / kQuad + 1;
   const int64_t rows = samples < caps().rows ? samples : caps().rows;
   const ThreadRule* rule = kThreads;
-  while (rule + 1 < std::end(kThreads) && quads >= rule->below / rows) ++rule;
+  while (quads >= rule->below / rows) ++rule;  // no launch has INT64_MAX quads
   const int64_t warps = (quads - 1) / kWarp + 1;
   const int threads =
       warps * kWarp < rule->threads ? static_cast<int>(warps) * kWarp : rule->threads;

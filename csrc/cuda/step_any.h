@@ -15,11 +15,7 @@ namespace {
 // The operands asked for ahead; a row with more reads the rest as it comes to them.
 constexpr int kAheadSlots = 4, kAheadBranches = 2;
 
-__device__ __forceinline__ int lowest(uint64_t bits) {
-  const uint32_t low = static_cast<uint32_t>(bits);
-  return low != 0 ? __ffs(static_cast<int>(low)) - 1
-                  : __ffs(static_cast<int>(static_cast<uint32_t>(bits >> 32))) + 31;
-}
+__device__ __forceinline__ int lowest(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 // A row and the sample it runs for.
 template <class T>

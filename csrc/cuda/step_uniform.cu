@@ -129,9 +129,7 @@ __device__ __forceinline__ bool run_quad(const Uniform& row, const Numbers<S, G>
 __device__ __forceinline__ void write_times(const Uniform& row, int64_t b) {
   const int k = static_cast<int>(threadIdx.x), E = row.dims.E;
   if (k >= E) return;
-  const float t = row.number[row.dims.t() + k];
-  if (row.wide_times) static_cast<double*>(row.t_out)[b * E + k] = static_cast<double>(t);
-  else static_cast<float*>(row.t_out)[b * E + k] = t;
+  row.t_out[b * E + k] = row.number[row.dims.t() + k];
 }
 
 // The quads of a thread in sample b. Its first operands are on their way before any number of the

@@ -25,14 +25,14 @@ struct Uniform {
   const int32_t* id;                          // of the noise; NULL = none
   const uint64_t* seed;                       // NULL = the sample's number
   const uint32_t* stage;                      // NULL = 0
-  void* t_out;                                // NULL = not written
+  float* t_out;                               // NULL = not written
   int32_t* status;                            // NULL = not written
   int32_t not_finite;                         // its word for such an x'
   int slots, branches;                        // how many are read
   int column[kFormSlots], m, noise;           // of M
   int weight[kFormBranches];                  // g of each branch
   Dims dims;
-  bool x_read, m_read, called, wide_times;
+  bool x_read, m_read, called;
 };
 
 // How many operands a row reads; form_of finds kernels by it.
@@ -111,7 +111,7 @@ inline Uniform find_row(const fs_step_args& a, const Dims& d, const Structure& s
   row.scale = static_cast<const float*>(a.scale);
   row.noise_scale = static_cast<const float*>(a.noise_scale);
   row.seed = a.seed, row.stage = a.stage;
-  row.t_out = a.t_out, row.wide_times = a.t_dtype == FS_F64;
+  row.t_out = static_cast<float*>(a.t_out);  // times are no wider than states
   row.status = a.status, row.not_finite = status_word(FS_NOT_FINITE, a.row_number);
   return row;
 }

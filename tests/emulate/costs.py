@@ -12,7 +12,7 @@ class Costs:
         self.rng = rng = np.random.default_rng(seed)
         pick = lambda *values: values[rng.integers(len(values))]
         self.R, self.B = pick(1, 2, 3, 4), pick(0, 1, 2, 3, 3)
-        self.I, self.J = pick(0, 1, 3, 4, 8, 9, 13, 13), pick(0, 1, 7, 8, 9, 33, 40, 40)
+        self.I, self.J = pick(0, 1, 2, 3, 3, 4, 8, 9, 13), pick(0, 1, 7, 8, 9, 33, 40, 40)
         self.D = pick(0, 1, 3, 4, 64, 64, 127, 516, 4097, 8196)
         self.dtype, self.p = pick(*FLOATS), pick(2.0, 2.0, 2.0, 2.0, 1.0, 0.5, 1.7)
         # whole: small whole numbers, no sum of which is rounded; near: of one term, which X is but

@@ -16,10 +16,12 @@ class Moments:
         pick = lambda *values: values[rng.integers(len(values))]
         self.P, self.Q, self.B = (
             pick(1, 1, 2, 3, 4, 5),
-            pick(0, 1, 3, 4, 5, 9, 24),
+            pick(0, 0, 1, 3, 4, 5, 9, 24),
             pick(0, 1, 2, 4),
         )
         self.D = pick(*SIZES if self.P * self.Q < 40 else SIZES[:-3])
+        if self.D == 0:
+            self.B = pick(self.B, 300)
         self.dtype, offset = pick(*FLOATS, "float32"), pick(0, 1, 2, 2)
         self.regime = pick("normal", "normal", "zeros", "odd", "mixed")
         odd = pick(None, 0, self.P, rng.integers(self.P + self.Q))  # who lies so; None = all

@@ -28,14 +28,14 @@ class Step:
         self.channels = int(np.random.default_rng([seed, 1]).choice([0, 0, *whole]))
         self._table()
         self._arrays()
-        if self.chance(0.15):
+        if self.chance(0.3):
             self._spoil()
 
     def _sizes(self):
         pick, kind, lean = self.pick, self.kind, self.lean
         S = pick(*((0, 1, 2, 4, 7, 10, 11) if lean else (0, 1, 2, 3, 5, 12, 24)))
         G = pick(*((1, 1, 2, 3) if lean else (0, 1, 2, 3, 8)))
-        L = pick(*((0, 0, 0, 1, 2) if lean else (0, 1, 2, 8)))
+        L = pick(*((0, 0, 1, 1, 2) if lean else (0, 1, 2, 8)))
         K, E = pick(*((0, 1) if lean else (0, 1, 2, 8))), pick(0, 1, 2, 4)
         self.dims = S, G, L, K, E
         self.state = pick(
@@ -44,17 +44,17 @@ class Step:
         self.model = pick(*FLOATS, "float32")
         sizes = SIZES if kind != "run" or self.chance(0.2) else [n for n in SIZES if n % 4 == 0]
         self.B, self.D = pick(0, 1, 2, 2, 5), pick(*sizes)
-        if self.D <= 8 and self.chance(0.2):
+        if self.D <= 8 and self.chance(0.4):
             self.B = 33
         self.groups, self.inner = 1, 0
-        if self.D and not self.one_row and self.chance(0.4):
+        if self.D and not self.one_row and self.chance(0.6):
             self.groups = pick(*[g for g in (2, 3, 4, 8, 16, 37, 64) if self.D % g == 0] or [1])
             inner = self.D // self.groups
             self.inner = pick(*[k for k in (1, 4, 8, 16, inner) if inner % k == 0])
         self.P, self.outputs = self.B + pick(0, 3), self.B + pick(0, 2)
         self.copies, self.offset = pick(1, 1, 3), pick(0, 0, 0, 1, 2, 3)
         self.offset *= kind != "run" or self.chance(0.1)
-        self.wild = pick(0.0, 0.0, 0.02)
+        self.wild = pick(0.0, 0.0, 0.02, 0.2)
 
     def _table(self):
         rng, (S, G, L, _, _) = self.rng, self.dims
@@ -62,13 +62,15 @@ class Step:
         F = rng.standard_normal((ROWS, width)).astype(FLOATS[self.state])
         F[:, at["clip"]] = np.where(rng.random(ROWS) < 0.5, 0, abs(F[:, at["clip"]]) + 0.1)
         bits = rng.random((ROWS, W)) < self.pick(0.2, 0.5, 0.9, 1.0)
-        if self.lean:  # neither f nor f_g is an operand, one noise, one slot written
+        if self.lean:  # neither f nor f_g is an operand; mostly one slot is written
             bits[:, 2 + S : 3 + S + G] = False
             bits[:, 0] |= rng.random(ROWS) < 0.8
             bits[:, 1 + S] |= rng.random(ROWS) < 0.8
         reads = bits @ (1 << np.arange(W, dtype=np.int64))
         slot = lambda: rng.integers(-1, S, ROWS) if S else np.full(ROWS, -1)
-        du, dv = slot(), np.full(ROWS, -1) if self.lean else slot()
+        du, dv = slot(), slot()
+        if self.lean:
+            dv[rng.random(ROWS) < 0.9] = -1
         words = [
             reads & 0xFFFFFF,
             reads >> 24,
@@ -102,7 +104,7 @@ class Step:
         a["slots"] = state(S, P, D)
         absent = 0.01 if self.lean else 0.15
         a["f"] = [None if self.chance(absent) else model(self.outputs, D) for _ in range(G)]
-        given = not self.lean or self.chance(0.05)
+        given = not self.lean or self.chance(0.15)
         a["noise"] = [state(B, D) if given and self.chance(0.4) else None for _ in range(L)]
         out = lambda: Array(np.full((P, D), -7, T), self.offset)
         times = np.full((B, self.groups, E), -7, T if self.chance(0.3) else np.float32)
@@ -137,9 +139,8 @@ class Step:
 
     def _spoil(self):
         """An index outside its bounds, or a row outside its dims."""
-        name = self.pick("row", "place", "f_index", "table_i")
-        if name not in self.arrays or not self.arrays[name].values.size:
-            return
+        known = ("row", "place", "f_index", "table_i")
+        name = self.pick(*(n for n in known if n in self.arrays and self.arrays[n].values.size))
         values = self.arrays[name].values
         if name == "table_i":
             S = self.dims[0]
@@ -148,7 +149,7 @@ class Step:
             )
             return
         most = {"row": ROWS, "place": self.P, "f_index": self.outputs}[name]
-        values[tuple(self.rng.integers(n) for n in values.shape)] = self.pick(-2, -1, most, 10**6)
+        values[tuple(self.rng.integers(n) for n in values.shape)] = self.pick(-2, -1, most, most)
         if name == "row" and self.one_row:
             self.row = self.pick(-1, ROWS, 10**6)
 
@@ -210,7 +211,7 @@ def expected_kernel(case):
     dtypes = case.state == "float32" and case.model != "float64"
     if not (whole and dtypes and case.one_row and 0 <= case.row < ROWS) or set(kept) & set(a):
         return other
-    low, high, branches, _, du, dv = map(int, a["table_i"].values[case.row, :6])
+    low, high, branches, known, du, dv = map(int, a["table_i"].values[case.row, :6])
     reads = low | high << 24
     part = lambda first, n: [k for k in range(n) if reads >> first + k & 1]
     m, f, direct, noises = (
@@ -221,7 +222,8 @@ def expected_kernel(case):
     )
     mixed = [g for g in range(G) if branches >> g & 1] if m or "preview" in a else []
     fits = not (f or direct or dv >= 0 or len(noises) > 1 or reads >> 3 + S + G + L)
-    sound = du < S and branches < 2**G and all(a["f"][g] is not None for g in mixed)
+    sound = du < S and branches < 2**G and known < 2 ** (1 + L)
+    sound = sound and all(a["f"][g] is not None for g in mixed)
     drawn = case.channels <= 1 and all(a["noise"][k] is None for k in noises)
     if not (fits and sound and (drawn or not noises)):
         return other
