@@ -48,7 +48,10 @@ class Step:
             self.B = 33
         self.groups, self.inner = 1, 0
         if self.D and not self.one_row and self.chance(0.6):
-            self.groups = pick(*[g for g in (2, 3, 4, 8, 16, 37, 64) if self.D % g == 0] or [1])
+            if self.chance(0.1):  # more groups than threads, more blocks than those
+                self.D = 8192
+            many = (64,) if self.D == 8192 else (2, 3, 4, 8, 16, 37, 64)
+            self.groups = pick(*[g for g in many if self.D % g == 0] or [1])
             inner = self.D // self.groups
             self.inner = pick(*[k for k in (1, 4, 8, 16, inner) if inner % k == 0])
         self.P, self.outputs = self.B + pick(0, 3), self.B + pick(0, 2)
@@ -163,9 +166,9 @@ class Step:
                 values[f"{name}_batch_stride"] = self.D if len(held[name].values) == self.B else 0
         if self.one_row:
             values |= dict(row=None, one_row=1, row_number=self.row)
-            inside = 0 <= self.row < ROWS
-            if words and inside:
-                values["row_words"] = self.arrays["table_i"].values[self.row].ctypes.data
+            if words:  # those of some row where there is no such one
+                row = self.row if 0 <= self.row < ROWS else 0
+                values["row_words"] = self.arrays["table_i"].values[row].ctypes.data
         if "t_out" in held:
             values["t_dtype"] = interface.DTYPES[held["t_out"].values.dtype]
         args = interface.step_args(
