@@ -58,8 +58,8 @@ class Costs:
             threads=1,
             **values,
         )
-        for r, u in enumerate(arrays["U"]):
-            args.U[r] = u.address
+        known = [u.address for u in arrays["U"]]
+        args.U[:] = known + [1] * (len(args.U) - len(known))  # those behind are not read
         return args
 
     def bounds(self):

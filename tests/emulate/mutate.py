@@ -67,7 +67,9 @@ SIBLING = {
     "gridDim.x": "blockDim.x",
     "gridDim.y": "gridDim.x",
 }
-DECLARED = r"\s*(constexpr |static |__shared__ |const )*[\w:<>]+[ *&]+\w+\[[^\]]*\]( =|;|,|\[)"
+DECLARED = (
+    r"\s*((constexpr|static|__shared__|const) )*[\w:<>]+[ *&]+(\w+({})?, )*\w+\[.*\]( =|;|,|\[)"
+)
 # What a bracket opens whose last operand is an index.
 INDEXED = r"""(?x) (?<=[\w\])]) \[ (?![\]&=]) | \b (?: row_of | place_of | branch_row | band_of
     | draw_of | slot_at | branch_at | d\.slot | d\.branch | d\.noise | walk | load_wide<T,\ F>

@@ -25,7 +25,7 @@ class Step:
         self.lean, self.one_row = kind != "any", kind == "run" or self.chance(0.3)
         self._sizes()
         whole = [k for k in (1, 2, 3, 4, 37, 64) if self.D % k == 0]
-        self.channels = int(np.random.default_rng([seed, 1]).choice([0, 0, *whole]))
+        self.channels = int(np.random.default_rng([seed, 1]).choice([0, 0, 0, 0, *whole]))
         self._table()
         self._arrays()
         if self.chance(0.3):
@@ -46,7 +46,7 @@ class Step:
         self.B, self.D = pick(0, 1, 2, 2, 5), pick(*sizes)
         if self.D <= 8 and self.chance(0.4):
             self.B = 33
-        self.groups, self.inner = 1, 0
+        self.groups, self.inner = 1, self.D % 3  # which nobody reads
         if self.D and not self.one_row and self.chance(0.6):
             if self.chance(0.1):  # more groups than threads, more blocks than those
                 self.D = 8192
@@ -187,8 +187,9 @@ class Step:
         )
         args.groups, args.inner, args.channels = self.groups, self.inner, self.channels
         for name in ("f", "noise"):
-            for k, part in enumerate(arrays[name]):
-                getattr(args, name)[k] = at(part)
+            known = list(map(at, arrays[name]))
+            pointers = getattr(args, name)
+            pointers[:] = known + [1] * (len(pointers) - len(known))  # those behind are not read
         return args
 
 
