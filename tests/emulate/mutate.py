@@ -68,7 +68,7 @@ SIBLING = {
     "gridDim.y": "gridDim.x",
 }
 DECLARED = (
-    r"\s*((constexpr|static|__shared__|const) )*[\w:<>]+[ *&]+(\w+({})?, )*\w+\[.*\]( =|;|,|\[)"
+    r"\s*((constexpr|static|__shared__|const) )*[\w:<>]+[ *&]+(\w+({})?, )*\w+\[.*\] ?[=;,\[]"
 )
 # What a bracket opens whose last operand is an index.
 INDEXED = r"""(?x) (?<=[\w\])]) \[ (?![\]&=]) | \b (?: row_of | place_of | branch_row | band_of
