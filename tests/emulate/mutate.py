@@ -42,7 +42,7 @@ MOST, LEAST_IN_ALL, SECONDS_A_RUN = 0.9, 100, 20
 CASES = {
     "fill": ("fills", 80),
     "moments": ("moments", 120),
-    "cost_matrix": ("costs", 130),
+    "cost_matrix": ("costs", 260),
     "cost_gather": ("costs", 90),
     "step": ("steps", 1000),
     "step_any": ("steps", 1000),

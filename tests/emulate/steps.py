@@ -54,6 +54,8 @@ class Step:
             self.groups = pick(*[g for g in many if self.D % g == 0] or [1])
             inner = self.D // self.groups
             self.inner = pick(*[k for k in (1, 4, 8, 16, inner) if inner % k == 0])
+        if self.groups > 1 and self.B == 33:
+            self.B = 260  # more than a small grid has threads
         self.P, self.outputs = self.B + pick(0, 3), self.B + pick(0, 2)
         self.copies, self.offset = pick(1, 1, 3), pick(0, 0, 0, 1, 2, 3)
         self.offset *= kind != "run" or self.chance(0.1)
