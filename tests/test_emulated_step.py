@@ -30,7 +30,7 @@ def test_the_random_steps_meet_every_kernel_and_every_fault(lib):
     seems.
     """
     words, met = set(), Counter()
-    for seed in range(2000):
+    for seed in range(2500):
         case = steps.Step(seed)
         if case.B == 0:
             continue
