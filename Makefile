@@ -27,7 +27,7 @@ help:
 	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks (six minutes;"
 	@echo "             QUICK=1: two; REHEARSE=1: without a GPU, on a stand-in, so that every line has run; RESULTS=... the folder written to)"
 	@echo "make ptx     what nvcc makes of the CUDA kernels: registers, spills, wide accesses (docs/kernels.md); needs nvcc, no GPU"
-	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 500 builds; what was tried is kept)"
+	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 700 builds, a quarter of an hour; what was tried is kept)"
 	@echo "make clean   remove everything the above made, .venv included"
 
 # --- set-up ---

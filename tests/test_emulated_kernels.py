@@ -17,7 +17,7 @@ def lib():
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [(moments, 120), (costs, 260)], ids=["moments", "costs"]
+    ("kind", "count"), [(moments, 180), (costs, 260)], ids=["moments", "costs"]
 )
 def test_random_calls(lib, kind, count):
     before = {name: lib.count(name) for name in KERNELS[kind]}
