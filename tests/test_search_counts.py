@@ -16,7 +16,7 @@ from emulate import build
 import fastsample as fs
 from fastsample.kernels import argmin_source
 from fastsample.models.analytic import GaussianMixture
-from fastsample.optimize import oss
+from fastsample.optimize import fit, oss
 
 ROOT = Path(__file__).resolve().parents[1]
 B, D, N = 4, 48, 20
@@ -54,7 +54,7 @@ def answer(x, t, shift=0.0, name=()):
     return torch.tanh(x) * 0.7 + shift
 
 
-def searched(counting, budget, **words):
+def searched(counting, budget, search=oss, **words):
     """A search on the device and the same on the CPU; what the first did, whole and between one
     evaluation and the next, the model's own doing left out.
     """
@@ -65,7 +65,7 @@ def searched(counting, budget, **words):
     }
     branches = [k for k in ("cond", "uncond") if k in words]
     brought = lambda to: words | {k: put(words[k], to) for k in branches}
-    want = oss(make(answer), z, budget, teacher=N, **brought(lambda v: v))
+    want = search(make(answer), z, budget, teacher=N, **brought(lambda v: v))
     with counting() as device:
         marks = [device.counts]
 
@@ -75,7 +75,7 @@ def searched(counting, budget, **words):
             marks.append(device.counts)
             return out
 
-        found = oss(make(fn), device.put(z), budget, teacher=N, **brought(device.put))
+        found = search(make(fn), device.put(z), budget, teacher=N, **brought(device.put))
         marks.append(device.counts)
     parts = [b - a for a, b in pairwise(marks)][::2]
     return SimpleNamespace(found=found, want=want, parts=parts, whole=sum(parts[1:], parts[0]))
@@ -261,3 +261,14 @@ def test_what_may_lie_elsewhere():
     for module in (offloaded, half):
         model = fs.Model(module, schedule=SCHEDULE, prediction="x0", model_id="net")
         assert oss(model, z, 2, teacher=4, cond=cond).samples == B
+
+
+@pytest.mark.parametrize("rows", ["free", "dpmpp_2m"])
+def test_fit_waits_once_a_layer(counting, rows):
+    waits = []
+    for budget in (3, 4, 6):
+        made = searched(counting, budget, fit, rows=rows, beam=2)
+        assert made.found.nfe == made.want.nfe
+        assert_same(made.found, made.want)
+        waits.append(made.whole.syncs)
+    assert waits[1] - waits[0] == 1 and waits[2] - waits[1] == 2

@@ -70,8 +70,16 @@ CASES = {  # of a search: its subject, and what it is told
 ASKED = [(name, *case) for name, cases in CASES.items() for case in cases]
 
 
+# What fit asks of the kernels is its teacher and whether answers are finite; its sums are torch's.
+FITTED = [
+    (mixture, {"beam": 2, "amplitudes": (1.0, 1.2)}),
+    (guided, {"rows": "consistent", "all_budgets": False, **BF16}),
+    (mixture, {"rows": "dpmpp_2m", "aggregate": "log", "state_dtype": torch.float64}),
+]
+
+
 def test_every_search_is_asked():
-    assert set(CASES) == set(optimize.__all__) - {"Search"}
+    assert {*CASES, "fit"} == set(optimize.__all__) - {"Search"}
 
 
 def searched(monkeypatch, backend, case, device="cpu"):
@@ -126,3 +134,18 @@ def test_a_search_is_that_of_the_definition(monkeypatch, backend, case):
     for m, plan in want.plans.items():
         notes = [dict(one.note["found"], seconds=0) for one in (found.plans[m], plan)]
         assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("subject, words", FITTED)
+def test_fit_is_that_of_the_definition(monkeypatch, backend, subject, words):
+    model, z, told = subject("cpu")
+    found = {}
+    for name in (backend, "reference"):
+        monkeypatch.setenv(choices.VARIABLE, name)
+        monkeypatch.setattr(choices, "_chosen", {})
+        found[name] = optimize.fit(model, z, **{"budget": 3} | told | words)
+        used = {choice.name for choice in choices.chosen().values()}
+        assert used == {name}
+    assert alike(found[backend], found["reference"])
+    assert found[backend].error == found["reference"].error
