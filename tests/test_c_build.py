@@ -64,7 +64,7 @@ DEVICE = r"""
 
 __global__ void normals(float* out, uint64_t seed, uint32_t stage) {
   float four[4];
-  fs::normals_tile<1>({seed, 1, stage}, threadIdx.x, four);
+  fs::normals_tile<1>({seed, 1, stage}, [](int) { return uint64_t{threadIdx.x}; }, four);
   for (int k = 0; k < 4; ++k) out[4 * threadIdx.x + k] = four[k];
 }
 

@@ -12,6 +12,7 @@ import torch
 
 import fastsample as fs
 from fastsample.kernels.backend import BACKENDS
+from fastsample.runtime.capturable import KIND
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "kernels"), str(Path(__file__).parent)]
@@ -26,7 +27,7 @@ HERE = [name for name in BACKENDS if covered("cost_matrix", name)]
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("case", range(len(ASKED)))
 def test_every_layer_takes_the_sources_of_float64(monkeypatch, backend, case):
-    _, layers = searched(monkeypatch, backend, ASKED[case], "cuda")
+    _, layers = searched(monkeypatch, backend, ASKED[case], KIND)
     assert wrong_sources(layers, ASKED[case][-1]) == 0
 
 
@@ -49,15 +50,16 @@ WORDS = [
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("words", WORDS, ids=range(len(WORDS)))
 def test_the_plans_are_those_of_the_cpu(monkeypatch, backend, words):
-    found, _ = searched(monkeypatch, backend, ("oss", rational, words), "cuda")
+    found, _ = searched(monkeypatch, backend, ("oss", rational, words), KIND)
     want, _ = searched(monkeypatch, "reference", ("oss", rational, words))
     assert alike(found, want)
     # its mean is summed in another order
     assert found.error == pytest.approx(want.error, rel=1e-12)
 
 
+@pytest.mark.skipif(KIND == "cpu", reason="rehearsed on the host, which waits for nothing")
 def test_it_waits_as_often_for_many_budgets_as_for_few():
-    model, z, told = rational("cuda")
+    model, z, told = rational(KIND)
     seen = []
     for budget in (2, 2, 9):  # the first loads what is loaded once
         torch.cuda.set_sync_debug_mode("warn")
