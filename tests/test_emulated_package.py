@@ -10,8 +10,6 @@ from c import build as builds
 from emulate import build
 
 pytestmark = pytest.mark.slow  # builds fastsample._C over the emulation
-# What says nothing of kernels is left out.
-CHOSEN = "not opcheck and not gradient and not derivatives and not inductor and not network"
 KERNELS = ("step", "noise", "moments", "cost_matrix", "launch", "kit", "search")
 OTHERS = ("test_engine.py", "test_solvers.py", "test_memory_format.py")
 SUITES = (*(f"kernels/test_{name}.py" for name in KERNELS), *OTHERS)

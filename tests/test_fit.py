@@ -130,8 +130,11 @@ def test_a_solvers_rows_are_those_of_its_plan(solver, schedule):
 
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2s", "euler_ancestral", "lcm"])
 def test_a_solver_whose_rows_are_no_jumps_is_refused(solver):
+    law, asked = subject(), []
+    model = fs.Model(lambda x, t: asked.append(t), law.schedule, "x0")
     with pytest.raises(ValueError, match="fit: rows='.*once a step and draws no noise is accepted"):
-        fit(subject(), noise(2), 2, rows=solver, teacher=5)
+        fit(model, noise(2), 2, rows=solver, teacher=5)
+    assert not asked
 
 
 @pytest.mark.parametrize("rows", ["free", "consistent", "dpmpp_2m", "unipc"])

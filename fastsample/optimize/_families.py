@@ -63,9 +63,10 @@ def _of_solver(name: str, model: Model, t: np.ndarray) -> Rows:
     """The last row of the solver's plan on the path and the target, over x and what the model
     said: whatever the plan keeps in slots is a sum of these.
     """
+    words = words_of(name)
 
     def row(nodes: Sequence[int], h: int) -> np.ndarray:
-        x = over_predictions(solvers.SOLVERS[name](model, t[list(nodes)], **words_of(name)))
+        x = over_predictions(solvers.SOLVERS[name](model, t[list(nodes)], **words))
         if x.shape != (len(nodes), len(nodes)):
             raise ValueError(
                 f"fit: rows={name!r} asks the model {x.shape[1] - 1} times in {len(nodes) - 1} "

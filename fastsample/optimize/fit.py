@@ -24,7 +24,7 @@ The arguments of `fit`; those not named here are `oss`'s:
                  noise: its own rows, so that times alone are searched
     amplitudes   factors of the start noise that are tried at every label; each costs N evaluations
     history      most predictions that a row reads, the newest included; a solver has its own
-    beam         paths kept at a node; 1 costs about a third of 3
+    beam         paths kept at a node; 1 costs about two fifths of 3
     aggregate    what a jump costs over the samples, and what a row is fitted to: "mean" of the
                  squared errors; "log": the mean of their logarithms, by samples weighted with their
                  inverse errors, three times; "median" of errors of the mean's row
@@ -95,9 +95,12 @@ def fit(
     most = history if rows in ROWS else budget
     options = Options(setting.budgets, start, scales, most, beam, aggregate, apart)
     t = setting.teacher.grid[::-1]
+    family = rows_of(rows, model, t)
+    if setting.N > 1:
+        family([2, 1], 2)  # refuses a solver before the model is asked
 
     def solve(ask: Denoiser, X: Tensor, first: Tensor) -> dict[int, Found]:
-        paths = Paths(options, ask, rows_of(rows, model, t), setting.z, X)
+        paths = Paths(options, ask, family, setting.z, X)
         paths.fill()
         return {
             m: _found(path, cost, model, rows, t) for m, (path, cost) in sorted(paths.ends.items())
