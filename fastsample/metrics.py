@@ -1,9 +1,5 @@
 """Compare runs: PSNR and errors between end points, plans against a teacher, the usual grids to
 beat. Nets that judge are arguments.
-
-    mse(a, b) = mean (a - b)^2      psnr(a, b) = 10 log10(range^2 / mse(a, b)) dB
-
-with range = 2 for data in [-1, 1].
 """
 
 from __future__ import annotations
@@ -16,45 +12,50 @@ from typing import Any
 
 import numpy as np
 
+from . import grids, solvers
+from .distances import (
+    DATA_RANGE,
+    decibel,
+    element_weights,
+    max_abs,
+    mse,
+    psnr,
+    psnr_each,
+    psnr_quartiles,
+)
 from .plan import Plan
 
-DATA_RANGE = 2.0  # data in [-1, 1]
+__all__ = [
+    "DATA_RANGE",
+    "STARTS",
+    "Score",
+    "best_hand_made",
+    "by_hand",
+    "decibel",
+    "element_weights",
+    "find_teacher",
+    "hand_made",
+    "max_abs",
+    "mse",
+    "psnr",
+    "psnr_each",
+    "psnr_quartiles",
+    "reached",
+    "run",
+    "score",
+    "settled",
+]
+
 # sigma/alpha the noise is labelled with; None: the schedule's largest
 STARTS = (None, 40.0, 20.0, 10.0, 5.0, 2.5)
 
 
-def mse(a: Any, b: Any) -> float:
-    """mean (a - b)^2 over all samples and elements, in float64.
-
-    a, b [B,*] NumPy or torch, equal shapes.
-    """
-    return float(_squared(a, b, "mse").mean())
-
-
-def max_abs(a: Any, b: Any) -> float:
-    """max |a - b|. a, b [B,*] NumPy or torch, equal shapes."""
-    return float(np.sqrt(_squared(a, b, "max_abs").max()))
-
-
-def psnr(a: Any, b: Any, data_range: float = DATA_RANGE) -> float:
-    """10 log10(data_range^2 / mse) in dB, the mse over all samples together.
-
-    inf for equal inputs, nan where one holds NaN.
-    """
-    return decibel(mse(a, b), data_range)
-
-
-def psnr_quartiles(a: Any, b: Any, data_range: float = DATA_RANGE) -> tuple[float, float, float]:
-    """The quartiles (25, 50, 75 %) over samples of each sample's own PSNR in dB. a, b [B,*]."""
-    each = _squared(a, b, "psnr_quartiles")
-    each = each.reshape(len(each), -1).mean(axis=1)
-    # On the mse, where a sample of error 0 is an ordinary number.
-    low, mid, high = np.quantile(each, [0.75, 0.5, 0.25])
-    return decibel(low, data_range), decibel(mid, data_range), decibel(high, data_range)
-
-
 def settled(
-    make: Callable[[int], Plan], run: Callable[[Plan], Any], at_least: float, most: int
+    make: Callable[[int], Plan],
+    run: Callable[[Plan], Any],
+    at_least: float,
+    most: int,
+    weight: Any = None,
 ) -> tuple[Plan, float, Any]:
     """(plan, dB, end points) of the first of make(1), make(2), make(4), ... whose end points agree
     to `at_least` dB with those of the next.
@@ -67,7 +68,7 @@ def settled(
         parts *= 2
         finer = make(parts)
         closer = run(finer)
-        agreement = psnr(end, closer)
+        agreement = psnr(end, closer, weight=weight)
         if agreement >= at_least or finer.nfe > most:
             return plan, agreement, end
         plan, end = finer, closer
@@ -81,6 +82,7 @@ def find_teacher(
     nfe: int = 100,
     at_least: float = 60.0,
     most: int = 1600,
+    weight: Any = None,
     **words: Any,
 ) -> tuple[Plan, float, Any]:
     """The first plan of nfe, 2 nfe, 4 nfe, ... steps whose end points agree to `at_least` dB with
@@ -89,8 +91,6 @@ def find_teacher(
     On `grids.fine` of the schedule. Returns (plan, dB, end points [B,*]). RuntimeError if none
     does, the finer one of at most `most` evaluations.
     """
-    from . import grids, solvers
-
     if nfe == 1:
         raise ValueError(
             "find_teacher: nfe=1; at least 2 is accepted, as one step and two, the last from "
@@ -98,7 +98,7 @@ def find_teacher(
         )
     make = lambda parts: solvers.SOLVERS[solver](model, grids.fine(model.schedule, parts * nfe))
     ended = lambda plan: run(plan, model, noise, **words)
-    plan, agreement, end = settled(make, ended, at_least, most // 2)
+    plan, agreement, end = settled(make, ended, at_least, most // 2, weight)
     if agreement >= at_least:
         return plan, agreement, end
     raise RuntimeError(
@@ -127,6 +127,7 @@ def score(
     target: Any,
     *,
     judges: Mapping[str, Callable[[Any], float]] | None = None,
+    weight: Any = None,
     **words: Any,
 ) -> Score:
     """Run `plan` on unit noise [B,*] and compare its end points with `target` [B,*].
@@ -137,7 +138,8 @@ def score(
     end = run(plan, model, noise, **words)
     seconds = time.perf_counter() - begin
     judged = {name: float(judge(end)) for name, judge in (judges or {}).items()}
-    return Score(plan.nfe, psnr(end, target), psnr_quartiles(end, target), seconds, judged, end)
+    near = psnr(end, target, weight=weight), psnr_quartiles(end, target, weight=weight)
+    return Score(plan.nfe, *near, seconds, judged, end)
 
 
 def hand_made(
@@ -185,8 +187,6 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
 
     solver: a name, or None for all of them. Solvers that share a jump (ddim and euler) are one.
     """
-    from . import solvers
-
     if solver is not None and solver not in list(solvers.SOLVERS):
         raise ValueError(
             f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted"
@@ -197,8 +197,8 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
     usual = [hand_made(model.schedule, n) for n in steps]
     found = {}
     for name in names:
-        for grids in usual:
-            for grid, times in grids.items():
+        for spaced in usual:
+            for grid, times in spaced.items():
                 try:
                     plan = solvers.SOLVERS[name](model, times)
                 except ValueError:  # eps where alpha = 0: the grids from below are left
@@ -219,6 +219,7 @@ def best_hand_made(
     solver: str | None = "euler",
     screen: int = 4,
     finalists: int = 5,
+    weight: Any = None,
     **words: Any,
 ) -> Plan:
     """Of the plans `by_hand` of nfe evaluations (solver=None: of any solver) the one that ends
@@ -245,31 +246,42 @@ def best_hand_made(
             "solver or number is needed"
         )
     few, B = min(screen, len(noise)), len(noise)
-    last = [one[1:] for one in _ranked(plans, model, noise, target, few, words)[:finalists]]
-    figure, name, grid, plan = _ranked(last, model, noise, target, B, words)[0]
+    weight = element_weights("best_hand_made", weight, noise.shape)
+    ranked = lambda plans, n: _ranked(plans, model, noise[:n], target[:n], weight, words, noise)
+    last = [one[1:] for one in ranked(plans, few)[:finalists]]
+    figure, name, grid, plan = ranked(last, B)[0]
     spent = nfe * (few * len(plans) + B * len(last))
     found = {"solver": name, "grid": grid, "psnr": figure, "samples": B, "evaluations": spent}
     return plan.with_note(found={"method": "by hand", **found})
 
 
 def _ranked(
-    plans: Sequence[tuple], model: Any, noise: Any, target: Any, count: int, words: Mapping
+    plans: Sequence[tuple],
+    model: Any,
+    few: Any,
+    target: Any,
+    weight: np.ndarray | None,
+    words: Mapping,
+    noise: Any,
 ) -> list[tuple]:
-    """(dB, solver, grid, plan) of every plan on the first `count` noises, the best first, nan last.
-
-    plans: (solver, grid, plan) of each.
+    """(dB, solver, grid, plan) of every plan on `few`, the first of the noises that the words and
+    weights [B,D] belong to, the best first, nan last. plans: (solver, grid, plan) of each.
     """
-    cut, few = _cut(words, slice(count), noise), noise[:count]
-    figures = [(reached(one[-1], model, few, target[:count], **cut), *one) for one in plans]
+    n = len(few)
+    given = _cut(words, slice(n), noise)
+    given["weight"] = None if weight is None else weight[:n].reshape(few.shape)
+    figures = [(reached(one[-1], model, few, target, **given), *one) for one in plans]
     return sorted(figures, key=lambda one: math.inf if math.isnan(one[0]) else -one[0])
 
 
-def reached(plan: Plan, model: Any, noise: Any, target: Any, **words: Any) -> float:
+def reached(
+    plan: Plan, model: Any, noise: Any, target: Any, *, weight: Any = None, **words: Any
+) -> float:
     """PSNR in dB of the end points of `plan` to `target` [B,*]; -inf where the run does not stay
     finite. words as `run` takes them.
     """
     try:
-        return psnr(run(plan, model, noise, **words), target)
+        return psnr(run(plan, model, noise, **words), target, weight=weight)
     except FloatingPointError:
         # One plan asks the model where it cannot answer: that says nothing of the others.
         return -math.inf
@@ -283,15 +295,17 @@ def run(
     batch_size: int = 256,
     seed: int | None = None,
     state_dtype: Any = None,
+    model_dtype: Any = None,
     **words: Any,
 ) -> Any:
     """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples;
     sample b draws from seed + b.
 
     seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise
-    draws afresh. state_dtype: float64 for float64 noise, else float32. words: cond, uncond,
-    branches, guidance as `Sampler` takes them, cut with their samples: conditions as
-    `fastsample.runtime.conditions` says, of the others arrays of B rows.
+    draws afresh. state_dtype: float64 for float64 noise, else float32; model_dtype: what the model
+    is asked in, the noise's by default. words: cond, uncond, branches, guidance as `Sampler` takes
+    them, cut with their samples: conditions as `fastsample.runtime.conditions` says, of the others
+    arrays of B rows.
     """
     import torch
 
@@ -301,11 +315,12 @@ def run(
 
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
-    sampler = Sampler(plan, model, state_dtype=state_dtype or arguments.state_dtype(noise))
+    state = state_dtype or arguments.state_dtype(noise)
+    sampler = Sampler(plan, model, state_dtype=state, model_dtype=model_dtype)
     parts = []
     for samples in arguments.chunks("metrics.run", len(noise), batch_size):
-        cut = _cut(words, samples, noise)
-        parts.append(sampler(noise=noise[samples], seed=seed + samples.start, **cut))
+        given = _cut(words, samples, noise)
+        parts.append(sampler(noise=noise[samples], seed=seed + samples.start, **given))
     return torch.cat(parts)
 
 
@@ -315,37 +330,10 @@ def _cut(words: Mapping[str, Any], samples: slice, noise: Any) -> dict[str, Any]
 
     names = ("cond", "uncond", "branches")
     trees = branches_of("metrics", *(words.get(name) for name in names), len(noise), noise.device)
-    cut = {name: take(tree, samples) for name, tree in trees.items()}
-    cut = cut if words.get("branches") is None else {"branches": list(cut.values())}
+    found = {name: take(tree, samples) for name, tree in trees.items()}
+    found = found if words.get("branches") is None else {"branches": list(found.values())}
     for name, value in words.items():
         if name not in names:
             follows = getattr(value, "ndim", 0) and len(value) == len(noise)
-            cut[name] = value[samples] if follows else value
-    return cut
-
-
-def _squared(a: Any, b: Any, where: str) -> np.ndarray:
-    a, b = _float64(a), _float64(b)
-    if a.shape != b.shape or a.size == 0:
-        raise ValueError(
-            f"{where}: shapes {list(a.shape)} and {list(b.shape)}; two arrays of one shape, with "
-            "at least one element, are needed"
-        )
-    with np.errstate(invalid="ignore", over="ignore"):
-        return (a - b) ** 2
-
-
-def _float64(a: Any) -> np.ndarray:
-    a = a.detach().double().cpu().numpy() if hasattr(a, "detach") else a
-    return np.asarray(a, dtype=np.float64)
-
-
-def decibel(error: float, data_range: float = DATA_RANGE) -> float:
-    """10 log10(data_range^2 / error) of a mean squared error; inf at 0, -inf at inf, nan at nan."""
-    if not (data_range > 0 and math.isfinite(data_range)):
-        raise ValueError(f"psnr: data_range={data_range}; a finite number above 0 is needed")
-    if error == 0:
-        return math.inf
-    if not math.isfinite(error):
-        return -math.inf if error == math.inf else math.nan
-    return 10 * math.log10(data_range**2 / error)
+            found[name] = value[samples] if follows else value
+    return found

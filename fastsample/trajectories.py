@@ -68,6 +68,7 @@ def visits(
     batch_size: int = 256,
     seed: int | None = None,
     state_dtype: torch.dtype | None = None,
+    model_dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, int, Tensor, Tensor | None]]:
     """Run `plan` from unit noise [B,*] in chunks of at most batch_size samples; yields
     (samples, row, x, f) before each row.
@@ -75,7 +76,8 @@ def visits(
     x is the run's own state (copy what you keep); f the guided raw output there, None in the last
     row, where x is the end point. cond and uncond are trees that follow their samples
     (`fastsample.runtime.conditions`). Sample b draws from seed + b; None takes the seed from the
-    noise: the same noise is visited alike, fresh noise draws afresh.
+    noise: the same noise is visited alike, fresh noise draws afresh. model_dtype: what the model is
+    asked in, the noise's by default.
     """
     trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
     branches = list(trees.values())
@@ -95,6 +97,7 @@ def visits(
             seed=seed + samples.start,
             guidance=guidance if len(branches) > 1 else None,
             state_dtype=dtype,
+            model_dtype=model_dtype,
             preview=False,
         )
         while not run.done:
@@ -108,7 +111,7 @@ def visits(
 def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajectory:
     """The whole run of `plan` on unit noise [B,*].
 
-    Options (cond, uncond, guidance, batch_size, seed, state_dtype) as in `visits`.
+    Options (cond, uncond, guidance, batch_size, seed, state_dtype, model_dtype) as in `visits`.
     """
     asked = np.flatnonzero(plan.call >= 0)
     place = {int(row): k for k, row in enumerate(asked)} | {plan.rows - 1: len(asked)}
@@ -140,8 +143,10 @@ class Denoiser:
 
     t        [n] points in the schedule's time; states are addressed by their place in it
     noise    [B,*], whose samples cond and uncond belong to
-             (`fastsample.runtime.conditions`); the model is given its shape, device and dtype
-    dtype    of the states; those of 16 bits are rounded once, from float32
+             (`fastsample.runtime.conditions`); the model is given its shape and device
+    dtype    of the states; those of 16 bits are rounded once, from float32. They may lie elsewhere
+             than the noise: what is asked together is carried over
+    model_dtype  what the model is asked in, the noise's by default
     wide     the dtype that is computed in: float32, float64 for float64 states
     asked    called with the number of rows after every call
     rows     how many rows have been asked in all
@@ -160,6 +165,7 @@ class Denoiser:
         guidance: float | None = None,
         batch_size: int = 256,
         dtype: torch.dtype = torch.float32,
+        model_dtype: torch.dtype | None = None,
         asked: Callable[[int], Any] | None = None,
     ):
         alpha, self.sigma = model.schedule.alpha(t), model.schedule.sigma(t)
@@ -169,7 +175,8 @@ class Denoiser:
         words[2:, live] = to_x0(model.prediction, alpha[live], self.sigma[live], model.sigma_data)
         self.model, self.batch_size, self.dtype = model, batch_size, dtype
         self.wide = torch.promote_types(dtype, torch.float32)
-        self.shape, self.model_dtype, self._labels = noise.shape, noise.dtype, words[0]
+        self.shape, self._labels, self.device = noise.shape, words[0], noise.device
+        self.model_dtype = model_dtype or noise.dtype
         self._time, scale, p, q = uploaded(torch.as_tensor(words, dtype=self.wide), noise.device)
         self._scale, self._p, self._q = scale[:, None], p[:, None], q[:, None]
         self._unseen: list[tuple[Tensor, Callable]] = []
@@ -186,10 +193,10 @@ class Denoiser:
         B, points, D = states.shape
         flat, x0 = states.reshape(B * points, D), states.new_empty(B * points, D)
         at = np.tile(at, B)
-        place = uploaded(torch.as_tensor(at), states.device)
+        place = uploaded(torch.as_tensor(at), self.device)
         sample = torch.arange(B * points, device="cpu") // points  # lists are cut on the host
         for rows in arguments.chunks("trajectories", len(flat), self.batch_size):
-            x, i = flat[rows].to(self.wide), place[rows]
+            x, i = flat[rows].to(self.device, self.wide), place[rows]
             given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
             x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)
             _, peaks = moments([x0[rows].detach()])

@@ -172,13 +172,13 @@ def test_fitted_rows_are_nearer_to_the_teacher_than_times_alone():
     assert db["free"] > db["oss"] + 15 and db["consistent"] > db["euler"] + 6
 
 
-def test_guidance_is_searched_through_and_added_to_the_plan():
+def test_guidance_is_searched_through_and_left_to_the_sampler():
     model, z = subject(), noise(4)
     shifted = fs.Model(lambda x, t, shift: model.fn(x, t) + shift, model.schedule, model.prediction)
     words = {"cond": {"shift": torch.full((4, 1), 0.1)}, "uncond": {"shift": torch.zeros(4, 1)}}
     words = {**words, "guidance": 2.0}
     search = fit(shifted, z, 3, teacher=8, beam=1, **words)
-    assert search.plan.G == 2
+    assert search.plan.G == 1 and search.plan.note["found"]["guidance"] == 2.0
     error = metrics.mse(
         metrics.run(search.plan, shifted, z, **words),
         metrics.run(search.teacher, shifted, z, **words),

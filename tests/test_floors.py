@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fastsample"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    ("plan", "files", "schedules", "model"),
+    ("plan", "files", "schedules", "model", "distances"),
     ("grids",),
     ("presets", "solvers", "guidance"),
     ("kernels",),
@@ -83,7 +83,7 @@ def siblings_allowed(module, target):
     """
     unit, here, there = unit_of(module), module.split(".")[2:], target.split(".")[2:]
     if unit in ("solvers", "optimize"):
-        return here == ["__init__"] or (bool(there) and there[0].startswith("_"))
+        return here in (["__init__"], ["search"]) or (bool(there) and there[0].startswith("_"))
     return unit in ("plan", "kernels", "runtime", "presets", "models", "interop")
 
 

@@ -265,7 +265,7 @@ def test_model_words_follow_their_samples():
         assert split.error == pytest.approx(whole.error, rel=1e-12) and split.nfe == whole.nfe
         assert list(split.indices) == list(whole.indices)
         assert all((split.indices[m] == at).all() for m, at in whole.indices.items())
-        assert split.plan.G == 2 and split.plan.note["found"]["guidance"] == 2.5
+        assert split.plan.G == 1 and split.plan.note["found"]["guidance"] == 2.5
 
 
 @pytest.mark.parametrize("teacher", ["heun", "unipc", "euler"])
@@ -339,7 +339,7 @@ def test_provenance():
     assert {"solver": "dpmpp_3m", "nfe": 7}.items() <= found["teacher"].items()
     assert found["compared"] == "not compared"
     assert found["start_label"] == grid[found["indices"][0]]
-    assert found["error"] > 0 and found["seconds"] >= 0
+    assert found["error"] > 0 and "seconds" not in found
 
 
 def test_plans_are_saved_whole(tmp_path):

@@ -2,6 +2,7 @@
 Plans; data, never pictures.
 """
 
+from ._given import Given as Given
 from ._search import Search
 from .fit import fit
 from .oss import oss

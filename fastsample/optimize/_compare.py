@@ -53,7 +53,10 @@ def compare(
     """
     at = torch.arange(len(held_out), device="cpu") % search.samples  # lists are cut on the host
     given = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in words.items()}
-    target = metrics.run(search.teacher, model, held_out, **given).cpu()  # once, not for each plan
+    if "weight" in given:
+        given["weight"] = given["weight"][at.numpy()]
+    plain = {k: v for k, v in given.items() if k != "weight"}
+    target = metrics.run(search.teacher, model, held_out, **plain).cpu()  # once, not for each plan
     found, spent = {}, search.teacher.nfe * len(held_out)
     for m, plan in search.plans.items():
         best = metrics.best_hand_made(model, held_out, m, target, solver=None, **given)

@@ -50,8 +50,8 @@ class Layers:
     """The layers and what they are made of.
 
     X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jump [2,N+1,N+1]:
-    a, b; parents[k-1]: layer k's lowest target, and its source nodes [1 or B, J]; finals[k]: end
-    points [B,D] after k evaluations.
+    a, b; root [B,D]: the elements' weights to 1/p, or None; parents[k-1]: layer k's lowest target,
+    and its source nodes [1 or B, J]; finals[k]: end points [B,D] after k evaluations.
 
     States lie in X's dtype, those of 16 bits rounded once; all else is done in `ask.wide`. A device
     is waited for where a number decides what is run next, and there alone.
@@ -63,6 +63,7 @@ class Layers:
     z: Tensor
     X: Tensor
     first: Tensor
+    root: Tensor | None = None
     parents: list[tuple[int, np.ndarray]] = field(default_factory=list)
     finals: dict[int, Tensor] = field(default_factory=dict)
 
@@ -82,8 +83,9 @@ class Layers:
             low, high = 0 if every else M - k, N - k if k < M else 0
             jump = weights[:, at[0] : at[-1] + 1, low : high + 1].contiguous()
             band = below[at[0] - low : at[-1] + 1 - low]  # from i only to j < i
-            target = self.X[:, low : high + 1].contiguous()
-            cost = cost_matrix([states, x0], jump, target, band, p)
+            target = self._weighed(self.X[:, low : high + 1].contiguous())
+            seen = [self._weighed(states), self._weighed(x0)]
+            cost = cost_matrix(seen, jump, target, band, p)
             best = argmin_source(cost.mean(0) if joint else cost)
             self.ask.see(best, partial(self._chosen, k, low, at))
             landed = cost_gather([states, x0], jump, best)
@@ -101,13 +103,18 @@ class Layers:
             )
         self.parents.append((low, np.atleast_2d(at[best.astype(np.int64)])))
 
+    def _weighed(self, states: Tensor) -> Tensor:
+        """States [B,I,D] whose differences to the power p are weighed."""
+        return states if self.root is None else (states * self.root[:, None]).to(states.dtype)
+
     def _noise(self, node: int) -> Tensor:
         """The noise labelled with a node, sigma z; with the first node the teacher's own start,
         which its row 0 may have scaled.
         """
         if node == self.X.shape[1] - 1:
             return self.X[:, node].to(self.ask.wide)
-        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.ask.wide)
+        z = self.z.reshape(len(self.X), -1).to(self.X.device, self.ask.wide)
+        return float(self.ask.sigma[node]) * z
 
     def _answers(self, k: int, states: Tensor, at: np.ndarray) -> Tensor:
         """x0 [B,I,D] of a layer's states; in the first, node N has the teacher's first answer."""
@@ -179,7 +186,9 @@ class Layers:
         return x
 
     def _gap(self, x: Tensor, y: Tensor) -> Tensor:
-        return x.to(self.ask.wide) - y.to(self.ask.wide)
+        """x - y, weighed."""
+        gap = x.to(self.ask.wide) - y.to(self.ask.wide)
+        return gap if self.root is None else gap * self.root
 
     def _error(self, x: Tensor) -> Tensor:
         return (self._gap(x, self.X[:, 0]).abs().double() ** self.options.p).mean()

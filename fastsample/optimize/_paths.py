@@ -27,7 +27,7 @@ LEAST = 1e-12  # of a target's square: an error below it is rounding
 class Path(NamedTuple):
     """A plan so far. nodes: where it asked the model, and where it stands now; x [B,D]: its state;
     amplitude: what the noise was scaled by; rows: of each evaluation, weights over x and the last
-    predictions, the newest last; said: every prediction [B,D].
+    predictions, the newest last; said: the predictions [B,D] that rows may read.
     """
 
     nodes: tuple[int, ...]
@@ -79,15 +79,18 @@ class Products(NamedTuple):
         return w
 
 
-def products(operands: Sequence[Tensor], X: Tensor) -> Tensor:
+def products(operands: Sequence[Tensor], X: Tensor, root: Tensor | None = None) -> Tensor:
     """The dot products in every sample of operands, Q of [B,D], with themselves and with each of
-    X [B,J,D]: [B,Q,Q+J], float64.
+    X [B,J,D]: [B,Q,Q+J], float64. root [B,D]: square roots of the elements' weights.
     """
     parts = []
     for begin in range(0, len(X), BLOCK):
         samples = slice(begin, begin + BLOCK)
-        own = torch.stack([t[samples] for t in operands], 1).double()
-        parts.append(own @ torch.cat([own, X[samples].double()], 1).mT)
+        every = torch.stack([t[samples] for t in operands], 1).double()
+        every = torch.cat([every, X[samples].double()], 1)
+        if root is not None:
+            every *= root[samples, None]
+        parts.append(every[:, : len(operands)] @ every.mT)
     return torch.cat(parts)
 
 
@@ -119,8 +122,11 @@ class Options:
 
 @dataclass
 class Paths:
-    """X [B,N+1,D]: teacher states from the data end; rows: what a path may go on with. ends[k]: the
-    best path of k evaluations that has come to the data end, and its cost.
+    """X [B,N+1,D]: teacher states from the data end; rows: what a path may go on with; root [B,D]:
+    square roots of the elements' weights, or None. ends[k]: the best path of k evaluations that has
+    come to the data end, and its cost.
+
+    States lie in X's dtype and on its device, those of 16 bits rounded once.
     """
 
     options: Options
@@ -128,29 +134,40 @@ class Paths:
     rows: Rows
     z: Tensor
     X: Tensor
+    root: Tensor | None = None
     ends: dict[int, tuple[Path, float]] = field(default_factory=dict)
 
     def fill(self) -> None:
         """Every layer from the one before."""
         N, M, every = self.X.shape[1] - 1, max(self.options.budgets), len(self.options.budgets) > 1
-        (self._square,) = self.ask.look(self.X.double().square().sum(2))
+        self._square = self._squares()
         first = range(1 if every else M, N + 1) if self.options.start == "free" else [N]
         paths = [Path((i,), c * self._noise(i), c) for i in first for c in self.options.amplitudes]
         for k in range(1, M + 1):
             at = np.array([path.at for path in paths])
             said = self.ask(torch.stack([path.x for path in paths], 1), at)
-            paths = [p._replace(said=(*p.said, said[:, n])) for n, p in enumerate(paths)]
+            paths = [self._heard(path, said[:, n]) for n, path in enumerate(paths)]
             paths = self._onward(paths, 0 if every else M - k, at.max() if k < M else 1)
 
+    def _squares(self) -> np.ndarray:
+        """|X_j|^2 of every sample [B,N+1]."""
+        X = self.X.double() if self.root is None else self.X.double() * self.root[:, None]
+        return self.ask.look(X.square().sum(2))[0]
+
+    def _heard(self, path: Path, x0: Tensor) -> Path:
+        return path._replace(said=(*path.said, x0)[-self.options.history :])
+
     def _noise(self, node: int) -> Tensor:
-        return float(self.ask.sigma[node]) * self.z.reshape(len(self.X), -1).to(self.ask.wide)
+        z = self.z.reshape(len(self.X), -1).to(self.X.device, self.ask.wide)
+        return (float(self.ask.sigma[node]) * z).to(self.X.dtype)
 
     def _onward(self, paths: list[Path], low: int, above: int) -> list[Path]:
         """The best paths at every node from max(low, 1) to above - 1, one evaluation on; the one at
         the data end is kept apart.
         """
         cost, fits, on = np.full((len(paths), above), np.inf), [], []
-        dots = self.ask.look(*(products(self._operands(p), self.X[:, : p.at]) for p in paths))
+        dots = [products(self._operands(p), self.X[:, : p.at], self.root) for p in paths]
+        dots = self.ask.look(*dots)
         for n, path in enumerate(paths):
             with np.errstate(over="ignore", invalid="ignore"):  # such a jump is not taken
                 fits.append(self._fit(path, dots[n]))
@@ -158,14 +175,15 @@ class Paths:
             cost[n, :below] = fits[n][1][:below]
         if not np.isfinite(cost[:, low]).any():
             raise ValueError(
-                f"fit: after {len(paths[0].said)} evaluations every jump overflows; a model with "
+                f"fit: after {len(paths[0].nodes)} evaluations every jump overflows; a model with "
                 "bounded output is needed"
             )
         for j in range(low, above):
             best = np.argsort(cost[:, j], kind="stable")[: self.options.beam if j else 1]
             for n in best[np.isfinite(cost[best, j])]:
                 path, row = paths[n], fits[n][0][:, j]
-                x = sum(c * t for c, t in zip(row.tolist(), self._operands(path), strict=True))
+                operands = (t.to(self.ask.wide) for t in self._operands(path))
+                x = sum(c * t for c, t in zip(row.tolist(), operands, strict=True)).to(self.X.dtype)
                 path = path._replace(nodes=(*path.nodes, j), rows=(*path.rows, row), x=x)
                 if j:
                     on.append(path)
@@ -174,7 +192,7 @@ class Paths:
         return on
 
     def _operands(self, path: Path) -> list[Tensor]:
-        return [path.x, *path.said[-self.options.history :]]
+        return [path.x, *path.said]
 
     def _fit(self, path: Path, dots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows [Q,J], costs [J]) of a path's jumps to every node below it, from `products`."""

@@ -72,6 +72,7 @@ class Search:
     compared  {M: Compared}     each plan beside the best made by hand, on held-out noise; empty
                                 where none was given
     compared_nfe float          evaluations per sample searched with, spent on that, not in nfe
+    bytes     int               what states and targets took at most
     """
 
     plans: Mapping[int, Plan]
@@ -86,6 +87,7 @@ class Search:
     agreement_nfe: float = 0.0
     compared: Mapping[int, Compared] = field(default_factory=dict)
     compared_nfe: float = 0.0
+    bytes: int = 0
 
     @property
     def plan(self) -> Plan:

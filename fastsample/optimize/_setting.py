@@ -7,7 +7,7 @@ progress, the notes of the plans and the comparison with schedules made by hand.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-from ..guidance import guided
+from .. import metrics
 from ..kernels import normal
 from ..model import Model
 from ..plan import Plan
@@ -28,9 +28,8 @@ from ..runtime.sources import digest, drawn_seed
 from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
 from . import _compare, _teacher
+from ._given import Given, whole
 from ._search import Search
-
-STATES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class Found(NamedTuple):
@@ -46,10 +45,11 @@ class Found(NamedTuple):
 
 @dataclass
 class Setting:
-    """The arguments that all searches share (`optimize.oss` says what they mean), checked.
+    """What a search is given, checked.
 
     where: the search's name, which begins every sentence; z [B,*] and `held_out` on the search's
-    device; words: cond, uncond, guidance and batch_size, as a `Denoiser` takes them.
+    device; words: cond, uncond, guidance, batch_size and model_dtype, as a `Denoiser` takes them;
+    dtype, device: of states; weight [B,D] float64 on the CPU, or None.
     """
 
     where: str
@@ -59,8 +59,11 @@ class Setting:
     budgets: Sequence[int]
     words: dict[str, Any]
     dtype: torch.dtype
+    device: torch.device
+    weight: np.ndarray | None
     held_out: Tensor | None
     note: dict[str, Any]
+    given: Given
     begin: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -69,62 +72,68 @@ class Setting:
         where: str,
         model: Model,
         z: Tensor | Sequence[int],
-        seed: int | None,
         budget: int,
-        all_budgets: bool,
-        teacher: None | int | Sequence[float] | Plan,
-        words: Mapping[str, Any],
-        state_dtype: torch.dtype | None,
-        held_out: Tensor | None,
+        given: Mapping[str, Any],
     ) -> Setting:
-        """words: cond, uncond, guidance and batch_size. Raises ValueError or TypeError, one
-        sentence, for bad input.
-        """
-        cond, uncond, guidance, batch_size = words.values()
+        """Raises ValueError or TypeError, one sentence, for bad input."""
         begin = time.perf_counter()
         if not isinstance(model, Model):
             why = f"{where}: the model is a {type(model).__name__}; an fs.Model is needed"
             raise TypeError(why)
-        whole(where, budget=budget, batch_size=batch_size)
-        if state_dtype not in (None, *STATES):
-            raise ValueError(
-                f"{where}: state_dtype={state_dtype!r}; torch.float32, float64 or bfloat16 is "
-                "accepted"
-            )
-        if (uncond is None) != (guidance is None):
-            raise ValueError(f"{where}: one of guidance and uncond is given; pass both, or neither")
-        teacher = _teacher.choose(where, model, teacher, uncond, budget)
-        z, here, seed = _noise(where, z, seed)
-        words = _told(where, model, z, cond, uncond)
-        words |= {"guidance": guidance, "batch_size": batch_size}
-        held_out = _compare.held_out_noise(where, held_out, here, z.device)
-        note = {"seed": seed, "noise": digest(here).hex()[:16], "guidance": guidance}
-        budgets = range(1, budget + 1) if all_budgets else [budget]
-        dtype = state_dtype or arguments.state_dtype(z)
-        return cls(where, model, z, teacher, budgets, words, dtype, held_out, note, begin)
+        whole(where, budget=budget)
+        it = Given.of(where, given)
+        teacher = _teacher.choose(where, model, it.teacher, it.uncond, budget)
+        z, here, seed = _noise(where, z, it.seed)
+        words = _told(where, model, z, it.cond, it.uncond)
+        words |= {"guidance": it.guidance, "batch_size": it.batch_size}
+        words["model_dtype"] = it.model_dtype
+        weight = metrics.element_weights(where, it.weight, z.shape)
+        held_out = _compare.held_out_noise(where, it.held_out, here, z.device)
+        note = {
+            "seed": seed,
+            "noise": digest(here).hex()[:16],
+            "shape": list(z.shape[1:]),
+            "guidance": it.guidance,
+            "weight": None if weight is None else digest(torch.from_numpy(weight)).hex()[:16],
+        }
+        budgets = range(1, budget + 1) if it.all_budgets else [budget]
+        dtype = it.state_dtype or arguments.state_dtype(z)
+        device = z.device if it.state_device is None else torch.device(it.state_device)
+        kept = (dtype, device, weight, held_out, note, it, begin)
+        return cls(where, model, z, teacher, budgets, words, *kept)
 
     @property
     def N(self) -> int:
         """Steps of the grid that is searched."""
         return len(self.teacher.grid) - 1
 
+    def root(self, power: float) -> Tensor | None:
+        """The weights to 1/power [B,D], on the states' device in the dtype that is computed in: the
+        p-th power of a product with them is weighed.
+        """
+        if self.weight is None:
+            return None
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return torch.from_numpy(self.weight ** (1 / power)).to(self.device, wide)
+
     def search(
         self,
         note: dict[str, Any],
         evaluations: int,
+        states: int,
         solve: Callable[[Denoiser, Tensor, Tensor], dict[int, Found]],
-        progress: bool,
     ) -> Search:
         """What `solve` finds, as a Search. It is given the denoiser of the grid's nodes, the
         teacher's states X [B,N+1,D] from the data end and its first x0 [B,D]; evaluations: the most
-        per sample it asks for.
+        per sample it asks for; states: the most [B,D] that are kept.
         """
-        found, nfe = self._solved(evaluations, solve, progress)
+        taken = self._room(states)
+        found, nfe = self._solved(evaluations, solve)
         teacher, B = self.teacher, len(self.z)
         indices = {m: self.N - answer.nodes for m, answer in found.items()}
         error = {m: answer.error for m, answer in found.items()}
         spent = (nfe, B, time.perf_counter() - self.begin, teacher.agreement, teacher.nfe)
-        search = Search({}, error, indices, teacher.grid, teacher.plan, *spent)
+        search = Search({}, error, indices, teacher.grid, teacher.plan, *spent, bytes=taken)
         for m, answer in found.items():
             said = {
                 "method": self.where,
@@ -140,32 +149,43 @@ class Setting:
                 "samples": B,
                 "error": answer.error,
                 "evaluations": nfe,
-                "seconds": round(search.seconds, 3),
             }
-            plan = answer.plan if self.words["guidance"] is None else guided(answer.plan)
-            search.plans[m] = plan.with_note(found=said)
-        return search if self.held_out is None else self._compared(search, progress)
+            search.plans[m] = answer.plan.with_note(found=said)
+        return search if self.held_out is None else self._compared(search)
 
-    def _solved(
-        self, evaluations: int, solve: Callable, progress: bool
-    ) -> tuple[dict[int, Found], float]:
-        """The answers, and the evaluations per sample; the teacher is settled on the way."""
-        z, grid, name = self.z, self.teacher.grid, self.where
-        rows = lambda: len(z) * (self.teacher.plan.nfe + evaluations)
-        with torch.no_grad(), bar(name, progress, rows(), unit=" evaluations", desc=name) as shown:
-            asked = shown and shown.update
-            ask = Denoiser(
-                self.model, grid[::-1].copy(), z, dtype=self.dtype, asked=asked, **self.words
+    def _room(self, states: int) -> int:
+        """Bytes of so many states of all samples; refuses more than `max_bytes`."""
+        one, most = states * self.z[0].numel() * self.dtype.itemsize, self.given.max_bytes
+        taken = one * len(self.z)
+        if most is not None and taken > most:
+            fits = f"at most {most // one} samples" if most >= one else "a smaller budget or beam"
+            raise ValueError(
+                f"{self.where}: states of {len(self.z)} samples take {taken:,} bytes and max_bytes "
+                f"is {most:,}; {fits}, or half of it with state_dtype=torch.bfloat16, is accepted"
             )
-            self.teacher = _teacher.settle(name, self.teacher, ask, z, self.words)
-            _known(shown, ask.rows + rows(), self.teacher.agreement)
-            X, first = _teacher.walk(name, self.teacher.plan, ask, z, grid, self.words)
-            return solve(ask, X, first), ask.rows / len(z)
+        return taken
 
-    def _compared(self, search: Search, progress: bool) -> Search:
+    def _solved(self, evaluations: int, solve: Callable) -> tuple[dict[int, Found], float]:
+        """The answers, and the evaluations per sample; the teacher is settled on the way."""
+        z, grid, name, dtype = self.z, self.teacher.grid, self.where, self.dtype
+        rows = lambda: len(z) * (self.teacher.plan.nfe + evaluations)
+        shows = bar(name, self.given.progress, rows(), unit=" evaluations", desc=name)
+        with torch.no_grad(), shows as shown:
+            asked = shown and shown.update
+            ask = Denoiser(self.model, grid[::-1].copy(), z, dtype=dtype, asked=asked, **self.words)
+            self.teacher = _teacher.settle(name, self.teacher, ask, z, self.words, self.weight)
+            _known(shown, ask.rows + rows(), self.teacher.agreement)
+            kept = torch.empty((len(z), len(grid), z[0].numel()), dtype=dtype, device=self.device)
+            first = _teacher.walk(name, self.teacher.plan, ask, z, grid, self.words, kept)
+            return solve(ask, kept, first), ask.rows / len(z)
+
+    def _compared(self, search: Search) -> Search:
         """The search with its plans beside the best made by hand, in itself and in their notes."""
         words = self.words | {"state_dtype": torch.promote_types(self.dtype, torch.float32)}
-        with bar(self.where, progress, len(search.plans), unit=" budgets", desc="by hand") as shown:
+        if self.weight is not None:
+            words["weight"] = self.weight.reshape(self.z.shape)
+        shows = self.given.progress, len(search.plans)
+        with bar(self.where, *shows, unit=" budgets", desc="by hand") as shown:
             asked = shown and shown.update
             found, spent = _compare.compare(self.model, search, self.held_out, words, asked)
         noted = {
@@ -173,20 +193,6 @@ class Setting:
             for m, plan in search.plans.items()
         }
         return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)
-
-
-def whole(where: str, **counts: Any) -> None:
-    """Refuse what is no whole number of at least 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{where}: {name}={value!r}; an integer of at least 1 is needed")
-
-
-def one_of(where: str, value: Any, name: str, accepted: Iterable[str]) -> None:
-    """Refuse a word that is not among those accepted."""
-    if value not in list(accepted):
-        listed = " or ".join(map(repr, accepted))
-        raise ValueError(f"{where}: {name}={value!r}; {listed} is accepted")
 
 
 def _noise(

@@ -76,9 +76,7 @@ def choose(
             )
         _steps(where, grid, budget)
         plan = wrap(teacher)
-        _nodes(
-            where, plan, model, grid
-        )  # refuses a plan of another schedule before the model is asked
+        _nodes(where, plan, model, grid)  # refuses another schedule's before the model is asked
         return Teacher(grid, plan, _remade(plan, model, grid), most=0)
     steps = STEPS if teacher is None else teacher
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
@@ -140,7 +138,12 @@ def _remade(plan: Plan, model: Model, grid: np.ndarray) -> Callable[[int], Plan]
 
 
 def settle(
-    where: str, teacher: Teacher, ask: Denoiser, z: Tensor, words: Mapping[str, Any]
+    where: str,
+    teacher: Teacher,
+    ask: Denoiser,
+    z: Tensor,
+    words: Mapping[str, Any],
+    weight: np.ndarray | None = None,
 ) -> Teacher:
     """The teacher with as many steps as it takes, judged on the first samples with their own words;
     their rows are counted in `ask`.
@@ -166,7 +169,8 @@ def settle(
             raise ValueError(f"{where}: {found}; a model with finite output is needed")
         return out
 
-    plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most)
+    judged = None if weight is None else weight[:JUDGED].reshape(few.shape)
+    plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most, judged)
     if agreement < POOR:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
         warnings.warn(
@@ -179,19 +183,24 @@ def settle(
 
 
 def walk(
-    where: str, plan: Plan, ask: Denoiser, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D]. A node's state
-    is that of the last row there.
+    where: str,
+    plan: Plan,
+    ask: Denoiser,
+    z: Tensor,
+    grid: np.ndarray,
+    words: Mapping[str, Any],
+    X: Tensor,
+) -> Tensor:
+    """Fill X [B,N+1,D] with the teacher's states from the data end; returns its first x0 [B,D]. A
+    node's state is that of the last row there.
     """
     N, node_of = len(grid) - 1, _nodes(where, plan, ask.model, grid)
-    X = torch.empty((len(z), N + 1, z[0].numel()), dtype=ask.dtype, device=z.device)
     first = torch.empty_like(X[:, 0])
     for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.wide, **words):
         if row in node_of:
-            X[samples, node_of[row]] = x.flatten(1)
+            X[samples, node_of[row]] = x.flatten(1).to(X)
         if row == 1:
-            first[samples] = ask.x0(x.flatten(1), f.flatten(1), N)
+            first[samples] = ask.x0(x.flatten(1), f.flatten(1), N).to(X)
         if f is not None:
             ask.count(len(x))
-    return X, first
+    return first

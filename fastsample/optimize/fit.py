@@ -16,7 +16,7 @@ a ridge of 1e-9 beside the unit diagonal. A row whose weights of predictions add
 in magnitude would blow up what the model says otherwise on other noises: it has a hundredfold
 ridge, again and again, until it does not.
 
-The arguments of `fit`; those not named here are `oss`'s:
+The arguments of `fit`; those that every search takes are `optimize.Given`, z and start are `oss`'s:
 
     rows         what a row may be. "free": any weights; the plan leaves the schedule, so it starts
                  from noise only. "consistent": rows that reach the schedule's levels wherever
@@ -40,12 +40,11 @@ al. 2023, arXiv:2310.19075; Frankel et al. 2025, arXiv:2502.17423).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import solvers
@@ -54,9 +53,10 @@ from ..plan import Plan
 from ..solvers import Builder, M, R, X
 from ..trajectories import Denoiser
 from ._families import ROWS, rows_of, words_of
+from ._given import one_of, whole
 from ._paths import AGGREGATE, Options, Path, Paths
 from ._search import Search
-from ._setting import Found, Setting, one_of, whole
+from ._setting import Found, Setting
 
 
 def fit(
@@ -67,30 +67,19 @@ def fit(
     rows: str = "free",
     history: int = 9,
     beam: int = 3,
-    teacher: None | int | Sequence[float] | Plan = None,
     start: str = "free",
     amplitudes: Sequence[float] = (1.0,),
-    all_budgets: bool = True,
-    cond: Mapping | None = None,
-    uncond: Mapping | None = None,
-    guidance: float | None = None,
-    seed: int | None = None,
     aggregate: str = "mean",
     judged: float = 0.0,
-    batch_size: int = 256,
-    state_dtype: torch.dtype | None = None,
-    held_out: Tensor | None = None,
-    progress: bool = False,
+    **given: Any,
 ) -> Search:
     """Search times and rows of 1..budget evaluations on `model`; the module's docstring says what
-    each argument means. Memory: about (N+1) + beam N (budget+1) states [B,D]; nothing is written to
-    disk. Raises ValueError or TypeError, one sentence, for bad input.
+    each argument means, `Given` those of every search. Memory: (N+1) + beam N (history+2) states
+    [B,D] at most; nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad
+    input.
     """
     scales = _checked(rows, start, aggregate, history, beam, judged, amplitudes)
-    words = {"cond": cond, "uncond": uncond, "guidance": guidance, "batch_size": batch_size}
-    setting = Setting.of(
-        "fit", model, z, seed, budget, all_budgets, teacher, words, state_dtype, held_out
-    )
+    setting = Setting.of("fit", model, z, budget, given)
     apart = min(round(judged * len(setting.z)), len(setting.z) - 1)
     most = history if rows in ROWS else budget
     options = Options(setting.budgets, start, scales, most, beam, aggregate, apart)
@@ -100,7 +89,7 @@ def fit(
         family([2, 1], 2)  # refuses a solver before the model is asked
 
     def solve(ask: Denoiser, X: Tensor, first: Tensor) -> dict[int, Found]:
-        paths = Paths(options, ask, family, setting.z, X)
+        paths = Paths(options, ask, family, setting.z, X, setting.root(2))
         paths.fill()
         return {
             m: _found(path, cost, model, rows, t) for m, (path, cost) in sorted(paths.ends.items())
@@ -108,7 +97,8 @@ def fit(
 
     note = {"rows": rows, "start": start, "history": most, "beam": beam, "aggregate": aggregate}
     note["judged"] = apart
-    return setting.search(note, options.evaluations(setting.N), solve, progress)
+    states = (setting.N + 1) + beam * setting.N * (min(most, budget) + 2)
+    return setting.search(note, options.evaluations(setting.N), states, solve)
 
 
 def _checked(

@@ -11,32 +11,18 @@ al. 2025 (arXiv 2503.21774, alg. 1) with three changes: the cost is averaged ove
 the argmin (one schedule for all, instead of the median of one per sample), layer k means k
 evaluations and not fewer, and one search answers every budget.
 
-The arguments of `oss`:
+The arguments of `oss`; those that every search takes are `optimize.Given`:
 
-    z            unit noise [B,*] on the device of the model and its words, or its shape with a seed
-                 (None: a fresh one, kept in the note);
-                 every sample pulls on the same schedule
+    z            unit noise [B,*] on the device of the model and its words, or its shape with a
+                 seed; every sample pulls on the same schedule
     solver       a one-step solver with a jump: a key of solvers.JUMPS
-    teacher      the grid searched, its plan as below: None: 40 steps of `grids.fine`; N: that many;
-                 or a grid in the schedule's t. A deterministic Plan stays the teacher as it is, on
-                 its own times
     start        "free": the noise may be labelled with any node of the grid; "fixed": with the
                  first one
-    all_budgets  True: grids of 1..budget evaluations; False: of exactly budget
-    cond, uncond, guidance   model words, trees that follow their samples as
-                 `fastsample.runtime.conditions` says; guidance needs uncond
     aggregate    "joint": one schedule of least mean cost; "median": a schedule per sample, then the
                  middle node at each position
     p            exponent of the cost
-    batch_size   rows of one model call, per branch
     amplitude    scale the noise too, by a factor per budget; None: with a free start of the joint
                  form
-    state_dtype  what states and targets are kept in: float32, float64 or, in half the memory,
-                 bfloat16, rounded once from the float32 that all is computed in (default: float64
-                 for float64 noise, else float32). The teacher and the comparison run in float32
-    held_out     unit noise [B2,*] the search never saw: each plan is compared on it with the
-                 schedules made by hand, every grid of `metrics.hand_made` with every deterministic
-                 solver. Noise b has the words of sample b mod B. None: nothing is spent
 
 Evaluations per sample, with the teacher's T, whose first output is used again, and the A that its
 agreement with its double took:
@@ -48,10 +34,6 @@ agreement with its double took:
 T = `search.teacher.nfe` and A = `search.agreement_nfe`: the steps of T, 2T, ... on at most 4 of the
 B samples, times 4/B.
 
-The teacher is dpmpp_3m on the searched grid, whose every interval is cut in 1, 2, 4, ... parts
-(`grids.refined`), up to 320 steps, until its end points agree to 60 dB PSNR with those at twice its
-evaluations; below 45 dB at the end a warning says so.
-
 A free start may label the noise with any node i: the run begins at sigma_i times the unit noise.
 Two things cost more. The median form walks its schedule once to know its error: + M for each budget
 M it answers. `amplitude` begins the run at c sigma_i times the unit noise instead: few Euler steps
@@ -62,21 +44,21 @@ best of the three is kept: + 2 M for each budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import solvers
 from ..model import Model
 from ..plan import Plan
 from ..trajectories import Denoiser
+from ._given import one_of
 from ._layers import Layers, Options, jumps
 from ._search import Search
-from ._setting import Found, Setting, one_of
+from ._setting import Found, Setting
 
 
 def oss(
@@ -85,40 +67,29 @@ def oss(
     budget: int = 6,
     *,
     solver: str = "euler",
-    teacher: None | int | Sequence[float] | Plan = None,
     start: str = "free",
-    all_budgets: bool = True,
-    cond: Mapping | None = None,
-    uncond: Mapping | None = None,
-    guidance: float | None = None,
-    seed: int | None = None,
     aggregate: str = "joint",
     p: float = 2.0,
-    batch_size: int = 256,
     amplitude: bool | None = None,
-    state_dtype: torch.dtype | None = None,
-    held_out: Tensor | None = None,
-    progress: bool = False,
+    **given: Any,
 ) -> Search:
     """Search time grids of 1..budget evaluations for `solver` on `model`; the module's docstring
-    says what each argument means. Memory: about 5 (N+1) B D numbers; nothing is written to disk.
-    Raises ValueError or TypeError, one sentence, for bad input.
+    says what each argument means, `Given` those of every search. Memory: about 5 (N+1) states
+    [B,D]; nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
     """
     one_of("oss", solver, "solver", solvers.JUMPS)
     one_of("oss", start, "start", ("fixed", "free"))
     one_of("oss", aggregate, "aggregate", ("joint", "median"))
     if not (np.isfinite(p) and p > 0):
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
-    words = {"cond": cond, "uncond": uncond, "guidance": guidance, "batch_size": batch_size}
-    setting = Setting.of(
-        "oss", model, z, seed, budget, all_budgets, teacher, words, state_dtype, held_out
-    )
+    setting = Setting.of("oss", model, z, budget, given)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     options = Options(setting.budgets, start, aggregate, float(p), bool(scaled))
 
     def solve(ask: Denoiser, X: Tensor, first: Tensor) -> dict[int, Found]:
         grid = setting.teacher.grid
-        layers = Layers(options, ask, jumps(model, solver, grid), setting.z, X, first)
+        jump, root = jumps(model, solver, grid), setting.root(options.p)
+        layers = Layers(options, ask, jump, setting.z, X, first, root)
         layers.fill()
         paths = {m: layers.path(m) for m in options.budgets}
         return {
@@ -126,7 +97,8 @@ def oss(
             for m, (c, error) in layers.ends(paths).items()
         }
 
-    return setting.search(options.note(), options.evaluations(setting.N), solve, progress)
+    spent = options.evaluations(setting.N), 5 * (setting.N + 1)
+    return setting.search(options.note(), *spent, solve)
 
 
 def _plan(setting: Setting, solver: str, path: np.ndarray, c: float) -> tuple[Plan, dict[str, Any]]:
