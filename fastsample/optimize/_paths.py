@@ -146,7 +146,7 @@ class Paths:
         for k in range(1, M + 1):
             at = np.array([path.at for path in paths])
             said = self.ask(torch.stack([path.x for path in paths], 1), at)
-            paths = [self._heard(path, said[:, n]) for n, path in enumerate(paths)]
+            paths = [self._heard(path, said[:, n].clone()) for n, path in enumerate(paths)]
             paths = self._onward(paths, 0 if every else M - k, at.max() if k < M else 1)
 
     def _squares(self) -> np.ndarray:
@@ -155,6 +155,7 @@ class Paths:
         return self.ask.look(X.square().sum(2))[0]
 
     def _heard(self, path: Path, x0: Tensor) -> Path:
+        """A path with one more prediction, of its own memory: those that no row reads are freed."""
         return path._replace(said=(*path.said, x0)[-self.options.history :])
 
     def _noise(self, node: int) -> Tensor:

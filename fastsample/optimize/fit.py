@@ -74,7 +74,7 @@ def fit(
     **given: Any,
 ) -> Search:
     """Search times and rows of 1..budget evaluations on `model`; the module's docstring says what
-    each argument means, `Given` those of every search. Memory: (N+1) + beam N (history+2) states
+    each argument means, `Given` those of every search. Memory: (N+1) + beam N (history+3) states
     [B,D] at most; nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad
     input.
     """
@@ -97,7 +97,7 @@ def fit(
 
     note = {"rows": rows, "start": start, "history": most, "beam": beam, "aggregate": aggregate}
     note["judged"] = apart
-    states = (setting.N + 1) + beam * setting.N * (min(most, budget) + 2)
+    states = (setting.N + 1) + beam * setting.N * (min(most, budget) + 3)
     return setting.search(note, options.evaluations(setting.N), states, solve)
 
 

@@ -74,7 +74,7 @@ def oss(
     **given: Any,
 ) -> Search:
     """Search time grids of 1..budget evaluations for `solver` on `model`; the module's docstring
-    says what each argument means, `Given` those of every search. Memory: about 5 (N+1) states
+    says what each argument means, `Given` those of every search. Memory: about 8 (N+1) states
     [B,D]; nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad input.
     """
     one_of("oss", solver, "solver", solvers.JUMPS)
@@ -97,7 +97,7 @@ def oss(
             for m, (c, error) in layers.ends(paths).items()
         }
 
-    spent = options.evaluations(setting.N), 5 * (setting.N + 1)
+    spent = options.evaluations(setting.N), 8 * (setting.N + 1)
     return setting.search(options.note(), *spent, solve)
 
 
