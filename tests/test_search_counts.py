@@ -121,6 +121,16 @@ def test_a_search_waits_where_a_number_decides_and_nowhere_else(counting, name):
         assert counts.whole.syncs == waits
 
 
+@pytest.mark.parametrize("search", [oss, fit])
+def test_states_of_a_model_on_a_device_may_lie_on_the_host(counting, search):
+    """What is asked together is carried over; all else is computed on the host."""
+    counts = searched(counting, 3, search, state_device="cpu", all_budgets=False, batch_size=24)
+    assert_same(counts.found, counts.want)
+    whole = searched(counting, 3, search, all_budgets=False, batch_size=24)
+    here, there = (max(part.bytes for part in one.parts[1:-1]) for one in (counts, whole))
+    assert here < there
+
+
 # Of states that are 16 bits wide one more, which widens them.
 LAUNCHES = {torch.float32: 26, torch.bfloat16: 27}
 

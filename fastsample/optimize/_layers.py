@@ -163,7 +163,8 @@ class Layers:
         """
         dots = []
         for m in paths:
-            slope, gap = self._gap(moved[m], plain[m]), self._gap(self.X[:, 0], plain[m])
+            pairs = (moved[m], plain[m]), (self.X[:, 0], plain[m])
+            slope, gap = (self._gap(x, y, self.options.p / 2) for x, y in pairs)
             dots.append(moments([slope], [gap, slope])[0].flatten(1))
         sums = self.ask.look(torch.stack(dots))[0].sum(1).tolist()  # over the samples
         shifts = [
@@ -185,10 +186,10 @@ class Layers:
             x |= zip(going, landed.unbind(1), strict=True)
         return x
 
-    def _gap(self, x: Tensor, y: Tensor) -> Tensor:
-        """x - y, weighed."""
+    def _gap(self, x: Tensor, y: Tensor, power: float = 1.0) -> Tensor:
+        """x - y, weighed: its p-th power is, where it is not another `power` of the root."""
         gap = x.to(self.ask.wide) - y.to(self.ask.wide)
-        return gap if self.root is None else gap * self.root
+        return gap if self.root is None else gap * self.root**power
 
     def _error(self, x: Tensor) -> Tensor:
         return (self._gap(x, self.X[:, 0]).abs().double() ** self.options.p).mean()
