@@ -36,9 +36,9 @@ ALLOWED = {("runtime.sampler", "guidance"), ("plan.file", "files"), ("schedules"
 CONFINED = {
     "triton": r"kernels/(.+/)?[a-z_]*triton[a-z_]*\.py|kernels/triton/.+\.py",
     "diffusers": r"interop/diffusers/.+\.py",
-    "matplotlib": r"report\.py",
+    "matplotlib": r"report/pictures\.py",
     "torch": r"(kernels|runtime|optimize|models|interop)/.+\.py"
-    r"|(trajectories|metrics|report|cli)\.py",
+    r"|(trajectories|metrics|report/doctor|cli)\.py",
 }
 
 
@@ -84,7 +84,7 @@ def siblings_allowed(module, target):
     unit, here, there = unit_of(module), module.split(".")[2:], target.split(".")[2:]
     if unit in ("solvers", "optimize"):
         return here in (["__init__"], ["search"]) or (bool(there) and there[0].startswith("_"))
-    return unit in ("plan", "kernels", "runtime", "presets", "models", "interop")
+    return unit in ("plan", "kernels", "runtime", "presets", "models", "interop", "report")
 
 
 def breaches(source, module):

@@ -1,0 +1,61 @@
+"""The state of an installation."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from itertools import product
+
+# What of each extra `doctor` looks for.
+EXTRAS = {
+    "demo": ("matplotlib", "safetensors", "tqdm"),
+    "optimize": ("scipy", "cma"),
+    "bench": ("diffusers",),
+}
+
+
+def doctor() -> list[tuple[str, str]]:
+    """What is installed, which backend runs where and why, and the command that supplies what is
+    missing: [(what, finding)].
+    """
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    lines = [("python", f"{platform.python_version()} on {machine}")]
+    names = ("fastsample", "numpy", "torch", "k-diffusion")
+    lines += [(name, _version(name) or f"missing; pip install {name}") for name in names]
+    for extra, names in EXTRAS.items():
+        remedy = f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'"
+        lines += [(name, _version(name) or remedy) for name in names]
+    if _version("torch"):
+        lines += _backends()
+    return lines
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        from .. import __version__
+
+        return f"{__version__}, from its source tree" if name == "fastsample" else None
+
+
+def _backends() -> list[tuple[str, str]]:
+    import torch
+
+    from ..kernels import native
+    from ..kernels.backend import KERNELS, STATES, select
+
+    if native.MISSING:
+        remedy = "make native in the source tree, or reinstall where a C++ compiler is"
+        built = f"missing: {native.MISSING}; {remedy}"
+    else:
+        built = ", ".join(f"{k} {v}" for k, v in native._C.build_info().items())
+    lines = [("threads", f"{torch.get_num_threads()} in torch"), ("native code", built)]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for kernel, device, dtype in product(KERNELS, devices, STATES):
+        choice = select(kernel, device, dtype)
+        lines.append((f"{kernel}, {device}, {str(dtype)[6:]}", f"{choice.name} ({choice.reason})"))
+    if len(devices) == 1:
+        lines.append(("cuda", "no device that torch can use"))
+    return lines
