@@ -51,6 +51,28 @@ class Compared:
         return f"{self.found:.1f} dB {verdict} {best}"
 
 
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """One kind of plan, judged on held-out noise: PSNR in dB to the teacher's end points.
+
+    name      str                       "by hand", "model-free", "fit", "polish", "the teacher"
+    plans     {M: Plan}                 by evaluations
+    psnr      {M: (4 floats)}           mean of each sample's own dB, and its quartiles 25, 50, 75
+    pooled    {M: float}                dB of the mean squared error over samples and elements
+    nfe       float                     model evaluations per sample that it took
+    seconds   float                     wall-clock time of it
+    ends      {M: [n,*] float32 array}  end points of the first held-out noises; may be empty
+    """
+
+    name: str
+    plans: Mapping[int, Plan]
+    psnr: Mapping[int, tuple[float, float, float, float]]
+    pooled: Mapping[int, float]
+    nfe: float = 0.0
+    seconds: float = 0.0
+    ends: Mapping[int, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Search:
     """The outcome of a search over subsets of a fine grid t_0 > t_1 > ... > t_N (noise -> data).
@@ -73,6 +95,9 @@ class Search:
                                 where none was given
     compared_nfe float          evaluations per sample searched with, spent on that, not in nfe
     bytes     int               what states and targets took at most
+    rungs     (Rung, ...)       what the front tried, the best last; empty for a single search
+    target    [n,*] array       the teacher's end points of the noises of the rungs' ends, or None
+    command   str | None        the command that makes it again
     """
 
     plans: Mapping[int, Plan]
@@ -88,6 +113,9 @@ class Search:
     compared: Mapping[int, Compared] = field(default_factory=dict)
     compared_nfe: float = 0.0
     bytes: int = 0
+    rungs: tuple[Rung, ...] = ()
+    target: Any = None
+    command: str | None = None
 
     @property
     def plan(self) -> Plan:

@@ -1,21 +1,25 @@
-"""What people read: tables, images, pictures, the state of an installation, the demonstration.
+"""What people read: tables, images, pictures, pages, the state of an installation, a demonstration.
 
 Pictures need matplotlib (extra `demo`), all else nothing.
 """
 
+from .csv import csv
 from .demo import demo
 from .doctor import EXTRAS, doctor
 from .images import image_grid, npy, png, save_images
+from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
 from .tables import table
 
 __all__ = [
     "EXTRAS",
+    "csv",
     "demo",
     "doctor",
     "error_picture",
     "image_grid",
     "npy",
+    "page",
     "png",
     "samples_picture",
     "save_images",

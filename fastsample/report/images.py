@@ -17,7 +17,7 @@ def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndar
     """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values
     outside are clipped, NaN is shown black.
     """
-    x = _float32(images)
+    x = float32(images)
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
@@ -56,10 +56,10 @@ def save_images(path: str | Path, images: Any, columns: int | None = None, zoom:
 def npy(images: Any) -> bytes:
     """A .npy file (format 1.0) of a tensor or array, float32."""
     data = io.BytesIO()
-    np.save(data, _float32(images), allow_pickle=False)
+    np.save(data, float32(images), allow_pickle=False)
     return data.getvalue()
 
 
-def _float32(images: Any) -> np.ndarray:
+def float32(images: Any) -> np.ndarray:
     x = images.detach().float().cpu().numpy() if hasattr(images, "detach") else images
     return np.asarray(x, np.float32)

@@ -1,0 +1,143 @@
+"""Pictures of a search's page in headless Chromium, light and dark, wide and narrow, to look at.
+
+python tools/pictures.py [page.html]: without a page, that of a small search for the embedded model
+is made. Everything goes to build/pictures. Chromium is spoken to by its DevTools protocol through a
+pipe. Exits with a sentence where there is no Chromium, where the page is wider than the window, and
+where Chromium has anything to say of the page, as of what its policy forbids.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from fastsample import cli, metrics, optimize, report
+
+OUT = Path(__file__).resolve().parents[1] / "build" / "pictures"
+BUDGETS = (3, 4, 5, 6, 8)
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+
+
+class Chromium:
+    """A headless Chromium with one tab."""
+
+    def __init__(self, program: str, folder: str) -> None:
+        (to, self.write), (self.read, back) = os.pipe(), os.pipe()
+        words = [program, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={folder}"]
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        # It reads from descriptor 3 and writes to 4.
+        moved = lambda: (os.dup2(to, 3), os.dup2(back, 4))
+        self.process = subprocess.Popen(words, preexec_fn=moved, pass_fds=(3, 4), **quiet)
+        os.close(to)
+        os.close(back)
+        self.asked, self.left, self.session, self.said = 0, b"", {}, []
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        session = self("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = {"sessionId": session["sessionId"]}
+        for domain in ("Page", "Log", "Runtime"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method: str, **words: object) -> dict:
+        """The answer to a command; what Chromium says meanwhile is kept."""
+        self.asked += 1
+        command = {"id": self.asked, "method": method, "params": words, **self.session}
+        os.write(self.write, json.dumps(command).encode() + b"\0")
+        answer = self.until(lambda message: message.get("id") == self.asked)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def until(self, wanted) -> dict:
+        while True:
+            while b"\0" not in self.left:
+                data = os.read(self.read, 1 << 20)
+                if not data:
+                    raise RuntimeError("Chromium ended without an answer")
+                self.left += data
+            text, self.left = self.left.split(b"\0", 1)
+            message = json.loads(text)
+            if message.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
+                self.said.append(json.dumps(message["params"]))
+            if wanted(message):
+                return message
+
+    def picture(self, page: Path, width: int, scheme: str) -> tuple[bytes, int]:
+        """A PNG of the whole page in a window of this width, and the page's own width."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self("Emulation.setDeviceMetricsOverride", **size)
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        self("Emulation.setEmulatedMedia", features=[feature])
+        self("Page.navigate", url=page.as_uri())
+        self.until(lambda message: message.get("method") == "Page.loadEventFired")
+        box = self("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": width, "height": box["height"], "scale": 1}
+        shot = self("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        return base64.b64decode(shot["data"]), box["width"]
+
+    def close(self) -> None:
+        self.session = {}
+        self("Browser.close")
+        self.process.wait(30)
+
+
+def small_search() -> optimize.Search:
+    """OSS and fit on 8 noises beside the best by hand, as the rungs of one search."""
+    it = cli.embedded()
+    noise, unseen, words = it.noise(8, 0), it.noise(8, cli.UNSEEN), it.words(8)
+    common = {"teacher": 20, **words}
+    oss = optimize.oss(it.model, noise, max(BUDGETS), solver="euler", **common)
+    fit = optimize.fit(it.model, noise, max(BUDGETS), beam=1, held_out=unseen, **common)
+    target = metrics.run(fit.teacher, it.model, unseen, **words)
+
+    def rung(name: str, plans: dict, nfe: float, seconds: float) -> optimize.Rung:
+        ends = {m: metrics.run(plans[m], it.model, unseen, **words) for m in BUDGETS}
+        own = lambda end: [metrics.psnr(a, b) for a, b in zip(end, target, strict=True)]
+        mean = lambda end: sum(own(end)) / len(end)
+        psnr = {m: (mean(x), *metrics.psnr_quartiles(x, target)) for m, x in ends.items()}
+        pooled = {m: metrics.psnr(x, target) for m, x in ends.items()}
+        plans = {m: plans[m] for m in BUDGETS}
+        return optimize.Rung(name, plans, psnr, pooled, nfe, seconds, ends)
+
+    by_hand = {m: beside.plan for m, beside in fit.compared.items()}
+    rungs = (
+        rung("OSS", oss.plans, oss.nfe, oss.seconds),
+        rung("by hand", by_hand, fit.compared_nfe, 0.0),
+        rung("fit", fit.plans, fit.nfe, fit.seconds),
+    )
+    kept = {"plans": rungs[-1].plans, "rungs": rungs, "target": target}
+    return replace(fit, **kept, command="python tools/pictures.py")
+
+
+def main(pages: list[str]) -> None:
+    program = shutil.which("chromium")
+    if program is None:
+        sys.exit("pictures: chromium was not found; apt-get install chromium is what Debian needs")
+    OUT.mkdir(parents=True, exist_ok=True)
+    page = Path(pages[0]).resolve() if pages else OUT / "page.html"
+    if not pages:
+        report.page(small_search(), page)
+    faults = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        chromium = Chromium(program, folder)
+        for scheme, width in product(("light", "dark"), (1200, 360)):
+            png, wide = chromium.picture(page, width, scheme)
+            (OUT / f"{page.stem}-{scheme}-{width}.png").write_bytes(png)
+            if wide > width:
+                faults.append(f"{scheme}: the page is {wide} pixels wide in a window of {width}")
+        chromium.close()
+        faults += chromium.said
+    if faults:
+        sys.exit("pictures: " + "; ".join(faults))
+    print(f"pictures: four of {page.name} in {OUT}; look at them")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
