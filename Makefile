@@ -16,7 +16,7 @@ NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
-.PHONY: help demo test test-slow soak lint bench tables native ptx mutate gpu gpu-there clean
+.PHONY: help demo test test-slow soak lint bench tables native ptx mutate pictures gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
@@ -28,6 +28,7 @@ help:
 	@echo "             QUICK=1: two; REHEARSE=1: without a GPU, on a stand-in, so that every line has run; RESULTS=... the folder written to)"
 	@echo "make ptx     what nvcc makes of the CUDA kernels: registers, spills, wide accesses (docs/kernels.md); needs nvcc, no GPU"
 	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 700 builds, a quarter of an hour; what was tried is kept)"
+	@echo "make pictures  a search's page as headless Chromium shows it, light and dark, wide and narrow, to look at (build/pictures)"
 	@echo "make clean   remove everything the above made, .venv included"
 
 # --- set-up ---
@@ -102,6 +103,9 @@ ptx: $(READY)
 
 mutate: $(READY)
 	OMP_NUM_THREADS=1 $(PY) tests/emulate/mutate.py
+
+pictures: $(NATIVE)
+	$(PY) tools/pictures.py
 
 gpu-there:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \

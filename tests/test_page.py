@@ -269,6 +269,8 @@ def test_any_figure_can_be_shown(tmp_path, value):
     page = opened(a_front(rungs=(replace(odd, ends={2: ends}),)), tmp_path)
     figure = f"{value:.2f}" if math.isfinite(value) else str(value)
     assert figure in page.texts
+    shown = [text for text in page.texts if re.match("odd, [24]: ", text)]
+    assert len(shown) == 1 + (abs(value) < 1e300)
     marks = [float(place[:-1]) for place in page.of("x") + page.of("y") if place.endswith("%")]
     assert all(0 <= place <= 100 for place in marks)
     assert not re.search(r"nan|inf", " ".join(page.of("d")))

@@ -131,7 +131,7 @@ def strips(
     marks = [_tick_x(across.at(v), f"{v:g}") for v in across.thinned(across.ticks())]
     for i, (label, number, values) in enumerate(rows):
         y = (i + 0.75) * STRIP
-        marks.append(tag("text", label, x="0", y=y - 0.4 * STRIP))
+        marks.append(tag("text", label, x="-6", y=f"{y - 0.4 * STRIP:g}"))
         marks.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"))
         for k, value in enumerate(values, 1):
             said = f"{label}, evaluation {k}: {value:.4g}"

@@ -70,7 +70,7 @@ def _listed(budgets: Sequence[int]) -> str:
 
 def _summary(search: Search, rungs: Sequence[Rung]) -> str:
     m = max(search.plans)
-    best = next((rung for rung in reversed(rungs) if _chosen(search, rung, m)), rungs[-1])
+    best = ([rung for rung in rungs if _chosen(search, rung, m)] or rungs)[-1]
     figures = best.psnr.get(m, (best.pooled.get(m),))
     reached = "was judged on no held-out noise"
     if figures[0] is not None:
@@ -139,7 +139,8 @@ def _cell(rung: Rung, m: int, means: bool) -> Any:
 # -- schedules and budgets -------------------------------------------------------------------------
 def _schedules(search: Search, rungs: Sequence[Rung]) -> list[Markup]:
     """Where each plan that was kept asks the model."""
-    owner = lambda m: next((k for k, r in enumerate(rungs) if _chosen(search, r, m)), len(rungs))
+    none = [len(rungs)]
+    owner = lambda m: ([k for k, r in enumerate(rungs) if _chosen(search, r, m)] or none)[-1]
     rows = [(f"{m}", owner(m), levels(plan)) for m, plan in sorted(search.plans.items())]
     drawn = strips(rows, LEVEL, _limits(rungs))
     said = (

@@ -43,7 +43,8 @@ th,td{{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--rule)
 vertical-align:top;white-space:nowrap}}
 th{{font-weight:600}}
 th:first-child{{text-align:left;padding-left:0}}
-.wide th:first-child{{position:sticky;left:0;background:var(--ground)}}
+.wide th:first-child{{position:sticky;left:0;background:var(--ground);max-width:10rem;
+overflow:hidden;text-overflow:ellipsis}}
 td small{{display:block;color:var(--soft)}}
 td.best{{font-weight:700}}
 td.best small{{font-weight:400}}
@@ -52,7 +53,7 @@ td.best small{{font-weight:400}}
 .note th,.note td{{text-align:left;white-space:normal;overflow-wrap:anywhere}}
 pre{{white-space:pre-wrap;border:1px solid var(--rule);padding:.6rem;
 font-size:.875rem;margin:.5rem 0}}
-figure{{margin:1rem 0}}
+figure{{margin:1rem 0;overflow:hidden}}
 figcaption,.axis{{font-size:.8125rem;color:var(--soft);margin:.25rem 0;max-width:none}}
 .axis.x{{text-align:right}}
 .legend{{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem 1.25rem;padding:0;margin:.25rem 0;
@@ -62,7 +63,7 @@ img{{flex:1;min-width:0;max-width:6rem;height:auto;image-rendering:pixelated}}
 svg{{overflow:visible}}
 svg svg{{width:100%;height:100%}}
 .plot{{display:block;width:100%;height:19rem;padding:.25rem .25rem 1.75rem 2.5rem}}
-.strips{{display:block;width:100%;padding:0 0 34px}}
+.strips{{display:block;width:100%;padding:0 6px 34px}}
 .lines{{display:block;width:100%;height:6rem;max-width:45rem}}
 .key{{width:12px;height:12px;margin-right:.4rem}}
 .symbols{{position:absolute;width:0;height:0}}
