@@ -267,11 +267,23 @@ def _ranked(
     """(dB, solver, grid, plan) of every plan on `few`, the first of the noises that the words and
     weights [B,D] belong to, the best first, nan last. plans: (solver, grid, plan) of each.
     """
+    import torch
+
+    from .runtime.ranks import ALONE
+
     n = len(few)
     given = _cut(words, slice(n), noise)
     given["weight"] = None if weight is None else weight[:n].reshape(few.shape)
-    figures = [(reached(one[-1], model, few, target, **given), *one) for one in plans]
-    return sorted(figures, key=lambda one: math.inf if math.isnan(one[0]) else -one[0])
+    ranks = given.pop("ranks", None) or ALONE
+    figures = torch.empty(len(plans), 1, dtype=torch.float64)
+
+    def judge(k: int) -> None:
+        figures[k] = reached(plans[k][-1], model, few, target, **given)
+
+    ranks.deal(range(len(plans)), judge, lambda k: figures[k])
+    pairs = zip(figures[:, 0].tolist(), plans, strict=True)
+    ranked = [(figure, *one) for figure, one in pairs]
+    return sorted(ranked, key=lambda one: math.inf if math.isnan(one[0]) else -one[0])
 
 
 def reached(
@@ -296,6 +308,7 @@ def run(
     seed: int | None = None,
     state_dtype: Any = None,
     model_dtype: Any = None,
+    ranks: Any = None,
     **words: Any,
 ) -> Any:
     """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples;
@@ -303,13 +316,15 @@ def run(
 
     seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise
     draws afresh. state_dtype: float64 for float64 noise, else float32; model_dtype: what the model
-    is asked in, the noise's by default. words: cond, uncond, branches, guidance as `Sampler` takes
+    is asked in, the noise's by default. ranks: processes that the chunks are dealt to, by default
+    none (`fastsample.runtime.ranks`). words: cond, uncond, branches, guidance as `Sampler` takes
     them, cut with their samples: conditions as `fastsample.runtime.conditions` says, of the others
     arrays of B rows.
     """
     import torch
 
     from .runtime import arguments
+    from .runtime.ranks import ALONE
     from .runtime.sampler import Sampler
     from .runtime.sources import seed_of
 
@@ -317,11 +332,15 @@ def run(
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
     state = state_dtype or arguments.state_dtype(noise)
     sampler = Sampler(plan, model, state_dtype=state, model_dtype=model_dtype)
-    parts = []
-    for samples in arguments.chunks("metrics.run", len(noise), batch_size):
+    end = torch.empty_like(noise, dtype=state)
+
+    def ended(samples: slice) -> None:
         given = _cut(words, samples, noise)
-        parts.append(sampler(noise=noise[samples], seed=seed + samples.start, **given))
-    return torch.cat(parts)
+        end[samples] = sampler(noise=noise[samples], seed=seed + samples.start, **given)
+
+    chunks = arguments.chunks("metrics.run", len(noise), batch_size)
+    (ranks or ALONE).deal(chunks, ended, lambda samples: end[samples])
+    return end
 
 
 def _cut(words: Mapping[str, Any], samples: slice, noise: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .plan import Plan
 from .runtime import arguments
 from .runtime.arguments import uploaded
 from .runtime.conditions import branches_of, take, told
+from .runtime.ranks import ALONE, Ranks
 from .runtime.run import Run
 from .runtime.sources import seed_of
 
@@ -149,6 +150,7 @@ class Denoiser:
     model_dtype  what the model is asked in, the noise's by default
     wide     the dtype that is computed in: float32, float64 for float64 states
     asked    called with the number of rows after every call
+    ranks    processes that the calls are dealt to
     rows     how many rows have been asked in all
 
     A device is not waited for: what must be known of its numbers is left to `look`.
@@ -167,6 +169,7 @@ class Denoiser:
         dtype: torch.dtype = torch.float32,
         model_dtype: torch.dtype | None = None,
         asked: Callable[[int], Any] | None = None,
+        ranks: Ranks = ALONE,
     ):
         alpha, self.sigma = model.schedule.alpha(t), model.schedule.sigma(t)
         live = self.sigma > 0  # the model is never asked at the data end
@@ -183,7 +186,7 @@ class Denoiser:
         trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
         self._branches = list(trees.values())
         self._weights = [1.0] if uncond is None else [float(guidance), 1.0 - float(guidance)]
-        self._asked, self.rows = asked, 0
+        self._asked, self._ranks, self.rows = asked, ranks, 0
 
     def __call__(self, states: Tensor, at: np.ndarray) -> Tensor:
         """x0 [B,I,D] of states [B,I,D] standing at places `at` [I].
@@ -195,13 +198,18 @@ class Denoiser:
         at = np.tile(at, B)
         place = uploaded(torch.as_tensor(at), self.device)
         sample = torch.arange(B * points, device="cpu") // points  # lists are cut on the host
-        for rows in arguments.chunks("trajectories", len(flat), self.batch_size):
+        calls = arguments.chunks("trajectories", len(flat), self.batch_size)
+
+        def ask(rows: slice) -> None:
             x, i = flat[rows].to(self.device, self.wide), place[rows]
             given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
             x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)
+
+        self._ranks.deal(calls, ask, lambda rows: x0[rows])
+        for rows in calls:
             _, peaks = moments([x0[rows].detach()])
             self.see(peaks[:, 0], partial(self._finite, self._labels[at[rows]]))
-            self.count(len(x))
+            self.count(rows.stop - rows.start)
         return x0.reshape(B, points, D)
 
     @staticmethod

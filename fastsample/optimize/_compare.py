@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..model import Model
-from ..runtime.conditions import take
+from ._given import cut
 from ._search import Compared, Search
 
 
@@ -52,7 +52,7 @@ def compare(
     asked: called after every budget.
     """
     at = torch.arange(len(held_out), device="cpu") % search.samples  # lists are cut on the host
-    given = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in words.items()}
+    given = {**cut(words, at), "ranks": words["ranks"]}
     if "weight" in given:
         given["weight"] = given["weight"][at.numpy()]
     plain = {k: v for k, v in given.items() if k != "weight"}

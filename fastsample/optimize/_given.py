@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..plan import Plan
 from ..runtime import arguments
+from ..runtime.conditions import take
 
 STATES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -48,6 +49,9 @@ class Given:
     max_bytes    most that states and targets may take; a search that needs more is refused before
                  the model is asked (default: whatever it takes, as `search.bytes` says)
     progress     True: a tqdm bar of evaluations
+    group        processes that model calls are dealt to, a torch.distributed group (default: the
+                 default one, where there is one, as under torchrun). All run the same search; calls
+                 of `batch_size` rows are dealt, so a bit never depends on how many they are
     """
 
     teacher: None | int | Sequence[float] | Plan = None
@@ -64,6 +68,7 @@ class Given:
     model_dtype: torch.dtype | None = None
     max_bytes: int | None = None
     progress: bool = False
+    group: Any = None
 
     @classmethod
     def of(cls, where: str, given: Mapping[str, Any]) -> Given:
@@ -88,6 +93,13 @@ class Given:
             why = "one of guidance and uncond is given; pass both, or neither"
             raise ValueError(f"{where}: {why}")
         return it
+
+
+def cut(words: Mapping[str, Any], index: slice | Tensor) -> dict[str, Any]:
+    """The words of some of the samples, that this process asks alone."""
+    given = {k: take(v, index) if k in ("cond", "uncond") else v for k, v in words.items()}
+    given.pop("ranks", None)
+    return given
 
 
 def whole(where: str, **counts: Any) -> None:

@@ -98,6 +98,8 @@ class Search:
     rungs     (Rung, ...)       what the front tried, the best last; empty for a single search
     target    [n,*] array       the teacher's end points of the noises of the rungs' ends, or None
     command   str | None        the command that makes it again
+    stopped   str | None        what ended a climb before its top: "time_limit", "interrupted" or
+                                "failed"
     """
 
     plans: Mapping[int, Plan]
@@ -116,6 +118,7 @@ class Search:
     rungs: tuple[Rung, ...] = ()
     target: Any = None
     command: str | None = None
+    stopped: str | None = None
 
     @property
     def plan(self) -> Plan:

@@ -24,6 +24,7 @@ from ..runtime import arguments
 from ..runtime.capturable import parts
 from ..runtime.conditions import branches_of
 from ..runtime.drive import bar
+from ..runtime.ranks import Ranks
 from ..runtime.sources import digest, drawn_seed
 from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
@@ -48,7 +49,8 @@ class Setting:
     """What a search is given, checked.
 
     where: the search's name, which begins every sentence; z [B,*] and `held_out` on the search's
-    device; words: cond, uncond, guidance, batch_size and model_dtype, as a `Denoiser` takes them;
+    device; words: cond, uncond, guidance, batch_size, model_dtype and ranks, as a `Denoiser`
+    takes them;
     dtype, device: of states; weight [B,D] float64 on the CPU, or None.
     """
 
@@ -86,7 +88,7 @@ class Setting:
         z, here, seed = _noise(where, z, it.seed)
         words = _told(where, model, z, it.cond, it.uncond)
         words |= {"guidance": it.guidance, "batch_size": it.batch_size}
-        words["model_dtype"] = it.model_dtype
+        words |= {"model_dtype": it.model_dtype, "ranks": Ranks.of(it.group)}
         weight = metrics.element_weights(where, it.weight, z.shape)
         held_out = _compare.held_out_noise(where, it.held_out, here, z.device)
         note = {
@@ -106,6 +108,11 @@ class Setting:
     def N(self) -> int:
         """Steps of the grid that is searched."""
         return len(self.teacher.grid) - 1
+
+    @property
+    def shown(self) -> bool:
+        """Is a bar shown, by this process?"""
+        return self.given.progress and self.words["ranks"].first
 
     def root(self, power: float) -> Tensor | None:
         """The weights to 1/power [B,D], on the states' device in the dtype that is computed in: the
@@ -169,22 +176,23 @@ class Setting:
         """The answers, and the evaluations per sample; the teacher is settled on the way."""
         z, grid, name, dtype = self.z, self.teacher.grid, self.where, self.dtype
         rows = lambda: len(z) * (self.teacher.plan.nfe + evaluations)
-        shows = bar(name, self.given.progress, rows(), unit=" evaluations", desc=name)
+        shows = bar(name, self.shown, rows(), unit=" evaluations", desc=name)
         with torch.no_grad(), shows as shown:
             asked = shown and shown.update
             ask = Denoiser(self.model, grid[::-1].copy(), z, dtype=dtype, asked=asked, **self.words)
             self.teacher = _teacher.settle(name, self.teacher, ask, z, self.words, self.weight)
             _known(shown, ask.rows + rows(), self.teacher.agreement)
-            kept = torch.empty((len(z), len(grid), z[0].numel()), dtype=dtype, device=self.device)
-            first = _teacher.walk(name, self.teacher.plan, ask, z, grid, self.words, kept)
-            return solve(ask, kept, first), ask.rows / len(z)
+            size = len(z), len(grid) + 1, z[0].numel()
+            kept = torch.empty(size, dtype=dtype, device=self.device)
+            X, first = _teacher.walk(name, self.teacher.plan, ask, z, grid, self.words, kept)
+            return solve(ask, X, first), ask.rows / len(z)
 
     def _compared(self, search: Search) -> Search:
         """The search with its plans beside the best made by hand, in itself and in their notes."""
         words = self.words | {"state_dtype": torch.promote_types(self.dtype, torch.float32)}
         if self.weight is not None:
             words["weight"] = self.weight.reshape(self.z.shape)
-        shows = self.given.progress, len(search.plans)
+        shows = self.shown, len(search.plans)
         with bar(self.where, *shows, unit=" budgets", desc="by hand") as shown:
             asked = shown and shown.update
             found, spent = _compare.compare(self.model, search, self.held_out, words, asked)

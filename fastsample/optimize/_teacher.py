@@ -20,8 +20,9 @@ from .. import grids, metrics, solvers
 from ..guidance import guided
 from ..model import Model
 from ..plan import Plan
-from ..runtime.conditions import take
+from ..runtime import arguments
 from ..trajectories import Denoiser, visits
+from ._given import cut
 from ._search import figure
 
 STEPS = 40  # of the search's grid
@@ -153,8 +154,7 @@ def settle(
     """
     if teacher.make is None:
         return teacher
-    few, before = z[:JUDGED], ask.rows
-    given = {k: take(v, slice(JUDGED)) if k in ("cond", "uncond") else v for k, v in words.items()}
+    few, before, given = z[:JUDGED], ask.rows, cut(words, slice(JUDGED))
 
     def end(plan: Plan) -> Tensor:
         out = torch.empty_like(few, dtype=ask.wide)
@@ -189,18 +189,22 @@ def walk(
     z: Tensor,
     grid: np.ndarray,
     words: Mapping[str, Any],
-    X: Tensor,
-) -> Tensor:
-    """Fill X [B,N+1,D] with the teacher's states from the data end; returns its first x0 [B,D]. A
-    node's state is that of the last row there.
+    kept: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """X [B,N+1,D], the teacher's states from the data end, and its first x0 [B,D], in kept
+    [B,N+2,D]. A node's state is that of the last row there.
     """
     N, node_of = len(grid) - 1, _nodes(where, plan, ask.model, grid)
-    first = torch.empty_like(X[:, 0])
-    for samples, row, x, f in visits(plan, ask.model, z, state_dtype=ask.wide, **words):
-        if row in node_of:
-            X[samples, node_of[row]] = x.flatten(1).to(X)
-        if row == 1:
-            first[samples] = ask.x0(x.flatten(1), f.flatten(1), N).to(X)
-        if f is not None:
-            ask.count(len(x))
-    return first
+    chunks = arguments.chunks(where, len(z), words["batch_size"])
+
+    def visit(samples: slice) -> None:
+        given = cut(words, samples) | {"state_dtype": ask.wide}
+        for _, row, x, f in visits(plan, ask.model, z[samples], **given):
+            if row in node_of:
+                kept[samples, node_of[row]] = x.flatten(1).to(kept)
+            if row == 1:
+                kept[samples, -1] = ask.x0(x.flatten(1), f.flatten(1), N).to(kept)
+
+    words["ranks"].deal(chunks, visit, lambda samples: kept[samples])
+    ask.count(plan.nfe * len(z))
+    return kept[:, :-1], kept[:, -1]

@@ -83,7 +83,12 @@ def fit(
     apart = min(round(judged * len(setting.z)), len(setting.z) - 1)
     most = history if rows in ROWS else budget
     options = Options(setting.budgets, start, scales, most, beam, aggregate, apart)
-    t = setting.teacher.grid[::-1]
+    return fit_with(setting, rows, options)
+
+
+def fit_with(setting: Setting, rows: str, options: Options) -> Search:
+    """`fit` of what has been checked."""
+    model, t = setting.model, setting.teacher.grid[::-1]
     family = rows_of(rows, model, t)
     if setting.N > 1:
         family([2, 1], 2)  # refuses a solver before the model is asked
@@ -92,12 +97,15 @@ def fit(
         paths = Paths(options, ask, family, setting.z, X, setting.root(2))
         paths.fill()
         return {
-            m: _found(path, cost, model, rows, t) for m, (path, cost) in sorted(paths.ends.items())
+            m: _found(*paths.ends[m], model, rows, t)
+            for m in sorted(paths.ends)
+            if m in options.budgets
         }
 
-    note = {"rows": rows, "start": start, "history": most, "beam": beam, "aggregate": aggregate}
-    note["judged"] = apart
-    states = (setting.N + 1) + beam * setting.N * (min(most, budget) + 3)
+    names = ("start", "history", "beam", "aggregate", "judged")
+    note = {"rows": rows} | {name: getattr(options, name) for name in names}
+    kept = min(options.history, max(options.budgets)) + 3
+    states = (setting.N + 1) + options.beam * setting.N * kept
     return setting.search(note, options.evaluations(setting.N), states, solve)
 
 

@@ -1,0 +1,109 @@
+"""What a long search has finished, in a folder: `search.json` says what was asked and what each
+finished part found, and names the .npz beside it that holds the arrays of all parts.
+
+Both are written whole, the .npz first and under a name of its own, so that a search that is killed
+at any moment finds one of the two states. Nothing in them is code: strict JSON, and arrays without
+pickles, each of bounded size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import make_folder, named, write_whole
+from ..plan.note import load_note
+
+STATE = "search.json"
+MOST_TEXT, MOST_ARRAYS = 64 << 20, 4 << 30  # bytes
+
+
+class Checkpoint:
+    """The finished parts of one search. folder: None keeps them in memory alone.
+
+    asked: JSON that says which search it is; another one's folder is refused, so that nothing of it
+    is lost. writes: False for all but one of several processes.
+    """
+
+    def __init__(self, where: str, folder: Any, asked: Mapping[str, Any]):
+        self._where, self._asked = where, json.loads(json.dumps(asked))
+        self._folder = None if folder is None else Path(named(folder, where))
+        self.writes = True
+        self.done: dict[str, Any] = {}
+        self.arrays: dict[str, dict[str, np.ndarray]] = {}
+        if self._folder is not None:
+            make_folder(self._folder)
+            self._read()
+
+    def part(self, name: str, make: Callable[[], tuple[Any, Mapping[str, np.ndarray]]]) -> Any:
+        """What part `name` found, as JSON: that of before, or what `make` finds now, with its
+        arrays.
+        """
+        if name not in self.done:
+            self.keep(name, *make())
+        return self.done[name]
+
+    def keep(self, name: str, said: Any, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Part `name` has found this; written before anything else is begun."""
+        self.done[name] = json.loads(json.dumps(said))
+        self.arrays[name] = dict(arrays or {})
+        if self._folder is not None and self.writes:
+            self._write()
+
+    def _write(self) -> None:
+        data = io.BytesIO()
+        flat = {f"{n}/{k}": v for n, part in self.arrays.items() for k, v in part.items()}
+        np.savez(data, **flat)
+        name = f"search-{hashlib.sha256(data.getbuffer()).hexdigest()[:16]}.npz"
+        write_whole(self._folder / name, data.getvalue())
+        said = {"asked": self._asked, "arrays": name, "done": self.done}
+        write_whole(self._folder / STATE, json.dumps(said, sort_keys=True, indent=1).encode())
+        for old in self._folder.glob("search-*.npz"):
+            if old.name != name:
+                old.unlink()
+
+    def _read(self) -> None:
+        path = self._folder / STATE
+        if not path.exists():
+            return
+        if path.stat().st_size > MOST_TEXT:
+            self._refuse(f"is larger than {MOST_TEXT} bytes")
+        said = load_note(path.read_bytes(), str(path))
+        if {"asked", "arrays", "done"} - {*said} or not isinstance(said["done"], dict):
+            self._refuse("holds no search")
+        for name, ours in self._asked.items():
+            theirs = said["asked"].get(name)
+            if theirs != ours:
+                raise ValueError(
+                    f"{self._where}: the checkpoint {self._folder} is of another search: {name} is "
+                    f"{theirs!r:.80} there and {ours!r:.80} here; another folder, or the same "
+                    "arguments, is accepted"
+                )
+        self.done = said["done"]
+        self.arrays = {name: {} for name in self.done}
+        for name, value in self._loaded(self._folder / Path(str(said["arrays"])).name).items():
+            part, _, own = name.partition("/")
+            self.arrays.setdefault(part, {})[own] = value
+
+    def _loaded(self, path: Path) -> dict[str, np.ndarray]:
+        try:
+            with zipfile.ZipFile(path) as held:
+                if sum(one.file_size for one in held.infolist()) > MOST_ARRAYS:
+                    self._refuse(f"holds arrays of more than {MOST_ARRAYS} bytes")
+            with np.load(path, allow_pickle=False) as held:
+                return {name: held[name] for name in held.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            self._refuse(f"cannot be read ({error})")
+
+    def _refuse(self, why: str) -> None:
+        raise ValueError(
+            f"{self._where}: the checkpoint {self._folder} {why}; a folder that a search has "
+            "written, or a new one, is accepted"
+        )

@@ -1,0 +1,80 @@
+"""A look at a model before a long search: does it answer, the same each time, and to what it is
+told?
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model import Model
+from ..runtime.conditions import take
+from ..trajectories import Denoiser
+from ._given import cut
+
+FEW = 4  # samples
+SAME = 1e-3  # of its size that an answer may move between identical calls (sums of other orders)
+
+
+def probe(
+    where: str, model: Model, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
+) -> tuple[float, int]:
+    """(seconds of an evaluation of one sample, evaluations spent), asked of the first samples at
+    the middle of the grid.
+
+    Raises ValueError for a model that answers otherwise when asked again, warns (UserWarning) of
+    one that does not listen to its conditions.
+    """
+    few, at, own = z[:FEW], len(grid) // 2, cut(words, slice(FEW))
+    told = [own.pop("cond", None), own.pop("uncond", None)]
+    guidance, spent = own.pop("guidance", None), 0
+
+    def answer(cond: Mapping | None) -> Tensor:
+        nonlocal spent
+        ask = Denoiser(model, grid[at : at + 1].copy(), few, cond=cond, **own)
+        with torch.no_grad():
+            noise = float(ask.sigma[0]) * few.flatten(1).to(ask.wide)
+            out = ask(noise[:, None], np.zeros(1, int))
+        spent += ask.rows
+        (seen,) = ask.look(out)
+        return seen
+
+    first = answer(told[0])
+    begin = time.perf_counter()
+    again = answer(told[0])
+    seconds = (time.perf_counter() - begin) / len(few)
+    size, moved = float(np.abs(first).max()), float(np.abs(again - first).max())
+    if moved > SAME * size:
+        raise ValueError(
+            f"{where}: the model answers otherwise when it is asked the same again (by {moved:.3g} "
+            f"of {size:.3g}); one without dropout or noise of its own (model.eval()) is needed"
+        )
+    if told[1] is not None:
+        seconds *= 2
+        if np.array_equal(answer(told[1]), first):
+            _unheard(where, f"cond and uncond have the same answers, so guidance={guidance} does")
+    elif told[0] and len(few) > 1:
+        turned = take(told[0], torch.arange(1, len(few) + 1) % len(few))
+        if not _alike(turned, told[0]) and np.array_equal(answer(turned), first):
+            _unheard(where, "other conditions have the same answers, so these do")
+    return seconds, spent
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Are these conditions the same for every sample?"""
+    pairs = zip(*(torch.utils._pytree.tree_leaves(tree) for tree in (one, other)), strict=True)
+    same = lambda a, b: torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    return all(same(a, b) for a, b in pairs)
+
+
+def _unheard(where: str, what: str) -> None:
+    warnings.warn(
+        f"{where}: {what} nothing; a model that takes its conditions under these names is needed",
+        stacklevel=4,  # who called the search
+    )
