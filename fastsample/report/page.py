@@ -173,6 +173,7 @@ def _provenance(search: Search, rungs: Sequence[Rung]) -> list[Markup]:
         "steps of the fine grid": len(search.grid) - 1,
         "evaluations a sample, the teacher's included": f"{search.nfe:g}",
         "seconds": f"{search.seconds:.1f}",
+        "bytes of states and targets at most": f"{search.bytes:,}",
         "evaluations a sample to compare": f"{search.compared_nfe:g}",
         "fine grid": ", ".join(f"{t:.6g}" for t in np.asarray(search.grid)),
         "made by": f"fastsample {__version__}",
