@@ -110,9 +110,10 @@ def small_search() -> optimize.Search:
 
     best = partial(metrics.best_hand_made, it.model, unseen, target=target, **words)
     by_hand = {m: best(m) for m in BUDGETS}
+    tried = sum(plan.note["found"]["evaluations"] for plan in by_hand.values()) / len(unseen)
     rungs = (
         rung("OSS", oss.plans, oss.nfe, oss.seconds),
-        rung("by hand", by_hand, 0.0, 0.0),
+        rung("by hand", by_hand, tried, 0.0),
         rung("fit", fit.plans, fit.nfe, fit.seconds),
     )
     kept = {"plans": rungs[-1].plans, "rungs": rungs, "target": target}
