@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import named, place, write_whole
-from .plan import Plan
+from .plan import Plan, provenance
 from .plan.text import printable
 
 EXAMPLES = """examples:
@@ -292,7 +292,7 @@ def sample(args: argparse.Namespace) -> None:
             raise ValueError(f"--out {out}: a .png or a .npy file is accepted")
     from . import metrics, report
 
-    if args.model is None and args.guidance is None and plan.G > 1:
+    if args.model is None and args.guidance is None:
         args.guidance = _found_guidance(plan)
     it = subject(args)
     z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
@@ -307,16 +307,15 @@ def sample(args: argparse.Namespace) -> None:
         print(f"wrote {out}")
 
 
-def _found_guidance(plan: Plan) -> float:
-    """The guidance scale a guided plan was found with."""
-    found = plan.note.get("found")
-    scale = found.get("guidance") if isinstance(found, dict) else None
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+def _found_guidance(plan: Plan) -> float | None:
+    """The guidance scale a plan was found with; None for a plan of one branch found without."""
+    scale = provenance.guidance(plan)
+    if scale is None and plan.G > 1:
         raise ValueError(
             f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass "
             "--guidance"
         )
-    return float(scale)
+    return scale
 
 
 def show(args: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -219,71 +219,26 @@ class Model:
 
     @cached_property
     def identity(self) -> str:
-        """model_id, or a hash over names, shapes, dtypes and the first numbers of fn's parameters,
-        or "unknown".
+        """model_id, or of fn's parameters "sha256:first/form/dtypes": a hash over their names,
+        shapes, dtypes and first numbers, one over names and shapes, and the dtypes; or "unknown".
+        Their numbers are waited for once for every dtype and device.
         """
         if self.model_id is not None:
             return str(self.model_id)
         if not hasattr(self.fn, "named_parameters"):
             return "unknown"
-        digest = hashlib.sha256()
-        for name, value in self.fn.named_parameters():
-            first = value.detach().flatten()[:4].tolist()
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype} {first}\n".encode())
-        return f"sha256:{digest.hexdigest()[:32]}"
+        first, form, kinds = hashlib.sha256(), hashlib.sha256(), set()
+        named = list(self.fn.named_parameters())
+        for (name, value), numbers in zip(named, _first(v for _, v in named), strict=True):
+            shape = tuple(value.shape)
+            first.update(f"{name} {shape} {value.dtype} {numbers}\n".encode())
+            form.update(f"{name} {shape}\n".encode())
+            kinds.add(_kind(value))
+        return f"sha256:{first.hexdigest()[:32]}/{form.hexdigest()[:16]}/{'+'.join(sorted(kinds))}"
 
-    def difference(self, note: dict) -> tuple[str, Any, Any] | None:
-        """(word, note's, ours) of the first word by which a plan with this note shows fn something
-        else at the same noise level, or None.
-
-        Words may differ and mean the same (None and "log_sigma" of edm, the shift of Flow, a table
-        that was float32): where they do, what fn sees is compared at 32 levels, to 1e-3. A
-        callable, and a schedule that cannot be made from the note, is not compared.
-        """
-        told = note["model"] if isinstance(note.get("model"), dict) else {}
-        words = ("time", "input_scale", "sigma_data")
-        theirs = {word: told[word] for word in words if told.get(word, "callable") != "callable"}
-        ours = {word: getattr(self, word) for word in theirs}
-        if note.get("schedule") is not None and hasattr(self.schedule, "to_json"):
-            theirs["schedule"], ours["schedule"] = note["schedule"], self.schedule.to_json()
-        words = [word for word in ours if ours[word] != theirs[word] and not callable(ours[word])]
-        changed = {word: theirs[word] for word in words}
-        try:
-            if "schedule" in changed:
-                changed["schedule"] = self.schedule.from_json(changed["schedule"])
-            seen = {*replace(self, **changed)._seen(self)} if changed else set()
-        except (AttributeError, TypeError, ValueError):
-            return None
-        for word in ("sigma_data", "time", "input_scale", "schedule"):
-            if word in changed and (seen if word == "schedule" else word in seen):
-                return word, theirs[word], ours[word]
-        return None
-
-    def _seen(self, other: Model) -> Iterator[str]:
-        """Names of what two models' networks see or return unlike at one half_log_snr."""
-        mine, yours = self.schedule, other.schedule
-        t = np.linspace(mine.t_min, mine.t_finite, 34)[1:-1]
-        there = np.asarray(yours.time(mine.half_log_snr(t)))
-        both = (there >= yours.t_min) & (there <= yours.t_finite)
-        t, there = t[both], there[both]
-        alpha, alpha_there = mine.alpha(t), yours.alpha(there)
-
-        def unlike(a, b):
-            return not np.allclose(a, b, rtol=1e-3, atol=1e-3 * float(np.abs(b).max(initial=0.0)))
-
-        scaled = self.prediction in ("edm", "trigflow")
-        if scaled and self.sigma_data != other.sigma_data:
-            yield "sigma_data"
-        told = not (callable(self.time) or callable(other.time))
-        if told and unlike(self.times(t), other.times(there)):
-            yield "time"
-        told = not (callable(self.input_scale) or callable(other.input_scale))
-        if told and unlike(self.scales(t) * alpha, other.scales(there) * alpha_there):
-            yield "input_scale"
-        # x0 and eps are the same however x is scaled; the others are not
-        told = self.prediction not in ("x0", "eps")
-        if not both.any() or (told and unlike(alpha, alpha_there)):
-            yield "schedule"
+    def answer(self, kind: str, alpha, sigma):
+        """(p, q) with kind = p·x + q·fn(...), as `to_kind` gives them for our prediction."""
+        return to_kind(kind, self.prediction, alpha, sigma, self.sigma_data)
 
     def to_json(self) -> dict:
         """The words, JSON-able, as a plan's note keeps them; a callable is "callable"."""
@@ -294,6 +249,30 @@ class Model:
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
         }
+
+
+def _first(values: Iterable) -> list[list[float]]:
+    """The first four numbers of every tensor, those of one kind by one copy from their device."""
+    heads = [value.detach().flatten()[:4] for value in values]
+    kinds: dict[tuple, list[int]] = {}
+    for k, head in enumerate(heads):
+        kinds.setdefault((type(head), head.dtype, head.device), []).append(k)
+    found: list = [None] * len(heads)
+    for alike in kinds.values():
+        ends = np.cumsum([len(heads[k]) for k in alike])
+        joined = heads[alike[0]].new_empty(int(ends[-1]))
+        for k, end in zip(alike, ends, strict=True):
+            joined[end - len(heads[k]) : end] = heads[k]
+        numbers = joined.tolist()
+        for k, end in zip(alike, ends, strict=True):
+            found[k] = numbers[end - len(heads[k]) : end]
+    return found
+
+
+def _kind(value) -> str:
+    """A parameter's dtype, and its class where that is one of somebody's own."""
+    name, own = str(value.dtype).removeprefix("torch."), type(value).__name__
+    return name if own in ("Parameter", "Tensor") else f"{own}-{name}"
 
 
 def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .kernels import moments
 from .model import Model, to_x0
-from .plan import Plan
+from .plan import Plan, provenance
 from .runtime import arguments
 from .runtime.arguments import uploaded
 from .runtime.conditions import branches_of, take, told
@@ -80,6 +80,7 @@ def visits(
     noise: the same noise is visited alike, fresh noise draws afresh. model_dtype: what the model is
     asked in, the noise's by default.
     """
+    provenance.agree("trajectories", plan, [model])
     trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
     branches = list(trees.values())
     if len(branches) != plan.G:

@@ -5,6 +5,7 @@ import itertools
 import mpmath
 import numpy as np
 import pytest
+import torch
 
 from fastsample.model import PREDICTIONS, STORED, Model, from_x0, to_eps, to_kind, to_x0
 from fastsample.schedules import EDM, VP, DiscreteVP, Flow, TrigFlow
@@ -212,36 +213,24 @@ def test_calling_with_numpy_rounds_to_whole_times():
     assert model(None, np.array([998.9999, 0.2])).tolist() == [999, 0]
 
 
-class _Parameter:
-    shape, dtype = (2, 3), "float32"
-
-    def __init__(self, first):
-        self.first = first
-
-    def detach(self):
-        return self
-
-    def flatten(self):
-        return np.array([self.first, 1.0, 2.0, 3.0, 4.0])
-
-
-class _Network:
-    def __init__(self, first):
-        self.first = first
-
-    def __call__(self, x, t):
-        return x
-
-    def named_parameters(self):
-        return [("weight", _Parameter(self.first))]
-
-
 def test_identity():
     assert Model(lambda x, t: x, VP()).identity == "unknown"
     assert Model(lambda x, t: x, VP(), model_id="mine").identity == "mine"
-    one, same, other = (Model(_Network(first), VP()).identity for first in (0.5, 0.5, 0.25))
+
+    def identity(first, width=3, kind=torch.float32):
+        network = torch.nn.Linear(2, width)
+        with torch.no_grad():
+            network.weight[:], network.bias[:] = torch.arange(2.0), first
+        return Model(network.to(kind), VP()).identity
+
+    one, same, other = map(identity, (0.5, 0.5, 0.25))
     assert one == same != other
     assert one.startswith("sha256:")
+    # first numbers and dtypes, names and shapes, the dtypes
+    parts = [name.split("/") for name in (one, other, identity(0.5, kind=torch.bfloat16))]
+    assert len({first for first, _, _ in parts}) == 3 and len({form for _, form, _ in parts}) == 1
+    assert [kinds for _, _, kinds in parts] == ["float32", "float32", "bfloat16"]
+    assert identity(0.5, width=4).split("/")[1] != parts[0][1]
 
 
 def test_repr_names_the_network_and_does_not_print_it():

@@ -32,6 +32,10 @@ def made_for(schedule, prediction, **words):
         (made_for(schedules.VP(), "eps"), Model(net, SCHEDULE, "eps"), "schedule"),
         (made_for(schedules.VP(), "v"), Model(net, schedules.VP(beta_max=10.0), "v"), "schedule"),
         (made_for(SCHEDULE, "flow"), Model(net, schedules.Flow(shift=1.0), "flow"), "schedule"),
+        # what a network told sigma sees is the same; the grid is not
+        (made_for(schedules.Flow(), "flow", time=1000), MODEL, "schedule"),
+        (made_for(SCHEDULE, "flow", time=lambda t: 1000 * t), MODEL, "time"),
+        (made_for(SCHEDULE, "flow").with_note(schedule="mine", model=[3]), MODEL, "time"),
         (
             made_for(schedules.EDM(), "eps", time=1),
             Model(net, schedules.EDM(), "eps", time=1, input_scale="vp"),
@@ -58,14 +62,12 @@ def test_a_plan_of_another_model_is_refused(plan, model, word):
     [
         (made_for(SCHEDULE, "flow"), Model(net, SCHEDULE, "flow")),
         (made_for(schedules.EDM(), "edm"), Model(net, schedules.EDM(), "edm", time="log_sigma")),
-        # the shift moves the grid, not what a network told sigma sees
-        (made_for(schedules.Flow(), "flow", time=1000), MODEL),
         (made_for(ROUNDED, "eps"), Model(net, DISCRETE, "eps")),
-        (made_for(SCHEDULE, "flow", time=lambda t: 1000 * t), MODEL),
+        (made_for(SCHEDULE, "flow", time=lambda t: 1000 * SCHEDULE.label(t)), MODEL),
         # eps knows no sigma_data
         (made_for(schedules.VP(), "eps"), Model(net, schedules.VP(), "eps", sigma_data=1.0)),
         (made_for(schedules.VP(), "eps"), net),
-        (made_for(SCHEDULE, "flow").with_note(schedule="mine", model=[3]), MODEL),
+        (made_for(SCHEDULE, "flow", time=1000).with_note(schedule="mine", model=[3]), MODEL),
     ],
 )
 def test_other_words_for_the_same_model_are_accepted(plan, model):

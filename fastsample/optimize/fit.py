@@ -50,7 +50,6 @@ from torch import Tensor
 from .. import solvers
 from ..model import Model
 from ..plan import Plan
-from ..solvers import Builder, M, R, X
 from ..trajectories import Denoiser
 from ._families import ROWS, rows_of, words_of
 from ._given import one_of, whole
@@ -132,7 +131,8 @@ def _found(path: Path, cost: float, model: Model, rows: str, t: np.ndarray) -> F
     """The answer of a path that has come to the data end."""
     nodes = np.array(path.nodes)
     if rows in ROWS:
-        plan = _plan(path, Builder(model, t[nodes]), rows)
+        words = {"weights": [row.tolist() for row in path.rows], "rows": rows}
+        plan = solvers.fitted(model, t[nodes], **words)
     else:
         plan = solvers.SOLVERS[rows](model, t[nodes], **words_of(rows))
     # Row 0 scales the unit noise.
@@ -140,13 +140,3 @@ def _found(path: Path, cost: float, model: Model, rows: str, t: np.ndarray) -> F
     weights = [float(np.abs(row[1:]).sum()) for row in path.rows]
     note = {"amplitude": path.amplitude, "weights": weights, "defect": plan.consistency()}
     return Found(nodes, cost, plan, note)
-
-
-def _plan(path: Path, b: Builder, rows: str) -> Plan:
-    """The plan of a path's own rows; predictions are kept in slots until no row reads them."""
-    for i, row in enumerate(path.rows):
-        w = row.tolist()
-        past = range(i + 2 - len(w), i)  # of the predictions before the newest
-        x = sum((c * R(f"m{n}") for n, c in zip(past, w[1:-1], strict=True)), w[0] * X + w[-1] * M)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M})
-    return b.build("fitted", consistent=rows == "consistent", rows=rows, citations=[])

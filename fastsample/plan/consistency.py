@@ -41,6 +41,21 @@ def over_predictions(plan: Plan) -> np.ndarray:
     return _states(plan, np.maximum(np.cumsum(plan.call >= 0) - 1, 0), start)
 
 
+def weights(plan: Plan) -> np.ndarray:
+    """sum_l |w_l| [R - 2] of every row from 1 on, x' = w_0 x + sum_l w_l x0_l + noise, over what
+    the model says at every call, as x0; w_0 is what is left of the noise of the start.
+    """
+    x, n = over_predictions(plan), plan.nfe
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = np.nan_to_num(x[1:, n] / x[:-1, n], posinf=0.0, neginf=0.0)
+    return np.abs(x[1:, :n] - kept[:, None] * x[:-1, :n]).sum(1)
+
+
+def heaviest(plan: Plan) -> float:
+    """The largest of `weights`: by how much a row may enlarge what the model says otherwise."""
+    return float(weights(plan).max(initial=0.0))
+
+
 def _states(plan: Plan, answer: np.ndarray, start: np.ndarray) -> np.ndarray:
     """x at every row from 1 on, over n predictions x0, of which row i is given number answer[i],
     the noise of the start, and every drawn noise; it is start [n+1] at row 1.

@@ -5,9 +5,8 @@ refusal is one sentence, before any kernel runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from operator import index
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..kernels import native, transforms
 from ..kernels.backend import STATES
 from ..plan import Plan
+from ..plan.provenance import on_schedule
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # a unit normal of 1,024 numbers leaves this range by chance once in 10^19
@@ -226,6 +226,7 @@ def entry(
         return 0
     entries = [k for k in plan.entries if k > 0 or image]
     if row is None and not image:
+        on_schedule("Run", plan, "latent= without start=")
         raise ValueError(
             "Run: latent= is given without start= and this plan was made for noise; to resume, "
             f"pass start= (one of {entries}) with the state at that row, which stands at alpha x0 "
@@ -235,6 +236,8 @@ def entry(
             "image as latent="
         )
     row = 0 if row is None else integer(row)
+    if row > 1:
+        on_schedule("Run", plan, f"latent= with start={row}")
     if row not in entries:
         raise ValueError(
             f"Run: start={row} is not an entry of this plan (a later row reads history, or there "
@@ -305,75 +308,6 @@ def noise_scales(
     if value is None:
         return None
     return _per_sample("noise_scale", value, batch, None, dtype, device, gradients)
-
-
-def blend(
-    plan: Plan,
-    mask,
-    known,
-    size: Sequence[int],
-    dtype: torch.dtype,
-    device,
-    gradients: bool = False,
-    wait: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Mask and known image in the state dtype, [B,*] or [1,*]. The mask may be smaller than a
-    sample (size 1 where it repeats). wait: numbers on a device are looked at now, else by `looks`.
-    """
-    if mask is None and known is None:
-        return None, None
-    if mask is None or known is None:
-        raise ValueError(
-            f"Run: {'known' if mask is None else 'mask'} is given without "
-            f"{'mask' if mask is None else 'known'}; inpainting needs both"
-        )
-    if not plan.known_reads.any():
-        raise ValueError(
-            "Run: mask and known are given and no row of this plan blends a known image; make it "
-            "with inpaint=True"
-        )
-    for name, value in (("mask", mask), ("known", known)):
-        if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:
-            raise ValueError(f"Run: {name} must be a tensor on {device}")
-        refuse_gradients(name, value, gradients)
-    mask = mask.to(dtype)
-    now = wait or mask.device.type == "cpu"
-    if now and readable(gradients, mask):
-        check_mask(mask, float(_outside(mask)))
-    if mask.dim() != len(size) or any(
-        m not in (1, n) for m, n in zip(mask.shape, size, strict=True)
-    ):
-        raise ValueError(
-            f"Run: mask has shape {list(mask.shape)} for a batch of {list(size)}; the same sizes, "
-            "or 1 where it repeats, are accepted"
-        )
-    if known.shape not in (tuple(size), (1, *size[1:])) or not known.is_floating_point():
-        raise ValueError(
-            f"Run: known is {known.dtype} {list(known.shape)} for a batch of {list(size)}; that "
-            "shape or a batch of 1 is accepted"
-        )
-    if now and readable(gradients, known):
-        check_values("known", known)
-    return mask.expand(mask.shape[0], *size[1:]).contiguous(), known.to(dtype).contiguous()
-
-
-def looks(mask: Tensor, known: Tensor) -> list[tuple[Callable[[float], None], Tensor]]:
-    """What `blend` left to be looked at on a device: a number there, and what refuses it."""
-    values = partial(check_values, "known", known), sum_of_squares(known)
-    return [(partial(check_mask, mask), _outside(mask)), values]
-
-
-def _outside(mask: Tensor) -> Tensor:
-    """How far the mask leaves [0, 1]; NaN where it is."""
-    return (mask - mask.clamp(0, 1)).detach().abs().sum()
-
-
-def check_mask(mask: Tensor, outside: float) -> None:
-    if outside != 0:
-        raise ValueError(
-            f"Run: mask spans {float(mask.min()):.4g}..{float(mask.max()):.4g}; 0 (sample) to 1 "
-            "(keep the known image) is accepted"
-        )
 
 
 def drawn(plan: Plan, row: int, masked: bool = True) -> list[int | None]:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels import normal, transforms
 from ..kernels.reference import step as definition
 from ..plan import Plan
-from . import arguments, outputs, pool, sources
+from . import arguments, inpainting, outputs, pool, sources
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     model = model or (state if given is None else given.dtype)
     own, at, where = pool.table(plan, state, device), plan.layout, (state, device, True)
     numbers = own.f if numbers is None else _numbers(numbers, own.f)
-    blend = arguments.blend(plan, words["mask"], words["known"], size, *where)
+    blend = inpainting.blend(plan, words["mask"], words["known"], size, *where)
     scale = arguments.scales(plan, words["guidance"], size[0], *where)
     x, drawn = _noise(plan, words, first, given, size, *where)
     told = lambda row: _told(numbers, at, row, x, model, copies)

@@ -40,6 +40,23 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
     return run.x.clone() if out is None else out
 
 
+def watching(run: Run, states: list | None, callback: Callable | None, shown) -> Callable:
+    """each(row) for `drive`: what a Sampler does after it."""
+    count = iter(range(run.plan.rows))
+
+    def each(row: int) -> None:
+        if callback is not None:
+            new = callback(next(count), run.x, run.x0)
+            if new is not None:
+                run.x = new
+        if states is not None:
+            states.append(run.x.clone())
+        if shown is not None:
+            shown.update()
+
+    return each
+
+
 def asker(
     plan: Plan, models: Sequence[Callable], conditions: Sequence[dict], joint: dict | None
 ) -> Callable:

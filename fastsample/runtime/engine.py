@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..kernels import transforms
 from ..kernels.backend import select
-from ..plan import Plan
-from . import arguments, outputs, sources
+from ..plan import Plan, provenance
+from . import arguments, inpainting, outputs, sources
 from .conditions import branches_of, leaves_like, together
 from .places import REST, Places
 from .sampler import Sampler
@@ -119,13 +119,16 @@ class Engine:
             trees = branches_of(where, cond, uncond, branches, 1, self._device)
             if not isinstance(plan, Plan):
                 raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
-            plan = self._sampler(plan)._plan_for(len(trees), guidance)
+            sampler = self._sampler(plan)
+            if guidance is None and len(trees) == 2:
+                guidance = provenance.guidance(plan)
+            plan = sampler._plan_for(len(trees), guidance)
             like = self._like if self.running else next(iter(trees.values()))
             elsewhere = "the requests in flight" if self.running else next(iter(trees))
             told = [leaves_like(where, elsewhere, like, *branch) for branch in trees.items()]
             first, given = self._given(plan, noise, latent, start, masked)
             sizes, dtype = (1, *self.shape), self._dtypes[0]
-            blend = arguments.blend(plan, mask, known, sizes, dtype, self._device)
+            blend = inpainting.blend(plan, mask, known, sizes, dtype, self._device)
             scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
             drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
             words = sources.seeds(seed, 1, "cpu", drawn), sources.stages(stage, 1, "cpu"), scale
@@ -136,6 +139,7 @@ class Engine:
             self._places.seat(place, given, blend, words, before)
             ticket = self._seats[place] = Ticket(self, rows, place, first, told)
             self.running, self._like = (*self.running, ticket), like
+            sampler._warn(where, self.shape, guidance, stacklevel=3)
             return ticket
 
     def tick(self) -> list[Ticket]:

@@ -24,7 +24,7 @@ from ..kernels import transforms
 from ..kernels.backend import bound, select
 from ..kernels.transforms import watched
 from ..plan import Plan
-from . import arguments, outputs, pool, sources
+from . import arguments, inpainting, outputs, pool, sources
 from .cursor import Cursor
 
 
@@ -101,9 +101,9 @@ class Run(Cursor):
         arguments.dtypes("Run", state, model)
         self._choice = select("step", device, state, backend)
         given_blend = words["mask"], words["known"]
-        mask, known = arguments.blend(plan, *given_blend, size, state, device, wait=False)
+        mask, known = inpainting.blend(plan, *given_blend, size, state, device, wait=False)
         later = self._judged and mask is not None and device.type != "cpu"
-        self._looks = arguments.looks(mask, known) if later else []
+        self._looks = inpainting.looks(mask, known) if later else []
         noise_scale = arguments.noise_scales(words["noise_scale"], size[0], state, device)
         self._source = words["noise_source"], size, state, device, masked
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
@@ -185,7 +185,7 @@ class Run(Cursor):
             )
         masked = own.mask is not None
         first = arguments.entry(new, latent is not None, start, noise is not None, masked)
-        arguments.blend(new, own.mask, own.known, size, own.x.dtype, device, wait=False)
+        inpainting.blend(new, own.mask, own.known, size, own.x.dtype, device, wait=False)
         source = self._source[0]
         draws = sources.draws(source, new, *self._source[1:], noise)
         if guidance is not None:

@@ -24,6 +24,7 @@ mode "eager"          a Run and the model as they are
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -37,11 +38,11 @@ from torch import Tensor
 from ..guidance import guided
 from ..kernels import transforms
 from ..model import Model
-from ..plan import Plan
+from ..plan import Plan, provenance
 from . import arguments, capturable, differentiable, modes
 from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, take, told
-from .drive import asker, bar, drive
+from .drive import asker, bar, drive, watching
 from .graph import Captured
 from .run import Run
 from .spares import Spares
@@ -107,7 +108,8 @@ class Sampler:
                 "that many callables are needed"
             )
         arguments.dtypes("Sampler", state_dtype, model_dtype)
-        _agree(plan, models)
+        words = [m if isinstance(m, Model) else None for m in models]
+        provenance.agree("Sampler", plan, words)
         if mode == "graph":
             capturable.refuse_models(models)
         self._set(
@@ -117,6 +119,8 @@ class Sampler:
             differentiable=differentiable,
             checkpoint=checkpoint,
             _ask=tuple(map(compiled_model, models)) if mode == "compile-model" else models,
+            _words=words,
+            _warned=not provenance.found(plan),
             _guided={},
             _capture=capture,
             _prepare=prepare,
@@ -238,6 +242,8 @@ class Sampler:
         words |= {"check": check, "preview": callback is not None}
         plain = _plain(words)
         trees = _branches(plain, words, cond, uncond, branches)
+        if guidance is None and len(trees) == 2:
+            words["guidance"] = guidance = provenance.guidance(self.plan)
         plan = self._plan_for(len(trees), guidance)
         modes.check_call(self.mode, self.differentiable, callback, progress, table, out)
         conditions = [told(tree) if tree else tree for tree in trees.values()]
@@ -282,6 +288,24 @@ class Sampler:
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches]
 
+    def _warn(self, where: str, shape: Sequence[int], guidance, stacklevel: int) -> None:
+        """Say once where a call leaves what its plan was found with: by the first of a kind of
+        calls, for which memory is taken, so that the others cost nothing.
+        """
+        if self._warned:
+            return
+        if isinstance(guidance, Tensor):
+            known = guidance.device.type == "cpu" and arguments.readable(True, guidance)
+            guidance = guidance.detach().tolist() if known else ...
+        said = provenance.elsewhere(self.plan, shape, guidance, self._words)
+        if said is not None:
+            self._set(_warned=True)
+            warnings.warn(
+                f"{where}: the plan was found with {said}; what its search measured is not known "
+                "to hold here",
+                stacklevel=stacklevel,
+            )
+
     def _run(self, plan, ask, copies, trajectory, callback, progress, out, plain, words):
         """Carried out by a Run: a spare of the same kind begun again, or a new one."""
         if self.mode == "graph":
@@ -292,6 +316,7 @@ class Sampler:
         run = None if key is None else self._spares.take(key)
         if run is None:
             run = Run(plan, **words, **self._options, copies=copies)
+            self._warn("Sampler", run.x.shape[1:], words["guidance"], stacklevel=4)
         else:
             run.restart(words["noise"], seed=words["seed"], guidance=words["guidance"])
         if out is not None:
@@ -307,7 +332,7 @@ class Sampler:
             x = drive(run, ask)
         else:
             with bar("Sampler", progress, sum(plan.call[run.row :] >= 0)) as shown:
-                x = drive(run, ask, _watching(run, states, callback, shown))
+                x = drive(run, ask, watching(run, states, callback, shown))
         run.check()
         if key is not None:
             self._spares.give(key, run)
@@ -330,6 +355,8 @@ class Sampler:
         )
         if look:
             differentiable.judge(states, plan)
+        if not transforms.watched():
+            self._warn("Sampler", states[-1].shape[1:], words["guidance"], stacklevel=4)
         return (states[-1], torch.stack(states)) if trajectory else states[-1]
 
 
@@ -357,38 +384,3 @@ def _seen(*numbers: object) -> bool:
     """Is it known at a look that no transform can be active, of the thread or of a tensor?"""
     plain = (v is None or v.__class__ in (int, float, Tensor) for v in numbers)
     return not transforms.watched() and all(plain)
-
-
-def _watching(run: Run, states, callback, shown) -> Callable:
-    """What is done after each row."""
-    count = iter(range(run.plan.rows))
-
-    def each(row: int) -> None:
-        if callback is not None:
-            new = callback(next(count), run.x, run.x0)
-            if new is not None:
-                run.x = new
-        if states is not None:
-            states.append(run.x.clone())
-        if shown is not None:
-            shown.update()
-
-    return each
-
-
-def _agree(plan: Plan, models: Sequence[Callable]) -> None:
-    """Refuse an fs.Model that the plan was not made for, as far as the plan's note says."""
-    said = plan.note.get("prediction")
-    for m in models:
-        if isinstance(m, Model) and said is not None and m.prediction != said:
-            raise ValueError(
-                f"Sampler: the plan was made for prediction {said!r} and the model predicts "
-                f"{m.prediction!r}; make it for this model"
-            )
-        unlike = m.difference(plan.note) if isinstance(m, Model) else None
-        if unlike is not None:
-            word, theirs, ours = unlike
-            raise ValueError(
-                f"Sampler: the plan was made for {word} = {theirs!r:.80} and the model's is "
-                f"{ours!r:.80}; make it for this model"
-            )

@@ -27,10 +27,12 @@ from dataclasses import replace
 from ..grids import check
 from ..model import Model
 from ..plan import Plan, PlanError
+from ..plan.provenance import on_schedule
 from ..schedules import from_json
 from ._begin import number
 from ._build import Builder, F, M, N, R, X, start_index
 from ._exponential import jump
+from ._fitted import fitted
 from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
@@ -57,10 +59,12 @@ SOLVERS = {
         lcm,
     )
 }
+# what plans are made again with: a search's rows too, which are no solver of any grid
+MAKERS = {"fitted": fitted}
 # solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
 JUMPS = {"ddim": jump, "euler": jump}
 
-__all__ = ["JUMPS", "SOLVERS", "jump", "register", "remake", *SOLVERS]
+__all__ = ["JUMPS", "SOLVERS", "fitted", "jump", "register", "remake", *SOLVERS]
 __all__ += ["Builder", "F", "M", "N", "R", "X"]
 
 
@@ -73,7 +77,7 @@ def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = N
     broadcast. It puts the solver in JUMPS too, so that `optimize.oss` searches for it. ValueError
     for a name that is taken.
     """
-    if not isinstance(name, str) or not name or name in SOLVERS:
+    if not isinstance(name, str) or not name or name in (*SOLVERS, *MAKERS):
         raise ValueError(f"register: name = {name!r:.60}; a name that no solver has is accepted")
     for word, value in (("maker", maker), ("jump", jump)):
         if not (callable(value) or value is jump is None):
@@ -92,11 +96,14 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     which a search scales the start noise makes up for what few steps from pure noise lose, and has
     no meaning there. note["found"]["amplitude"] keeps it for a later remake(None). Raises
     ValueError for plans that a solver of this registry did not make (learned tables), whose numbers
-    were replaced, that guidance was added to, or whose model gave its times by a callable, and
-    PlanError, which names the key, for a note that no solver wrote.
+    were replaced, whose rows leave the schedule where an image is to be noised to it, that guidance
+    was added to, or whose model gave its times by a callable, and PlanError, which names the key,
+    for a note that no solver wrote.
     """
     note = plan.note
     words, found = _sound(note)
+    if start is not None:
+        on_schedule("remake", plan, f"start={start!r:.60}")
     said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
     schedule = _read("schedule", lambda: from_json(note["schedule"]))
     grid = _read("grid", lambda: check(schedule, note["grid"]))
@@ -109,7 +116,8 @@ def remake(plan: Plan, start: int | float | None) -> Plan:
     def make(at):
         words = {"start": at, "inpaint": inpaint or None, "clip": clip or None}
         words = {word: value for word, value in words.items() if value is not None}
-        return _read("arguments", lambda: SOLVERS[name](model, grid, **words, **arguments))
+        maker = (SOLVERS | MAKERS)[name]
+        return _read("arguments", lambda: maker(model, grid, **words, **arguments))
 
     made = make(index)
     if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
@@ -129,10 +137,10 @@ def _sound(note: dict) -> tuple[dict, dict]:
     """The note's model and found, or an error for a note that no plan can be made from again."""
     name = note.get("solver")
     needed = {"arguments", "schedule", "grid", "prediction"}
-    if name not in list(SOLVERS) or not needed <= note.keys():
+    if name not in [*SOLVERS, *MAKERS] or not needed <= note.keys():
         raise ValueError(
-            f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS)} are accepted (not "
-            "learned tables)"
+            f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS | MAKERS)} are accepted "
+            "(not learned tables)"
         )
     if note.get("guidance") is not None:
         raise ValueError(

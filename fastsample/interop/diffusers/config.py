@@ -14,7 +14,8 @@ from ...model import Model
 from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
 from .flow import flow_points
-from .grids import Points, distilled_points, indices, noise_schedule, points
+from .grids import Points, distilled_points, indices, levels_of, noise_schedule, points
+from .plan import scale_of
 from .sources import PREDICTIONS, find, scale
 from .steps import pairs, plms, sde_2m, strided, third
 
@@ -34,6 +35,25 @@ def trained_levels(where: str, config: dict, labels: np.ndarray) -> tuple[np.nda
     schedule = noise_schedule(config, finite=where == "sigma")
     alpha, sigma = schedule.alpha(labels), schedule.sigma(labels)
     return (alpha, sigma) if where == "vp" else (np.ones_like(alpha), sigma / alpha)
+
+
+def trained(source: str, config: dict, plan: Plan) -> Model:
+    """The words of the model that a config is for, on the scale of the plan: VP and sigma/alpha are
+    one schedule. A shift that is found for every image size is taken from the plan.
+    """
+    kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
+    if scale(source, config) == "flow":
+        shift = config.get("shift", config.get("flow_shift"))
+        if config.get("use_dynamic_shifting"):
+            shift = (plan.note.get("schedule") or {}).get("shift", shift)
+        return Model(None, Flow(shift), kind, time=config["num_train_timesteps"])
+    on_sigma = scale_of(plan) == "sigma"
+    table = noise_schedule(config, finite=on_sigma)
+    if not on_sigma:
+        return Model(None, table, kind)
+    low, high = levels_of(table)[[0, -1]]
+    told = lambda t: indices(table, t)
+    return Model(None, EDM(float(low), float(high)), kind, time=told, input_scale="vp")
 
 
 def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_steps) -> Points:

@@ -26,12 +26,13 @@ from torch import Tensor
 from ...kernels.backend import STATES
 from ...kernels.transforms import refuse, watched
 from ...plan import Plan
+from ...plan.provenance import on_schedule
 from ...runtime import arguments
 from ...runtime.pool import placed
 from ...runtime.run import Run
 from ...runtime.spares import Spares
 from ..draws import Draws
-from .plan import bare, init_scale
+from .plan import bare, init_scale, number
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
 
@@ -117,7 +118,7 @@ class Loop:
         at = 0 if timestep is None else self.where(timestep)
         if at is None:
             raise ValueError(
-                f"FsScheduler: timestep {_number(timestep):g} is not in the schedule; "
+                f"FsScheduler: timestep {number(timestep):g} is not in the schedule; "
                 f"scheduler.timesteps are accepted: {self._words()}"
             )
         return at
@@ -144,6 +145,8 @@ class Loop:
             at = [self.where(t) for t in timesteps.flatten().cpu()]
         if None in at:
             return None
+        if (last := max(at, default=0)) > 0:
+            on_schedule("FsScheduler.add_noise", self.plan, f"an image at timestep {last}")
         self._noised = self._noised or (self.index is None and 0 in at)
         return self.alpha[at], self.sigma[at]
 
@@ -340,7 +343,7 @@ class Loop:
         told = self.index is not None or self.begin is not None  # else by the timestep itself
         if told and self.where(timestep, expected) != expected:
             raise ValueError(
-                f"FsScheduler.step: timestep {_number(timestep):g} is out of order; "
+                f"FsScheduler.step: timestep {number(timestep):g} is out of order; "
                 f"{self._labels[expected]:g} is next, of {self._words()}"
             )
         return expected
@@ -359,7 +362,7 @@ class Loop:
                 return timestep.storage_offset() - self.timesteps.storage_offset()
             if expected is not None and timestep.device.type != "cpu":
                 return expected
-        value = _number(timestep)
+        value = number(timestep)
         same = np.abs(self._labels - value) <= ROUNDING * np.maximum(1.0, np.abs(self._labels))
         if expected is not None and expected < len(same) and same[expected]:
             return expected
@@ -388,13 +391,3 @@ def _drawn(row: int, name: int) -> Tensor:
     """
     _now.drawn = True
     return _now.draw(name)
-
-
-def _number(timestep: int | float | Tensor) -> float:
-    try:
-        return float(timestep)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"FsScheduler: timestep is a {type(timestep).__name__}; one of scheduler.timesteps is "
-            "accepted"
-        ) from None

@@ -90,6 +90,17 @@ def bare(plan: Plan) -> tuple[Plan, bool]:
     return own, bool((plan.call[1:-1] >= 0).all())
 
 
+def number(timestep: object) -> float:
+    """One timestep as a number."""
+    try:
+        return float(timestep)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"FsScheduler: timestep is a {type(timestep).__name__}; one of scheduler.timesteps is "
+            "accepted"
+        ) from None
+
+
 def init_scale(plan: Plan) -> float:
     """What a pipeline's unit noise is multiplied by to stand at row 1: plan.init_scale, or sigma
     for a plan made for an image.

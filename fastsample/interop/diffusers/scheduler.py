@@ -30,8 +30,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ...plan import Plan
+from ...plan.provenance import agree, on_schedule
 from .calls import AsSource, check_others, check_step, check_tokens
-from .config import trained_levels
+from .config import trained, trained_levels
 from .loops import Loops
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
@@ -189,15 +190,21 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         return (made, kwargs) if return_unused_kwargs else made
 
     @classmethod
-    def from_plan(cls, plan: Plan, num_train_timesteps: int = 1000) -> FsScheduler:
+    def from_plan(cls, plan: Plan, num_train_timesteps: int = 1000, like=None) -> FsScheduler:
         """A scheduler that runs this plan, in as many steps as it has. The plan is kept in the
-        config, so save_pretrained keeps it.
+        config, so save_pretrained keeps it. like: the pipeline's own scheduler, or its config: a
+        plan made for another schedule, shift or prediction than it says is refused.
 
         `timesteps`, `sigmas` and `mu` of set_timesteps then only have to have the plan's length:
         the plan is the schedule. Guidance is the pipeline's: plans with branches are refused. Flow
         plans report use_flow_sigmas, so that pipelines leave sigmas to the scheduler.
         """
         text = base64.b64encode(checked_plan(plan).to_bytes()).decode()
+        if like is not None:
+            peer = cls.from_config(like, compat=None)
+            num_train_timesteps = peer.config.num_train_timesteps
+            words = trained(peer.config.source, peer._settings, plan)
+            agree("FsScheduler.from_plan", plan, [words])
         theirs = {ours: kind for kind, ours in PREDICTIONS.items()}
         return cls(
             num_train_timesteps=num_train_timesteps,
@@ -307,7 +314,10 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         """Where the run begins (img2img): the plan is compiled from there when the first step
         comes.
         """
-        self._loops.get("set_begin_index").begin = int(begin_index)
+        loop = self._loops.get("set_begin_index")
+        if begin_index > 0:
+            on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin_index}")
+        loop.begin = int(begin_index)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
