@@ -352,7 +352,7 @@ def test_modes_and_arguments_of_a_sampler():
     for mode in ("compile-loop", "graph"):
         with pytest.raises(ValueError, match=f"differentiable=True with mode='{mode}'"):
             Sampler(plan_of(), MODEL, mode=mode, differentiable=True)
-    with pytest.raises(ValueError, match="made for prediction 'flow' and the model predicts 'x0'"):
+    with pytest.raises(ValueError, match="made for prediction = 'flow' and the model's is 'x0'"):
         Sampler(plan_of(), Model(net, SCHEDULE, prediction="x0"))
     with pytest.raises(TypeError, match="plan is a str"):
         Sampler("plan", MODEL)

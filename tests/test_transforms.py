@@ -197,9 +197,9 @@ def test_derivatives_are_the_central_differences(solver):
 def test_second_derivatives_reach_noise_conditions_scale_and_the_plan(solver):
     plan = plan_of(solver, 2)
     sampler = Sampler(plan, MODEL, differentiable=True, state_dtype=torch.float64)
-    hot = torch.zeros_like(inplace.table(sampler._plan_for(2, 1.0), torch.float64, Z.device).f)
+    hot = torch.zeros_like(inplace.table(sampler._plan_for(2, 1.0)[0], torch.float64, Z.device).f)
     hot[1:-1, 0] = 1
-    table = inplace.table(sampler._plan_for(2, 1.0), torch.float64, Z.device).f
+    table = inplace.table(sampler._plan_for(2, 1.0)[0], torch.float64, Z.device).f
 
     def run(z, label, scale, learned):
         return sampler(

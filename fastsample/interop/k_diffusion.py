@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import transforms
-from ..model import to_kind
-from ..plan import Plan
+from ..model import Model, to_kind
+from ..plan import Plan, provenance
 from ..runtime import arguments
 from ..runtime.drive import drive
 from ..runtime.run import Run
@@ -50,7 +50,8 @@ def k_sample(
     plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it
     was made for. Plans on VP or flow schedules run on their own state alpha·x; x in and out, and
     sigma, are k-diffusion's (sigma/alpha here).
-    model: it must leave x and sigma as they are; x may be the state itself.
+    model: it must leave x and sigma as they are; x may be the state itself. An fs.Model must be
+    such a denoiser by its words.
     x [B,*]: already scaled: s·noise, s = plan.init_scale / plan.alpha[1], which is sigma_max times
     the amplitude that a search found. Where s >= 4, rms(x) from 0.97 s to 1.03 sqrt(s² + 1) is
     accepted (data of up to unit variance may be mixed in), each end widened by 4/sqrt(2n) of it, 4
@@ -68,6 +69,8 @@ def k_sample(
     """
     _check_input(x)
     own, look = _denoised(plan), arguments.judged(check)
+    if isinstance(model, Model):
+        _check_model(own, model)
     x = x.detach() if x.requires_grad else x
     if look:
         _check_scale(own.scale, x)
@@ -188,6 +191,17 @@ def _check_input(x: Tensor) -> None:
             "torch tensor [B, *] is accepted"
         )
     transforms.refuse("k_sample", x)
+
+
+def _check_model(own: Denoised, model: Model) -> None:
+    """Refuse a Model that is told, given or says something else than a denoiser."""
+    ones, levels = np.ones_like(own.levels), own.levels
+    words = {"alpha": ones, "sigma": levels, "p": 0.0 * ones, "q": ones, "note": {}}
+    if provenance.difference(replace(own.plan, **words), model) is not None:
+        raise ValueError(
+            f"k_sample: model is {model!r:.80}; a denoiser(x, sigma) -> x0, or Sampler(plan, "
+            "model), is accepted"
+        )
 
 
 def _denoising(plan: Plan) -> Plan:

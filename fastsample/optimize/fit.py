@@ -49,7 +49,6 @@ from torch import Tensor
 
 from .. import solvers
 from ..model import Model
-from ..plan import Plan
 from ..trajectories import Denoiser
 from ._families import ROWS, rows_of, words_of
 from ._given import one_of, whole

@@ -42,7 +42,8 @@ def difference(plan: Plan, model: Any, call: int = 0) -> tuple[str, Any, Any] | 
         alpha, sigma of the rows   the schedule's at the same log(alpha/sigma)
                                    the schedule's at the note's times, where the note names another
                                    schedule: a shift that moves the grid alone is seen there
-        p, q of rows that read m   of what the model predicts, with its sigma_data
+        p, q of rows that read m   of what the model predicts, with its sigma_data (near the data
+                                   all predictions are alike: the note's word is compared too)
         t, c before the rows       what the model is told, and what x is multiplied by
 
     but nothing that `Plan.with_numbers` replaced. A schedule of somebody's own that cannot answer
@@ -50,7 +51,7 @@ def difference(plan: Plan, model: Any, call: int = 0) -> tuple[str, Any, Any] | 
     """
     rows, note = np.flatnonzero(plan.call == call), said(plan, call)
     try:
-        for word in _unlike(plan, model, rows) if len(rows) else ():
+        for word in _unlike(plan, model, rows, note) if len(rows) else ():
             ours = model.schedule.to_json() if word == "schedule" else getattr(model, word)
             return word, note.get(word, "another"), ours
     except (AttributeError, TypeError):
@@ -65,9 +66,9 @@ def said(plan: Plan, call: int = 0) -> dict:
     return {**plan.note, **(own if isinstance(own, dict) else {})}
 
 
-def _unlike(plan: Plan, model: Any, rows: np.ndarray) -> Iterator[str]:
+def _unlike(plan: Plan, model: Any, rows: np.ndarray, note: dict) -> Iterator[str]:
     """Names of the model's words that these rows contradict."""
-    changed, mine = {*(plan.note.get("changed") or ())}, model.schedule
+    changed, mine = {*(note.get("changed") or ())}, model.schedule
     alpha, sigma = plan.alpha[rows], plan.sigma[rows]
     with np.errstate(divide="ignore"):
         level = np.log(alpha) - np.log(sigma)
@@ -75,13 +76,13 @@ def _unlike(plan: Plan, model: Any, rows: np.ndarray) -> Iterator[str]:
     t = np.clip(mine.time(np.maximum(level, mine.half_log_snr(top))), mine.t_zero, top)
     if not changed & {"alpha", "sigma"}:
         off = _apart(mine.alpha(t), alpha) or _apart(mine.sigma(t), sigma)
-        if off or (plan.note.get("schedule") != mine.to_json() and not _visits(plan, mine)):
+        if off or (note.get("schedule") != mine.to_json() and not _visits(plan, mine)):
             yield "schedule"
-    if not changed & {"p", "q"}:
-        read = rows[plan.reads[rows] >> plan.layout.m & 1 == 1]
-        if _answers_otherwise(plan, model, read):
-            known = model.prediction == plan.note.get("prediction")
-            yield "sigma_data" if known else "prediction"
+    if note.get("prediction") not in (None, model.prediction):
+        yield "prediction"
+    read = rows[plan.reads[rows] >> plan.layout.m & 1 == 1]
+    if not changed & {"p", "q"} and _answers_otherwise(plan, model, read):
+        yield "sigma_data" if note.get("prediction") else "prediction"
     if "t" not in changed and _apart(model.times(t), plan.t[rows - 1, 0]):
         yield "time"
     if "c" not in changed and _apart(model.scales(t), plan.c[rows - 1]):

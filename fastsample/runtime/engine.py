@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..kernels import transforms
 from ..kernels.backend import select
-from ..plan import Plan, provenance
+from ..plan import Plan
 from . import arguments, inpainting, outputs, sources
 from .conditions import branches_of, leaves_like, together
 from .places import REST, Places
@@ -120,9 +120,7 @@ class Engine:
             if not isinstance(plan, Plan):
                 raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
             sampler = self._sampler(plan)
-            if guidance is None and len(trees) == 2:
-                guidance = provenance.guidance(plan)
-            plan = sampler._plan_for(len(trees), guidance)
+            plan, guidance = sampler._plan_for(len(trees), guidance)
             like = self._like if self.running else next(iter(trees.values()))
             elsewhere = "the requests in flight" if self.running else next(iter(trees))
             told = [leaves_like(where, elsewhere, like, *branch) for branch in trees.items()]

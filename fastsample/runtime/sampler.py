@@ -65,13 +65,15 @@ class Sampler:
     of a model the model scalars [n] or [n,E] of all n, in order: for a model that computes its time
     embeddings ahead. It is part of the graph.
     state_dtype, model_dtype, backend (eager only): as for Run. Raises ValueError or TypeError, one
-    sentence.
+    sentence, also for a plan that was made for another schedule, shift or prediction than an
+    fs.Model's. One UserWarning tells where a call has another shape, guidance or model than the
+    search had that found the plan.
 
     A call takes noise, latent, shape, seed, stage, start, device, guidance, noise_scale,
     noise_source, mask, known, check as Run does, and
     cond, uncond      keywords of the model, trees that follow their samples as
                       `fastsample.runtime.conditions` says; uncond, with guidance, a second branch,
-                      f = f_uncond + s (f_cond - f_uncond)
+                      f = f_uncond + s (f_cond - f_uncond); s is by default what a search had
     branches          keywords of every branch instead, the last being the base
     batched_guidance  all branches in one call of G*B samples where they have one form and share
                       what belongs to no sample, else one call each
@@ -242,9 +244,7 @@ class Sampler:
         words |= {"check": check, "preview": callback is not None}
         plain = _plain(words)
         trees = _branches(plain, words, cond, uncond, branches)
-        if guidance is None and len(trees) == 2:
-            words["guidance"] = guidance = provenance.guidance(self.plan)
-        plan = self._plan_for(len(trees), guidance)
+        plan, words["guidance"] = self._plan_for(len(trees), guidance)
         modes.check_call(self.mode, self.differentiable, callback, progress, table, out)
         conditions = [told(tree) if tree else tree for tree in trees.values()]
         if not self.differentiable and not (plain and _seen(seed, guidance)):
@@ -265,8 +265,12 @@ class Sampler:
         hidden = self.differentiable and transforms.hides_from_compiler()
         return asker(plan, self.models if hidden else self._ask, conditions, joint)
 
-    def _plan_for(self, branches: int, guidance) -> Plan:
-        """The plan for this many branches: itself, or the linear guidance of it, made once."""
+    def _plan_for(self, branches: int, guidance) -> tuple[Plan, object]:
+        """The plan for this many branches, itself or the linear guidance of it, made once, and the
+        scale: where none is given for two branches, the one it was found with.
+        """
+        if guidance is None and branches == 2:
+            guidance = provenance.guidance(self.plan)
         if branches == 1 and guidance is not None and self.plan.G == 1:
             raise ValueError(
                 "Sampler: guidance is given without uncond; pass uncond= (or branches=)"
@@ -277,7 +281,7 @@ class Sampler:
                 "or one a sample"
             )
         if branches == self.plan.G:
-            return self.plan
+            return self.plan, guidance
         if self.plan.G > 1:
             raise ValueError(
                 f"Sampler: the plan reads {self.plan.G} branches and {branches} are given; pass "
@@ -286,7 +290,7 @@ class Sampler:
         with self._lock:
             if branches not in self._guided:
                 self._guided[branches] = guided(self.plan, branches)
-            return self._guided[branches]
+            return self._guided[branches], guidance
 
     def _warn(self, where: str, shape: Sequence[int], guidance, stacklevel: int) -> None:
         """Say once where a call leaves what its plan was found with: by the first of a kind of

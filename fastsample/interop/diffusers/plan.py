@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from ...plan import Plan
+from .sources import PREDICTIONS
 
 
 def checked_plan(plan: Plan) -> Plan:
@@ -35,17 +36,24 @@ def checked_plan(plan: Plan) -> Plan:
     return plan
 
 
-def decoded(text: str) -> Plan:
+def decoded(text: str, kind: str) -> Plan:
     """The plan that from_plan wrote into a config: the bytes of a .fsplan file as base64, checked
-    as such a file is.
+    as such a file is; kind: the prediction_type beside it.
     """
     try:
-        return Plan.from_bytes(base64.b64decode(text, validate=True))
+        plan = Plan.from_bytes(base64.b64decode(text, validate=True))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is "
             "accepted"
         ) from None
+    said = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(plan.note.get("prediction"))
+    if said not in (None, kind):
+        raise ValueError(
+            f"FsScheduler: prediction_type = {kind!r:.60} beside a plan that was made for another; "
+            f"{said!r} is accepted"
+        )
+    return plan
 
 
 def check_length(

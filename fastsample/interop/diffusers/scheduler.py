@@ -334,7 +334,8 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         if compat not in ("auto", None, "diffusers") or (plan and compat == "diffusers"):
             accepted = "a plan is exact, None" if plan else "'auto', None or 'diffusers'"
             raise ValueError(f"FsScheduler: compat = {compat!r}; {accepted} is accepted")
-        self._given = None if plan is None else checked_plan(decoded(plan))
+        kind = self.config.prediction_type
+        self._given = None if plan is None else checked_plan(decoded(plan, kind))
         if not plan:
             self._internal_dict = FrozenDict(own_config(self.config, defaults(diffusers, source)))
         self._loops, self._auto = Loops(), compat == "auto"

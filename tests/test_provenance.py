@@ -1,0 +1,452 @@
+"""What a plan was made for and found with: another model is refused by name at every door, another
+shape, guidance or identity is said once, and rows that leave the schedule begin from noise alone.
+"""
+
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample as fs
+from fastsample import cli, grids, metrics, schedules, solvers
+from fastsample.interop import k_sample
+from fastsample.plan import provenance
+from fastsample.plan.consistency import heaviest, weights
+from fastsample.trajectories import record
+
+FLOW, SHAPE = schedules.Flow(3.0), (1, 4, 4)
+Z = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+NET = lambda x, t, **cond: 0.3 * x + sum(cond.values())
+MODEL = fs.Model(NET, FLOW, "flow", time=1000)
+BELOW = grids.uniform(FLOW, 5)[1:]  # from alpha > 0
+TABLE, EDM = schedules.DiscreteVP.scaled_linear(), schedules.EDM()
+
+
+def plan_for(schedule, prediction, make=solvers.euler, **words):
+    return make(fs.Model(None, schedule, prediction, **words), grids.uniform(schedule, 4))
+
+
+# -- another model ---------------------------------------------------------------------------------
+def two(prediction):
+    """A plan that asks two models in turn, the second of which predicts v."""
+    several = [fs.Model(NET, TABLE, prediction), fs.Model(NET, TABLE, "v")]
+    b = solvers.Builder(several, grids.uniform(TABLE, 2))  # the second near the data: alike
+    for i in range(2):
+        b.row(b.t[i], to=b.t[i + 1], x=solvers.M, call=i)
+    return b.build("two", consistent=False), several
+
+
+UNLIKE = {
+    "shift": (plan_for(schedules.Flow(1.0), "flow", time=1000), MODEL, "schedule"),
+    "a churned plan's shift": (
+        solvers.heun(
+            fs.Model(None, schedules.Flow(1.0), "flow", time=1000), BELOW, s_churn=1.0, space="rho"
+        ),
+        MODEL,
+        "schedule",
+    ),
+    "kind": (plan_for(EDM, "eps"), fs.Model(NET, TABLE, "eps"), "schedule"),
+    "table": (
+        plan_for(TABLE, "eps"),
+        fs.Model(NET, schedules.DiscreteVP.linear(), "eps"),
+        "schedule",
+    ),
+    "prediction": (plan_for(TABLE, "eps"), fs.Model(NET, TABLE, "v"), "prediction"),
+    "time": (plan_for(FLOW, "flow"), MODEL, "time"),
+    "sigma_data": (plan_for(EDM, "edm"), fs.Model(NET, EDM, "edm", sigma_data=1.0), "sigma_data"),
+    "input_scale": (
+        plan_for(EDM, "eps"),
+        fs.Model(NET, EDM, "eps", input_scale="vp"),
+        "input_scale",
+    ),
+}
+
+
+def by_engine(plan, model):
+    fs.Engine(model, SHAPE).submit(plan, seed=1)
+
+
+def by_sampler(mode, **words):
+    return lambda plan, model: fs.Sampler(plan, model, mode, **words)
+
+
+DOORS = {
+    "Sampler": by_sampler("eager"),
+    "Sampler, one graph": by_sampler("compile-loop"),
+    "Sampler, gradients": by_sampler("eager", differentiable=True),
+    "Sampler, a plan after another": lambda plan, model: fs.Sampler(
+        solvers.euler(model, grids.uniform(model.schedule, 3)), model
+    ).for_plan(plan),
+    "Engine.submit": by_engine,
+    "trajectories": lambda plan, model: record(plan, model, Z),
+    "Sampler, of metrics": lambda plan, model: metrics.run(plan, model, Z),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+@pytest.mark.parametrize("door", DOORS)
+def test_another_model_is_refused_by_name(door, kind):
+    plan, model, word = UNLIKE[kind]
+    where = door.split(",")[0]
+    sentence = rf"^{where}: the plan was made for {word} = .* and the model's is .*; make it for"
+    for made in (plan, fs.Plan.from_bytes(plan.to_bytes())):
+        with pytest.raises(ValueError, match=sentence):
+            DOORS[door](made, model)
+    # the rows decide: a note that says nothing hides nothing, but what only the grid shows
+    bare = plan.with_note(schedule=None, prediction=None, model=None)
+    with pytest.raises(ValueError, match=f"^{where}: the plan was made for "):
+        DOORS[door](bare, model)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_its_own_model_is_accepted(door):
+    heun = solvers.heun(MODEL, BELOW, s_churn=1.0, space="rho")
+    for plan in (heun, plan_for(FLOW, "flow", solvers.dpmpp_2s, time=1000)):
+        DOORS[door](plan, MODEL)
+    louder = fs.Model(NET, schedules.EDM(sigma_max=120.0), "edm")
+    DOORS[door](plan_for(EDM, "edm"), louder)  # the same schedule, with another end
+
+
+def test_every_model_of_several_is_held_to_its_own_words():
+    plan, several = two("eps")
+    assert fs.Sampler(plan, several).plan is plan
+    with pytest.raises(ValueError, match="made for prediction = 'v' and the model's is 'eps'"):
+        fs.Sampler(plan, several[:1] * 2)
+
+
+def test_what_was_replaced_is_not_compared():
+    plan = plan_for(FLOW, "flow", time=1000)
+    taught = plan.with_numbers(t=plan.t * 1.1)
+    assert fs.Sampler(taught, MODEL).plan is taught
+    with pytest.raises(ValueError, match="made for time"):
+        fs.Sampler(taught.with_note(changed=None), MODEL)
+
+
+def test_the_command_line_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(make=lambda: MODEL))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = ["--model", "mine:make", "--shape", "1,4,4", "--samples", "2", "--out", "a.npy"]
+    for plan, word in ((UNLIKE["shift"][0], "schedule"), (UNLIKE["time"][0], "time")):
+        plan.save("a.fsplan")
+        assert cli.main(["sample", "a.fsplan", *words]) == 2
+        assert f"the plan was made for {word} = " in capsys.readouterr().err
+
+
+def test_k_sample_takes_a_denoiser():
+    """Whatever the plan was made for, it is asked for x0 at sigma; a Model says what it is."""
+    plan = plan_for(TABLE, "eps")
+    x = Z * plan.init_scale / plan.alpha[1]
+    ours = fs.Model(lambda x, t: 0.3 * x, EDM, "x0")
+    want = k_sample(plan, lambda x, sigma: 0.3 * x, x, disable=True)
+    assert torch.equal(k_sample(plan, ours, x, disable=True), want)
+    for other in (fs.Model(NET, TABLE, "eps"), fs.Model(NET, EDM, "eps"), MODEL):
+        with pytest.raises(
+            ValueError, match=r"^k_sample: model is Model\(.*; a denoiser\(x, sigma"
+        ):
+            k_sample(plan, other, x, disable=True)
+
+
+def of_pipeline(name, **config):
+    diffusers = pytest.importorskip("diffusers")
+    return getattr(diffusers, name)(**config)
+
+
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+V = {"prediction_type": "v_prediction"}
+ON_SIGMA = schedules.EDM(0.03, 14.6)  # the ends of the table
+AS_EULER = {
+    "time": lambda sigma: TABLE.time(-np.log(sigma)),
+    "input_scale": "vp",
+}
+
+
+@pytest.mark.parametrize(
+    ("plan", "like", "word"),
+    [
+        (plan_for(TABLE, "eps"), ("DDIMScheduler", {}), "schedule"),
+        (plan_for(TABLE, "eps"), ("EulerDiscreteScheduler", SCALED | V), "prediction"),
+        (plan_for(TABLE, "eps"), ("FlowMatchEulerDiscreteScheduler", {}), "schedule"),
+        (UNLIKE["shift"][0], ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), "schedule"),
+        (UNLIKE["time"][0], ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), "time"),
+        (UNLIKE["shift"][0], ("DDIMScheduler", SCALED), "schedule"),
+        (plan_for(ON_SIGMA, "eps", **AS_EULER), ("DDIMScheduler", {}), "time"),
+        (plan_for(TABLE, "eps"), ("DDIMScheduler", SCALED), None),
+        (plan_for(TABLE, "eps"), ("EulerDiscreteScheduler", SCALED), None),
+        (plan_for(ON_SIGMA, "eps", **AS_EULER), ("DDIMScheduler", SCALED), None),
+        (UNLIKE["shift"][0], ("FlowMatchEulerDiscreteScheduler", {}), None),
+        (
+            plan_for(FLOW, "flow", time=1000),
+            ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+            None,
+        ),
+    ],
+)
+def test_a_scheduler_is_held_to_the_pipelines_own(plan, like, word):
+    like = of_pipeline(like[0], **like[1])
+    for given in (like, dict(like.config)):
+        if word is None:
+            made = fs.FsScheduler.from_plan(plan, like=given)
+            assert fs.FsScheduler.from_config(made).plan == plan
+            continue
+        sentence = f"^FsScheduler.from_plan: the plan was made for {word} = .* and the model's is"
+        with pytest.raises(ValueError, match=sentence):
+            fs.FsScheduler.from_plan(plan, like=given)
+
+
+def test_a_config_keeps_its_plans_prediction():
+    config = fs.FsScheduler.from_plan(plan_for(TABLE, "eps")).config
+    with pytest.raises(ValueError, match="'v_prediction' beside a plan .*; 'epsilon' is accepted"):
+        fs.FsScheduler.from_config(config, **V)
+
+
+# -- found elsewhere -------------------------------------------------------------------------------
+def network(kind=torch.float32, first=0.5, bias=False):
+    made = torch.nn.Conv2d(1, 1, 1, bias=bias)
+    torch.nn.init.constant_(made.weight, first)
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made = made
+
+        def forward(self, x, t, y=0.0):
+            return self.made(x.to(self.made.weight.dtype)).to(x.dtype) + y
+
+    return fs.Model(Network().to(kind), FLOW, "flow", time=1000)
+
+
+def found_plan(model, **found):
+    return solvers.euler(model, grids.uniform(FLOW, 4)).with_note(found={"method": "oss", **found})
+
+
+def said_by(calls):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in calls:
+            call()
+    return [str(one.message) for one in caught], [one.filename for one in caught]
+
+
+GUIDED = {"cond": {"y": 0.1}, "uncond": {"y": -0.1}}
+
+
+@pytest.mark.parametrize(
+    ("found", "model", "call", "sentence"),
+    [
+        ({"shape": [1, 8, 8]}, network(), {}, "samples of [1, 8, 8], here [1, 4, 4]"),
+        ({"guidance": 3.0}, network(), {"guidance": 2.0, **GUIDED}, "guidance 3.0, here 2.0"),
+        ({"guidance": 3.0}, network(), {}, "guidance 3.0, here None"),
+        ({"guidance": None}, network(), {"guidance": 2.0, **GUIDED}, "guidance None, here 2.0"),
+        (
+            {"guidance": 3.0},
+            network(),
+            {"guidance": torch.tensor([3.0, 5.0]), **GUIDED},
+            "guidance 3.0, here 3.0, 5.0",
+        ),
+        ({}, network(torch.bfloat16), {}, "in bfloat16 instead of float32, as after quantising"),
+        ({}, network(first=0.25), {}, "the same parameter names and shapes with other numbers"),
+        ({}, network(bias=True), {}, ", another one"),
+        ({"shape": [1, 8, 8]}, network(first=0.25), {}, "[1, 4, 4]; model sha256:"),
+    ],
+)
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_plan_found_elsewhere_says_so_once(found, model, call, sentence, differentiable):
+    sampler = fs.Sampler(found_plan(network(), **found), model, differentiable=differentiable)
+    run = lambda z: lambda: sampler(noise=z, **call)
+    messages, files = said_by([run(Z), run(Z), run(torch.randn(2, 1, 6, 6))])
+    assert len(messages) == 1 and files == [__file__]
+    assert messages[0].startswith("Sampler: the plan was found with ") and sentence in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("plan", "call"),
+    [
+        (found_plan(network(), shape=[1, 4, 4], guidance=None), {}),
+        (found_plan(network(), shape=[1, 4, 4], guidance=2.0), {"guidance": 2, **GUIDED}),
+        (found_plan(network(), guidance=2.0), {"guidance": torch.full((2,), 2.0), **GUIDED}),
+        (found_plan(network()).with_note(found=None), {}),
+        (found_plan(network(first=0.25)).with_note(found=[1]), {"guidance": 2.0, **GUIDED}),
+        (found_plan(network()).with_note(found={"shape": 3, "guidance": "much"}), {}),
+        (found_plan(MODEL), {}),
+    ],
+)
+def test_nothing_is_said_where_nothing_differs(plan, call):
+    sampler = fs.Sampler(plan, network())
+    assert said_by([lambda: sampler(noise=Z, **call)] * 2)[0] == []
+
+
+def test_a_later_call_of_another_shape_says_so_too():
+    sampler = fs.Sampler(found_plan(network(), shape=[1, 4, 4]), network())
+    calls = [lambda n=n: sampler(noise=torch.randn(2, 1, n, n)) for n in (4, 4, 6, 7)]
+    assert len(said_by(calls)[0]) == 1
+
+
+def test_an_engine_says_so_once_a_plan():
+    engine = fs.Engine(network(), SHAPE)
+    plans = [found_plan(network(), shape=[1, 8, n]) for n in (8, 9)]
+    messages, files = said_by([lambda p=p: engine.submit(p, seed=0) for p in plans * 2])
+    assert len(messages) == 2 and set(files) == {__file__}
+    assert messages[0].startswith("Engine.submit: the plan was found with samples of [1, 8, 8]")
+
+
+def test_the_parameters_are_waited_for_once(monkeypatch):
+    waits, real = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda v: waits.append(v.shape) or real(v))
+    model = fs.Model(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(9))), FLOW, "flow")
+    assert model.identity.endswith("/float32") and waits == [torch.Size([9 * 7])]
+
+
+def test_notes_of_an_older_hash_are_told_apart():
+    model = network()
+    older = model.identity.split("/")[0]
+    assert provenance.other(older, model.identity) is None
+    assert "another one" in provenance.other(older, network(first=0.25).identity)
+
+
+# -- the scale of the note -------------------------------------------------------------------------
+def test_the_scale_it_was_found_with_is_used():
+    plan = found_plan(MODEL, guidance=3.0)
+    want = fs.Sampler(plan, MODEL)(noise=Z, guidance=3.0, **GUIDED)
+    for made in (plan, fs.guidance.guided(plan)):
+        sampler = fs.Sampler(made, MODEL)
+        assert all(torch.equal(sampler(noise=Z, **GUIDED), want) for _ in range(2))
+        other = sampler(noise=Z, guidance=1.0, **GUIDED)
+        assert not torch.equal(other, want)
+    engine, shift = fs.Engine(MODEL, SHAPE), torch.full((1, 1, 1, 1), 0.1)
+    call = {"noise": Z[:1], "cond": {"y": shift}, "uncond": {"y": -shift}}
+    tickets = [engine.submit(plan, **call, **scale) for scale in ({}, {"guidance": 3.0})]
+    engine.run()
+    assert torch.equal(*(ticket.result() for ticket in tickets))
+    with pytest.raises(ValueError, match="given without guidance; pass guidance="):
+        fs.Sampler(found_plan(MODEL, guidance=None), MODEL)(noise=Z, **GUIDED)
+
+
+# -- rows that leave the schedule ------------------------------------------------------------------
+GRID = grids.uniform(FLOW, 4)
+FREE = [[0.9, 0.05], [0.5, 0.3, 0.1], [0.4, -0.2, 0.1, 0.5], [0.0, 0.1, 0.2, -0.3, 1.1]]
+
+
+def fitted(rows, weights, **words):
+    return solvers.fitted(MODEL, GRID, weights=weights, rows=rows, **words)
+
+
+def on_schedule():
+    """Euler's rows, with a third of the difference of the two newest predictions beside."""
+    a, b = (v.tolist() for v in solvers.jump(FLOW, GRID[:-1], GRID[1:]))
+    return [[a[0], b[0]], *([a, -0.3 * b, 1.3 * b] for a, b in zip(a[1:], b[1:], strict=True))]
+
+
+LEAVES = fitted("free", FREE)
+ENTERED = [[1.0, 0.1], [0.4, 0.3], [0.3, 0.4], [0.0, 1.0]]  # no history: every row is an entry
+
+
+def begun(plan, **words):
+    run = fs.Run(plan, noise=Z)
+    run.restart(**words)
+
+
+def by_scheduler(call):
+    def door(plan):
+        scheduler = fs.FsScheduler.from_plan(plan)
+        scheduler.set_timesteps(plan.nfe)
+        call(scheduler)
+
+    return door
+
+
+IMAGE = {"latent": Z, "start": 2}
+MASK = {"noise": Z, "mask": torch.ones(1, 1, 4, 4), "known": Z}
+REFUSED = {
+    "Run": lambda plan: fs.Run(plan, **IMAGE),
+    "Run, masked": lambda plan: fs.Run(plan, **MASK),
+    "Run, begun again": lambda plan: begun(plan, **IMAGE),
+    "Run, an image": lambda plan: fs.Run(plan, latent=Z),
+    "Run, of a Sampler": lambda plan: fs.Sampler(plan, MODEL)(**IMAGE),
+    "Run, of a masked Sampler": lambda plan: fs.Sampler(plan, MODEL)(**MASK),
+    "Run, with gradients": lambda plan: fs.Sampler(plan, MODEL, differentiable=True)(**IMAGE),
+    "Engine.submit": lambda plan: fs.Engine(MODEL, SHAPE).submit(plan, latent=Z[:1], start=2),
+    "Engine.submit, masked": lambda plan: fs.Engine(MODEL, SHAPE).submit(
+        plan, seed=1, mask=MASK["mask"], known=Z[:1]
+    ),
+    "remake": lambda plan: plan.remake(2),
+    "remake, by strength": lambda plan: plan.remake(0.5),
+    "FsScheduler.set_begin_index": by_scheduler(lambda s: s.set_begin_index(2)),
+    "FsScheduler.add_noise": by_scheduler(lambda s: s.add_noise(Z, Z, s.timesteps[2:3])),
+    "remake, of FsScheduler": by_scheduler(lambda s: s.step(Z, s.timesteps[2], Z)),
+}
+
+
+@pytest.mark.parametrize("door", REFUSED)
+def test_rows_that_leave_the_schedule_begin_from_noise_alone(door):
+    learned = plan_for(FLOW, "flow", time=1000)
+    learned = learned.with_numbers(M=np.append(learned.M[:-1] * 1.01, learned.M[-1:], 0))
+    for plan in (fitted("free", ENTERED), learned):
+        where = door.split(",")[0]
+        if plan is learned and where == "remake":
+            continue  # whose numbers are not the solver's, as it says
+        with pytest.raises(
+            ValueError, match=rf"^{where}: .* leave the schedule .*rows='consistent'"
+        ):
+            REFUSED[door](plan)
+
+
+def test_they_run_from_noise_and_say_what_they_are():
+    assert LEAVES.note["consistent"] is False and LEAVES.consistency() > 0.1
+    assert "consistent     False" in LEAVES.describe()
+    x0 = fs.Sampler(LEAVES, MODEL)(noise=Z)
+    assert torch.equal(fs.Sampler(LEAVES, MODEL)(latent=LEAVES.init_scale * Z, start=1), x0)
+    assert LEAVES.remake(None) == LEAVES and LEAVES.entries == (0, 1)
+    with pytest.raises(ValueError, match="fitted: rows='free', start=2, inpaint=False; 'consist"):
+        fitted("free", FREE, start=2)
+    assert fs.Run(solvers.lcm(MODEL, GRID, inpaint=True), latent=Z, start=2).row == 2
+
+
+def test_consistent_rows_start_anywhere():
+    """The exact model of one point takes its noised image there, from every start."""
+    plan = fitted("consistent", on_schedule())
+    x0 = torch.linspace(-1, 1, 16).view(1, 1, 4, 4).expand(2, -1, -1, -1).double()
+
+    def exact(x, t):
+        sigma = t.view(-1, 1, 1, 1) / 1000
+        return (x - x0) / sigma  # eps - x0 on a flow
+
+    for start in (1, 2, 3, 0.5):
+        made = plan.remake(start)
+        assert made.note["consistent"] and made.consistency() < 1e-15
+        end = fs.Sampler(made, exact, state_dtype=torch.float64)(latent=x0, seed=3)
+        assert (end - x0).abs().max() < 1e-12
+    assert plan.remake(2).remake(None) == plan == fs.Plan.from_bytes(plan.to_bytes()).remake(None)
+    masked = fitted("consistent", on_schedule(), inpaint=True)
+    words = {"mask": torch.ones(1, 1, 4, 4), "known": x0}
+    end = fs.Sampler(masked, exact, state_dtype=torch.float64)(noise=Z.double(), **words)
+    assert (end - x0).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"weights": FREE[:3]}, r"weights of \[2, 3, 4\] numbers for a grid of 4 steps"),
+        ({"weights": [[1.0, 1.0, 1.0], *FREE[1:]]}, r"weights of \[3, 3, 4, 5\] numbers"),
+        ({"weights": [[1.0], *FREE[1:]]}, r"weights of \[1, 3, 4, 5\] numbers"),
+        ({"rows": "any"}, "rows='any'"),
+        ({"rows": "consistent"}, "rows leave the schedule by"),
+    ],
+)
+def test_fitted_refuses(given, sentence):
+    with pytest.raises(ValueError, match=f"fitted: {sentence}"):
+        solvers.fitted(MODEL, GRID, **{"weights": FREE, **given})
+
+
+def test_the_heaviest_row():
+    """sum |w_l| as they were given; of Euler, alpha' |expm1(-h)|, whatever it stores."""
+    np.testing.assert_allclose(weights(LEAVES), [np.abs(w[1:]).sum() for w in FREE], rtol=1e-12)
+    assert heaviest(LEAVES) == pytest.approx(1.7, rel=1e-12)
+    _, b = solvers.jump(FLOW, GRID[:-1], GRID[1:])
+    for make in (solvers.euler, solvers.ddim):
+        np.testing.assert_allclose(weights(make(MODEL, GRID)), b, rtol=1e-9)
+    noisy = solvers.euler_ancestral(MODEL, GRID)
+    assert 0 < heaviest(noisy) < 2 and heaviest(solvers.lcm(MODEL, GRID)) == pytest.approx(1.0)
