@@ -221,20 +221,20 @@ class Model:
     def identity(self) -> str:
         """model_id, or of fn's parameters "sha256:first/form/dtypes": a hash over their names,
         shapes, dtypes and first numbers, one over names and shapes, and the dtypes; or "unknown".
-        Their numbers are waited for once for every dtype and device.
+        Their numbers are waited for once for every dtype and device; first is "unread" where one
+        has none (device "meta") or is of a class of somebody's own.
         """
         if self.model_id is not None:
             return str(self.model_id)
         if not hasattr(self.fn, "named_parameters"):
             return "unknown"
-        first, form, kinds = hashlib.sha256(), hashlib.sha256(), set()
-        named = list(self.fn.named_parameters())
-        for (name, value), numbers in zip(named, _first(v for _, v in named), strict=True):
-            shape = tuple(value.shape)
-            first.update(f"{name} {shape} {value.dtype} {numbers}\n".encode())
-            form.update(f"{name} {shape}\n".encode())
-            kinds.add(_kind(value))
-        return f"sha256:{first.hexdigest()[:32]}/{form.hexdigest()[:16]}/{'+'.join(sorted(kinds))}"
+        named = dict(self.fn.named_parameters())
+        form, values = [f"{name} {tuple(v.shape)}" for name, v in named.items()], named.values()
+        kinds, first = "+".join(sorted({*map(_kind, values)})), "unread"
+        if "-" not in kinds and not any(v.is_meta for v in values):
+            lines = zip(form, values, _first(values), strict=True)
+            first = _hash(f"{line} {v.dtype} {numbers}" for line, v, numbers in lines)[:32]
+        return f"sha256:{first}/{_hash(form)[:16]}/{kinds}"
 
     def answer(self, kind: str, alpha, sigma):
         """(p, q) with kind = p·x + q·fn(...), as `to_kind` gives them for our prediction."""
@@ -249,6 +249,10 @@ class Model:
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
         }
+
+
+def _hash(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def _first(values: Iterable) -> list[list[float]]:

@@ -2,6 +2,7 @@
 shape, guidance or identity is said once, and rows that leave the schedule begin from noise alone.
 """
 
+import hashlib
 import sys
 import warnings
 from types import SimpleNamespace
@@ -302,9 +303,32 @@ def test_the_parameters_are_waited_for_once(monkeypatch):
 
 def test_notes_of_an_older_hash_are_told_apart():
     model = network()
-    older = model.identity.split("/")[0]
+    text = b"made.weight (1, 1, 1, 1) torch.float32 [0.5]\n"
+    older = f"sha256:{hashlib.sha256(text).hexdigest()[:32]}"
     assert provenance.other(older, model.identity) is None
     assert "another one" in provenance.other(older, network(first=0.25).identity)
+
+
+def test_parameters_that_cannot_be_read_are_told_by_their_form():
+    class Packed(torch.nn.Parameter):
+        """As libraries that quantise have their own."""
+
+    ours = network().identity
+    for kind in ("meta", "packed"):
+        model, packed = network(), Packed(torch.ones(1, 1, 1, 1))
+        model.fn.made.weight = packed if kind == "packed" else model.fn.made.to("meta").weight
+        assert model.identity.startswith("sha256:unread/")
+        said = provenance.other(ours, model.identity)
+        if kind == "meta":
+            assert said is None
+        else:
+            assert "in Packed-float32 instead of float32, as after quantising" in said
+
+
+def test_what_warm_said_is_not_said_again():
+    sampler = fs.Sampler(found_plan(network(), shape=[1, 8, 8]), network())
+    calls = [lambda: sampler.warm([Z.shape]), lambda: sampler(noise=Z[:1])]
+    assert len(said_by(calls)[0]) == 1
 
 
 # -- the scale of the note -------------------------------------------------------------------------

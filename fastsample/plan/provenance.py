@@ -173,7 +173,9 @@ def other(theirs: Any, ours: str) -> str | None:
         return None
     if not hashed or not form or form[0] != our_form[0]:
         return f"{ours}, another one"
-    if form[1:] == our_form[1:]:
+    if form == our_form and "sha256:unread" in (first, our_first):
+        return None
+    if form == our_form:
         return "one of the same parameter names and shapes with other numbers"
     return (
         f"one of the same parameter names and shapes in {our_form[1]} instead of {form[1]}, as "

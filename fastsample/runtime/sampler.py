@@ -200,6 +200,7 @@ class Sampler:
                 caller(**begin | call, branches=[take(tree, index) for tree in trees])
                 if shown is not None:
                     shown.update()
+        self._set(_warned=caller._warned)
 
     def release(self) -> None:
         """Free the memory of idle runs, and captured graphs."""
