@@ -107,8 +107,13 @@ def test_its_own_model_is_accepted(door):
     heun = solvers.heun(MODEL, BELOW, s_churn=1.0, space="rho")
     for plan in (heun, plan_for(FLOW, "flow", solvers.dpmpp_2s, time=1000)):
         DOORS[door](plan, MODEL)
+    # the same schedules, one with another end, one rounded; churned points are off the grid
     louder = fs.Model(NET, schedules.EDM(sigma_max=120.0), "edm")
-    DOORS[door](plan_for(EDM, "edm"), louder)  # the same schedule, with another end
+    rounded = schedules.DiscreteVP(np.float32(TABLE.alphas_cumprod))
+    for schedule, kind, model in ((EDM, "edm", louder), (TABLE, "v", fs.Model(NET, rounded, "v"))):
+        own = fs.Model(None, schedule, kind)
+        for words in ({}, {"s_churn": 1.0}):
+            DOORS[door](solvers.heun(own, grids.karras(schedule, 4)[1:], **words), model)
 
 
 def test_every_model_of_several_is_held_to_its_own_words():
