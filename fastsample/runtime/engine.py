@@ -128,6 +128,7 @@ class Engine:
             sizes, dtype = (1, *self.shape), self._dtypes[0]
             blend = inpainting.blend(plan, mask, known, sizes, dtype, self._device)
             scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
+            sampler._warn(where, self.shape, guidance, stacklevel=3)
             drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
             words = sources.seeds(seed, 1, "cpu", drawn), sources.stages(stage, 1, "cpu"), scale
             place, rows = self._free(plan.G), self._stack.rows(plan, masked)
@@ -137,7 +138,6 @@ class Engine:
             self._places.seat(place, given, blend, words, before)
             ticket = self._seats[place] = Ticket(self, rows, place, first, told)
             self.running, self._like = (*self.running, ticket), like
-            sampler._warn(where, self.shape, guidance, stacklevel=3)
             return ticket
 
     def tick(self) -> list[Ticket]:
