@@ -1,5 +1,5 @@
 """What a plan was made for and found with: another model is refused by name at every door, another
-shape, guidance or identity is said once, and rows that leave the schedule begin from noise alone.
+shape, guidance or identity is said once.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import fastsample as fs
 from fastsample import cli, grids, metrics, schedules, solvers
 from fastsample.interop import k_sample
 from fastsample.plan import provenance
-from fastsample.plan.consistency import heaviest, weights
 from fastsample.trajectories import record
 
 FLOW, SHAPE = schedules.Flow(3.0), (1, 4, 4)
@@ -154,59 +153,6 @@ def test_k_sample_takes_a_denoiser():
             ValueError, match=r"^k_sample: model is Model\(.*; a denoiser\(x, sigma"
         ):
             k_sample(plan, other, x, disable=True)
-
-
-def of_pipeline(name, **config):
-    diffusers = pytest.importorskip("diffusers")
-    return getattr(diffusers, name)(**config)
-
-
-SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-V = {"prediction_type": "v_prediction"}
-ON_SIGMA = schedules.EDM(0.03, 14.6)  # the ends of the table
-AS_EULER = {
-    "time": lambda sigma: TABLE.time(-np.log(sigma)),
-    "input_scale": "vp",
-}
-
-
-@pytest.mark.parametrize(
-    ("plan", "like", "word"),
-    [
-        (plan_for(TABLE, "eps"), ("DDIMScheduler", {}), "schedule"),
-        (plan_for(TABLE, "eps"), ("EulerDiscreteScheduler", SCALED | V), "prediction"),
-        (plan_for(TABLE, "eps"), ("FlowMatchEulerDiscreteScheduler", {}), "schedule"),
-        (UNLIKE["shift"][0], ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), "schedule"),
-        (UNLIKE["time"][0], ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), "time"),
-        (UNLIKE["shift"][0], ("DDIMScheduler", SCALED), "schedule"),
-        (plan_for(ON_SIGMA, "eps", **AS_EULER), ("DDIMScheduler", {}), "time"),
-        (plan_for(TABLE, "eps"), ("DDIMScheduler", SCALED), None),
-        (plan_for(TABLE, "eps"), ("EulerDiscreteScheduler", SCALED), None),
-        (plan_for(ON_SIGMA, "eps", **AS_EULER), ("DDIMScheduler", SCALED), None),
-        (UNLIKE["shift"][0], ("FlowMatchEulerDiscreteScheduler", {}), None),
-        (
-            plan_for(FLOW, "flow", time=1000),
-            ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
-            None,
-        ),
-    ],
-)
-def test_a_scheduler_is_held_to_the_pipelines_own(plan, like, word):
-    like = of_pipeline(like[0], **like[1])
-    for given in (like, dict(like.config)):
-        if word is None:
-            made = fs.FsScheduler.from_plan(plan, like=given)
-            assert fs.FsScheduler.from_config(made).plan == plan
-            continue
-        sentence = f"^FsScheduler.from_plan: the plan was made for {word} = .* and the model's is"
-        with pytest.raises(ValueError, match=sentence):
-            fs.FsScheduler.from_plan(plan, like=given)
-
-
-def test_a_config_keeps_its_plans_prediction():
-    config = fs.FsScheduler.from_plan(plan_for(TABLE, "eps")).config
-    with pytest.raises(ValueError, match="'v_prediction' beside a plan .*; 'epsilon' is accepted"):
-        fs.FsScheduler.from_config(config, **V)
 
 
 # -- found elsewhere -------------------------------------------------------------------------------
@@ -352,130 +298,3 @@ def test_the_scale_it_was_found_with_is_used():
     assert torch.equal(*(ticket.result() for ticket in tickets))
     with pytest.raises(ValueError, match="given without guidance; pass guidance="):
         fs.Sampler(found_plan(MODEL, guidance=None), MODEL)(noise=Z, **GUIDED)
-
-
-# -- rows that leave the schedule ------------------------------------------------------------------
-GRID = grids.uniform(FLOW, 4)
-FREE = [[0.9, 0.05], [0.5, 0.3, 0.1], [0.4, -0.2, 0.1, 0.5], [0.0, 0.1, 0.2, -0.3, 1.1]]
-
-
-def fitted(rows, weights, **words):
-    return solvers.fitted(MODEL, GRID, weights=weights, rows=rows, **words)
-
-
-def on_schedule():
-    """Euler's rows, with a third of the difference of the two newest predictions beside."""
-    a, b = (v.tolist() for v in solvers.jump(FLOW, GRID[:-1], GRID[1:]))
-    return [[a[0], b[0]], *([a, -0.3 * b, 1.3 * b] for a, b in zip(a[1:], b[1:], strict=True))]
-
-
-LEAVES = fitted("free", FREE)
-ENTERED = [[1.0, 0.1], [0.4, 0.3], [0.3, 0.4], [0.0, 1.0]]  # no history: every row is an entry
-
-
-def begun(plan, **words):
-    run = fs.Run(plan, noise=Z)
-    run.restart(**words)
-
-
-def by_scheduler(call):
-    def door(plan):
-        scheduler = fs.FsScheduler.from_plan(plan)
-        scheduler.set_timesteps(plan.nfe)
-        call(scheduler)
-
-    return door
-
-
-IMAGE = {"latent": Z, "start": 2}
-MASK = {"noise": Z, "mask": torch.ones(1, 1, 4, 4), "known": Z}
-REFUSED = {
-    "Run": lambda plan: fs.Run(plan, **IMAGE),
-    "Run, masked": lambda plan: fs.Run(plan, **MASK),
-    "Run, begun again": lambda plan: begun(plan, **IMAGE),
-    "Run, an image": lambda plan: fs.Run(plan, latent=Z),
-    "Run, of a Sampler": lambda plan: fs.Sampler(plan, MODEL)(**IMAGE),
-    "Run, of a masked Sampler": lambda plan: fs.Sampler(plan, MODEL)(**MASK),
-    "Run, with gradients": lambda plan: fs.Sampler(plan, MODEL, differentiable=True)(**IMAGE),
-    "Engine.submit": lambda plan: fs.Engine(MODEL, SHAPE).submit(plan, latent=Z[:1], start=2),
-    "Engine.submit, masked": lambda plan: fs.Engine(MODEL, SHAPE).submit(
-        plan, seed=1, mask=MASK["mask"], known=Z[:1]
-    ),
-    "remake": lambda plan: plan.remake(2),
-    "remake, by strength": lambda plan: plan.remake(0.5),
-    "FsScheduler.set_begin_index": by_scheduler(lambda s: s.set_begin_index(2)),
-    "FsScheduler.add_noise": by_scheduler(lambda s: s.add_noise(Z, Z, s.timesteps[2:3])),
-    "remake, of FsScheduler": by_scheduler(lambda s: s.step(Z, s.timesteps[2], Z)),
-}
-
-
-@pytest.mark.parametrize("door", REFUSED)
-def test_rows_that_leave_the_schedule_begin_from_noise_alone(door):
-    learned = plan_for(FLOW, "flow", time=1000)
-    learned = learned.with_numbers(M=np.append(learned.M[:-1] * 1.01, learned.M[-1:], 0))
-    for plan in (fitted("free", ENTERED), learned):
-        where = door.split(",")[0]
-        if plan is learned and where == "remake":
-            continue  # whose numbers are not the solver's, as it says
-        with pytest.raises(
-            ValueError, match=rf"^{where}: .* leave the schedule .*rows='consistent'"
-        ):
-            REFUSED[door](plan)
-
-
-def test_they_run_from_noise_and_say_what_they_are():
-    assert LEAVES.note["consistent"] is False and LEAVES.consistency() > 0.1
-    assert "consistent     False" in LEAVES.describe()
-    x0 = fs.Sampler(LEAVES, MODEL)(noise=Z)
-    assert torch.equal(fs.Sampler(LEAVES, MODEL)(latent=LEAVES.init_scale * Z, start=1), x0)
-    assert LEAVES.remake(None) == LEAVES and LEAVES.entries == (0, 1)
-    with pytest.raises(ValueError, match="fitted: rows='free', start=2, inpaint=False; 'consist"):
-        fitted("free", FREE, start=2)
-    assert fs.Run(solvers.lcm(MODEL, GRID, inpaint=True), latent=Z, start=2).row == 2
-
-
-def test_consistent_rows_start_anywhere():
-    """The exact model of one point takes its noised image there, from every start."""
-    plan = fitted("consistent", on_schedule())
-    x0 = torch.linspace(-1, 1, 16).view(1, 1, 4, 4).expand(2, -1, -1, -1).double()
-
-    def exact(x, t):
-        sigma = t.view(-1, 1, 1, 1) / 1000
-        return (x - x0) / sigma  # eps - x0 on a flow
-
-    for start in (1, 2, 3, 0.5):
-        made = plan.remake(start)
-        assert made.note["consistent"] and made.consistency() < 1e-15
-        end = fs.Sampler(made, exact, state_dtype=torch.float64)(latent=x0, seed=3)
-        assert (end - x0).abs().max() < 1e-12
-    assert plan.remake(2).remake(None) == plan == fs.Plan.from_bytes(plan.to_bytes()).remake(None)
-    masked = fitted("consistent", on_schedule(), inpaint=True)
-    words = {"mask": torch.ones(1, 1, 4, 4), "known": x0}
-    end = fs.Sampler(masked, exact, state_dtype=torch.float64)(noise=Z.double(), **words)
-    assert (end - x0).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"weights": FREE[:3]}, r"weights of \[2, 3, 4\] numbers for a grid of 4 steps"),
-        ({"weights": [[1.0, 1.0, 1.0], *FREE[1:]]}, r"weights of \[3, 3, 4, 5\] numbers"),
-        ({"weights": [[1.0], *FREE[1:]]}, r"weights of \[1, 3, 4, 5\] numbers"),
-        ({"rows": "any"}, "rows='any'"),
-        ({"rows": "consistent"}, "rows leave the schedule by"),
-    ],
-)
-def test_fitted_refuses(given, sentence):
-    with pytest.raises(ValueError, match=f"fitted: {sentence}"):
-        solvers.fitted(MODEL, GRID, **{"weights": FREE, **given})
-
-
-def test_the_heaviest_row():
-    """sum |w_l| as they were given; of Euler, alpha' |expm1(-h)|, whatever it stores."""
-    np.testing.assert_allclose(weights(LEAVES), [np.abs(w[1:]).sum() for w in FREE], rtol=1e-12)
-    assert heaviest(LEAVES) == pytest.approx(1.7, rel=1e-12)
-    _, b = solvers.jump(FLOW, GRID[:-1], GRID[1:])
-    for make in (solvers.euler, solvers.ddim):
-        np.testing.assert_allclose(weights(make(MODEL, GRID)), b, rtol=1e-9)
-    noisy = solvers.euler_ancestral(MODEL, GRID)
-    assert 0 < heaviest(noisy) < 2 and heaviest(solvers.lcm(MODEL, GRID)) == pytest.approx(1.0)
