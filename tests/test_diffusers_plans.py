@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from test_fitted import ENTERED, SENTENCE, fitted, learned, on_schedule
-from test_provenance import FLOW, MODEL, TABLE, UNLIKE, Z, plan_for
+from test_provenance import BELOW, FLOW, MODEL, TABLE, UNLIKE, Z, plan_for
 
 import fastsample as fs
-from fastsample import schedules
+from fastsample import schedules, solvers
 
 diffusers.utils.logging.set_verbosity_error()
 
@@ -31,10 +31,11 @@ AS_EULER = {
     [
         (plan_for(TABLE, "eps"), ("DDIMScheduler", {}), "schedule"),
         (plan_for(TABLE, "eps"), ("EulerDiscreteScheduler", SCALED | V), "prediction"),
-        (plan_for(TABLE, "eps"), ("FlowMatchEulerDiscreteScheduler", {}), "schedule"),
+        (plan_for(TABLE, "eps"), ("FlowMatchEulerDiscreteScheduler", {}), "prediction"),
         (UNLIKE["shift"][0], ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), "schedule"),
         (UNLIKE["time"][0], ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}), "time"),
-        (UNLIKE["shift"][0], ("DDIMScheduler", SCALED), "schedule"),
+        (UNLIKE["shift"][0], ("DDIMScheduler", SCALED), "prediction"),
+        (solvers.euler(fs.Model(None, FLOW, "eps"), BELOW), ("DDIMScheduler", SCALED), "schedule"),
         (plan_for(ON_SIGMA, "eps", **AS_EULER), ("DDIMScheduler", {}), "time"),
         (plan_for(TABLE, "eps"), ("DDIMScheduler", SCALED), None),
         (plan_for(TABLE, "eps"), ("EulerDiscreteScheduler", SCALED), None),

@@ -115,6 +115,15 @@ def test_its_own_model_is_accepted(door):
             DOORS[door](solvers.heun(own, grids.karras(schedule, 4)[1:], **words), model)
 
 
+def test_a_strange_note_hides_nothing_and_stops_nothing():
+    own = plan_for(EDM, "edm")
+    louder = fs.Model(NET, schedules.EDM(sigma_max=120.0), "edm")
+    for times in ("mine", None, {}, [["a"]], 3.0):
+        assert fs.Sampler(own.with_note(times=times), louder).plan.nfe == own.nfe
+        with pytest.raises(ValueError, match="made for prediction"):
+            fs.Sampler(own.with_note(times=times), fs.Model(NET, EDM, "eps"))
+
+
 def test_every_model_of_several_is_held_to_its_own_words():
     plan, several = two("eps")
     assert fs.Sampler(plan, several).plan is plan

@@ -39,11 +39,11 @@ def difference(plan: Plan, model: Any, call: int = 0) -> tuple[str, Any, Any] | 
     """(word, the plan's, the model's) of the first word by which the rows that ask model `call`
     were made for another one, or None. Compared, to 1e-3, are
 
+        prediction                 the note's word: near the data all predictions are alike
         alpha, sigma of the rows   the schedule's at the same log(alpha/sigma)
                                    the schedule's at the note's times, where the note names another
                                    schedule: a shift that moves the grid alone is seen there
-        p, q of rows that read m   of what the model predicts, with its sigma_data (near the data
-                                   all predictions are alike: the note's word is compared too)
+        p, q of rows that read m   of what the model predicts, with its sigma_data
         t, c before the rows       what the model is told, and what x is multiplied by
 
     but nothing that `Plan.with_numbers` replaced. A schedule of somebody's own that cannot answer
@@ -68,6 +68,8 @@ def said(plan: Plan, call: int = 0) -> dict:
 
 def _unlike(plan: Plan, model: Any, rows: np.ndarray, note: dict) -> Iterator[str]:
     """Names of the model's words that these rows contradict."""
+    if note.get("prediction") not in (None, model.prediction):
+        yield "prediction"
     changed, mine = {*(note.get("changed") or ())}, model.schedule
     alpha, sigma = plan.alpha[rows], plan.sigma[rows]
     with np.errstate(divide="ignore"):
@@ -78,8 +80,6 @@ def _unlike(plan: Plan, model: Any, rows: np.ndarray, note: dict) -> Iterator[st
         off = _apart(mine.alpha(t), alpha) or _apart(mine.sigma(t), sigma)
         if off or (note.get("schedule") != mine.to_json() and not _visits(plan, mine)):
             yield "schedule"
-    if note.get("prediction") not in (None, model.prediction):
-        yield "prediction"
     read = rows[plan.reads[rows] >> plan.layout.m & 1 == 1]
     if not changed & {"p", "q"} and _answers_otherwise(plan, model, read):
         yield "sigma_data" if note.get("prediction") else "prediction"
@@ -107,10 +107,12 @@ def _visits(plan: Plan, schedule: Any) -> bool:
     """Does the plan stand at the schedule's level of every one of its note's times, with or without
     what a row draws (a hotter point is churned from one of them)?
     """
-    if "times" not in plan.note:
+    try:
+        times = np.ravel(np.asarray(list(plan.note["times"]), np.float64))
+    except (KeyError, TypeError, ValueError):  # it names none
         return True
     try:
-        ours = schedule.half_log_snr(np.asarray(plan.note["times"], np.float64))
+        ours = schedule.half_log_snr(times)
     except ValueError:  # beyond the schedule's end
         return False
     drawn = plan.M[:-1, 0, plan.layout.noise(0) :]
