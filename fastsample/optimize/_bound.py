@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-NARROWEST = 1e-4  # gap of two knots, as a share of the whole
+NARROWEST = 1e-3  # gap of two knots, as a share of the mean gap
 # Gauss-Legendre on [0, 1]: to rounding for e^(20 u) times a cubic.
 POINTS, SHARES = np.polynomial.legendre.leggauss(24)
 POINTS, SHARES = (POINTS + 1.0) / 2.0, SHARES / 2.0
@@ -62,6 +62,10 @@ STEPS: dict[str, Callable[[int], list[Step]]] = {
 }
 
 
+# what is pulled on the weights [S,K] -> [(knots, what that pulls on them)]
+Back = Callable[[np.ndarray], Sequence[tuple[np.ndarray, np.ndarray]]]
+
+
 class Bound:
     """The bound of a solver's n steps as a function of its knots.
 
@@ -81,32 +85,33 @@ class Bound:
             for (kind, _), at in kinds.items()
         ]
 
-    def weights(self, knots: np.ndarray) -> np.ndarray:
-        """J [n,n]: of step i, of the output at knot k."""
-        J = np.zeros((self.n, self.n))
+    def weights(self, knots: np.ndarray) -> tuple[np.ndarray, list[Back]]:
+        """J [n,n] of step i, of the output at knot k; how a pull on each group's weights pulls on
+        the knots.
+        """
+        J, backs = np.zeros((self.n, self.n)), []
         for kind, at, nodes in self._groups:
-            J[at[:, None], nodes] = _weigh(kind, knots, at, nodes)[0]
-        return J
+            J[at[:, None], nodes], back = _weigh(kind, knots, at, nodes)
+            backs.append(back)
+        return J, backs
 
     def __call__(self, knots: np.ndarray) -> tuple[float, np.ndarray]:
         """(bound, its gradient [n+1])."""
-        J = self.weights(knots)
-        level = knots[:-1]
-        share = 1.0 / (1.0 + np.exp(-2.0 * level))  # alpha^2
-        e = np.exp(-level) * (1.0 - share) ** ((self.power - 1.0) / 2.0)
+        J, backs = self.weights(knots)
+        noise = 1.0 / (1.0 + np.exp(2.0 * knots[:-1]))  # sigma^2
+        e = np.exp(-knots[:-1]) * noise ** ((self.power - 1.0) / 2.0)
         terms = e * J
         early = np.sqrt((terms[: self.alone] ** 2).sum(1))
         late = terms[self.alone :].sum(0)
         pull = np.empty_like(terms)  # d bound / d terms
         pull[: self.alone] = terms[: self.alone] / early[:, None]
         pull[self.alone :] = np.sign(late)
-        gradient = np.zeros(self.n + 1)
-        gradient[:-1] = (pull * terms).sum(0) * (-1.0 - (self.power - 1.0) * share)
+        slope = (1.0 - self.power) * (1.0 - noise) - 1.0  # d ln e / d lambda
+        gradient = np.append((pull * terms).sum(0) * slope, 0.0)
         pull *= e
-        for kind, at, nodes in self._groups:
-            moved = _weigh(kind, knots, at, nodes)[1](pull[at[:, None], nodes])
-            for places, slope in moved:
-                np.add.at(gradient, places, slope)
+        for (_, at, nodes), back in zip(self._groups, backs, strict=True):
+            for places, moved in back(pull[at[:, None], nodes]):
+                np.add.at(gradient, places, moved)
         return float(early.sum() + np.abs(late).sum()), gradient
 
     def least(self, knots: np.ndarray) -> tuple[float, np.ndarray]:
@@ -116,30 +121,23 @@ class Bound:
         except ImportError:
             why = "model_free: the optimum needs scipy; pip install 'fastsample[optimize]'"
             raise ImportError(why) from None
-        span, spare = knots[-1] - knots[0], 1.0 - self.n * NARROWEST
+        span, least = knots[-1] - knots[0], NARROWEST / self.n
 
         def grid(free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             w = np.exp(free - free.max())
-            w /= w.sum()
-            inner = knots[0] + span * np.cumsum(spare * w + NARROWEST)[:-1]
+            w *= (1.0 - NARROWEST) / w.sum()
+            inner = knots[0] + span * np.cumsum(w + least)[:-1]
             return np.concatenate([knots[:1], inner, knots[-1:]]), w
 
         def objective(free: np.ndarray) -> tuple[float, np.ndarray]:
             at, w = grid(free)
             value, slope = self(at)
-            later = np.append(np.cumsum(slope[-2:0:-1])[::-1], 0.0)
-            pulled = w * (later - later @ w) * span * spare
-            return np.log(value), pulled / value
+            later = span * np.append(np.cumsum(slope[-2:0:-1])[::-1], 0.0)  # d bound / d w
+            return np.log(value), w * (later - later @ w / w.sum()) / value
 
-        gaps = np.diff(knots) / span - NARROWEST
-        found = minimize(
-            objective, np.log(np.maximum(gaps, NARROWEST)), jac=True, method="L-BFGS-B"
-        )
+        begin = np.log(np.maximum(np.diff(knots) / span - least, least))
+        found = minimize(objective, begin, jac=True, method="L-BFGS-B")
         return float(np.exp(found.fun)), grid(found.x)[0]
-
-
-# what is pulled on the weights [S,K] -> [(knots, what that pulls on them)]
-Back = Callable[[np.ndarray], Sequence[tuple[np.ndarray, np.ndarray]]]
 
 
 def _weigh(

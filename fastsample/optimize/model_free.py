@@ -24,7 +24,7 @@ that is lower: none of theirs is above 157, and the bound cannot tell, since it 
 what a first label costs and falls with any lower one. It ends at t_min; the plan goes from its last
 time to sigma = 0 by the same step of first order.
 
-lambda_k = lambda_0 + (lambda_n - lambda_0) cumsum(w), w a softmax of at least 1e-4 each: any n
+lambda_k = lambda_0 + (lambda_n - lambda_0) cumsum(w), w a softmax of at least 1e-3/n each: any n
 numbers are a grid. L-BFGS on the logarithm of the bound begins at the two best of the grids made by
 hand with the same ends; the best is kept. Deterministic.
 """
