@@ -153,6 +153,7 @@ def test_the_plan_is_the_solvers_and_the_same_each_time():
     assert all(np.array_equal(a, b) for a, b in zip(plan.table(), made.table(), strict=True))
     found = plan.note["found"]
     assert found["method"] == "model_free" and found["evaluations"] == 0 and found["power"] == 2.0
+    assert found["sigma_max"] == 80.0 and found["alone"] == 6
     assert found["by_hand"]["grid"] in usual(model.schedule, 6)
     assert fs.Plan.from_json(plan.to_json()) == plan
     assert plan.remake(None).nfe == 6

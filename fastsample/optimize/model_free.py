@@ -15,9 +15,15 @@ models of latents).
 The bound is that of Xue et al. 2024 (arXiv:2402.17376) and of their code, with changes. They add
 what all steps say of an output before its magnitude is taken, sum_k e_k |sum_i J_ik|, so that steps
 may cancel one another's errors; up to 7 evaluations their first three may not. Here none may,
-unless `alone` says so: the sum is smooth, found in a fraction of the time, and better for it. Each
-solver has its own J, UniPC's with its corrector, where they take the predictor of orders 1, 2, 3,
-..., 3, 2, 1 for all. Gradients are in closed form.
+unless `alone` says so: the sum is smooth and found sooner, and the times are better (dpmpp_2m on
+the embedded model at 5, 8, 10 evaluations, mean PSNR of 64 samples: 27.2, 34.6, 38.4 dB; with
+theirs 26.9, 31.4, 33.7; on Karras' times 23.1, 27.9, 31.4). Each solver has its own J, UniPC's with
+its corrector, where they take the predictor of orders 1, 2, 3, ..., 3, 2, 1 for all. Gradients are
+in closed form.
+
+p = 2 leaves the last label high: a first-order step from 0.04 or so to 0. Data with detail as fine
+as that (a mixture of standard deviation 0.05, 10 evaluations: 40.7 dB, Karras 50.3) need p = 1
+(53.0), which is worse where there is none (the embedded model: 25.8, 32.8, 36.0).
 
 A run begins at the schedule's largest level, as published, but at sigma/alpha = `sigma_max` where
 that is lower: none of theirs is above 157, and the bound cannot tell, since it knows nothing of
@@ -71,11 +77,11 @@ def model_free(
     schedule = _checked(model, n, power, alone)
     usual = _usual(schedule, n, sigma_max)
     levels = {name: schedule.half_log_snr(times) for name, times in usual.items()}
-    bound = Bound(n, solver, float(power), n if alone is None else min(alone, n))
+    bound = Bound(n, solver, float(power), n if alone is None else min(int(alone), n))
     ranked = sorted((bound(knots)[0], name) for name, knots in levels.items())
     value, name = ranked[0]
-    found = {"method": "model_free", "power": float(power), "alone": bound.alone, "evaluations": 0}
-    found["by_hand"] = {"grid": name, "bound": value}
+    found = {"method": "model_free", "power": float(power), "sigma_max": float(sigma_max)}
+    found |= {"alone": bound.alone, "evaluations": 0, "by_hand": {"grid": name, "bound": value}}
     tried = [(value, levels[name]), *(bound.least(levels[name]) for _, name in ranked[:STARTS])]
     value, knots = min(tried, key=lambda one: one[0])
     inner = schedule.time(knots[1:-1])
@@ -93,7 +99,8 @@ def _checked(model: Model | Schedule, n: int, power: float, alone: int | None) -
     whole("model_free", n=n)
     if not is_number(power) or power < 0.0:
         raise ValueError(f"model_free: power={power!r:.60}; a number of at least 0 is accepted")
-    if alone is not None and (not isinstance(alone, int) or isinstance(alone, bool) or alone < 0):
+    counted = isinstance(alone, (int, np.integer)) and not isinstance(alone, bool)
+    if alone is not None and not (counted and alone >= 0):
         why = f"alone={alone!r:.60}; None, or a whole number of at least 0, is accepted"
         raise ValueError(f"model_free: {why}")
     return schedule
