@@ -20,8 +20,17 @@ SCHEDULES = {
     "flow": fs.schedules.Flow(3),
     "vp": fs.schedules.VP(),
     "table": fs.schedules.DiscreteVP.linear(),
+    "ve": fs.schedules.VE(),
+    "trigflow": fs.schedules.TrigFlow(0.5),
 }
-PREDICTIONS = {"edm": "edm", "flow": "flow", "vp": "v", "table": "eps"}
+PREDICTIONS = {
+    "edm": "edm",
+    "flow": "flow",
+    "vp": "v",
+    "table": "eps",
+    "ve": "eps",
+    "trigflow": "trigflow",
+}
 
 
 def subject(schedule="edm", D=3):
@@ -134,7 +143,7 @@ def test_held_out_noise_shows_both_metrics(features):
     assert sum(rows) == round(12 * (search.nfe + search.compared_nfe))
     plan, said = search.plan, search.plan.note["found"]
     karras = fs.solvers.dpmpp_2m_sde(model, fs.grids.karras(model.schedule, 1))
-    each = {"found": plan, "Karras": karras, "by hand": search.compared[1].plan}
+    each = {"found": plan, "Karras": karras, "by_hand": search.compared[1].plan}
     seen = features or (lambda x: x)
     for word, one in each.items():
         end = metrics.run(one, model, unseen)

@@ -16,6 +16,7 @@ from ..kernels import cost_matrix, normal
 from ..model import Model
 from ..runtime import arguments
 from ..runtime.conditions import take
+from ..runtime.sources import seeds as seeds_of
 from ..schedules import Schedule
 from ..trajectories import Denoiser
 
@@ -72,11 +73,12 @@ def differences(
     square, N = torch.zeros((len(t), len(t)), dtype=torch.float64, device=z.device), len(t) - 1
     below = torch.arange(N + 1, dtype=torch.int32, device=z.device)
     band = torch.stack([torch.zeros_like(below), below], 1)
+    seeds = seeds_of(seed, len(z), z.device, needed=True)
     for samples in arguments.chunks("ays", len(x0), BLOCK):
         own = {k: take(v, samples) if k in ("cond", "uncond") else v for k, v in words.items()}
         one = Denoiser(ask.model, t, z[samples], dtype=ask.wide, asked=ask.count, **own)
-        seeds = torch.arange(samples.start, samples.stop, device=z.device) + seed
-        said = one(noised(x0[samples].to(ask.wide), ask.model, t, seeds), np.arange(N + 1))
+        clean = x0[samples].to(z.device, ask.wide)
+        said = one(noised(clean, ask.model, t, seeds[samples]), np.arange(N + 1))
         if root is not None:
             said = said * root[samples, None].to(said)
         one.look()

@@ -46,6 +46,7 @@ the seed z is drawn from, else from z. Memory: paths of 16 samples, and the teac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -77,7 +78,7 @@ SIGMA_MIN = 0.03
 class Aligned(Search):
     """A `Search` whose `error` is the bound, in nats a sample.
 
-    frechet   {M: {"found", "Karras", "by hand": float}}   Fréchet distances, to the samples that
+    frechet   {M: {"found", "Karras", "by_hand": float}}   Fréchet distances, to the samples that
                                         the bound was taken over, of the end points from held-out
                                         noise: of the plan, of its solver on Karras' times, and of
                                         the plan of `compared`; empty where none was given
@@ -121,7 +122,8 @@ def ays(
     search. Raises ValueError or TypeError, one sentence, for bad input.
     """
     _check(method, solver, power, c, budget, steps, sweeps, features)
-    setting = _Noised.of("ays", model, z, budget, given)
+    setting = _Noised.of("ays", model, z, 1, given)  # more steps than the teacher's are accepted
+    setting.budgets = range(1, budget + 1) if setting.given.all_budgets else [budget]
     setting.data = _clean(setting, data)
     t, level = _klub.nodes_of(model.schedule, _lowest(model.schedule, sigma_min), steps)
     setting.teacher = replace(setting.teacher, grid=np.append(t[:0:-1], model.schedule.t_zero))
@@ -142,7 +144,8 @@ def ays(
         return {n: Found(at, _klub.total(K, at), make(at), {}) for n, at in found.items()}
 
     note = {"for": FOR, "search": method, "power": power, "c": c, "draws": seed}
-    note |= {"sigma_min": float(np.exp(-level[0])), "samples_of": setting.source}
+    source = "the teacher" if setting.data is None else "data"
+    note |= {"sigma_min": float(np.exp(-level[0])), "samples_of": source}
     held = 1 + -(-2 * len(t) * min(_klub.BLOCK, len(setting.z)) // len(setting.z))
     search = setting.search(note, len(t), held, solve)
     search = Aligned(**{item.name: getattr(search, item.name) for item in fields(search)})
@@ -236,10 +239,6 @@ class _Noised(Setting):
     data: Tensor | None = None
     clean: Tensor | None = None
 
-    @property
-    def source(self) -> str:
-        return "the teacher" if self.data is None else "data"
-
     def _solved(self, evaluations: int, solve: Callable) -> tuple[dict[int, Found], float]:
         """The answers, and the evaluations per sample. Beside data the teacher is settled only
         where the plans are compared.
@@ -268,21 +267,34 @@ class _Noised(Setting):
         return ends
 
     def judged(self, search: Aligned, features: Callable | None) -> Aligned:
-        """The search with the Fréchet distances of what the held-out noise ends in."""
+        """The search with the Fréchet distances of what the held-out noise ends in; inf for a run
+        that does not stay finite.
+        """
+        every, root = torch.arange(search.samples, device="cpu"), self.root(2.0)
         at = torch.arange(len(self.held_out), device="cpu") % search.samples
         words = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in self.words.items()}
-        seen = lambda x: (x if features is None else features(x)).flatten(1)
-        reference = seen(self.clean.reshape(self.z.shape))
+        words["state_dtype"] = torch.promote_types(self.dtype, torch.float32)
+
+        def seen(x: Tensor, of: Tensor) -> Tensor:
+            x = (x if features is None else features(x)).flatten(1).cpu().double()
+            return x if features is not None or root is None else x * root.cpu()[of]
+
+        reference = seen(self.clean.reshape(self.z.shape), every)
+
+        def distance(plan: Plan) -> float:
+            try:
+                end = metrics.run(plan, self.model, self.held_out, **words)
+            except FloatingPointError:
+                return math.inf
+            return frechet(seen(end, at), reference)
+
         solver, spent, found, noted = search.plan.note["solver"], 0, {}, {}
         for m, plan in search.plans.items():
-            times = grids.karras(self.model.schedule, len(search.indices[m]) - 1)
-            plans = {"found": plan, "Karras": solvers.SOLVERS[solver](self.model, times)}
-            plans["by hand"] = search.compared[m].plan
-            found[m] = {}
-            for word, each in plans.items():
-                end = metrics.run(each, self.model, self.held_out, **words)
-                found[m][word] = frechet(seen(end), reference)
-                spent += each.nfe * len(end)
+            karras = grids.karras(self.model.schedule, len(search.indices[m]) - 1)
+            plans = {"found": plan, "Karras": solvers.SOLVERS[solver](self.model, karras)}
+            plans["by_hand"] = search.compared[m].plan
+            found[m] = {word: distance(each) for word, each in plans.items()}
+            spent += sum(each.nfe for each in plans.values()) * len(at)
             said = {word: figure(value) for word, value in found[m].items()}
             noted[m] = plan.with_note(found={**plan.note["found"], "frechet": said})
         spent = search.compared_nfe + spent / search.samples
