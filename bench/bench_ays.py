@@ -1,5 +1,5 @@
 """Align Your Steps on the embedded model at 10 steps, beside Karras' times: PSNR to the teacher and
-the Fréchet distance on fashion-classifier features, on 512 noises no search saw.
+the Fréchet distance on fashion-classifier features, on 256 noises no search saw.
 
 The times are found once for each weighting of the bound, and a deterministic and two stochastic
 solvers run on them: the gain depends on the solver, the metric and the weighting.
@@ -25,7 +25,7 @@ TIMES = {
     "power 2": {"power": 2.0},
     "power 1": {"power": 1.0, "sigma_min": 0.01},
 }
-STEPS, SEARCHED, UNSEEN = 10, 32, 512
+STEPS, SEARCHED, UNSEEN = 10, 32, 256
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_schedules_of_the_same_levels_give_the_same_bound():
         assert first.error[m] == pytest.approx(second.error[m], rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["edm", "flow", "table"])
 def test_the_published_descent_is_never_below_the_optimum(schedule):
     """On the same samples; each subdivision keeps the knots that were there."""
     law, model = subject(schedule)
@@ -174,6 +174,18 @@ def test_any_solver_makes_the_plans(solver):
     assert max(search.plans) >= 5
     lengths = [len(search.indices[m]) - 1 for m in search.plans]
     assert lengths == list(range(1, len(lengths) + 1))
+
+
+def test_blocks_of_samples_change_nothing(monkeypatch):
+    """Each sample has its own path and its own words in whatever block it stands."""
+    law, inner = subject()
+    told = lambda x, t, shift: law.denoise(x, np.ones(len(x)), t) + shift * x
+    model = fs.Model(told, inner.schedule, "x0")
+    shift = torch.linspace(-0.5, 0.5, 7, dtype=torch.float64)[:, None]
+    words = {"data": torch.from_numpy(law.sample(7)), "steps": 9, "cond": {"shift": shift}}
+    whole = ays(model, noise(7), 3, **words)
+    monkeypatch.setattr(_klub, "BLOCK", 3)
+    assert ays(model, noise(7), 3, **words).error == pytest.approx(whole.error, rel=1e-12)
 
 
 def test_guidance_is_in_the_bound():

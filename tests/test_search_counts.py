@@ -16,7 +16,7 @@ from emulate import build
 import fastsample as fs
 from fastsample.kernels import argmin_source
 from fastsample.models.analytic import GaussianMixture
-from fastsample.optimize import fit, oss
+from fastsample.optimize import ays, fit, oss
 
 ROOT = Path(__file__).resolve().parents[1]
 B, D, N = 4, 48, 20
@@ -282,3 +282,15 @@ def test_fit_waits_once_a_layer(counting, rows):
         assert_same(made.found, made.want)
         waits.append(made.whole.syncs)
     assert waits[1] - waits[0] == 1 and waits[2] - waits[1] == 2
+
+
+def test_ays_waits_once_a_block_of_samples(counting, monkeypatch):
+    """And for the costs; whatever the budget."""
+    waits = []
+    for budget, block in ((2, 16), (4, 16), (2, 1)):
+        monkeypatch.setattr("fastsample.optimize._klub.BLOCK", block)
+        made = searched(counting, budget, ays, steps=5)
+        assert made.found.nfe == made.want.nfe
+        assert_same(made.found, made.want)
+        waits.append(made.whole.syncs)
+    assert waits[0] == waits[1] == waits[2] - (B - 1)
