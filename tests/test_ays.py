@@ -14,6 +14,7 @@ from fastsample.kernels import normal
 from fastsample.models import analytic, classifier
 from fastsample.optimize import _klub, ays
 from fastsample.optimize._frechet import frechet
+from fastsample.optimize.ays import _begin
 
 SCHEDULES = {
     "edm": fs.schedules.EDM(),
@@ -98,6 +99,21 @@ def test_the_published_descent_is_never_below_the_optimum(schedule):
         assert short.error[10] > ten.error[10]
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_descent_begins_at_the_published_schedules(schedule):
+    """Within half a node of 400: s^(1/7) in even steps, or the times of a table."""
+    _, model = subject(schedule)
+    t, level = _klub.nodes_of(model.schedule, 0.03, 400)
+    nodes = _begin(model.schedule, t, level)
+    assert (nodes[0], nodes[-1]) == (400, 0)
+    top = model.schedule.half_log_snr(model.schedule.t_finite)
+    if schedule == "table":
+        wanted = model.schedule.half_log_snr(np.linspace(t[-1], t[0], 11))
+    else:
+        wanted = -7 * np.log(np.linspace(np.exp(-top / 7), 0.03 ** (1 / 7), 11))
+    assert np.abs(level[nodes] - wanted)[1:].max() <= 0.501 * (level[0] - top) / 400
+
+
 def recorded():
     law, inner = subject()
     rows = []
@@ -133,25 +149,61 @@ def test_without_data_the_teachers_samples_are_noised():
     assert again.error == search.error
 
 
+HELD_OUT = {
+    "elements": {},
+    "features": {"features": lambda x: 2 * x[:, :2]},
+    "weights": {"weight": [1.0, 0.5, 0.0]},
+    "states": {"state_dtype": torch.float64},
+}
+
+
 @pytest.mark.filterwarnings("ignore:ays. the teacher")
-@pytest.mark.parametrize("features", [None, lambda x: 2 * x[:, :2]])
-def test_held_out_noise_shows_both_metrics(features):
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_held_out_noise_shows_both_metrics(name):
     model, law, rows = recorded()
-    data, unseen = torch.from_numpy(law.sample(12)), noise(6, seed=50)
-    words = {"data": data, "steps": 11, "teacher": 4, "held_out": unseen, "features": features}
-    search = ays(model, noise(12), 1, **words)
+    dtype = torch.float32 if name == "states" else torch.float64
+    z, unseen = noise(12).to(dtype), noise(6, seed=50).to(dtype)
+    data = torch.from_numpy(law.sample(12)).to(dtype)
+    words = {"data": data, "steps": 11, "teacher": 4, "held_out": unseen}
+    search = ays(model, z, 1, **words, **HELD_OUT[name])
     assert sum(rows) == round(12 * (search.nfe + search.compared_nfe))
     plan, said = search.plan, search.plan.note["found"]
     karras = fs.solvers.dpmpp_2m_sde(model, fs.grids.karras(model.schedule, 1))
     each = {"found": plan, "Karras": karras, "by_hand": search.compared[1].plan}
-    seen = features or (lambda x: x)
+    seen = HELD_OUT[name].get("features", lambda x: x.double())
+    if name == "weights":
+        seen = lambda x: x * torch.tensor([2.0, 1.0, 0.0], dtype=dtype).sqrt()
     for word, one in each.items():
-        end = metrics.run(one, model, unseen)
-        assert search.frechet[1][word] == frechet(seen(end), seen(data))
+        end = metrics.run(one, model, unseen, state_dtype=torch.float64)
+        wanted = frechet(seen(end), seen(data))
+        assert search.frechet[1][word] == pytest.approx(wanted, rel=1e-12)
+    assert search.agreement is not None  # the PSNR is to a teacher that was settled
     assert said["frechet"] == search.frechet[1] and "by_hand" in said["compared"]
     assert "for stochastic solvers" in said["for"] and "not PSNR" in said["for"]
     assert all(word in repr(search) for word in ("stochastic", "dB", "Fréchet", "Karras", "nats"))
     assert fs.Plan.from_json(plan.to_json()) == plan
+
+
+def test_another_power_is_no_bound():
+    model, law, _ = recorded()
+    search = ays(model, noise(3), 1, data=torch.from_numpy(law.sample(3)), steps=11, power=2.0)
+    assert "nats" not in repr(search) and "integral with s^-2" in repr(search)
+
+
+def test_a_run_that_does_not_stay_finite_is_at_an_infinite_distance():
+    """A model that breaks down at levels which the search never asked."""
+    law, inner = subject()
+
+    def fn(x, t):
+        out = law.denoise(x, np.ones(len(x)), t)
+        return torch.where((t < 0.01)[:, None], torch.nan, out)
+
+    model, data = fs.Model(fn, inner.schedule, "x0"), torch.from_numpy(law.sample(4))
+    teacher = fs.solvers.euler(model, [80.0, 10.0, 1.0, 0.1, 0.0]).with_note(solver="mine")
+    words = {"data": data, "steps": 9, "teacher": teacher, "held_out": noise(3, seed=9)}
+    search = ays(model, noise(4), 2, all_budgets=False, **words)
+    assert search.frechet[2]["Karras"] == np.inf > search.frechet[2]["found"]
+    assert search.plan.note["found"]["frechet"]["Karras"] == "inf"
 
 
 def test_the_frechet_distance_is_that_of_the_covariances():

@@ -178,3 +178,18 @@ def test_of_samples_the_bound_is_that_of_their_law():
     search = ays(model, (64, 64), 10, seed=0, data=data)
     s = np.append(search.grid[search.indices[10]][:-1], 0.03)
     assert search.error[10] == pytest.approx(64 * closed(s, 0.5), rel=0.04)
+
+
+def test_a_knot_moves_to_the_best_of_eleven_nodes():
+    K = np.ones((21, 21))
+    K[20, 4] = K[20, 16] = -5.0  # beyond those
+    assert _klub._best(K, 20, 10, 0) == 10
+    for best in (5, 15):
+        K[20, best] = 0.5
+        assert _klub._best(K, 20, 10, 0) == best
+        K[20, best] = 1.0
+
+
+def test_a_subdivision_is_half_way():
+    assert _klub._halved(np.array([9, 4, 0])).tolist() == [9, 6, 4, 2, 0]
+    assert _klub._halved(np.array([9, 8, 0])).tolist() == [9, 8, 7, 4, 0]

@@ -72,11 +72,12 @@ from ._shortest import shortest
 
 FOR = "for stochastic solvers and metrics of distributions, not PSNR of deterministic solvers"
 SIGMA_MIN = 0.03
+NATS = 3.0  # the power with which the integral is a bound
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Aligned(Search):
-    """A `Search` whose `error` is the bound, in nats a sample.
+    """A `Search` whose `error` is the bound, in nats a sample, or the integral of another power.
 
     frechet   {M: {"found", "Karras", "by_hand": float}}   Fréchet distances, to the samples that
                                         the bound was taken over, of the end points from held-out
@@ -89,13 +90,15 @@ class Aligned(Search):
     def __repr__(self) -> str:
         name = self.plan.note.get("solver", "unnamed")
         bounds = ", ".join(f"{m}: {self.error[m]:.3g}" for m in sorted(self.plans))
+        power = self.plan.note["found"]["power"]
+        kind = "bound in nats" if power == NATS else f"integral with s^-{power:g}"
         shown = [
             f"{m}: {self.compared[m]}, Fréchet distance "
             + ", ".join(f"{value:.4g} {word}" for word, value in self.frechet[m].items())
             for m in sorted(self.frechet)
         ]
         return (
-            f"Aligned({name}, {FOR}; bound in nats by evaluations {{{bounds}}}, "
+            f"Aligned({name}, {FOR}; {kind} by evaluations {{{bounds}}}, "
             f"{'; '.join(shown) or 'not compared with schedules made by hand'}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"
         )
@@ -110,7 +113,7 @@ def ays(
     solver: str = "dpmpp_2m_sde",
     data: Tensor | None = None,
     sigma_min: float | None = None,
-    power: float = 3.0,
+    power: float = NATS,
     c: float = 0.5,
     steps: int = 80,
     sweeps: int = 300,
