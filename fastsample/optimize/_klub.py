@@ -15,10 +15,10 @@ from torch import Tensor
 from ..kernels import cost_matrix, normal
 from ..model import Model
 from ..runtime import arguments
-from ..runtime.conditions import take
 from ..runtime.sources import seeds as seeds_of
 from ..schedules import Schedule
 from ..trajectories import Denoiser
+from ._given import cut
 
 BLOCK = 16  # samples whose paths are held at a time
 POINTS = 12  # of Gauss-Legendre in a cell of the grid
@@ -75,7 +75,7 @@ def differences(
     band = torch.stack([torch.zeros_like(below), below], 1)
     seeds = seeds_of(seed, len(z), z.device, needed=True)
     for samples in arguments.chunks("ays", len(x0), BLOCK):
-        own = {k: take(v, samples) if k in ("cond", "uncond") else v for k, v in words.items()}
+        own = {**cut(words, samples), "ranks": words["ranks"]}
         one = Denoiser(ask.model, t, z[samples], dtype=ask.wide, asked=ask.count, **own)
         clean = x0[samples].to(z.device, ask.wide)
         said = one(noised(clean, ask.model, t, seeds[samples]), np.arange(N + 1))

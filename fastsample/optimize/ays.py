@@ -58,14 +58,14 @@ from torch import Tensor
 from .. import grids, metrics, solvers
 from ..model import Model, is_number
 from ..plan import Plan
-from ..runtime.conditions import take
+from ..runtime import arguments
 from ..runtime.drive import bar
 from ..runtime.sources import seed_of
 from ..schedules import DiscreteVP, Schedule
 from ..trajectories import Denoiser, visits
 from . import _klub, _teacher
 from ._frechet import frechet
-from ._given import one_of, whole
+from ._given import cut, one_of, whole
 from ._search import Search, figure
 from ._setting import Found, Setting, _known
 from ._shortest import shortest
@@ -248,7 +248,7 @@ class _Noised(Setting):
         """
         z, name, walks = self.z, self.where, self.data is None
         rows = lambda: len(z) * (walks * self.teacher.plan.nfe + evaluations)
-        shows = bar(name, self.given.progress, rows(), unit=" evaluations", desc=name)
+        shows = bar(name, self.shown, rows(), unit=" evaluations", desc=name)
         with torch.no_grad(), shows as shown:
             asked, t = shown and shown.update, self.teacher.grid[::-1].copy()
             ask = Denoiser(self.model, t, z, dtype=self.dtype, asked=asked, **self.words)
@@ -260,13 +260,18 @@ class _Noised(Setting):
 
     def _ends(self, ask: Denoiser) -> Tensor:
         """The teacher's end points [B,D]."""
-        ends = self.z.new_empty((len(self.z), self.z[0].numel()), dtype=ask.wide)
-        plan, words = self.teacher.plan, self.words
-        for samples, _, x, f in visits(plan, self.model, self.z, state_dtype=ask.wide, **words):
-            if f is None:
-                ends[samples] = x.flatten(1)
-            else:
-                ask.count(len(x))
+        plan, z, words = self.teacher.plan, self.z, self.words
+        ends = torch.empty((len(z), z[0].numel()), dtype=ask.wide, device=self.device)
+
+        def visit(samples: slice) -> None:
+            given = cut(words, samples) | {"state_dtype": ask.wide}
+            for _, _, x, f in visits(plan, ask.model, z[samples], **given):
+                if f is None:
+                    ends[samples] = x.flatten(1).to(ends)
+
+        chunks = arguments.chunks(self.where, len(z), words["batch_size"])
+        words["ranks"].deal(chunks, visit, lambda samples: ends[samples])
+        ask.count(plan.nfe * len(z))
         return ends
 
     def judged(self, search: Aligned, features: Callable | None) -> Aligned:
@@ -275,7 +280,7 @@ class _Noised(Setting):
         """
         every, root = torch.arange(search.samples, device="cpu"), self.root(2.0)
         at = torch.arange(len(self.held_out), device="cpu") % search.samples
-        words = {k: take(v, at) if k in ("cond", "uncond") else v for k, v in self.words.items()}
+        words = {**cut(self.words, at), "ranks": self.words["ranks"]}
         words["state_dtype"] = torch.promote_types(self.dtype, torch.float32)
 
         def seen(x: Tensor, of: Tensor) -> Tensor:
