@@ -83,7 +83,9 @@ def siblings_allowed(module, target):
     """
     unit, here, there = unit_of(module), module.split(".")[2:], target.split(".")[2:]
     if unit in ("solvers", "optimize"):
-        return here in (["__init__"], ["search"], ["_climb"]) or (bool(there) and there[0].startswith("_"))
+        return here in (["__init__"], ["search"], ["_climb"]) or (
+            bool(there) and there[0].startswith("_")
+        )
     return unit in ("plan", "kernels", "runtime", "presets", "models", "interop", "report")
 
 

@@ -10,7 +10,7 @@ import fastsample as fs
 from fastsample import optimize
 from fastsample.models.analytic import GaussianMixture
 
-SEARCHES = [name for name in optimize.__all__ if name not in ("Search", "model_free")]
+SEARCHES = [name for name in optimize.__all__ if name != "Search"]
 LAW = GaussianMixture([[1.0, -0.5], [-1.0, 0.3]], [0.4, 0.6], 0.3)
 
 

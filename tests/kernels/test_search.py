@@ -70,16 +70,22 @@ CASES = {  # of a search: its subject, and what it is told
 ASKED = [(name, *case) for name, cases in CASES.items() for case in cases]
 
 
-# What fit asks of the kernels is its teacher and whether answers are finite; its sums are torch's.
-FITTED = [
-    (mixture, {"beam": 2, "amplitudes": (1.0, 1.2)}),
-    (guided, {"rows": "consistent", "all_budgets": False, **BF16}),
-    (mixture, {"rows": "dpmpp_2m", "aggregate": "log", "state_dtype": torch.float64}),
+# What these ask of the kernels is their teacher, whether answers are finite, and costs that are
+# summed over all samples before one is chosen; the sums of fit are torch's.
+OTHERS = [
+    ("fit", mixture, {"beam": 2, "amplitudes": (1.0, 1.2)}),
+    ("fit", guided, {"rows": "consistent", "all_budgets": False, **BF16}),
+    ("fit", mixture, {"rows": "dpmpp_2m", "aggregate": "log", "state_dtype": torch.float64}),
+    ("gits", guided, {"solver": "dpmpp_2m"}),
+    ("gits", mixture, {"measure": "l1"}),
+    ("ays", guided, {"steps": 12}),
 ]
 
 
 def test_every_search_is_asked():
-    assert {*CASES, "fit"} == set(optimize.__all__) - {"Search"}
+    """The climb of `search` is made of the others."""
+    asked = {*CASES, *(name for name, *_ in OTHERS)}
+    assert asked == set(optimize.__all__) - {"Search", "search"}
 
 
 def searched(monkeypatch, backend, case, device="cpu"):
@@ -137,15 +143,18 @@ def test_a_search_is_that_of_the_definition(monkeypatch, backend, case):
 
 
 @pytest.mark.skipif("native" not in backends("cost_matrix"), reason="no native code")
-@pytest.mark.parametrize("subject, words", FITTED)
-def test_fit_is_that_of_the_definition(monkeypatch, subject, words):
+@pytest.mark.parametrize("name, subject, words", OTHERS)
+def test_other_searches_are_those_of_the_definition(monkeypatch, name, subject, words):
     model, z, told = subject("cpu")
     found = {}
-    for name in ("native", "reference"):
-        monkeypatch.setenv(choices.VARIABLE, name)
+    for backend in ("native", "reference"):
+        monkeypatch.setenv(choices.VARIABLE, backend)
         monkeypatch.setattr(choices, "_chosen", {})
-        found[name] = optimize.fit(model, z, **{"budget": 3} | told | words)
+        found[backend] = getattr(optimize, name)(model, z, **{"budget": 3} | told | words)
         used = {choice.name for choice in choices.chosen().values()}
-        assert used == {name}
-    assert alike(found["native"], found["reference"])
-    assert found["native"].error == found["reference"].error
+        assert used == {backend}
+    one, other = (found[backend] for backend in ("native", "reference"))
+    assert alike(one, other)
+    # ays says the costs themselves, float32 differences summed in another order
+    rel = 1e-6 if name == "ays" else 0.0
+    assert all(one.error[m] == pytest.approx(e, rel=rel, abs=0) for m, e in other.error.items())
