@@ -9,5 +9,6 @@ from .fit import fit
 from .gits import gits
 from .model_free import model_free as model_free
 from .oss import oss
+from .polish import polish as polish
 
 __all__ = ["Search", "ays", "fit", "gits", "oss"]
