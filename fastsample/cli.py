@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from . import search_command
 from .files import named, place, write_whole
 from .plan import Plan, provenance
 from .plan.text import printable
 
 EXAMPLES = """examples:
   fastsample demo                                    schedules for the embedded model and their gain
-  fastsample optimize --budget 8 --out plans         one plan for each of 1..8 evaluations
+  fastsample optimize --budgets 4,6,8 --out plans    the best plans of 4, 6 and 8 evaluations
   fastsample sample plans/plan-8.fsplan --out a.png  64 images with one of them
   fastsample show plans/plan-8.fsplan                the plan as a table
   fastsample doctor                                  versions, the backends, and what is missing"""
@@ -69,8 +70,11 @@ def parser() -> argparse.ArgumentParser:
     _number(add, "--samples", 64, "unseen noises to compare on")
     _number(add, "--search-samples", 32, "noises to search with")
     _progress_option(add)
-    example = "--model mine:make --shape 4,64,64 --budget 8 --out plans"
-    _optimize_options(command(optimize, "search time grids, or whole plans, for a model", example))
+    example = "--model mine:make --shape 4,64,64 --budgets 4,6,8 --out plans"
+    add = command(optimize, "search whole plans, or time grids, for a model", example)
+    search_command.options(add, _number, _count)
+    _model_options(add, None)
+    _progress_option(add)
     example = "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy"
     add = command(sample, "run a plan and write its samples", example)
     add("plan", help="a .fsplan file")
@@ -95,30 +99,12 @@ def _command(commands: Any, run: Callable, about: str, example: str) -> Callable
     return sub.add_argument
 
 
-def _optimize_options(add: Callable) -> None:
-    _number(add, "--budget", 8, "largest number of evaluations; every smaller one is found too")
-    add("--solver", help="search times by OSS for a one-step solver (default: euler)")
-    about = "search by fit: times with fitted rows, free or consistent, or with a solver's own rows"
-    add("--rows", metavar="free|consistent|SOLVER", help=about)
-    about = "with --rows: paths kept at every node"
-    _number(add, "--beam", 3, about)
-    _number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
-    about = "noises to compare on with schedules made by hand; 0: no comparison"
-    _number(add, "--held-out", 16, about, low=0)
-    about = "free: the noise may carry a lower label (default)"
-    add("--start", choices=("free", "fixed"), default="free", help=about)
-    about = "OSS: joint (default) or median; with --rows: mean (default), log or median"
-    add("--aggregate", metavar="WORD", help=about)
-    add("--out", default="plans", help="folder for the plan files (default: plans)")
-    _model_options(add, 32)
-    _progress_option(add)
-
-
-def _model_options(add: Callable, samples: int) -> None:
+def _model_options(add: Callable, samples: int | None) -> None:
     about = "a factory of a fastsample.Model (default: the embedded model)"
     add("--model", metavar="MODULE:FACTORY", help=about)
     add("--shape", type=_shape, metavar="C,H,W", help="shape of one sample")
-    _number(add, "--samples", samples, "noises")
+    if samples is not None:
+        _number(add, "--samples", samples, "noises")
     about = "seed of the first; sample b has seed + b (default: 0, so a command repeats itself)"
     add("--seed", type=int, default=0, help=about)
     _number(add, "--batch-size", 256, "rows of one model call")
@@ -234,54 +220,11 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
 # -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
     _folder(args.out)
-    from .optimize import fit, oss
-
-    if args.rows and args.solver:
+    if args.budgets and args.budget:
         raise ValueError(
-            f"optimize: --solver {args.solver} beside --rows {args.rows}; one of them is accepted"
+            f"optimize: --budget {args.budget} beside --budgets; one of them is accepted"
         )
-    it = subject(args)
-    names = ["budget", "start", "teacher", "seed", "batch_size", "solver", "aggregate", "rows"]
-    names = [name for name in names if getattr(args, name) is not None]
-    if args.rows:
-        names.append("beam")
-    search = (fit if args.rows else oss)(
-        it.model,
-        it.noise(args.samples, args.seed),
-        held_out=it.noise(args.held_out, UNSEEN + args.seed) if args.held_out else None,
-        progress=_progress(args),
-        **{name: getattr(args, name) for name in names},
-        **it.words(args.samples),
-    )
-    print(_found(search, search.save(args.out)))
-    print(search.about_teacher())
-    spent = f"{search.nfe:g} evaluations for each of {search.samples} samples"
-    print(f"{spent}, {search.seconds:.1f} s; error and PSNR to the teacher on these samples")
-    if search.compared:
-        beaten = ", ".join(str(m) for m, c in sorted(search.compared.items()) if not c.beats)
-        worse = f"the plans of {beaten} evaluations do not beat the best made by hand"
-        verdict = worse if beaten else "every plan beats them"
-        beside = f"of any solver, on {args.held_out} noises held out"
-        print(f"beside the schedules made by hand, {beside}: {verdict}")
-
-
-def _found(search: Any, paths: Sequence[Path]) -> str:
-    """The table of a search: its plans, the best by hand beside each, and their files."""
-    from . import metrics, report
-
-    rows = []
-    for m, path in zip(sorted(search.plans), paths, strict=True):
-        error, plan, beside = search.error[m], search.plans[m], search.compared.get(m)
-        level = f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
-        scale = f"{plan.note['found']['amplitude']:.3f}"
-        held = ("-", "-", "not compared")
-        if beside:
-            name = f"{beside.solver}, {beside.grid}"
-            held = (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", name)
-        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", level, scale, *held, path))
-    held = ("held out dB", "by hand dB", "best by hand")
-    header = ("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file")
-    return report.table(header, rows)
+    search_command.run(args, subject(args), UNSEEN, _progress(args))
 
 
 def sample(args: argparse.Namespace) -> None:

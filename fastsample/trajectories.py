@@ -209,18 +209,21 @@ class Denoiser:
         self._ranks.deal(calls, ask, lambda rows: x0[rows])
         for rows in calls:
             _, peaks = moments([x0[rows].detach()])
-            self.see(peaks[:, 0], partial(self._finite, self._labels[at[rows]]))
+            asked = self._labels[at[rows]], sample[rows].numpy()
+            self.see(peaks[:, 0], partial(self._finite, *asked))
             self.count(rows.stop - rows.start)
         return x0.reshape(B, points, D)
 
     @staticmethod
-    def _finite(labels: np.ndarray, peaks: np.ndarray) -> None:
+    def _finite(labels: np.ndarray, samples: np.ndarray, peaks: np.ndarray) -> None:
         """Refuse answers whose largest magnitude is not finite, by the model's own time."""
-        wrong = labels[~np.isfinite(peaks)]
+        wrong = np.flatnonzero(~np.isfinite(peaks))
         if len(wrong):
+            whose = sorted({*samples[wrong].tolist()})
+            more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
             raise ValueError(
-                f"trajectories: the model's output at its time {wrong[0]:.6g} is not finite; a "
-                "finite output is needed"
+                f"trajectories: the model's output at its time {labels[wrong[0]]:.6g} is not "
+                f"finite for sample {whose[0]}{more}; a finite output is needed"
             )
 
     def see(self, said: Tensor, then: Callable[[np.ndarray], None]) -> None:

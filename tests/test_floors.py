@@ -24,6 +24,7 @@ FLOORS = (
     ("optimize",),
     ("models", "interop"),
     ("report",),
+    ("search_command",),
     ("cli",),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
@@ -38,7 +39,7 @@ CONFINED = {
     "diffusers": r"interop/diffusers/.+\.py",
     "matplotlib": r"report/pictures\.py",
     "torch": r"(kernels|runtime|optimize|models|interop)/.+\.py"
-    r"|(trajectories|metrics|report/doctor|cli)\.py",
+    r"|(trajectories|metrics|report/doctor|search_command|cli)\.py",
 }
 
 

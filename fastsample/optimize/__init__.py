@@ -10,5 +10,6 @@ from .gits import gits
 from .model_free import model_free as model_free
 from .oss import oss
 from .polish import polish as polish
+from .search import search
 
-__all__ = ["Search", "ays", "fit", "gits", "oss"]
+__all__ = ["Search", "ays", "fit", "gits", "oss", "search"]

@@ -95,6 +95,26 @@ class Given:
         return it
 
 
+def call(where: str, z: Any, own: Mapping[str, Any], given: Given) -> str:
+    """The call that makes a search again: every word that says itself, `...` for what is data. z: a
+    shape, or anything else for noise that was given.
+    """
+    noise = "z" if isinstance(z, Tensor) else str([*z])
+    said, silent = {}, ("progress", "max_bytes", "group", "state_device")
+    for one in fields(given):
+        value = getattr(given, one.name)
+        if one.name not in silent and value is not None and value is not one.default:
+            said[one.name] = value
+    words = [f"{name}={_said(value)}" for name, value in {**own, **said}.items()]
+    return f"fastsample.optimize.{where}(model, {', '.join([noise, *words])})"
+
+
+def _said(value: Any) -> str:
+    plain = isinstance(value, (str, int, float, torch.dtype, type(None)))
+    listed = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    return repr(value) if plain or listed else "..."
+
+
 def cut(words: Mapping[str, Any], index: slice | Tensor) -> dict[str, Any]:
     """The words of some of the samples, that this process asks alone."""
     given = {k: take(v, index) if k in ("cond", "uncond") else v for k, v in words.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,12 @@ class Search:
     def plan(self) -> Plan:
         """The plan of the largest budget."""
         return self.plans[max(self.plans)]
+
+    def commanded(self, command: str) -> Search:
+        """The search with the command that makes it again, in the notes of its plans too."""
+        said = lambda plan: {**plan.note["found"], "command": command}
+        plans = {m: plan.with_note(found=said(plan)) for m, plan in self.plans.items()}
+        return replace(self, plans=plans, command=command)
 
     def save(self, folder: str | Path, name: str = "plan") -> list[Path]:
         """Write every plan as folder/name-<evaluations>.fsplan, each whole or not at all; the

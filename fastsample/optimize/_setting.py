@@ -29,7 +29,7 @@ from ..runtime.sources import digest, drawn_seed
 from ..runtime.sources import seeds as seeds_of
 from ..trajectories import Denoiser
 from . import _compare, _teacher
-from ._given import Given, whole
+from ._given import Given, call, whole
 from ._search import Search
 
 
@@ -76,14 +76,18 @@ class Setting:
         z: Tensor | Sequence[int],
         budget: int,
         given: Mapping[str, Any],
+        own: Mapping[str, Any],
     ) -> Setting:
-        """Raises ValueError or TypeError, one sentence, for bad input."""
+        """own: the search's own arguments, by name. Raises ValueError or TypeError, one sentence,
+        for bad input.
+        """
         begin = time.perf_counter()
         if not isinstance(model, Model):
             why = f"{where}: the model is a {type(model).__name__}; an fs.Model is needed"
             raise TypeError(why)
         whole(where, budget=budget)
         it = Given.of(where, given)
+        again = call(where, z, own, it)
         teacher = _teacher.choose(where, model, it.teacher, it.uncond, budget)
         z, here, seed = _noise(where, z, it.seed)
         words = _told(where, model, z, it.cond, it.uncond)
@@ -96,6 +100,7 @@ class Setting:
             "noise": digest(here).hex()[:16],
             "shape": list(z.shape[1:]),
             "guidance": it.guidance,
+            "command": again,
             "weight": None if weight is None else digest(torch.from_numpy(weight)).hex()[:16],
         }
         budgets = range(1, budget + 1) if it.all_budgets else [budget]

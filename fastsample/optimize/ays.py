@@ -140,15 +140,16 @@ def ays(
     search. Raises ValueError or TypeError, one sentence, for bad input.
     """
     _check(method, solver, power, c, budget, steps, sweeps, features)
-    setting = _Noised.of("ays", model, z, 1, given)  # more steps than the teacher's are accepted
+    own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": c}
+    own |= {"sigma_min": sigma_min, "power": power, "steps": steps, "sweeps": sweeps}
+    setting = _Noised.of("ays", model, z, 1, given, own)  # more than the teacher's are accepted
     setting.budgets = range(1, budget + 1) if setting.given.all_budgets else [budget]
     setting.data = _clean(setting, data)
     t, level = _klub.nodes_of(model.schedule, _lowest(model.schedule, sigma_min), steps)
     setting.teacher = replace(setting.teacher, grid=np.append(t[:0:-1], model.schedule.t_zero))
     make = lambda nodes: solvers.SOLVERS[solver](model, setting.teacher.grid[steps - nodes])
     asked = _asked(make, setting, budget)
-    seed = setting.note["seed"]
-    seed = seed_of(setting.z) if seed is None else seed
+    seed = seed_of(setting.z) if setting.note["seed"] is None else setting.note["seed"]
 
     def solve(ask: Denoiser, x0: Tensor) -> dict[int, Found]:
         root = setting.root(2.0)

@@ -77,7 +77,9 @@ def fit(
     input.
     """
     scales = _checked(rows, start, aggregate, history, beam, judged, amplitudes)
-    setting = Setting.of("fit", model, z, budget, given)
+    own = {"budget": budget, "rows": rows, "history": history, "beam": beam, "start": start}
+    own |= {"amplitudes": scales, "aggregate": aggregate, "judged": judged}
+    setting = Setting.of("fit", model, z, budget, given, own)
     apart = min(round(judged * len(setting.z)), len(setting.z) - 1)
     most = history if rows in ROWS else budget
     options = Options(setting.budgets, start, scales, most, beam, aggregate, apart)

@@ -68,7 +68,8 @@ def gits(
     one_of("gits", measure, "measure", ("chord", "l1", "l2"))
     if not is_number(gamma) or gamma <= 0:
         raise ValueError(f"gits: gamma={gamma!r:.60}; a number above 0 is accepted")
-    setting = Setting.of("gits", model, z, budget, given)
+    own = {"budget": budget, "solver": solver, "measure": measure, "gamma": gamma}
+    setting = Setting.of("gits", model, z, budget, given, own)
     t, p = setting.teacher.grid[::-1], 1.0 if measure == "l1" else 2.0
     make = lambda nodes: solvers.SOLVERS[solver](model, t[nodes])
     _check(solver, make(np.unique([setting.N, setting.N // 2, 0])[::-1]))

@@ -82,7 +82,9 @@ def oss(
     one_of("oss", aggregate, "aggregate", ("joint", "median"))
     if not (np.isfinite(p) and p > 0):
         raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
-    setting = Setting.of("oss", model, z, budget, given)
+    own = {"budget": budget, "solver": solver, "start": start, "aggregate": aggregate}
+    own |= {"p": p, "amplitude": amplitude}
+    setting = Setting.of("oss", model, z, budget, given, own)
     scaled = amplitude or (amplitude is None and start == "free" and aggregate == "joint")
     options = Options(setting.budgets, start, aggregate, float(p), bool(scaled))
 

@@ -108,7 +108,9 @@ def polish(
         given["teacher"] = plans.teacher
     elif loss == "trajectory" and not isinstance(given.get("teacher"), Plan):
         given["teacher"] = _with_labels(model, given.get("teacher"), starts)
-    setting = Setting.of("polish", model, z, max(starts), given)
+    own = {"plans": plans, "loss": loss, "iterations": iterations, "batch": batch, "held": held}
+    own |= {"memory": memory, "jvp": jvp}
+    setting = Setting.of("polish", model, z, max(starts), given, own)
     if known:
         setting.teacher = replace(setting.teacher, make=None, agreement=plans.agreement)
     options, B = _split(options, held, setting), len(setting.z)

@@ -1,0 +1,230 @@
+"""The command `fastsample optimize`: its options, and what it runs, prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .files import write_whole
+
+BUDGETS = (4, 6, 8, 10)
+SAMPLES, SEARCH_SAMPLES = 32, 208  # of a single search, and of the whole climb
+UNSAID = ("out", "checkpoint", "progress", "traceback", "name", "command")
+
+
+def options(add: Callable, number: Callable, count: Callable) -> None:
+    """The command's own options; `number` adds one that takes a whole number, as `count` reads it,
+    and that has a default.
+    """
+    about = "climb to the best plan of each number of evaluations (default: 4,6,8,10)"
+    add("--budgets", type=_numbers, metavar="M,M,...", help=about)
+    about = "seconds for the climb; it is cut between two parts, and what was found is written"
+    add("--time-limit", type=float, metavar="S", help=about)
+    about = "folder the climb goes on from after a cut (default: checkpoint in --out)"
+    add("--checkpoint", metavar="FOLDER", help=about)
+    about = "one search instead, of every number of evaluations up to this"
+    add("--budget", type=count, metavar="M", help=about)
+    add("--solver", help="search times by OSS for a solver (with --budget alone: euler)")
+    about = "search by fit: times with fitted rows, free or consistent, or with a solver's own rows"
+    add("--rows", metavar="free|consistent|SOLVER", help=about)
+    number(add, "--beam", 3, "of a fit: paths kept at every node")
+    number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
+    about = "unseen noises to judge on; 0, in one search: no comparison with schedules made by hand"
+    number = partial(count, low=0)
+    add("--held-out", type=number, metavar="N", help=f"{about} (default: 64; in one search 16)")
+    about = "free: the noise may carry a lower label (default)"
+    add("--start", choices=("free", "fixed"), default="free", help=about)
+    about = "OSS: joint (default) or median; with --rows: mean (default), log or median"
+    add("--aggregate", metavar="WORD", help=about)
+    about = f"noises (default: {SEARCH_SAMPLES}; in one search {SAMPLES})"
+    add("--samples", type=count, metavar="N", help=about)
+    add("--device", help="where the model is asked (default: cpu)")
+    add("--dtype", metavar="DTYPE", help="what the model works in, as bfloat16 (default: float32)")
+    add("--out", default="plans", help="folder for plans, page and figures (default: plans)")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) <= 1000 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers of 1 to 1000, as 4,6,8")
+    return tuple(map(int, parts))
+
+
+def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
+    """Search the subject `it`; noises no search has seen have seeds from `unseen` on."""
+    one = args.budget is not None or ((args.solver or args.rows) and not args.budgets)
+    samples = args.samples or (SAMPLES if one else SEARCH_SAMPLES)
+    held_out = (16 if one else 64) if args.held_out is None else args.held_out
+    if not (held_out or one):
+        raise ValueError("optimize: --held-out 0; noise to judge the climb on is needed")
+    place = _placed(it, args)
+    given = {
+        "held_out": place(it.noise(held_out, unseen + args.seed)) if held_out else None,
+        "progress": progress,
+        "model_dtype": _dtype(args.dtype),
+        **{name: getattr(args, name) for name in ("teacher", "seed", "batch_size")},
+        **place(it.words(samples)),
+    }
+    z = place(it.noise(samples, args.seed))
+    (_one if one else _climb)(args, it, z, given)
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    dtype = None if name is None else getattr(torch, name, None)
+    if name is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"--dtype {name}: a dtype of torch, as bfloat16, is accepted")
+    return dtype
+
+
+def _placed(it: Any, args: argparse.Namespace) -> Callable:
+    """What brings tensors to --device; the model, where it is a module, is brought there too."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    try:
+        device = torch.device(args.device or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"--device {args.device}: {why}; cpu, or a device of torch") from None
+    if isinstance(it.model.fn, torch.nn.Module):
+        it.model.fn.to(device, _dtype(args.dtype))
+    return lambda tree: tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, tree)
+
+
+# -- one search ------------------------------------------------------------------------------------
+def _one(args: argparse.Namespace, it: Any, z: Any, given: dict[str, Any]) -> None:
+    from .optimize import fit, oss
+
+    if args.rows and args.solver:
+        raise ValueError(
+            f"optimize: --solver {args.solver} beside --rows {args.rows}; one of them is accepted"
+        )
+    args.budget = args.budget or 8
+    names = ["budget", "start", "solver", "aggregate", "rows", *(["beam"] if args.rows else [])]
+    own = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    search = (fit if args.rows else oss)(it.model, z, **own, **given).commanded(command(args))
+    print(_found(search, search.save(args.out)))
+    print(search.about_teacher())
+    spent = f"{search.nfe:g} evaluations for each of {search.samples} samples"
+    print(f"{spent}, {search.seconds:.1f} s; error and PSNR to the teacher on these samples")
+    if search.compared:
+        beaten = ", ".join(str(m) for m, c in sorted(search.compared.items()) if not c.beats)
+        worse = f"the plans of {beaten} evaluations do not beat the best made by hand"
+        verdict = worse if beaten else "every plan beats them"
+        beside = f"of any solver, on {len(given['held_out'])} noises held out"
+        print(f"beside the schedules made by hand, {beside}: {verdict}")
+
+
+def _found(search: Any, paths: Sequence[Path]) -> str:
+    """The table of a search: its plans, the best by hand beside each, and their files."""
+    from . import metrics
+
+    rows = []
+    for m, path in zip(sorted(search.plans), paths, strict=True):
+        error, plan, beside = search.error[m], search.plans[m], search.compared.get(m)
+        held = ("-", "-", "not compared")
+        if beside:
+            name = f"{beside.solver}, {beside.grid}"
+            held = (f"{beside.found:.2f}", f"{beside.by_hand:.2f}", name)
+        scale = f"{plan.note['found']['amplitude']:.3f}"
+        start = (_level(plan), scale)
+        rows.append((m, f"{error:.3e}", f"{metrics.decibel(error):.2f}", *start, *held, path))
+    held = ("held out dB", "by hand dB", "best by hand")
+    header = ("evaluations", "error", "PSNR dB", "start sigma/alpha", "noise times", *held, "file")
+    return report.table(header, rows)
+
+
+def _level(plan: Any) -> str:
+    return f"{plan.sigma[1] / plan.alpha[1]:.4g}" if plan.alpha[1] else "inf"
+
+
+# -- the whole climb -------------------------------------------------------------------------------
+def _climb(args: argparse.Namespace, it: Any, z: Any, given: dict[str, Any]) -> None:
+    from .optimize import search
+    from .optimize.search import Stopped
+
+    ranks = _processes()
+    folder = args.checkpoint or os.path.join(args.out, "checkpoint")
+    own = {"time_limit": args.time_limit, "beam": args.beam, "checkpoint": folder}
+    own |= {"rows": args.rows} if args.rows else {}
+    own |= {"solver": args.solver} if args.solver else {}
+    failed = None
+    try:
+        found = search(it.model, z, args.budgets or BUDGETS, **own, **given)
+    except Stopped as stopped:
+        found, failed = stopped.search, stopped
+    found = found.commanded(command(args))
+    if ranks.first:
+        _written(found, Path(args.out))
+    if failed is not None:
+        raise RuntimeError(f"{failed}; it is written to {args.out}") from failed
+    if found.stopped is not None:
+        again = f"the same command goes on from {folder}"
+        said = {"time_limit": "the time is up", "interrupted": "interrupted"}[found.stopped]
+        print(f"fastsample optimize: {said}; {again}", file=sys.stderr)
+    if found.stopped == "interrupted":
+        raise SystemExit(130)
+
+
+def _processes() -> Any:
+    """The processes of torchrun, where it runs this."""
+    import torch
+
+    from .runtime.ranks import Ranks
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")  # which carries tensors of any device
+    return Ranks.of()
+
+
+def _written(search: Any, out: Path) -> None:
+    """The plans, the page and the figures; and the table of every rung."""
+    paths = search.save(out)
+    report.page(search, out / "search.html")
+    write_whole(out / "search.csv", report.csv(search).encode())
+    rows = []
+    for m, path in zip(sorted(search.plans), paths, strict=True):
+        for rung in search.rungs:
+            if m in rung.plans:
+                mean, low, _, high = rung.psnr[m]
+                kept = rung.name == search.plans[m].note["found"]["method"]
+                figures = (f"{mean:.2f}", f"{low:.1f} .. {high:.1f}", f"{rung.pooled[m]:.2f}")
+                start = _level(rung.plans[m])
+                rows.append((rung.name, m, *figures, start, path if kept else ""))
+    header = (
+        "method",
+        "evaluations",
+        "dB",
+        "quartiles dB",
+        "pooled dB",
+        "start",
+        "file of the best",
+    )
+    print(report.table(header, rows))
+    print(search.about_teacher())
+    held = search.plan.note["found"]["held_out"]["samples"]
+    spent = (
+        f"{search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.0f} s"
+    )
+    print(f"{spent}; dB: mean of each sample's PSNR to the teacher, on {held} noises held out")
+    print(f"wrote {out / 'search.html'} and search.csv beside the plans")
+
+
+def command(args: argparse.Namespace) -> str:
+    """What makes it again: every option that was given, but where it is written."""
+    said = []
+    for name, value in sorted(vars(args).items()):
+        if name not in UNSAID and value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            said += [f"--{name.replace('_', '-')}", text]
+    return shlex.join(["fastsample", "optimize", *said])
