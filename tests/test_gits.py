@@ -181,8 +181,8 @@ def test_states_of_16_bits_take_half_and_find_nearly_the_same():
         ({"solver": "heun"}, "solver='heun' asks the model 3 times in 2 steps"),
         ({"solver": "euler_ancestral"}, "solver='euler_ancestral' asks the model 2 times"),
         ({"measure": "dev"}, "measure='dev'; 'chord' or 'l1' or 'l2' is accepted"),
-        ({"gamma": 0}, "gamma=0; a number above 0 is accepted"),
-        ({"gamma": "1"}, "gamma='1'; a number above 0 is accepted"),
+        ({"gamma": 0}, "gamma=0; a number from 0.1 to 10 is accepted"),
+        ({"gamma": "1"}, "gamma='1'; a number from 0.1 to 10 is accepted"),
         ({"budget": 9, "teacher": 8}, "budget=9 on a teacher grid of 8 steps"),
     ],
 )

@@ -66,8 +66,8 @@ def gits(
     """
     one_of("gits", solver, "solver", solvers.SOLVERS)
     one_of("gits", measure, "measure", ("chord", "l1", "l2"))
-    if not is_number(gamma) or gamma <= 0:
-        raise ValueError(f"gits: gamma={gamma!r:.60}; a number above 0 is accepted")
+    if not is_number(gamma) or not 0.1 <= gamma <= 10:
+        raise ValueError(f"gits: gamma={gamma!r:.60}; a number from 0.1 to 10 is accepted")
     own = {"budget": budget, "solver": solver, "measure": measure, "gamma": gamma}
     setting = Setting.of("gits", model, z, budget, given, own)
     t, p = setting.teacher.grid[::-1], 1.0 if measure == "l1" else 2.0

@@ -63,8 +63,8 @@ def model_free(
 ) -> Plan:
     """The plan of n evaluations of the solver on the times of least bound.
 
-    solver     ddim, euler, dpmpp_2m, dpmpp_3m or unipc
     model      a Model, or a schedule together with prediction=
+    solver     ddim, euler, dpmpp_2m, dpmpp_3m or unipc
     power      p above
     sigma_max  largest sigma/alpha that the noise is labelled with
     alone      how many steps, from the first, do not cancel; None: all. The authors' code has 3 up
