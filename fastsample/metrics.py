@@ -118,6 +118,7 @@ class Score:
     seconds: float  # wall-clock of the whole batch
     judged: Mapping[str, float] = field(default_factory=dict)
     end: Any = None  # [B,*] end points
+    mean: float = math.nan  # dB, of each sample's own PSNR
 
 
 def score(
@@ -139,7 +140,8 @@ def score(
     seconds = time.perf_counter() - begin
     judged = {name: float(judge(end)) for name, judge in (judges or {}).items()}
     near = psnr(end, target, weight=weight), psnr_quartiles(end, target, weight=weight)
-    return Score(plan.nfe, *near, seconds, judged, end)
+    mean = float(psnr_each(end, target, weight=weight).mean())
+    return Score(plan.nfe, *near, seconds, judged, end, mean)
 
 
 def hand_made(

@@ -109,6 +109,11 @@ def test_every_budget_is_compared_and_counted_apart(guided, monkeypatch):
         names = ("solver", "grid", "by_hand", "found", "beats", "samples")
         noted = {name: getattr(one, name) for name in names}
         assert found.plans[m].note["found"]["compared"] == noted
+        held = found.plans[m].note["found"]["held_out"]
+        each = metrics.psnr_each(metrics.run(found.plans[m], model, fresh, **given), target)
+        quartiles = np.quantile(10 ** (-each / 10), [0.75, 0.5, 0.25])
+        assert held["psnr"] == pytest.approx([each.mean(), *-10 * np.log10(quartiles)], abs=1e-9)
+        assert held["samples"] == 5 and held["pooled"] == one.found
         assert f"{m}: {one}" in repr(found)
         assert ("does not beat" in str(one)) == (not one.beats)
 

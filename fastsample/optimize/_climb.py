@@ -268,18 +268,16 @@ class Climb:
 
     def _figures(self, plan: Plan) -> tuple[int, dict, dict]:
         rows, said = plan.nfe * len(self.held_out), {"plan": plan.to_json()}
-        weight = self.weight(self.unseen.numpy())
+        given = self.words(self.unseen, weight=self.weight(self.unseen.numpy()))
         try:
-            end = metrics.run(plan, self.setting.model, self.held_out, **self.words(self.unseen))
+            score = metrics.score(plan, self.setting.model, self.held_out, self.target, **given)
         except FloatingPointError:
             lost = {"psnr": ["-inf"] * 4, "pooled": "-inf", "error": "inf"}
             return rows, said | lost, {}
-        mean = float(metrics.psnr_each(end, self.target, weight=weight).mean())
-        quartiles = metrics.psnr_quartiles(end, self.target, weight=weight)
-        error = metrics.mse(end, self.target, weight)
-        said["psnr"] = [figure(v) for v in (mean, *quartiles)]
-        said |= {"pooled": figure(metrics.decibel(error)), "error": figure(error)}
-        return rows, said, {"ends": end[:SHOWN].float().cpu().numpy()}
+        said["psnr"] = [figure(v) for v in (score.mean, *score.quartiles)]
+        error = metrics.mse(score.end, self.target, given["weight"])
+        said |= {"pooled": figure(score.psnr), "error": figure(error)}
+        return rows, said, {"ends": score.end[:SHOWN].float().cpu().numpy()}
 
     @property
     def spent(self) -> tuple[float, float]:

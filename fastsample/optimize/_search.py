@@ -26,6 +26,8 @@ class Compared:
     plan             Plan    the best by hand of as many evaluations, named by `solver` and `grid`
     by_hand, found   float   dB of that plan, and of the plan the search found
     samples          int     held-out noises
+    psnr             floats  of the found plan: mean of each sample's own dB, and its quartiles 25,
+                             50, 75
     """
 
     plan: Plan
@@ -34,6 +36,7 @@ class Compared:
     by_hand: float
     found: float
     samples: int
+    psnr: tuple[float, ...] = ()
 
     @property
     def beats(self) -> bool:
@@ -44,6 +47,11 @@ class Compared:
         """The same as JSON."""
         words = {name: getattr(self, name) for name in ("solver", "grid", "beats", "samples")}
         return {**words, "by_hand": figure(self.by_hand), "found": figure(self.found)}
+
+    def held_out(self) -> dict[str, Any]:
+        """The found plan's own figures as JSON."""
+        each = [figure(v) for v in self.psnr]
+        return {"samples": self.samples, "psnr": each, "pooled": figure(self.found)}
 
     def __str__(self) -> str:
         verdict = "beats" if self.beats else "does not beat"

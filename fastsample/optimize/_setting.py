@@ -202,7 +202,13 @@ class Setting:
             asked = shown and shown.update
             found, spent = _compare.compare(self.model, search, self.held_out, words, asked)
         noted = {
-            m: plan.with_note(found={**plan.note["found"], "compared": found[m].note()})
+            m: plan.with_note(
+                found={
+                    **plan.note["found"],
+                    "compared": found[m].note(),
+                    "held_out": found[m].held_out(),
+                }
+            )
             for m, plan in search.plans.items()
         }
         return replace(search, plans=noted, compared=found, compared_nfe=spent / search.samples)

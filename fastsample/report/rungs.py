@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 def rungs_of(search: Search) -> tuple[Rung, ...]:
     """The search's rungs, the best last. A single search has its plans, named by its method, and
-    before them the best by hand, where it was compared; their dB are pooled.
+    before them the best by hand, where it was compared, whose dB are pooled.
     """
     # The search has loaded it, and torch; other reports need no torch.
     from ..optimize._search import Rung
 
     if search.rungs:
         return tuple(search.rungs)
-    by_hand, found = {}, {}
+    by_hand, found, each = {}, {}, {}
     for m, beside in search.compared.items():
         by_hand[m], found[m] = beside.by_hand, beside.found
+        if beside.psnr:
+            each[m] = beside.psnr
     spent = {"nfe": search.nfe, "seconds": search.seconds}
     name = str(found_in(search.plan).get("method", "found"))
-    rungs = [Rung(name, search.plans, {}, found, **spent)]
+    rungs = [Rung(name, search.plans, each, found, **spent)]
     if by_hand:
         plans = {m: beside.plan for m, beside in search.compared.items()}
         rungs.insert(0, Rung("by hand", plans, {}, by_hand, search.compared_nfe))
