@@ -60,6 +60,12 @@ def test_a_scheduler_is_held_to_the_pipelines_own(plan, like, word):
             fs.FsScheduler.from_plan(plan, like=given)
 
 
+def test_a_plan_says_nothing_of_the_pipeline():
+    plan = plan_for(TABLE, "eps")
+    with pytest.raises(ValueError, match="like is a scheduler of a plan itself; the pipeline's"):
+        fs.FsScheduler.from_plan(plan, like=fs.FsScheduler.from_plan(plan))
+
+
 def test_a_config_keeps_its_plans_prediction():
     config = fs.FsScheduler.from_plan(plan_for(TABLE, "eps")).config
     with pytest.raises(ValueError, match="'v_prediction' beside a plan .*; 'epsilon' is accepted"):

@@ -284,6 +284,12 @@ def test_parameters_that_cannot_be_read_are_told_by_their_form():
         else:
             assert "in Packed-float32 instead of float32, as after quantising" in said
 
+    unread = [f"sha256:unread/{form}/float32" for form in ("a", "b")]
+    assert "another one" in provenance.other(*unread)
+    assert provenance.other("\x1b[2J", "mine") == "mine, another one"
+    hostile = found_plan(network()).with_note(model={"model_id": "\x1b[2J"})
+    assert r"model \x1b[2J, here" in provenance.elsewhere(hostile, SHAPE, None, [network()])
+
 
 def test_what_warm_said_is_not_said_again():
     sampler = fs.Sampler(found_plan(network(), shape=[1, 8, 8]), network())

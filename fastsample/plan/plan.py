@@ -236,7 +236,8 @@ class Plan:
 
         `start` is a grid index or a strength. A plan for noise keeps this plan's init_scale; an
         image is noised to the schedule's own level, where a searched amplitude has no meaning: it
-        is kept in the note, for a later remake(None).
+        is kept in the note, for a later remake(None). Rows that a search fitted are made again too:
+        those that leave the schedule for noise alone.
         """
         return self._maker("remake", "solvers")(self, start=start)
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .text import printable
+
 if TYPE_CHECKING:
     from .plan import Plan
 
@@ -159,7 +161,7 @@ def elsewhere(plan: Plan, shape: Sequence[int], scales: Any, models: Sequence[An
         theirs = said(plan, call).get("model_id")
         what = None if model is None else other(theirs, model.identity)
         if what is not None:
-            parts.append(f"model {theirs}, here {what}")
+            parts.append(f"model {printable(theirs):.80}, here {what}")
     return "; ".join(parts) or None
 
 
@@ -169,12 +171,12 @@ def other(theirs: Any, ours: str) -> str | None:
     """
     if theirs in (None, "unknown", ours) or ours == "unknown":
         return None
-    (first, *form), (our_first, *our_form) = (str(v).split("/") for v in (theirs, ours))
+    (first, *form), (our_first, *our_form) = (printable(v).split("/") for v in (theirs, ours))
     hashed = first.startswith("sha256:") and our_first.startswith("sha256:")
-    if hashed and first == our_first:  # older notes have no more
+    if hashed and first == our_first and not form:  # an older note, which has no more
         return None
     if not hashed or not form or form[0] != our_form[0]:
-        return f"{ours}, another one"
+        return f"{printable(ours)}, another one"
     if form == our_form and "sha256:unread" in (first, our_first):
         return None
     if form == our_form:

@@ -41,6 +41,11 @@ def trained(source: str, config: dict, plan: Plan) -> Model:
     """The words of the model that a config is for, on the scale of the plan: VP and sigma/alpha are
     one schedule. A shift that is found for every image size is taken from the plan.
     """
+    if not config:
+        raise ValueError(
+            "FsScheduler.from_plan: like is a scheduler of a plan itself; the pipeline's own is "
+            "accepted"
+        )
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if scale(source, config) == "flow":
         shift = config.get("shift", config.get("flow_shift"))

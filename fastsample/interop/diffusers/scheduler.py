@@ -314,10 +314,10 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         """Where the run begins (img2img): the plan is compiled from there when the first step
         comes.
         """
-        loop = self._loops.get("set_begin_index")
-        if begin_index > 0:
-            on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin_index}")
-        loop.begin = int(begin_index)
+        loop, begin = self._loops.get("set_begin_index"), int(begin_index)
+        if begin > 0:
+            on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin}")
+        loop.begin = begin
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
