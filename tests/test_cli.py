@@ -122,10 +122,11 @@ def test_the_shape_may_be_the_models_own(here, capsys):
 def test_a_guided_plan_is_run_with_the_scale_it_was_found_with(here, capsys):
     it = cli.embedded(None, 1.5)
     plan = fs.guidance.guided(fs.solvers.euler(it.model, [10.0, 1.0, 0.0]))
-    plan.with_note(found={"guidance": 1.5}).save("g.fsplan")
-    assert cli.main(["sample", "g.fsplan", "--samples", "2", "--out", "g.npy"]) == 0
     want = fs.Sampler(plan, it.model)(noise=it.noise(2, 0), **it.words(2))
-    np.testing.assert_array_equal(np.load("g.npy"), want.numpy())
+    for made in (plan, plan.unguided()):
+        made.with_note(found={"guidance": 1.5}).save("g.fsplan")
+        assert cli.main(["sample", "g.fsplan", "--samples", "2", "--out", "g.npy"]) == 0
+        np.testing.assert_array_equal(np.load("g.npy"), want.numpy())
     for found in (None, {"guidance": "2"}, {"guidance": True}, [1]):
         plan.with_note(found=found).save("bad.fsplan")
         assert cli.main(["sample", "bad.fsplan", "--samples", "2"]) == 2
