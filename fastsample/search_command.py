@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
     held_out = (16 if one else 64) if args.held_out is None else args.held_out
     if not (held_out or one):
         raise ValueError("optimize: --held-out 0; noise to judge the climb on is needed")
-    place = _placed(it, args)
+    model, place = _placed(it, args)
     given = {
         "held_out": place(it.noise(held_out, unseen + args.seed)) if held_out else None,
         "progress": progress,
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
         **place(it.words(samples)),
     }
     z = place(it.noise(samples, args.seed))
-    (_one if one else _climb)(args, it, z, given)
+    (_one if one else _climb)(args, model, z, given)
 
 
 def _dtype(name: str | None) -> Any:
@@ -85,8 +86,10 @@ def _dtype(name: str | None) -> Any:
     return dtype
 
 
-def _placed(it: Any, args: argparse.Namespace) -> Callable:
-    """What brings tensors to --device; the model, where it is a module, is brought there too."""
+def _placed(it: Any, args: argparse.Namespace) -> tuple[Any, Callable]:
+    """The model on --device, where it is a module, under autocast to a --dtype of 16 bits; and what
+    brings tensors there.
+    """
     import torch
     from torch.utils._pytree import tree_map
 
@@ -95,14 +98,20 @@ def _placed(it: Any, args: argparse.Namespace) -> Callable:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).partition("\n")[0]
-        raise ValueError(f"--device {args.device}: {why}; cpu, or a device of torch") from None
-    if isinstance(it.model.fn, torch.nn.Module):
-        it.model.fn.to(device, _dtype(args.dtype))
-    return lambda tree: tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, tree)
+        raise ValueError(
+            f"--device {args.device}: {why}; cpu, or a device that torch has here, is accepted"
+        ) from None
+    model, fn, dtype = it.model, it.model.fn, _dtype(args.dtype)
+    if isinstance(fn, torch.nn.Module):
+        fn.to(device)
+    if dtype in (torch.bfloat16, torch.float16):
+        cast = torch.autocast(device.type, dtype)(fn.forward if hasattr(fn, "forward") else fn)
+        model = replace(model, fn=cast, model_id=model.identity)
+    return model, lambda tree: tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, tree)
 
 
 # -- one search ------------------------------------------------------------------------------------
-def _one(args: argparse.Namespace, it: Any, z: Any, given: dict[str, Any]) -> None:
+def _one(args: argparse.Namespace, model: Any, z: Any, given: dict[str, Any]) -> None:
     from .optimize import fit, oss
 
     if args.rows and args.solver:
@@ -112,7 +121,7 @@ def _one(args: argparse.Namespace, it: Any, z: Any, given: dict[str, Any]) -> No
     args.budget = args.budget or 8
     names = ["budget", "start", "solver", "aggregate", "rows", *(["beam"] if args.rows else [])]
     own = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    search = (fit if args.rows else oss)(it.model, z, **own, **given).commanded(command(args))
+    search = (fit if args.rows else oss)(model, z, **own, **given).commanded(command(args))
     print(_found(search, search.save(args.out)))
     print(search.about_teacher())
     spent = f"{search.nfe:g} evaluations for each of {search.samples} samples"
@@ -149,7 +158,7 @@ def _level(plan: Any) -> str:
 
 
 # -- the whole climb -------------------------------------------------------------------------------
-def _climb(args: argparse.Namespace, it: Any, z: Any, given: dict[str, Any]) -> None:
+def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict[str, Any]) -> None:
     from .optimize import search
     from .optimize.search import Stopped
 
@@ -160,7 +169,7 @@ def _climb(args: argparse.Namespace, it: Any, z: Any, given: dict[str, Any]) -> 
     own |= {"solver": args.solver} if args.solver else {}
     failed = None
     try:
-        found = search(it.model, z, args.budgets or BUDGETS, **own, **given)
+        found = search(model, z, args.budgets or BUDGETS, **own, **given)
     except Stopped as stopped:
         found, failed = stopped.search, stopped
     found = found.commanded(command(args))

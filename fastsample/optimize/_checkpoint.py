@@ -39,7 +39,6 @@ class Checkpoint:
         self.done: dict[str, Any] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         if self._folder is not None:
-            make_folder(self._folder)
             self._read()
 
     def part(self, name: str, make: Callable[[], tuple[Any, Mapping[str, np.ndarray]]]) -> Any:
@@ -58,6 +57,7 @@ class Checkpoint:
             self._write()
 
     def _write(self) -> None:
+        make_folder(self._folder)
         data = io.BytesIO()
         flat = {f"{n}/{k}": v for n, part in self.arrays.items() for k, v in part.items()}
         np.savez(data, **flat)

@@ -56,6 +56,7 @@ class Climb:
     limit: float
     begin: float = field(default_factory=time.perf_counter)
     pace: float = 0.0  # seconds of an evaluation of one sample, measured
+    over: bool = False  # nothing more is made: a polish that was cut stands as it is
 
     # -- what every rung needs -----------------------------------------------------------------
     def part(self, name: str, make: Callable[[], tuple[int, dict, dict]]) -> dict[str, Any]:
@@ -195,6 +196,7 @@ class Climb:
         target = torch.from_numpy(self.kept.arrays["to polish"]["ends"]).to(z.device).flatten(1)
         for m in self.budgets:
             self._polished(m, z, target, words)
+            self.judged()
 
     def _polished(self, m: int, z: Tensor, target: Tensor, words: Mapping[str, Any]) -> None:
         """Go on with the polish of one budget, kept after every step."""
@@ -234,6 +236,7 @@ class Climb:
         done, rungs = self.kept.done, {}
         by_hand = {m: done.get(f"by hand {m}") for m in self.budgets}
         polished = {m: done.get(f"polish {m}") for m in self.budgets}
+        polished = {m: one for m, one in polished.items() if one and (one["done"] or self.over)}
         for name, each in (("by hand", by_hand), ("polish", polished)):
             rungs[name] = {m: Plan.from_json(one["plan"]) for m, one in each.items() if one}
         for name in ("model-free", "fit"):
@@ -242,17 +245,22 @@ class Climb:
         order = ("by hand", "model-free", "fit", "polish")
         return {name: rungs[name] for name in order if rungs[name]}
 
-    def judged(self) -> tuple[Rung, ...]:
-        """Every rung on the held-out noises; a plan is run once, whatever is resumed."""
-        return tuple(self._judged(name, plans) for name, plans in self.standing().items())
+    def judged(self, ask: bool = True) -> tuple[Rung, ...]:
+        """Every rung on the held-out noises; a plan is run once, whatever is resumed. ask: False
+        leaves out what has not been run.
+        """
+        rungs = (self._judged(name, plans, ask) for name, plans in self.standing().items())
+        return tuple(rung for rung in rungs if rung.plans)
 
-    def _judged(self, name: str, plans: Mapping[int, Plan]) -> Rung:
+    def _judged(self, name: str, plans: Mapping[int, Plan], ask: bool) -> Rung:
         for m, plan in plans.items():
             # A polish that goes on has another plan.
             part = f"judged {name} {m}"
             if self.kept.done.get(part, {}).get("plan") != plan.to_json():
                 self.kept.done.pop(part, None)
-            self.part(part, lambda plan=plan: self._figures(plan))
+            if ask:
+                self.part(part, lambda plan=plan: self._figures(plan))
+        plans = {m: plan for m, plan in plans.items() if f"judged {name} {m}" in self.kept.done}
         each = {m: self.kept.done[f"judged {name} {m}"] for m in plans}
         shown = {m: self.kept.arrays[f"judged {name} {m}"].get("ends") for m in plans}
         own = [v for k, v in self.kept.done.items() if k == name or k.startswith(f"{name} ")]

@@ -56,7 +56,7 @@ from ._families import ROWS
 from ._given import one_of, whole
 from ._newton import Options as Newton
 from ._paths import Options
-from ._search import Search, figure
+from ._search import Rung, Search, figure
 from ._setting import Setting
 
 HELD_OUT = 64
@@ -116,27 +116,27 @@ def search(
 
 
 def _climbed(climb: Climb, own: dict[str, Any]) -> Search:
-    """Rung by rung, as far as it goes."""
+    """Rung by rung, as far as it goes; each is judged before the next is begun."""
     climb.look()
     climb.teacher()
-    stopped, failed = None, None
+    stopped, failed, ask = None, None, True
     try:
         for rung in (climb.model_free, climb.fit, climb.by_hand, climb.polish):
             rung()
+            climb.judged()
     except TimeUp:
         stopped = "time_limit"
     except KeyboardInterrupt:
-        stopped = "interrupted"
+        stopped, ask = "interrupted", False
     except Exception as error:  # whatever a model may raise
-        stopped, failed = "failed", error
-    if not climb.standing():
+        stopped, ask, failed = "failed", False, error
+    climb.over = True
+    rungs = climb.judged(ask)
+    if not rungs:
         raise failed or KeyboardInterrupt
-    try:
-        found = _found(climb, own, stopped)
-    except Exception:
-        raise failed or Stopped("search: the model fails on noise held out") from failed
+    found = _found(climb, rungs, own, stopped)
     if failed is not None:
-        reached = ", ".join(rung.name for rung in found.rungs)
+        reached = ", ".join(rung.name for rung in rungs)
         stop = Stopped(
             f"search: {type(failed).__name__} on the way ({failed}); what was found before "
             f"({reached}) is in the exception's search"
@@ -146,9 +146,9 @@ def _climbed(climb: Climb, own: dict[str, Any]) -> Search:
     return found
 
 
-def _found(climb: Climb, own: dict[str, Any], stopped: str | None) -> Search:
+def _found(climb: Climb, rungs: Sequence[Rung], own: dict[str, Any], stopped: str | None) -> Search:
     """The best plan of every budget, as far as any stands, its note saying how it was found."""
-    it, rungs, done = climb.setting, climb.judged(), climb.kept.done
+    it, done = climb.setting, climb.kept.done
     standing = [m for m in climb.budgets if any(m in rung.plans for rung in rungs)]
     reached = lambda m: [rung for rung in rungs if m in rung.plans]
     best = {m: max(reached(m), key=lambda rung: rung.psnr[m][0]) for m in standing}
