@@ -15,13 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
-from fastsample import cli, metrics, optimize, report
-from fastsample.optimize._search import Rung
+from fastsample import cli, optimize, report
 
 OUT = Path(__file__).resolve().parents[1] / "build" / "pictures"
 BUDGETS = (3, 4, 6)
@@ -91,33 +88,12 @@ class Chromium:
 
 
 def small_search() -> optimize.Search:
-    """OSS and fit on 6 noises beside the best Euler by hand, as the rungs of one search."""
-    it = cli.embedded()
-    noise, unseen, words = it.noise(6, 0), it.noise(6, cli.UNSEEN), it.words(6)
-    common = {"teacher": 20, **words}
-    oss = optimize.oss(it.model, noise, max(BUDGETS), solver="euler", **common)
-    fit = optimize.fit(it.model, noise, max(BUDGETS), beam=1, **common)
-    target = metrics.run(fit.teacher, it.model, unseen, **words)
-
-    def rung(name: str, plans: dict, nfe: float, seconds: float) -> Rung:
-        ends = {m: metrics.run(plans[m], it.model, unseen, **words) for m in BUDGETS}
-        own = lambda end: [metrics.psnr(a, b) for a, b in zip(end, target, strict=True)]
-        mean = lambda end: sum(own(end)) / len(end)
-        psnr = {m: (mean(x), *metrics.psnr_quartiles(x, target)) for m, x in ends.items()}
-        pooled = {m: metrics.psnr(x, target) for m, x in ends.items()}
-        plans = {m: plans[m] for m in BUDGETS}
-        return Rung(name, plans, psnr, pooled, nfe, seconds, ends)
-
-    best = partial(metrics.best_hand_made, it.model, unseen, target=target, **words)
-    by_hand = {m: best(m) for m in BUDGETS}
-    tried = sum(plan.note["found"]["evaluations"] for plan in by_hand.values()) / len(unseen)
-    rungs = (
-        rung("OSS", oss.plans, oss.nfe, oss.seconds),
-        rung("by hand", by_hand, tried, 0.0),
-        rung("fit", fit.plans, fit.nfe, fit.seconds),
-    )
-    kept = {"plans": rungs[-1].plans, "rungs": rungs, "target": target}
-    return replace(fit, **kept, command="python tools/pictures.py")
+    """A climb on a few noises of the embedded model."""
+    it, noises = cli.embedded(), 48
+    given = {"held_out": it.noise(8, cli.UNSEEN), "teacher": 20, **it.words(noises)}
+    own = {"beam": 1, "iterations": 2, "batch": 8}
+    search = optimize.search(it.model, it.noise(noises, 0), BUDGETS, **own, **given)
+    return search.commanded("python tools/pictures.py")
 
 
 def main(pages: list[str]) -> None:

@@ -117,11 +117,13 @@ def search(
 
 def _climbed(climb: Climb, own: dict[str, Any]) -> Search:
     """Rung by rung, as far as it goes; each is judged before the next is begun."""
+    climb.model_free()
     climb.look()
     climb.teacher()
     stopped, failed, ask = None, None, True
     try:
-        for rung in (climb.model_free, climb.fit, climb.by_hand, climb.polish):
+        climb.judged()
+        for rung in (climb.fit, climb.by_hand, climb.polish):
             rung()
             climb.judged()
     except TimeUp:
