@@ -10,7 +10,7 @@ import torch
 
 from fastsample import schedules
 from fastsample.model import PREDICTIONS, to_x0
-from fastsample.models.analytic import Gaussian, GaussianMixture, Point
+from fastsample.models.analytic import Gaussian, GaussianMixture, Point, ring, waves
 from fastsample.models.words import spoken
 
 MIXTURE = GaussianMixture(means=[-1.0, 1.0], weights=[0.3, 0.7], std=0.25)
@@ -174,6 +174,34 @@ def test_samples():
     np.testing.assert_array_equal(MIXTURE.sample(5, seed=1), MIXTURE.sample(5, seed=1))
     assert not np.array_equal(MIXTURE.sample(5, seed=1), MIXTURE.sample(5, seed=2))
     np.testing.assert_array_equal(Point([1.0, 2.0]).sample(2), [[1.0, 2.0], [1.0, 2.0]])
+
+
+def test_the_ring():
+    law = ring()
+    assert law.shape == (2,) and law.weights == pytest.approx(np.arange(1, 9) / 36, rel=1e-15)
+    np.testing.assert_allclose(np.hypot(*law.means.T), 1.0, rtol=1e-15)
+    np.testing.assert_allclose(law.means[[0, 3]], [[1, 0], [-(0.5**0.5), 0.5**0.5]], atol=1e-15)
+    # E|x0|² = 1 + 2·0.01; the mean is 1/36 of sum k e^(i pi (k-1)/4) = 8/(e^(i pi/4) - 1).
+    mean = abs(8 / (np.exp(0.25j * np.pi) - 1)) / 36
+    assert law.std() == pytest.approx(np.sqrt((1.02 - mean**2) / 2), rel=1e-14)
+
+
+def test_the_waves():
+    law = waves()
+    means = law.means.reshape(16, 3, 32, 32)
+    assert law.shape == (3, 32, 32) and (law.stds == 0.1).all()
+    assert np.sqrt((means**2).mean()) == pytest.approx(0.5, rel=1e-14)
+    np.testing.assert_array_equal(waves().means, law.means)
+    assert not np.array_equal(waves(seed=1).means, law.means)
+    # The pixels' own mean is c_00: the first number a channel's generator draws, 63 others later.
+    drawn = np.random.default_rng(0).standard_normal(16 * 3 * 64)[::64]
+    pixels = means.mean(axis=(2, 3)).ravel()
+    np.testing.assert_allclose(pixels / pixels[0], drawn / drawn[0], rtol=1e-12)
+    # Power of frequency (i, j), in expectation 1/(1+i+j)²; nothing at 8 and above.
+    place = (np.arange(32) + 0.5) * (np.pi / 32)
+    power = lambda i, j: (np.cos(place * i) @ means @ np.cos(place * j)) ** 2
+    assert power(1, 1).mean() > 4 * power(7, 7).mean() > 0
+    assert power(8, 0).max() < 1e-20
 
 
 def test_point():

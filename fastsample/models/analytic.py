@@ -219,3 +219,28 @@ class Point(Gaussian):
 
     def __init__(self, x0: Any) -> None:
         super().__init__(x0, 0.0)
+
+
+def ring() -> GaussianMixture:
+    """Eight round Gaussians in the plane: means on the unit circle, weights 1 to 8 of 36, standard
+    deviation 0.1.
+    """
+    angle = np.arange(8) * (np.pi / 4)
+    return GaussianMixture(np.stack([np.cos(angle), np.sin(angle)], 1), np.arange(1.0, 9.0), 0.1)
+
+
+def waves(seed: int = 0) -> GaussianMixture:
+    """Sixteen images [3,32,32], equally likely, each with a standard deviation of 0.1 about it:
+
+        m = 0.5/rms · sum_{i,j < 8} c_ij cos(pi (r+1/2) i/32) cos(pi (s+1/2) j/32),
+        c_ij ~ N(0, 1)/(1 + i + j)
+
+    at row r and column s, one c a channel and image, rms over all of them. As in photographs, most
+    of the difference is in the lowest frequencies: components part at many noise levels, not one.
+    """
+    frequency, place = np.arange(8), (np.arange(32) + 0.5) * (np.pi / 32)
+    c = np.random.default_rng(seed).standard_normal((16, 3, 8, 8))
+    c /= 1 + frequency[:, None] + frequency
+    waves = np.cos(place[:, None] * frequency)  # [32, 8]
+    means = waves @ c @ waves.T
+    return GaussianMixture(means * (0.5 / np.sqrt((means**2).mean())), np.ones(16), 0.1)
