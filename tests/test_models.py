@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
+import importlib
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from fastsample import schedules
 from fastsample.model import PREDICTIONS, to_x0
-from fastsample.models import classifier, fashion
+from fastsample.models import classifier, fashion, fashion_flow
 from fastsample.models.fashion import (
     NO_LABEL,
     SIGMA_RANGE,
@@ -281,12 +281,13 @@ def write_split(folder: Path, split: str, count: int) -> None:
     (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(labels)
 
 
-def test_the_tool_trains_stops_and_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "name, form", [("fashion", "fastsample-fashion-1"), ("flow", "fastsample-fashion-flow-1")]
+)
+def test_the_tools_train_stop_and_go_on(name, form, tmp_path, monkeypatch):
     write_split(tmp_path, "train", 12), write_split(tmp_path, "t10k", 4)
-    path = Path(__file__).parent.parent / "tools" / "train_fashion.py"
-    spec = importlib.util.spec_from_file_location("train_fashion", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    tool = importlib.import_module(f"train_{name}")
     out, checkpoint = tmp_path / "w.safetensors", tmp_path / "c.pt"
     files = {"--data": tmp_path, "--out": out, "--checkpoint": checkpoint}
     sizes = {"--batch": 4, "--device": "cpu", "--minutes": 9}
@@ -296,14 +297,16 @@ def test_the_tool_trains_stops_and_goes_on(tmp_path):
     tool.main([*words, "--images", "8", "--save-minutes", "0"])
     tool.main([*words, "--images", "12", "--resume"])
     state = torch.load(checkpoint, weights_only=True)
-    average, note = read_weights(out, "fastsample-fashion-1")
+    average, note = read_weights(out, form)
     assert state["step"] == 2 and note["images"] == "12"
     assert all(torch.isfinite(value).all() for value in average.values())
     # The third step moved the average.
     assert any(not torch.equal(average[name], state["ema"][name]) for name in average)
-    # Uniform pixels: 2/sqrt(12).
-    assert fashion(weights=out).sigma_data == pytest.approx(0.58, abs=0.02)
     assert not list(tmp_path.glob("*.part"))
+    if name == "flow":
+        assert torch.equal(fashion_flow(weights=out).fn.place, average["place"])
+    else:  # uniform pixels: 2/sqrt(12)
+        assert fashion(weights=out).sigma_data == pytest.approx(0.58, abs=0.02)
 
 
 def test_the_network_starts_as_the_linear_denoiser():

@@ -64,13 +64,16 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
-    """sigma [count], one per stratum of the log-normal law: less noise in the loss than independent
-    draws.
-    """
+def draw_normal(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal [count], one per stratum: less noise in the loss than independent draws."""
     stratum = torch.randperm(count, generator=generator)
     u = (stratum + torch.rand(count, generator=generator)) / count
-    return torch.exp(P_MEAN + P_STD * torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
+    return torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4))
+
+
+def draw_sigma(count: int, generator: torch.Generator) -> torch.Tensor:
+    """sigma [count] of the log-normal law."""
+    return torch.exp(P_MEAN + P_STD * draw_normal(count, generator))
 
 
 def loss_of(
@@ -85,29 +88,19 @@ def loss_of(
     return ((net(x / s2.sqrt(), sigma.log() / 4, label) - target) ** 2).mean()
 
 
-@torch.no_grad()
-def validate(
-    net: FashionUNet, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> float:
-    """The loss on the first 2,000 test images with fixed noise: comparable between runs."""
-    generator = torch.Generator().manual_seed(1)
-    total, chunks = 0.0, list(zip(images[:2000].split(250), labels[:2000].split(250), strict=True))
-    for x0, label in chunks:
-        sigma, eps = draw_sigma(len(x0), generator), torch.randn(x0.shape, generator=generator)
-        total += loss_of(net, *(value.to(device) for value in (x0, label, sigma, eps))).item()
-    return total / len(chunks)
-
-
 def learning_rate(peak: float, step: int, progress: float) -> float:
     """Linear warm-up over 500 steps, then half a cosine to zero at progress = 1."""
     return peak * min(1.0, (step + 1) / 500) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Training:
-    """One run: the network, its average, the optimizer, and how far it has come.
+    """One run: the network, its average, its optimizers, and how far it has come.
 
     All of it goes into a checkpoint.
     """
+
+    form, tool = "fastsample-fashion-1", "tools/train_fashion.py"
+    draw, loss_of = staticmethod(draw_sigma), staticmethod(loss_of)
 
     def __init__(
         self, args: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor
@@ -115,17 +108,27 @@ class Training:
         self.args, self.images, self.labels = args, images, labels
         self.device = torch.device(args.device)
         torch.manual_seed(args.seed)
-        net = FashionUNet(sigma_data=images.std().item())
-        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.net = self.network().to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-        )
+        self.optimizers = self.optimizers_of(list(self.net.parameters()))
         self.generator = torch.Generator().manual_seed(args.seed)
         self.step, self.seconds, self.epoch = 0, 0.0, None
 
+    def network(self) -> torch.nn.Module:
+        return FashionUNet(sigma_data=self.images.std().item())
+
+    def optimizers_of(self, parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+        words = {"lr": self.args.lr, "betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
+        return [torch.optim.AdamW(parameters, **words)]
+
+    def note(self) -> dict[str, str]:
+        """What this kind of network adds to its weights' metadata."""
+        sigma_data = f"{self.net.sigma_data:.6f}"
+        return {"sigma_data": sigma_data, "P_mean": str(P_MEAN), "P_std": str(P_STD)}
+
     def save(self, path: Path) -> None:
-        state = {name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")}
+        state = {name: getattr(self, name).state_dict() for name in ("net", "ema")}
+        state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
         state |= {"generator": self.generator.get_state()}
         state |= {"step": self.step, "seconds": self.seconds}
         file = io.BytesIO()
@@ -134,8 +137,10 @@ class Training:
 
     def resume(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("net", "ema", "optimizer"):
+        for name in ("net", "ema"):
             getattr(self, name).load_state_dict(state[name])
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
         self.generator.set_state(state["generator"])
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -145,7 +150,7 @@ class Training:
         return max(images / self.args.images, self.seconds / most)
 
     def batch(self) -> tuple[torch.Tensor, ...]:
-        """x0, label, sigma, eps of this step.
+        """x0, label, noise level, eps of this step.
 
         The order of an epoch depends on seed and epoch alone, so a resumed run goes on with it.
         """
@@ -157,20 +162,21 @@ class Training:
         chosen = self.order[(self.step % per_epoch) * count :][:count]
         x0, label = self.images[chosen], self.labels[chosen].clone()
         label[torch.rand(count, generator=self.generator) < LABEL_DROPOUT] = NO_LABEL
-        sigma = draw_sigma(count, self.generator)
-        return x0, label, sigma, torch.randn(x0.shape, generator=self.generator)
+        level = self.draw(count, self.generator)
+        return x0, label, level, torch.randn(x0.shape, generator=self.generator)
 
     def advance(self) -> float:
         """One optimizer step and one step of the average; the loss."""
         start = time.monotonic()
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(self.args.lr, self.step, self.progress)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.bf16):
-            loss = loss_of(self.net, *(value.to(self.device) for value in self.batch()))
-        self.optimizer.zero_grad(set_to_none=True)
+            loss = self.loss_of(self.net, *(value.to(self.device) for value in self.batch()))
+        self.net.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         share = 1 - (1 - 1 / self.step) ** (EMA_POWER + 1)
         with torch.no_grad():
@@ -180,13 +186,28 @@ class Training:
         self.seconds += time.monotonic() - start
         return value
 
+    @torch.no_grad()
+    def validate(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """The average's loss on the first 2,000 test images with fixed noise: comparable between
+        runs.
+        """
+        generator = torch.Generator().manual_seed(1)
+        total, chunks = (
+            0.0,
+            list(zip(images[:2000].split(250), labels[:2000].split(250), strict=True)),
+        )
+        for x0, label in chunks:
+            level = self.draw(len(x0), generator)
+            values = x0, label, level, torch.randn(x0.shape, generator=generator)
+            total += self.loss_of(self.ema, *(value.to(self.device) for value in values)).item()
+        return total / len(chunks)
+
     def export(self, path: Path, loss: float) -> None:
         args = self.args
         note = {
-            "format": "fastsample-fashion-1",
+            "format": self.form,
             "data": "Fashion-MNIST train split, MIT, Zalando SE",
-            "trained_by": "tools/train_fashion.py",
-            "sigma_data": f"{self.net.sigma_data:.6f}",
+            "trained_by": self.tool,
             "seed": str(args.seed),
             "images": str(self.step * args.batch),
             "minutes": f"{self.seconds / 60:.1f}",
@@ -195,21 +216,19 @@ class Training:
             "batch": str(args.batch),
             "machine": f"{platform.machine()} {args.device}, {torch.get_num_threads()} threads",
             "lr": str(args.lr),
-            "P_mean": str(P_MEAN),
-            "P_std": str(P_STD),
-        }
+        } | self.note()
         state = self.ema.state_dict()
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         write_whole(path, save(tensors, note))
 
 
-def train(args: argparse.Namespace) -> None:
-    run, test = Training(args, *load_split(args.data, "train")), load_split(args.data, "t10k")
+def train(args: argparse.Namespace, kind: type[Training] = Training) -> None:
+    run, test = kind(args, *load_split(args.data, "train")), load_split(args.data, "t10k")
     if args.resume:
         run.resume(args.checkpoint)
     say = lambda text: print(text, flush=True)
     size = sum(p.numel() for p in run.net.parameters())
-    say(f"{size:,} parameters, sigma_data {run.net.sigma_data:.4f}, {run.device}")
+    say(f"{size:,} parameters, {run.device}")
     running, saved = None, run.seconds
     while run.progress < 1.0:
         loss = run.advance()
@@ -221,29 +240,32 @@ def train(args: argparse.Namespace) -> None:
         if run.seconds - saved > 60 * args.save_minutes:
             saved = run.seconds
             run.save(args.checkpoint)
-            loss = validate(run.ema, *test, run.device)
+            loss = run.validate(*test)
             say(f"step {run.step}  test loss of the average {loss:.5f}")
-    loss = validate(run.ema, *test, run.device)
+    loss = run.validate(*test)
     run.export(args.out, loss)
     spent = f"{run.step * args.batch:,} images, {run.seconds / 60:.1f} min"
     say(f"wrote {args.out}: test loss {loss:.5f}, {spent}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def arguments(
+    argv: list[str] | None, about: str, name: str, minutes: float, batch: int, lr: float
+) -> argparse.Namespace:
+    """The words of the command line; torch's threads are set by them."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default=DATA)
-    parser.add_argument("--out", type=Path, default=WEIGHTS / "fashion.safetensors")
-    parser.add_argument("--checkpoint", type=Path, default=Path("fashion.checkpoint.pt"))
+    parser.add_argument("--out", type=Path, default=WEIGHTS / f"{name}.safetensors")
+    parser.add_argument("--checkpoint", type=Path, default=Path(f"{name}.checkpoint.pt"))
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=3_000_000)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--save-minutes", type=float, default=4.0)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float, default=lr)
     about = "0: as many as torch takes by itself"
     parser.add_argument("--threads", type=int, default=0, help=about)
     about = "train in float32 throughout"
@@ -253,7 +275,11 @@ def main(argv: list[str] | None = None) -> None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(args)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    train(arguments(argv, __doc__, "fashion", minutes=60.0, batch=128, lr=2e-3))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Models to try things on: the embedded image model, its judge, and problems whose answer is known.
+"""Models to try things on: the embedded image models, their judge, and problems whose answer is
+known.
 
 fashion(...)   class-conditional 28x28 garments, as a fastsample.Model (the function; its
                module is fastsample.models.fashion)
+fashion_flow() the same garments by a transformer that predicts a flow's velocity
 classifier     class accuracy and the Fréchet distance on fashion-classifier features
 analytic       Point, Gaussian, GaussianMixture: exact denoisers; ring and waves, two mixtures of 2
                and of 3,072 dimensions
@@ -9,5 +11,6 @@ analytic       Point, Gaussian, GaussianMixture: exact denoisers; ring and waves
 
 from . import analytic, classifier
 from .fashion import fashion
+from .transformer import fashion_flow
 
-__all__ = ["analytic", "classifier", "fashion"]
+__all__ = ["analytic", "classifier", "fashion", "fashion_flow"]

@@ -110,10 +110,7 @@ class Fashion(nn.Module):
 
         x [B,1,28,28]; t [B] as a Model tells it; label int64 [B] in 0..10, None or 10: no class.
         """
-        if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
-            raise ValueError(f"models.fashion: x is {list(x.shape)}; [B, 1, 28, 28] is accepted")
-        label = self._labels(label, x)
-        t = torch.as_tensor(t, device=x.device).reshape(-1).expand(x.shape[0])
+        t, label = checked("models.fashion", x, t, label)
         if self.prediction == "edm":  # the caller scales x and tells c_noise
             return self.net(*self.net._inputs(x, t), label).to(x.dtype)
         if self.prediction == "trigflow":  # t = atan2(sigma/sd, alpha)
@@ -126,26 +123,36 @@ class Fashion(nn.Module):
         column = (a.to(x.dtype)[:, None, None, None] for a in (alpha, sigma))
         return spoken(self.prediction, x0, eps, *column, self.net.sigma_data)
 
-    @staticmethod
-    def _labels(label: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-        if label is None:
-            return torch.full((x.shape[0],), NO_LABEL, dtype=torch.int64, device=x.device)
-        label = torch.as_tensor(label, device=x.device)
-        if label.dtype.is_floating_point or label.shape not in ((), x.shape[:1]):
-            given = f"{label.dtype} {list(label.shape)}"
-            raise ValueError(
-                f"models.fashion: label is {given}; integers 0..10, [{x.shape[0]}] or one number, "
-                "are accepted"
-            )
-        return label.long().expand(x.shape[0])
+
+def checked(where: str, x: torch.Tensor, t: Any, label: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """t [B] and label int64 [B] of x [B,1,28,28], on its device; one number of either is for all,
+    label None is NO_LABEL.
+    """
+    if x.ndim != 4 or x.shape[1:] != (1, 28, 28):
+        raise ValueError(f"{where}: x is {list(x.shape)}; [B, 1, 28, 28] is accepted")
+    if label is None:
+        label = torch.full((), NO_LABEL, device=x.device)
+    label = torch.as_tensor(label, device=x.device)
+    if label.dtype.is_floating_point or label.shape not in ((), x.shape[:1]):
+        given = f"{label.dtype} {list(label.shape)}"
+        raise ValueError(
+            f"{where}: label is {given}; integers 0..10, [{x.shape[0]}] or one number, are accepted"
+        )
+    t = torch.as_tensor(t, device=x.device).reshape(-1).expand(x.shape[0])
+    return t, label.long().expand(x.shape[0])
 
 
 def load_net(weights: str | Path | None = None, device: Any = "cpu") -> FashionUNet:
     """The network with its weights, in eval mode, parameters without gradients; one module per
     (file, device), shared by its users.
     """
-    path = Path(weights or WEIGHTS / "fashion.safetensors").resolve()
-    return _net(path, path.stat().st_mtime_ns if path.exists() else 0, str(device))
+    return _net(*located(weights, "fashion.safetensors"), str(device))
+
+
+def located(weights: str | Path | None, shipped: str) -> tuple[Path, int]:
+    """The file's path, None: the shipped one, and when it changed (ns; 0: there is none)."""
+    path = Path(weights or WEIGHTS / shipped).resolve()
+    return path, path.stat().st_mtime_ns if path.exists() else 0
 
 
 @lru_cache(maxsize=4)
@@ -166,7 +173,7 @@ def read_weights(path: Path, form: str) -> tuple[dict[str, torch.Tensor], dict[s
         raise ImportError(why) from error
     if not path.exists():
         raise FileNotFoundError(
-            f"models: no weights at {path}; a file of tools/train_fashion.py or "
+            f"models: no weights at {path}; a file of tools/train_fashion.py, train_flow.py or "
             "train_classifier.py is accepted"
         )
     with safe_open(path, framework="pt") as file:
