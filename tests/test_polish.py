@@ -368,6 +368,12 @@ def test_models_that_do_not_answer():
     with pytest.raises(ValueError, match="polish: the end points of Plan.* are not finite"):
         polish(wild, z, EULER, teacher=teacher)
     calls = iter(range(99))
+    late = fs.Model(lambda x, t: law.fn(x, t) * (next(calls) < 13 or math.nan), law.schedule, "x0")
+    with pytest.raises(
+        ValueError, match=r"polish: the end points of samples \[0, .*are not finite"
+    ):
+        polish(late, z, EULER, teacher=teacher)
+    calls = iter(range(99))
     short = fs.Model(lambda x, t: law.fn(x, t)[next(calls) // 8 :], law.schedule, "x0")
     with pytest.raises(ValueError, match=r"polish: the model returned .* input's shape is needed"):
         polish(short, z, EULER, teacher=teacher)

@@ -22,6 +22,7 @@ from ..plan import Plan
 from ..plan.consistency import heaviest, weights
 from ..runtime.conditions import take
 from ..runtime.sampler import Sampler
+from ..runtime.sources import seeds
 from ._numbers import Numbers
 from ._paths import HEAVIEST
 from ._twins import Twins
@@ -195,8 +196,8 @@ class Polisher:
         """The samples of a step: those of every epoch in an order of its own."""
         n = min(self.options.batch, len(self._train))
         epoch, k = divmod(iteration, len(self._train) // n)
-        seed = torch.tensor([self.options.seed]), torch.tensor([epoch])
-        order = normal(*seed, len(self._train))[0].argsort(stable=True)
+        seed = seeds(self.options.seed, 1, torch.device("cpu"), needed=True)
+        order = normal(seed, torch.tensor([epoch]), len(self._train))[0].argsort(stable=True)
         return self._train[order[k * n : (k + 1) * n]]
 
     def _judged(self, theta: np.ndarray) -> tuple[float, float]:
@@ -231,6 +232,12 @@ class Polisher:
                 slope = J[:, b]
                 parts.append((slope @ slope.T, slope @ r[b], r[b].square().mean()))
         own, gap, error = (torch.stack(v).cpu().numpy() for v in zip(*parts, strict=True))
+        bad = sorted(samples[~np.isfinite(own).all((1, 2)) | ~np.isfinite(error)].tolist())
+        if bad:
+            raise ValueError(
+                f"polish: the end points of samples {bad[:8]} are not finite near {self.start!r}; "
+                "a model with finite output is needed"
+            )
         w = self._loss.weights(error) / (len(error) * r.shape[1])
         own, gap = w[:, None, None] * own, w[:, None] * gap
         return sum(own), sum(gap)  # one sample after the other
