@@ -30,7 +30,7 @@ from ._twins import Twins
 CHUNK = 8  # times batch_size: samples and their twins that run together
 DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-6, 10.0  # beside the unit diagonal
 WORSE = 0.1  # that a step may be, of the loss, which is a logarithm
-PATIENCE = 3  # steps that gain nothing, one after the other
+PATIENCE = 5  # steps that gain nothing, one after the other: as many as the memory goes back
 TINY = 1e-14  # of the Gram matrix's largest diagonal element
 EXACT = 1e-20  # a mean square: 206 dB, which nothing is better than
 

@@ -24,7 +24,7 @@ Each step has a mini-batch of its own. A step is taken where the loss on the sam
 of them is at most .1 above the best there yet (.43 dB), else damped tenfold, from mu = .001 up to
 10; after one that is taken mu is a third. A label goes no further than 1 at once, nor the log scale
 further than .5. A step after which sum_l |w_l| over predictions x0_l of some row would be above 20,
-and above what the plan had, is refused unseen. The search ends early after three steps that gain
+and above what the plan had, is refused unseen. The search ends early after five steps that gain
 nothing. The best plan on the samples held out is returned, the one it began with if none is better.
 
 The arguments of `polish`; those of every search are `Given`'s:
