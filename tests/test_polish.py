@@ -109,6 +109,20 @@ def test_a_plan_that_nothing_betters_comes_back_as_it_was():
     assert p.state.iteration == _newton.PATIENCE and p.plan == plan
 
 
+def test_a_step_that_is_worse_is_damped_until_it_is_not():
+    model, z = subject(), noise(8)
+    p = polisher(solved("dpmpp_2m", model), model, z, target_of(model, z), iterations=9)
+    theta, loss, seen = p.state.theta, p.state.loss, []
+    worse = iter([0.2, 0.2, 0.05, *[0.2] * 9])
+    p._judged = lambda theta: (seen.append(theta), (loss + next(worse), 0.0))[1]
+    assert p.advance() and len(seen) == 3 and p.state.mu == pytest.approx(0.1 / 3)
+    assert np.array_equal(p.state.theta, seen[2]) and np.array_equal(p.state.best, theta)
+    sizes = [np.abs(one - theta).max() for one in seen]
+    assert sizes[2] < sizes[0]
+    taken = p.state.theta
+    assert p.advance() and p.state.mu == 10 and np.array_equal(p.state.theta, taken)
+
+
 def test_a_heavy_row_is_refused_unseen():
     model, z = subject(), noise(8)
     plan = solved("dpmpp_2m", model)
@@ -173,15 +187,15 @@ def test_every_sample_of_an_epoch_comes_once_and_the_seed_orders_them():
 def test_elements_without_weight_count_for_nothing():
     model, z = subject(D=6), noise(12, 6)
     plan, target = solved("dpmpp_2m", model), target_of(model, z)
-    weight = np.full((12, 6), [[1.5] * 4 + [0.0] * 2])
-    other = torch.cat([target[:, :4], 100 * target[:, 4:]], 1)
+    weight = np.where(np.arange(6) == np.arange(12)[:, None] % 6, 0.0, 1.2)
+    other = torch.where(torch.from_numpy(weight) == 0, 100 * target, target)
     plans = []
     for aim in (target, other):
         p = polisher(plan, model, z, aim, weight=weight, iterations=2)
         plans.append((p.advance(), p.advance(), p.plan, p.state.error)[2:])
     assert plans[0] == plans[1] and plans[0][0] != plan
-    ends = run(plans[0][0], model, z)[-4:]
-    assert plans[0][1] == pytest.approx(float((ends - target[-4:])[:, :4].square().mean()))
+    gap = (run(plans[0][0], model, z) - target)[-4:].square() * torch.from_numpy(weight[-4:])
+    assert plans[0][1] == pytest.approx(float(gap.mean()))
 
 
 # -- the front -------------------------------------------------------------------------------------

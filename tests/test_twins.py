@@ -36,14 +36,13 @@ def test_twins_are_the_runs_of_their_plans(name, schedule, prediction):
     assert numbers.plan_at(numbers.begin) == plan
     h = numbers.steps(numbers.begin, np.ones(len(numbers.all)))
     twins = Twins("polish", model, plan, z, WORDS, torch.float64)
-    states = twins.states(
-        numbers.tables(numbers.begin, h), torch.arange(3), [plan.rows - 2], numbers.first
-    )
+    tables, rows = numbers.tables(numbers.begin, h), range(plan.rows - 1)
+    states = twins.states(tables, torch.arange(3), rows, numbers.first).transpose(1, 2)
     assert twins.rows == 3 * numbers.evaluations()
-    assert torch.equal(states[0, :, 0], run(plan, model, z))
+    assert torch.equal(states[0], run(plan, model, z, trajectory=True)[1])
     for k, number in enumerate(numbers.all):
-        other = moved(plan, model, number, h[k])
-        assert torch.allclose(states[1 + k, :, 0], run(other, model, z), rtol=1e-12, atol=1e-12)
+        _, other = run(moved(plan, model, number, h[k]), model, z, trajectory=True)
+        assert torch.allclose(states[1 + k], other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
