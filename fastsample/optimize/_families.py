@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import solvers
 from ..model import Model
-from ..plan.consistency import over_predictions
+from ..plan.consistency import rows
 
 
 class Family(NamedTuple):
@@ -60,26 +61,34 @@ def _consistent(model: Model, t: np.ndarray) -> Rows:
 
 
 def _of_solver(name: str, model: Model, t: np.ndarray) -> Rows:
-    """The last row of the solver's plan on the path and the target, over x and what the model
-    said: whatever the plan keeps in slots is a sum of these.
-    """
-    words = words_of(name)
-
-    def row(nodes: Sequence[int], h: int) -> np.ndarray:
-        x = over_predictions(solvers.SOLVERS[name](model, t[list(nodes)], **words))
-        if x.shape != (len(nodes), len(nodes)):
-            raise ValueError(
-                f"fit: rows={name!r} asks the model {x.shape[1] - 1} times in {len(nodes) - 1} "
-                "steps; a solver that asks once a step and draws no noise is accepted"
-            )
-        kept = x[-1, -1] / x[-2, -1]
-        return np.append(kept, (x[-1] - kept * x[-2])[len(nodes) - 1 - h : -1])
+    row = row_of("fit: rows", name, model, t)
 
     def family(nodes: Sequence[int], h: int) -> Family:
-        base = np.stack([row([*nodes, j], h) for j in range(nodes[-1])], 1)
+        base = np.stack([row((*nodes, j), h) for j in range(nodes[-1])], 1)
         return Family(base, np.zeros((1 + h, 0)))
 
     return family
+
+
+def row_of(
+    where: str, name: str, model: Model, t: np.ndarray
+) -> Callable[[tuple[int, ...], int], np.ndarray]:
+    """(nodes, h) -> w [1+h], the last row of the solver's plan on a path, over x and the last h of
+    what the model said: whatever the plan keeps in slots is a sum of these. Each is made once.
+    """
+
+    @cache
+    def whole(nodes: tuple[int, ...]) -> np.ndarray:
+        plan = solvers.SOLVERS[name](model, t[list(nodes)], **words_of(name))
+        w = rows(plan)
+        if w.shape != (len(nodes) - 1, len(nodes)) or (plan.ids >= 0).any():
+            raise ValueError(
+                f"{where}={name!r} asks the model {plan.nfe} times in {len(nodes) - 1} "
+                "steps; a solver that asks once a step and draws no noise is accepted"
+            )
+        return w[-1]
+
+    return lambda nodes, h: np.append(whole(nodes)[0], whole(nodes)[len(nodes) - h :])
 
 
 def words_of(solver: str) -> dict[str, Any]:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import solvers
 from ..kernels import argmin_source, cost_gather, cost_matrix, moments
-from ..model import Model
 from ..runtime.arguments import uploaded
 from ..trajectories import Denoiser
+from ._jumps import Jumps, folded
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Options:
 class Layers:
     """The layers and what they are made of.
 
-    X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jump [2,N+1,N+1]:
-    a, b; root [B,D]: the elements' weights to 1/p, or None; parents[k-1]: layer k's lowest target,
-    and its source nodes [1 or B, J]; finals[k]: end points [B,D] after k evaluations.
+    X [B,N+1,D]: teacher states from the data end; first [B,D]: its first x0; jumps: the solver's;
+    root [B,D]: the elements' weights to 1/p, or None; parents[k-1]: layer k's lowest target, and
+    its source nodes [1 or B, J]; finals[k]: end points [B,D] after k evaluations.
 
     States lie in X's dtype, those of 16 bits rounded once; all else is done in `ask.wide`. A device
     is waited for where a number decides what is run next, and there alone.
@@ -59,7 +58,7 @@ class Layers:
 
     options: Options
     ask: Denoiser
-    jump: np.ndarray
+    jumps: Jumps
     z: Tensor
     X: Tensor
     first: Tensor
@@ -74,25 +73,55 @@ class Layers:
         # Labels from which the budget can still be spent.
         at = np.arange(1 if every else M, N + 1) if self.options.start == "free" else np.array([N])
         states = torch.stack([self._noise(i) for i in at], 1).to(self.X.dtype)
-        weights = uploaded(torch.from_numpy(self.jump), self.X.device)
+        said: list[Tensor] = []  # older predictions of the paths, [B,I,D] each
         below = torch.arange(N + 1, dtype=torch.int32, device=self.X.device)
         below = torch.stack([torch.zeros_like(below), below], 1)  # row n: the first n targets
         for k in range(1, M + 1):
-            x0 = self._answers(k, states, at)
+            said.append(self._answers(k, states, at))
             # Targets: from where the budget can be spent.
             low, high = 0 if every else M - k, N - k if k < M else 0
-            jump = weights[:, at[0] : at[-1] + 1, low : high + 1].contiguous()
+            operands, jump = self._operands(states, said, self._jump(k, at, low, high))
             band = below[at[0] - low : at[-1] + 1 - low]  # from i only to j < i
             target = self._weighed(self.X[:, low : high + 1].contiguous())
-            seen = [self._weighed(states), self._weighed(x0)]
-            cost = cost_matrix(seen, jump, target, band, p)
+            cost = cost_matrix([self._weighed(u) for u in operands], jump, target, band, p)
             best = argmin_source(cost.mean(0) if joint else cost)
             self.ask.see(best, partial(self._chosen, k, low, at))
-            landed = cost_gather([states, x0], jump, best)
+            landed = cost_gather(operands, jump, best)
             if low == 0:  # the data end asks no model
                 self.finals[k] = landed[:, 0].clone()
-            states, at = landed[:, max(0, 1 - low) :].contiguous(), np.arange(max(low, 1), high + 1)
+            on = slice(max(0, 1 - low), None)
+            states, at = landed[:, on].contiguous(), np.arange(max(low, 1), high + 1)
+            said = [m[:, best[on].long()] for m in self._kept(said)]
         self.ask.look()
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return uploaded(torch.from_numpy(self.jumps.table), self.X.device)
+
+    def _jump(self, k: int, at: np.ndarray, low: int, high: int) -> Tensor | np.ndarray:
+        """Weights [Q,I,J] of the jumps of layer k. Those of a multistep solver are on the host:
+        they depend on where its paths went, for which a device is waited for.
+        """
+        if self.jumps.table is not None:
+            return self._table[:, at[0] : at[-1] + 1, low : high + 1].contiguous()
+        self.ask.look()
+        return self.jumps.weights(self._back(k - 1, at), np.arange(low, high + 1))
+
+    def _operands(
+        self, x: Tensor, said: list[Tensor], c: Tensor | np.ndarray
+    ) -> tuple[list[Tensor], Tensor]:
+        """States [B,I,D] and predictions, as many as the kernels take, and their weights."""
+        if isinstance(c, Tensor):
+            return [x, *said], c
+        c, ratio = folded(c)
+        for kappa, m in zip(ratio, said, strict=False):
+            kappa = uploaded(torch.from_numpy(kappa), x.device).to(self.ask.wide)
+            x = (x.to(self.ask.wide) + kappa[:, None] * m.to(self.ask.wide)).to(x.dtype)
+        return [x, *said[len(ratio) :]], uploaded(torch.from_numpy(c), x.device)
+
+    def _kept(self, said: list[Tensor]) -> list[Tensor]:
+        """Of the predictions, those that the next jump reads too."""
+        return said[max(0, len(said) + 1 - self.jumps.reads) :]
 
     def _chosen(self, k: int, low: int, at: np.ndarray, best: np.ndarray) -> None:
         """Keep the sources that layer k chose for the targets from `low` on."""
@@ -128,11 +157,16 @@ class Layers:
 
         The median form walks back every sample's own path and takes the middle nodes.
         """
-        nodes = [np.zeros(1 if self.options.aggregate == "joint" else len(self.X), np.int64)]
-        for low, sources in reversed(self.parents[:m]):
-            nodes.append(sources[np.arange(len(sources)), nodes[-1] - low])
-        ranked = np.sort(np.stack(nodes[::-1]), axis=1)  # [m+1, 1 or B]
+        ends = np.zeros(1 if self.options.aggregate == "joint" else len(self.X), np.int64)
+        ranked = np.sort(self._back(m, ends), axis=1)  # [m+1, 1 or B]
         return (ranked[:, ranked.shape[1] // 2] + ranked[:, (ranked.shape[1] - 1) // 2]) // 2
+
+    def _back(self, k: int, ends: np.ndarray) -> np.ndarray:
+        """Nodes [k+1,I] of the paths of k evaluations to nodes `ends` [I], start first."""
+        nodes = [ends]
+        for low, sources in reversed(self.parents[:k]):
+            nodes.append(sources[np.arange(len(sources)), nodes[-1] - low])
+        return np.stack(nodes[::-1])
 
     def ends(self, paths: dict[int, np.ndarray]) -> dict[int, tuple[float, float]]:
         """{M: (c, error)} of the schedules, each begun at c times its noise: c = 1 or the best
@@ -173,18 +207,30 @@ class Layers:
         return {m: float(np.clip(1 + c, 0.1, 100.0)) for m, c in zip(paths, shifts, strict=True)}
 
     def _walk(self, paths: dict[int, np.ndarray], amplitude: dict[int, float]) -> dict[int, Tensor]:
-        """End points [B,D] of several schedules, in step: each model call has work of all."""
+        """End points [B,D] of several schedules of budgets that rise, in step: each model call has
+        work of all.
+        """
         begin = {m: self._noise(path[0]) * amplitude[m] for m, path in paths.items()}
         x = {m: start.to(self.X.dtype) for m, start in begin.items()}
+        said: list[Tensor] = []
         for k in range(max(paths)):
             going = [m for m in paths if k < m]
-            at, to = (np.array([paths[m][k + n] for m in going]) for n in (0, 1))
+            gone = np.stack([paths[m][: k + 2] for m in going], 1)
             states = torch.stack([x[m] for m in going], 1)
-            jump = uploaded(torch.from_numpy(self.jump[:, at[:, None], to]), states.device)
-            each = torch.arange(len(at), dtype=torch.int32, device=states.device)
-            landed = cost_gather([states, self.ask(states, at)], jump, each)
+            said = [m[:, -len(going) :].contiguous() for m in self._kept(said)]
+            said.append(self.ask(states, gone[-2]))
+            operands, jump = self._operands(states, said, self._each(gone))
+            each = torch.arange(len(going), dtype=torch.int32, device=states.device)
+            landed = cost_gather(operands, jump, each)
             x |= zip(going, landed.unbind(1), strict=True)
         return x
+
+    def _each(self, paths: np.ndarray) -> Tensor | np.ndarray:
+        """Weights [Q,I,I] of the last jumps of paths [k,I], each to its own end."""
+        if self.jumps.table is not None:
+            jump = self.jumps.table[:, paths[-2][:, None], paths[-1]]
+            return uploaded(torch.from_numpy(jump), self.X.device)
+        return self.jumps.weights(paths[:-1], paths[-1], each=True)
 
     def _gap(self, x: Tensor, y: Tensor, power: float = 1.0) -> Tensor:
         """x - y, weighed: its p-th power is, where it is not another `power` of the root."""
@@ -193,11 +239,3 @@ class Layers:
 
     def _error(self, x: Tensor) -> Tensor:
         return (self._gap(x, self.X[:, 0]).abs().double() ** self.options.p).mean()
-
-
-def jumps(model: Model, solver: str, grid: np.ndarray) -> np.ndarray:
-    """a, b [2,N+1,N+1] float64 of the jumps x' = a x + b x0 from node i to every node j < i."""
-    t, jump = grid[::-1], np.zeros((2, len(grid), len(grid)))
-    for i in range(1, len(t)):
-        jump[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
-    return jump

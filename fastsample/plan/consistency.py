@@ -41,14 +41,19 @@ def over_predictions(plan: Plan) -> np.ndarray:
     return _states(plan, np.maximum(np.cumsum(plan.call >= 0) - 1, 0), start)
 
 
-def weights(plan: Plan) -> np.ndarray:
-    """sum_l |w_l| [R - 2] of every row from 1 on, x' = w_0 x + sum_l w_l x0_l + noise, over what
-    the model says at every call, as x0; w_0 is what is left of the noise of the start.
+def rows(plan: Plan) -> np.ndarray:
+    """w [R - 2, 1 + nfe] of every row from 1 on, x' = w_0 x + sum_l w_l x0_l + noise, over what the
+    model says at every call, as x0; w_0 is what is left of the noise of the start.
     """
     x, n = over_predictions(plan), plan.nfe
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept = np.nan_to_num(x[1:, n] / x[:-1, n], posinf=0.0, neginf=0.0)
-    return np.abs(x[1:, :n] - kept[:, None] * x[:-1, :n]).sum(1)
+        kept = np.nan_to_num(x[1:, n] / x[:-1, n], posinf=0.0, neginf=0.0)[:, None]
+    return np.concatenate([kept, x[1:, :n] - kept * x[:-1, :n]], 1)
+
+
+def weights(plan: Plan) -> np.ndarray:
+    """sum_l |w_l| [R - 2] of every row from 1 on, as `rows` has them."""
+    return np.abs(rows(plan)[:, 1:]).sum(1)
 
 
 def heaviest(plan: Plan) -> float:
