@@ -23,6 +23,16 @@ STEADY = 9  # steps after which a solver reads as many predictions as ever
 ROUNDING = 1e-9  # of the largest weight: what is left of one that cancels
 
 
+def table_of(model: Model, solver: str, grid: np.ndarray) -> np.ndarray:
+    """a, b [2,N+1,N+1] float64 of a one-step solver's jumps x' = a x + b x0 from node i to every
+    node j < i.
+    """
+    t, table = grid[::-1], np.zeros((2, len(grid), len(grid)))
+    for i in range(1, len(t)):
+        table[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
+    return table
+
+
 @dataclass(frozen=True)
 class Jumps:
     """table [2,N+1,N+1] of a one-step solver, or None; row: (nodes, h) -> w [1+h], the last jump of
@@ -38,10 +48,7 @@ class Jumps:
         """Raises ValueError for a solver whose steps are no such jumps."""
         t = grid[::-1]
         if solver in solvers.JUMPS:
-            table = np.zeros((2, len(t), len(t)))
-            for i in range(1, len(t)):
-                table[:, i, :i] = solvers.JUMPS[solver](model.schedule, t[i], t[:i])
-            return cls(table, None, 1)
+            return cls(table_of(model, solver, grid), None, 1)
         row = row_of("oss: solver", solver, model, t)
         jumps = cls(None, row, _reads(row, len(t)))
         if jumps.reads >= OPERANDS:  # of all jumps that follow a path through every node

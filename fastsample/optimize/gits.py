@@ -42,7 +42,7 @@ from ..plan import Plan
 from ..runtime.arguments import uploaded
 from ..trajectories import Denoiser
 from ._given import one_of
-from ._layers import jumps
+from ._jumps import table_of
 from ._search import Search
 from ._setting import Found, Setting
 from ._shortest import shortest
@@ -76,7 +76,7 @@ def gits(
 
     def solve(ask: Denoiser, X: Tensor, first: Tensor) -> dict[int, Found]:
         x0 = torch.cat([ask(X[:, 1:-1], np.arange(1, setting.N)), first[:, None]], 1)
-        jump, alpha = jumps(model, "euler", setting.teacher.grid), model.schedule.alpha(t)
+        jump, alpha = table_of(model, "euler", setting.teacher.grid), model.schedule.alpha(t)
         C = _costs(X, x0, jump, alpha, setting.root(p), p, measure == "chord")
         (C,) = ask.look(C)
         paths, found = shortest(C, budget, gamma), {}
