@@ -221,3 +221,46 @@ def test_a_teacher_that_scales_the_noise_is_met_where_the_search_says(case, star
             assert scale == pytest.approx(plan.init_scale, rel=1e-15)
             if start == "fixed" and not amplitude:
                 assert plan.init_scale == pytest.approx(teacher.init_scale, rel=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore:oss")
+def test_a_plan_teaches_on_times_that_are_not_the_grid_searched():
+    """A part of its times; or the times of its own solver with every step cut."""
+    model, z, _ = problem("vp", "v")
+    fine = grids.karras(model.schedule, 24)
+    plan, few = fs.solvers.dpmpp_2m(model, fine), fine[::3]
+    found = oss(model, z, 3, teacher=plan, grid=few, start="fixed", amplitude=False)
+    assert (found.grid == few).all() and (found.teacher.M == plan.M).all()
+    target, end = (metrics.run(p, model, z, state_dtype=z.dtype) for p in (plan, found.plan))
+    assert metrics.mse(end, target) == pytest.approx(found.error[3], rel=1e-9)
+    assert found.nfe == 24 + found.agreement_nfe + 2 * 8 - 3
+    double = fs.solvers.dpmpp_2m(model, grids.refined(model.schedule, fine, 2))
+    ends = [metrics.run(p, model, z, state_dtype=z.dtype) for p in (plan, double)]
+    assert found.agreement == pytest.approx(metrics.psnr(*ends), abs=1e-6)
+    # What lies between the plan's times is reached where it is cut.
+    coarse = fs.solvers.dpmpp_2m(model, fine[::3])
+    between = grids.refined(model.schedule, fine[::3], 4)[[0, 3, 7, 14, 25, -1]]
+    found = oss(model, z, 2, teacher=coarse, grid=between)
+    assert found.teacher.nfe == len(grids.refined(model.schedule, fine[::3], 4)) - 1
+    assert (found.grid == between).all()
+    given, alone = oss(model, z, 2, grid=9), oss(model, z, 2, teacher=9)
+    assert given.error == alone.error and (given.grid == alone.grid).all()
+
+
+def test_a_grid_where_the_teacher_does_not_stand_is_refused():
+    law, z, grid = problem("vp", "v", N=8)
+    asked = []
+    model = fs.Model(lambda x, t: asked.append(t), law.schedule, "v")
+    plan = fs.solvers.dpmpp_2m(law, grid)
+    for times in (11, grid[1:], grid[:-1], [*grid[:3], 0.123, grid[-1]]):
+        with pytest.raises(ValueError, match="is not at every time.*are accepted"):
+            oss(model, z, 2, teacher=plan, grid=times)
+    with pytest.raises(ValueError, match="teacher=9 beside grid=.*Plan, or None, is accepted"):
+        oss(model, z, 2, teacher=9, grid=grid)
+    with pytest.raises(
+        ValueError, match="grid=True; None, a whole number of steps, or a grid is acc"
+    ):
+        oss(model, z, 2, grid=True)
+    with pytest.raises(ValueError, match="budget=3 on a teacher grid of 2 steps"):
+        oss(model, z, 3, teacher=plan, grid=grid[[0, 4, 8]])
+    assert not asked

@@ -26,7 +26,11 @@ class Given:
                  that grid, whose every interval is cut in 1, 2, 4, ... parts (`grids.refined`), up
                  to 320 steps, until its end points agree to 60 dB PSNR with those at twice its
                  evaluations; below 45 dB at the end a warning says so. A deterministic Plan stays
-                 the teacher as it is, on its own times
+                 the teacher as it is, and its times are searched unless grid= says which
+    grid         the grid searched, apart from a Plan that teaches: N or times, as `teacher` takes
+                 them, from the Plan's first time to its last. Where the Plan does not stand at all
+                 of them, its own solver teaches on its grid cut in 2, 4 or 8 parts, the first that
+                 does. None: what teacher says
     all_budgets  True: plans of 1..budget evaluations; False: of exactly budget
     cond, uncond, guidance   model words, trees that follow their samples as
                  `fastsample.runtime.conditions` says; guidance needs uncond. Plans have one branch,
@@ -55,6 +59,7 @@ class Given:
     """
 
     teacher: None | int | Sequence[float] | Plan = None
+    grid: None | int | Sequence[float] = None
     all_budgets: bool = True
     cond: Mapping | None = None
     uncond: Mapping | None = None

@@ -88,7 +88,7 @@ class Setting:
         whole(where, budget=budget)
         it = Given.of(where, given)
         again = call(where, z, own, it)
-        teacher = _teacher.choose(where, model, it.teacher, it.uncond, budget)
+        teacher = _teacher.choose(where, model, it, budget)
         z, here, seed = _noise(where, z, it.seed)
         words = _told(where, model, z, it.cond, it.uncond)
         words |= {"guidance": it.guidance, "batch_size": it.batch_size}

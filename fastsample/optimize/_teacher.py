@@ -8,7 +8,7 @@ interval cut in equal parts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..model import Model
 from ..plan import Plan
 from ..runtime import arguments
 from ..trajectories import Denoiser, visits
-from ._given import cut
+from ._given import Given, cut
 from ._search import figure
 
 STEPS = 40  # of the search's grid
@@ -59,38 +59,70 @@ class Teacher:
         }
 
 
-def choose(
-    where: str,
-    model: Model,
-    teacher: None | int | Sequence[float] | Plan,
-    uncond: Mapping | None,
-    budget: int,
-) -> Teacher:
+def choose(where: str, model: Model, given: Given, budget: int) -> Teacher:
     """The search's grid, of at least `budget` steps, and the teacher before it is refined."""
-    wrap = lambda plan: guided(plan) if uncond is not None and plan.G == 1 else plan
+    wrap = lambda plan: guided(plan) if given.uncond is not None and plan.G == 1 else plan
+    teacher, searched = given.teacher, given.grid
     if isinstance(teacher, Plan):
-        grid = np.asarray(teacher.note.get("times", []), np.float64)
-        if teacher.L or teacher.entries[:1] != (0,) or len(grid) < 2:
+        grid = own = np.asarray(teacher.note.get("times", []), np.float64)
+        if teacher.L or teacher.entries[:1] != (0,) or len(own) < 2:
             raise ValueError(
                 f"{where}: the teacher {teacher!r} draws noise or names no times; a solver's "
                 "deterministic plan is needed"
             )
+        if searched is not None:
+            grid = _grid(where, model, "grid", searched)
         _steps(where, grid, budget)
         plan = wrap(teacher)
-        _nodes(where, plan, model, grid)  # refuses another schedule's before the model is asked
-        return Teacher(grid, plan, _remade(plan, model, grid), most=0)
-    steps = STEPS if teacher is None else teacher
-    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    if not whole and np.ndim(steps) == 0:
+        _nodes(where, plan, model, own)  # refuses another schedule's before the model is asked
+        make = _remade(plan, model, own)
+        if searched is not None:
+            plan, make = _standing(where, plan, model, grid, make)
+        return Teacher(grid, plan, make, most=0)
+    if teacher is not None and searched is not None:
         raise ValueError(
-            f"{where}: teacher={steps!r:.60}; None, a whole number of steps, a grid, or a solver's "
-            "Plan is accepted"
+            f"{where}: teacher={teacher!r:.60} beside grid=, and both name a grid; a Plan, "
+            "or None, is accepted beside grid="
         )
-    grid = grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
+    asked = ("teacher", teacher) if searched is None else ("grid", searched)
+    grid = _grid(where, model, *asked)
     _steps(where, grid, budget)
     fine = lambda parts: grids.refined(model.schedule, grid, parts)
     make = lambda parts: wrap(solvers.SOLVERS[SOLVER](model, fine(parts)))
     return Teacher(grid, make(1), make, MOST_STEPS)
+
+
+def _grid(where: str, model: Model, name: str, value: Any) -> np.ndarray:
+    """The grid [N+1] of None, a number of steps or times."""
+    steps = STEPS if value is None else value
+    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not whole and np.ndim(steps) == 0:
+        last = "a grid, or a solver's Plan" if name == "teacher" else "or a grid"
+        raise ValueError(
+            f"{where}: {name}={steps!r:.60}; None, a whole number of steps, {last} is accepted"
+        )
+    return grids.fine(model.schedule, steps) if whole else grids.check(model.schedule, steps)
+
+
+def _standing(
+    where: str, plan: Plan, model: Model, grid: np.ndarray, make: Callable[[int], Plan] | None
+) -> tuple[Plan, Callable[[int], Plan] | None]:
+    """The plan, or the first of it cut in 2, 4 and 8 parts, that stands at every node of the grid,
+    and how to cut that.
+    """
+    for parts in (1, 2, 4, 8) if make else (1,):
+        cut = plan if parts == 1 else make(parts)
+        try:
+            nodes = _nodes(where, cut, model, grid)
+        except ValueError:
+            continue
+        if {1, cut.rows - 1} <= nodes.keys():  # begins and ends with the grid
+            return cut, make and (lambda more, parts=parts: make(more * parts))
+    raise ValueError(
+        f"{where}: the teacher {plan!r}, whole or with its steps cut in 2, 4 or 8, is not at "
+        f"every time of the grid from {grid[0]:.6g} to {grid[-1]:.6g}; times of it, the first and "
+        "the last among them, are accepted"
+    )
 
 
 def _steps(where: str, grid: np.ndarray, budget: int) -> None:
