@@ -6,6 +6,7 @@ trajectory, set up outside the clock.
 """
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from measure import figure, interleaved, outputs
@@ -40,28 +41,44 @@ def our_plan(solver, scheduler):
     return fs.solvers.SOLVERS[solver](schedule, grid, prediction="eps", **WORDS[solver])
 
 
-def check(plan, scheduler, noise, model_outputs):
-    """Ours in float32 against ours in float64 (rounding only), and both against the peer: the two
-    do the same work.
+def fitted_plan(nfe):
+    """As `fit` makes them at 10 evaluations and more with history=10: every row from the tenth on
+    reads x, its prediction and nine kept ones, and keeps its own. The weights are DDIM's, a tenth
+    of the prediction's shared out among the kept.
     """
+    schedule = fs.schedules.DiscreteVP.linear()
+    grid = fs.grids.uniform(schedule, nfe)
+    steps = enumerate(np.transpose(fs.solvers.jump(schedule, grid[:-1], grid[1:])).tolist())
+    weights = [[a, *[b / 90] * (n := min(k, 9)), b * (1 - n / 90)] for k, (a, b) in steps]
+    return fs.solvers.fitted(schedule, grid, weights=weights, prediction="eps")
+
+
+def end_of(plan, noise, model_outputs):
+    """Ours in float64, and its range; float32 differs from it by rounding alone."""
     last = {}
     for dtype in (torch.float32, torch.float64):
         run = fs.Run(plan, noise=noise.to(dtype), state_dtype=dtype)
         for f in model_outputs:
             run.step(f.to(run.model_input.dtype))
         last[dtype] = run.x.double()
-    x = noise.clone()
-    for t, f in zip(scheduler.timesteps, model_outputs, strict=True):
-        x = scheduler.step(f, t, x, return_dict=False)[0]
     size = float(last[torch.float64].abs().max())
     own = float((last[torch.float32] - last[torch.float64]).abs().max()) / size
-    foreign = float((x.double() - last[torch.float64]).abs().max()) / size
     bound = 2.0**-24 * plan.W * plan.rows * float(abs(plan.M).max())
     if not own <= bound:
         raise AssertionError(
             f"step: float32 differs from float64 by {own:.1e} of its range; rounding explains "
             f"{bound:.1e}"
         )
+    return last[torch.float64], size
+
+
+def check(plan, scheduler, noise, model_outputs):
+    """Ours against rounding, and against the peer: the two do the same work."""
+    end, size = end_of(plan, noise, model_outputs)
+    x = noise.clone()
+    for t, f in zip(scheduler.timesteps, model_outputs, strict=True):
+        x = scheduler.step(f, t, x, return_dict=False)[0]
+    foreign = float((x.double() - end).abs().max()) / size
     # The peer rounds its sigmas and coefficients to float32 before it uses them.
     if not foreign <= 1e-3:
         raise AssertionError(
@@ -114,6 +131,35 @@ def bench_step(benchmark, solver, shape):
     figure(benchmark, f"{name}: {what}", shares["triad"], "%", target=85, missed=why)
     least = 72 if elements < 65536 else None
     figure(benchmark, f"{name}: of an in-place loop's", shares["in place"], "%", target=least)
+
+
+@pytest.mark.parametrize("shape", [*SIZES][:2], ids=lambda shape: "x".join(map(str, shape)))
+def bench_fitted_step(benchmark, shape):
+    """A fitted plan's widest rows, beside the loops alone: no peer has any."""
+    benchmark.group = "step"
+    nfe, elements = SIZES[shape], torch.Size(shape).numel()
+    plan = fitted_plan(nfe)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    model_outputs = outputs(shape, nfe)
+    with torch.inference_mode():
+        end_of(plan, noise, model_outputs)
+        per_step = step_bytes(fs.Run(plan, noise=noise, preview=False))
+        loops = {name: _rounds(move, nfe) for name, move in moves(per_step, elements).items()}
+
+        def ours():
+            run = fs.Run(plan, noise=noise, preview=False)
+            return lambda: [run.step(f) for f in model_outputs]
+
+        own, peers = interleaved(benchmark, ours, loops)
+    name, threads = f"fitted, {'×'.join(map(str, shape))}", str(torch.get_num_threads())
+    benchmark.extra_info.update(evaluations=nfe, bytes_per_step=per_step, threads=threads)
+    figure(benchmark, f"{name}: one step", [s / nfe * 1e6 for s in own], "µs")
+    for loop, what in (
+        ("triad", "share of a triad's speed"),
+        ("in place", "of an in-place loop's"),
+    ):
+        shares = [100 * p / s for p, s in zip(peers[loop], own, strict=True)]
+        figure(benchmark, f"{name}: {what}", shares, "%")
 
 
 def _rounds(move, nfe):

@@ -29,19 +29,22 @@ from ..model import Model
 from ..plan import Plan, PlanError
 from ..plan.provenance import on_schedule
 from ..schedules import from_json
+from . import _dpmpp_2m
 from ._begin import number
 from ._build import Builder, F, M, N, R, X, start_index
-from ._exponential import jump
+from ._exponential import Levels, jump
 from ._fitted import fitted
 from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
 from .dpmpp_2s import dpmpp_2s
 from .dpmpp_3m import dpmpp_3m
+from .dpmpp_3m import step as _step_of_3m
 from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .heun import heun
 from .lcm import lcm
+from .unipc import step as _step_of_unipc
 from .unipc import unipc
 
 SOLVERS = {
@@ -63,8 +66,11 @@ SOLVERS = {
 MAKERS = {"fitted": fitted}
 # solvers whose every step is one map (a, b) of x and x0 that depends on two times alone
 JUMPS = {"ddim": jump, "euler": jump}
+# (Levels of a path, i) -> (x' at point i + 1 over X, M and R("m<point>"), order): the steps of
+# multistep solvers, of full order whatever follows, without the plan
+STEPS = {"dpmpp_2m": _dpmpp_2m.step, "dpmpp_3m": _step_of_3m, "unipc": _step_of_unipc}
 
-__all__ = ["JUMPS", "SOLVERS", "fitted", "jump", "register", "remake", *SOLVERS]
+__all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
 __all__ += ["Builder", "F", "M", "N", "R", "X"]
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,18 @@ from ._build import Builder, Lin, M, R, X
 # The recurrence for phi loses about k digits per power of ten below this; the series needs under
 # 20 terms there.
 SERIES_BELOW = 1.0
+
+
+class Levels(NamedTuple):
+    """alpha, sigma and half_log_snr at the points of a path, noise to data."""
+
+    alpha: Sequence[float]
+    sigma: Sequence[float]
+    half_log_snr: Sequence[float]
+
+    @classmethod
+    def of(cls, b: Builder) -> Levels:
+        return cls(b.alpha, b.sigma, b.half_log_snr)
 
 
 def phi(k: int, z: float) -> float:
@@ -81,13 +94,15 @@ def nodes(levels: np.ndarray, seen: Sequence[int], h: float) -> list[float]:
     return [0.0, *(float(levels[j] - levels[seen[0]]) / h for j in seen[1:])]
 
 
-def multistep(b: Builder, i: int, seen: Sequence[int], w: Sequence[float], here: Lin = X) -> Lin:
+def multistep(
+    at: Levels | Builder, i: int, seen: Sequence[int], w: Sequence[float], here: Lin = X
+) -> Lin:
     """x' = (sigma'/sigma)·here + alpha' sum_k w_k·m_k from grid point i to i+1, over the outputs of
     the grid points seen; without the first term where sigma' = 0.
     """
-    step = Lin() if b.sigma[i + 1] == 0.0 else (b.sigma[i + 1] / b.sigma[i]) * here
+    step = Lin() if at.sigma[i + 1] == 0.0 else (at.sigma[i + 1] / at.sigma[i]) * here
     for j, weight in zip(seen, w, strict=True):
-        step = step + b.alpha[i + 1] * weight * (M if j == max(seen) else R(f"m{j}"))
+        step = step + at.alpha[i + 1] * weight * (M if j == max(seen) else R(f"m{j}"))
     return step
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build
-from ._build import M
-from ._exponential import gain, history, moments, multistep, nodes, weights
+from ._build import Lin, M
+from ._exponential import Levels, gain, history, moments, multistep, nodes, weights
 
 
 def dpmpp_3m(
@@ -35,22 +35,28 @@ def dpmpp_3m(
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
-    level, orders = b.half_log_snr, []
+    at, orders = Levels.of(b), []
     for i in range(b.n):
-        most = min(3, i + 1, b.n - i) if low else min(3, i + 1)
-        asked = 1 if b.sigma[i + 1] == 0.0 else most
-        seen = history(level, i, asked)
-        orders.append(len(seen))
-        h = float(level[i + 1] - level[i])
-        at = nodes(level, seen, h)
-        if compat == "exact" or len(seen) == 1:
-            found = weights(at, h)
-        else:
-            found = _as_published(at, h, asked == 2 and compat == "diffusers")
-        b.row(b.t[i], to=b.t[i + 1], x=multistep(b, i, seen, found), keep={f"m{i}": M})
+        x, order = step(at, i, b.n - i if low else 3, compat)
+        orders.append(order)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M})
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"
     words = {"lower_order_final": bool(lower_order_final), "compat": compat}
     return build(b, "dpmpp_3m", words, orders, cite, order=min(2, max(orders)))
+
+
+def step(at: Levels, i: int, most: int = 3, compat: str = "exact") -> tuple[Lin, int]:
+    """(x', order) of the step from point i, of order `most` at most."""
+    level = at.half_log_snr
+    asked = 1 if at.sigma[i + 1] == 0.0 else min(3, i + 1, most)
+    seen = history(level, i, asked)
+    h = float(level[i + 1] - level[i])
+    places = nodes(level, seen, h)
+    if compat == "exact" or len(seen) == 1:
+        found = weights(places, h)
+    else:
+        found = _as_published(places, h, asked == 2 and compat == "diffusers")
+    return multistep(at, i, seen, found), len(seen)
 
 
 def _as_published(at: list[float], h: float, midpoint: bool) -> list[float]:

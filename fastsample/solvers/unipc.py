@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ..plan import Plan
 from ._begin import begin, build, choice
-from ._build import Builder, Lin, M, R, X
-from ._exponential import gain, history, multistep, nodes, weights
+from ._build import ANCHOR, ZERO, Lin, M, R, X
+from ._exponential import Levels, gain, history, multistep, nodes, weights
 
 BASE = R("anchor")  # the corrected x of the point before
 
@@ -47,19 +45,13 @@ def unipc(
     choice("unipc: order", order, (1, 2, 3))
     choice("unipc: variant", variant, ("bh1", "bh2", "vary"))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    level, asked, orders = b.half_log_snr, [], []
+    at, asked, orders = Levels.of(b), [], []
     for i in range(b.n):
-        here = _corrected(b, i, level, asked[-1], variant) if i and corrector else X
-        most = min(order, i + 1, b.n - i) if lower_order_final else min(order, i + 1)
-        asked.append(1 if b.sigma[i + 1] == 0.0 else most)
-        seen = history(level, i, asked[-1])
-        orders.append(len(seen))
-        halved = asked[-1] == len(seen) == 2 and variant != "vary"
-        h = float(level[i + 1] - level[i])
-        at = nodes(level, seen, h)
-        w = _halved(h, variant, at[1]) if halved else weights(at, h)
-        step = multistep(b, i, seen, w, here)
-        b.row(b.t[i], to=b.t[i + 1], x=step, keep={f"m{i}": M}, anchor=here if corrector else None)
+        here = _corrected(at, i, asked[-1], variant) if i and corrector else X
+        asked.append(_asked(at, i, min(order, b.n - i) if lower_order_final else order))
+        x, reached = _predicted(at, i, asked[-1], variant, here)
+        orders.append(reached)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here if corrector else None)
     words = {"order": int(order), "variant": variant, "corrector": bool(corrector)}
     words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
     cite = "Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"
@@ -67,14 +59,43 @@ def unipc(
     return build(b, "unipc", words, orders, cite, order=reached)
 
 
-def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) -> Lin:
+def step(at: Levels, i: int) -> tuple[Lin, int]:
+    """(x', order) of the step from point i with the defaults, of full order whatever follows, over
+    x as the model is asked: x_c of the point before, which the corrector comes back to, is what x
+    was predicted from.
+    """
+    here = X
+    if i:
+        order = _asked(at, i - 1, 3)
+        at_i = _predicted(at, i - 1, order, "bh2", BASE)[0].put("m", R(f"m{i - 1}"))
+        before = (X - at_i.put(ANCHOR, ZERO)) / at_i[ANCHOR]
+        here = _corrected(at, i, order, "bh2").put(ANCHOR, before)
+    return _predicted(at, i, _asked(at, i, 3), "bh2", here)
+
+
+def _asked(at: Levels, i: int, most: int) -> int:
+    return 1 if at.sigma[i + 1] == 0.0 else min(most, i + 1)
+
+
+def _predicted(at: Levels, i: int, order: int, variant: str, here: Lin) -> tuple[Lin, int]:
+    """x at grid point i+1 from the corrected x at point i, and the order reached."""
+    level = at.half_log_snr
+    seen = history(level, i, order)
+    halved = order == len(seen) == 2 and variant != "vary"
+    h = float(level[i + 1] - level[i])
+    places = nodes(level, seen, h)
+    w = _halved(h, variant, places[1]) if halved else weights(places, h)
+    return multistep(at, i, seen, w, here), len(seen)
+
+
+def _corrected(at: Levels, i: int, order: int, variant: str) -> Lin:
     """x at grid point i, corrected: from the corrected x of point i-1, over the last `order`
     outputs up to there and the one at point i.
 
     The shortcut belongs to order 1, not to an order that alpha = 0 brought down to 1: the limit of
     order 2 is the exact weight.
     """
-    last = i - 1
+    level, last = at.half_log_snr, i - 1
     h = float(level[i] - level[last])
     if math.isinf(h) and variant == "bh1":
         return X
@@ -83,7 +104,7 @@ def _corrected(b: Builder, i: int, level: np.ndarray, order: int, variant: str) 
         w = _halved(h, variant, 1.0)
     else:
         w = [0.0, 1.0] if math.isinf(h) else weights([*nodes(level, seen, h), 1.0], h)
-    return multistep(b, last, [*seen, i], w, BASE)
+    return multistep(at, last, [*seen, i], w, BASE)
 
 
 def _halved(h: float, variant: str, node: float) -> list[float]:
