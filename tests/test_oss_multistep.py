@@ -9,7 +9,7 @@ from test_oss import problem, taught, teacher_states
 
 import fastsample as fs
 from fastsample import metrics, solvers
-from fastsample.optimize import _jumps, oss
+from fastsample.optimize import _families, _jumps, oss
 
 pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")
 MULTISTEP = ("dpmpp_2m", "dpmpp_3m", "unipc")
@@ -179,3 +179,19 @@ def test_how_many_predictions_a_solver_reads():
     model, _, grid = problem("vp", "eps", N=12)
     reads = {name: _jumps.Jumps.of(model, name, grid).reads for name in ("euler", *MULTISTEP)}
     assert reads == {"euler": 1, "dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 4}
+
+
+@pytest.mark.parametrize("solver", MULTISTEP)
+@pytest.mark.parametrize("schedule", ["edm", "flow", "vp"])
+def test_a_step_is_the_last_row_of_a_plan(monkeypatch, solver, schedule):
+    """To rounding, from the first step of a run to its fifth, to the data end too."""
+    model, _, grid = problem(schedule, "x0", N=12)
+    paths = [(12, 9), (12, 0), (12, 11, 7), (10, 6, 5, 2), (12, 9, 8, 5, 3, 1), (12, 9, 8, 4, 3, 0)]
+    step = _families.row_of("", solver, model, grid[::-1])
+    steps = [step(path, len(path) - 1) for path in paths]
+    monkeypatch.delitem(solvers.STEPS, solver)
+    row = _families.row_of("", solver, model, grid[::-1])
+    for path, w in zip(paths, steps, strict=True):
+        most = np.abs(w).max()
+        assert w == pytest.approx(row(path, len(path) - 1), rel=0, abs=1e-12 * most)
+        assert row(path, 1).tolist() == row(path, len(path) - 1)[[0, -1]].tolist()

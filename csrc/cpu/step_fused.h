@@ -1,6 +1,6 @@
-// The commonest rows in one pass over memory: reads x, up to four slots, the prediction and at most
-// one noise; writes x' and at most one slot; no mask, no bound. Same operations in the same order
-// as the general path of step.cpp.
+// The commonest rows in one pass over memory: reads x, the prediction and up to ten slots, or up to
+// four and one noise; writes x' and at most one slot; no mask, no bound. Same operations in the
+// same order as the general path of step.cpp, which reads every operand once for each output.
 #pragma once
 
 #include <utility>
@@ -10,7 +10,7 @@
 namespace fs {
 namespace {
 
-constexpr int kFusedSlots = 4;
+constexpr size_t kFusedSlots = 10, kNoisySlots = 4;  // fitted plans draw no noise
 using FusedPass = decltype(Job<float>::fused);
 
 // Slots read, as operands 1 + K; a noise, a slot written, a preview. False when an x' is not
@@ -50,7 +50,8 @@ bool fused_pass(const Job<float>& job, const float* f, const float* noise, int64
 
 template <size_t Shape, size_t... K>
 constexpr FusedPass pass_of(std::index_sequence<K...>) {
-  return fused_pass<(Shape & 1) != 0, (Shape & 2) != 0, (Shape & 4) != 0, K...>;
+  if constexpr ((Shape & 1) != 0 && sizeof...(K) > kNoisySlots) return nullptr;
+  else return fused_pass<(Shape & 1) != 0, (Shape & 2) != 0, (Shape & 4) != 0, K...>;
 }
 
 template <size_t... Shape>
@@ -64,14 +65,13 @@ inline FusedPass find_fused(const Job<float>& job) {
   const fs_step_args& a = *job.args;
   const Dims& d = job.dims;
   const uint64_t reads = job.structure.reads, m = uint64_t{1} << d.m();
-  const int slots = __builtin_popcountll(reads & (m - 2)),
-            noises = __builtin_popcountll(reads >> d.noise(0));
+  const size_t slots = static_cast<size_t>(__builtin_popcountll(reads & (m - 2))),
+               noises = static_cast<size_t>(__builtin_popcountll(reads >> d.noise(0)));
   const uint64_t others = reads & ~(m - 2) & low_bits(d.noise(0));  // beside slots and noises
   if (job.needs.mixed == 0 || a.bound || job.structure.dv >= 0 || job.blend || others != (m | 1) ||
       slots > kFusedSlots || noises > 1)
     return nullptr;
-  return pick(static_cast<size_t>(8 * slots + 4 * (a.preview != nullptr) +
-                                  2 * (job.structure.du >= 0) + noises),
+  return pick(8 * slots + 4 * (a.preview != nullptr) + 2 * (job.structure.du >= 0) + noises,
               std::make_index_sequence<8 * (kFusedSlots + 1)>());
 }
 

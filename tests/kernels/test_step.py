@@ -27,6 +27,7 @@ from cases import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fastsample as fs
 from fastsample.kernels import normal
 
 
@@ -316,3 +317,24 @@ def test_a_poisoned_sample_is_reported_and_harms_no_other(backend, poison):
     assert int(bad.status[2]) >> 8 == int(row[2])
     assert all(same(a[[0, 1, 3]], b[[0, 1, 3]]) for a, b in zip(clean[:6], bad[:6], strict=True))
     assert same(clean.slots[:, [0, 1, 3]], bad.slots[:, [0, 1, 3]])
+
+
+@pytest.mark.parametrize("preview", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_rows_that_read_all_that_a_run_said_are_the_reference_bit_for_bit(backend, preview):
+    """A fitted plan's, of none to twelve slots, the last of which writes none."""
+    draw, schedule = np.random.default_rng(3), fs.schedules.Flow()
+    weights = [draw.standard_normal(k + 2) / (k + 2) for k in range(13)]
+    grid = fs.grids.uniform(schedule, 13)
+    plan = fs.solvers.fitted(schedule, grid, weights=weights, prediction="flow")
+    noise = torch.from_numpy(draw.standard_normal((2, 1037))).float()
+    ours, theirs = (
+        fs.Run(plan, noise=noise, preview=preview, backend=name) for name in (backend, "reference")
+    )
+    while not ours.done:
+        f = torch.from_numpy(draw.standard_normal((2, 1037))).float()
+        for run in (ours, theirs):
+            run.step(f)
+        assert torch.equal(ours.x, theirs.x)
+        assert not preview or torch.equal(ours.x0, theirs.x0)
+    assert plan.S == 12
