@@ -33,8 +33,8 @@ def registry(monkeypatch):
 
 # -- a solver of their own -------------------------------------------------------------------------
 def test_the_solver_of_the_docstring_is_one_of_the_registry(registry):
-    """Its text as it stands there: it is DDIM, has remake, and is searched for once it has a
-    jump.
+    """Its text as it stands there: it is DDIM, has remake, and is searched for, by the median
+    form too once it has a jump.
     """
     text = inspect.getdoc(_build).split("a Plan::\n")[1].split("\nX is the state")[0]
     words = {"Builder": Builder, "M": M, "X": X, "register": solvers.register}
@@ -47,14 +47,19 @@ def test_the_solver_of_the_docstring_is_one_of_the_registry(registry):
         np.testing.assert_allclose(plan.M, same.M, rtol=0, atol=4 * np.finfo(float).eps)
     plan = words["mine"](model, GRID)
     assert plan.remake(2) == words["mine"](model, GRID, start=2) and plan.remake(None) == plan
-    with pytest.raises(ValueError, match="solver='mine'; 'ddim' or 'euler' is accepted"):
-        fs.optimize.oss(model, (2, 3), 2, solver="mine", teacher=4)
+    search = lambda s, **words: fs.optimize.oss(
+        model, (2, 3), 2, solver=s, teacher=4, seed=1, **words
+    )
+    read = search("mine")  # off its plans
+    with pytest.raises(ValueError, match="solver='mine', whose jumps .*; 'ddim' or 'euler', or"):
+        search("mine", aggregate="median")
     del solvers.SOLVERS["mine"]
     solvers.register("mine", words["mine"], jump=solvers.jump)
-    found = [
-        fs.optimize.oss(model, (2, 3), 2, solver=s, teacher=4, seed=1) for s in ("mine", "ddim")
-    ]
+    found = [search(s) for s in ("mine", "ddim")]
     assert found[0].plans[2].note["solver"] == "mine" and found[0].error == found[1].error
+    assert found[0].error == pytest.approx(read.error, rel=1e-5)
+    median = [search(s, aggregate="median") for s in ("mine", "ddim")]
+    assert median[0].error == median[1].error
 
 
 def test_arguments_of_ones_own_come_back(registry):

@@ -80,8 +80,8 @@ def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = N
     Plans that say b.build(name, arguments={...}) have remake, which calls the maker with those
     arguments beside start=, inpaint= and clip= where they are not the defaults. jump(schedule,
     t_from, t_to) -> (a, b) is the map x' = a·x + b·x0 of a solver whose every step is one; arrays
-    broadcast. It puts the solver in JUMPS too, so that `optimize.oss` searches for it. ValueError
-    for a name that is taken.
+    broadcast. It puts the solver in JUMPS too: `optimize.oss`, which reads the jumps of others off
+    their plans, then takes it by its median form as well. ValueError for a name that is taken.
     """
     if not isinstance(name, str) or not name or name in (*SOLVERS, *MAKERS):
         raise ValueError(f"register: name = {name!r:.60}; a name that no solver has is accepted")
