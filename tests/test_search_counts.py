@@ -121,6 +121,18 @@ def test_a_search_waits_where_a_number_decides_and_nowhere_else(counting, name):
         assert counts.whole.syncs == waits
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
+def test_a_multistep_search_waits_once_a_layer_more(counting, solver):
+    """For where its paths went: what they go on with depends on it."""
+    for words in ({"amplitude": False}, {}):
+        waits = []
+        for budget in (3, 6):
+            counts = searched(counting, budget, solver=solver, **words)
+            assert_same(counts.found, counts.want)
+            waits.append(counts.whole.syncs)
+        assert waits[1] - waits[0] == 3
+
+
 @pytest.mark.parametrize("search", [oss, fit])
 def test_states_of_a_model_on_a_device_may_lie_on_the_host(counting, search):
     """What is asked together is carried over; all else is computed on the host."""
