@@ -89,10 +89,11 @@ class Setting:
         it = Given.of(where, given)
         again = call(where, z, own, it)
         teacher = _teacher.choose(where, model, it, budget)
-        z, here, seed = _noise(where, z, it.seed)
+        ranks = Ranks.of(it.group)
+        z, here, seed = _noise(where, z, it.seed, ranks)
         words = _told(where, model, z, it.cond, it.uncond)
         words |= {"guidance": it.guidance, "batch_size": it.batch_size}
-        words |= {"model_dtype": it.model_dtype, "ranks": Ranks.of(it.group)}
+        words |= {"model_dtype": it.model_dtype, "ranks": ranks}
         weight = metrics.element_weights(where, it.weight, z.shape)
         held_out = _compare.held_out_noise(where, it.held_out, here, z.device)
         note = {
@@ -103,6 +104,8 @@ class Setting:
             "command": again,
             "weight": None if weight is None else digest(torch.from_numpy(weight)).hex()[:16],
         }
+        unseen = None if held_out is None else digest(held_out.cpu()).hex()[:16]
+        ranks.alike(where, note | {"held_out": unseen})
         budgets = range(1, budget + 1) if it.all_budgets else [budget]
         dtype = it.state_dtype or arguments.state_dtype(z)
         device = z.device if it.state_device is None else torch.device(it.state_device)
@@ -215,7 +218,7 @@ class Setting:
 
 
 def _noise(
-    where: str, z: Tensor | Sequence[int], seed: int | None
+    where: str, z: Tensor | Sequence[int], seed: int | None, ranks: Ranks
 ) -> tuple[Tensor, Tensor, int | None]:
     """The unit noise, the same on the CPU, and the seed it was drawn from."""
     if not isinstance(z, Tensor):
@@ -228,7 +231,7 @@ def _noise(
         if seed is not None and arguments.integer(seed) is None:
             why = f"{where}: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
             raise TypeError(why)
-        seed = drawn_seed() if seed is None else arguments.integer(seed)
+        seed = ranks.told(drawn_seed) if seed is None else arguments.integer(seed)
         seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
         z = normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape)
         return z, z, seed

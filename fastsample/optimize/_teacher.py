@@ -186,15 +186,20 @@ def settle(
     """
     if teacher.make is None:
         return teacher
-    few, before, given = z[:JUDGED], ask.rows, cut(words, slice(JUDGED))
+    few, before, ranks = z[:JUDGED], ask.rows, words["ranks"]
+    chunks = arguments.chunks(where, len(few), words["batch_size"])
 
     def end(plan: Plan) -> Tensor:
         out = torch.empty_like(few, dtype=ask.wide)
-        for samples, _, x, f in visits(plan, ask.model, few, state_dtype=ask.wide, **given):
-            if f is None:
-                out[samples] = x
-            else:
-                ask.count(len(x))
+
+        def visit(samples: slice) -> None:
+            given = cut(words, samples) | {"state_dtype": ask.wide}
+            for _, _, x, f in visits(plan, ask.model, few[samples], **given):
+                if f is None:
+                    out[samples] = x
+
+        ranks.deal(chunks, visit, lambda samples: out[samples])
+        ask.count(plan.nfe * len(few))
         out = out.cpu()  # once, for all that is asked of it
         if not out.isfinite().all():
             found = f"the end points of {plan.nfe} evaluations of the teacher are not finite"
@@ -203,7 +208,7 @@ def settle(
 
     judged = None if weight is None else weight[:JUDGED].reshape(few.shape)
     plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most, judged)
-    if agreement < POOR:
+    if agreement < POOR and ranks.first:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
         warnings.warn(
             f"{where}: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "

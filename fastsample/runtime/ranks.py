@@ -2,12 +2,14 @@
 program and holds all that comes of it.
 
 Call k is made by rank k mod size, whatever the size, and its answer sent to the others: what is
-asked together never depends on how many they are, so neither does a bit of what is found.
+asked together never depends on how many they are, so neither does a bit of what is found. Nor does
+an error: of the calls that fail the first is raised, on all, as one process alone would have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,11 +29,25 @@ class Ranks:
 
     @classmethod
     def of(cls, group: Any = None) -> Ranks:
-        """Those of a process group; None: of the default one, where there is one, else it alone."""
+        """Those of a process group; None: of the default one, where there is one, else it alone.
+        ValueError for a group that this process is not in, or that carries no tensors of the host.
+        """
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         group = distributed.group.WORLD if group is None else group
-        return cls(group, distributed.get_rank(group), distributed.get_world_size(group))
+        rank = distributed.get_rank(group)
+        if rank < 0:
+            me = distributed.get_rank()
+            raise ValueError(
+                f"group: process {me} is not in it; a group of those that call is needed"
+            )
+        carried = distributed.get_backend_config(group)
+        if "cpu:" not in carried:
+            raise ValueError(
+                f"group: its backend is {carried}, which carries no tensors of the host; one "
+                "of gloo, or of cpu:gloo,cuda:nccl, is accepted"
+            )
+        return cls(group, rank, distributed.get_world_size(group))
 
     @property
     def first(self) -> bool:
@@ -44,18 +60,18 @@ class Ranks:
         """work(part) for every part, which fills the tensor out(part); each is done by
         one process and sent to the others. What `work` raises anywhere is raised everywhere.
         """
-        error = None
-        for part in parts[self.rank :: self.size]:
-            try:
-                work(part)
-            except Exception as raised:  # whatever a model may raise: the others wait
-                if self.size == 1:
-                    raise
-                error = raised
-                break
         if self.size == 1:
+            for part in parts:
+                work(part)
             return
-        self._agree(error)
+        failed = None
+        for k in range(self.rank, len(parts), self.size):
+            try:
+                work(parts[k])
+            except (Exception, KeyboardInterrupt) as error:  # whatever a model may raise
+                failed = k, error
+                break
+        self._agree(failed)
         for k, part in enumerate(parts):
             whole = out(part)
             sent = whole.contiguous()
@@ -65,30 +81,57 @@ class Ranks:
             if sent is not whole:
                 whole.copy_(sent)
 
-    def _agree(self, error: Exception | None) -> None:
-        failed = [None] * self.size
-        distributed.all_gather_object(failed, None if error is None else str(error), self.group)
-        if error is not None:
-            raise error
-        for rank, why in enumerate(failed):
-            if why is not None:
-                raise RuntimeError(f"process {rank} failed: {why}")
-
     def told(self, make: Callable[[], Any]) -> Any:
         """What `make` gives on the first process, on all of them; pickled, so of our own making.
         What it raises there is raised everywhere.
         """
         if self.size == 1:
             return make()
-        said, error = [None], None
+        said, failed = [None], None
         if self.first:
             try:
                 said = [make()]
-            except Exception as raised:
-                error = raised
-        self._agree(error)
+            except (Exception, KeyboardInterrupt) as error:
+                failed = 0, error
+        self._agree(failed)
         distributed.broadcast_object_list(said, self._source(0), self.group)
         return said[0]
+
+    def alike(self, where: str, given: Mapping[str, Any]) -> None:
+        """Refuse, on all, what is not the same on all."""
+        if self.size == 1:
+            return
+        first, *others = self._gathered(given)
+        for rank, theirs in enumerate(others, 1):
+            for name in given:
+                if theirs[name] != first[name]:
+                    raise ValueError(
+                        f"{where}: {name} is {first[name]!r:.60} in process 0 of the group and "
+                        f"{theirs[name]!r:.60} in process {rank}; the same in all is needed"
+                    )
+
+    def _agree(self, failed: tuple[int, BaseException] | None) -> None:
+        """Raise, on all, the error of the first call that failed, if any did."""
+        sent = failed and (failed[0], self._sent(failed[1]))
+        errors = [one for one in self._gathered(sent) if one is not None]
+        if errors:
+            _, error = min(errors, key=lambda one: one[0])
+            raise error from (failed and failed[1])
+
+    def _sent(self, error: BaseException) -> BaseException:
+        """The error itself, where it can be sent, else what it says."""
+        try:
+            pickle.loads(pickle.dumps(error))
+            return error
+        except Exception:  # whatever its class does
+            said = f"process {self.rank} failed: {type(error).__name__}: {error}"
+            return RuntimeError(said)
+
+    def _gathered(self, own: Any) -> list[Any]:
+        """What each process has, in their order."""
+        found = [None] * self.size
+        distributed.all_gather_object(found, own, self.group)
+        return found
 
     def _source(self, rank: int) -> int:
         """The number of a process of the group among all."""
