@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
         **place(it.words(samples)),
     }
     z = place(it.noise(samples, args.seed))
-    (_one if one else _climb)(args, model, z, given)
+    (_one if one else _climb)(args, model, z, given, _processes())
 
 
 def _dtype(name: str | None) -> Any:
@@ -111,7 +111,7 @@ def _placed(it: Any, args: argparse.Namespace) -> tuple[Any, Callable]:
 
 
 # -- one search ------------------------------------------------------------------------------------
-def _one(args: argparse.Namespace, model: Any, z: Any, given: dict[str, Any]) -> None:
+def _one(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) -> None:
     from .optimize import fit, oss
 
     if args.rows and args.solver:
@@ -122,6 +122,8 @@ def _one(args: argparse.Namespace, model: Any, z: Any, given: dict[str, Any]) ->
     names = ["budget", "start", "solver", "aggregate", "rows", *(["beam"] if args.rows else [])]
     own = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     search = (fit if args.rows else oss)(model, z, **own, **given).commanded(command(args))
+    if not ranks.first:
+        return
     print(_found(search, search.save(args.out)))
     print(search.about_teacher())
     spent = f"{search.nfe:g} evaluations for each of {search.samples} samples"
@@ -158,11 +160,10 @@ def _level(plan: Any) -> str:
 
 
 # -- the whole climb -------------------------------------------------------------------------------
-def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict[str, Any]) -> None:
+def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) -> None:
     from .optimize import search
     from .optimize.search import Stopped
 
-    ranks = _processes()
     folder = args.checkpoint or os.path.join(args.out, "checkpoint")
     own = {"time_limit": args.time_limit, "beam": args.beam, "checkpoint": folder}
     own |= {"rows": args.rows} if args.rows else {}
@@ -177,7 +178,7 @@ def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict[str, Any]) 
         _written(found, Path(args.out))
     if failed is not None:
         raise RuntimeError(f"{failed}; it is written to {args.out}") from failed
-    if found.stopped is not None:
+    if found.stopped is not None and ranks.first:
         again = f"the same command goes on from {folder}"
         said = {"time_limit": "the time is up", "interrupted": "interrupted"}[found.stopped]
         print(f"fastsample optimize: {said}; {again}", file=sys.stderr)

@@ -2,16 +2,23 @@
 one process goes wrong in all.
 """
 
+import contextlib
+import io
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed
-from worlds import SCHEDULE, D, few_by_hand, found, model, net, world
+from worlds import EVERY, LIMIT, SCHEDULE, D, few_by_hand, found, model, net, world
 
 import fastsample as fs
-from fastsample import metrics
+from fastsample import cli, metrics
 from fastsample.optimize import _climb
+from fastsample.optimize._checkpoint import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* the teacher .* agrees to")
 WORDS = {"seed": 5, "batch_size": 16}
@@ -155,3 +162,105 @@ def test_only_the_first_process_warns_and_draws_a_seed(two, alone):
     own = short(seed=None)
     assert said[0]["fresh"] == said[1]["fresh"] == (found(own), own.plan.note["found"]["seed"])
     assert said[0]["own group"] == said[1]["own group"] == found(short())
+
+
+# -- worlds of one, two and four ------------------------------------------------------------------
+def everything(rank=0, folder=None):
+    """Every search, one of them from what another world has left."""
+    words = {"teacher": fine(), **WORDS}
+    plans = fs.optimize.oss(model(), SHAPE, 2, **words)
+    polished = {"iterations": 1, "seed": 5, "batch_size": 16}
+    said = {
+        "oss": plans,
+        "fit": fs.optimize.fit(model(), SHAPE, 3, beam=2, judged=0.2, **words),
+        "gits": fs.optimize.gits(model(), SHAPE, 3, held_out=unseen(), **words),
+        "ays": fs.optimize.ays(model(), SHAPE, 3, steps=10, held_out=unseen(), **words),
+        "polish": fs.optimize.polish(model(), SHAPE, plans, **polished),
+        "jvp": fs.optimize.polish(model(), [16, D], plans, jvp=True, batch=4, **polished),
+        "search": climb(iterations=3, checkpoint=folder),
+    }
+    return {name: found(search) for name, search in said.items()}
+
+
+def unseen():
+    return torch.randn(8, D, generator=torch.Generator().manual_seed(3))
+
+
+def begun(rank, folder):
+    """A climb that stops after the first step of the polish; more than one process may be in it."""
+    keep = Checkpoint.keep
+
+    def kept(self, name, said, arrays=None):
+        keep(self, name, said, arrays)
+        if name.startswith("polish") and said["note"]["iterations"] == 1:
+            raise KeyboardInterrupt
+
+    Checkpoint.keep = kept
+    try:
+        return climb(iterations=3, checkpoint=folder).stopped
+    finally:
+        Checkpoint.keep = keep
+
+
+@pytest.mark.slow
+def test_every_search_is_the_same_in_every_world(alone, tmp_path):
+    own = everything()
+    for size, before in ((1, 4), (2, 1), (4, 2)):
+        folder = tmp_path / f"kept {size}"
+        assert world(before, tmp_path / f"{before} before {size}", begun, folder) == (
+            ["interrupted"] * before
+        )
+        for said in world(size, tmp_path / f"{size}", everything, folder):
+            for name in own:
+                assert said[name] == own[name], (size, name)
+        assert len([*folder.iterdir()]) == 2
+
+
+MINE = """
+import fastsample as fs
+def make():
+    return fs.Model(lambda x, t: x / (1 + t.view(-1, 1) ** 2), fs.schedules.EDM(), "x0")
+def broken():
+    return fs.Model(lambda x, t: x[:1], fs.schedules.EDM(), "x0")
+"""
+OPTIONS = ["--shape=4", "--samples=8", "--held-out=2", "--teacher=4", "--batch-size=2"]
+
+
+def command(rank, folder):
+    """The exit code and what is said of a single search, in one of the processes."""
+    os.chdir(folder)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = cli.main(["optimize", "--model", "mine:make", "--budget", "2", *OPTIONS])
+    return code, said.getvalue()
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(alone, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (code, said), other = world(2, tmp_path / "world", command, tmp_path)
+    assert code == 0 and said and other == (0, "")
+    root = str(Path(fs.__file__).parents[1])
+    words = {"env": {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}}
+    words |= {"capture_output": True, "text": True, "timeout": LIMIT}
+
+    def launched(name):
+        line = ["optimize", "--model", f"mine:{name}", "--budgets", "2", "--out", name, *OPTIONS]
+        run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+        return line, subprocess.run([sys.executable, *run, "fastsample", *line], **words)
+
+    monkeypatch.setattr(metrics, "by_hand", EVERY)
+    line, done = launched("make")
+    assert done.returncode == 0, done.stderr
+    line[line.index("--out") + 1] = "alone"
+    assert cli.main(line) == 0
+    two, one = (
+        {path.name: path.read_bytes() for path in Path(name).glob("*.fsplan")}
+        for name in ("make", "alone")
+    )
+    assert one and two == one
+    assert len(done.stdout.splitlines()) == len(capsys.readouterr().out.splitlines()), "said once"
+    _, failed = launched("broken")
+    assert failed.returncode == 1 and "the model returned [1, 4]" in failed.stderr

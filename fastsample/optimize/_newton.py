@@ -263,22 +263,32 @@ class Polisher:
         def run(numbers: Tensor) -> Tensor:
             call = {"trajectory": True, "batched_guidance": False, "check": None, "table": numbers}
             _, states = sampler(noise=z[part], **told, **call)
-            states = torch.stack([states[k] for k in self._loss.kept], 1)  # k: after row k
-            return self._loss.residuals(states[None], part)[0]
+            return torch.stack([states[k] for k in self._loss.kept], 1)  # k: after row k
 
         place = {"dtype": twins.wide, "device": z.device}
         table, slopes = (torch.as_tensor(v).to(**place) for v in (table, slopes))
-        pairs = []
-        for slope in slopes:
-            try:
-                pairs.append(torch.func.jvp(run, (table,), (slope,)))
-            except (RuntimeError, NotImplementedError) as error:
-                raise ValueError(
-                    f"polish: jvp=True, and the run has no forward derivative ({error!s:.80}); "
-                    "jvp=False is accepted"
-                ) from error
-            twins.count(len(part) * twins.plan.nfe)
-        return pairs[0][0], torch.stack([J for _, J in pairs])
+        kept = len(part), len(self._loss.kept), *z.shape[1:]
+        pairs = z.new_empty((len(slopes), 2, *kept), dtype=twins.wide)
+
+        def along(k: int) -> None:
+            pairs[k] = torch.stack(self._derived(run, table, slopes[k]))
+
+        twins.ranks.deal(range(len(slopes)), along, lambda k: pairs[k])
+        twins.count(len(slopes) * len(part) * twins.plan.nfe)
+        seen = lambda states: self._loss.residuals(states[None], part)[0]
+        found = [self._derived(seen, *pair) for pair in pairs]
+        return found[0][0], torch.stack([J for _, J in found])
+
+    @staticmethod
+    def _derived(of: Callable, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """of(x) and its derivative along slope; ValueError where it has none."""
+        try:
+            return torch.func.jvp(of, (x,), (slope,))
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"polish: jvp=True, and the run has no forward derivative ({error!s:.80}); "
+                "jvp=False is accepted"
+            ) from error
 
 
 class _Loss:

@@ -46,7 +46,7 @@ class Twins:
         self.model_dtype = words["model_dtype"] or noise.dtype
         told, place = (words.get("cond"), words.get("uncond")), (len(noise), noise.device)
         self.trees = branches_of(where, *told, None, *place)
-        self._guidance, self._ranks = words["guidance"], words.get("ranks", ALONE)
+        self._guidance, self.ranks = words["guidance"], words.get("ranks", ALONE)
         self._choice = select("step", noise.device, wide)
 
     def states(
@@ -144,7 +144,7 @@ class Twins:
                     )
                 out[part] = said
 
-        self._ranks.deal(calls, ask, lambda part: f[:, part])
+        self.ranks.deal(calls, ask, lambda part: f[:, part])
         self.count(len(x))
         return list(f)
 
