@@ -376,6 +376,9 @@ def test_models_that_do_not_answer():
     )
     with pytest.raises(ValueError, match="polish: jvp=True, and the run has no forward derivative"):
         polish(black, z, EULER, teacher=8, jvp=True)
+    apart = fs.Model(lambda x, t: law.fn(x.detach(), t.detach()), law.schedule, "x0")
+    with pytest.raises(ValueError, match="answer does not follow what .* jvp=False is accepted"):
+        polish(apart, z, EULER, teacher=8, jvp=True)
     calls = iter(range(99))
     wild = fs.Model(lambda x, t: law.fn(x, t) * (next(calls) < 8 or math.nan), law.schedule, "x0")
     teacher = fs.solvers.euler(law, fs.grids.fine(law.schedule, 8)).with_note(solver="fine")

@@ -4,6 +4,7 @@ one process goes wrong in all.
 
 import contextlib
 import io
+import math
 import os
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def failing(wrong, begun=(True,)):
 def late(rung, wrong):
     """A climb whose model fails in a rung, in process 1."""
     begun, own = [], getattr(_climb.Climb, rung)
-    setattr(_climb.Climb, rung, lambda self: (begun.append(1), own(self))[1])
+    setattr(_climb.Climb, rung, lambda self, *given: (begun.append(1), own(self, *given))[1])
     try:
         return climb(failing(wrong, begun))
     finally:
@@ -105,7 +106,7 @@ def in_two(rank, folder):
         ("nan", torch.nan),
     ):
         said[name] = raised(lambda wrong=wrong: short(failing(wrong)))
-    said["by hand"] = found(late("by_hand", torch.nan))
+    said["lost"] = found(late("judged", torch.nan))
     said["interrupted"] = late("polish", KeyboardInterrupt()).stopped
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -150,7 +151,9 @@ def test_what_fails_in_one_process_fails_in_all(two):
 
 def test_a_plan_whose_run_fails_in_one_process_is_at_minus_infinity_in_all(two):
     said, _ = two
-    assert said[0]["by hand"] == said[1]["by hand"]
+    assert said[0]["lost"] == said[1]["lost"]
+    *_, rungs, _ = said[0]["lost"]
+    assert [name for name, psnr, *_ in rungs if psnr[2][0] == -math.inf] == ["model-free"]
 
 
 def test_only_the_first_process_warns_and_draws_a_seed(two, alone):

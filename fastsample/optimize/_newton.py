@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..guidance import guided
 from ..kernels import normal
@@ -258,7 +259,8 @@ class Polisher:
         told = {name: take(tree, part) for name, tree in twins.trees.items()}
         told["guidance"] = self._words["guidance"]
         dtypes = {"state_dtype": twins.wide, "model_dtype": twins.model_dtype}
-        sampler = Sampler(twins.plan, self.model, differentiable=True, **dtypes)
+        model = replace(self.model, fn=self._followed, model_id=self.model.identity)
+        sampler = Sampler(twins.plan, model, differentiable=True, **dtypes)
 
         def run(numbers: Tensor) -> Tensor:
             call = {"trajectory": True, "batched_guidance": False, "check": None, "table": numbers}
@@ -278,6 +280,16 @@ class Polisher:
         seen = lambda states: self._loss.residuals(states[None], part)[0]
         found = [self._derived(seen, *pair) for pair in pairs]
         return found[0][0], torch.stack([J for _, J in found])
+
+    def _followed(self, x: Tensor, t: Tensor, **words: Any) -> Tensor:
+        """The model's answer, which must follow x: one that is worked out apart, as in NumPy or of
+        x.detach(), would pass for a constant.
+        """
+        said = self.model.fn(x, t, **words)
+        moves = [forward_ad.unpack_dual(v).tangent is not None for v in (x, said)]
+        if moves == [True, False]:
+            raise RuntimeError("the model's answer does not follow what it is asked")
+        return said
 
     @staticmethod
     def _derived(of: Callable, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
