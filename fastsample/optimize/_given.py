@@ -53,9 +53,11 @@ class Given:
     max_bytes    most that states and targets may take; a search that needs more is refused before
                  the model is asked (default: whatever it takes, as `search.bytes` says)
     progress     True: a tqdm bar of evaluations
-    group        processes that model calls are dealt to, a torch.distributed group (default: the
-                 default one, where there is one, as under torchrun). All run the same search; calls
-                 of `batch_size` rows are dealt, so a bit never depends on how many they are
+    group        processes that model calls are dealt to, a torch.distributed group that carries
+                 tensors of the host, as gloo's do (default: the default one, where there is one, as
+                 under torchrun). All run the same search on the same noise; calls of `batch_size`
+                 rows are dealt, so a bit never depends on how many they are. What fails in one
+                 fails in all; a seed that is not given is the first one's, which alone warns
     """
 
     teacher: None | int | Sequence[float] | Plan = None
