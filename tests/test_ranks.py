@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
-from worlds import EVERY, LIMIT, SCHEDULE, D, few_by_hand, found, model, net, world
+from worlds import ASKED, EVERY, LIMIT, SCHEDULE, D, few_by_hand, found, model, net, world
 
 import fastsample as fs
 from fastsample import cli, metrics
-from fastsample.optimize import _climb
-from fastsample.optimize._checkpoint import Checkpoint
+from fastsample.optimize import _checkpoint, _climb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* the teacher .* agrees to")
 WORDS = {"seed": 5, "batch_size": 16}
@@ -34,6 +33,12 @@ def alone(monkeypatch):
     monkeypatch.setattr(metrics, "by_hand", few_by_hand)
     yield
     torch.set_num_threads(before)
+
+
+def counted(make):
+    """What is found, and the rows that the model was asked for it in this process."""
+    ASKED.clear()
+    return found(make()), sum(ASKED)
 
 
 def fine(steps=8):
@@ -98,8 +103,10 @@ def short(fn=None, z=(32, D), **words):
 
 def in_two(rank, folder):
     said = {}
-    place = folder / ("whole" if rank == 0 else "none")
-    said["search"] = found(climb(checkpoint=place))
+    write, written = _checkpoint.write_whole, []
+    _checkpoint.write_whole = lambda path, data: (written.append(path), write(path, data))
+    said["search"] = counted(lambda: climb(checkpoint=folder / "kept"))
+    said["wrote"] = len(written)
     for name, wrong in (
         ("value", ValueError("of its own")),
         ("odd", Odd(1, 2)),
@@ -130,9 +137,13 @@ def two(tmp_path_factory):
 
 
 def test_two_processes_find_what_one_does(two, alone):
-    said, folder = two
-    assert said[0]["search"] == said[1]["search"] == found(climb())
-    assert not (folder / "none").exists() and len([*(folder / "whole").iterdir()]) == 2
+    (first, second), folder = two
+    whole, rows = counted(climb)
+    plans, parts = zip(first["search"], second["search"], strict=True)
+    assert plans == (whole, whole)
+    assert sum(parts) == rows and min(parts) > rows / 3, "nothing is asked twice"
+    assert first["wrote"] and not second["wrote"]
+    assert len([*(folder / "kept").iterdir()]) == 2
 
 
 def test_what_fails_in_one_process_fails_in_all(two):
@@ -171,18 +182,17 @@ def test_only_the_first_process_warns_and_draws_a_seed(two, alone):
 def everything(rank=0, folder=None):
     """Every search, one of them from what another world has left."""
     words = {"teacher": fine(), **WORDS}
-    plans = fs.optimize.oss(model(), SHAPE, 2, **words)
-    polished = {"iterations": 1, "seed": 5, "batch_size": 16}
-    said = {
-        "oss": plans,
-        "fit": fs.optimize.fit(model(), SHAPE, 3, beam=2, judged=0.2, **words),
-        "gits": fs.optimize.gits(model(), SHAPE, 3, held_out=unseen(), **words),
-        "ays": fs.optimize.ays(model(), SHAPE, 3, steps=10, held_out=unseen(), **words),
-        "polish": fs.optimize.polish(model(), SHAPE, plans, **polished),
-        "jvp": fs.optimize.polish(model(), [16, D], plans, jvp=True, batch=4, **polished),
-        "search": climb(iterations=3, checkpoint=folder),
+    plans, polished = fine(2), {"iterations": 1, **words}
+    every = {
+        "oss": lambda: fs.optimize.oss(model(), SHAPE, 2, **words),
+        "fit": lambda: fs.optimize.fit(model(), SHAPE, 3, beam=2, judged=0.2, **words),
+        "gits": lambda: fs.optimize.gits(model(), SHAPE, 3, held_out=unseen(), **words),
+        "ays": lambda: fs.optimize.ays(model(), SHAPE, 3, steps=10, held_out=unseen(), **words),
+        "polish": lambda: fs.optimize.polish(model(), SHAPE, plans, **polished),
+        "jvp": lambda: fs.optimize.polish(model(), [16, D], plans, jvp=True, batch=4, **polished),
+        "search": lambda: climb(iterations=3, checkpoint=folder),
     }
-    return {name: found(search) for name, search in said.items()}
+    return {name: counted(make) for name, make in every.items()}
 
 
 def unseen():
@@ -191,18 +201,18 @@ def unseen():
 
 def begun(rank, folder):
     """A climb that stops after the first step of the polish; more than one process may be in it."""
-    keep = Checkpoint.keep
+    keep = _checkpoint.Checkpoint.keep
 
     def kept(self, name, said, arrays=None):
         keep(self, name, said, arrays)
         if name.startswith("polish") and said["note"]["iterations"] == 1:
             raise KeyboardInterrupt
 
-    Checkpoint.keep = kept
+    _checkpoint.Checkpoint.keep = kept
     try:
         return climb(iterations=3, checkpoint=folder).stopped
     finally:
-        Checkpoint.keep = keep
+        _checkpoint.Checkpoint.keep = keep
 
 
 @pytest.mark.slow
@@ -213,9 +223,11 @@ def test_every_search_is_the_same_in_every_world(alone, tmp_path):
         assert world(before, tmp_path / f"{before} before {size}", begun, folder) == (
             ["interrupted"] * before
         )
-        for said in world(size, tmp_path / f"{size}", everything, folder):
-            for name in own:
-                assert said[name] == own[name], (size, name)
+        said = world(size, tmp_path / f"{size}", everything, folder)
+        for name, (whole, rows) in own.items():
+            plans, parts = zip(*(one[name] for one in said), strict=True)
+            assert plans == (whole,) * size, (size, name)
+            assert sum(parts) == rows or name == "search", "nothing is asked twice"
         assert len([*folder.iterdir()]) == 2
 
 
