@@ -26,7 +26,7 @@ from .plan import Plan, provenance
 from .plan.text import printable
 
 EXAMPLES = """examples:
-  fastsample demo                                    schedules for the embedded model and their gain
+  fastsample demo                                    plans for the embedded model and their gain
   fastsample optimize --budgets 4,6,8 --out plans    the best plans of 4, 6 and 8 evaluations
   fastsample sample plans/plan-8.fsplan --out a.png  64 images with one of them
   fastsample show plans/plan-8.fsplan                the plan as a table
@@ -64,11 +64,11 @@ def parser() -> argparse.ArgumentParser:
     names = "demo | optimize | sample | show | doctor"
     command = partial(_command, top.add_subparsers(dest="name", required=True, metavar=names))
 
-    about = "search schedules for the embedded model, sample, and show the gain"
+    about = "search plans for the embedded model, sample, and show the gain"
     add = command(demo, about, "--out demo")
     add("--out", default="demo", help="folder for plans and pictures (default: demo)")
     _number(add, "--samples", 64, "unseen noises to compare on")
-    _number(add, "--search-samples", 32, "noises to search with")
+    _number(add, "--search-samples", 80, "noises to search with: 16 to fit, the rest to polish")
     _progress_option(add)
     example = "--model mine:make --shape 4,64,64 --budgets 4,6,8 --out plans"
     add = command(optimize, "search whole plans, or time grids, for a model", example)
@@ -287,9 +287,10 @@ def demo(args: argparse.Namespace) -> None:
     from . import report
 
     it = embedded()
-    search_noise, search_words = it.noise(args.search_samples, 0), it.words(args.search_samples)
-    noise, words = it.noise(args.samples, UNSEEN), it.words(args.samples)
-    report.demo(it.model, search_noise, search_words, noise, words, Path(args.out), _progress(args))
+    z, held_out = it.noise(args.search_samples, 0), it.noise(args.samples, UNSEEN)
+    again = f"fastsample demo --search-samples {len(z)} --samples {len(held_out)}"
+    options = {"progress": _progress(args), "command": again}
+    report.demo(it.model, z, it.words(len(z)), held_out, Path(args.out), **options)
 
 
 def _folder(name: str) -> None:
