@@ -289,7 +289,7 @@ def demo(args: argparse.Namespace) -> None:
     it = embedded()
     z, held_out = it.noise(args.search_samples, 0), it.noise(args.samples, UNSEEN)
     again = f"fastsample demo --search-samples {len(z)} --samples {len(held_out)}"
-    options = {"progress": _progress(args), "command": again}
+    options = {"progress": _progress(args), "command": again, "iterations": 4}
     report.demo(it.model, z, it.words(len(z)), held_out, Path(args.out), **options)
 
 

@@ -1,9 +1,9 @@
-"""Writes README's tables from bench/results/*.json.
+"""Writes the tables of README.md and docs/counts.md from bench/results/*.json.
 
 A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`, in parts where its rows have
 different columns. GROUPS: benchmark groups, by commas, in the order of the table. For each machine
 the newest file that has them is shown, its date beneath; a rehearsal (bench/gpu.py), which measures
-nothing, never. `--check` writes nothing and fails when README is out of step. `--show FOLDER`
+nothing, never. `--check` writes nothing and fails when a page is out of step. `--show FOLDER`
 prints what files in a folder have of GPUs, rehearsals too.
 """
 
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "counts.md")
 RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIGN = {"higher": "≥", "lower": "≤", "equal": "="}
@@ -121,7 +121,7 @@ def pivot(rows):
 
 
 def filled(text, records):
-    """README's text with every marked table made anew, of what was measured."""
+    """A page's text with every marked table made anew, of what was measured."""
     records = [record for record in records if not rehearsed(record)]
     groups = lambda names: [name.strip() for name in names.split(",")]
     return BLOCK.sub(lambda m: m[1] + table(groups(m[2]), records) + m[3], text)
@@ -140,19 +140,20 @@ def of_gpus(records):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    about = "fail when README is out of step; write nothing"
+    about = "fail when a page is out of step; write nothing"
     parser.add_argument("--check", action="store_true", help=about)
     about = "print the tables of GPUs from this folder; write nothing"
     parser.add_argument("--show", type=Path, metavar="FOLDER", help=about)
     given = parser.parse_args()
     if given.show is not None:
         return print(of_gpus(results(given.show)))
-    check, text = given.check, README.read_text()
-    new = filled(text, results())
-    if check and new != text:
-        sys.exit("README.md: its tables are not those of bench/results; run make tables")
-    if not check:
-        README.write_text(new)
+    for page in PAGES:
+        text = page.read_text()
+        new = filled(text, results())
+        if given.check and new != text:
+            sys.exit(f"{page.name}: its tables are not those of bench/results; run make tables")
+        if not given.check:
+            page.write_text(new)
 
 
 if __name__ == "__main__":

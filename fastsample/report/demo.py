@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..files import make_folder, write_whole
 from ..plan import Plan
 from .csv import csv
@@ -38,7 +40,7 @@ def demo(
     z, held_out: unit noise [B,1,28,28] and [B2,1,28,28]; words: the model words of z, of which
     sample b of held_out has those of b mod B. options: of `optimize.search`; command: what makes it
     again. Writes plans, page, figures and pictures to `out`. Returns {"search": the Search,
-    "psnr": {method: {evaluations: mean of each sample's own dB}}}.
+    "scores": {method: {evaluations: Score}}}.
     """
     import torch
 
@@ -52,28 +54,23 @@ def demo(
     found.save(out)
     page(found, out / "search.html")
     write_whole(out / "search.csv", csv(found).encode())
+    if found.stopped:
+        raise KeyboardInterrupt  # what was found is written; the rest would be half a table
     given = cut(words, torch.arange(len(held_out)) % len(z))
     target = metrics.run(found.teacher, model, held_out, **given)
     judge = _judge(model, held_out, given, target)
     plans = {**_usual(model, budgets), **{rung.name: rung.plans for rung in found.rungs}}
     scores = {name: {m: judge(plan) for m, plan in row.items()} for name, row in plans.items()}
-    psnr = {
-        name: {m: float(metrics.psnr_each(one.end, target).mean()) for m, one in row.items()}
-        for name, row in scores.items()
-    }
     print(found.about_teacher())
     spent = f"{found.nfe:g} evaluations for each of {found.samples} noises, {found.seconds:.0f} s"
     print(f"search: {spent}; judged on {len(held_out)} noises that no plan was made with")
-    rows = [_row("teacher", judge(found.teacher))]
-    for m in budgets:
-        for name, row in plans.items():
-            label = f"{name}, {solver_of(row[m])}" if name == "by hand" else name
-            rows.append(_row(label, scores[name][m], psnr[name][m]))
-    print(table(HEADER, rows))
+    label = lambda name, m: f"{name}, {solver_of(plans[name][m])}" if name == "by hand" else name
+    rows = [_row(label(name, m), scores[name][m]) for m in budgets for name in plans]
+    print(table(HEADER, [_row("teacher", judge(found.teacher)), *rows]))
     print("dB: mean of each sample's PSNR to the teacher; distance on a classifier's features")
-    _pictures(out, found, plans, scores, psnr, target)
+    _pictures(out, found, plans, scores, target)
     print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
-    return {"search": found, "psnr": psnr}
+    return {"search": found, "scores": scores}
 
 
 def _usual(model: Any, budgets: Sequence[int]) -> dict[str, dict[int, Plan]]:
@@ -96,22 +93,22 @@ def _judge(model: Any, noise: Any, words: Mapping, target: Any) -> Callable[[Pla
     return lambda plan: metrics.score(plan, model, noise, target, judges=judges, **words)
 
 
-def _row(label: str, score: Any, mean: float | None = None) -> tuple[str, ...]:
-    """mean: None for the teacher, which is not compared with itself."""
-    low, _, high = score.quartiles
-    psnr = (f"{mean:.2f}", f"{low:.1f} .. {high:.1f}", f"{score.psnr:.2f}") if mean else ("-",) * 3
+def _row(label: str, score: Any) -> tuple[str, ...]:
+    psnr = ("-",) * 3  # the teacher against itself
+    if np.isfinite(score.psnr):
+        low, _, high = score.quartiles
+        psnr = (f"{score.mean:.2f}", f"{low:.1f} .. {high:.1f}", f"{score.psnr:.2f}")
     judged = (f"{100 * score.judged['accuracy']:.1f} %", f"{score.judged['distance']:.2f}")
     return (label, str(score.nfe), *psnr, *judged, f"{score.seconds:.2f}")
 
 
-def _pictures(
-    out: Path, found: Any, plans: Mapping, scores: Mapping, psnr: Mapping, target: Any
-) -> None:
-    usual, budgets = next(iter(psnr)), sorted(found.plans)
+def _pictures(out: Path, found: Any, plans: Mapping, scores: Mapping, target: Any) -> None:
+    usual, budgets = next(iter(plans)), sorted(found.plans)
     shown = {"teacher": target}
     for m in budgets:
         for name in (usual, "by hand", found_in(found.plans[m])["method"]):
-            shown[f"{name}, {m} ({psnr[name][m]:.1f} dB)"] = scores[name][m].end
+            score = scores[name][m]
+            shown[f"{name}, {m} ({score.mean:.1f} dB)"] = score.end
     title = "The same noises, by method and number of evaluations (PSNR to the teacher)"
     samples_picture(out / "samples.png", shown, title)
     drawn = {f"search, {m} evaluations": found.plans[m] for m in budgets}
@@ -119,4 +116,5 @@ def _pictures(
     drawn[beside] = plans[usual][budgets[-1]]
     schedules_picture(out / "schedules.png", drawn, "Where the plans ask the model", [beside])
     title = "Every rung of the search beside the usual, on unseen noises"
-    error_picture(out / "error_vs_evaluations.png", psnr, title)
+    curves = {name: {m: score.mean for m, score in row.items()} for name, row in scores.items()}
+    error_picture(out / "error_vs_evaluations.png", curves, title)
