@@ -290,7 +290,8 @@ def demo(args: argparse.Namespace) -> None:
     z, held_out = it.noise(args.search_samples, 0), it.noise(args.samples, UNSEEN)
     again = f"fastsample demo --search-samples {len(z)} --samples {len(held_out)}"
     options = {"progress": _progress(args), "command": again, "iterations": 4}
-    report.demo(it.model, z, it.words(len(z)), held_out, Path(args.out), **options)
+    label = it.words(len(z))["cond"]["label"]
+    report.demo(it.model, z, label, held_out, Path(args.out), **options)
 
 
 def _folder(name: str) -> None:

@@ -247,7 +247,7 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     options = {"searched": 4, "teacher": teacher, "beam": 1, "iterations": 1, "batch": 8}
     z, held_out = it.noise(36, 0), it.noise(4, cli.UNSEEN)
     made = fs.report.demo(
-        *(it.model, z, it.words(36), held_out, Path("demo")),
+        *(it.model, z, it.words(36)["cond"]["label"], held_out, Path("demo")),
         **{"budgets": budgets, "command": "mine", **options},
     )
     said, search = capsys.readouterr().out, made["search"]

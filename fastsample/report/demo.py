@@ -26,7 +26,7 @@ HEADER = (
 def demo(
     model: Any,
     z: Any,
-    words: Mapping,
+    label: Any,
     held_out: Any,
     out: Path,
     *,
@@ -37,26 +37,23 @@ def demo(
     """Search plans for the embedded model, run every rung's and the usual ones on noises that no
     plan was made with, print the table, draw the pictures.
 
-    z, held_out: unit noise [B,1,28,28] and [B2,1,28,28]; words: the model words of z, of which
-    sample b of held_out has those of b mod B. options: of `optimize.search`; command: what makes it
-    again. Writes plans, page, figures and pictures to `out`. Returns {"search": the Search,
-    "scores": {method: {evaluations: Score}}}.
+    z, held_out: unit noise [B,1,28,28] and [B2,1,28,28]; label [B] int64: the classes of z, of
+    which sample b of held_out has that of b mod B. options: of `optimize.search`; command: what
+    makes it again. Writes plans, page, figures and pictures to `out`. Returns {"search": the
+    Search, "scores": {method: {evaluations: Score}}}.
     """
-    import torch
-
     from .. import metrics
     from ..optimize import search
-    from ..optimize._given import cut
 
     make_folder(out)
-    found = search(model, z, budgets, held_out=held_out, **words, **options)
+    found = search(model, z, budgets, held_out=held_out, cond={"label": label}, **options)
     found = found.commanded(command) if command else found
     found.save(out)
     page(found, out / "search.html")
     write_whole(out / "search.csv", csv(found).encode())
     if found.stopped:
         raise KeyboardInterrupt  # what was found is written; the rest would be half a table
-    given = cut(words, torch.arange(len(held_out)) % len(z))
+    given = {"cond": {"label": label[np.arange(len(held_out)) % len(z)]}}
     target = metrics.run(found.teacher, model, held_out, **given)
     judge = _judge(model, held_out, given, target)
     plans = {**_usual(model, budgets), **{rung.name: rung.plans for rung in found.rungs}}
