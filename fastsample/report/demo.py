@@ -100,7 +100,7 @@ def _row(label: str, score: Any) -> tuple[str, ...]:
 
 
 def _pictures(out: Path, found: Any, plans: Mapping, scores: Mapping, target: Any) -> None:
-    usual, budgets = next(iter(plans)), sorted(found.plans)
+    usual, budgets = f"{USUAL[-1]} (Karras)", sorted(found.plans)
     shown = {"teacher": target}
     for m in budgets:
         for name in (usual, "by hand", found_in(found.plans[m])["method"]):
