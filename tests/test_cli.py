@@ -13,6 +13,7 @@ import pytest
 
 import fastsample as fs
 from fastsample import cli
+from fastsample.optimize import _climb
 
 FACTORY = """
 import numpy as np
@@ -235,6 +236,18 @@ except SystemExit:
     assert "fastsample demo" in done.stdout and done.stdout.rstrip().endswith("[]"), done.stderr
 
 
+def small_demo():
+    it = cli.embedded()
+    teacher = fs.solvers.dpmpp_3m(it.model, fs.grids.fine(it.model.schedule, 24))
+    options = {"searched": 4, "teacher": teacher, "beam": 1, "iterations": 1, "batch": 8}
+    z, held_out, label = it.noise(36, 0), it.noise(4, cli.UNSEEN), it.words(36)["cond"]["label"]
+    options |= {"budgets": (2, 3), "command": "mine"}
+    return fs.report.demo(it.model, z, label, held_out, Path("demo"), **options)
+
+
+FOUND = {"search.html", "search.csv", "plan-2.fsplan", "plan-3.fsplan"}
+
+
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     """A small demo: every part of it runs; fit and polish beat the usual and all made by hand at
     every budget; the plans, the page and the pictures are there.
@@ -242,23 +255,15 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
     few = {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_2m", "dpmpp_3m", "unipc")}
     monkeypatch.setattr(fs.solvers, "SOLVERS", few)
-    it, budgets = cli.embedded(), (2, 3)
-    teacher = fs.solvers.dpmpp_3m(it.model, fs.grids.fine(it.model.schedule, 24))
-    options = {"searched": 4, "teacher": teacher, "beam": 1, "iterations": 1, "batch": 8}
-    z, held_out = it.noise(36, 0), it.noise(4, cli.UNSEEN)
-    made = fs.report.demo(
-        *(it.model, z, it.words(36)["cond"]["label"], held_out, Path("demo")),
-        **{"budgets": budgets, "command": "mine", **options},
-    )
+    made = small_demo()
     said, search = capsys.readouterr().out, made["search"]
     psnr = {name: {m: s.mean for m, s in row.items()} for name, row in made["scores"].items()}
     pictures = {"samples.png", "schedules.png", "error_vs_evaluations.png"}
-    figures = {"search.html", "search.csv", "plan-2.fsplan", "plan-3.fsplan"}
-    assert figures | pictures == set(os.listdir("demo"))
+    assert FOUND | pictures == set(os.listdir("demo"))
     assert "class accuracy" in said and search.about_teacher() in said
     usual = ("euler (Karras)", "dpmpp_2m (Karras)", "by hand", "model-free")
     assert list(psnr) == [*usual, "fit", "polish"]
-    for m in budgets:
+    for m in (2, 3):
         ours = max(psnr["fit"][m], psnr["polish"][m])
         assert ours > max(psnr[name][m] for name in usual)
         found = fs.Plan.load(f"demo/plan-{m}.fsplan").note["found"]
@@ -266,3 +271,14 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
         for rung in search.rungs:  # the demo's own runs, beside what the search judged
             assert psnr[rung.name][m] == pytest.approx(rung.psnr[m][0], abs=1e-6)
             assert re.search(rf"^{rung.name}.* {m} +{psnr[rung.name][m]:.2f} ", said, re.M)
+
+
+def test_a_demo_cut_short_keeps_what_was_found(here, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_climb.Climb, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        small_demo()
+    assert set(os.listdir("demo")) == FOUND
+    assert fs.Plan.load("demo/plan-3.fsplan").note["found"]["method"] == "model-free"
