@@ -65,6 +65,20 @@ def bench_oss_beside_fit(benchmark, judged):
     figures(benchmark, "OSS", search, judged)
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
+def bench_oss_multistep(benchmark, judged, solver):
+    """OSS over the times of a multistep solver."""
+    benchmark.group = "fit"
+    model, words, teacher, *_, beside = judged
+    given = {"solver": solver, "teacher": teacher, **words(SEARCHED)}
+    own = lambda: oss(model, noise(SEARCHED, 0), 10, **given)
+    search = benchmark.pedantic(own, rounds=1)
+    benchmark.extra_info.update(evaluations_per_sample=search.nfe)
+    figures(benchmark, f"OSS, {solver}", search, judged)
+    time = search.seconds / beside.seconds
+    figure(benchmark, f"OSS, {solver}: time, of Euler's", time, "x", better="lower")
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 def bench_fit(benchmark, judged, name):
     benchmark.group = "fit"
