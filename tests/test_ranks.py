@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -127,6 +128,8 @@ def in_two(rank, folder):
     groups = [distributed.new_group([one]) for one in (0, 1)]
     said["own group"] = found(short(group=groups[rank]))
     said["other group"] = raised(lambda: short(group=groups[1 - rank]))
+    with mock.patch.object(distributed, "get_backend_config", lambda group: "cuda:nccl"):
+        said["nccl"] = raised(short)
     return said
 
 
@@ -158,6 +161,8 @@ def test_what_fails_in_one_process_fails_in_all(two):
         assert sentence.endswith("in process 1; the same in all is needed")
         name, sentence = one["other group"]
         assert name == "ValueError" and "is not in it; a group of those that call" in sentence
+        name, sentence = one["nccl"]
+        assert name == "ValueError" and "backend is cuda:nccl, which carries no ten" in sentence
 
 
 def test_a_plan_whose_run_fails_in_one_process_is_at_minus_infinity_in_all(two):
@@ -185,6 +190,7 @@ def everything(rank=0, folder=None):
     plans, polished = fine(2), {"iterations": 1, **words}
     every = {
         "oss": lambda: fs.optimize.oss(model(), SHAPE, 2, **words),
+        "multistep": lambda: fs.optimize.oss(model(), SHAPE, 3, solver="dpmpp_2m", **words),
         "fit": lambda: fs.optimize.fit(model(), SHAPE, 3, beam=2, judged=0.2, **words),
         "gits": lambda: fs.optimize.gits(model(), SHAPE, 3, held_out=unseen(), **words),
         "ays": lambda: fs.optimize.ays(model(), SHAPE, 3, steps=10, held_out=unseen(), **words),
