@@ -65,7 +65,9 @@ class Judge:
         return metrics.psnr_each(end, self.target[:n])
 
     def figures(self, benchmark, name, plans, reach=None):
-        """The mean of each sample's dB as a figure, quartiles and the pooled dB beside it."""
+        """The mean of each sample's dB as a figure, quartiles and the pooled dB beside it; {M: dB
+        of every sample}.
+        """
         found = {m: self.each(plan) for m, plan in plans.items()}
         for m, each in found.items():
             words = f"{name}, {m} evaluations: PSNR of a sample"
@@ -73,7 +75,7 @@ class Judge:
             low, middle, high = np.quantile(each, [0.25, 0.5, 0.75])
             said = f"quartiles {low:.2f}, {middle:.2f}, {high:.2f} dB; pooled {pooled(each):.2f} dB"
             benchmark.extra_info[f"{name}, {m} evaluations"] = said
-        return {m: each.mean() for m, each in found.items()}
+        return found
 
 
 def pooled(each):
@@ -146,7 +148,8 @@ def bench_front_few_noises(benchmark, judge):
     at = {n: {m: plan for m, plan in found.items() if m in (4, 6, 8)} for n, found in plans.items()}
     few, many = (judge.figures(benchmark, f"fit on {n} noises", at[n]) for n in (8, 256))
     for m in few:
-        figure(benchmark, f"8 noises over 256, {m} evaluations", few[m] - many[m], "dB", target=-2)
+        gain = few[m].mean() - many[m].mean()
+        figure(benchmark, f"8 noises over 256, {m} evaluations", gain, "dB", target=-2)
 
 
 # -- other models ----------------------------------------------------------------------------------
@@ -213,33 +216,30 @@ def bench_front_other(benchmark, name):
     figure(benchmark, f"{name}: the teacher's agreement", judge.agreement, "dB", target=60)
     benchmark.extra_info.update(evaluations_per_noise=search.nfe, teacher=search.about_teacher())
     rungs(benchmark, name, search, judge)
-    over(benchmark, name, search)
 
 
 def rungs(benchmark, name, search, judge, reach=None):
-    """Every rung's figures; what stands by hand, and which rung each answer is of."""
+    """Every rung's figures, and the best that was found over the best by hand, of the mean of each
+    sample's dB and of the pooled one.
+    """
+    each = {}
     for rung in search.rungs:
         targets = reach if rung.name == "polish" else None
-        judge.figures(benchmark, f"{name}, {rung.name}", rung.plans, targets)
+        each[rung.name] = judge.figures(benchmark, f"{name}, {rung.name}", rung.plans, targets)
         benchmark.extra_info[f"{name}, {rung.name}: time"] = f"{rung.seconds:.1f} s"
-    for m, plan in next(r for r in search.rungs if r.name == "by hand").plans.items():
-        found = plan.note["found"]
-        text = f"{found['solver']}, {found['grid']}"
-        benchmark.extra_info[f"{name}, by hand, {m} evaluations: which"] = text
-        method = search.plans[m].note["found"]["method"]
-        benchmark.extra_info[f"{name}, {m} evaluations: the answer"] = method
-
-
-def over(benchmark, name, search):
-    """The best rung that was found, over the one made by hand, both as the search judged them."""
-    hand = next(rung for rung in search.rungs if rung.name == "by hand")
-    found = [rung for rung in search.rungs if rung is not hand]
-    for m in hand.plans:
-        best = max(found, key=lambda rung: rung.psnr[m][0])
-        words = f"{name}, {m} evaluations: found ({best.name}) over the best by hand"
-        figure(benchmark, words, best.psnr[m][0] - hand.psnr[m][0], "dB", target=0)
-        gain = best.pooled[m] - hand.pooled[m]
-        figure(benchmark, f"{words}, pooled", gain, "dB", target=0)
+        if rung.name == "by hand":
+            hand = {m: plan.note["found"] for m, plan in rung.plans.items()}
+    for m, which in hand.items():
+        found = {rung: at[m] for rung, at in each.items() if rung != "by hand"}
+        best = max(found, key=lambda rung: found[rung].mean())
+        for word, of in (("", np.mean), (", pooled", pooled)):
+            words = f"{name}, {m} evaluations: {best} over the best by hand{word}"
+            gain = of(found[best]) - of(each["by hand"][m])
+            figure(benchmark, words, gain, "dB", target=0)
+        said = (
+            f"{search.plans[m].note['found']['method']}; by hand {which['solver']}, {which['grid']}"
+        )
+        benchmark.extra_info[f"{name}, {m} evaluations: the answer"] = said
 
 
 # -- by hand ---------------------------------------------------------------------------------------
@@ -298,7 +298,6 @@ def bench_front(benchmark, judge):
     benchmark.extra_info.update(evaluations_per_noise=search.nfe, teacher=search.about_teacher())
     benchmark.extra_info["the target's agreement"] = f"{judge.agreement:.1f} dB"
     rungs(benchmark, "front", search, judge, REACH)
-    over(benchmark, "front", search)
     minutes = benchmark.stats.stats.data[0] / 60
     figure(benchmark, "the whole front", minutes, "min", target=10, better="lower")
 
