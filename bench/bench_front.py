@@ -70,7 +70,7 @@ class Judge:
         """
         found = {m: self.each(plan) for m, plan in plans.items()}
         for m, each in found.items():
-            words = f"{name}, {m} evaluations: PSNR of a sample"
+            words = f"{name}: {m} evaluations"
             figure(benchmark, words, each.mean(), "dB", target=reach and reach[m])
             low, middle, high = np.quantile(each, [0.25, 0.5, 0.75])
             said = f"quartiles {low:.2f}, {middle:.2f}, {high:.2f} dB; pooled {pooled(each):.2f} dB"
