@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/counts.md from bench/results/*.json.
+"""Writes the tables of README.md and of pages in docs/ from bench/results/*.json.
 
 A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`, in parts where its rows have
 different columns. GROUPS: benchmark groups, by commas, in the order of the table. For each machine
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "counts.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("counts.md", "searches.md")))
 RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIGN = {"higher": "≥", "lower": "≤", "equal": "="}
