@@ -272,3 +272,11 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_bad_input(budgets, words, sentence):
     with pytest.raises(ValueError, match=sentence):
         climb(fs.Model(None, BASE.schedule, "x0"), SHAPE, budgets, **{**WORDS, **words})
+
+
+def test_a_warning_points_at_the_caller():
+    coarse = {**WORDS, "teacher": [80.0, 10.0, 1.0, 0.0], "all_budgets": True}
+    hard = lambda x, t: BASE(x, t) + torch.sin(40 * x)
+    with pytest.warns(UserWarning, match="search: the teacher .* agrees to") as said:
+        climb(model(hard), [4, 4], 1, **coarse)
+    assert {one.filename for one in said} == {__file__}

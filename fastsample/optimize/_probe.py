@@ -5,7 +5,6 @@ told?
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..model import Model
 from ..runtime.conditions import take
 from ..trajectories import Denoiser
-from ._given import cut
+from ._given import cut, warn
 
 FEW = 4  # samples
 SAME = 1e-3  # of its size that an answer may move between identical calls (sums of other orders)
@@ -74,7 +73,4 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _unheard(where: str, what: str) -> None:
-    warnings.warn(
-        f"{where}: {what} nothing; a model that takes its conditions under these names is needed",
-        stacklevel=4,  # who called the search
-    )
+    warn(f"{where}: {what} nothing; a model that takes its conditions under these names is needed")

@@ -7,7 +7,6 @@ interval cut in equal parts.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +21,7 @@ from ..model import Model
 from ..plan import Plan
 from ..runtime import arguments
 from ..trajectories import Denoiser, visits
-from ._given import Given, cut
+from ._given import Given, cut, warn
 from ._search import figure
 
 STEPS = 40  # of the search's grid
@@ -210,11 +209,10 @@ def settle(
     plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most, judged)
     if agreement < POOR and ranks.first:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
-        warnings.warn(
+        warn(
             f"{where}: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
             f"evaluations; a target needs {POOR:g} dB: pass teacher= with more steps, or a plan "
             "that fits the model better",
-            stacklevel=5,  # who called the search
         )
     return replace(teacher, plan=plan, agreement=agreement, nfe=(ask.rows - before) / len(z))
 
