@@ -29,7 +29,7 @@ from .model_free import model_free
 
 SHOWN = 8  # of the held-out noises, whose end points are kept to be looked at
 FEWEST = 32  # noises that a polish needs
-SCREENED = 600  # plans by hand of one budget, about
+SCREENED = 300  # plans by hand of one budget, about
 
 
 class TimeUp(Exception):
