@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from . import report
-from .files import write_whole
 
 BUDGETS = (4, 6, 8, 10)
 SAMPLES, SEARCH_SAMPLES = 32, 208  # of a single search, and of the whole climb
@@ -198,11 +197,8 @@ def _processes() -> Any:
 
 
 def _written(search: Any, out: Path) -> None:
-    """The plans, the page and the figures; and the table of every rung."""
-    paths = search.save(out)
-    report.page(search, out / "search.html")
-    write_whole(out / "search.csv", report.csv(search).encode())
-    rows = []
+    """The plans, the page, figures and pictures; and the table of every rung."""
+    paths, rows = report.write(search, out), []
     for m, path in zip(sorted(search.plans), paths, strict=True):
         for rung in search.rungs:
             if m in rung.plans:
@@ -227,7 +223,7 @@ def _written(search: Any, out: Path) -> None:
         f"{search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.0f} s"
     )
     print(f"{spent}; dB: mean of each sample's PSNR to the teacher, on {held} noises held out")
-    print(f"wrote {out / 'search.html'} and search.csv beside the plans")
+    print(f"wrote {out / 'search.html'}, search.csv and pictures beside the plans")
 
 
 def command(args: argparse.Namespace) -> str:

@@ -53,8 +53,8 @@ def test_a_climb_writes_plans_page_and_figures(here, capsys):
     assert call(f"{line} --out plans") == 0
     said = capsys.readouterr().out
     files = sorted(path.name for path in (here / "plans").iterdir())
-    named = ["checkpoint", "plan-2.fsplan", "plan-3.fsplan", "search.csv", "search.html"]
-    assert files == named
+    named = ["checkpoint", "error_vs_evaluations.png", "plan-2.fsplan", "plan-3.fsplan"]
+    assert files == [*named, "schedules.png", "search.csv", "search.html"]
     plan = fs.Plan.load("plans/plan-3.fsplan")
     found = plan.note["found"]
     row = next(line for line in said.splitlines() if "plans/plan-3.fsplan" in line)

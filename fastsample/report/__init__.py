@@ -6,6 +6,7 @@ Pictures need matplotlib (extra `demo`), all else nothing.
 from .csv import csv
 from .demo import demo
 from .doctor import EXTRAS, doctor
+from .folder import write
 from .images import image_grid, npy, png, save_images
 from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
@@ -25,4 +26,5 @@ __all__ = [
     "save_images",
     "schedules_picture",
     "table",
+    "write",
 ]

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import make_folder, write_whole
 from ..plan import Plan
-from .csv import csv
-from .page import page
+from .folder import write
 from .pictures import error_picture, samples_picture, schedules_picture
 from .rungs import found_in, solver_of
 from .tables import table
@@ -45,12 +43,9 @@ def demo(
     from .. import metrics
     from ..optimize import search
 
-    make_folder(out)
     found = search(model, z, budgets, held_out=held_out, cond={"label": label}, **options)
     found = found.commanded(command) if command else found
-    found.save(out)
-    page(found, out / "search.html")
-    write_whole(out / "search.csv", csv(found).encode())
+    write(found, out)
     if found.stopped:
         raise KeyboardInterrupt  # what was found is written; the rest would be half a table
     given = {"cond": {"label": label[np.arange(len(held_out)) % len(z)]}}

@@ -1,0 +1,48 @@
+"""All that is written of a search: its plans, the page, the figures, and the pictures as PNG."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..files import make_folder, write_whole
+from .csv import csv
+from .page import page
+from .pictures import error_picture, samples_picture, schedules_picture
+
+if TYPE_CHECKING:
+    from ..optimize import Search
+
+
+def write(search: Search, folder: str | Path) -> list[Path]:
+    """Write a search of `optimize.search` to a folder, each file whole or not at all: a plan of
+    every budget, search.html, search.csv and, where matplotlib is installed, schedules.png,
+    error_vs_evaluations.png and, of images, samples.png. Returns the plans' paths.
+    """
+    out = make_folder(folder)
+    paths = search.save(out)
+    page(search, out / "search.html")
+    write_whole(out / "search.csv", csv(search).encode())
+    with suppress(ImportError):  # the page has all of it too
+        _pictures(search, out)
+    return paths
+
+
+def _pictures(search: Search, out: Path) -> None:
+    plans = {f"{m} evaluations": plan for m, plan in sorted(search.plans.items())}
+    schedules_picture(out / "schedules.png", plans, "Where the plans ask the model")
+    finite = lambda psnr: {m: each[0] for m, each in psnr.items() if np.isfinite(each[0])}
+    curves = {rung.name: finite(rung.psnr) for rung in search.rungs}
+    title = "Every rung of the search, on noises that no plan was made with"
+    error_picture(out / "error_vs_evaluations.png", {k: v for k, v in curves.items() if v}, title)
+    if np.ndim(search.target) == 4 and search.target.shape[1] in (1, 3):
+        shown = {"teacher": search.target}
+        for rung in search.rungs:
+            for m, ends in rung.ends.items():
+                if len(ends) == len(search.target):
+                    shown[f"{rung.name}, {m} ({rung.psnr[m][0]:.1f} dB)"] = ends
+        title = "The same noises, by method and number of evaluations (PSNR to the teacher)"
+        samples_picture(out / "samples.png", shown, title)
