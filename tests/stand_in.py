@@ -10,6 +10,7 @@ needs a GPU on it. Its device is called "rehearsed", and so is all that is writt
 """
 
 from contextlib import contextmanager
+from threading import get_ident
 from time import perf_counter
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ class StandIn:
         stream = stream or Stream(self, "side")
         self.calls.append(f"{stream.name}: capture into {pool}, {capture_error_mode}")
         self.captures += 1
-        self._recording = graph.steps
+        self._recording = graph.steps, get_ident()
         try:
             with self.stream(stream), Recorder(graph.steps):
                 yield
@@ -139,8 +140,10 @@ class StandIn:
         def recorded(*arguments, **words):
             with _disable_current_modes():
                 done = run(*arguments, **words)
-            if self._recording is not None and done is not False:
-                self._recording.append(lambda: run(*arguments, **words))
+            steps, thread = self._recording or (None, None)
+            # Another thread's launches are on another stream, and in no graph.
+            if thread == get_ident() and done is not False:
+                steps.append(lambda: run(*arguments, **words))
             return done
 
         return recorded
