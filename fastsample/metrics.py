@@ -311,6 +311,7 @@ def run(
     state_dtype: Any = None,
     model_dtype: Any = None,
     ranks: Any = None,
+    asked: Callable[[int], Any] | None = None,
     **words: Any,
 ) -> Any:
     """End points [B,*] of `plan` on unit noise [B,*], in chunks of at most batch_size samples;
@@ -319,9 +320,9 @@ def run(
     seed: None takes it from the noise, so that plans are compared on the same draws and fresh noise
     draws afresh. state_dtype: float64 for float64 noise, else float32; model_dtype: what the model
     is asked in, the noise's by default. ranks: processes that the chunks are dealt to, by default
-    none (`fastsample.runtime.ranks`). words: cond, uncond, branches, guidance as `Sampler` takes
-    them, cut with their samples: conditions as `fastsample.runtime.conditions` says, of the others
-    arrays of B rows.
+    none (`fastsample.runtime.ranks`). asked: called with the evaluations of every chunk. words:
+    cond, uncond, branches, guidance as `Sampler` takes them, cut with their samples: conditions as
+    `fastsample.runtime.conditions` says, of the others arrays of B rows.
     """
     import torch
 
@@ -339,6 +340,8 @@ def run(
     def ended(samples: slice) -> None:
         given = _cut(words, samples, noise)
         end[samples] = sampler(noise=noise[samples], seed=seed + samples.start, **given)
+        if asked is not None:
+            asked(plan.nfe * (samples.stop - samples.start))
 
     chunks = arguments.chunks("metrics.run", len(noise), batch_size)
     (ranks or ALONE).deal(chunks, ended, lambda samples: end[samples])

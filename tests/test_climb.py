@@ -167,19 +167,27 @@ def test_a_model_that_fails_on_the_way_leaves_what_was_found(wrong, stage):
     assert search.stopped == "failed" and {*search.plans} == {*BUDGETS}
 
 
-def test_what_would_go_beyond_the_limit_is_not_begun(whole, monkeypatch):
+@pytest.mark.parametrize(
+    "call, rungs",
+    [
+        (2, ["by hand", "model-free"]),  # fit, and so nothing to polish
+        (3, ["model-free", "fit", "polish"]),
+        (5, ["by hand", "model-free", "fit"]),
+    ],
+)
+def test_what_would_go_beyond_the_limit_is_not_begun_and_the_rest_is(monkeypatch, call, rungs):
     room, asked = _climb.Climb.room, []
 
     def until(self, rows):
         asked.append(rows)
-        if len(asked) == 5:
+        if len(asked) == call:
             raise _climb.TimeUp
         room(self, rows)
 
     monkeypatch.setattr(_climb.Climb, "room", until)
     search = climb(model(), SHAPE, BUDGETS, time_limit=1e6, **WORDS)
     assert search.stopped == "time_limit" and {*search.plans} == {*BUDGETS}
-    assert [rung.name for rung in search.rungs] == ["by hand", "model-free", "fit"]
+    assert [rung.name for rung in search.rungs] == rungs
 
 
 def test_where_the_search_is_worse_the_best_by_hand_is_returned(monkeypatch):

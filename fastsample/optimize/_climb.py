@@ -99,7 +99,8 @@ class Climb:
         """The model is asked whether it answers at all, and how fast; every time anew."""
         it = self.setting
         grid, ask = it.teacher.grid, it.words["ranks"].told
-        self.pace, rows = ask(lambda: probe("search", it.model, it.z, grid, it.words))
+        pace, rows = ask(lambda: probe("search", it.model, it.z, grid, it.words))
+        self.pace = pace / it.words["ranks"].size
         self.kept.done.setdefault("look", {"rows": rows, "seconds": 0.0})
         nfe, B2 = it.teacher.plan.nfe, len(self.held_out)
         needed = 3 * nfe * min(_teacher.JUDGED, len(it.z)) + nfe * B2
@@ -118,22 +119,27 @@ class Climb:
 
         def settled() -> tuple[int, dict, dict]:
             grid, words = it.teacher.grid[::-1].copy(), it.words
-            with torch.no_grad():
-                ask = Denoiser(it.model, grid, it.z, dtype=it.dtype, **words)
+            rows = 3 * it.teacher.plan.nfe * min(_teacher.JUDGED, len(it.z))
+            shows = bar("search", it.shown, rows, unit=" evaluations", desc="teacher")
+            with torch.no_grad(), shows as b:
+                asked = {"dtype": it.dtype, "asked": b and b.update}
+                ask = Denoiser(it.model, grid, it.z, **asked, **words)
                 found = _teacher.settle("search", it.teacher, ask, it.z, words, it.weight)
             said = {"plan": found.plan.to_json(), "agreement": found.agreement}
             return ask.rows, said, {}
 
         said = self.part("teacher", settled)
-        settled = {"plan": Plan.from_json(said["plan"]), "agreement": said["agreement"]}
-        it.teacher = replace(it.teacher, make=None, **settled)
-        words = lambda: self.words(self.unseen)
-        self.part("held out", lambda: self._ends(self.held_out, words()))
+        plan, agreement = Plan.from_json(said["plan"]), said["agreement"]
+        it.teacher = replace(it.teacher, make=None, plan=plan, agreement=agreement)
+        self.part("held out", lambda: self._ends(self.held_out, self.words(self.unseen)))
         self.target = self.kept.arrays["held out"]["ends"]
 
     def _ends(self, z: Tensor, words: Mapping[str, Any]) -> tuple[int, dict, dict]:
-        plan = self.setting.teacher.plan
-        end = metrics.run(plan, self.setting.model, z, **words)
+        """The teacher's end points of some noises."""
+        it, plan = self.setting, self.setting.teacher.plan
+        shows = it.shown, plan.nfe * len(z)
+        with bar("search", *shows, unit=" evaluations", desc="end points") as b:
+            end = metrics.run(plan, it.model, z, asked=b and b.update, **words)
         return plan.nfe * len(z), {}, {"ends": end.cpu().numpy()}
 
     # -- the rungs -----------------------------------------------------------------------------
@@ -187,7 +193,7 @@ class Climb:
         """Every number of the fitted plans, on the noises that the fit has not seen."""
         rest = slice(self.searched, None)
         z = self.setting.z[rest]
-        if self.rows != "free" or len(z) < FEWEST:
+        if self.rows != "free" or len(z) < FEWEST or "fit" not in self.kept.done:
             return
         words = self.words(rest)
         if "to polish" not in self.kept.done:

@@ -17,20 +17,20 @@ from ..runtime.conditions import take
 from ..trajectories import Denoiser
 from ._given import cut, warn
 
-FEW = 4  # samples
 SAME = 1e-3  # of its size that an answer may move between identical calls (sums of other orders)
 
 
 def probe(
     where: str, model: Model, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
 ) -> tuple[float, int]:
-    """(seconds of an evaluation of one sample, evaluations spent), asked of the first samples at
-    the middle of the grid.
+    """(seconds of an evaluation of one sample, evaluations spent), asked of as many samples as a
+    call takes, at the middle of the grid: calls of a few would not tell what a device can do.
 
     Raises ValueError for a model that answers otherwise when asked again, warns (UserWarning) of
     one that does not listen to its conditions.
     """
-    few, at, own = z[:FEW], len(grid) // 2, cut(words, slice(FEW))
+    first = slice(words["batch_size"])
+    few, at, own = z[first], len(grid) // 2, cut(words, first)
     told = [own.pop("cond", None), own.pop("uncond", None)]
     guidance, spent = own.pop("guidance", None), 0
 
@@ -44,11 +44,11 @@ def probe(
         (seen,) = ask.look(out)
         return seen
 
-    first = answer(told[0])
+    said = answer(told[0])
     begin = time.perf_counter()
     again = answer(told[0])
     seconds = (time.perf_counter() - begin) / len(few)
-    size, moved = float(np.abs(first).max()), float(np.abs(again - first).max())
+    size, moved = float(np.abs(said).max()), float(np.abs(again - said).max())
     if moved > SAME * size:
         raise ValueError(
             f"{where}: the model answers otherwise when it is asked the same again (by {moved:.3g} "
@@ -56,11 +56,11 @@ def probe(
         )
     if told[1] is not None:
         seconds *= 2
-        if np.array_equal(answer(told[1]), first):
+        if np.array_equal(answer(told[1]), said):
             _unheard(where, f"cond and uncond have the same answers, so guidance={guidance} does")
     elif told[0] and len(few) > 1:
         turned = take(told[0], torch.arange(1, len(few) + 1) % len(few))
-        if not _alike(turned, told[0]) and np.array_equal(answer(turned), first):
+        if not _alike(turned, told[0]) and np.array_equal(answer(turned), said):
             _unheard(where, "other conditions have the same answers, so these do")
     return seconds, spent
 

@@ -33,8 +33,8 @@ The arguments of `search`; those that every search takes are `optimize.Given`:
 Ctrl-C ends the climb: what was found is returned, `search.stopped` says so. So does a model that
 fails on the way, with the exception `Stopped`, whose `search` is what was found.
 
-Evaluations: `search.nfe` are all of them per noise of z, the look at the model (two or three calls
-of at most 4 samples) and all that was spent on judging included.
+Evaluations: `search.nfe` are all of them per noise of z, the look at the model (two or three calls)
+and all that was spent on judging included.
 """
 
 from __future__ import annotations
@@ -124,10 +124,11 @@ def _climbed(climb: Climb, own: dict[str, Any]) -> Search:
     try:
         climb.judged()
         for rung in (climb.fit, climb.by_hand, climb.polish):
-            rung()
+            try:
+                rung()
+            except TimeUp:  # a later one may take less
+                stopped = "time_limit"
             climb.judged()
-    except TimeUp:
-        stopped = "time_limit"
     except KeyboardInterrupt:
         stopped, ask = "interrupted", False
     except Exception as error:  # whatever a model may raise
