@@ -6,7 +6,7 @@ scale_model_input, step; diffusers 0.42).
     # a plan found for this model
     pipe.scheduler = FsScheduler.from_plan(fs.Plan.load("mine.fsplan"))
 
-The only file that imports diffusers.
+Only this file and `output` import diffusers.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ import copy
 import inspect
 import math
 import warnings
-from collections import OrderedDict
-from dataclasses import dataclass
 from functools import partial
 
 import diffusers
-import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ...plan import Plan
-from ...plan.provenance import agree, on_schedule
+from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
-from .config import trained, trained_levels
+from .config import trained
 from .loops import Loops
+from .noising import Noising
+from .output import FsSchedulerOutput
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
@@ -42,7 +40,6 @@ from .sources import (
     OURS,
     PREDICTIONS,
     SOURCES,
-    UNINDEXED,
     class_of,
     defaults,
     output_sign,
@@ -53,25 +50,7 @@ from .sources import (
 )
 
 
-@dataclass(init=False)
-class FsSchedulerOutput(BaseOutput):
-    """prev_sample [B,*]: the sample at the next timestep; pred_original_sample [B,*]: the data
-    predicted here, if the source gives it.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
-
-    def __init__(self, prev_sample: Tensor, pred_original_sample: Tensor | None = None):
-        """Fills what BaseOutput's own would find out by walking over the fields."""
-        words, put = self.__dict__, OrderedDict.__setitem__
-        words["prev_sample"], words["pred_original_sample"] = prev_sample, pred_original_sample
-        put(self, "prev_sample", prev_sample)
-        if pred_original_sample is not None:
-            put(self, "pred_original_sample", pred_original_sample)
-
-
-class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
+class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over
@@ -290,35 +269,6 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
             return FsSchedulerOutput(sample, data)
         return (sample,) if data is None else (sample, data)
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·original + sigma·noise at the timesteps; where a begin index was set, at it or the
-        step that runs next, as diffusers.
-        """
-        if original_samples.shape != noise.shape:
-            raise ValueError(
-                f"FsScheduler.add_noise: noise {list(noise.shape)}, samples "
-                f"{list(original_samples.shape)}; one shape is accepted"
-            )
-        axes = [-1, *[1] * (noise.dim() - 1)]
-        alpha, sigma = (
-            torch.tensor(v, device=noise.device, dtype=noise.dtype).view(axes)
-            for v in self._levels_at(timesteps)
-        )
-        return alpha * original_samples + sigma * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """add_noise by the name that flow pipelines use."""
-        return self.add_noise(sample, noise, timestep)
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Where the run begins (img2img): the plan is compiled from there when the first step
-        comes.
-        """
-        loop, begin = self._loops.get("set_begin_index"), int(begin_index)
-        if begin > 0:
-            on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin}")
-        loop.begin = begin
-
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
@@ -383,18 +333,3 @@ class FsScheduler(Readings, SchedulerMixin, ConfigMixin):
         sde = self._settings.get("algorithm_type", "").startswith("sde")
         kind = torch.float32 if sde else output.dtype
         return randn_tensor(output.shape, generator=generator, device=output.device, dtype=kind)
-
-    def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """(alpha, sigma) for add_noise, [n] each."""
-        loop = self._loops.get()
-        indexed = self._given is not None or self.config.source not in UNINDEXED
-        found = None if loop is None else loop.levels(timesteps, by_index=indexed)
-        if found is not None:
-            return found
-        if self._given is not None:
-            raise ValueError(
-                f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are "
-                "accepted"
-            )
-        labels = timesteps.double().flatten().cpu().numpy()
-        return trained_levels(self._scale, self._settings, labels)

@@ -1,0 +1,72 @@
+"""What an FsScheduler does to a sample outside its steps: noise of the level of a timestep, where a
+run begins. Imports no diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...plan import Plan
+from ...plan.provenance import on_schedule
+from .config import trained_levels
+from .loops import Loops
+from .sources import UNINDEXED
+
+
+class Noising:
+    """add_noise, scale_noise and set_begin_index of a scheduler's contract (see `Readings`)."""
+
+    config: Mapping
+    _loops: Loops
+    _settings: dict
+    _given: Plan | None
+    _scale: str
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha·original + sigma·noise at the timesteps; where a begin index was set, at it or the
+        step that runs next, as diffusers.
+        """
+        if original_samples.shape != noise.shape:
+            raise ValueError(
+                f"FsScheduler.add_noise: noise {list(noise.shape)}, samples "
+                f"{list(original_samples.shape)}; one shape is accepted"
+            )
+        axes = [-1, *[1] * (noise.dim() - 1)]
+        alpha, sigma = (
+            torch.tensor(v, device=noise.device, dtype=noise.dtype).view(axes)
+            for v in self._levels_at(timesteps)
+        )
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """add_noise by the name that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Where the run begins (img2img): the plan is compiled from there when the first step
+        comes.
+        """
+        loop, begin = self._loops.get("set_begin_index"), int(begin_index)
+        if begin > 0:
+            on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin}")
+        loop.begin = begin
+
+    # -- inside ------------------------------------------------------------------------------------
+    def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(alpha, sigma) for add_noise, [n] each."""
+        loop = self._loops.get()
+        indexed = self._given is not None or self.config.source not in UNINDEXED
+        found = None if loop is None else loop.levels(timesteps, by_index=indexed)
+        if found is not None:
+            return found
+        if self._given is not None:
+            raise ValueError(
+                f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are "
+                "accepted"
+            )
+        labels = timesteps.double().flatten().cpu().numpy()
+        return trained_levels(self._scale, self._settings, labels)
