@@ -180,6 +180,13 @@ class Cursor:
         self.bytes = own.bytes + KEPT * own.x.numel() * own.x.element_size()
         self._use(self.plan, table)
 
+    def _stand(self, own: pool.Pool) -> None:
+        """Go on where it stands, in other memory."""
+        seen, armed, self._pool = self._seen, self._armed, own
+        self._bind()
+        self._seen, self._armed = seen, self._armed and armed
+        self._plain = self._quick and self.row < self.end
+
     def _use(self, plan: Plan, table: pool.Table | None = None) -> None:
         """Go by this plan: its table, and what each of its rows does."""
         own, kept = self._pool, self._pool.table
@@ -275,12 +282,12 @@ class Cursor:
                 )
         self._launch(row, self._outputs(f), self._noise(row), x_in, x_out)
 
-    def _outputs(self, f: Tensor | Sequence[Tensor | None]) -> list[Tensor | None]:
+    def _outputs(self, f: Tensor | Sequence[Tensor | None], gradients=False) -> list[Tensor | None]:
         """The model's output as G tensors [B,*] that lie as the state does, checked."""
         own = self._pool
         needed = self._shapes[self.row].branches_needed(self.plan.layout)
         f = outputs.branches("Run.step", f, own.x, own.model_dtype, needed, self.row)
-        if any(v is not None and v.requires_grad for v in f):
+        if not gradients and any(v is not None and v.requires_grad for v in f):
             raise RuntimeError(
                 "Run.step: the model's output requires grad, and a Run keeps none; use "
                 "torch.no_grad() or Sampler(..., differentiable=True)"

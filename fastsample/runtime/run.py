@@ -12,7 +12,6 @@ views of it, valid until the next step.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor
 
 from ..kernels import transforms
-from ..kernels.backend import bound, select
+from ..kernels.backend import select
 from ..kernels.transforms import watched
 from ..plan import Plan
 from . import arguments, inpainting, outputs, pool, sources
-from .cursor import Cursor
+from .density import Density
 
 
-class Run(Cursor):
+class Run(Density):
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
@@ -234,37 +233,6 @@ class Run(Cursor):
             self._reseed(self._late)
         return self._pool.seed if self._seeded else None
 
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation [B] of the noise that the current row adds to x' (0 for a
-        deterministic row); mean() is its mean.
-        """
-        at, own = self.plan.layout, self._pool
-        drawn = self._shapes[self.row].draws(at, masked=False)
-        parts = [self.plan.M[self.row, 0, at.noise(k)] for k in range(at.L) if drawn[k]]
-        std = own.x.new_full((own.batch,), math.hypot(*parts))
-        return std if own.noise_scale is None else std * own.noise_scale.abs()
-
-    def mean(self, f: Tensor | Sequence[Tensor | None]) -> Tensor:
-        """x' [B,*] of the current row at noise scale 0, without advancing. Refused where the row
-        re-uses an earlier draw, which belongs to the mean.
-        """
-        transforms.refuse("Run.mean", *(f if isinstance(f, (list, tuple)) else (f,)))
-        if self.done:
-            raise IndexError("Run.mean: the run is done; there is no row left to take the mean of")
-        row, masked = self.row, self._pool.mask is not None
-        earlier = {k for i in range(row) for k in arguments.drawn(self.plan, i, masked)} - {None}
-        if earlier & set(arguments.drawn(self.plan, row, masked)):
-            raise ValueError(
-                f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 "
-                "would leave that draw out"
-            )
-        still = self._pool.copied(
-            noise_scale=self._pool.x.new_zeros(self._pool.batch), preview=None, model_input=None
-        )
-        bound(self._choice, still)(row, self._outputs(f), self._noise(row))
-        return still.x
-
     def check(self, where: str = "Sampler") -> None:
         """Read the status, once, and on a device what the start, a mask and a known image come to,
         in the same copy. FloatingPointError, one sentence, names the samples whose state became
@@ -291,9 +259,7 @@ class Run(Cursor):
         twin.__dict__.update(self.__dict__)
         own = self._pool
         scale = own.scale if own.scale is None else own.scale.clone()
-        twin._pool = own.copied(seed=own.seed.clone(), scale=scale)
-        twin._bind()
-        twin._seen, twin._plain, twin._armed = self._seen, self._plain, self._armed
+        twin._stand(own.copied(seed=own.seed.clone(), scale=scale))
         return twin
 
     def apart(self) -> Run:
@@ -310,6 +276,7 @@ class Run(Cursor):
         twin._bind(table)
         return twin
 
+    # -- inside ------------------------------------------------------------------------------------
     # -- inside ------------------------------------------------------------------------------------
     def _sum_of(self, first: int, given: Tensor | None) -> None:
         """On a device what a run starts from is summed up there, and judged by `check`."""
