@@ -274,9 +274,7 @@ def test_a_draw_told_ahead_is_the_draw_of_the_step():
     told, mean, std, row = run.log_prob(f), run.mean(f), run.std, run.row
     run.step(f)
     n = normal(torch.arange(9, 12), torch.full((3,), int(plan.ids[row, 0])), 6)
-    right = (
-        torch.distributions.Normal(0.0, 1.0).log_prob(n.double()).sum(1)
+    right = torch.distributions.Normal(0.0, 1.0).log_prob(n.double()).sum(1)
     right = right - 6 * std.double().log()
-    )
     assert told.sub(right).abs().max() < 1e-4 * right.abs().max()
     assert torch.equal(told, density.log_prob(run.x, mean, std))
