@@ -18,7 +18,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
-from .loop import ROUNDING
+from .lookup import ROUNDING
 
 
 class AsSource:

@@ -19,25 +19,22 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.backend import STATES
 from ...kernels.transforms import refuse, watched
 from ...plan import Plan
-from ...plan.provenance import on_schedule
 from ...runtime import arguments
 from ...runtime.pool import placed
 from ...runtime.run import Run
 from ...runtime.spares import Spares
 from ..draws import Draws
-from .plan import bare, init_scale, number
+from .lookup import Lookup
+from .plan import bare, number
 
-ROUNDING = 1e-6  # relative: a timestep went through float32
 
-
-class Loop:
+class Loop(Lookup):
     """One run through a plan, or through the plan from a later grid point on.
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64
@@ -46,19 +43,12 @@ class Loop:
     compat init_scale is for the first step to multiply it by (flow pipelines know no
     init_noise_sigma). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the
     end. draws(label, eta): a step that draws even where its row has no noise.
-
-    A first sample was made by add_noise where this loop took anything to its first level before its
-    first step: pipelines pack, cast and cut what add_noise gave them, so the tensor itself cannot
-    say.
     """
 
-    timesteps: Tensor
-    begin: int | None = None
-    index: int | None = None
     _run: Run | None = None
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
-    _quick = _noised = False
+    _quick = False
     _version = 0
 
     def __init__(
@@ -74,19 +64,10 @@ class Loop:
         unit: bool = False,
         draws: Callable[[float, float], bool] | None = None,
     ):
-        self.compat, self.plan, self._compile, self._spares = compat, plan, compile, spares
-        self._per_point, self._preview, self._draws_at = calls_per_point, preview, draws
-        rows = np.flatnonzero(plan.call >= 0)
-        self._labels = plan.t[rows - 1, 0]
+        self.compat, self._compile, self._spares = compat, compile, spares
+        self._preview, self._draws_at = preview, draws
+        self._points_of(plan, calls_per_point, unit and not compat)
         self._kind = torch.int64 if whole else torch.float32
-        self.alpha = np.append(plan.alpha[rows], plan.alpha[-1])
-        self.sigma = np.append(plan.sigma[rows], plan.sigma[-1])
-        self._scales = plan.c[rows - 1].tolist()
-        self._factor = init_scale(plan) if unit and not compat and plan.sigma[0] else 1.0
-        self.steps = (len(self) + calls_per_point - 1) // calls_per_point
-
-    def __len__(self) -> int:
-        return len(self._labels)
 
     def fresh(self, device=None) -> Loop:
         """The loop at its start, with timesteps of its own; all that was looked up is shared."""
@@ -108,47 +89,6 @@ class Loop:
         twin.__dict__.update(self.__dict__)
         twin._lock = threading.Lock()
         return twin
-
-    def find(self, timestep: int | float | Tensor | None) -> int:
-        """Index of the step that comes next: the running one, else the begin index the pipeline
-        set, else that of the timestep.
-        """
-        if self.index is not None or self.begin is not None:
-            return self.begin if self.index is None else self.index
-        at = 0 if timestep is None else self.where(timestep)
-        if at is None:
-            raise ValueError(
-                f"FsScheduler: timestep {number(timestep):g} is not in the schedule; "
-                f"scheduler.timesteps are accepted: {self._words()}"
-            )
-        return at
-
-    def factor(self, at: int) -> float:
-        """What a sample that comes to step `at` is multiplied by: init_scale where a run begins
-        with a pipeline's unit noise, else 1.
-        """
-        return self._factor if at == 0 and not self._noised else 1.0
-
-    def input_scale(self, timestep: int | float | Tensor | None) -> float:
-        """What the sample that comes to the timestep is multiplied by for the model."""
-        at = min(self.find(timestep), len(self) - 1)
-        return self._scales[at] * self.factor(at)
-
-    def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
-        """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was
-        set, at it or the running step, else at the timesteps; None if one of them is not of this
-        loop.
-        """
-        if by_index and self.begin is not None:
-            at = [self.find(None)] * timesteps.numel()
-        else:
-            at = [self.where(t) for t in timesteps.flatten().cpu()]
-        if None in at:
-            return None
-        if (last := max(at, default=0)) > 0:
-            on_schedule("FsScheduler.add_noise", self.plan, f"an image at timestep {last}")
-        self._noised = self._noised or (self.index is None and 0 in at)
-        return self.alpha[at], self.sigma[at]
 
     def step(
         self,
@@ -348,38 +288,10 @@ class Loop:
             )
         return expected
 
-    def where(self, timestep: int | float | Tensor, expected: int | None = None) -> int | None:
-        """Index of a timestep, or None. A view of our own tensor says where it stands without being
-        read.
-        """
-        if isinstance(timestep, Tensor):
-            if timestep.numel() != 1:
-                raise ValueError(
-                    f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the "
-                    "whole batch is accepted"
-                )
-            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
-                return timestep.storage_offset() - self.timesteps.storage_offset()
-            if expected is not None and timestep.device.type != "cpu":
-                return expected
-        value = number(timestep)
-        same = np.abs(self._labels - value) <= ROUNDING * np.maximum(1.0, np.abs(self._labels))
-        if expected is not None and expected < len(same) and same[expected]:
-            return expected
-        found = np.flatnonzero(same)
-        if not len(found):
-            return None
-        # Heun's second of two equal timesteps starts a step
-        return int(found[-1 if self._per_point == 2 else 0])
-
     def _is_ours(self, sample: Tensor) -> bool:
         """Is this the tensor that the last step returned, unwritten since?"""
         ours = self._returned is not None and self._returned() is sample
         return ours and sample._version == self._version
-
-    def _words(self) -> str:
-        shown = [f"{t:g}" for t in self._labels]
-        return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "..", *shown[-2:]])
 
 
 _now = threading.local()

@@ -1,0 +1,110 @@
+"""Lookup: the points of a loop, and which of them a timestep means."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from ...plan import Plan
+from ...plan.provenance import on_schedule
+from .plan import init_scale, number
+
+ROUNDING = 1e-6  # relative: a timestep went through float32
+
+
+class Lookup:
+    """Labels and input scales [calls] of a plan, timesteps [calls] as a tensor; alpha, sigma
+    [calls + 1] of x at every call and at the end. begin: where a pipeline said that it begins;
+    index: of the step that runs next, None before the first.
+
+    A first sample was made by add_noise where this loop took anything to its first level before its
+    first step: pipelines pack, cast and cut what add_noise gave them, so the tensor itself cannot
+    say.
+    """
+
+    timesteps: Tensor
+    begin: int | None = None
+    index: int | None = None
+    _noised = False
+
+    def _points_of(self, plan: Plan, calls_per_point: int, unit: bool) -> None:
+        """unit: a run begins with unit noise, for its first step to multiply by init_scale."""
+        rows = np.flatnonzero(plan.call >= 0)
+        self.plan, self._per_point, self._labels = plan, calls_per_point, plan.t[rows - 1, 0]
+        self.alpha = np.append(plan.alpha[rows], plan.alpha[-1])
+        self.sigma = np.append(plan.sigma[rows], plan.sigma[-1])
+        self._scales = plan.c[rows - 1].tolist()
+        self._factor = init_scale(plan) if unit and plan.sigma[0] else 1.0
+        self.steps = (len(self) + calls_per_point - 1) // calls_per_point
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def find(self, timestep: int | float | Tensor | None) -> int:
+        """Index of the step that comes next: the running one, else the begin index the pipeline
+        set, else that of the timestep.
+        """
+        if self.index is not None or self.begin is not None:
+            return self.begin if self.index is None else self.index
+        at = 0 if timestep is None else self.where(timestep)
+        if at is None:
+            raise ValueError(
+                f"FsScheduler: timestep {number(timestep):g} is not in the schedule; "
+                f"scheduler.timesteps are accepted: {self._words()}"
+            )
+        return at
+
+    def factor(self, at: int) -> float:
+        """What a sample that comes to step `at` is multiplied by: init_scale where a run begins
+        with a pipeline's unit noise, else 1.
+        """
+        return self._factor if at == 0 and not self._noised else 1.0
+
+    def input_scale(self, timestep: int | float | Tensor | None) -> float:
+        """What the sample that comes to the timestep is multiplied by for the model."""
+        at = min(self.find(timestep), len(self) - 1)
+        return self._scales[at] * self.factor(at)
+
+    def levels(self, timesteps: Tensor, by_index: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """(alpha, sigma) [n] that add_noise takes a sample to: by_index, where a begin index was
+        set, at it or the running step, else at the timesteps; None if one of them is not of this
+        loop.
+        """
+        if by_index and self.begin is not None:
+            at = [self.find(None)] * timesteps.numel()
+        else:
+            at = [self.where(t) for t in timesteps.flatten().cpu()]
+        if None in at:
+            return None
+        if (last := max(at, default=0)) > 0:
+            on_schedule("FsScheduler.add_noise", self.plan, f"an image at timestep {last}")
+        self._noised = self._noised or (self.index is None and 0 in at)
+        return self.alpha[at], self.sigma[at]
+
+    def where(self, timestep: int | float | Tensor, expected: int | None = None) -> int | None:
+        """Index of a timestep, or None. A view of our own tensor says where it stands without being
+        read.
+        """
+        if isinstance(timestep, Tensor):
+            if timestep.numel() != 1:
+                raise ValueError(
+                    f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the "
+                    "whole batch is accepted"
+                )
+            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
+                return timestep.storage_offset() - self.timesteps.storage_offset()
+            if expected is not None and timestep.device.type != "cpu":
+                return expected
+        value = number(timestep)
+        same = np.abs(self._labels - value) <= ROUNDING * np.maximum(1.0, np.abs(self._labels))
+        if expected is not None and expected < len(same) and same[expected]:
+            return expected
+        found = np.flatnonzero(same)
+        if not len(found):
+            return None
+        # Heun's second of two equal timesteps starts a step
+        return int(found[-1 if self._per_point == 2 else 0])
+
+    def _words(self) -> str:
+        shown = [f"{t:g}" for t in self._labels]
+        return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "..", *shown[-2:]])
