@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .runtime.engine import Engine
     from .runtime.run import Run
     from .runtime.sampler import Sampler
+    from .runtime.select import Select
 
 __version__ = "0.1.0"
 _NAMES = {
@@ -44,6 +45,7 @@ _NAMES = {
     "PlanError": "plan",
     "Run": "runtime.run",
     "Sampler": "runtime.sampler",
+    "Select": "runtime.select",
     "shared": "runtime.conditions",
 }
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "PlanError",
     "Run",
     "Sampler",
+    "Select",
     "grids",
     "guidance",
     "interop",

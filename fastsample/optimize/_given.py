@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -129,14 +127,6 @@ def cut(words: Mapping[str, Any], index: slice | Tensor) -> dict[str, Any]:
     given = {k: take(v, index) if k in ("cond", "uncond") else v for k, v in words.items()}
     given.pop("ranks", None)
     return given
-
-
-def warn(text: str) -> None:
-    """A UserWarning that points at whoever called the package."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("fastsample."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, stacklevel=level)
 
 
 def whole(where: str, **counts: Any) -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..model import Model
+from ..runtime import arguments
 from ..runtime.conditions import take
 from ..trajectories import Denoiser
-from ._given import cut, warn
+from ._given import cut
 
 SAME = 1e-3  # of its size that an answer may move between identical calls (sums of other orders)
 
@@ -73,4 +74,6 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _unheard(where: str, what: str) -> None:
-    warn(f"{where}: {what} nothing; a model that takes its conditions under these names is needed")
+    arguments.warn(
+        f"{where}: {what} nothing; a model that takes its conditions under these names is needed"
+    )

@@ -21,7 +21,7 @@ from ..model import Model
 from ..plan import Plan
 from ..runtime import arguments
 from ..trajectories import Denoiser, visits
-from ._given import Given, cut, warn
+from ._given import Given, cut
 from ._search import figure
 
 STEPS = 40  # of the search's grid
@@ -209,7 +209,7 @@ def settle(
     plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most, judged)
     if agreement < POOR and ranks.first:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
-        warn(
+        arguments.warn(
             f"{where}: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
             f"evaluations; a target needs {POOR:g} dB: pass teacher= with more steps, or a plan "
             "that fits the model better",

@@ -11,13 +11,15 @@ from ..kernels.transforms import watched
 from ..plan import Plan
 from .conditions import answer
 from .run import Run
+from .select import Select, chosen
 
 WRITTEN = "{}: the model changed its input in place at row {}; let it work on a copy (x = x + ...)"
 
 
 def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "Sampler") -> Tensor:
     """The state at the end of a run: ask(x, t, row) for every row that asks a model, then its step,
-    then each(row). The last row writes into memory that nobody holds, unless `each` is to see it.
+    then each(row), which returns another `ask` where it has chosen among the samples. The last row
+    writes into memory that nobody holds, unless `each` is to see it.
 
     Raises ValueError for a model that writes into what it is given: it may be the state itself, and
     t is every later row's too.
@@ -35,24 +37,37 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
             run.carry(f, None, out)
             continue
         run.step(f, sure)
-        if each is not None:
-            each(row)
+        if each is not None and (again := each(row)) is not None:
+            ask, x, times = again, run.model_input, run.times
+            t, told = times[0], times[0]._version
     return run.x.clone() if out is None else out
 
 
-def watching(run: Run, states: list | None, callback: Callable | None, shown) -> Callable:
-    """each(row) for `drive`: what a Sampler does after it."""
+def watching(
+    run: Run, states: list | None, callback: Callable | None, shown, following: Callable
+) -> Callable:
+    """each(row) for `drive`: what a Sampler does after it. following(index): the `ask` of the
+    samples that a callback's Select goes on with, whose states before then are kept in their order.
+    """
     count = iter(range(run.plan.rows))
 
-    def each(row: int) -> None:
+    def each(row: int) -> Callable | None:
+        ask = None
         if callback is not None:
             new = callback(next(count), run.x, run.x0)
+            if isinstance(new, Select):
+                index = chosen("Sampler: Select", new.index, len(run.x))
+                run.select(index, seeds=new.seeds)
+                ask, new = following(index), new.x
+                if states is not None:
+                    states[:] = [x[index.to(x.device)] for x in states]
             if new is not None:
                 run.x = new
         if states is not None:
             states.append(run.x.clone())
         if shown is not None:
             shown.update()
+        return ask
 
     return each
 

@@ -26,6 +26,8 @@ from ..plan.row import READS_SPLIT, Layout, RowShape
 # Bytes modulo 4096 between the state and each slot: a step whose operands all stand at one place of
 # a page takes up to half as long again.
 STAGGER = 576
+# what a pool has of each sample beside its tensors: a number or a few
+ROWS = ("status", "seed", "stage", "scale", "noise_scale", "weights", "bound", "row")
 
 
 class Table(NamedTuple):
@@ -182,6 +184,34 @@ class Pool:
             own = {name: getattr(self, name) for name in ("model_input", "preview", "status")}
             own = {name: value.clone() for name, value in own.items() if value is not None}
         return replace(self, x=x, slots=slots, **{**own, **changes})
+
+    def selected(self, index: Tensor) -> Pool:
+        """Samples index [n] of this pool in memory of their own, in its format."""
+        P, n = self.x.shape[0], len(index)
+
+        def moved(value: Tensor, index: Tensor) -> Tensor:
+            sizes = len(index), *value.shape[1:]
+            own = torch.empty_strided(sizes, x.stride(), dtype=value.dtype, device=value.device)
+            return own.copy_(value.index_select(0, index))
+
+        with torch.inference_mode(False):
+            x, slots = memory(
+                self.x[:1].expand(n, *self.x.shape[1:]), self.x.dtype, len(self.slots)
+            )
+            x.copy_(self.x.index_select(0, index))
+            slots.copy_(self.slots.index_select(1, index))
+            own = {name: getattr(self, name) for name in ROWS}
+            own = {name: v if v is None else v.index_select(0, index) for name, v in own.items()}
+            for name in ("mask", "known"):
+                value = getattr(self, name)  # [1,*] is every sample's
+                shared = value is None or value.shape[0] == 1
+                own[name] = value if shared else moved(value, index)
+            if self.preview is not None:
+                own["preview"] = moved(self.preview, index)
+            if self.model_input is not None:
+                copies = torch.cat([index + k * P for k in range(self.copies)])
+                own["model_input"] = moved(self.model_input, copies)
+        return replace(self, x=x, slots=slots, **own)
 
 
 def empty(

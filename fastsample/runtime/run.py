@@ -24,10 +24,10 @@ from ..kernels.backend import select
 from ..kernels.transforms import watched
 from ..plan import Plan
 from . import arguments, inpainting, outputs, pool, sources
-from .density import Density
+from .select import Selectable
 
 
-class Run(Density):
+class Run(Selectable):
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds

@@ -23,7 +23,6 @@ mode "eager"          a Run and the model as they are
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -41,11 +40,13 @@ from ..model import Model
 from ..plan import Plan, provenance
 from . import arguments, capturable, differentiable, modes
 from .compiled import Graphs, compiled_model
-from .conditions import branches_of, merged, take, told
+from .conditions import branches_of, merged, told
 from .drive import asker, bar, drive, watching
 from .graph import Captured
 from .run import Run
+from .select import following
 from .spares import Spares
+from .warm import warm
 
 _NOTHING: dict = {"cond": {}}  # what a model without conditions is told
 
@@ -77,8 +78,9 @@ class Sampler:
     branches          keywords of every branch instead, the last being the base
     batched_guidance  all branches in one call of G*B samples where they have one form and share
                       what belongs to no sample, else one call each
-    callback          callable(step, x, x0): may return a new x, and may raise to stop; x and x0 are
-                      the run's own memory, to be cloned if kept beyond the next step
+    callback          callable(step, x, x0): may return a new x, or fs.Select(index, x=None) to go
+                      on with some of the samples, and may raise to stop; x and x0 are the run's own
+                      memory, to be cloned if kept beyond the next step
     table             numbers of the plan [R, WF] in place of its own (differentiable=True)
     out               where x0 is written, a tensor as it; else in memory of its own
     """
@@ -179,28 +181,7 @@ class Sampler:
         for the batch of the first shape; cond, uncond and branches are repeated or cut for another.
         Raises as a call does.
         """
-        listed = isinstance(shapes, Sequence)
-        if not listed or not all(isinstance(shape, Sequence) and shape for shape in shapes):
-            raise ValueError(
-                f"Sampler.warm: shapes is {shapes!r:.80}; a list of shapes (B, *) is accepted"
-            )
-        device = capturable.KIND if device is None and self.mode == "graph" else device
-        first = shapes[0][0] if shapes else 0
-        told = [call.pop(name, None) for name in ("cond", "uncond", "branches")]
-        trees = branches_of("Sampler.warm", *told, first, torch.device(device or "cpu")).values()
-        begins = self.plan.sigma[0] == 0 or call.get("start") is not None
-        source = torch.Generator().manual_seed(0)
-        caller = copy.copy(self)
-        caller._set(_capture="now")
-        with bar("Sampler.warm", progress, len(shapes)) as shown:
-            for shape in shapes:
-                noise = torch.randn(shape, generator=source, device="cpu").to(device, dtype)
-                index = torch.arange(shape[0], device="cpu") % max(first, 1)
-                begin = {"latent" if begins else "noise": noise, "seed": 0}
-                caller(**begin | call, branches=[take(tree, index) for tree in trees])
-                if shown is not None:
-                    shown.update()
-        self._set(_warned=caller._warned)
+        self._set(_warned=warm(self, shapes, dtype, device, progress, call))
 
     def release(self) -> None:
         """Free the memory of idle runs, and captured graphs."""
@@ -236,8 +217,9 @@ class Sampler:
     ):
         """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the
         model with trajectory=True: states[0] is what the model was first asked with, and in a whole
-        run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1). Raises
-        FloatingPointError naming samples and row if a state became non-finite.
+        run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1), of
+        the samples left in the end. Raises FloatingPointError naming samples and row if a state
+        became non-finite.
         """
         words = {"noise": noise, "latent": latent, "shape": shape, "device": device}
         words |= {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
@@ -252,19 +234,23 @@ class Sampler:
             transforms.refuse("Sampler", *words.values(), conditions)
         still = self.differentiable or not torch.is_grad_enabled()
         with nullcontext() if still else torch.no_grad():
-            joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
-            ask = self._asker(plan, conditions, joint)
-            copies = 1 if joint is None else len(conditions)
+            ask, copies = self._asker(plan, batched_guidance, trees, conditions)
             if self.differentiable:
                 return self._definition(plan, ask, copies, trajectory, table, words)
-            return self._run(plan, ask, copies, trajectory, callback, progress, out, plain, words)
+            watch = trajectory, callback, progress, batched_guidance, trees
+            return self._run(plan, ask, copies, watch, out, plain, words)
 
-    def _asker(self, plan: Plan, conditions: Sequence[dict], joint: dict | None) -> Callable:
-        """What asks the model in each row; of a loop that is one graph, what runs all of them."""
+    def _asker(self, plan: Plan, batched: bool, trees: dict, conditions: Sequence[dict]):
+        """What asks the model in each row, of a loop that is one graph what runs all of them; and
+        how many samples of its input one of the batch has.
+        """
+        joint = merged("Sampler", trees) if batched and len(trees) > 1 else None
+        copies = 1 if joint is None else len(conditions)
         if self.mode in modes.WHOLE:
-            return partial(self._graphs.drive, conditions=conditions, joint=joint)
+            return partial(self._graphs.drive, conditions=conditions, joint=joint), copies
         hidden = self.differentiable and transforms.hides_from_compiler()
-        return asker(plan, self.models if hidden else self._ask, conditions, joint)
+        models = self.models if hidden else self._ask
+        return asker(plan, models, conditions, joint), copies
 
     def _plan_for(self, branches: int, guidance) -> tuple[Plan, object]:
         """The plan for this many branches, itself or the linear guidance of it, made once, and the
@@ -311,8 +297,9 @@ class Sampler:
                 stacklevel=stacklevel,
             )
 
-    def _run(self, plan, ask, copies, trajectory, callback, progress, out, plain, words):
+    def _run(self, plan, ask, copies, watch, out, plain, words):
         """Carried out by a Run: a spare of the same kind begun again, or a new one."""
+        trajectory, callback, progress, batched, trees = watch
         if self.mode == "graph":
             start = (words[name] for name in ("noise", "latent", "shape", "device"))
             capturable.refuse_device(arguments.place(*start)[1])
@@ -337,11 +324,13 @@ class Sampler:
             x = drive(run, ask)
         else:
             with bar("Sampler", progress, sum(plan.call[run.row :] >= 0)) as shown:
-                x = drive(run, ask, watching(run, states, callback, shown))
+                after = following(trees, partial(self._asker, plan, batched))
+                x = drive(run, ask, watching(run, states, callback, shown, after))
         run.check()
-        if key is not None:
+        if key is not None and x.shape == words["noise"].shape:
             self._spares.give(key, run)
         if out is not None and x is not out:
+            modes.check_out(out, x)
             x = out.copy_(x)
         return (x, torch.stack(states)) if trajectory else x
 

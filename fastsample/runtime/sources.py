@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -131,23 +133,22 @@ def draws(
     masked: bool,
     initial: Tensor | None,
     gradients: bool = False,
-) -> Callable[[int], list] | None:
-    """row -> the caller's draws for its L noise operands (None: not drawn, or left to Philox), or
-    None where Philox draws everything.
+) -> Draws | None:
+    """What the caller draws, or None where Philox draws everything.
 
     given: a callable(row, id), or tensors in the order of first draw. initial: the noise the caller
     started the run with; it is every draw of id 0.
     """
     if given is None and (initial is None or not (plan.ids == 0).any()):
         return None
-    rows = [drawn(plan, row, masked) for row in range(plan.rows)]
+    rows = ids(plan, masked)
     order = list(dict.fromkeys(k for row in rows for k in row if k is not None))
     # a copy: the caller's own tensor may change during the run
     initial = initial.to(dtype).clone() if initial is not None and 0 in order else None
     if given is None and initial is None:
         return None
 
-    checked = lambda where, value: _draw(where, value, size, dtype, device, gradients)
+    checked = partial(_draw, dtype=dtype, device=device, gradients=gradients)
     held = {} if initial is None else {0: initial}
     if given is not None and not callable(given):
         left = [k for k in order if k not in held]
@@ -157,17 +158,45 @@ def draws(
                 f"Run: noise_source holds {count} draws; a callable(row, id) or {len(left)} "
                 "tensors, one for each noise drawn, are accepted"
             )
-        held |= {k: checked(f"noise {k}", value) for k, value in zip(left, given, strict=True)}
-
-    def draw(row: int, k: int | None) -> Tensor | None:
-        if k is None or k in held:
-            return held.get(k)
-        return checked(f"row {row}", given(row, k)) if callable(given) else None
-
-    return lambda row: [draw(row, k) for k in rows[row]]
+        held |= {k: checked(f"noise {k}", v, size) for k, v in zip(left, given, strict=True)}
+    return Draws(rows, held, given if callable(given) else None, checked, size)
 
 
-def _draw(where: str, value: object, size, dtype: torch.dtype, device, gradients: bool) -> Tensor:
+def ids(plan: Plan, masked: bool) -> list[list[int | None]]:
+    """For each row the noise ids that its L operands draw."""
+    return [drawn(plan, row, masked) for row in range(plan.rows)]
+
+
+class Draws(NamedTuple):
+    """row -> the caller's draws for its L noise operands, None for those that Philox makes.
+
+    rows: their ids. held: those that were handed over, [B,*] by id; ask: what gives the others, a
+    callable(row, id), and checked(where, value, size) what looks at them.
+    """
+
+    rows: list[list[int | None]]
+    held: dict[int, Tensor]
+    ask: Callable | None = None
+    checked: Callable | None = None
+    size: Sequence[int] = ()
+
+    def __call__(self, row: int) -> list[Tensor | None]:
+        return [self._draw(row, k) for k in self.rows[row]]
+
+    def _draw(self, row: int, k: int | None) -> Tensor | None:
+        if k is None or k in self.held or self.ask is None:
+            return self.held.get(k)
+        return self.checked(f"row {row}", self.ask(row, k), self.size)
+
+    def selected(self, index: Tensor) -> Draws:
+        """The draws of these samples [n]."""
+        held = {k: noise.index_select(0, index) for k, noise in self.held.items()}
+        return self._replace(held=held, size=(len(index), *self.size[1:]))
+
+
+def _draw(
+    where: str, value: object, size, *, dtype: torch.dtype, device, gradients: bool
+) -> Tensor:
     """A draw of the caller's [B,*] in the state dtype, checked."""
     fits = isinstance(value, Tensor) and value.shape == tuple(size) and value.is_floating_point()
     if not fits or value.device.type != torch.device(device).type:
