@@ -195,8 +195,10 @@ def bad_calls():
     yield "LCMScheduler", (noise,), {}, "generator is a Tensor; a torch.Generator"
     yield "DPMSolverMultistepScheduler", (None, False), {}, "variance_noise is False; a tensor"
     source, name = "FlowMatchEulerDiscreteScheduler", "per_token_timesteps"
-    yield source, (), {name: tokens}, "per_token_timesteps from 0 to 1000"
+    yield source, (), {name: tokens}, "per_token_timesteps is [1, 2] for a sample of [1, 2, 4, 4]"
     yield source, (), {name: generator}, "per_token_timesteps is a Generator"
+    source = "DPMSolverMultistepScheduler"
+    yield source, (), {name: tokens}, "per_token_timesteps from 0 to 1000"
     yield "UniPCMultistepScheduler", (), {"gamma": 1.0}, "gamma is not known"
 
 

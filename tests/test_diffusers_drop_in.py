@@ -163,8 +163,6 @@ def exact_configs():
     unmade = "itself cannot be made with this config"
     name = "DPMSolverMultistepScheduler"
     yield {"beta_schedule": "sigmoid"}, f"{name} {unmade} .NotImplementedError"
-    two = {"use_karras_sigmas": True, "use_beta_sigmas": True}
-    yield two, f"{unmade} .ValueError: Only one"
     rising = {"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]}
     yield rising, "own noise table has no falling levels"
 

@@ -43,7 +43,8 @@ def refused():
     yield of("DDIM", thresholding=True), "thresholding = True"
     yield of("UniPCMultistep", predict_x0=False), "predict_x0 = False"
     yield of("UniPCMultistep", disable_corrector=[0]), "disable_corrector = [0]"
-    yield of("FlowMatchEulerDiscrete", invert_sigmas=True), "invert_sigmas = True"
+    two = partial(FsScheduler, use_karras_sigmas=True, use_beta_sigmas=True)
+    yield two, "use_karras_sigmas and use_beta_sigmas = True at once; one of them is accepted"
     sde = partial(FsScheduler, solver_order=3, algorithm_type="sde-dpmsolver++")
     yield sde, "wrong in diffusers"
     yield of("DDPM", variance_type="fixed_large"), "variance_type = 'fixed_large'"

@@ -72,7 +72,9 @@ def _states(plan: Plan, answer: np.ndarray, start: np.ndarray) -> np.ndarray:
     x0 = np.eye(n, states.shape[1])[answer]
     read = plan.M * ((plan.reads[:, None] >> np.arange(at.W)) & 1)[:, None]
     q = plan.q * (plan.reads >> at.f & (2 << at.G) - 1 != 0)  # 0 where no output is read
-    words = (plan.call, plan.alpha, plan.sigma, plan.p, q)
+    # an answer that nothing reads is not looked for: at sigma = 0 there may be none
+    call = np.where(plan.reads >> at.m & (4 << at.G) - 1, plan.call, -1)
+    words = (call, plan.alpha, plan.sigma, plan.p, q)
     rows = zip(*(v[:-1].tolist() for v in words), strict=True)  # the last one holds
     operands = np.zeros((at.W, states.shape[1]))  # of the row at hand
     for i, row in enumerate(rows):

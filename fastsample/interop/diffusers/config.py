@@ -15,6 +15,7 @@ from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
 from .flow import flow_points
 from .grids import Points, distilled_points, indices, levels_of, noise_schedule, points
+from .matching import matching
 from .plan import scale_of
 from .sources import PREDICTIONS, find, scale
 from .steps import pairs, plms, sde_2m, strided, third
@@ -22,6 +23,7 @@ from .steps import pairs, plms, sde_2m, strided, third
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
 FULL_ORDER_FROM = 15
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
+MATCH = "FlowMatchEulerDiscreteScheduler"
 # of a level, or of one index of the table: what a step of length 0 becomes, since solvers divide by
 # its length
 SHORTEST = 1e-12
@@ -112,11 +114,13 @@ def peer_layout(source: str, config: dict, peer) -> Points:
     schedule = peer_table(source, config, peer)
     if levels is not None:
         levels = levels[: len(labels) + 1]
+        levels = 1.0 - levels if config.get("invert_sigmas") else levels
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
         ends = config.get("set_alpha_to_one", True) or source == "LCMScheduler"
         grid = np.append(labels, -1.0 if ends else 0.0)
-    if source in STRIDED:
+    repeats = source == MATCH and (np.diff(grid) <= 0.0).all()
+    if repeats or source in STRIDED:
         return Points(grid, labels, schedule, whole)
     if grid[-1] == grid[-2]:  # a last step of length 0
         short = SHORTEST * max(1.0, grid[-2])
@@ -142,6 +146,11 @@ def plan(
     the fixed stride of DDIM included.
     """
     grid, labels = at.grid[first:], at.labels[first:]
+    if source == MATCH:
+        model = _model(source, config, grid, labels, None)
+        words = {"stochastic": config["stochastic_sampling"], "inverted": config["invert_sigmas"]}
+        made = matching(model, grid, labels, first=first, **words)
+        return made.with_note(made_for=f"diffusers {source}")
     solver, words = _solver(source, config, len(at.labels), first, eta, compat)
     if source in CLIPPING and config["clip_sample"]:
         words["clip"] = float(config["clip_sample_range"])
@@ -159,6 +168,7 @@ def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,
         "DDIMScheduler": lambda label, eta: eta > 0.0,
+        MATCH: (lambda label, eta: True) if config.get("stochastic_sampling") else None,
     }.get(source)
 
 

@@ -2,7 +2,8 @@
 data: no torch, no diffusers.
 
 sigma = shift·s / (1 + (shift-1) s) (Esser et al. 2024, arXiv:2403.03206, eq. 23) from the class's
-own s, or a given one; labels T·sigma.
+own s, or a given one; labels T·sigma. With invert_sigmas (FlowMatchEuler) the class counts
+1 - sigma in place of sigma, its labels are T·(1 - sigma), its model's output x0 - eps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from .grids import (
     CONVERSIONS,
+    SAME,
     Family,
     Points,
     checked,
@@ -33,46 +35,65 @@ def flow_points(
     sigmas=None,
     mu: float | None = None,
 ) -> Points:
-    """The grid of `steps` steps, or of the given s [n] (sigmas; a last 0 may stand or not), or of
-    timesteps [n]. The end is 0.
+    """The grid of `steps` steps, or of the given s [n] (sigmas), or of timesteps [n]. The end is 0:
+    a list that ends there gives a last step of length 0, as repeated levels do.
 
     FlowMatchEuler's s already runs down to the shifted 1/T, so its shift enters twice there: that
-    is the grid published results use. Timesteps given alone are levels, sigma = t/T, not shifted;
-    given beside sigmas (FlowMatchEuler) they are the labels. mu: the dynamic shift.
+    is the grid published results use. Its timesteps are labels: s where no sigmas stand beside
+    them is t/T, shifted like any other. Elsewhere a timestep is a level, sigma = t/T. mu: the
+    dynamic shift.
     """
-    size = config["num_train_timesteps"]
+    size, match = config["num_train_timesteps"], family.flow == "match"
     if config.get("final_sigmas_type", "zero") != "zero":
         raise ValueError(
             "FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; "
             "'zero' is accepted"
         )
-    given = None if sigmas is None else falling("sigmas", sigmas, 1.0)
-    if given is not None and len(given) > 1 and given[-1] == 0.0:
+    given = None if sigmas is None else falling("sigmas", sigmas, 1.0, repeats=match)
+    if given is not None and not match and len(given) > 1 and given[-1] == 0.0:
         given = given[:-1]
-    told = None if timesteps is None else falling("timesteps", timesteps, float(size))
+    told = (
+        None if timesteps is None else falling("timesteps", timesteps, float(size), repeats=match)
+    )
     steps = count(steps, None if told is None else len(told), None if given is None else len(given))
     shift = _shift(family, config, mu)
     if given is not None:
         s = _shifted(shift, given)
     elif told is not None:
-        s = told / size
+        s = _shifted(shift, told / size) if match else told / size
     else:
         s = _shifted(shift, _own(family, config, steps))
-    if config.get("shift_terminal"):  # stretched so that the last level is this one
-        s = 1.0 - (1.0 - s) * (1.0 - config["shift_terminal"]) / (1.0 - s[-1])
+    if config.get("shift_terminal"):
+        s = _stretched(s, config["shift_terminal"])
     s = _converted(family, config, s, steps)
-    return checked(np.append(s, 0.0), s * size if told is None else told)
+    grid = np.append(s, 0.0)
+    if config.get("invert_sigmas"):
+        told = (1.0 - s) * size
+    labels = s * size if told is None else told
+    return Points(grid, labels) if match else checked(grid, labels)
 
 
+def trained_sigmas(config: dict) -> np.ndarray:
+    """FlowMatchEuler's sigma at every training timestep [T], noise to data: what it has before
+    set_timesteps, beside the timesteps T·sigma. A dynamic shift is not in it yet.
+    """
+    size = config["num_train_timesteps"]
+    return _shifted(_trained_shift(config), np.arange(size, 0, -1) / size)
+
+
+# -- inside ----------------------------------------------------------------------------------------
 def _own(family: Family, config: dict, n: int) -> np.ndarray:
     """s before the shift [n]."""
     size = config["num_train_timesteps"]
     if family.flow == "match":
-        shift = 1.0 if config["use_dynamic_shifting"] else config["shift"]
-        return np.linspace(1.0, _shifted(shift, 1.0 / size), n)
+        return np.linspace(1.0, _shifted(_trained_shift(config), 1.0 / size), n)
     if family.flow == "unipc":
         return np.linspace(1.0, 1.0 / size, n + 1)[:-1]
     return (1.0 - 1.0 / size) * np.linspace(1.0, 0.0, n + 1)[:-1]
+
+
+def _trained_shift(config: dict) -> float:
+    return 1.0 if config["use_dynamic_shifting"] else config["shift"]
 
 
 def _shift(family: Family, config: dict, mu: float | None) -> float:
@@ -81,16 +102,29 @@ def _shift(family: Family, config: dict, mu: float | None) -> float:
     """
     if not config["use_dynamic_shifting"]:
         return config["shift" if family.flow == "match" else "flow_shift"]
-    if mu is None or not math.isfinite(mu):
+    linear = config["time_shift_type"] == "linear"
+    if mu is None or not math.isfinite(mu) or (linear and mu <= 0.0):
+        kind = "number > 0" if linear else "number"
         raise ValueError(
-            f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a number is "
+            f"FsScheduler.set_timesteps: mu = {mu} with use_dynamic_shifting=True; a {kind} is "
             "accepted"
         )
-    return mu if config["time_shift_type"] == "linear" else math.exp(mu)
+    return mu if linear else math.exp(mu)
 
 
 def _shifted(shift: float, s):
     return shift * s / (1.0 + (shift - 1.0) * s)
+
+
+def _stretched(s: np.ndarray, last: float) -> np.ndarray:
+    """s stretched from 1 down so that it ends at this level."""
+    if s[-1] > 1.0 - SAME:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: shift_terminal = {last:g} and {len(s)} step"
+            f"{'s' * (len(s) > 1)} from sigma 1 to 1, which cannot end at {last:g}; two levels or "
+            "more, or shift_terminal=None, are accepted"
+        )
+    return 1.0 - (1.0 - s) * (1.0 - last) / (1.0 - s[-1])
 
 
 def _converted(family: Family, config: dict, s: np.ndarray, n: int) -> np.ndarray:
@@ -98,7 +132,7 @@ def _converted(family: Family, config: dict, s: np.ndarray, n: int) -> np.ndarra
     if key is None:
         return s
     if family.flow == "match":
-        return convert(key, config, s[-1], s[0], n)
+        return convert(key, config, s[-1], s[0], n) if s[-1] < s[0] else s
     if family.flow == "unipc" and key == "use_karras_sigmas":
         # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
         rho = levels_of(noise_schedule(config))

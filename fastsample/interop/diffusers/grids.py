@@ -248,7 +248,8 @@ def _spaced(family: Family, config: dict, schedule: DiscreteVP, n: int) -> np.nd
 def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarray:
     low = low if config.get("sigma_min") is None else config["sigma_min"]
     high = high if config.get("sigma_max") is None else config["sigma_max"]
-    if not 0.0 < low < high < math.inf:
+    ends = low == 0.0 and key in ("use_karras_sigmas", "use_beta_sigmas")
+    if not (low > 0.0 or ends) or not low < high < math.inf:
         raise ValueError(
             f"FsScheduler: {key}=True from sigma {high:g} to {low:g}; finite levels, 0 < lowest < "
             "highest, are accepted"
@@ -298,14 +299,16 @@ def count(*given: int | None) -> int:
     return int(counts.pop())
 
 
-def falling(what: str, values, top: float) -> np.ndarray:
-    """values as float64 [n], strictly falling, from `top` down to 0."""
+def falling(what: str, values, top: float, repeats: bool = False) -> np.ndarray:
+    """values as float64 [n], from `top` down to 0, strictly falling, or never rising (repeats)."""
     values = np.asarray(values, dtype=np.float64)
     listed = values.ndim == 1 and values.size > 0 and bool((values >= 0.0).all())
-    if not listed or not values[0] <= top * 1.001 or not (np.diff(values) < 0.0).all():
+    falls = np.diff(values) <= 0.0 if repeats else np.diff(values) < 0.0
+    if not listed or not values[0] <= top * 1.001 or not falls.all():
+        kind = "numbers that never rise" if repeats else "strictly falling numbers"
         raise ValueError(
-            f"FsScheduler.set_timesteps: {what} {values.tolist()!r:.60}; strictly falling numbers "
-            f"from {top:g} down to 0 are accepted"
+            f"FsScheduler.set_timesteps: {what} {values.tolist()!r:.60}; {kind} from {top:g} down "
+            "to 0 are accepted"
         )
     return np.minimum(values, top)
 

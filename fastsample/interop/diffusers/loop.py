@@ -42,7 +42,8 @@ class Loop(Lookup):
     compat: the points are diffusers' own. unit: the pipeline begins with unit noise, and without
     compat init_scale is for the first step to multiply it by (flow pipelines know no
     init_noise_sigma). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the
-    end. draws(label, eta): a step that draws even where its row has no noise.
+    end. draws(label, eta): a step that draws even where its row has no noise. result: whose dtype
+    the next sample has (`sources.Source`).
     """
 
     _run: Run | None = None
@@ -63,9 +64,10 @@ class Loop(Lookup):
         compat: bool = False,
         unit: bool = False,
         draws: Callable[[float, float], bool] | None = None,
+        result: str = "sample",
     ):
         self.compat, self._compile, self._spares = compat, compile, spares
-        self._preview, self._draws_at = preview, draws
+        self._preview, self._draws_at, self._result = preview, draws, result
         self._points_of(plan, calls_per_point, unit and not compat)
         self._kind = torch.int64 if whole else torch.float32
 
@@ -128,6 +130,12 @@ class Loop(Lookup):
             with torch.inference_mode(False):  # inference tensors do not count writes
                 return self._step(model_output, timestep, sample, eta, draw)
 
+    def skip(self, model_output: Tensor, timestep, sample: Tensor) -> None:
+        """A step that somebody else makes, checked like any other; the next one begins anew."""
+        with self._lock:
+            at = self._checked(model_output, timestep, sample)
+            self._run, self._quick, self.index = None, False, at + 1
+
     # -- inside ------------------------------------------------------------------------------------
     def _again(self, f: Tensor, sample: Tensor, eta: float, x: Tensor) -> bool:
         """A first step into x on the run that a loop like this one left, where the plan draws
@@ -135,6 +143,7 @@ class Loop(Lookup):
         """
         plain = self.index is None and not self.begin and self._factor == 1.0 and eta == 0.0
         plain = plain and f.__class__ is Tensor and not watched()
+        plain = plain and self._dtype(f, sample) == sample.dtype
         if not (plain and self._draws_nothing(self.plan, eta)):
             return False
         own, joined = bare(self.plan)
@@ -178,7 +187,8 @@ class Loop(Lookup):
         else:
             self._drawing(model_output, x_in, x, draw)
         self._quick = self._carried and self._still
-        return self._stepped(run.x.to(sample.dtype, copy=True) if x is None else x)
+        kind = self._dtype(model_output, sample)
+        return self._stepped(run.x.to(kind, copy=True) if x is None else x)
 
     def _drawing(self, model_output: Tensor, x_in, x, draw: Callable[[], Tensor]) -> None:
         """A row of a run that draws."""
@@ -220,7 +230,7 @@ class Loop(Lookup):
         if x.is_cpu:
             arguments.check_values("latent", x)
         state, (own, joined) = arguments.state_dtype(sample), bare(plan)
-        self._carried = joined and sample.dtype == state
+        self._carried = joined and sample.dtype == state == self._dtype(model_output, sample)
         self._key = self._spares.key(own, sample, model_output.dtype)
         run = self._spares.take(self._key)
         if run is not None:
@@ -240,6 +250,13 @@ class Loop(Lookup):
         self._draws = Draws(plan) if plan.L else None
         self._next = self.timesteps.data_ptr() + at * self._bytes
         self._run, self._eta, self.index = run, eta, at
+
+    def _dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        """Of the next sample."""
+        if self._result == "sample" or model_output.dtype == sample.dtype:
+            return sample.dtype
+        both = torch.promote_types(model_output.dtype, sample.dtype)
+        return model_output.dtype if self._result == "output" else both
 
     def _draws_nothing(self, plan: Plan, eta: float) -> bool:
         """Is there no step that draws, not even one whose noise is multiplied by 0?"""

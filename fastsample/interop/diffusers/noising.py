@@ -62,7 +62,9 @@ class Noising:
         indexed = self._given is not None or self.config.source not in UNINDEXED
         found = None if loop is None else loop.levels(timesteps, by_index=indexed)
         if found is not None:
-            return found
+            # diffusers takes noise times 1 - sigma there
+            turned = loop.compat and self._settings.get("invert_sigmas")
+            return found[::-1] if turned else found
         if self._given is not None:
             raise ValueError(
                 f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are "

@@ -50,8 +50,8 @@ def peer_points(
         count(steps)
     if timesteps is not None:
         size = settings["num_train_timesteps"]
-        top = size if source.__name__.startswith("FlowMatch") else size - 1.0
-        falling("timesteps", timesteps, top)
+        match = source.__name__.startswith("FlowMatch")
+        falling("timesteps", timesteps, size if match else size - 1.0, repeats=match)
     try:
         peer.set_timesteps(**asked)
     except Exception as error:

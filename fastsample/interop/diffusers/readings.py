@@ -41,10 +41,11 @@ class Readings:
     @property
     def sigmas(self) -> Tensor:
         """[calls + 1] float32: sigma/alpha at every call and at the end; sigma itself on flow
-        scale.
+        scale, or 1 - sigma with invert_sigmas.
         """
         loop = self._loops.get("sigmas")
         sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
+        sigma = alpha if self._settings.get("invert_sigmas") else sigma
         return (sigma if self._scale == "flow" else sigma / alpha).float()
 
     @property

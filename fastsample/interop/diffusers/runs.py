@@ -15,6 +15,7 @@ from .grids import Points
 from .loop import Loop
 from .peer import made, peer_points, words
 from .plan import check_length, from_point, is_whole
+from .sources import find
 
 KEPT = 16  # loops, and compiled plans, that a scheduler and its copies remember
 
@@ -46,9 +47,12 @@ class Runs:
         try:
             loop = self._loop(asked, compat, about)
         except ValueError as error:
-            if not (compat and lenient):
+            if not compat:
                 raise
+            # what no mode can do has a sentence of its own
             loop, why = self._loop(asked, False, about), words(error)
+            if not lenient:
+                raise
             warnings.warn(f"{why}; this run is exact instead, as with compat=None", stacklevel=4)
             return loop  # not kept: it is said every time
         _keep(self._loops, (asked, asked[0].__class__), loop)
@@ -68,7 +72,9 @@ class Runs:
         elif compat:
             self._peer = self._peer or made(self.source, self.settings)
             points = peer_points(self._peer, self.settings, *asked)
-            about = about | {"draws": diffusers_config.draws(self.source.__name__, self.settings)}
+            name = self.source.__name__
+            about = about | {"draws": diffusers_config.draws(name, self.settings)}
+            about["result"] = find(name).result
         else:
             check_set_timesteps(self.source, dict(asked[-1]), exact=True)
             points = diffusers_config.layout(self.source.__name__, self.settings, *asked[:-1])

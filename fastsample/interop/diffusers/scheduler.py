@@ -28,7 +28,7 @@ from torch import Tensor
 from ...plan import Plan
 from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
-from .config import trained
+from .config import MATCH, trained
 from .loops import Loops
 from .noising import Noising
 from .output import FsSchedulerOutput
@@ -48,6 +48,7 @@ from .sources import (
     scale,
     settings,
 )
+from .tokens import by_token
 
 
 class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
@@ -249,8 +250,9 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         """One step: [B,*] in, [B,*] out in the sample's dtype.
 
         timestep: the next of `timesteps`. variance_noise: in place of a draw. others: of a source's
-        own arguments, those that would change the step are refused. per_token_timesteps: all at the
-        timestep; the model output then has the other sign, as in diffusers.
+        own arguments, those that would change the step are refused. per_token_timesteps: see
+        `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model output
+        then has the other sign, as in diffusers.
         """
         loop = self._loops.get("step")
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
@@ -258,6 +260,11 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         if others:
             clips = loop.compat and bool(self._settings.get("clip_sample"))
             check_others(others, self.config.source, clipped=clips)
+        if per_token_timesteps is not None and self.config.source == MATCH:
+            draw = partial(self._noise, model_output, generator, variance_noise)
+            words = model_output, timestep, sample, per_token_timesteps, draw
+            sample = by_token(loop, self._settings, *words)
+            return FsSchedulerOutput(sample) if return_dict else (sample,)
         if self._learned or self._negative or per_token_timesteps is not None:
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
 
@@ -331,5 +338,6 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         if given is not None:
             return given
         sde = self._settings.get("algorithm_type", "").startswith("sde")
+        sde = sde or self._settings.get("stochastic_sampling")
         kind = torch.float32 if sde else output.dtype
         return randn_tensor(output.shape, generator=generator, device=output.device, dtype=kind)

@@ -18,7 +18,8 @@ data: no torch, no diffusers.
     EulerDiscrete           sigma     euler
     EulerAncestralDiscrete  sigma     euler_ancestral
     HeunDiscrete            sigma     heun                              clip_sample
-    FlowMatchEulerDiscrete  flow      euler
+    FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
+                                                                        stochastic_sampling
 
 What a config asks beyond this is refused with a sentence, never ignored. (An option of another
 class, left in a config, is ignored, as there.)
@@ -45,17 +46,20 @@ class Source:
     only         the values accepted of options that are honoured only in part
     predictions  prediction_type it takes (none: it has no such option)
     pair         without return_dict its step() returns (prev_sample, pred_original_sample)
+    result       whose dtype prev_sample has: the model "output"'s, the "sample"'s, or the one that
+                 "both" fit in
     """
 
     family: Family
     only: dict = field(default_factory=dict)
     predictions: tuple = ("epsilon", "sample", "v_prediction")
     pair: bool = True
+    result: str = "both"
 
 
 _NO_THRESHOLD = {"thresholding": (False,)}
 _SOLVER_TYPE = {"solver_type": ("midpoint", "heun")}
-_SIGMA, _FLOW = Family("sigma", whole=False), Family("flow", whole=False, flow="match")
+_SIGMA = Family("sigma", whole=False)
 _WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
 SOURCES = {
     "DDIMScheduler": Source(Family(), _NO_THRESHOLD),
@@ -88,6 +92,7 @@ SOURCES = {
         },
         _WITH_FLOW,
         pair=False,
+        result="sample",
     ),
     "PNDMScheduler": Source(
         Family(), {"skip_prk_steps": (True,)}, ("epsilon", "v_prediction"), pair=False
@@ -99,11 +104,14 @@ SOURCES = {
             "timestep_type": ("discrete", "continuous"),
             "interpolation_type": ("linear", "log_linear"),
         },
+        result="output",
     ),
-    "EulerAncestralDiscreteScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction")),
+    "EulerAncestralDiscreteScheduler": Source(
+        _SIGMA, predictions=("epsilon", "v_prediction"), result="output"
+    ),
     "HeunDiscreteScheduler": Source(_SIGMA),
     "FlowMatchEulerDiscreteScheduler": Source(
-        _FLOW, {"invert_sigmas": (False,), "stochastic_sampling": (False,)}, (), pair=False
+        Family("flow", whole=False, flow="match"), predictions=(), pair=False, result="output"
     ),
 }
 # their add_noise goes by timesteps alone
@@ -164,11 +172,13 @@ def settings(source: str, config: dict) -> dict:
             "FsScheduler: solver_order = 3 of sde-dpmsolver++, whose sign is wrong in diffusers, "
             "is not reproduced; 1 or 2 is accepted"
         )
+    _check_words(config)
     size, where = config["num_train_timesteps"], scale(source, config)
-    if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= 100_000:
+    least = 1 if where == "flow" else 2
+    if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= 100_000:
         raise ValueError(
-            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 2 to 100000 is "
-            "accepted"
+            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from {least} to 100000 "
+            "is accepted"
         )
     barred = "v_prediction" if where == "flow" else "flow_prediction"
     kinds = [k for k in found.predictions if k != barred]
@@ -183,6 +193,36 @@ def settings(source: str, config: dict) -> dict:
     if where != "flow":
         noise_schedule(config)
     return config
+
+
+def _check_words(config: dict) -> None:
+    """ValueError for options that contradict each other, and for words that no class knows."""
+    asked = [f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta")]
+    asked = [key for key in asked if config.get(key)]
+    if len(asked) > 1:
+        raise ValueError(
+            f"FsScheduler: {' and '.join(asked)} = True at once; one of them is accepted"
+        )
+    for key, accepted in (
+        ("final_sigmas_type", ("zero", "sigma_min")),
+        ("time_shift_type", ("exponential", "linear")),
+    ):
+        if key in config and config[key] not in accepted:
+            raise ValueError(
+                f"FsScheduler: {key} = {config[key]!r}; {' or '.join(map(repr, accepted))} is "
+                "accepted"
+            )
+    if config.get("invert_sigmas") and config.get("stochastic_sampling"):
+        raise ValueError(
+            "FsScheduler: invert_sigmas and stochastic_sampling = True at once, which ends in "
+            "noise in diffusers; one of them is accepted"
+        )
+    last = config.get("shift_terminal") or 0.0
+    if isinstance(last, bool) or not 0.0 <= float(last) < 1.0:
+        raise ValueError(
+            f"FsScheduler: shift_terminal = {last!r}; a number from 0 up to, but not, 1, or None, "
+            "is accepted"
+        )
 
 
 def scale(source: str, config: dict) -> str:
