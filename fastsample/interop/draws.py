@@ -37,3 +37,7 @@ class Draws:
         twin = object.__new__(Draws)
         twin._readers, twin._kept = self._readers, dict(self._kept)
         return twin
+
+    def select(self, index: Tensor) -> None:
+        """Go on with these samples [n]."""
+        self._kept = {name: noise[index.to(noise.device)] for name, noise in self._kept.items()}

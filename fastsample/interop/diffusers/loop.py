@@ -28,6 +28,7 @@ from ...plan import Plan
 from ...runtime import arguments
 from ...runtime.pool import placed
 from ...runtime.run import Run
+from ...runtime.select import chosen
 from ...runtime.spares import Spares
 from ..draws import Draws
 from .lookup import Lookup
@@ -49,7 +50,7 @@ class Loop(Lookup):
     _run: Run | None = None
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
-    _quick = False
+    _quick = _chosen = False
     _version = 0
 
     def __init__(
@@ -136,6 +137,18 @@ class Loop(Lookup):
             at = self._checked(model_output, timestep, sample)
             self._run, self._quick, self.index = None, False, at + 1
 
+    def select(self, index: object) -> None:
+        """Go on with these samples, as `Run.select` has it."""
+        with self._lock:
+            if (run := self._run) is None:
+                return
+            index = chosen("FsScheduler.select", index, len(run.x))
+            run.select(index)
+            if self._draws is not None:
+                self._draws.select(index)
+            self._key = None  # it is no run of that shape any more
+            self._chosen, self._returned = True, None
+
     # -- inside ------------------------------------------------------------------------------------
     def _again(self, f: Tensor, sample: Tensor, eta: float, x: Tensor) -> bool:
         """A first step into x on the run that a loop like this one left, where the plan draws
@@ -215,7 +228,8 @@ class Loop(Lookup):
             )
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
         if done:
-            self._spares.give(self._key, run)
+            if self._key is not None:
+                self._spares.give(self._key, run)
             self._run, self._quick = None, False
         elif self._carried:
             self._next += self._bytes
@@ -306,7 +320,12 @@ class Loop(Lookup):
         return expected
 
     def _is_ours(self, sample: Tensor) -> bool:
-        """Is this the tensor that the last step returned, unwritten since?"""
+        """Is this the tensor that the last step returned, unwritten since, or the samples chosen
+        since?
+        """
+        if self._chosen:
+            self._chosen = False
+            return torch.equal(self._run.x.to(sample.dtype), sample)
         ours = self._returned is not None and self._returned() is sample
         return ours and sample._version == self._version
 

@@ -1,10 +1,10 @@
-"""What an FsScheduler does to a sample outside its steps: noise of the level of a timestep, where a
-run begins. Imports no diffusers.
+"""What an FsScheduler does to samples outside its steps: noise of the level of a timestep, where a
+run begins, which of them it goes on with. Imports no diffusers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from .sources import UNINDEXED
 
 
 class Noising:
-    """add_noise, scale_noise and set_begin_index of a scheduler's contract (see `Readings`)."""
+    """add_noise, scale_noise and set_begin_index of a scheduler's contract (see `Readings`), and
+    select."""
 
     config: Mapping
     _loops: Loops
@@ -54,6 +55,13 @@ class Noising:
         if begin > 0:
             on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin}")
         loop.begin = begin
+
+    def select(self, index: Sequence[int] | np.ndarray | Tensor) -> None:
+        """Between two steps: go on with samples index [n], whole numbers in any order, some left
+        out or repeated. What the loop keeps of them moves, as in `fastsample.Run.select`; the
+        sample of the next step is the caller's to index, and so is a list of generators.
+        """
+        self._loops.get("select").select(index)
 
     # -- inside ------------------------------------------------------------------------------------
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
