@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from cases import BACKENDS, same
+from choosing import FLOW, finish, inpainting, net, plan_of, unit
 
 import fastsample as fs
-from fastsample import grids, guidance, schedules
-from fastsample.model import Model
+from fastsample import guidance
 from fastsample.solvers import SOLVERS
 
-FLOW = Model(None, schedules.Flow(shift=3.0), prediction="flow", time=1000)
-EDM = Model(None, schedules.EDM(), prediction="edm")
 INDICES = {
     "order": [2, 0, 3, 1],
     "fewer": torch.tensor([3, 1]),
@@ -23,22 +21,6 @@ INDICES = {
     "none": [],
     "repeated": (1, 1, 3, 1, 0, 0),
 }
-
-
-def unit(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def plan_of(name, n=6, model=EDM, **options):
-    grid = grids.karras(model.schedule, n) if model is EDM else grids.uniform(model.schedule, n)
-    options = ({"ddim": {"eta": 0.7}, "heun": {"s_churn": 3.0}}.get(name, {})) | options
-    return SOLVERS[name](model, grid, **options)
-
-
-def net(x, t, **cond):
-    """Each sample by itself: any batch gives each the same bits."""
-    each = t.view(-1, *[1] * (x.dim() - 1)) * 0.001
-    return x * 0.3 + (x * 0.05).tanh() * (each + sum(cond.values(), 0.0))
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +31,6 @@ def _quiet(request):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Run.select: index names", UserWarning)
         yield
-
-
-def finish(run, ask=net, at=None, index=None, **words):
-    """The end of the run; with samples chosen as row `at` begins."""
-    while not run.done:
-        if run.row == at:
-            run.select(index, **words)
-        run.step(ask(run.model_input, run.t))
-    return run
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -75,12 +48,6 @@ def test_every_solver_ends_where_the_whole_batch_did(name, backend):
     twice.step(net(twice.model_input, twice.t))
     twice.select([3, 2, 1])
     assert same(finish(twice, at=3, index=[2, 0]).x, whole.x[[1, 3]])
-
-
-def inpainting(**words):
-    plan = plan_of("ddim", model=FLOW, inpaint=True)
-    mask = (unit(4, 3, 8, seed=1) > 0).float()
-    return plan, {"mask": mask, "known": unit(4, 3, 8, seed=2), **words}
 
 
 def own_draws(plan):

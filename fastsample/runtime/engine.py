@@ -24,6 +24,7 @@ from . import arguments, inpainting, outputs, sources
 from .conditions import branches_of, leaves_like, together
 from .places import REST, Places
 from .sampler import Sampler
+from .select import ALIKE, chosen
 from .stack import Stack
 from .ticket import Ticket
 
@@ -131,7 +132,8 @@ class Engine:
             sampler._warn(where, self.shape, guidance, stacklevel=3)
             drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
             words = sources.seeds(seed, 1, "cpu", drawn), sources.stages(stage, 1, "cpu"), scale
-            place, rows = self._free(plan.G), self._stack.rows(plan, masked)
+            self._check_room(where, self.running, plan.G)
+            place, rows = self._free(), self._stack.rows(plan, masked)
             batch = self.pad_to or self.capacity * self._stack.table.layout.G
             self._places.fit(self._stack.table, batch, masked)
             before = rows.first + first - 1 if first else None
@@ -139,6 +141,38 @@ class Engine:
             ticket = self._seats[place] = Ticket(self, rows, place, first, told)
             self.running, self._like = (*self.running, ticket), like
             return ticket
+
+    def select(self, index, *, seeds=None, tickets: Sequence[Ticket] | None = None) -> list[Ticket]:
+        """Of the requests in flight, or of `tickets` among them: go on with those of numbers index
+        [n], as `Run.select` has it, and cancel the others; one that is named again goes on as a
+        copy, too, from where it stands. The tickets [n] in that order.
+
+        seeds: an int s (s, s+1, ...) or n of them, new ones. Raises ValueError, TypeError or
+        RuntimeError, one sentence, and is then as if not called.
+        """
+        where = "Engine.select"
+        with self._alone(where), arguments.named(where):
+            transforms.refuse(where, index, seeds)
+            tickets = self.running if tickets is None else tuple(tickets)
+            if len({*tickets}) < len(tickets) or not {*tickets} <= {*self.running}:
+                raise ValueError(
+                    f"{where}: of {len(tickets)} tickets one is not in flight, or given twice; "
+                    "requests that run, each once, are accepted"
+                )
+            going = [tickets[k] for k in chosen(where, index, len(tickets)).tolist()]
+            seeds = _new_seeds(going, seeds)
+            others = [ticket for ticket in self.running if ticket not in tickets]
+            self._check_room(where, [*others, *going])
+            for ticket in {*tickets} - {*going}:
+                ticket.cancel()
+            for k, seed in enumerate(seeds):
+                if going[k] in going[:k]:
+                    place = self._free()
+                    going[k] = self._seats[place] = going[k]._copied(place)
+                if seed is not None:
+                    self._places.host["seed"][going[k]._place] = seed
+            self.running = (*others, *going)
+            return going
 
     def tick(self) -> list[Ticket]:
         """The next row of every request in flight: the model is asked once, with a time for each
@@ -179,15 +213,18 @@ class Engine:
             )
         return first, given
 
-    def _free(self, branches: int) -> int:
-        """A place for a request of so many branches: a free one, or of one done and never read."""
-        rows = sum(ticket.plan.G for ticket in self.running)
-        if len(self.running) >= self.capacity or rows + branches > (self.pad_to or math.inf):
+    def _check_room(self, where: str, tickets: Sequence[Ticket], branches: int = 0) -> None:
+        """Refuse more than these requests, and a further one of so many branches, can be."""
+        rows, more = sum(ticket.plan.G for ticket in tickets), branches > 0
+        if len(tickets) + more > self.capacity or rows + branches > (self.pad_to or math.inf):
             raise RuntimeError(
-                f"Engine.submit: {branches} branch(es) beside {len(self.running)} requests in "
-                f"flight with {rows}; capacity={self.capacity} requests with pad_to={self.pad_to} "
-                "branches are accepted, a further one after one is done or cancelled"
+                f"{where}: {branches} branch(es) beside {len(tickets)} requests in flight with "
+                f"{rows}; capacity={self.capacity} requests with pad_to={self.pad_to} branches are "
+                "accepted, a further one after one is done or cancelled"
             )
+
+    def _free(self) -> int:
+        """A place for a request: a free one, or of one done and never read."""
         if None not in self._seats:
             next(ticket for ticket in self._seats if ticket.done)._leave()
         return self._seats.index(None)
@@ -250,3 +287,19 @@ class Engine:
             if self._asking:
                 raise RuntimeError(f"{where}: called by the model; between ticks is accepted")
             yield
+
+
+def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
+    """The new seed of each, None where it keeps its own; with a warning where copies draw alike."""
+    left = [ticket._left_to_draw() for ticket in tickets]
+    if seeds is None:
+        copied = [ids for k, ids in enumerate(left) if tickets[k] in tickets[:k]]
+        if any(copied):
+            arguments.warn(ALIKE.format("Engine.select"))
+        return [None] * len(tickets)
+    if any(0 in ids for ids in left):
+        raise ValueError(
+            "Engine.select: seeds are given and a plan draws its first noise again (for a mask or "
+            "an image); without seeds= is accepted"
+        )
+    return sources.seeds(seeds, len(tickets), "cpu", needed=True).tolist()

@@ -108,6 +108,15 @@ class Places:
             own.model_input[place].copy_(c * x)
         own.status[place].zero_()
 
+    def copy(self, k: int, to: int) -> None:
+        """Place `to` holds the sample of place k, as it is now."""
+        own, host = self.pool, self.host
+        held = own.x, own.model_input, own.preview, own.status, own.mask, own.known
+        for memory in (*(v for v in held if v is not None), *own.slots):
+            memory[to].copy_(memory[k])
+        for name in ("seed", "stage", "scale"):
+            host[name][to] = host[name][k]
+
     def upload(self) -> None:
         """What stands in `host` is what the next launch goes by."""
         pinned = self._host.pin_memory() if self._device.type == "cuda" else self._host

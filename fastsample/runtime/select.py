@@ -17,6 +17,11 @@ from . import arguments, sources
 from .conditions import take, told
 from .density import Density
 
+ALIKE = (
+    "{}: index names a sample more than once, and its copies keep its seed, so that they draw the "
+    "same noise; pass seeds= for noise of their own"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Select:
@@ -68,10 +73,7 @@ class Selectable(Density):
             and not callable(source)
             and len(set(index.tolist())) < len(index)
         ):
-            arguments.warn(
-                "Run.select: index names a sample more than once, and its copies keep its seed, so "
-                "that they draw the same noise; pass seeds= for noise of their own"
-            )
+            arguments.warn(ALIKE.format("Run.select"))
 
     def _new_seeds(self, seeds: object, n: int) -> Tensor:
         """int64 [n]."""

@@ -25,7 +25,7 @@ class Rows:
     """
 
     def __init__(self, plan: Plan, masked: bool, layout: Layout, dtype: type):
-        self.plan, self.first, self.users, self._masked, self._dtype = plan, 0, 0, masked, dtype
+        self.plan, self.first, self.users, self.masked, self._dtype = plan, 0, 0, masked, dtype
         self.end, shapes = plan.rows - 1, plan.program.rows
         needed = [s.branches_needed(plan.layout) if s.call >= 0 else () for s in shapes]
         self.asks = [tuple(g for g, there in enumerate(each) if there) for each in needed]
@@ -35,7 +35,7 @@ class Rows:
         """Make the records for this layout."""
         wide = self.plan.padded(**layout._asdict())
         (numbers, words), shapes = wide.table(self._dtype), wide.program.rows
-        if not self._masked:
+        if not self.masked:
             words = words.copy()
             words[:, layout.at("known_reads")] = 0
             shapes = [shape._replace(known_reads=0) for shape in shapes]

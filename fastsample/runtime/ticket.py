@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..kernels.reference.step import NOT_FINITE
+from . import arguments
 from .stack import Rows
 
 if TYPE_CHECKING:
@@ -66,6 +67,17 @@ class Ticket:
                 kept = [ticket for ticket in self._engine.running if ticket is not self]
                 self._engine.running = tuple(kept)
                 self._vacate()
+
+    def _left_to_draw(self) -> set[int]:
+        """Noise ids that the rows to come draw."""
+        return arguments.drawn_from(self.plan, self.row, self._rows.masked)
+
+    def _copied(self, place: int) -> Ticket:
+        """A ticket for another request that stands where this one does, in another place."""
+        self._engine._places.copy(self._place, place)
+        twin = Ticket(self._engine, self._rows, place, self.row, self._told)
+        twin._first = self._first
+        return twin
 
     def _leave(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Out of the Engine's memory, with copies of what stands there."""
