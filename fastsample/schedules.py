@@ -286,9 +286,9 @@ class DiscreteVP(Schedule):
                 f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is "
                 "accepted"
             ) from None
-        if table.ndim != 1 or not 2 <= len(table) <= 100_000:
+        if table.ndim != 1 or not 1 <= len(table) <= 100_000:
             raise ValueError(
-                f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 2 to "
+                f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 1 to "
                 "100000 entries is accepted"
             )
         sound = (table >= 0.0) & (np.diff(table, prepend=1.0) < 0.0)
@@ -380,9 +380,9 @@ class DiscreteVP(Schedule):
 
 def _recipe(kind: str, steps, **values) -> dict:
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    if not whole or not 2 <= steps <= 100_000:
+    if not whole or not 1 <= steps <= 100_000:
         raise ValueError(
-            f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 2 to 100000 is accepted"
+            f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 1 to 100000 is accepted"
         )
     words = {name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()}
     return {"kind": kind, "steps": int(steps), **words}

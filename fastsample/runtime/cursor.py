@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,6 +84,16 @@ class Cursor:
         arguments.check_values("x", value)
         self._pool.x.copy_(value.detach())
         self._refresh()
+
+    def bounds(self) -> Tensor:
+        """s [B], for the caller to write before every step: from the first call on the prediction
+        of a row is clamp(m, -s, s)/s; ones at first.
+        """
+        if self._pool.bound is None:
+            with torch.inference_mode(False):
+                ones = self._pool.x.new_ones(self._pool.batch)
+            self._stand(replace(self._pool, bound=ones))
+        return self._pool.bound
 
     def status(self) -> Tensor:
         """Status words [B] int32: 0, or of the first fault of a sample the low byte (1 bad row, 4

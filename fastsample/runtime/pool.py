@@ -181,7 +181,8 @@ class Pool:
             x, slots = memory(self.x, self.x.dtype, self.slots.shape[0])
             x.copy_(self.x)
             slots.copy_(self.slots)
-            own = {name: getattr(self, name) for name in ("model_input", "preview", "status")}
+            written = "model_input", "preview", "status", "bound"
+            own = {name: getattr(self, name) for name in written}
             own = {name: value.clone() for name, value in own.items() if value is not None}
         return replace(self, x=x, slots=slots, **{**own, **changes})
 

@@ -84,9 +84,11 @@ def history(levels: np.ndarray, i: int, order: int) -> list[int]:
     i, i-1, ...
 
     A point with alpha = 0 (lambda = -inf) drops out: as its node goes to -inf its weight goes to 0,
-    and the rest become those of one order less.
+    and the rest become those of one order less. So does one at the level of the next, on a grid
+    with a step of length 0.
     """
-    return [j for j in range(i, max(-1, i - order), -1) if j == i or np.isfinite(levels[j])]
+    older = range(i - 1, max(-1, i - order), -1)
+    return [i, *(j for j in older if np.isfinite(levels[j]) and levels[j] != levels[j + 1])]
 
 
 def nodes(levels: np.ndarray, seen: Sequence[int], h: float) -> list[float]:

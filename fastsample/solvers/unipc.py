@@ -47,9 +47,9 @@ def unipc(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     at, asked, orders = Levels.of(b), [], []
     for i in range(b.n):
-        here = _corrected(at, i, asked[-1], variant) if i and corrector else X
+        here = corrected(at, i, asked[-1], variant) if i and corrector else X
         asked.append(_asked(at, i, min(order, b.n - i) if lower_order_final else order))
-        x, reached = _predicted(at, i, asked[-1], variant, here)
+        x, reached = predicted(at, i, asked[-1], variant, here)
         orders.append(reached)
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here if corrector else None)
     words = {"order": int(order), "variant": variant, "corrector": bool(corrector)}
@@ -67,17 +67,17 @@ def step(at: Levels, i: int) -> tuple[Lin, int]:
     here = X
     if i:
         order = _asked(at, i - 1, 3)
-        at_i = _predicted(at, i - 1, order, "bh2", BASE)[0].put("m", R(f"m{i - 1}"))
+        at_i = predicted(at, i - 1, order, "bh2", BASE)[0].put("m", R(f"m{i - 1}"))
         before = (X - at_i.put(ANCHOR, ZERO)) / at_i[ANCHOR]
-        here = _corrected(at, i, order, "bh2").put(ANCHOR, before)
-    return _predicted(at, i, _asked(at, i, 3), "bh2", here)
+        here = corrected(at, i, order, "bh2").put(ANCHOR, before)
+    return predicted(at, i, _asked(at, i, 3), "bh2", here)
 
 
 def _asked(at: Levels, i: int, most: int) -> int:
     return 1 if at.sigma[i + 1] == 0.0 else min(most, i + 1)
 
 
-def _predicted(at: Levels, i: int, order: int, variant: str, here: Lin) -> tuple[Lin, int]:
+def predicted(at: Levels, i: int, order: int, variant: str, here: Lin) -> tuple[Lin, int]:
     """x at grid point i+1 from the corrected x at point i, and the order reached."""
     level = at.half_log_snr
     seen = history(level, i, order)
@@ -88,7 +88,7 @@ def _predicted(at: Levels, i: int, order: int, variant: str, here: Lin) -> tuple
     return multistep(at, i, seen, w, here), len(seen)
 
 
-def _corrected(at: Levels, i: int, order: int, variant: str) -> Lin:
+def corrected(at: Levels, i: int, order: int, variant: str) -> Lin:
     """x at grid point i, corrected: from the corrected x of point i-1, over the last `order`
     outputs up to there and the one at point i.
 

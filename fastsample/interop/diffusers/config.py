@@ -4,7 +4,6 @@ no diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,20 +12,19 @@ from ... import solvers
 from ...model import Model
 from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
+from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .flow import flow_points
-from .grids import Points, distilled_points, indices, levels_of, noise_schedule, points
+from .grids import SAME, Points, distilled_points, indices, levels_of, noise_schedule, points
 from .matching import matching
 from .plan import scale_of
-from .sources import PREDICTIONS, find, scale
-from .steps import pairs, plms, sde_2m, strided, third
+from .sources import PREDICTIONS, VARIANCES, find, scale
+from .steps import heun, plms, posterior, strided
+from .unipc import unipc
 
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
 FULL_ORDER_FROM = 15
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
 MATCH = "FlowMatchEulerDiscreteScheduler"
-# of a level, or of one index of the table: what a step of length 0 becomes, since solvers divide by
-# its length
-SHORTEST = 1e-12
 CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
 
 
@@ -83,20 +81,14 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
 
 
 def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
-    """The noise schedule that a diffusers scheduler has in float32; None for a flow."""
+    """The noise schedule that a diffusers scheduler has in float32, its levels in order and each
+    once: with a last entry set to 2^-24, or at 0 by underflow, they may rise and repeat. None for a
+    flow.
+    """
     if scale(source, config) == "flow":
         return None
-    table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)
-    if scale(source, config) == "sigma":
-        # a table whose last entry is set to 2^-24 may rise there; sigma scale reads its ends alone
-        table = np.sort(table)[::-1]
-    try:
-        return DiscreteVP(table)
-    except ValueError as error:
-        raise ValueError(
-            f"FsScheduler: {source}'s own noise table has no falling levels ({error}); compat=None "
-            "is accepted"
-        ) from None
+    table = np.unique(np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64))[::-1]
+    return DiscreteVP(table[table < 1.0])
 
 
 def peer_layout(source: str, config: dict, peer) -> Points:
@@ -104,36 +96,31 @@ def peer_layout(source: str, config: dict, peer) -> Points:
 
     ValueError where no plan has them.
     """
-    labels = np.asarray(peer.timesteps.cpu(), dtype=np.float64)
+    labels, size = np.asarray(peer.timesteps.cpu(), np.float64), config["num_train_timesteps"]
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
     levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64) if hasattr(peer, "sigmas") else None
     if source == "HeunDiscreteScheduler":
         # every point but the first and the end stands there twice
         labels = labels[np.r_[0, 1 : len(labels) : 2]]
         levels = levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]]
-    schedule = peer_table(source, config, peer)
+    schedule, legs = peer_table(source, config, peer), None
     if levels is not None:
         levels = levels[: len(labels) + 1]
         levels = 1.0 - levels if config.get("invert_sigmas") else levels
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
-        ends = config.get("set_alpha_to_one", True) or source == "LCMScheduler"
-        grid = np.append(labels, -1.0 if ends else 0.0)
-    repeats = source == MATCH and (np.diff(grid) <= 0.0).all()
-    if repeats or source in STRIDED:
-        return Points(grid, labels, schedule, whole)
-    if grid[-1] == grid[-2]:  # a last step of length 0
-        short = SHORTEST * max(1.0, grid[-2])
-        if len(grid) == 2:
-            grid[-1] -= short
-        else:
-            grid[-2] += short
-    if not (np.diff(grid) < 0.0).all():
+        last = -1.0 if config.get("set_alpha_to_one", True) or source == "LCMScheduler" else 0.0
+        places = _places(peer, schedule)
+        grid = places[np.append(labels, last).astype(int)]
+        if source == "DDIMScheduler":
+            to = np.arange(size) - size // peer.num_inference_steps
+            legs = np.stack([places[:-1], places[np.where(to < 0, last, to).astype(int)]], 1)
+    if source not in STRIDED and not _falls(source, grid):
         raise ValueError(
             f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 "
             "there; compat=None is accepted"
         )
-    return Points(grid, labels, schedule, whole)
+    return Points(grid, labels, schedule, whole, legs)
 
 
 def plan(
@@ -151,25 +138,11 @@ def plan(
         words = {"stochastic": config["stochastic_sampling"], "inverted": config["invert_sigmas"]}
         made = matching(model, grid, labels, first=first, **words)
         return made.with_note(made_for=f"diffusers {source}")
-    solver, words = _solver(source, config, len(at.labels), first, eta, compat)
-    if source in CLIPPING and config["clip_sample"]:
+    solver, words = _solver(source, config, at, first, eta, compat)
+    if source in CLIPPING and config["clip_sample"] and not config.get("thresholding"):
         words["clip"] = float(config["clip_sample_range"])
     made = solver(_model(source, config, grid, labels, at.schedule), grid, **words)
     return made.with_note(made_for=f"diffusers {source}")
-
-
-def draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
-    """(label, eta) -> does the class draw in a step from there, also where it multiplies the noise
-    by 0; None if it never draws so.
-    """
-    sde = config.get("algorithm_type", "").startswith("sde")
-    if sde or source == "EulerAncestralDiscreteScheduler":
-        return lambda label, eta: True
-    return {
-        "DDPMScheduler": lambda label, eta: label > 0.0,
-        "DDIMScheduler": lambda label, eta: eta > 0.0,
-        MATCH: (lambda label, eta: True) if config.get("stochastic_sampling") else None,
-    }.get(source)
 
 
 # -- inside ----------------------------------------------------------------------------------------
@@ -191,54 +164,87 @@ def _model(
         time = None if np.array_equal(labels, grid[:-1]) else told
         return Model(None, schedule, kind, time=time, model_id="unknown")
     levels = np.exp(-schedule.half_log_snr(np.array([schedule.t_min, schedule.t_finite])))
-    kind = "edm" if kind == "v" else kind
-    edm = EDM(float(levels[0]), float(levels[1]), sigma_data=1.0)
+    kind, low = "edm" if kind == "v" else kind, levels[0] * (1.0 - SAME)  # a table may have one
+    edm = EDM(float(low), float(levels[1]), sigma_data=1.0)
     return Model(None, edm, kind, time=told, input_scale="vp", model_id="unknown")
 
 
-def _solver(name: str, config: dict, steps: int, first: int, eta: float, compat: bool):
-    """(maker, its arguments) of a class; steps (model calls) and first count in the whole run."""
-    size = config["num_train_timesteps"]
+def _places(peer, schedule: DiscreteVP) -> np.ndarray:
+    """Where each of the class's timesteps stands on the schedule [T + 1], and -1, no noise."""
+    table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)
+    places = np.arange(len(table), dtype=np.float64)
+    if not np.array_equal(table, schedule.alphas_cumprod):
+        with np.errstate(divide="ignore"):
+            places = indices(schedule, np.sqrt((1.0 - table) / table))
+    return np.append(places, schedule.t_zero)
+
+
+def _falls(source: str, grid: np.ndarray) -> bool:
+    """Do the class's levels fall on this grid, or stay where it takes steps of length 0?"""
+    steps = np.diff(grid)
+    still = source.startswith(("DPMSolver", "UniPC", "EulerDiscrete", "FlowMatch"))
+    return bool((steps <= 0.0 if still else steps < 0.0).all())
+
+
+def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
+    """(maker, its arguments) of a class; first counts in the whole run `at`."""
+    size, steps = config["num_train_timesteps"], len(at.labels)
     if name == "PNDMScheduler":
         return plms, {"stride": size // (steps - (steps > 1))} if compat else {"first": first}
-    if name == "DDIMScheduler" and compat:
-        return strided, {"stride": size // steps, "eta": eta}
-    if name in ("DDIMScheduler", "DDPMScheduler"):
-        return solvers.ddim, {"eta": 1.0 if name == "DDPMScheduler" else eta}
+    if name == "DDIMScheduler":
+        return (
+            (strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta})
+            if compat
+            else (solvers.ddim, {"eta": eta})
+        )
+    if name == "DDPMScheduler":
+        kind = VARIANCES[config["variance_type"]]
+        plain = kind == "fixed_small" and not compat
+        return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
     if name == "LCMScheduler":
         return solvers.lcm, {"boundary": True, "timestep_scaling": config["timestep_scaling"]}
     if name == "UniPCMultistepScheduler":
-        return solvers.unipc, {
-            "order": config["solver_order"],
-            "variant": config["solver_type"],
-            "lower_order_final": bool(config["lower_order_final"]),
-        }
-    if name == "DPMSolverSinglestepScheduler" and config["solver_order"] == 2:
-        return pairs, {
-            "variant": config["solver_type"],
-            "lower_order_final": bool(config["lower_order_final"]),
-            "first": first,
-        }
+        return _unipc(config, first, compat)
     if name.startswith("DPMSolver"):
-        return _multistep(config, steps, compat)
-    return {
-        "EulerAncestralDiscreteScheduler": solvers.euler_ancestral,
-        "HeunDiscreteScheduler": solvers.heun,
-    }.get(name, solvers.euler), {}
+        return _dpm(name, config, at, first, compat)
+    if name == "HeunDiscreteScheduler":
+        return heun if compat else solvers.heun, {}
+    if name == "EulerAncestralDiscreteScheduler":
+        return solvers.euler_ancestral, {}
+    if (np.diff(at.grid) == 0.0).any():  # Euler is DPM-Solver++ of order 1
+        return dpm, {"orders": [1] * (steps - first), "form": Form()}
+    return solvers.euler, {}
 
 
-def _multistep(config: dict, steps: int, compat: bool):
-    sde = config["algorithm_type"] == "sde-dpmsolver++"
-    order, variant = config["solver_order"], config["solver_type"]
-    lowered = bool(config["lower_order_final"] and steps < FULL_ORDER_FROM)
-    at_final = bool(config.get("euler_at_final"))
+def _unipc(config: dict, first: int, compat: bool):
+    words = {"order": config["solver_order"], "variant": config["solver_type"]}
+    words["lower_order_final"] = bool(config["lower_order_final"])
+    noise, skipped = not config["predict_x0"], config["disable_corrector"]
+    if not (compat or noise or skipped):
+        return solvers.unipc, words
+    return unipc, words | {"noise": noise, "uncorrected": skipped, "first": first}
+
+
+def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
+    steps, order, kind = len(at.labels), config["solver_order"], config["algorithm_type"]
+    single, sde = name == "DPMSolverSinglestepScheduler", kind.startswith("sde")
+    noise, variant = not kind.endswith("++"), config["solver_type"]
+    form = Form(noise, sde, variant, single, bool(config["thresholding"]), exact=not compat)
+    low = bool(config["lower_order_final"])
+    if single:
+        return dpm, {"orders": singlestep_orders(steps, first, order, low), "form": form}
+    low, euler = low and steps < FULL_ORDER_FROM, bool(config.get("euler_at_final"))
+    own = (
+        noise
+        or (np.diff(at.grid) == 0.0).any()
+        or (compat and (order == 3 or (sde and low or euler)))
+    )
+    if own or sde and order == 3:
+        return dpm, {"orders": multistep_orders(steps, first, order, low, euler), "form": form}
     if order == 1:
         return solvers.ddim, {"eta": 1.0 if sde else 0.0}
     if sde:
-        last_of_first_order = compat and (lowered or at_final)
-        return sde_2m if last_of_first_order else solvers.dpmpp_2m_sde, {"variant": variant}
+        return solvers.dpmpp_2m_sde, {"variant": variant}
     if order == 2:
-        return solvers.dpmpp_2m, {"variant": variant, "lower_order_final": lowered or at_final}
-    if compat:
-        return third, {"variant": variant, "lower_order_final": lowered, "euler_at_final": at_final}
-    return solvers.dpmpp_3m, {"lower_order_final": lowered or at_final}
+        return solvers.dpmpp_2m, {"variant": variant, "lower_order_final": low or euler}
+    return solvers.dpmpp_3m, {"lower_order_final": low or euler}

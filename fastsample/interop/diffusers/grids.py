@@ -57,12 +57,26 @@ class Family:
 class Points:
     """grid [n+1] in the scale's own variable, noise to data; labels [n]; schedule: the table they
     stand on; whole: the labels are.
+
+    legs [T, 2]: where each timestep of the table stands, and where a step from it ends, if that is
+    not the next point.
     """
 
     grid: np.ndarray
     labels: np.ndarray
     schedule: DiscreteVP | None = None
     whole: bool = False
+    legs: np.ndarray | None = None
+
+
+def _laplace(u: np.ndarray) -> np.ndarray:
+    """sqrt(snr/(1 + snr)), log snr = -0.5 sign(0.5 - u) log(1 - 2 |0.5 - u| + 1e-6)."""
+    log_snr = -0.5 * np.copysign(1.0, 0.5 - u) * np.log(1.0 - 2.0 * np.abs(0.5 - u) + 1e-6)
+    return np.sqrt(1.0 / (1.0 + np.exp(-log_snr)))
+
+
+# alpha_bar(u), u in [0, 1], whose ratios, 0.001 at least, are 1 - beta
+CONTINUOUS = {"exp": lambda u: np.exp(-12.0 * u), "laplace": _laplace}
 
 
 def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
@@ -90,8 +104,11 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     elif kind == "sigmoid":
         betas = low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size)))
         table = DiscreteVP(np.cumprod(1.0 - betas))
+    elif kind in ("exp", "laplace"):
+        alpha_bar = CONTINUOUS[kind](np.arange(size + 1) / size)
+        table = DiscreteVP(np.cumprod(np.maximum(alpha_bar[1:] / alpha_bar[:-1], 1e-3)))
     else:
-        words = "linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas"
+        words = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, exp, laplace or trained_betas"
         raise ValueError(f"FsScheduler: beta_schedule = {kind!r}; {words} is accepted")
     if not config.get("rescale_betas_zero_snr"):
         return table

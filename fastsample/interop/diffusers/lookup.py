@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...plan import Plan
 from ...plan.provenance import on_schedule
+from .manners import Manner
 from .plan import init_scale, number
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
@@ -15,7 +16,7 @@ ROUNDING = 1e-6  # relative: a timestep went through float32
 class Lookup:
     """Labels and input scales [calls] of a plan, timesteps [calls] as a tensor; alpha, sigma
     [calls + 1] of x at every call and at the end. begin: where a pipeline said that it begins;
-    index: of the step that runs next, None before the first.
+    index: of the step that runs next, None before the first. manner: how the source goes by them.
 
     A first sample was made by add_noise where this loop took anything to its first level before its
     first step: pipelines pack, cast and cut what add_noise gave them, so the tensor itself cannot
@@ -27,14 +28,15 @@ class Lookup:
     index: int | None = None
     _noised = False
 
-    def _points_of(self, plan: Plan, calls_per_point: int, unit: bool) -> None:
+    def _points_of(self, plan: Plan, calls_per_point: int, unit: bool, manner: Manner) -> None:
         """unit: a run begins with unit noise, for its first step to multiply by init_scale."""
-        rows = np.flatnonzero(plan.call >= 0)
+        rows, self._manner = np.flatnonzero(plan.call >= 0), manner
         self.plan, self._per_point, self._labels = plan, calls_per_point, plan.t[rows - 1, 0]
         self.alpha = np.append(plan.alpha[rows], plan.alpha[-1])
         self.sigma = np.append(plan.sigma[rows], plan.sigma[-1])
         self._scales = plan.c[rows - 1].tolist()
         self._factor = init_scale(plan) if unit and plan.sigma[0] else 1.0
+        self._unscaled = self._factor == 1.0 and set(self._scales) == {1.0}
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
 
     def __len__(self) -> int:
@@ -42,17 +44,18 @@ class Lookup:
 
     def find(self, timestep: int | float | Tensor | None) -> int:
         """Index of the step that comes next: the running one, else the begin index the pipeline
-        set, else that of the timestep.
+        set, else that of the timestep; of a source that keeps no place, that of the timestep.
         """
-        if self.index is not None or self.begin is not None:
-            return self.begin if self.index is None else self.index
-        at = 0 if timestep is None else self.where(timestep)
-        if at is None:
+        running = self.begin if self.index is None else self.index
+        if running is not None and (timestep is None or not self._manner.free):
+            return running
+        at = 0 if timestep is None else self.where(timestep, running)
+        if at is None and not self._manner.last:
             raise ValueError(
                 f"FsScheduler: timestep {number(timestep):g} is not in the schedule; "
                 f"scheduler.timesteps are accepted: {self._words()}"
             )
-        return at
+        return len(self) - 1 if at is None else at
 
     def factor(self, at: int) -> float:
         """What a sample that comes to step `at` is multiplied by: init_scale where a run begins
@@ -62,6 +65,8 @@ class Lookup:
 
     def input_scale(self, timestep: int | float | Tensor | None) -> float:
         """What the sample that comes to the timestep is multiplied by for the model."""
+        if self._unscaled:
+            return 1.0
         at = min(self.find(timestep), len(self) - 1)
         return self._scales[at] * self.factor(at)
 
@@ -74,6 +79,8 @@ class Lookup:
             at = [self.find(None)] * timesteps.numel()
         else:
             at = [self.where(t) for t in timesteps.flatten().cpu()]
+            if self._manner.last:
+                at = [len(self) - 1 if k is None else k for k in at]
         if None in at:
             return None
         if (last := max(at, default=0)) > 0:

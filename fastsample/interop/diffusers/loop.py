@@ -6,9 +6,10 @@ to memory of its own, so an edited or replaced sample needs no noticing. A half-
 a state in float32 beside it: a pipeline that hands back the very tensor it was given, unwritten,
 goes on from that state and not from its half-precision copy; any other tensor becomes the new
 state. History is kept then: a multistep solver goes on with its earlier predictions, and where a
-method comes back to an earlier x (Heun's base, UniPC's corrected x), that x is a combination of the
-state and the predictions, so an edit of the sample moves it by a matching amount. (diffusers keeps
-such an x in the scheduler instead, and an edit is lost there.)
+method comes back to an earlier x (Heun's base, UniPC's corrected x), an exact plan has that x as a
+combination of the state and the predictions, so an edit of the sample moves it by a matching
+amount. With compat it stands in a slot of its own, as diffusers keeps it, and an edit is lost
+there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ...runtime.select import chosen
 from ...runtime.spares import Spares
 from ..draws import Draws
 from .lookup import Lookup
+from .manners import Manner
 from .plan import bare, number
 
 
@@ -42,9 +44,10 @@ class Loop(Lookup):
     timesteps, else float32. spares: of runs. calls_per_point: 2 for Heun, whose first point has 1.
     compat: the points are diffusers' own. unit: the pipeline begins with unit noise, and without
     compat init_scale is for the first step to multiply it by (flow pipelines know no
-    init_noise_sigma). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at the
-    end. draws(label, eta): a step that draws even where its row has no noise. result: whose dtype
-    the next sample has (`sources.Source`).
+    init_noise_sigma). manner: what the source does beside the plan; apart(t): the loop of the one
+    step from a timestep that is not in the schedule, or None. result: whose dtype the next sample
+    has (`sources.Source`). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at
+    the end.
     """
 
     _run: Run | None = None
@@ -64,12 +67,15 @@ class Loop(Lookup):
         preview: bool = True,
         compat: bool = False,
         unit: bool = False,
-        draws: Callable[[float, float], bool] | None = None,
+        manner: Manner | None = None,
+        apart: Callable[[float], Loop | None] | None = None,
         result: str = "sample",
     ):
         self.compat, self._compile, self._spares = compat, compile, spares
-        self._preview, self._draws_at, self._result = preview, draws, result
-        self._points_of(plan, calls_per_point, unit and not compat)
+        self._preview, self._apart, self._result = preview, apart, result
+        manner = manner or Manner()
+        self._points_of(plan, calls_per_point, unit and not compat, manner)
+        self._draws_at, self._bounds = manner.draws, manner.thresholding
         self._kind = torch.int64 if whole else torch.float32
 
     def fresh(self, device=None) -> Loop:
@@ -125,6 +131,10 @@ class Loop(Lookup):
                     else self._again(model_output, sample, eta, x)
                 ):
                     return self._stepped(x)
+            if self._apart is not None and (other := self._elsewhere(timestep)) is not None:
+                return other.step(
+                    model_output, timestep, sample, eta, noise, generator, variance_noise
+                )
             draw = partial(noise, model_output, generator, variance_noise)
             if not torch.is_inference_mode_enabled():
                 return self._step(model_output, timestep, sample, eta, draw)
@@ -155,7 +165,7 @@ class Loop(Lookup):
         nothing and the sample is the state itself; else False, nothing done.
         """
         plain = self.index is None and not self.begin and self._factor == 1.0 and eta == 0.0
-        plain = plain and f.__class__ is Tensor and not watched()
+        plain = plain and self._bounds is None and f.__class__ is Tensor and not watched()
         plain = plain and self._dtype(f, sample) == sample.dtype
         if not (plain and self._draws_nothing(self.plan, eta)):
             return False
@@ -178,7 +188,11 @@ class Loop(Lookup):
         self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """The step with every check, and its sentence."""
-        at, first = self._checked(model_output, timestep, sample), self._run is None
+        at = self._checked(model_output, timestep, sample)
+        if self._manner.free and self._run is not None:
+            same = at == self.index and eta == self._eta and sample.shape == self._run.x.shape
+            self._run = self._run if same else None  # every step may be a first one
+        first = self._run is None
         begun, factor = sample, self.factor(at)
         if factor != 1.0:  # in the state's dtype: not rounded to half precision again
             begun = factor * sample.to(arguments.state_dtype(sample))
@@ -195,11 +209,13 @@ class Loop(Lookup):
             x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
         elif not first and not self._is_ours(sample):
             run.x = begun
+        if self._bounds is not None:
+            self._bounds.bound(run, model_output, begun if self._carried else run.x)
         if self._still:
             run.carry(model_output, x_in, x)
         else:
             self._drawing(model_output, x_in, x, draw)
-        self._quick = self._carried and self._still
+        self._quick = self._carried and self._still and self._bounds is None
         kind = self._dtype(model_output, sample)
         return self._stepped(run.x.to(kind, copy=True) if x is None else x)
 
@@ -306,18 +322,26 @@ class Loop(Lookup):
                 f"FsScheduler.step: step {expected} of {len(self)} timesteps; set_timesteps starts "
                 "again, a begin index inside is accepted"
             )
-        if self._run is not None and sample.shape != self._run.x.shape:
+        told = not self._manner.free  # it goes by the timestep itself
+        if told and self._run is not None and sample.shape != self._run.x.shape:
             raise ValueError(
                 f"FsScheduler.step: sample is {list(sample.shape)} after "
                 f"{list(self._run.x.shape)}; one shape for the whole run is accepted"
             )
-        told = self.index is not None or self.begin is not None  # else by the timestep itself
+        told = told and (self.index is not None or self.begin is not None)
         if told and self.where(timestep, expected) != expected:
             raise ValueError(
                 f"FsScheduler.step: timestep {number(timestep):g} is out of order; "
                 f"{self._labels[expected]:g} is next, of {self._words()}"
             )
         return expected
+
+    def _elsewhere(self, timestep) -> Loop | None:
+        """The loop of a step from a timestep that is not in the schedule, where there is one."""
+        if self.where(timestep, self.index) is not None:
+            return None
+        other = self._apart(number(timestep))
+        return None if other is None else other.fresh(self.timesteps.device)
 
     def _is_ours(self, sample: Tensor) -> bool:
         """Is this the tensor that the last step returned, unwritten since, or the samples chosen

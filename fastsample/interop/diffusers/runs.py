@@ -5,7 +5,10 @@ one plan.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
+
+import numpy as np
 
 from ...plan import Plan
 from ...runtime.spares import Spares
@@ -13,6 +16,7 @@ from . import config as diffusers_config
 from .calls import check_set_timesteps
 from .grids import Points
 from .loop import Loop
+from .manners import manner
 from .peer import made, peer_points, words
 from .plan import check_length, from_point, is_whole
 from .sources import find
@@ -66,20 +70,39 @@ class Runs:
 
     # -- inside ------------------------------------------------------------------------------------
     def _loop(self, asked: tuple, compat: bool, about: dict) -> Loop:
+        if self.source is not None:
+            about = about | {"manner": manner(self.source.__name__, self.settings, compat)}
         if self.given is not None:
             check_length(self.given, *asked[:3])
             points = Points(None, None, whole=is_whole(self.given))
         elif compat:
             self._peer = self._peer or made(self.source, self.settings)
             points = peer_points(self._peer, self.settings, *asked)
-            name = self.source.__name__
-            about = about | {"draws": diffusers_config.draws(name, self.settings)}
-            about["result"] = find(name).result
+            about = about | {"result": find(self.source.__name__).result}
+            if points.legs is not None:
+                about = about | {"apart": partial(self._apart, asked, points, about)}
         else:
             check_set_timesteps(self.source, dict(asked[-1]), exact=True)
             points = diffusers_config.layout(self.source.__name__, self.settings, *asked[:-1])
         compile = partial(self._compile, asked, points, compat)
         return Loop(compile(0, 0.0), compile, points.whole, self._spares, compat=compat, **about)
+
+    def _apart(self, asked: tuple, points: Points, about: dict, timestep: float) -> Loop | None:
+        """The loop of the one step from a timestep of the table that is none of these points, where
+        the source goes by timesteps alone.
+        """
+        legs = points.legs
+        if timestep not in range(len(legs)):
+            return None
+        key = asked, timestep
+        loop = self._loops.get(key)
+        if loop is None:
+            one = replace(points, grid=legs[int(timestep)], labels=np.array([timestep]))
+            compile = partial(self._compile, key, one, True)
+            plan = compile(0, 0.0)
+            loop = Loop(plan, compile, points.whole, self._spares, compat=True, **about)
+            _keep(self._loops, key, loop)
+        return loop
 
     def _compile(self, asked: tuple, points: Points, compat: bool, first: int, eta: float) -> Plan:
         """The plan from grid point `first` on, remembered."""

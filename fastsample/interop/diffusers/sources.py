@@ -57,39 +57,39 @@ class Source:
     result: str = "both"
 
 
-_NO_THRESHOLD = {"thresholding": (False,)}
-_SOLVER_TYPE = {"solver_type": ("midpoint", "heun")}
+# variance_type of DDPM -> the noise of its rows (`steps.posterior`). diffusers takes the root of a
+# logarithm for fixed_large_log, and has no case of its own for None
+VARIANCES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    None: "fixed_small",
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "learned": "learned",
+    "learned_range": "learned_range",
+}
+_SOLVER_TYPE = {"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)}
+_SINGLE = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
 _SIGMA = Family("sigma", whole=False)
 _WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
 SOURCES = {
-    "DDIMScheduler": Source(Family(), _NO_THRESHOLD),
-    "DDPMScheduler": Source(
-        Family(), _NO_THRESHOLD | {"variance_type": ("fixed_small", "fixed_small_log")}
-    ),
+    "DDIMScheduler": Source(Family()),
+    "DDPMScheduler": Source(Family(), {"variance_type": tuple(VARIANCES)}),
     "DPMSolverMultistepScheduler": Source(
         Family(extra=True, flow="dpm"),
-        _NO_THRESHOLD
-        | _SOLVER_TYPE
-        | {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (1, 2, 3)},
+        _SOLVER_TYPE | {"algorithm_type": (*_SINGLE, "sde-dpmsolver")},
         _WITH_FLOW,
         pair=False,
     ),
     "DPMSolverSinglestepScheduler": Source(
         Family(extra=True, spaced=False, flow="dpm"),
-        _NO_THRESHOLD | _SOLVER_TYPE | {"algorithm_type": ("dpmsolver++",), "solver_order": (1, 2)},
+        _SOLVER_TYPE | {"algorithm_type": _SINGLE},
         _WITH_FLOW,
         pair=False,
     ),
     "UniPCMultistepScheduler": Source(
         Family(extra=True, flow="unipc"),
-        _NO_THRESHOLD
-        | {
-            "predict_x0": (True,),
-            "solver_order": (1, 2, 3),
-            "solver_type": ("bh1", "bh2"),
-            "disable_corrector": ([],),
-            "solver_p": (None,),
-        },
+        {"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2"), "solver_p": (None,)},
         _WITH_FLOW,
         pair=False,
         result="sample",
@@ -97,7 +97,7 @@ SOURCES = {
     "PNDMScheduler": Source(
         Family(), {"skip_prk_steps": (True,)}, ("epsilon", "v_prediction"), pair=False
     ),
-    "LCMScheduler": Source(Family(), _NO_THRESHOLD),
+    "LCMScheduler": Source(Family()),
     "EulerDiscreteScheduler": Source(
         _SIGMA,
         {
@@ -167,18 +167,12 @@ def settings(source: str, config: dict) -> dict:
                 f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is "
                 "accepted"
             )
-    if config.get("algorithm_type") == "sde-dpmsolver++" and config["solver_order"] == 3:
-        raise ValueError(
-            "FsScheduler: solver_order = 3 of sde-dpmsolver++, whose sign is wrong in diffusers, "
-            "is not reproduced; 1 or 2 is accepted"
-        )
     _check_words(config)
     size, where = config["num_train_timesteps"], scale(source, config)
-    least = 1 if where == "flow" else 2
-    if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= 100_000:
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 100_000:
         raise ValueError(
-            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from {least} to 100000 "
-            "is accepted"
+            f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 1 to 100000 is "
+            "accepted"
         )
     barred = "v_prediction" if where == "flow" else "flow_prediction"
     kinds = [k for k in found.predictions if k != barred]

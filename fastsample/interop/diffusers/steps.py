@@ -1,21 +1,19 @@
-"""Rows that only diffusers' classes make: steps on pairs of points, steps of a fixed stride, PLMS.
-No torch, no diffusers.
+"""Rows that only diffusers' classes make: steps of a fixed stride, DDPM's variances, PLMS, a Heun
+that keeps its base. No torch, no diffusers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ... import solvers
 from ...model import Model, to_eps
 from ...plan import Plan
 from ...solvers._begin import number
-from ...solvers._build import ANCHOR, Builder, Lin, M, N, R, X
-from ...solvers._exponential import gain, weights
+from ...solvers._build import Builder, Lin, M, N, R, X
+from ...solvers._exponential import ancestral, gain
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
 # Adams-Bashforth, newest first
@@ -27,67 +25,18 @@ PLMS = (
 )
 
 
-def pairs(
-    model: Model, grid, *, variant: str = "midpoint", lower_order_final: bool = True, first: int = 0
+def strided(
+    model: Model, grid, *, ends: Sequence[float], eta: float = 0.0, clip: float = 0.0
 ) -> Plan:
-    """DPM-Solver++(2S) on grid points in pairs, as diffusers' singlestep class walks them: point i
-    is the stage of the step i-1 -> i+1.
-
-    h = lambda_{i+1} - lambda_{i-1}, r = (lambda_i - lambda_{i-1})/h, m and m1 the outputs (x0) at
-    i-1 and i:
-    x_i = (sigma_i/sigma)·x + alpha_i (1 - e^{-rh})·m
-    x_{i+1} = (sigma_{i+1}/sigma)·x + alpha_{i+1} (1 - e^{-h})·[m + (m1 - m)/(2r)], or "heun": the
-    line through m and m1 integrated exactly.
-
-    A step to sigma = 0, or from alpha = 0, is one of first order; lower_order_final makes the last
-    two of an even number so. One evaluation a point. first: how many points of the whole grid were
-    left out, so that the same points pair up. Lu et al. 2022, arXiv:2211.01095, Alg. 1.
-    """
-    b = Builder(model, grid, stored="x0")
-    level, orders = b.half_log_snr, []
-    for i in range(b.n):
-        second = (
-            i > 0
-            and (i + first) % 2 == 1
-            and bool(np.isfinite(level[[i - 1, i + 1]]).all())
-            and not (lower_order_final and i == b.n - 1)
-        )
-        orders.append(2 if second else 1)
-        alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-        if not second:
-            h = float(level[i + 1] - level[i])
-            x = alpha * gain(h) * M + (Lin() if sigma == 0.0 else (sigma / b.sigma[i]) * X)
-            b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=X)
-            continue
-        h = float(level[i + 1] - level[i - 1])
-        r = float(level[i] - level[i - 1]) / h
-        w = gain(h) / (2.0 * r) if variant == "midpoint" else weights((0.0, r), h)[1]
-        x = (sigma / b.sigma[i - 1]) * Lin({ANCHOR: 1.0}) + alpha * (
-            (gain(h) - w) * R(f"m{i - 1}") + w * M
-        )
-        b.row(b.t[i], to=b.t[i + 1], x=x)
-    cite = ["Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"]
-    return b.build(
-        "dpmpp_2s on pairs",
-        arguments={"variant": variant},
-        order=max(orders),
-        orders=orders,
-        citations=cite,
-    )
-
-
-def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float = 0.0) -> Plan:
-    """DDIM from every point t of the grid to t - stride, wherever its next point lies; to the
-    grid's end where t < stride.
+    """DDIM from every point of the grid to its own of `ends` [n], wherever the next point lies.
 
     x' = alpha' m + sigma' (k eps + sqrt(1 - k²) n), k² = 1 - eta² (1 - e^{-2h}),
     h = lambda' - lambda: m is x0 within the clip, eps the direction of the model's raw output, not
-    clipped. Where t - stride is not the next point, x stands off its label by that much. One
+    clipped. Where a step does not end at the next point, x stands off its label by that much. One
     evaluation a step. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     """
     eta, b = number("ddim: eta", eta, 0.0, 1.0), Builder(model, grid, stored="x0", clip=clip)
-    for i, t in enumerate(b.t[:-1]):
-        to = float(t - stride if t >= stride else b.t[-1])
+    for i, (t, to) in enumerate(zip(b.t[:-1], map(float, ends), strict=True)):
         (alpha, sigma), at = b.level(t), b.level(to)
         p, q = to_eps(b.model.prediction, alpha, sigma)
         left = math.exp(-2.0 * _rise(b, t, to))
@@ -95,10 +44,9 @@ def strided(model: Model, grid, *, stride: float, eta: float = 0.0, clip: float 
         x = at[0] * M + (k * at[1]) * (float(p) * X + float(q) * RAW)
         b.row(t, to=at, x=x + eta * at[1] * math.sqrt(1.0 - left) * N(i + 1) if eta else x)
     cite = ["Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"]
-    words = {"stride": stride, "eta": eta}
     return b.build(
-        "ddim of a fixed stride",
-        arguments=words,
+        "ddim with ends of its own",
+        arguments={"ends": list(map(float, ends)), "eta": eta},
         consistent=False,
         order=1,
         orders=[1] * b.n,
@@ -156,27 +104,59 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
     )
 
 
-def third(
-    model: Model, grid, *, variant: str, lower_order_final: bool, euler_at_final: bool
-) -> Plan:
-    """dpmpp_3m with half the third-order weight, as implementations have it, and the variant's
-    second step.
+def posterior(model: Model, grid, *, variance: str, clip: float = 0.0) -> Plan:
+    """DDPM's posterior: the mean of `solvers.ddim` with eta = 1, and a noise of variance
 
-    lower_order_final: orders 2 and 1 in the last two steps; euler_at_final: 1 in the last.
+        small = max(1e-20, (sigma'/sigma)² beta),  beta = 1 - (alpha/alpha')²: "fixed_small", and
+                "learned_range", whose noise is multiplied by what the model says (`learned`)
+        large = beta: "fixed_large"
+        1     "learned", as above
+
+    None in a step from t = 0. One evaluation a step. Ho et al. 2020, arXiv:2006.11239, eq. 7 and
+    sec. 3.2.
     """
-    # dpmpp_3m lowers shorter runs by itself, as the class does by default
-    lowered = lower_order_final or len(grid) > 15
-    compat = "diffusers" if variant == "midpoint" and lowered else "k-diffusion"
-    made = solvers.dpmpp_3m(model, grid, lower_order_final=lower_order_final, compat=compat)
-    if variant == "midpoint" and not lowered and made.nfe > 1:
-        made = _with_row(made, 2, solvers.dpmpp_2m(model, grid))
-    return _with_row(made, made.rows - 2, solvers.ddim(model, grid)) if euler_at_final else made
+    b = Builder(model, grid, stored="x0", clip=clip)
+    for i, t in enumerate(b.t[:-1]):
+        x, _ = ancestral(b, i, _rise(b, t, b.t[i + 1]), 1.0)
+        small, large = variances(b.level(t), b.level(b.t[i + 1]))
+        of = {"fixed_large": large, "learned": 1.0}.get(variance, small)
+        b.row(t, to=b.t[i + 1], x=0.0 * X + x + (math.sqrt(of) * N(i + 1) if t > 0.0 else Lin()))
+    cite = ["Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239"]
+    return b.build(
+        f"ddpm, {variance}",
+        consistent=variance == "fixed_small",
+        order=1,
+        orders=[1] * b.n,
+        citations=cite,
+    )
 
 
-def sde_2m(model: Model, grid, *, variant: str) -> Plan:
-    """dpmpp_2m_sde with a last step of first order."""
-    made = solvers.dpmpp_2m_sde(model, grid, variant=variant)
-    return _with_row(made, made.rows - 2, solvers.ddim(model, grid, eta=1.0))
+def variances(at: tuple[float, float], to: tuple[float, float]) -> tuple[float, float]:
+    """DDPM's small and large variance of the step between two (alpha, sigma)."""
+    beta = 1.0 - (at[0] / to[0]) ** 2 if to[0] else 0.0
+    return max(1e-20, (to[1] / at[1]) ** 2 * beta), beta
+
+
+def heun(model: Model, grid, *, clip: float = 0.0) -> Plan:
+    """`solvers.heun` in rho space, with the x that a step begins at kept, as diffusers keeps it: an
+    edit of the stage by somebody else moves its slope, not the base.
+
+    d = (x - m)/rho, x1 = x + (rho' - rho)·d, x' = x + (rho' - rho)/2·(d + d1). Karras et al. 2022,
+    arXiv:2206.00364, Alg. 1.
+    """
+    b = Builder(model, grid, stored="x0", clip=clip)
+    for i, t in enumerate(b.t[:-1]):
+        to, (rho, rho_to) = b.t[i + 1], b.sigma[i : i + 2]
+        d = (X - M) / rho
+        if rho_to == 0.0:
+            b.row(t, to=to, x=M)
+            continue
+        b.row(t, to=to, x=X + (rho_to - rho) * d, keep={"base": X, "d": d})
+        x = R("base") + 0.5 * (rho_to - rho) * (R("d") + (X - M) / rho_to)
+        b.row(to, to=to, x=x)
+    cite = "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, arXiv:2206.00364"
+    orders = [1 if s == 0.0 else 2 for s in b.sigma[1:]]
+    return b.build("heun of diffusers", order=2, orders=orders, citations=[cite])
 
 
 # -- inside ----------------------------------------------------------------------------------------
@@ -193,18 +173,6 @@ def _legs(
         else:
             begin, to = t, t - stride if t >= stride else times[-1]
         yield begin, to, again
-
-
-def _with_row(made: Plan, row: int, other: Plan) -> Plan:
-    """The plan with another's x' in one row. Both keep the same values in the same slots up to
-    there.
-    """
-    table, reads, other = made.M.copy(), made.reads.copy(), other.padded(S=max(made.S, other.S))
-    keeps = (made.dst[row] >= 0).any()
-    table[row, 0] = other.M[row, 0]
-    reads[row] = other.reads[row] | (reads[row] & 1 << (1 + made.S) if keeps else 0)
-    solver = f"{made.note['solver']}, row {row} of {other.note['solver']}"
-    return replace(made, M=table, reads=reads, note={**made.note, "solver": solver})
 
 
 def _rise(b: Builder, t: float, to: float) -> float:

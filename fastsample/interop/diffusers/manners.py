@@ -1,0 +1,68 @@
+"""Manners: what a diffusers class does in a step beside the rows of its plan. No diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...runtime.run import Run
+
+
+@dataclass(frozen=True)
+class Thresholding:
+    """x0 <- clamp(x0, -s, s)/s, s = min(max(1, the share `ratio` quantile of a sample's |x0|),
+    top): Saharia et al. 2022, arXiv:2205.11487, sec. 2.3.
+    """
+
+    ratio: float
+    top: float
+
+    def bound(self, run: Run, f: Tensor, x: Tensor) -> None:
+        """Bound the prediction of the run's next row, from the state x and the model's output f."""
+        p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
+        x0 = (p * x + q * f.to(x.dtype)).flatten(1).abs()
+        s = torch.quantile(x0, self.ratio, dim=1)
+        run.bounds().copy_(torch.clamp(s, min=1.0, max=self.top))
+
+
+@dataclass(frozen=True)
+class Manner:
+    """draws(label, eta): a step draws, also where its noise is multiplied by 0. free: a step is
+    that of its timestep, in any order. last: a timestep that is not in the schedule is taken for
+    the last one.
+    """
+
+    draws: Callable[[float, float], bool] | None = None
+    thresholding: Thresholding | None = None
+    free: bool = False
+    last: bool = False
+
+
+def manner(source: str, config: dict, compat: bool) -> Manner:
+    """Of a class with this config; compat: as diffusers has it, else no more than its rows need."""
+    bound = None
+    if config.get("thresholding") and config.get("predict_x0", True):
+        bound = Thresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+    if not compat:
+        return Manner(thresholding=bound)
+    return Manner(
+        _draws(source, config),
+        bound,
+        free=source in ("DDIMScheduler", "DDPMScheduler"),
+        last=source.startswith(("DPMSolver", "UniPC")),
+    )
+
+
+# -- inside ----------------------------------------------------------------------------------------
+def _draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
+    sde = config.get("algorithm_type", "").startswith("sde")
+    sde |= bool(config.get("stochastic_sampling"))
+    if sde or source == "EulerAncestralDiscreteScheduler":
+        return lambda label, eta: True
+    return {
+        "DDPMScheduler": lambda label, eta: label > 0.0,
+        "DDIMScheduler": lambda label, eta: eta > 0.0,
+    }.get(source)
