@@ -25,7 +25,6 @@ from .unipc import unipc
 FULL_ORDER_FROM = 15
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
 MATCH = "FlowMatchEulerDiscreteScheduler"
-CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
 
 
 def trained_levels(where: str, config: dict, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +138,7 @@ def plan(
         made = matching(model, grid, labels, first=first, **words)
         return made.with_note(made_for=f"diffusers {source}")
     solver, words = _solver(source, config, at, first, eta, compat)
-    if source in CLIPPING and config["clip_sample"] and not config.get("thresholding"):
+    if config.get("clip_sample") and not config.get("thresholding"):
         words["clip"] = float(config["clip_sample_range"])
     made = solver(_model(source, config, grid, labels, at.schedule), grid, **words)
     return made.with_note(made_for=f"diffusers {source}")
@@ -229,7 +228,8 @@ def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
     steps, order, kind = len(at.labels), config["solver_order"], config["algorithm_type"]
     single, sde = name == "DPMSolverSinglestepScheduler", kind.startswith("sde")
     noise, variant = not kind.endswith("++"), config["solver_type"]
-    form = Form(noise, sde, variant, single, bool(config["thresholding"]), exact=not compat)
+    bounded = bool(config["thresholding"] or config.get("clip_sample"))
+    form = Form(noise, sde, variant, single, bounded, exact=not compat)
     low = bool(config["lower_order_final"])
     if single:
         return dpm, {"orders": singlestep_orders(steps, first, order, low), "form": form}

@@ -50,12 +50,12 @@ class Form:
     exact: bool = False
 
 
-def dpm(model: Model, grid, orders: Sequence[int], form: Form) -> Plan:
+def dpm(model: Model, grid, orders: Sequence[int], form: Form, clip: float = 0.0) -> Plan:
     """One step from each grid point but the last, of order orders[i] where so many outputs are
     there. One evaluation a step.
     """
     x0 = form.as_x0 or not form.noise
-    b, reached = Builder(model, grid, stored="x0" if x0 else "eps"), []
+    b, reached = Builder(model, grid, stored="x0" if x0 else "eps", clip=clip), []
     for i, order in enumerate(orders):
         here = (X - b.alpha[i] * M) / b.sigma[i] if x0 and form.noise else M
         seen = [i] if b.sigma[i + 1] == 0.0 else history(b.half_log_snr, i, order)

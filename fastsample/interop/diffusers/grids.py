@@ -91,10 +91,12 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     low, high = config["beta_start"], config["beta_end"]
     if config.get("trained_betas") is not None:
         betas = np.asarray(config["trained_betas"], dtype=np.float64)
-        if betas.ndim != 1 or not ((betas > 0.0) & (betas < 1.0)).all():
+        # a last 1: no signal is left
+        inside = (betas > 0.0) & (betas < 1.0) if betas.ndim == 1 else np.zeros(1, dtype=bool)
+        if not (inside[:-1].all() and (inside[-1:] | (betas[-1:] == 1.0)).all()):
             raise ValueError(
                 f"FsScheduler: trained_betas has shape {list(betas.shape)}; one axis of numbers "
-                "inside (0, 1) is accepted"
+                "inside (0, 1), the last of which may be 1, is accepted"
             )
         table = DiscreteVP(np.cumprod(1.0 - betas))
     elif kind == "squaredcos_cap_v2":

@@ -5,6 +5,7 @@ it can be. Imports no diffusers.
 from __future__ import annotations
 
 import copy
+import inspect
 
 import numpy as np
 
@@ -17,6 +18,10 @@ def uncovered(source: type, settings: dict) -> str | None:
     """Why no run of the class with these settings can be reproduced, in words; None where runs can.
     Some runs may still not be.
     """
+    known = inspect.signature(source.__init__).parameters
+    if not settings.keys() <= known.keys():
+        unknown = ", ".join(k for k in settings if k not in known)
+        return f"FsScheduler: {source.__name__} itself has no {unknown}"
     try:
         peer_table(source.__name__, settings, made(source, settings))
     except ValueError as error:

@@ -30,6 +30,7 @@ from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
 from .loops import Loops
+from .moving import arguments, beside
 from .noising import Noising
 from .output import FsSchedulerOutput
 from .peer import uncovered
@@ -40,11 +41,9 @@ from .sources import (
     OURS,
     PREDICTIONS,
     SOURCES,
-    class_of,
     defaults,
     output_sign,
     own_config,
-    said,
     scale,
     settings,
 )
@@ -60,7 +59,8 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
     for that class's own grid (float32 levels, rounded labels, init_noise_sigma) and its deviations,
     None for exact ones; "auto", the default, becomes "diffusers", or with a warning None where that
     cannot be reproduced (a single run that cannot be is exact, with a warning). plan: a Plan as
-    base64 text, in place of all that (from_plan).
+    base64 text, in place of all that (from_plan). moved: what from_config brought along from
+    another class and the source has no option for (`moving`).
 
     step and set_timesteps take their arguments in the order of the source's own, as
     inspect.signature says; eta, generator and variance_noise, timesteps and sigmas are taken by
@@ -132,6 +132,7 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         time_shift_type: str = "exponential",
         stochastic_sampling: bool = False,
         skip_prk_steps: bool = False,
+        moved: dict | None = None,
     ):
         self._take(source, compat, plan)
 
@@ -139,35 +140,27 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
         """From any diffusers scheduler, or its config (or an FsScheduler's). source=, a class or
-        its name, puts another class's solver on the same schedule.
+        its name, puts another class's solver on the same noise schedule (`moving`).
         """
-        name = type(config).__name__ if isinstance(config, SchedulerMixin) else None
-        config = config.config if name else config
+        kind = type(config) if isinstance(config, SchedulerMixin) else None
+        config = config.config if kind else config
         if not isinstance(config, dict):
             raise TypeError(
                 f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its "
                 "config is accepted"
             )
-        if config.keys() >= OURS and not hasattr(diffusers, name or config.get("_class_name", "")):
-            # "diffusers" is asked for again: other arguments may have changed
-            kwargs.setdefault("compat", config["compat"] and "auto")
-            if config["plan"]:
-                return super().from_config(config, return_unused_kwargs, **kwargs)
-            name = config["source"]
-        name = name or config.get("_class_name")
-        source = kwargs.pop("source", None) or name or class_of(diffusers, config)
-        source = getattr(source, "__name__", source)
-        own, usual = inspect.signature(cls.__init__).parameters.keys(), defaults(diffusers, source)
-        moved = name != source if name else usual.keys() != {k for k in config if k[:1] != "_"}
-        given = said(config, source, usual, own, moved)
-        asked = {k: kwargs.pop(k) for k in list(kwargs) if k in own}
-        words = {**usual, **given, **asked, "source": source}
-        made = cls(**{k: v for k, v in words.items() if k in own})
-        left = config.get("_use_default_values", ())
-        unset = [k for k in usual if k not in asked and (k not in given or k in left)]
-        others = {k: v for k, v in given.items() if k not in own}
-        made.register_to_config(**others, _use_default_values=unset)
-        return (made, kwargs) if return_unused_kwargs else made
+        if config.get("plan") and config.keys() >= OURS:
+            return super().from_config(config, return_unused_kwargs, **kwargs)
+        own = inspect.signature(cls.__init__).parameters
+        words, kept, left = arguments(diffusers, own, config, kind, kwargs)
+        if left and not return_unused_kwargs:
+            raise TypeError(
+                f"FsScheduler.from_config: {', '.join(left)}: not known to {words['source']}; its "
+                "own options are accepted"
+            )
+        made = cls(**words)
+        made.register_to_config(**kept)
+        return (made, left) if return_unused_kwargs else made
 
     @classmethod
     def from_plan(cls, plan: Plan, num_train_timesteps: int = 1000, like=None) -> FsScheduler:
@@ -310,7 +303,8 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         and so does register_to_config.
         """
         source, plan = self.config.source, self._given
-        read = {} if plan else {k: self.config[k] for k in defaults(diffusers, source)}
+        usual = {} if plan else defaults(diffusers, source)
+        read = {k: self.config[k] for k in usual} | beside(source, usual, self.config.get("moved"))
         self._settings = {} if plan else settings(source, read)
         self._source = None if plan else getattr(diffusers, source)
         self._scale = scale_of(plan) if plan else scale(source, self._settings)

@@ -118,17 +118,24 @@ SOURCES = {
 UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")
 # what an FsScheduler's config says beside its source's
 OURS = frozenset({"source", "compat", "plan"})
+# classes on whose noise schedule, as on their own, one of SOURCES runs
 CLOSEST = {
     "DDIMParallelScheduler": "DDIMScheduler",
     "CogVideoXDDIMScheduler": "DDIMScheduler",
+    "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler",
     "DDPMParallelScheduler": "DDPMScheduler",
+    "UnCLIPScheduler": "DDPMScheduler",
+    "RePaintScheduler": "DDIMScheduler",
     "LMSDiscreteScheduler": "EulerDiscreteScheduler",
-    "EDMEulerScheduler": "EulerDiscreteScheduler",
     "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
     "DEISMultistepScheduler": "UniPCMultistepScheduler",
     "SASolverScheduler": "UniPCMultistepScheduler",
+    "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler",
     "TCDScheduler": "LCMScheduler",
+    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler": "FlowMatchEulerDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler",
 }
 
 
@@ -140,11 +147,14 @@ def find(source: str) -> Source:
         )
     if source in SOURCES:
         return SOURCES[source]
-    kind = "FlowMatchEulerDiscrete" if "Flow" in str(source) else "DPMSolverMultistep"
-    close = CLOSEST.get(source, f"{kind}Scheduler")
+    if source in CLOSEST:
+        raise ValueError(
+            f"FsScheduler: {source} is not reproduced; from_config with "
+            f"source={CLOSEST[source]!r}, which runs on its noise schedule, is accepted"
+        )
     raise ValueError(
-        f"FsScheduler: {source} is not reproduced; the closest is {close}: source={close!r} puts "
-        "its solver on this noise schedule"
+        f"FsScheduler: {source} is not reproduced, nor is a class that runs on its noise schedule; "
+        f"one of {', '.join(SOURCES)}, or a plan for this model by from_plan, is accepted"
     )
 
 
@@ -249,7 +259,7 @@ def own_config(config: dict, usual: dict) -> dict:
     of its own for.
     """
     unset = config.get("_use_default_values", ())
-    kept = {k: v for k, v in config.items() if k in usual or k in OURS}
+    kept = {k: v for k, v in config.items() if k in usual or k in OURS or (k == "moved" and v)}
     kept["_use_default_values"] = [k for k in unset if k in usual and config[k] == usual[k]]
     return kept
 
@@ -271,9 +281,10 @@ def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool
     return given
 
 
-def class_of(library: object, config: dict) -> str:
+def class_of(library: object, config: dict, alone: bool) -> str | None:
     """The class whose arguments a config has: one that was made here, and not loaded, does not
-    write its name into it.
+    write its name into it. alone: nothing else says the source; ValueError where the arguments do
+    not. Otherwise None, or of several classes with one set of arguments one that is reproduced.
     """
     keys, found = {k for k in config if not k.startswith("_")}, []
     for name in (n for n in dir(library) if n.endswith("Scheduler")):
@@ -283,9 +294,9 @@ def class_of(library: object, config: dict) -> str:
             found += [name] * (keys == arguments)
     # a Parallel one is the same scheduler, with one method more
     found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]
-    if len(found) != 1:
+    if alone and len(found) != 1:
         raise ValueError(
             f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the "
             "scheduler itself, or source=, is accepted"
         )
-    return found[0]
+    return next((name for name in found if name in SOURCES), *found[:1] or [None])

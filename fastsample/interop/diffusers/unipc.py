@@ -23,6 +23,7 @@ def unipc(
     lower_order_final: bool = True,
     uncorrected: Collection[int] = (),
     first: int = 0,
+    clip: float = 0.0,
 ) -> Plan:
     """`solvers.unipc` from point `first` of a grid on, except that
 
@@ -33,7 +34,7 @@ def unipc(
     A step of length 0 changes nothing, and an output at one level with a newer one is left out.
     Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8.
     """
-    b = Builder(model, grid, stored="eps" if noise else "x0")
+    b = Builder(model, grid, stored="eps" if noise else "x0", clip=clip)
     level = b.half_log_snr
     at = Levels(b.sigma, b.alpha, -level) if noise else Levels(b.alpha, b.sigma, level)
     asked, orders = [], []

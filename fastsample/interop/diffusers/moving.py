@@ -1,0 +1,355 @@
+"""A scheduler is moved to another class: FsScheduler.from_config(…, source=). Imports no diffusers.
+
+What the model was trained for moves along, whether somebody set it or the old class has it by
+default, in whatever words the new class has for it:
+
+    levels       sigma/alpha at every training timestep (betas, an SNR shift, zero terminal SNR); on
+                 flow scale sigma, by the shift
+    labels       what the model is told there
+    prediction   what its output stands for
+    bounds       clip_sample, thresholding: what is done to the predicted data
+
+What the new class has no option for (a clip, Karras's levels on DDIM) goes into `moved`, which is
+read beside its own options; levels that no betas of its own give go into trained_betas. How a grid
+is laid out over the levels (timestep_spacing, steps_offset, set_alpha_to_one) and what belongs to
+the solver goes by name, as in diffusers: what nobody set is the new class's own.
+
+Then old and new are compared, the old one as diffusers' own object has it, and what differs is
+refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from ...schedules import Flow
+from .grids import CONVERSIONS, levels_of, noise_schedule
+from .sources import CLOSEST, OURS, SOURCES, class_of, defaults, said, scale, settings
+
+FLOW_MATCH = "FlowMatchEulerDiscreteScheduler"
+# one straight path from data to noise, along which the model is told T·sigma
+FLOWS = (
+    FLOW_MATCH,
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "LTXEulerAncestralRFScheduler",
+)
+# classes that have the word clip_sample and do not read it
+UNCLIPPED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
+IMPLIED = ("use_flow_sigmas", "prediction_type")
+SHARED = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that every class knows
+INFINITE = 4095.0  # sigma/alpha from which on a level is diffusers' stand-in for pure noise
+EPS = float(np.finfo(np.float32).eps)
+TABLE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
+# what belongs to one that is on, and what stands where a class has no such option
+BOUNDS = {
+    "clip_sample": {"clip_sample_range": 1.0},
+    "thresholding": {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0},
+}
+SHIFTS = {
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+    "shift_terminal": None,
+    "invert_sigmas": False,
+}
+GRIDS = {
+    **dict.fromkeys(CONVERSIONS, False),
+    "sigma_min": None,
+    "sigma_max": None,
+    "lambda_min_clipped": -math.inf,
+    "final_sigmas_type": "zero",
+}
+NEUTRAL = {
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+    "timestep_type": "discrete",
+    "use_flow_sigmas": False,
+    **dict.fromkeys(BOUNDS, False),
+    **GRIDS,
+    **SHIFTS,
+}
+
+
+def arguments(
+    library: object,
+    own: Mapping,
+    config: Mapping,
+    kind: type | None,
+    given: Mapping,
+    advise: bool = True,
+) -> tuple[dict, dict, dict]:
+    """(arguments of FsScheduler, what else its config keeps, keywords that nobody knows) for a
+    scheduler's config and the keywords given beside it.
+
+    library: diffusers; own: FsScheduler's parameters; kind: the class of the scheduler that has the
+    config, None where a config alone was given; advise: say what can be written instead. ValueError
+    for a class that is not reproduced, and for a move that would change what the model is asked.
+    """
+    theirs, given, name = kind, dict(given), kind.__name__ if kind else config.get("_class_name")
+    ours = config.keys() >= OURS and not hasattr(library, name or "")
+    if ours:
+        # "diffusers" is asked for again: other arguments may have changed
+        given.setdefault("compat", config["compat"] and "auto")
+        name, kind = config["source"], None
+    source = given.pop("source", None)
+    name = name or class_of(library, config, alone=source is None)
+    source = getattr(source, "__name__", source) or name
+    usual = defaults(library, source)
+    changed = name != source
+    words = said(config, source, usual, own, changed)
+    moved = words.pop("moved", None)
+    along = {"moved": moved} if ours and moved and not changed else {}
+    asked = {k: v for k, v in given.items() if k in usual or k in OURS}
+    known, kind = set(asked), kind or getattr(library, name or "", None)
+    if changed and kind is not None:
+        old = Origin(kind, config, moved if ours else None, given)
+        along = old.along(source, usual, words)
+        known |= old.words.keys()
+        option, why = old.differs(source, usual, {**words, **along, **asked})
+        if why and not advise:
+            raise ValueError(why)
+        if why:
+            follow = partial(arguments, library, own, config, theirs, advise=False)
+            instead = _instead(follow, old, {**given, "source": source}, option)
+            raise ValueError(f"FsScheduler.from_config: {why}; {instead} is accepted")
+    unset = set(config.get("_use_default_values", ()))
+    kept = {k: v for k, v in (words | along).items() if k not in own}
+    kept["_use_default_values"] = [
+        k for k in usual if not (k in asked or k in along or (k in words and k not in unset))
+    ]
+    found = {**usual, **words, **along, **asked, "source": source}
+    unknown = {k: v for k, v in given.items() if k not in known}
+    return {k: v for k, v in found.items() if k in own}, kept, unknown
+
+
+def beside(source: str, usual: Mapping, moved: Mapping | None) -> dict:
+    """What a config has moved along, read beside the class's own options (usual); ValueError for
+    what no move writes there.
+    """
+    for key in moved or ():
+        if key in usual or not _carries(source, key):
+            raise ValueError(
+                f"FsScheduler: moved has {key} = {moved[key]!r:.60}, which is no option that a "
+                f"plan of {source} can have beside its own; what from_config writes is accepted"
+            )
+    return dict(moved or {})
+
+
+class Origin:
+    """The scheduler that is moved: `words`, every option of its class; `trained`, those that say
+    what its model was trained for; `levels` [T] at its training timesteps.
+    """
+
+    def __init__(self, kind: type, config: Mapping, moved: dict | None, given: dict):
+        """moved: what an FsScheduler has from an earlier move; given: keywords, of which those that
+        the class knows are its own.
+        """
+        self.name, self.given = kind.__name__, given
+        parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+        words = {p.name: config.get(p.name, p.default) for p in parameters}
+        words = {k: v for k, v in words.items() if v is not inspect.Parameter.empty}
+        for own, other in (("shift", "flow_shift"), ("flow_shift", "shift")):
+            if own in words and other in given:
+                if given.get(own, given[other]) != given[other]:
+                    raise ValueError(
+                        f"FsScheduler.from_config: {own} = {given[own]!r} beside {other} = "
+                        f"{given[other]!r}; one number is accepted"
+                    )
+                words[own] = given[other]
+        self.words = words | {k: v for k, v in given.items() if k in words} | (moved or {})
+        self.trained = _trained(self.name, self.words)
+        self.levels = _levels(self.name, self.words) if moved else self._own_levels(kind)
+
+    def along(self, source: str, usual: dict, words: dict) -> dict:
+        """The options of `source` that are neither its defaults (usual) nor in what the config says
+        to it (words), and without which the model would be asked for something else.
+        """
+        flow = self.trained["use_flow_sigmas"]
+        want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and not flow}
+        if source == FLOW_MATCH:  # it is one, and predicts as one, without a word
+            want = {
+                k: v for k, v in want.items() if k not in ("use_flow_sigmas", "prediction_type")
+            }
+        elif flow:
+            want["flow_shift"] = want.pop("shift")
+        stands = {**NEUTRAL, **usual, **{k: v for k, v in words.items() if k in usual}}
+        want = {k: v for k, v in want.items() if k not in stands or not _same(v, stands[k])}
+        carried = {k: v for k, v in want.items() if k not in usual and _carries(source, k)}
+        want = {k: v for k, v in want.items() if k in usual}
+        stands |= want | carried
+        if not flow and "trained_betas" in usual and not self._given_by(source, stands):
+            want["trained_betas"] = _betas(self.levels)
+            if "snr_shift_scale" in self.words:  # they have it in them
+                want["snr_shift_scale"] = 1.0
+        return want | ({"moved": carried} if carried else {})
+
+    def differs(self, source: str, usual: dict, words: dict) -> tuple[dict | None, str | None]:
+        """What the class, told these words, asks its model for otherwise: (the option by which it
+        may be asked for, in words); None where nothing differs.
+        """
+        read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
+        new = _trained(source, read)
+        if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:
+            sides = ((self.name, self.trained, self.levels), (source, new, _levels(source, read)))
+            return None, " and ".join(
+                f"{name} is a flow of sigma up to {levels[-1]:.6g}"
+                if what["use_flow_sigmas"]
+                else f"{name} stands on betas, with sigma/alpha up to {levels[-1]:.6g}"
+                for name, what, levels in sides
+            )
+        for key, there in self.trained.items():
+            here = new.get(key, NEUTRAL.get(key))
+            if (key in IMPLIED or key not in self.given) and not _same(there, here):
+                had = f"{self.name} has {key} = {there!r} and {source} would have {here!r}"
+                return {key: here}, had
+        found = settings(source, read)
+        # what this class has no option for was asked for to change them
+        if any(
+            k in TABLE or k.startswith("rescale") for k in self.given.keys() - self.words.keys()
+        ):
+            return None
+        levels = _levels(source, found)
+        off = _apart(self.levels, levels, new["use_flow_sigmas"])
+        if not off.any():
+            return None, None
+        at, what = int(np.argmax(off)), "sigma" if new["use_flow_sigmas"] else "sigma/alpha"
+        return None, (
+            f"{self.name} has {what} = {self.levels[at]:.6g} at timestep {at} and {source} would "
+            f"have {levels[at]:.6g}"
+        )
+
+    # -- inside ------------------------------------------------------------------------------------
+    def _own_levels(self, kind: type) -> np.ndarray:
+        """[T] as diffusers' own object has them."""
+        try:
+            peer = kind(**self.words)
+        except Exception as error:
+            raise ValueError(
+                f"FsScheduler.from_config: {self.name} itself cannot be made with this config "
+                f"({type(error).__name__}: {error!s:.80}); one that can is accepted"
+            ) from None
+        stages = [k for k in ("stages", "scale_factors") if self.words.get(k)]
+        if stages or not (self.trained["use_flow_sigmas"] or hasattr(peer, "alphas_cumprod")):
+            what = f"{stages[0]} of several sizes" if stages else "no table of noise levels"
+            raise ValueError(
+                f"FsScheduler.from_config: {self.name} has {what}, and no other class runs as it "
+                f"does; one of {', '.join(SOURCES)} is accepted"
+            )
+        if self.trained["use_flow_sigmas"]:
+            levels = getattr(peer, "sigmas", None)
+            if self.name not in FLOWS or levels is None:
+                return _levels(self.name, self.words)
+            return np.asarray(levels.cpu(), dtype=np.float64)[::-1]
+        times = getattr(peer, "timesteps", None)
+        if times is not None and len(times) > 1 and times[0] < times[-1]:
+            raise ValueError(
+                f"FsScheduler.from_config: {self.name} runs from data to noise and the classes "
+                "that are reproduced from noise to data; a scheduler that does is accepted"
+            )
+        table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            return np.sqrt((1.0 - table) / table)
+
+    def _given_by(self, source: str, words: dict) -> bool:
+        """Do these words give the levels, in diffusers' own class too?"""
+        if words["trained_betas"] is None and words["beta_schedule"] not in SHARED:
+            return False
+        try:
+            return not _apart(self.levels, _levels(source, words), flow=False).any()
+        except ValueError:
+            return False
+
+
+# -- inside ----------------------------------------------------------------------------------------
+def _instead(follow: Callable, old: Origin, given: dict, option: dict | None) -> str:
+    """What is accepted, in words: the option asked for, or a source that takes all of it over."""
+    sources = [s for s in (old.name, CLOSEST.get(old.name), *SOURCES) if s in SOURCES]
+    for more in [*([option] if option else []), *({"source": s} for s in sources)]:
+        try:
+            follow(given={**given, **more})
+        except ValueError:
+            continue
+        (key, value), beside = *more.items(), " beside it" if more is option else ""
+        return f"{key}={value!r}{beside}"
+    return "a plan for this model, by from_plan,"
+
+
+def _trained(name: str, words: Mapping) -> dict:
+    """The options that say what a model was trained for, their values as the class acts on them."""
+    flow = name in FLOWS or bool(words.get("use_flow_sigmas"))
+    kind = words.get("prediction_type", NEUTRAL["prediction_type"])
+    found = {
+        "use_flow_sigmas": flow,
+        "num_train_timesteps": words.get("num_train_timesteps"),
+        "prediction_type": "flow_prediction" if name in FLOWS else kind,
+    }
+    for key, parts in BOUNDS.items():
+        found[key] = bool(words.get(key)) and not (key == "clip_sample" and name in UNCLIPPED)
+        found |= {k: words.get(k, usual) for k, usual in parts.items() if found[key]}
+    if flow:
+        found |= {k: words.get(k, usual) for k, usual in SHIFTS.items()}
+        found["shift"] = words.get("shift", words.get("flow_shift", 1.0))
+        if not found["use_dynamic_shifting"]:
+            found["time_shift_type"] = SHIFTS["time_shift_type"]
+        return found
+    found["rescale_betas_zero_snr"] = words.get("rescale_betas_zero_snr", False)
+    continuous = words.get("timestep_type") == "continuous" and kind == "v_prediction"
+    found["timestep_type"] = "continuous" if continuous else "discrete"
+    grid = {k: words[k] for k, usual in GRIDS.items() if words.get(k, usual) != usual}
+    converted = any(k in grid for k in CONVERSIONS)
+    return found | {
+        k: v for k, v in grid.items() if converted or k not in ("sigma_min", "sigma_max")
+    }
+
+
+def _levels(name: str, words: Mapping) -> np.ndarray:
+    """[T] at the training timesteps, data to noise: sigma/alpha, on flow scale sigma."""
+    if name in FLOWS or words.get("use_flow_sigmas"):
+        size = words["num_train_timesteps"]
+        shift = words.get("shift", words.get("flow_shift", 1.0))
+        shift = 1.0 if words.get("use_dynamic_shifting") else shift
+        return Flow(shift).sigma(np.arange(1.0, size + 1.0) / size)
+    return levels_of(
+        noise_schedule(words, finite=name in SOURCES and scale(name, words) == "sigma")
+    )
+
+
+def _betas(levels: np.ndarray) -> list[float]:
+    """Those of a table of sigma/alpha, data to noise."""
+    table = 1.0 / (1.0 + levels**2)
+    return (1.0 - table / np.append(1.0, table[:-1])).tolist()
+
+
+def _apart(a: np.ndarray, b: np.ndarray, flow: bool) -> np.ndarray:
+    """[T] bool, where levels differ by more than float32 leaves in them: it multiplies t+1 factors
+    of alphas_cumprod, each of two roundings, and 1 - alphas_cumprod loses what they err by.
+    """
+    if a.shape != b.shape:
+        return np.ones(1, dtype=bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slack = (
+            4.0 * EPS * np.ones_like(a)
+            if flow
+            else EPS * (np.arange(len(a)) + 2.0) * (1.0 + a**-2.0)
+        )
+        return ~((np.abs(a - b) <= slack * b) | (np.minimum(a, b) >= INFINITE))
+
+
+def _same(a: object, b: object) -> bool:
+    return a is b or bool(np.array_equal(a, b))
+
+
+def _carries(source: str, key: str) -> bool:
+    """Can a plan of this class do what it has no option for?"""
+    if key.startswith("clip_sample"):
+        return source != "PNDMScheduler"
+    if key == "timestep_type":
+        return SOURCES[source].family.scale == "sigma"
+    if key in GRIDS:  # these two have timesteps of their own
+        return source not in ("PNDMScheduler", "LCMScheduler")
+    return key == "rescale_betas_zero_snr"

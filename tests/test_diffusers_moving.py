@@ -1,0 +1,239 @@
+"""A scheduler moved to another class asks its model for the same as before, or is refused with what
+differs.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample
+from fastsample.interop.diffusers.sources import CLOSEST, SOURCES
+from tests.oracle.pipelines import loop, start
+
+diffusers = pytest.importorskip("diffusers")
+diffusers.utils.logging.set_verbosity_error()
+# diffusers' own; and that a run is exact where the class itself has no word for what was moved
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:FsScheduler"
+)
+FsScheduler = fastsample.FsScheduler
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+COG = {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
+
+
+def of(name, **config):
+    return getattr(diffusers, f"{name}Scheduler")(**config)
+
+
+def moved(peer, target, **given):
+    return FsScheduler.from_config(peer, source=f"{target}Scheduler", **given)
+
+
+def levels(scheduler, steps):
+    """sigma/alpha, or on flow scale sigma, at the points of so many steps."""
+    scheduler.set_timesteps(steps)
+    return scheduler.sigmas.numpy()[:-1]
+
+
+# -- levels ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("compat", ["diffusers", None])
+@pytest.mark.parametrize("target", ["DDIM", "DDPM", "UniPCMultistep", "EulerDiscrete"])
+@pytest.mark.parametrize("name", ["CogVideoXDDIM", "CogVideoXDPM"])
+def test_an_snr_shift_and_zero_terminal_snr_move_along(name, target, compat):
+    """abar/(k + (1-k) abar), then rescaled so that its end is 0; diffusers' other classes have no
+    k. Their float32 tables multiply 1000 factors.
+    """
+    peer = of(name, **COG)
+    scheduler = moved(peer, target, compat=compat)
+    assert (scheduler.config.source, scheduler.config.compat) == (f"{target}Scheduler", compat)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    abar = np.cumprod(1.0 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    root = np.sqrt(abar / (3.0 - 2.0 * abar))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    with np.errstate(divide="ignore"):
+        right = np.sqrt(1.0 / root**2 - 1.0)[[999, 749, 499, 249]]
+    found = scheduler.sigmas.numpy()[:-1]
+    assert found[0] >= 4096.0 * (1.0 - 1e-6)
+    assert np.allclose(found[1:], right[1:], rtol=1e-5)
+    assert np.allclose(found[1:], [9.4969, 3.0692, 1.2483], atol=5e-5)
+
+
+@pytest.mark.parametrize("compat", ["diffusers", None])
+def test_the_shift_of_a_flow_moves_along(compat):
+    """3s/(1 + 2s) of the class's own s, which is what s = 1, .75025, .5005, .25075 is of UniPC."""
+    for name in ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM"):
+        scheduler = moved(of(name, shift=3.0), "UniPCMultistep", compat=compat)
+        assert scheduler.config.prediction_type == "flow_prediction"
+        found = levels(scheduler, 4)
+        s = np.linspace(1.0, 1.0 / 1000, 5)[:-1]
+        assert np.allclose(found, 3.0 * s / (1.0 + 2.0 * s), atol=2e-6)
+        assert np.allclose(found, [1.0, 0.9001, 0.7504, 0.5010], atol=5e-5)
+        back = moved(scheduler, "FlowMatchEulerDiscrete", compat=compat)
+        assert back.config.shift == 3.0
+        own = moved(of(name, shift=3.0), "FlowMatchEulerDiscrete", compat=compat)
+        assert np.array_equal(levels(back, 4), levels(own, 4))
+        given = {"sigmas": [1.0, 0.75, 0.5, 0.25]}
+        for one in (scheduler, own):
+            one.set_timesteps(**given)
+            assert np.allclose(one.sigmas[:-1], [1.0, 0.9, 0.75, 0.5], atol=2e-6)
+
+
+@pytest.mark.parametrize("target", [name.removesuffix("Scheduler") for name in SOURCES])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("HeunDiscrete", {}),
+        ("LCM", {}),
+        ("DPMSolverSDE", {}),
+        ("LMSDiscrete", {"beta_end": 0.012}),
+        ("TCD", {}),
+        ("UnCLIP", {"clip_sample": False}),
+        ("DDPM", {"beta_schedule": "laplace", "clip_sample": False}),
+        ("DDPM", {"beta_schedule": "sigmoid", "clip_sample": False}),
+        ("HeunDiscrete", {"beta_schedule": "exp"}),
+    ],
+)
+def test_betas_move_along_whoever_set_them(name, config, target):
+    peer = of(name, **config)
+    if target == "FlowMatchEulerDiscrete":
+        with pytest.raises(ValueError, match="stands on betas.*and FlowMatchEuler.* is a flow"):
+            moved(peer, target)
+        return
+    if target == name:  # not moved
+        return
+    more = {"skip_prk_steps": True} if target == "PNDM" else {}
+    table = moved(peer, target, compat=None, **more).alphas_cumprod.double()
+    slack = (torch.arange(1000) + 2.0) * np.finfo(np.float32).eps
+    assert ((table - peer.alphas_cumprod).abs() <= slack * table).all()
+
+
+# -- bounds, labels, predictions -------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["EulerDiscrete", "DPMSolverMultistep", "CogVideoXDDIM", "TCD"])
+def test_a_clip_is_not_switched_on(name):
+    """The exact flow of N(0, 4) data, by 50 steps of DDIM without a clip. The class's own default
+    clips; two of these have the word and do not read it.
+    """
+    words = {"snr_shift_scale": 1.0} if "Cog" in name else {}
+    peer = of(name, **SD, **words, **({} if name == "TCD" else {"timestep_spacing": "trailing"}))
+    scheduler = moved(peer, "DDIM", timestep_spacing="trailing")
+    assert scheduler.config.clip_sample is False
+    scheduler.set_timesteps(50)
+    abar = of("DDIM", **SD).alphas_cumprod.double()
+    x = torch.tensor([3.0, 1.4, -2.0]) * (3.0 * abar[-1] + 1.0).sqrt() / 2.0
+    for t in scheduler.timesteps:
+        a = abar[t]
+        x = scheduler.step((1.0 - a).sqrt() * x / (3.0 * a + 1.0), t, x.float()).prev_sample
+    assert np.allclose(x, [2.9345, 1.3694, -1.9563], atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "target", ["EulerDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"]
+)
+def test_a_clip_moves_along_to_a_class_without_the_word(target):
+    """To the class's own solver with predictions inside the range: as a model that clips itself."""
+    peer = of("DDIM", clip_sample_range=0.7, prediction_type="sample")
+    clipped = moved(peer, target, compat=None)
+    free = moved(peer, target, compat=None, clip_sample=False)
+    assert clipped.config.moved == {"clip_sample": True, "clip_sample_range": 0.7}
+    assert "moved" not in free.config
+    x = start(1, 2, 4, 4) * 3.0
+    large, inside = (lambda y, t: 3.0 * y), (lambda y, t: (3.0 * y).clamp(-0.7, 0.7))
+    ends = [loop(clipped, x, 5, large), loop(free, x, 5, inside), loop(free, x, 5, large)]
+    assert torch.allclose(ends[0], ends[1], atol=1e-5)
+    assert not torch.allclose(ends[0], ends[2], atol=0.1)
+    again = FsScheduler.from_config(clipped.config)
+    assert torch.equal(loop(again, x, 5, large), ends[0])
+
+
+def refused():
+    """(name, config, target, keywords, sentence, what it says is accepted)"""
+    targets = ("DDIM", "DPMSolverMultistep", "FlowMatchEulerDiscrete")
+    for name in ("DDIMInverse", "DPMSolverMultistepInverse"):
+        for target in targets:
+            yield name, {}, target, {}, f"{name}Scheduler runs from data to noise", None
+    for target in ("DDIM", "EulerDiscrete", "HeunDiscrete", "LCM"):
+        said = f"sigma up to 1 and {target}Scheduler stands on betas, with sigma/alpha up to"
+        own = {"source": "FlowMatchEulerDiscreteScheduler"}
+        yield "FlowMatchEulerDiscrete", {"shift": 3.0}, target, {}, said, own
+    karras = {"use_karras_sigmas": True}
+    said = "has use_karras_sigmas = True and LCMScheduler would have False"
+    yield "EulerDiscrete", karras, "LCM", {}, said, {"use_karras_sigmas": False}
+    said = "has thresholding = True and EulerDiscreteScheduler would have False"
+    yield "DDIM", {"thresholding": True}, "EulerDiscrete", {}, said, {"thresholding": False}
+    said = "has clip_sample = True and PNDMScheduler would have False"
+    whole = {"skip_prk_steps": True}
+    yield "DDPM", {}, "PNDM", whole, said, {"clip_sample": False}
+    said = "has shift_terminal = 0.1 and DPMSolverMultistepScheduler would have None"
+    last = {"shift_terminal": 0.1}
+    yield "FlowMatchEulerDiscrete", last, "DPMSolverMultistep", {}, said, {"shift_terminal": None}
+    said = "has timestep_type = 'continuous' and DDIMScheduler would have 'discrete'"
+    video = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    yield "EulerDiscrete", video, "DDIM", {}, said, {"timestep_type": "discrete"}
+    said = "shift = 3.0 beside flow_shift = 5.0; one number"
+    both = {"shift": 3.0, "flow_shift": 5.0}
+    yield "FlowMatchEulerDiscrete", {}, "UniPCMultistep", both, said, None
+    said = "is a flow of sigma up to 1 and UniPCMultistepScheduler stands on betas"
+    off = {"use_flow_sigmas": False}
+    yield "FlowMatchEulerDiscrete", {}, "UniPCMultistep", off, said, None
+    for name in ("EDMEuler", "ScoreSdeVe", "IPNDM", "SCM", "CMStochasticIterative"):
+        yield name, {}, "EulerDiscrete", {}, f"{name}Scheduler has no table of noise levels", None
+    said = "use_lu_lambdas, nonsense: not known to DDIMScheduler"
+    yield "EulerDiscrete", {}, "DDIM", {"use_lu_lambdas": True, "nonsense": 1}, said, None
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "target", "given", "sentence", "accepted"), [*refused()]
+)
+def test_what_differs_is_refused_with_what_can_be_written(
+    name, config, target, given, sentence, accepted
+):
+    with pytest.raises((ValueError, TypeError)) as error:
+        moved(of(name, **config), target, **given)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+    if accepted is None:
+        return
+    (key, value), *_ = accepted.items()
+    assert f"; {key}={value!r}" in str(error.value)
+    given = {"source": f"{target}Scheduler", **given, **accepted}
+    FsScheduler.from_config(of(name, **config), **given).set_timesteps(4)
+
+
+def advice():
+    """Every scheduler class there is, with arguments where it has no defaults."""
+    more = {
+        "AmusedScheduler": {"mask_token_id": 0},
+        "VQDiffusionScheduler": {"num_vec_classes": 8},
+        "RFD4ProteinaScheduler": {
+            "schedule_mode": "log",
+            "noise_mode": "tan",
+            "tsr_k": 1.0,
+            "tsr_sigma": 1.0,
+        },
+    }
+    for name in (n for n in dir(diffusers) if n.endswith("Scheduler")):
+        kind = getattr(diffusers, name)
+        if isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin):
+            yield name, more.get(name, {})
+
+
+@pytest.mark.parametrize(("name", "config"), [*advice()])
+def test_whatever_class_is_advised_takes_the_noise_schedule_over(name, config):
+    """And where none is, none does."""
+    peer = getattr(diffusers, name)(**config)
+    if name in SOURCES:
+        return
+    with pytest.raises(ValueError, match=f"{name} is not reproduced") as error:
+        FsScheduler.from_config(peer)
+    if name in CLOSEST:
+        assert f"source={CLOSEST[name]!r}" in str(error.value)
+        FsScheduler.from_config(peer, source=CLOSEST[name]).set_timesteps(4)
+        return
+    assert "nor is a class that runs on its noise schedule" in str(error.value)
+    for source in SOURCES:
+        with pytest.raises(ValueError, match="; one of|; a scheduler that does is accepted"):
+            FsScheduler.from_config(peer, source=source)
