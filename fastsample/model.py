@@ -18,11 +18,15 @@ for the point on the circle x/n). Floor 0: NumPy only.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+import pickle
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -184,6 +188,22 @@ class Model:
         said = [f"{word}={value!r}" for word, value in values.items() if value is not None]
         return f"Model({', '.join([name, repr(self.schedule), repr(self.prediction), *said])})"
 
+    def __copy__(self) -> Model:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict) -> Model:
+        memo[id(self)] = twin = self.__copy__()
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __getstate__(self) -> dict:
+        """For a pickle: PicklingError, one sentence, for a callable that it cannot keep."""
+        for word in ("fn", "time", "input_scale"):
+            refuse_unnamed(f"Model: {word}", getattr(self, word))
+        return dict(self.__dict__)
+
     def times(self, t) -> np.ndarray:
         """What fn is told at the schedule's times t [n]: float64 [n], finite."""
         t = np.asarray(t, dtype=np.float64)
@@ -249,6 +269,23 @@ class Model:
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
         }
+
+
+def refuse_unnamed(where: str, value: object) -> None:
+    """PicklingError, one sentence, for what a pickle keeps by name and has none: a lambda, a
+    function or an object of a class that was made inside a function. A pickler that takes those
+    (cloudpickle, dill) is left to, where one is loaded.
+    """
+    while isinstance(value, (partial, MethodType)):
+        value = value.func if isinstance(value, partial) else value.__self__
+    own = value if isinstance(value, FunctionType) else type(value)
+    by_value = {name.rpartition(".")[2] for name in sys.modules} & {"cloudpickle", "dill"}
+    if "<" in own.__qualname__ and not by_value:
+        what = "" if own is value else "an object of "
+        raise pickle.PicklingError(
+            f"{where} is {what}{own.__qualname__}, which a pickle cannot name; a function or class "
+            "at the top level of a module is accepted"
+        )
 
 
 def _hash(lines: Iterable[str]) -> str:

@@ -193,6 +193,12 @@ class Engine:
         while self.running:
             self.tick()
 
+    def __reduce__(self) -> tuple:
+        raise TypeError(
+            "Engine: its requests stay in their process; pickle the plans and the model, and make "
+            "an Engine of them there"
+        )
+
     # -- a request comes ---------------------------------------------------------------------------
     def _given(self, plan: Plan, noise, latent, start, masked: bool) -> tuple[int, Tensor | None]:
         """The first row and what the request starts from (None: noise of its seed)."""

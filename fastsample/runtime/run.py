@@ -23,7 +23,7 @@ from ..kernels import transforms
 from ..kernels.backend import select
 from ..kernels.transforms import watched
 from ..plan import Plan
-from . import arguments, inpainting, outputs, pool, sources
+from . import arguments, inpainting, outputs, pickles, pool, sources
 from .select import Selectable
 
 
@@ -98,7 +98,7 @@ class Run(Selectable):
         first = arguments.entry(plan, latent, start, noise is not None, masked)
         model = model or (state if given is None else given.dtype)
         arguments.dtypes("Run", state, model)
-        self._choice = select("step", device, state, backend)
+        self._choice, self._wish = select("step", device, state, backend), backend
         given_blend = words["mask"], words["known"]
         mask, known = inpainting.blend(plan, *given_blend, size, state, device, wait=False)
         later = self._judged and mask is not None and device.type != "cpu"
@@ -229,8 +229,7 @@ class Run(Selectable):
         """Seeds [B] int64 of the samples, given or drawn; seed=run.seeds draws the same again. None
         where none was given or needed.
         """
-        if self._late is not None:
-            self._reseed(self._late)
+        self._settle()
         return self._pool.seed if self._seeded else None
 
     def check(self, where: str = "Sampler") -> None:
@@ -250,14 +249,20 @@ class Run(Selectable):
             refuse(number)
         outputs.refuse_status([int(word) for word in words[len(looks) :]], where)
 
+    def __copy__(self) -> Run:
+        """Another cursor over the same memory."""
+        twin = object.__new__(Run)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __reduce__(self) -> tuple:
+        return pickles.reduced(self)
+
     def __deepcopy__(self, memo: dict) -> Run:
         """A run of its own from here on: state copied, plan and table shared."""
         transforms.refuse("Run: a copy")
-        if self._late is not None:
-            self._reseed(self._late)
-        twin = object.__new__(Run)
-        twin.__dict__.update(self.__dict__)
-        own = self._pool
+        self._settle()
+        twin, own = copy.copy(self), self._pool
         scale = own.scale if own.scale is None else own.scale.clone()
         twin._stand(own.copied(seed=own.seed.clone(), scale=scale))
         return twin
@@ -295,6 +300,11 @@ class Run(Selectable):
             own = self._pool.seed
             own.copy_(sources.seeds(seed, len(own), own.device, needed=True))
         self._late, self._seeded = None, True
+
+    def _settle(self) -> None:
+        """Write down the seeds that no row draws from."""
+        if self._late is not None:
+            self._reseed(self._late)
 
     def _widen(self) -> None:
         """Make room for a model input that is not the state itself."""

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ..guidance import guided
 from ..kernels import transforms
-from ..model import Model
+from ..model import Model, refuse_unnamed
 from ..plan import Plan, provenance
 from . import arguments, capturable, differentiable, modes
 from .compiled import Graphs, compiled_model
@@ -141,6 +141,19 @@ class Sampler:
         raise AttributeError(
             f"Sampler.{name}: a Sampler is immutable; make another, or use for_plan(plan)"
         )
+
+    def __copy__(self) -> Sampler:
+        twin = object.__new__(Sampler)
+        twin._set(**self.__dict__)
+        return twin
+
+    def __reduce__(self) -> tuple:
+        """Made again of its arguments; PicklingError, one sentence, for a model without a name."""
+        words = {name: getattr(self, name) for name in ("mode", "differentiable", "checkpoint")}
+        words |= {"capture": self._capture, "prepare": self._prepare, **self._options}
+        for name, value in (*(("model", m) for m in self.models), ("prepare", self._prepare)):
+            refuse_unnamed(f"Sampler: {name}", value)
+        return partial(Sampler, **words), (self.plan, self.models)
 
     def __deepcopy__(self, memo: dict) -> Sampler:
         """Itself: nothing in it changes."""

@@ -56,8 +56,7 @@ class Selectable(Density):
         if seeds is not None and draws is None and 0 in left:
             # what the run began with stays with its sample, though its seed does not
             draws = sources.Draws(sources.ids(self.plan, masked), {0: self._philox(0)})
-        if self._late is not None:
-            self._reseed(self._late)
+        self._settle()
         there = arguments.uploaded(index, own.x.device)
         moved = own.selected(there)
         if seeds is not None:

@@ -68,6 +68,9 @@ class Ticket:
                 self._engine.running = tuple(kept)
                 self._vacate()
 
+    def __reduce__(self) -> tuple:
+        raise TypeError("Ticket: it stays with its Engine; pickle its result()")
+
     def _left_to_draw(self) -> set[int]:
         """Noise ids that the rows to come draw."""
         return arguments.drawn_from(self.plan, self.row, self._rows.masked)
