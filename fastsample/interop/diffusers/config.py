@@ -14,7 +14,16 @@ from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .flow import flow_points
-from .grids import SAME, Points, distilled_points, indices, levels_of, noise_schedule, points
+from .grids import (
+    SAME,
+    Points,
+    distilled_points,
+    indices,
+    levels_of,
+    noise_schedule,
+    points,
+    told_log,
+)
 from .matching import matching
 from .plan import scale_of
 from .sources import PREDICTIONS, VARIANCES, find, scale
@@ -31,6 +40,8 @@ def trained_levels(where: str, config: dict, labels: np.ndarray) -> tuple[np.nda
     """(alpha, sigma) [n] that a training timestep stands for."""
     if where == "flow":
         return 1.0 - labels / config["num_train_timesteps"], labels / config["num_train_timesteps"]
+    if told_log(config):
+        return np.ones_like(labels), np.exp(4.0 * labels)
     schedule = noise_schedule(config, finite=where == "sigma")
     alpha, sigma = schedule.alpha(labels), schedule.sigma(labels)
     return (alpha, sigma) if where == "vp" else (np.ones_like(alpha), sigma / alpha)

@@ -73,27 +73,16 @@ def flow_points(
     return Points(grid, labels) if match else checked(grid, labels)
 
 
-def trained_sigmas(config: dict) -> np.ndarray:
-    """FlowMatchEuler's sigma at every training timestep [T], noise to data: what it has before
-    set_timesteps, beside the timesteps T·sigma. A dynamic shift is not in it yet.
-    """
-    size = config["num_train_timesteps"]
-    return _shifted(_trained_shift(config), np.arange(size, 0, -1) / size)
-
-
 # -- inside ----------------------------------------------------------------------------------------
 def _own(family: Family, config: dict, n: int) -> np.ndarray:
     """s before the shift [n]."""
     size = config["num_train_timesteps"]
     if family.flow == "match":
-        return np.linspace(1.0, _shifted(_trained_shift(config), 1.0 / size), n)
+        shift = 1.0 if config["use_dynamic_shifting"] else config["shift"]
+        return np.linspace(1.0, _shifted(shift, 1.0 / size), n)
     if family.flow == "unipc":
         return np.linspace(1.0, 1.0 / size, n + 1)[:-1]
     return (1.0 - 1.0 / size) * np.linspace(1.0, 0.0, n + 1)[:-1]
-
-
-def _trained_shift(config: dict) -> float:
-    return 1.0 if config["use_dynamic_shifting"] else config["shift"]
 
 
 def _shift(family: Family, config: dict, mu: float | None) -> float:
@@ -101,7 +90,8 @@ def _shift(family: Family, config: dict, mu: float | None) -> float:
     time_shift_type is linear.
     """
     if not config["use_dynamic_shifting"]:
-        return config["shift" if family.flow == "match" else "flow_shift"]
+        own = config["shift" if family.flow == "match" else "flow_shift"]
+        return config.get("set_shift", own)
     linear = config["time_shift_type"] == "linear"
     if mu is None or not math.isfinite(mu) or (linear and mu <= 0.0):
         kind = "number > 0" if linear else "number"

@@ -158,9 +158,15 @@ def points(
             first, labels = (values[:-1] for values in more)
         grid = np.append(first, end)
     labels = np.maximum(labels, 0.0)
-    if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
+    if told_log(config):
         labels = 0.25 * np.log(grid[:-1])
     return checked(grid, labels)
+
+
+def told_log(config: dict) -> bool:
+    """Is the model told 0.25 log(sigma/alpha) and no index of the table?"""
+    continuous = config.get("timestep_type") == "continuous"
+    return continuous and config["prediction_type"] == "v_prediction"
 
 
 def distilled_points(

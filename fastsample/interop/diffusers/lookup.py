@@ -24,6 +24,7 @@ class Lookup:
     """
 
     timesteps: Tensor
+    sigmas: Tensor | None = None
     begin: int | None = None
     index: int | None = None
     _noised = False

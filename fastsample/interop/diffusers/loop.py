@@ -42,12 +42,11 @@ class Loop(Lookup):
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64
     timesteps, else float32. spares: of runs. calls_per_point: 2 for Heun, whose first point has 1.
-    compat: the points are diffusers' own. unit: the pipeline begins with unit noise, and without
-    compat init_scale is for the first step to multiply it by (flow pipelines know no
-    init_noise_sigma). manner: what the source does beside the plan; apart(t): the loop of the one
-    step from a timestep that is not in the schedule, or None. result: whose dtype the next sample
-    has (`sources.Source`). timesteps [calls]; alpha, sigma [calls + 1] of x at every call and at
-    the end.
+    compat: the points are diffusers' own; sigmas: as it says them. unit: the pipeline begins with
+    unit noise, and without compat init_scale is for the first step to multiply it by (flow
+    pipelines know no init_noise_sigma). manner: what the source does beside the plan; apart(t): the
+    loop of the one step from a timestep that is not in the schedule, or None. result: whose dtype
+    the next sample has (`sources.Source`).
     """
 
     _run: Run | None = None
@@ -70,20 +69,38 @@ class Loop(Lookup):
         manner: Manner | None = None,
         apart: Callable[[float], Loop | None] | None = None,
         result: str = "sample",
+        sigmas: Tensor | None = None,
     ):
         self.compat, self._compile, self._spares = compat, compile, spares
         self._preview, self._apart, self._result = preview, apart, result
         manner = manner or Manner()
         self._points_of(plan, calls_per_point, unit and not compat, manner)
         self._draws_at, self._bounds = manner.draws, manner.thresholding
-        self._kind = torch.int64 if whole else torch.float32
+        self._kind, self._own_sigmas = torch.int64 if whole else torch.float32, sigmas
 
     def fresh(self, device=None) -> Loop:
         """The loop at its start, with timesteps of its own; all that was looked up is shared."""
         twin = self._twin()
         twin.timesteps = times = torch.tensor(self._labels, dtype=self._kind, device=device)
         twin._next, twin._bytes = times.data_ptr(), times.element_size()
+        twin.sigmas = None if self._own_sigmas is None else self._own_sigmas.clone()
         return twin
+
+    def again(self) -> Loop:
+        """The loop at its start, with the begin index and the timesteps that it has."""
+        twin = self._twin()
+        twin.index = twin._run = twin._draws = twin._returned = None
+        twin._quick, twin._next = False, self.timesteps.data_ptr()
+        return twin
+
+    def told(self, timesteps: Tensor | None = None, sigmas: Tensor | None = None) -> None:
+        """The same numbers in other memory, for readers."""
+        with self._lock:
+            self.sigmas = self.sigmas if sigmas is None else sigmas
+            if timesteps is not None:
+                self.timesteps = times = timesteps.contiguous()
+                self._bytes = times.element_size()
+                self._next = times.data_ptr() + (self.index or 0) * self._bytes
 
     def __deepcopy__(self, memo: dict) -> Loop:
         """A loop of its own from here on: the run's state copied, plan and tables shared."""

@@ -5,9 +5,18 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from collections.abc import Callable
 
 from ...kernels import transforms
 from .loop import Loop
+
+
+class NoLoop(ValueError, AttributeError):
+    """A thread that has no loop reads of one; hasattr then says False."""
+
+
+def too_early(what: str) -> ValueError:
+    return ValueError(f"FsScheduler.{what}: there are no timesteps yet; call set_timesteps first")
 
 
 class Loops:
@@ -32,8 +41,18 @@ class Loops:
         with self._lock:
             self._all.add(loop)
 
-    def get(self, what: str | None = None) -> Loop | None:
-        """The loop; where there is none, None, or a ValueError that says `what` needs one."""
+    def again(self) -> None:
+        """This thread's loop stands at its start again."""
+        loop = self.get()
+        if loop is not None:
+            self.set(loop.again())
+
+    def get(
+        self, what: str | None = None, otherwise: Callable[[str], Loop | None] | None = None
+    ) -> Loop | None:
+        """The loop; where there is none, what otherwise(what) makes, or without it None, or a
+        ValueError that says `what` needs one.
+        """
         # levels and scales are looked up by number, which a trace would keep for every later input
         if transforms.tracing():
             transforms.refuse("FsScheduler" if what is None else f"FsScheduler.{what}")
@@ -43,12 +62,14 @@ class Loops:
         with self._lock:
             loops = list(self._all)
         if len(loops) > 1:
-            raise ValueError(
+            raise NoLoop(
                 f"FsScheduler: {len(loops)} other threads have a loop and this one has none; call "
                 "set_timesteps in the thread that steps"
             )
+        if not loops and otherwise is not None:
+            if (loop := otherwise(what)) is not None:
+                self.set(loop)
+            return loop
         if not loops and what is not None:
-            raise ValueError(
-                f"FsScheduler.{what}: there are no timesteps yet; call set_timesteps first"
-            )
+            raise too_early(what)
         return loops[0] if loops else None

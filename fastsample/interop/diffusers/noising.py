@@ -18,29 +18,25 @@ from .sources import UNINDEXED
 
 
 class Noising:
-    """add_noise, scale_noise and set_begin_index of a scheduler's contract (see `Readings`), and
-    select."""
+    """add_noise, scale_noise, get_velocity, set_begin_index and select of a scheduler's contract
+    (see `Readings`).
+    """
 
     config: Mapping
     _loops: Loops
     _settings: dict
     _given: Plan | None
+    _begin: int | None
     _scale: str
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha·original + sigma·noise at the timesteps; where a begin index was set, at it or the
-        step that runs next, as diffusers.
+        """alpha·original + sigma·noise at the timesteps [B], or at one; where a begin index was
+        set, at it or the step that runs next, as diffusers.
+
+        Before set_timesteps, and at timesteps that are not the run's, the levels of the source's
+        noise schedule.
         """
-        if original_samples.shape != noise.shape:
-            raise ValueError(
-                f"FsScheduler.add_noise: noise {list(noise.shape)}, samples "
-                f"{list(original_samples.shape)}; one shape is accepted"
-            )
-        axes = [-1, *[1] * (noise.dim() - 1)]
-        alpha, sigma = (
-            torch.tensor(v, device=noise.device, dtype=noise.dtype).view(axes)
-            for v in self._levels_at(timesteps)
-        )
+        alpha, sigma = self._like("add_noise", original_samples, noise, self._levels_at(timesteps))
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -51,7 +47,10 @@ class Noising:
         """Where the run begins (img2img): the plan is compiled from there when the first step
         comes.
         """
-        loop, begin = self._loops.get("set_begin_index"), int(begin_index)
+        loop, begin = self._loops.get(), int(begin_index)
+        if loop is None:
+            self._begin = begin
+            return
         if begin > 0:
             on_schedule("FsScheduler.set_begin_index", loop.plan, f"begin_index = {begin}")
         loop.begin = begin
@@ -64,9 +63,28 @@ class Noising:
         self._loops.get("select").select(index)
 
     # -- inside ------------------------------------------------------------------------------------
+    def _velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha·noise - sigma·sample, alpha² + sigma² = 1, at the training timesteps [B], or at
+        one: what a model that predicts v learns (Salimans, Ho 2022, arXiv:2202.00512, App. D).
+        """
+        levels = trained_levels("vp", self._settings, _labels(timesteps))
+        alpha, sigma = self._like("get_velocity", sample, noise, levels)
+        return alpha * noise - sigma * sample
+
+    def _like(self, name: str, sample: Tensor, noise: Tensor, levels) -> list[Tensor]:
+        """(alpha, sigma) as tensors [B,1,..] that fit the two samples, or a ValueError."""
+        if sample.shape != noise.shape:
+            raise ValueError(
+                f"FsScheduler.{name}: noise {list(noise.shape)}, samples {list(sample.shape)}; one "
+                "shape is accepted"
+            )
+        axes = [-1, *[1] * (noise.dim() - 1)]
+        kept = {"device": noise.device, "dtype": noise.dtype}
+        return [torch.tensor(v, **kept).view(axes) for v in levels]
+
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
-        loop = self._loops.get()
+        loop, timesteps = self._loops.get(), torch.as_tensor(timesteps)
         indexed = self._given is not None or self.config.source not in UNINDEXED
         found = None if loop is None else loop.levels(timesteps, by_index=indexed)
         if found is not None:
@@ -78,5 +96,10 @@ class Noising:
                 f"FsScheduler.add_noise: timesteps {timesteps.tolist()!r:.60}; the plan's own are "
                 "accepted"
             )
-        labels = timesteps.double().flatten().cpu().numpy()
-        return trained_levels(self._scale, self._settings, labels)
+        if loop is None and indexed and self._begin is not None:
+            timesteps = self.timesteps[self._begin].expand(timesteps.shape)
+        return trained_levels(self._scale, self._settings, _labels(timesteps))
+
+
+def _labels(timesteps: Tensor) -> np.ndarray:
+    return torch.as_tensor(timesteps).double().flatten().cpu().numpy()

@@ -10,8 +10,8 @@ import inspect
 import numpy as np
 
 from .calls import takes
-from .config import peer_layout, peer_table
-from .grids import Points, count, falling
+from .config import peer_table
+from .grids import count, falling
 
 
 def uncovered(source: type, settings: dict) -> str | None:
@@ -29,11 +29,11 @@ def uncovered(source: type, settings: dict) -> str | None:
     return None
 
 
-def peer_points(
+def set_peer(
     peer: object, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others
-) -> Points:
-    """The grid and labels of the class's own scheduler after its set_timesteps with these
-    arguments; ValueError for what it, or a plan, does not take.
+) -> object:
+    """A copy of the class's own scheduler after its set_timesteps with these arguments; ValueError
+    for what it, or a plan, does not take.
     """
     source, peer = type(peer), copy.copy(peer)
     asked = {
@@ -62,7 +62,7 @@ def peer_points(
     except Exception as error:
         where = f"FsScheduler.set_timesteps: {source.__name__} itself fails there"
         raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None
-    return peer_layout(source.__name__, settings, peer)
+    return peer
 
 
 def made(source: type, settings: dict) -> object:

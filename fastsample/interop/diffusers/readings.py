@@ -4,16 +4,15 @@ tables. Imports no diffusers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ...plan import Plan
-from .grids import noise_schedule
 from .loops import Loops
 from .plan import init_scale
+from .runs import Runs
 
 
 class Readings:
@@ -25,6 +24,8 @@ class Readings:
 
     config: Mapping
     _loops: Loops
+    _runs: Runs
+    _begin: int | None
     _source: type | None
     _settings: dict
     _given: Plan | None
@@ -32,40 +33,48 @@ class Readings:
 
     @property
     def timesteps(self) -> Tensor:
-        """What the model is told at every call; before set_timesteps, every training timestep."""
-        loop = self._loops.get()
+        """What the model is told at every call; before set_timesteps the source's own: every
+        training timestep.
+        """
+        loop, peer = self._loops.get(), self._runs.peer
         if loop is not None:
             return loop.timesteps
+        own = getattr(peer, "timesteps", None)
+        if own is not None:
+            return own.clone()
         return torch.arange(self.config.num_train_timesteps - 1, -1, -1)
 
     @property
     def sigmas(self) -> Tensor:
         """[calls + 1] float32: sigma/alpha at every call and at the end; sigma itself on flow
-        scale, or 1 - sigma with invert_sigmas.
+        scale, or 1 - sigma with invert_sigmas. Before set_timesteps the source's own, where it has
+        any.
         """
-        loop = self._loops.get("sigmas")
-        sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
-        sigma = alpha if self._settings.get("invert_sigmas") else sigma
-        return (sigma if self._scale == "flow" else sigma / alpha).float()
+        loop = self._loops.get()
+        if loop is None:
+            return self._as_source("sigmas").sigmas.clone()
+        if loop.sigmas is None:
+            sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
+            sigma = alpha if self._settings.get("invert_sigmas") else sigma
+            loop.sigmas = (sigma if self._scale == "flow" else sigma / alpha).float()
+        return loop.sigmas
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> float | Tensor:
         """What unit noise is multiplied by: plan.init_scale; 1 on flow scale, where the first step
-        does it. compat: diffusers' rules.
+        does it. compat, and before set_timesteps: diffusers' rules. A 0-d tensor where the source's
+        is one.
         """
         plan = self.plan
-        if plan is None or self._scale == "flow" or (not self._exact and self._scale != "sigma"):
+        if self._given is not None:
+            return 1.0 if self._scale == "flow" or plan is None else init_scale(plan)
+        if self._loops.get() is not None and self._exact and self._scale != "flow":
+            scale = init_scale(plan)
+            return torch.tensor(scale, dtype=torch.float64) if self._scale == "sigma" else scale
+        if self._scale != "sigma":
             return 1.0
-        if self._exact:
-            return init_scale(plan)
-        return math.hypot(plan.sigma[1], self._settings["timestep_spacing"] == "leading")
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """The noise schedule's table, float32; a flow, or a plan, has none."""
-        if self._given is not None or self._scale == "flow":
-            raise AttributeError("alphas_cumprod")
-        return torch.tensor(noise_schedule(self.config).alphas_cumprod, dtype=torch.float32)
+        top = self.sigmas.max()
+        return (top**2 + 1) ** 0.5 if self._settings["timestep_spacing"] == "leading" else top
 
     @property
     def order(self) -> int:
@@ -76,7 +85,10 @@ class Readings:
 
     @property
     def num_inference_steps(self) -> int | None:
-        steps = getattr(self._loops.get(), "steps", None)
+        loop = self._loops.get()
+        if loop is None:
+            return getattr(self._runs.peer, "num_inference_steps", None)
+        steps = loop.steps
         plms = self._source is not None and self._source.__name__ == "PNDMScheduler"
         return steps - 1 if plms and steps is not None and steps > 1 else steps
 
@@ -87,7 +99,7 @@ class Readings:
 
     @property
     def begin_index(self) -> int | None:
-        return getattr(self._loops.get(), "begin", None)
+        return getattr(self._loops.get(), "begin", self._begin)
 
     @property
     def plan(self) -> Plan | None:

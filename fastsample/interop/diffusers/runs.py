@@ -4,11 +4,14 @@ one plan.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...plan import Plan
 from ...runtime.spares import Spares
@@ -17,7 +20,7 @@ from .calls import check_set_timesteps
 from .grids import Points
 from .loop import Loop
 from .manners import manner
-from .peer import made, peer_points, words
+from .peer import made, set_peer, words
 from .plan import check_length, from_point, is_whole
 from .sources import find
 
@@ -29,8 +32,10 @@ class Runs:
     scheduler's copies share one.
     """
 
-    def __init__(self, source: type | None, settings: dict, given: Plan | None):
-        self.source, self.settings, self.given = source, settings, given
+    def __init__(
+        self, source: type | None, settings: dict, given: Plan | None, shift: float | None = None
+    ):
+        self.source, self.settings, self.given, self.shift = source, settings, given, shift
         self._compiled, self._loops, self._spares, self._peer = {}, {}, Spares(), None
 
     def kept(self, asked: tuple) -> Loop | None:
@@ -63,27 +68,82 @@ class Runs:
         return loop
 
     def __getstate__(self) -> dict:
-        return {"source": self.source, "settings": self.settings, "given": self.given}
+        return {k: getattr(self, k) for k in ("source", "settings", "given", "shift")}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["source"], state["settings"], state["given"])
+        self.__init__(*(state.get(k) for k in ("source", "settings", "given", "shift")))
+
+    @property
+    def peer(self) -> object | None:
+        """The class's own scheduler as it is made; None for a plan, or where it cannot be made."""
+        try:
+            return None if self.source is None else self._made()
+        except ValueError:
+            return None
+
+    def training(self, compat: bool, **about: object) -> Loop:
+        """The loop of the class as it is made, before its set_timesteps: over every training
+        timestep.
+        """
+        key, peer = ("training",), copy.copy(self._made())
+        loop = self._loops.get(key)
+        if loop is None:
+            said = getattr(peer, "sigmas", None)
+            if said is not None and len(said) == len(peer.timesteps):
+                peer.sigmas = torch.cat([said, torch.zeros(1)])
+            loop = self._standing(peer, key, compat, about, said)
+            loop.steps = getattr(peer, "num_inference_steps", None)
+            _keep(self._loops, key, loop)
+        return loop
+
+    def shifted(self, shift: float) -> Runs:
+        """With another flow shift than the config's, as the class's set_shift has it."""
+        return Runs(self.source, self.settings, self.given, shift)
+
+    def __deepcopy__(self, memo: dict) -> Runs:
+        """Itself: all that it keeps is looked up by what was asked."""
+        return self
 
     # -- inside ------------------------------------------------------------------------------------
+    def _made(self) -> object:
+        if self._peer is None:
+            self._peer = made(self.source, self.settings)
+            if self.shift is not None:
+                self._peer.set_shift(self.shift)
+        return self._peer
+
     def _loop(self, asked: tuple, compat: bool, about: dict) -> Loop:
-        if self.source is not None:
-            about = about | {"manner": manner(self.source.__name__, self.settings, compat)}
         if self.given is not None:
             check_length(self.given, *asked[:3])
             points = Points(None, None, whole=is_whole(self.given))
         elif compat:
-            self._peer = self._peer or made(self.source, self.settings)
-            points = peer_points(self._peer, self.settings, *asked)
-            about = about | {"result": find(self.source.__name__).result}
-            if points.legs is not None:
-                about = about | {"apart": partial(self._apart, asked, points, about)}
+            peer = set_peer(self._made(), self.settings, *asked)
+            return self._standing(peer, asked, compat, about)
         else:
             check_set_timesteps(self.source, dict(asked[-1]), exact=True)
-            points = diffusers_config.layout(self.source.__name__, self.settings, *asked[:-1])
+            shift = {} if self.shift is None else {"set_shift": self.shift}
+            name, words = self.source.__name__, self.settings | shift
+            points = diffusers_config.layout(name, words, *asked[:-1])
+            about = about | {"manner": manner(name, self.settings, compat)}
+        return self._through(points, asked, compat, about)
+
+    def _standing(
+        self, peer: object, asked: tuple, compat: bool, about: dict, sigmas: Tensor | None = None
+    ) -> Loop:
+        """On the levels and timesteps that a scheduler of the class has; sigmas: as it says the
+        levels.
+        """
+        name = self.source.__name__
+        points = diffusers_config.peer_layout(name, self.settings, peer)
+        about = about | {"manner": manner(name, self.settings, compat)}
+        about["sigmas"] = getattr(peer, "sigmas", None) if sigmas is None else sigmas
+        if compat:
+            about = about | {"result": find(name).result}
+            if points.legs is not None:
+                about = about | {"apart": partial(self._apart, asked, points, about)}
+        return self._through(points, asked, compat, about)
+
+    def _through(self, points: Points, asked: tuple, compat: bool, about: dict) -> Loop:
         compile = partial(self._compile, asked, points, compat)
         return Loop(compile(0, 0.0), compile, points.whole, self._spares, compat=compat, **about)
 

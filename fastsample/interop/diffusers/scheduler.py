@@ -29,10 +29,12 @@ from ...plan import Plan
 from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
-from .loops import Loops
+from .loop import Loop
+from .loops import Loops, too_early
 from .moving import arguments, beside
 from .noising import Noising
 from .output import FsSchedulerOutput
+from .outside import Outside
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
@@ -41,6 +43,7 @@ from .sources import (
     OURS,
     PREDICTIONS,
     SOURCES,
+    UNTIMED,
     defaults,
     output_sign,
     own_config,
@@ -50,7 +53,7 @@ from .sources import (
 from .tokens import by_token
 
 
-class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
+class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over
@@ -215,15 +218,14 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
             asked,
             self.config.compat is not None,
             self._auto,
-            calls_per_point=self.order,
-            preview=self._source is None or SOURCES[self.config.source].pair,
-            unit=self._scale == "flow",
+            **self._about(),
         )
         self._loops.set(made.fresh(device))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep; the sample itself where c = 1."""
-        c = self._loops.get("scale_model_input").input_scale(timestep)
+        loop = self._loops.get("scale_model_input", self._untimed)
+        c = 1.0 if loop is None else loop.input_scale(timestep)
         return sample if c == 1.0 else sample * c
 
     @AsSource
@@ -247,7 +249,7 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model output
         then has the other sign, as in diffusers.
         """
-        loop = self._loops.get("step")
+        loop = self._loops.get("step", self._untimed)
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
         if others:
@@ -310,7 +312,26 @@ class FsScheduler(Readings, Noising, SchedulerMixin, ConfigMixin):
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
-        self._runs, self._seen = Runs(self._source, self._settings, plan), self._internal_dict
+        shift = self._runs.shift if "_runs" in self.__dict__ else None
+        self._runs = Runs(self._source, self._settings, plan, shift)
+        self._seen = self._internal_dict
+
+    def _about(self) -> dict:
+        """What a Loop is told of the source."""
+        pair = self._source is None or SOURCES[self.config.source].pair
+        return {"calls_per_point": self.order, "preview": pair, "unit": self._scale == "flow"}
+
+    def _untimed(self, what: str) -> Loop | None:
+        """A loop before set_timesteps, where the source's own steps there; None to scale a model
+        input that is not scaled.
+        """
+        if what != "step" and self._source is not None and self._scale != "sigma":
+            return None
+        if self._source is None or self.config.source not in UNTIMED:
+            raise too_early(what)
+        loop = self._runs.training(self.config.compat is not None, **self._about()).fresh()
+        loop.begin = self._begin
+        return loop
 
     def _prediction(self, model_output: Tensor, timestep, sample: Tensor, per_token) -> Tensor:
         """The part of the model's output that predicts, with the plan's sign."""

@@ -116,6 +116,14 @@ SOURCES = {
 }
 # their add_noise goes by timesteps alone
 UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")
+# they step without set_timesteps, through every training timestep
+UNTIMED = (
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)
 # what an FsScheduler's config says beside its source's
 OURS = frozenset({"source", "compat", "plan"})
 # classes on whose noise schedule, as on their own, one of SOURCES runs

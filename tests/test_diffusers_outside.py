@@ -1,0 +1,397 @@
+"""An FsScheduler outside its loop, against diffusers' own object: what it says before set_timesteps
+and after, what it does to a sample at a timestep, what foreign code reads from it and writes to it.
+"""
+
+import copy
+import math
+import threading
+
+import pytest
+import torch
+
+import fastsample as fs
+from fastsample.interop.diffusers.outside import FUNCTIONS, STATE, TABLES
+from fastsample.interop.diffusers.sources import SOURCES, UNTIMED
+
+diffusers = pytest.importorskip("diffusers")
+diffusers.utils.logging.set_verbosity_error()
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+CONFIGS = [(name, {"skip_prk_steps": True} if "PNDM" in name else {}) for name in SOURCES] + [
+    ("EulerDiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
+    ("DDIMScheduler", SD | {"set_alpha_to_one": False}),
+    ("HeunDiscreteScheduler", SD | {"use_karras_sigmas": True}),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+]
+READ = ["timesteps", "sigmas", "init_noise_sigma", "num_inference_steps", "step_index"]
+READ += ["begin_index", "order", *sorted(TABLES)]
+# what we have where a class has it not; PNDM has no timesteps before set_timesteps
+MORE = {"sigmas", "step_index", "begin_index", "init_noise_sigma", "num_inference_steps"}
+X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+N = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def both(name, config, **given):
+    peer = getattr(diffusers, name)(**config)
+    return peer, fs.FsScheduler.from_config(peer, **given)
+
+
+def alike(ours, theirs):
+    if not isinstance(theirs, torch.Tensor):
+        return type(ours) is type(theirs) and ours == theirs
+    same = isinstance(ours, torch.Tensor) and ours.dtype == theirs.dtype
+    return same and torch.equal(ours, theirs)
+
+
+def close(ours, theirs):
+    """To the rounding of diffusers' own float32 arithmetic."""
+    return bool((ours - theirs).abs().max() <= 1e-5 * theirs.abs().max())
+
+
+def set_both(peer, ours):
+    given = {"mu": 0.9} if peer.config.get("use_dynamic_shifting") else {}
+    for scheduler in (peer, ours):
+        scheduler.set_timesteps(7, **given)
+
+
+@pytest.mark.parametrize("compat", ["diffusers", None])
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_what_it_says_before_set_timesteps_is_what_its_source_says(name, config, compat):
+    peer, ours = both(name, config, compat=compat)
+    for what in READ:
+        theirs = getattr(peer, what, None)
+        if theirs is not None or what not in MORE | {"timesteps"}:
+            assert hasattr(ours, what) == hasattr(peer, what), what
+            assert alike(getattr(ours, what, None), theirs), what
+    assert all(hasattr(ours, what) == hasattr(peer, what) for what in FUNCTIONS)
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_what_it_says_after_set_timesteps_is_what_its_source_says(name, config):
+    peer, ours = both(name, config, compat="diffusers")
+    set_both(peer, ours)
+    for what in READ:
+        if hasattr(peer, what) or what not in MORE:
+            assert alike(getattr(ours, what, None), getattr(peer, what, None)), what
+
+
+def test_exact_runs_hand_back_their_own_levels():
+    """The sigmas after the shift, to float32; the start's scale as a tensor of the plan's own."""
+    ours = fs.FsScheduler.from_config(
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), compat=None
+    )
+    ours.set_timesteps(sigmas=[1.0, 0.7, 0.3])
+    right = [1.0, 2.1 / 2.4, 0.9 / 1.6, 0.0]  # 3s / (1 + 2s)
+    assert torch.equal(ours.sigmas, torch.tensor(right, dtype=torch.float64).float())
+    euler = fs.FsScheduler.from_config(diffusers.EulerDiscreteScheduler(**SD), compat=None)
+    euler.set_timesteps(5)
+    assert isinstance(euler.init_noise_sigma, torch.Tensor)
+    assert float(euler.init_noise_sigma) == euler.plan.init_scale
+
+
+def test_training_levels_of_a_shifted_flow():
+    """3s / (1 + 2s) at s = t/1000: 1000, 999.67, ..; 750 in the middle."""
+    ours = fs.FsScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    assert ours.timesteps[[0, 1, 500]].tolist() == pytest.approx(
+        [1000.0, 999.6665, 750.0], rel=1e-6
+    )
+    noised = ours.scale_noise(3 * torch.ones(1), ours.timesteps[500:501], torch.ones(1))
+    assert float(noised) == pytest.approx(3 * 0.25 + 0.75, rel=1e-6)
+
+
+# -- by timestep -----------------------------------------------------------------------------------
+def level(name, t):
+    """(alpha, sigma) of the default linear table at training timestep t, on the source's scale."""
+    betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
+    abar = float(torch.cumprod(1 - betas, 0)[t])
+    vp = math.sqrt(abar), math.sqrt(1 - abar)
+    return vp if SOURCES[name].family.scale == "vp" else (1.0, vp[1] / vp[0])
+
+
+@pytest.mark.parametrize("name", [n for n, s in SOURCES.items() if s.family.scale != "flow"])
+@pytest.mark.parametrize("compat", ["diffusers", None])
+def test_add_noise_goes_by_the_timestep(name, compat):
+    """Before set_timesteps, half way and after a finished run; two samples at two timesteps; of the
+    schedule and beside it (where diffusers' own takes another timestep for its last, so does
+    compat).
+    """
+    config = {"skip_prk_steps": True} if "PNDM" in name else {}
+    config |= {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+    _, ours = both(name, config, compat=compat)
+
+    strays = compat is None or not name.startswith(("DPMSolver", "UniPC"))
+
+    def check():
+        times = torch.tensor([999, 361])
+        if ours.num_inference_steps not in (None, 1000) and not strays:
+            times[1] = int(ours.timesteps[1])
+        noisy = ours.add_noise(3 * torch.ones(2, 1), torch.ones(2, 1), times)
+        right = [3 * a + s for a, s in (level(name, int(t)) for t in times)]
+        # the peer's own table is one of float32: 1,000 products
+        assert noisy.flatten().tolist() == pytest.approx(right, rel=3e-5)
+
+    check()
+    ours.set_timesteps(4)
+    check()
+    x = torch.ones(1, 1) * float(ours.init_noise_sigma)
+    for t in ours.timesteps:
+        x = ours.step(0.1 * x, t, x).prev_sample
+        check()
+
+
+def test_the_value_of_the_report():
+    _, ours = both("DDIMScheduler", {})
+    ours.set_timesteps(10)
+    x = torch.ones(1, 1)
+    for t in ours.timesteps:
+        x = ours.step(0.1 * x, t, x).prev_sample
+    one = torch.ones(1, 1)
+    vp = ours.add_noise(3 * one, one, torch.tensor([999]))
+    euler = fs.FsScheduler.from_config(diffusers.EulerDiscreteScheduler(**SD))
+    assert float(vp) == pytest.approx(1.0190, abs=1e-4)
+    assert float(euler.add_noise(3 * one, one, torch.tensor([999]))) == pytest.approx(
+        17.6146, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_a_begin_index_counts_where_the_source_has_one(name, config):
+    """Before set_timesteps and after: at it for the first level, at the running step later."""
+    peer, ours = both(name, config)
+    if not hasattr(peer, "set_begin_index"):
+        ours.set_begin_index(3)  # these go by timesteps alone
+        set_both(peer, ours)
+        ours.set_begin_index(3)
+        t = ours.timesteps[5:6]
+        assert torch.allclose(ours.add_noise(X, N, t), peer.add_noise(X, N, t), rtol=1e-5)
+        return
+    noising = "add_noise" if hasattr(peer, "add_noise") else "scale_noise"
+    order = (lambda t: (X, N, t)) if noising == "add_noise" else (lambda t: (X, t, N))
+    if hasattr(peer, "sigmas") and len(peer.sigmas) == len(peer.timesteps) + 1:
+        for scheduler in (peer, ours):
+            scheduler.set_begin_index(3)
+            assert scheduler.begin_index == 3
+        t = ours.timesteps[5:6]
+        noisy = (getattr(s, noising)(*order(t)) for s in (ours, peer))
+        assert torch.allclose(*noisy, rtol=1e-5)
+    set_both(peer, ours)
+    assert ours.begin_index is peer.begin_index is None
+    for scheduler in (peer, ours):
+        scheduler.set_begin_index(2)
+    t = ours.timesteps[4:5]
+    if name != "LCMScheduler":  # LCM's own goes by the timestep
+        assert torch.allclose(*(getattr(s, noising)(*order(t)) for s in (ours, peer)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler"])
+def test_get_velocity(name):
+    peer, ours = both(name, {})
+    t = torch.tensor([981, 7])
+    theirs = peer.get_velocity(X.float(), N.float(), t)
+    assert torch.allclose(ours.get_velocity(X.float(), N.float(), t), theirs, rtol=0, atol=3e-6)
+    abar = peer.alphas_cumprod.double()[t].view(2, 1, 1, 1)
+    right = abar.sqrt() * N - (1 - abar).sqrt() * X
+    assert torch.allclose(ours.get_velocity(X, N, t), right, rtol=0, atol=1e-5)
+
+
+def test_get_velocity_of_euler_is_that_of_its_timestep():
+    """(diffusers' own looks the level up from the table's other end.)"""
+    peer, ours = both("EulerDiscreteScheduler", {})
+    abar = peer.alphas_cumprod.double()[[600, 3]].view(2, 1, 1, 1)
+    right = abar.sqrt() * N - (1 - abar).sqrt() * X
+    assert torch.allclose(ours.get_velocity(X, N, torch.tensor([600.0, 3.0])), right, atol=1e-5)
+    assert not hasattr(fs.FsScheduler(), "get_velocity")
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_functions_of_the_source_are_its_own(name, config):
+    peer, ours = both(name, config)
+    for _ in range(2):
+        times = peer.timesteps if peer.timesteps is not None else torch.arange(5)
+        for t in (times[0], times[3], times[-1]):
+            if hasattr(peer, "index_for_timestep"):
+                assert ours.index_for_timestep(t) == peer.index_for_timestep(t)
+            if hasattr(peer, "previous_timestep"):
+                assert int(ours.previous_timestep(t)) == int(peer.previous_timestep(t))
+            if name == "DDPMScheduler":
+                assert torch.equal(ours._get_variance(t), peer._get_variance(t))
+            elif name == "DDIMScheduler":
+                given = int(t), int(t) - 40
+                assert torch.equal(ours._get_variance(*given), peer._get_variance(*given))
+        if hasattr(peer, "time_shift"):
+            s = torch.linspace(0.1, 1.0, 5)
+            assert torch.equal(ours.time_shift(0.9, 1.0, s), peer.time_shift(0.9, 1.0, s))
+        set_both(peer, ours)
+
+
+def test_a_timestep_that_is_nowhere_is_a_sentence():
+    ours = fs.FsScheduler.from_config(diffusers.EulerDiscreteScheduler())
+    with pytest.raises(IndexError, match=r"index_for_timestep: no step at 12\.5; one of scheduler"):
+        ours.index_for_timestep(12.5)
+
+
+@pytest.mark.parametrize("compat", ["diffusers", None])
+@pytest.mark.parametrize("config", [{"shift": 3.0}, {"shift": 0.5, "use_karras_sigmas": True}])
+def test_set_shift(config, compat):
+    """It counts from the next set_timesteps on, not for the level that the sigmas end at; copies
+    keep it.
+    """
+    peer, ours = both("FlowMatchEulerDiscreteScheduler", config, compat=compat)
+    before = ours.timesteps
+    for scheduler in (peer, ours):
+        scheduler.set_shift(7.0)
+    assert ours.shift == peer.shift == 7.0
+    assert torch.equal(ours.timesteps, before)
+    for twin in (ours, copy.deepcopy(ours)):
+        peer.set_timesteps(6)
+        twin.set_timesteps(6)
+        assert torch.allclose(twin.sigmas, peer.sigmas, rtol=2e-6)
+    assert not hasattr(fs.FsScheduler(), "set_shift")
+
+
+# -- steps before set_timesteps --------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "config"), [c for c in CONFIGS if c[0] in UNTIMED])
+def test_steps_before_set_timesteps(name, config):
+    peer, ours = both(name, config, compat="diffusers")
+    x = y = X.float() * float(getattr(peer, "init_noise_sigma", 1.0))
+    for t in peer.timesteps[:4]:
+        draw = [torch.Generator().manual_seed(int(t)) for _ in range(2)]
+        given = [{"generator": g} if "Ancestral" in name or "DDPM" in name else {} for g in draw]
+        if hasattr(peer, "scale_model_input"):
+            fed = peer.scale_model_input(x, t), ours.scale_model_input(y, t)
+            assert close(*fed)
+        f = N.float()
+        x = peer.step(f, t, x, **given[0]).prev_sample
+        y = ours.step(f, t, y, **given[1]).prev_sample
+        assert close(x, y)
+    assert ours.num_inference_steps == getattr(peer, "num_inference_steps", None)
+    assert alike(ours.timesteps, peer.timesteps.to(ours.timesteps.dtype))
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - set(UNTIMED)))
+def test_the_others_say_what_is_missing(name):
+    _, ours = both(name, {"skip_prk_steps": True} if "PNDM" in name else {})
+    with pytest.raises(ValueError, match="there are no timesteps yet; call set_timesteps first"):
+        ours.step(X, 999, X)
+    assert ours.scale_model_input(X, 123.4) is X
+
+
+def test_scale_model_input_looks_nothing_up_where_it_scales_nothing():
+    for name in ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "LCMScheduler"):
+        _, ours = both(name, {})
+        for _ in range(2):
+            assert ours.scale_model_input(X, 123.456) is X
+            ours.set_timesteps(5)
+
+
+# -- foreign hands ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_hasattr_answers_at_any_time(name, config):
+    peer, ours = both(name, config)
+    names = set(dir(peer)) | set(READ) | STATE | {"nothing_of_the_kind", "model_input", "plan"}
+    asked = lambda scheduler: {n: hasattr(scheduler, n) for n in sorted(names)}
+    before = asked(ours)
+    assert not before["nothing_of_the_kind"]
+    set_both(peer, ours)
+    assert all(isinstance(v, bool) for v in asked(ours).values())
+
+
+def test_a_thread_without_a_loop_has_no_timesteps():
+    _, ours = both("EulerDiscreteScheduler", {})
+    loops, wait, done = [], threading.Event(), threading.Barrier(3)
+
+    def begin():
+        ours.set_timesteps(3)
+        loops.append(ours._loops.get())
+        done.wait()
+        wait.wait()
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    done.wait()
+    try:
+        assert not hasattr(ours, "timesteps") and not hasattr(ours, "sigmas")
+        with pytest.raises(ValueError, match="2 other threads have a loop and this one has none"):
+            _ = ours.timesteps
+    finally:
+        wait.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_a_copy_of_its_dict_is_a_copy_of_its_state(name, config):
+    """Two samples that take turns on one scheduler, its __dict__ swapped before every step, go the
+    way that each goes alone.
+    """
+    peer, ours = both(name, config)
+    set_both(peer, ours)
+    xs = [X.float(), N.float()]
+    alone = []
+    for x in xs:
+        twin = copy.deepcopy(ours)
+        for t in twin.timesteps:
+            given = {"generator": torch.Generator().manual_seed(3)} if _draws(name) else {}
+            x = twin.step(0.1 * x, t, x, **given).prev_sample
+        alone.append(x)
+    kept = [copy.deepcopy(ours.__dict__) for _ in xs]
+    for t in ours.timesteps:
+        for k, x in enumerate(xs):
+            ours.__dict__.update(kept[k])
+            given = {"generator": torch.Generator().manual_seed(3)} if _draws(name) else {}
+            xs[k] = ours.step(0.1 * x, t, x, **given).prev_sample
+            kept[k] = copy.deepcopy(ours.__dict__)
+    assert all(torch.equal(a, b) for a, b in zip(xs, alone, strict=True))
+
+
+def _draws(name):
+    return "Ancestral" in name or "DDPM" in name or "LCM" in name
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_a_documented_attribute_is_set_or_refused_in_a_sentence(name, config):
+    peer, ours = both(name, config)
+    for _ in range(2):
+        for what in [*READ, *STATE]:
+            if not hasattr(peer, what) or what in ("step_index", "begin_index"):
+                continue
+            value = getattr(ours, what, None)
+            if isinstance(value, torch.Tensor):
+                setattr(ours, what, value.clone().to("cpu"))
+                assert torch.equal(getattr(ours, what), value)
+                other = value + 1
+            else:
+                other = 9 if not isinstance(value, bool) else not value
+            with pytest.raises(
+                AttributeError, match=rf"FsScheduler\.{what} cannot be set.*;.*is acc"
+            ):
+                setattr(ours, what, other)
+            assert alike(getattr(ours, what, None), value)
+        set_both(peer, ours)
+    x = X.float()
+    before = [ours.step(0.1 * x, ours.timesteps[0], x).prev_sample for _ in range(1)][0]
+    ours._step_index = None  # begins again
+    assert ours.step_index is None
+    if not _draws(name):
+        assert torch.equal(ours.step(0.1 * x, ours.timesteps[0], x).prev_sample, before)
+    ours._step_index = None
+    ours._begin_index = 2
+    assert ours.begin_index == ours._begin_index == 2
+    ours.step(0.1 * x, ours.timesteps[2], x)
+    assert ours.step_index == ours._step_index == 3
+
+
+def test_timesteps_put_back_in_another_dtype_are_still_the_run():
+    _, ours = both("DPMSolverMultistepScheduler", SD)
+    ours.set_timesteps(5)
+    own = copy.deepcopy(ours)
+    ours.timesteps = ours.timesteps.to(torch.float16)
+    x = y = X.float()
+    for t, other in zip(ours.timesteps, own.timesteps, strict=True):
+        assert t.dtype == torch.float16
+        x, y = ours.step(0.1 * x, t, x).prev_sample, own.step(0.1 * y, other, y).prev_sample
+        assert torch.equal(x, y)
