@@ -103,6 +103,19 @@ def test_a_list_has_as_many_steps_as_numbers():
         assert scheduler.sigmas.tolist() == [1.0, 0.75, 0.0]
 
 
+@pytest.mark.parametrize("compat", ["diffusers", None])
+def test_a_shift_set_later_is_the_peers(compat):
+    """It shifts what the constructor's own shift has laid out, and lists."""
+    for words in ({"num_inference_steps": 7}, {"sigmas": [0.9, 0.4]}, {"timesteps": [800, 90]}):
+        found = []
+        for scheduler in (Peer(shift=3.0), ours(compat, shift=3.0)):
+            scheduler.set_shift(1.7)
+            scheduler.set_timesteps(**words)
+            assert scheduler.shift == 1.7
+            found.append(scheduler.sigmas)
+        assert torch.allclose(*found, rtol=0, atol=4 * EPS)
+
+
 # -- steps -----------------------------------------------------------------------------------------
 LISTS = {
     "count": {"num_inference_steps": 6},

@@ -77,6 +77,11 @@ class Readings:
         return (top**2 + 1) ** 0.5 if self._settings["timestep_spacing"] == "leading" else top
 
     @property
+    def compatibles(self) -> list[type]:
+        """The classes that read this config in the same sense: the source's own."""
+        return super().compatibles if self._source is None else self._source._get_compatibles()
+
+    @property
     def order(self) -> int:
         """Model calls a step (the pipelines' word): 2 for Heun, whose first step of 2n - 1 calls
         has one.
