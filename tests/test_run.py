@@ -205,7 +205,7 @@ def test_an_image_is_noised_and_finished(backend):
     assert same(
         finish(Run(plan, latent=image, noise_source=lambda row, k: z, backend=backend)).x, run.x
     )
-    drawn = normal(torch.arange(2, 5), torch.zeros(3, dtype=torch.int64), 10).view(3, 2, 5)
+    drawn = normal(torch.arange(2, 5), torch.zeros(3, dtype=torch.int64), 10, stage=1).view(3, 2, 5)
     assert same(
         finish(Run(plan, latent=image, seed=2, backend=backend)).x,
         finish(Run(plan, latent=image, noise=drawn, backend=backend)).x,

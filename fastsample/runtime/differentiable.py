@@ -74,7 +74,7 @@ def _noise(plan, words, first, given, size, state, device, gradients) -> tuple[T
     theirs = sources.draws(source, plan, size, state, device, masked, noise, gradients)
     still = sources.silent(words["noise_scale"])
     needed = given is None or sources.seeded(plan, first, noise, source, still, masked)
-    stage = sources.stages(words["stage"], batch, device)
+    stage = sources.stages(words["stage"], plan, first, batch, device)
     # view: seeds held by a trace must not serve another batch size
     seed = sources.seeds(words["seed"], batch, device, needed).view(batch)
 

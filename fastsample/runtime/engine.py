@@ -99,7 +99,7 @@ class Engine:
         noise: Tensor | None = None,
         latent: Tensor | None = None,
         seed: int | None = None,
-        stage: int = 0,
+        stage: int | None = None,
         start: int | None = None,
         cond: dict | None = None,
         uncond: dict | None = None,
@@ -131,7 +131,8 @@ class Engine:
             scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
             sampler._warn(where, self.shape, guidance, stacklevel=3)
             drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
-            words = sources.seeds(seed, 1, "cpu", drawn), sources.stages(stage, 1, "cpu"), scale
+            stage = sources.stages(stage, plan, first, 1, "cpu")
+            words = sources.seeds(seed, 1, "cpu", drawn), stage, scale
             self._check_room(where, self.running, plan.G)
             place, rows = self._free(), self._stack.rows(plan, masked)
             batch = self.pad_to or self.capacity * self._stack.table.layout.G

@@ -39,8 +39,9 @@ class Run(Selectable):
     seed          int s (sample b takes s + b), B ints, or int64 [B]; None: a fresh s of torch's
                   default CPU generator, taken only where the run draws noise of its own (`seeds`
                   says which). Noise id 0 of a plan is the noise the run started with
-    stage         0 to 2^32 - 1: another stage draws other noise from the same seed, for the
-                  second of two plans run one after the other
+    stage         0 to 2^32 - 1, or B of them: another stage draws other noise from the same seed,
+                  for the second of two plans run one after the other. None: 0, or 1 from an image
+                  and where another run left off (`fastsample.runtime.sources` says what a noise is)
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
     noise_scale   a number or [B], times every draw of the plan (0: none)
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in
@@ -75,7 +76,7 @@ class Run(Selectable):
         mask: Tensor | None = None,
         known: Tensor | None = None,
         start: int | None = None,
-        stage: int = 0,
+        stage=None,
         preview: bool = True,
         copies: int = 1,
         backend: str | None = None,
@@ -108,7 +109,7 @@ class Run(Selectable):
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
         self._still = sources.silent(words["noise_scale"])
         self._drawing = sources.seeded(plan, first, noise, self._source[0], self._still, masked)
-        needed = self._drawing or given is None
+        needed, self._staged = self._drawing or given is None, words["stage"] is not None
         self._seeded = needed or words["seed"] is not None
         with torch.inference_mode(False):  # what is made in it cannot be written to outside
             self._pool = pool.empty(
@@ -119,7 +120,7 @@ class Run(Selectable):
                 preview=preview,
                 copies=copies,
                 scale=arguments.scales(plan, words["guidance"], size[0], state, device),
-                stage=sources.stages(words["stage"], size[0], device),
+                stage=sources.stages(words["stage"], plan, first, size[0], device),
                 seed=sources.seeds(words["seed"], size[0], device, needed),
                 noise_scale=noise_scale,
                 mask=mask,
@@ -143,7 +144,8 @@ class Run(Selectable):
         """Begin again in the same memory, from noise or a latent of this run's shape and device;
         plan: another one of the same layout. Noise that lies as this run's does is read there.
 
-        guidance stays where none is given; stage, masks, noise scales and the caller's draws stay.
+        guidance stays where none is given; masks, noise scales, the caller's draws and a stage that
+        was given stay.
         Raises as a new run does, and this one then stays where it was.
         """
         plain = latent is None and start is None and guidance is None and plan is None
@@ -197,6 +199,8 @@ class Run(Selectable):
         if guidance is not None:
             own.scale.copy_(scale)
         self._drawing, self._draws = drawing, draws
+        if not self._staged:
+            self._restage(sources.stages(None, new, first, own.batch, own.x.device))
         if own.model_input is None and _scales(new):
             self._widen()
         self._use(new)
@@ -231,6 +235,12 @@ class Run(Selectable):
         """
         self._settle()
         return self._pool.seed if self._seeded else None
+
+    @property
+    def stages(self) -> Tensor:
+        """Stages [B] int64 of the samples, given or by how the run began."""
+        stage, zeros = self._pool.stage, torch.zeros_like(self._pool.seed)
+        return zeros if stage is None else stage.long() & 0xFFFFFFFF
 
     def check(self, where: str = "Sampler") -> None:
         """Read the status, once, and on a device what the start, a mask and a known image come to,
@@ -305,6 +315,12 @@ class Run(Selectable):
         """Write down the seeds that no row draws from."""
         if self._late is not None:
             self._reseed(self._late)
+
+    def _restage(self, stage: Tensor | None) -> None:
+        own = self._pool
+        if (stage is None) != (own.stage is None):
+            own.stage = stage
+            self._bind()
 
     def _widen(self) -> None:
         """Make room for a model input that is not the state itself."""

@@ -209,7 +209,7 @@ class Sampler:
         latent: Tensor | None = None,
         shape: Sequence[int] | None = None,
         seed=None,
-        stage: int = 0,
+        stage=None,
         cond: dict | None = None,
         uncond: dict | None = None,
         branches: Sequence[dict] | None = None,
@@ -375,7 +375,7 @@ _others = itemgetter(
 def _plain(words: dict) -> bool:
     """Is a run begun with noise, a seed and guidance alone, as a spare can be?"""
     noise, stage = words["noise"], words["stage"]
-    whole = noise.__class__ is Tensor and stage.__class__ is int and stage == 0
+    whole = noise.__class__ is Tensor and (stage is None or (stage.__class__ is int and not stage))
     return whole and all(map(is_, _others(words), repeat(None)))
 
 

@@ -1,4 +1,21 @@
-"""Where a run's noise comes from: seeds, given or drawn, or the caller's own draws."""
+"""Where a run's noise comes from: seeds and stages, given or drawn, or the caller's own draws.
+
+A noise is (seed, stage, id), one sample's unit normals to the bit, whatever the batch or device
+(`fastsample.kernels.reference.noise`):
+
+seed     64 bits, one a sample: which image
+stage    32 bits, one a sample, the same for every noise of a run: which of the runs that make it.
+         Not given it is 0 for a run that begins with noise or resumes its own plan; and 1, so that
+         one seed draws nothing twice, for a run that begins with an image, or with a state at the
+         first point of a grid that begins below the schedule's noise end, where another run left
+         off. A third run's, and any other, is the caller's to name
+id       0 is the noise a run starts with; it is also what an image is noised with, and the known
+         image of inpainting. From 1 on, the noises of the steps by their place in the whole grid,
+         so that plan.remake(start=k), resumed, draws what the whole plan would have drawn
+
+A plan made with start=k that is entered at row 1 resumes the whole plan from there, and at a later
+row its own run from an image. Where that is not so, say the stage: `Run.stages` has a run's own.
+"""
 
 from __future__ import annotations
 
@@ -94,13 +111,33 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
     return torch.tensor(signed, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
 
-def stages(stage: object, batch: int, device) -> Tensor | None:
-    """int32 [B] of one stage, 0 to 2^32 - 1, as the kernels read it; None for stage 0."""
-    number = integer(stage)
-    if number is None or not 0 <= number < 2**32:
-        raise ValueError(f"Run: stage is {stage!r}; a whole number from 0 to 2^32 - 1 is accepted")
-    signed = number - (number >> 31 << 32)
-    return torch.full((batch,), signed, dtype=torch.int32, device=device) if number else None
+def stages(stage: object, plan: Plan, first: int, batch: int, device) -> Tensor | None:
+    """int32 [B] of a stage, 0 to 2^32 - 1, of B of them, or of an int64 tensor [B], whose low 32
+    bits count, as the kernels read them; None for stage 0. None given: that of a run that begins at
+    row `first` of the plan.
+    """
+    if isinstance(stage, Tensor) and stage.dtype == torch.int64 and stage.shape == (batch,):
+        low = stage & 0xFFFFFFFF
+        return uploaded(low - (low >> 31 << 32), device).int()
+    number = default_stage(plan, first) if stage is None else integer(stage)
+    listed = isinstance(stage, (Sequence, np.ndarray)) and np.shape(stage) == (batch,)
+    numbers = [integer(v) for v in stage] if listed else [number] * max(batch, 1)
+    if not all(v is not None and 0 <= v < 2**32 for v in numbers):
+        raise ValueError(
+            f"Run: stage is {stage!r:.60}; a whole number from 0 to 2^32 - 1, {batch} of them or "
+            f"an int64 tensor [{batch}] is accepted"
+        )
+    if not any(numbers):
+        return None
+    signed = [v - (v >> 31 << 32) for v in numbers[:batch]]
+    return torch.tensor(signed, dtype=torch.int32, device="cpu").to(device, non_blocking=True)
+
+
+def default_stage(plan: Plan, first: int) -> int:
+    """The stage of a run that begins at this row, where none is given."""
+    if plan.sigma[0] == 0:  # made with start=
+        return int(first != 1)
+    return int(first == 1 and "noise_end" in plan.note)
 
 
 def silent(noise_scale) -> bool:

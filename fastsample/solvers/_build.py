@@ -14,12 +14,13 @@ turns that into a Plan::
     register("mine", mine)
 
 X is the state where the model is asked, M the prediction in the stored kind, R(name) a value that
-an earlier row was told to keep (`keep={"m3": M}`; slots are named, and reused), N(id) a noise, F()
-the model's raw output and F(g) that of one branch. `x=` is the next state, at the point `to`. A row
-without a call (churn) is `b.pre(...)`: it is multiplied into the row before it. `anchor=` names the
-value a later row comes back to (the x a Runge-Kutta step starts from, the corrected x of UniPC):
-R("anchor"). It is eliminated: written as a combination of x', slots and noises, so a row writes x'
-and one slot. With `inpaint=True` rows edit x, so the anchor keeps a slot.
+an earlier row was told to keep (`keep={"m3": M}`; slots are named, and reused), b.noise(i) the
+noise of step i, F() the model's raw output and F(g) that of one branch. `x=` is the next state, at
+the point `to`. A row without a call (churn) is `b.pre(...)`: it is multiplied into the row before
+it. `anchor=` names the value a later row comes back to (the x a Runge-Kutta step starts from, the
+corrected x of UniPC): R("anchor"). It is eliminated: written as a combination of x', slots and
+noises, so a row writes x' and one slot. With `inpaint=True` rows edit x, so the anchor keeps a
+slot.
 
 Without inpaint a term that is 0, or cancels, is dropped and its operand not read. `reads=` names
 operands that are read all the same: those whose coefficients are still to be learned.
@@ -36,6 +37,8 @@ from ..model import Model, to_kind
 from ..plan import Plan, PlanError
 from ..plan.consistency import accepted
 from ._pack import INITIAL_NOISE, Row, allocate, pack
+
+ROUNDED = 1e-6  # relative: a time this close to the schedule's noise end is that end
 
 
 class Lin(dict):
@@ -83,7 +86,9 @@ def F(branch: int | None = None) -> Lin:
 
 
 def N(noise_id: int) -> Lin:
-    """The noise with this id: 1, 2, ...; the same id is the same noise again."""
+    """The noise with this id: 1, 2, ...; the same id is the same noise again. `Builder.noise` is
+    the one of a step.
+    """
     return Lin({("n", int(noise_id)): 1.0})
 
 
@@ -159,6 +164,12 @@ class Builder:
         +inf where sigma = 0.
         """
         return self.schedule.half_log_snr(self.t)
+
+    def noise(self, i: int) -> Lin:
+        """The noise of step i, counted from 0, with the step's place in the whole grid, from 1, for
+        its id: a plan made with start= draws what the whole plan draws there.
+        """
+        return N((self.start or 0) + i + 1)
 
     def level(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
@@ -272,6 +283,9 @@ class Builder:
         }
         if len(self.models) > 1:
             out["models"] = [model.to_json() for model in self.models]
+        end = float(getattr(self.schedule, "t_finite", self.schedule.t_max))
+        if self.grid[0] < end * (1.0 - ROUNDED):
+            out["noise_end"] = end  # a state at the first point is what another run left there
         return out | note
 
 

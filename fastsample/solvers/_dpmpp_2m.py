@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 
-from ._build import Builder, Lin, M, N, X
+from ._build import ZERO, Builder, Lin, M, X
 from ._exponential import Levels, gain, history, multistep, weights
 
 
 def step(
-    at: Levels, i: int, variant: str = "midpoint", most: int = 2, eta: float = 0.0, s: float = 1.0
+    at: Levels,
+    i: int,
+    variant: str = "midpoint",
+    most: int = 2,
+    eta: float = 0.0,
+    noise: Lin = ZERO,
 ) -> tuple[Lin, int]:
     """(x', order) of the step from point i, of order `most` at most, by the formula of
-    `dpmpp_2m_sde`; the noise is scaled by s.
+    `dpmpp_2m_sde`, s_noise·n being `noise`.
     """
     level, sigma = at.half_log_snr, at.sigma[i + 1]
     seen = history(level, i, 1 if sigma == 0.0 else most)
@@ -25,7 +30,7 @@ def step(
         found = [gain(H) + w, -w]
     x = multistep(at, i, seen, found, math.exp(-eta * h) * X if eta else X)
     if eta and sigma > 0.0:
-        x = x + sigma * math.sqrt(-math.expm1(-2.0 * eta * h)) * s * N(i + 1)
+        x = x + sigma * math.sqrt(-math.expm1(-2.0 * eta * h)) * noise
     return x, len(seen)
 
 
@@ -38,7 +43,7 @@ def rows(
     at, orders = Levels.of(b), []
     for i in range(b.n):
         most = 1 if low and i == b.n - 1 else 2
-        x, order = step(at, i, variant, most, eta, s_noise)
+        x, order = step(at, i, variant, most, eta, s_noise * b.noise(i))
         orders.append(order)
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M})
     return orders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, number
-from ._build import N, X
+from ._build import X
 from ._exponential import ancestral
 
 
@@ -26,6 +26,6 @@ def ddim(
     for i in range(b.n):
         step, up = ancestral(b, i, float(level[i + 1] - level[i]), eta)
         # x is read also where nothing of it is left: from alpha = 0, with eta = 1
-        b.row(b.t[i], to=b.t[i + 1], x=0.0 * X + step + up * N(i + 1) if up else step)
+        b.row(b.t[i], to=b.t[i + 1], x=0.0 * X + step + up * b.noise(i) if up else step)
     cite = "Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"
     return build(b, "ddim", {"eta": eta, "compat": compat}, [1] * b.n, cite)

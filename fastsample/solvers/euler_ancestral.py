@@ -7,7 +7,7 @@ import math
 from ..plan import Plan
 from ..schedules import Flow
 from ._begin import begin, build, number
-from ._build import Builder, Lin, M, N, X
+from ._build import Builder, Lin, M, X
 from ._exponential import ancestral
 
 
@@ -44,7 +44,7 @@ def euler_ancestral(
     for i in range(b.n):
         move = _flow_step if flow and b.sigma[i + 1] > 0.0 else ancestral
         step, up = move(b, i, float(level[i + 1] - level[i]), eta)
-        b.row(b.t[i], to=b.t[i + 1], x=step + up * s_noise * N(i + 1) if up else step)
+        b.row(b.t[i], to=b.t[i + 1], x=step + up * s_noise * b.noise(i) if up else step)
     cite = (
         "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral "
         "sampling), arXiv:2011.13456"

@@ -24,7 +24,7 @@ from ..grids import check
 from ..model import Model
 from ..plan import Plan
 from ._begin import begin, build, choice, number
-from ._build import Builder, M, N, R, X, resolve
+from ._build import Builder, M, R, X, resolve
 from ._flow import is_flow, velocity_step
 
 LARGEST_CHURN = math.sqrt(2.0) - 1.0  # Karras et al. 2022, Alg. 2
@@ -111,7 +111,7 @@ def _churned(
     hotter = float(b.schedule.time(-math.log(rho) - rise))
     lifted = b.level(hotter)[0]
     added = lifted * rho * math.sqrt(math.expm1(2.0 * rise)) * s_noise
-    b.pre(to=hotter, x=(lifted / alpha) * X + added * N(i + 1))
+    b.pre(to=hotter, x=(lifted / alpha) * X + added * b.noise(i))
     return hotter
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..plan import Plan
 from ..schedules import DiscreteVP
 from ._begin import begin, build, number
-from ._build import M, N, X
+from ._build import M, X
 
 TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models were trained
 
@@ -51,7 +51,7 @@ def lcm(
             clean = (spread**2 / (s * s + spread**2)) * X + (s / (s * s + spread**2) ** 0.5) * M
         step = b.alpha[i + 1] * clean
         if b.sigma[i + 1] > 0.0:
-            step = step + b.sigma[i + 1] * N(i + 1)
+            step = step + b.sigma[i + 1] * b.noise(i)
         b.row(b.t[i], to=b.t[i + 1], x=step)
     words = {"boundary": boundary, "timestep_scaling": scaling, "sigma_data": spread}
     cite = "Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, sec. 4, arXiv:2310.04378"

@@ -12,7 +12,7 @@ import numpy as np
 from ...model import Model, to_eps
 from ...plan import Plan
 from ...solvers._begin import number
-from ...solvers._build import Builder, Lin, M, N, R, X
+from ...solvers._build import Builder, Lin, M, R, X
 from ...solvers._exponential import ancestral, gain
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
@@ -42,7 +42,7 @@ def strided(
         left = math.exp(-2.0 * _rise(b, t, to))
         k = math.sqrt((1.0 - eta) * (1.0 + eta) + eta**2 * left)
         x = at[0] * M + (k * at[1]) * (float(p) * X + float(q) * RAW)
-        b.row(t, to=at, x=x + eta * at[1] * math.sqrt(1.0 - left) * N(i + 1) if eta else x)
+        b.row(t, to=at, x=x + eta * at[1] * math.sqrt(1.0 - left) * b.noise(i) if eta else x)
     cite = ["Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"]
     return b.build(
         "ddim with ends of its own",
