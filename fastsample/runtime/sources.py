@@ -119,9 +119,9 @@ def stages(stage: object, plan: Plan, first: int, batch: int, device) -> Tensor 
     if isinstance(stage, Tensor) and stage.dtype == torch.int64 and stage.shape == (batch,):
         low = stage & 0xFFFFFFFF
         return uploaded(low - (low >> 31 << 32), device).int()
-    number = default_stage(plan, first) if stage is None else integer(stage)
+    stage = default_stage(plan, first) if stage is None else stage
     listed = isinstance(stage, (Sequence, np.ndarray)) and np.shape(stage) == (batch,)
-    numbers = [integer(v) for v in stage] if listed else [number] * max(batch, 1)
+    numbers = [integer(v) for v in (stage if listed else [stage])]
     if not all(v is not None and 0 <= v < 2**32 for v in numbers):
         raise ValueError(
             f"Run: stage is {stage!r:.60}; a whole number from 0 to 2^32 - 1, {batch} of them or "
@@ -129,7 +129,9 @@ def stages(stage: object, plan: Plan, first: int, batch: int, device) -> Tensor 
         )
     if not any(numbers):
         return None
-    signed = [v - (v >> 31 << 32) for v in numbers[:batch]]
+    signed = [v - (v >> 31 << 32) for v in numbers]
+    if not listed:  # a graph keeps its batch open
+        return torch.full((batch,), *signed, dtype=torch.int32, device=device)
     return torch.tensor(signed, dtype=torch.int32, device="cpu").to(device, non_blocking=True)
 
 
