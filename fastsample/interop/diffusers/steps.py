@@ -120,7 +120,7 @@ def posterior(model: Model, grid, *, variance: str, clip: float = 0.0) -> Plan:
         x, _ = ancestral(b, i, _rise(b, t, b.t[i + 1]), 1.0)
         small, large = variances(b.level(t), b.level(b.t[i + 1]))
         of = {"fixed_large": large, "learned": 1.0}.get(variance, small)
-        b.row(t, to=b.t[i + 1], x=0.0 * X + x + (math.sqrt(of) * N(i + 1) if t > 0.0 else Lin()))
+        b.row(t, to=b.t[i + 1], x=0.0 * X + x + (math.sqrt(of) * b.noise(i) if t > 0.0 else Lin()))
     cite = ["Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239"]
     return b.build(
         f"ddpm, {variance}",
