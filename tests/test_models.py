@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import importlib
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastsample import schedules
+from fastsample import grids, metrics, schedules, solvers
 from fastsample.model import PREDICTIONS, to_x0
 from fastsample.models import classifier, fashion, fashion_flow
 from fastsample.models.fashion import (
@@ -201,6 +203,18 @@ def heun(denoise, x: torch.Tensor, steps: int) -> torch.Tensor:
             x_next = x + (s_next - s) * 0.5 * (d + (x_next - denoise(x_next, s_next)) / s_next)
         x = x_next
     return x
+
+
+@pytest.mark.parametrize("make", [fashion, fashion_flow], ids=["U-Net", "transformer"])
+def test_a_network_rounded_to_bfloat16_says_nearly_the_same(make):
+    """Weights, activations and answers have 8 bits; the same noise level for both."""
+    exact = make()
+    rounded = replace(exact, fn=copy.deepcopy(exact.fn).to(torch.bfloat16))
+    plan = solvers.euler(exact, grids.fine(exact.schedule, 4))
+    words = {"cond": {"label": torch.arange(4)}}
+    end = metrics.run(plan, exact, z := noise(4, 1, 28, 28), **words)
+    near = metrics.run(plan, rounded, z, model_dtype=torch.bfloat16, **words)
+    assert 1e-4 < (near - end).norm() / end.norm() < 0.02
 
 
 def test_samples_are_garments_of_their_class():
