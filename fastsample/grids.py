@@ -13,9 +13,11 @@ flow, and uniform_half_log_snr starts at t_finite with its first time moved to t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from .model import is_number
+from .plan.given import edged, integer, real, reals, within
 from .schedules import EDM, DiscreteVP, Flow, Schedule
 
 MAX_STEPS = 65_534  # a plan has at most 65,536 rows, two of them without a step
@@ -58,9 +60,10 @@ def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> n
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
     n = _steps("karras", schedule, n, end)
-    if not is_number(rho) or rho <= 0.0:
+    power = real(rho)
+    if power is None or power <= 0.0:
         raise ValueError(f"grids.karras: rho = {rho!r}; a number > 0 is accepted")
-    return _ramp(schedule, n, end, lambda s: s ** (1.0 / rho), lambda s: s**rho)
+    return _ramp(schedule, n, end, lambda s: s ** (1.0 / power), lambda s: s**power)
 
 
 def exponential(schedule: Schedule, n: int, end: str = "zero") -> np.ndarray:
@@ -111,6 +114,44 @@ def refined(schedule: Schedule, grid, parts: int) -> np.ndarray:
     return check(schedule, np.append(times, grid[-1]))
 
 
+def starting_at(schedule: Schedule, grid, level: float) -> np.ndarray:
+    """The grid made again to start at the noise level sigma/alpha = level, with as many steps.
+
+    The grid is read as a function of its index, at even places from the one where it meets the
+    level; between its points it is linear in that of t, ln s and s^(1/7) in which they are most
+    even, so that a grid of this module comes out as its own rule makes it from that level. s as in
+    `karras`. The interval to sigma = 0 stays one step, unless all of the grid is even in t; a level
+    inside that interval gives times even in t. (Flow: a state at sigma has the level
+    sigma/(1 - sigma).)
+    """
+    grid = check(schedule, grid)
+    n, log = len(grid) - 1, schedule.half_log_snr(grid)
+    top, low = np.exp(-log[[0, -1]])
+    found = within(level, low, top)
+    if found is None or found == low:
+        raise ValueError(
+            f"level: {level!r:.60}; a noise level sigma/alpha above {low:.6g} (the grid's end, "
+            f"where an image stays as it is) up to {top:.6g} (its start) is accepted"
+        )
+    if found == top:
+        return grid
+    first = float(schedule.time(-np.log(found)))
+    last = n if log[-1] < np.inf else n - 1  # no further is the grid divided
+    even = n > 1 and np.ptp(np.diff(grid)) <= SAME_LEVEL * np.abs(grid).max() * n
+    last = n if even else last
+    if first <= grid[last] or last == 0:
+        return check(schedule, np.linspace(first, grid[-1], n + 1))
+    forward, back = (_same, _same) if even else _even_in(schedule, grid[: last + 1])
+    values, places = forward(grid[: last + 1]), np.arange(last + 1.0)
+    begin = np.interp(-forward(np.array([first])), -values, places)[0]
+    inside = np.linspace(begin, last, last + 1)
+    times = back(np.interp(inside, places, values))
+    whole = inside == np.round(inside)
+    times[whole] = grid[inside[whole].astype(int)]
+    times[0] = first
+    return check(schedule, np.append(times, grid[last + 1 :]))
+
+
 def trailing(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
     """t_i = T(1 - i/n) - 1, i = 0..n, T-1 to -1 (Lin et al. 2024, arXiv:2305.08891, table 2)."""
     size, n = _table("trailing", schedule), _steps("trailing", schedule, n)
@@ -126,9 +167,10 @@ def leading(schedule: DiscreteVP, n: int, offset: float = 0, rounded: bool = Fal
         raise ValueError(
             f"grids.leading: n = {n} for a table of {size} levels; n up to {size} is accepted"
         )
-    if not is_number(offset):
+    moved = real(offset)
+    if moved is None:
         raise ValueError(f"grids.leading: offset = {offset!r:.60}; a number of levels is accepted")
-    return _indices("leading", schedule, np.arange(n)[::-1] * float(size // n) + offset, rounded)
+    return _indices("leading", schedule, np.arange(n)[::-1] * float(size // n) + moved, rounded)
 
 
 def linspace(schedule: DiscreteVP, n: int, rounded: bool = False) -> np.ndarray:
@@ -144,7 +186,7 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
     The last one is where a run ends: put 0 there for x0. inf is the end with alpha = 0.
     """
     _schedule("from_sigmas", schedule)
-    sigmas = _list("from_sigmas", sigmas)
+    sigmas = edged(_list("from_sigmas", sigmas), 0.0)
     if (sigmas < 0.0).any():
         raise ValueError(
             f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are "
@@ -178,7 +220,7 @@ def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarr
     end="zero" appends the time at which sigma = 0 unless the list ends in it; "keep" does not.
     """
     _schedule("from_timesteps", schedule)
-    times = _list("from_timesteps", timesteps)
+    times = edges(schedule, _list("from_timesteps", timesteps))
     if end not in ("zero", "keep"):
         raise ValueError(f"grids.from_timesteps: end = {end!r}; 'zero' or 'keep' is accepted")
     if end == "zero" and times[-1] != schedule.t_zero:
@@ -191,7 +233,7 @@ def check(schedule: Schedule, grid) -> np.ndarray:
     decreasing, inside the schedule.
     """
     _schedule("check", schedule)
-    grid = _list("check", grid)
+    grid = edges(schedule, _list("check", grid))
     if not 2 <= len(grid) <= MAX_STEPS + 1:
         raise ValueError(
             f"grid: {len(grid)} times; 2 to {MAX_STEPS + 1} are accepted, one more than the steps"
@@ -209,6 +251,12 @@ def check(schedule: Schedule, grid) -> np.ndarray:
             "further apart are accepted"
         )
     return grid
+
+
+def edges(schedule: Schedule, times: np.ndarray) -> np.ndarray:
+    """The times, with the schedule's end in place of what rounding alone put beyond it."""
+    top = getattr(schedule, "t_top", getattr(schedule, "t_max", np.inf))
+    return edged(times, getattr(schedule, "t_zero", -np.inf), top)
 
 
 def _schedule(where: str, schedule) -> None:
@@ -244,38 +292,65 @@ def _decreasing(where: str, values: np.ndarray) -> None:
 def _steps(where: str, schedule, n, end="zero", name: str = "n") -> int:
     """The number of steps, once it and what else a grid is made of are known to be sound."""
     _schedule(where, schedule)
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_STEPS:
+    count = integer(n)
+    if count is None or not 1 <= count <= MAX_STEPS:
         raise ValueError(
             f"grids.{where}: {name} = {n!r}; a whole number of steps from 1 to {MAX_STEPS} is "
             "accepted"
         )
     if end not in ("zero", "min"):
         raise ValueError(f"grids.{where}: end = {end!r}; 'zero' or 'min' is accepted")
-    return int(n)
+    return count
 
 
 def _list(where: str, values) -> np.ndarray:
-    try:
-        values = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"grids.{where}: {values!r:.60}; a list of numbers is accepted") from None
-    if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
+    found = reals(values)
+    if found is None:
+        raise ValueError(f"grids.{where}: {values!r:.60}; a list of numbers is accepted")
+    if found.ndim != 1 or found.size == 0 or np.isnan(found).any():
         raise ValueError(
-            f"grids.{where}: shape {list(values.shape)}, {int(np.isnan(values).sum())} NaN; a list "
+            f"grids.{where}: shape {list(found.shape)}, {int(np.isnan(found).sum())} NaN; a list "
             "of numbers is accepted"
         )
-    return values
+    return found
 
 
 def _ramp(schedule: Schedule, n: int, end: str, warp, unwarp) -> np.ndarray:
     """n levels evenly spaced in warp(s), s as in `karras`."""
-    ends, bounded = np.array([schedule.t_max, schedule.t_min]), _endless(schedule)
-    alpha, sigma = schedule.alpha(ends), schedule.sigma(ends)
-    high, low = warp(sigma / (alpha + sigma if bounded else alpha))
+    high, low = warp(_s(schedule, np.array([schedule.t_max, schedule.t_min])))
     s = unwarp(np.linspace(high, low, n + (end == "min")))
+    return _finish(schedule, _at_s(schedule, s), end)
+
+
+def _s(schedule: Schedule, t: np.ndarray) -> np.ndarray:
+    """s of `karras` at times t."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return sigma / (alpha + sigma if _endless(schedule) else alpha)
+
+
+def _at_s(schedule: Schedule, s: np.ndarray) -> np.ndarray:
+    """The times at which s is this."""
     with np.errstate(divide="ignore"):
-        log_alpha = np.log1p(-np.minimum(s, 1.0)) if bounded else 0.0
-        return _finish(schedule, schedule.time(log_alpha - np.log(s)), end)
+        log_alpha = np.log1p(-np.minimum(s, 1.0)) if _endless(schedule) else 0.0
+        return schedule.time(log_alpha - np.log(s))
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def _even_in(schedule: Schedule, times: np.ndarray) -> tuple[Callable, Callable]:
+    """Of t, ln s and s^(1/7), s as in `karras`, the function of t in which these are most even,
+    and its inverse.
+    """
+
+    def unevenness(pair: tuple[Callable, Callable]) -> float:
+        steps = np.diff(pair[0](times))
+        return float(np.ptp(steps) / abs(steps.mean()))
+
+    seventh = lambda t: _s(schedule, t) ** (1.0 / 7.0), lambda y: _at_s(schedule, y**7.0)
+    logarithm = lambda t: np.log(_s(schedule, t)), lambda y: _at_s(schedule, np.exp(y))
+    return min((seventh, (_same, _same), logarithm), key=unevenness)
 
 
 def _finish(schedule: Schedule, times: np.ndarray, end: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from .plan import Plan, PlanError
+from .plan.given import integer
 from .plan.row import moved
 
 
@@ -30,8 +31,9 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
             f"guided: the plan has {plan.G} branches and {plan.K} scales already; one branch and "
             "none is accepted"
         )
-    if not isinstance(branches, (int, np.integer)) or not 2 <= branches <= 8:
-        raise PlanError(f"guided: branches={branches!r}; 2 to 8 is accepted")
+    given, branches = branches, integer(branches)
+    if branches is None or not 2 <= branches <= 8:
+        raise PlanError(f"guided: branches={given!r:.60}; 2 to 8 is accepted")
     low, high = (-np.inf, np.inf) if interval is None else _ends(interval)
     raw = plan.layout.branch(0)
     if any(row.reads_operand(raw) for row in plan.program.rows):
@@ -51,7 +53,7 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
         V[on, k, k], V[on, -1, k] = base[on], -base[on]
     bits = np.where(on, (1 << branches) - 1, np.where(called, 1, 0))
     span = None if interval is None else [low, high]
-    note = {"form": "linear", "branches": int(branches), "interval": span}
+    note = {"form": "linear", "branches": branches, "interval": span}
     return replace(wide, U=U, V=V, branches=bits, note={**plan.note, "guidance": note})
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -30,6 +29,8 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
+
+from .plan.given import numbers, real, reals
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
 STORED = ("x0", "eps", "flow", "d")
@@ -64,7 +65,7 @@ def to_eps(prediction: str, alpha, sigma, sigma_data: float = DEFAULT_SIGMA_DATA
 
 def _halves(where: str, prediction: str, alpha, sigma, sd: float) -> tuple[np.ndarray, ...]:
     """(p, q) of x0, then those of eps; not finite where there are none, which is refused before."""
-    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    alpha, sigma = numbers(f"{where}: alpha", alpha), numbers(f"{where}: sigma", sigma)
     with np.errstate(divide="ignore", invalid="ignore"):
         if prediction == "x0":
             return np.zeros_like(alpha), np.ones_like(alpha), 1.0 / sigma, -alpha / sigma
@@ -160,14 +161,18 @@ class Model:
         spread = self.sigma_data
         if spread is None:
             spread = getattr(self.schedule, "sigma_data", DEFAULT_SIGMA_DATA)
-        if not is_number(spread) or spread <= 0.0:
+        found = real(spread)
+        if found is None or found <= 0.0:
             raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
-        object.__setattr__(self, "sigma_data", float(spread))
+        object.__setattr__(self, "sigma_data", found)
+        if not isinstance(self.time, (int, float)) and real(self.time) is not None:
+            object.__setattr__(self, "time", real(self.time))
 
     def _check_words(self):
         time, scale = self.time, self.input_scale
         named = any(_is(self.prediction, word) for word in PREDICTIONS)
-        told = time is None or _is(time, "log_sigma") or callable(time) or is_number(time)
+        told = time is None or _is(time, "log_sigma") or callable(time)
+        told = told or real(time) is not None
         scaled = scale is None or _is(scale, "vp") or callable(scale)
         cast = _is_number_type(self.time_dtype)
         for word, right, accepted in (
@@ -206,7 +211,7 @@ class Model:
 
     def times(self, t) -> np.ndarray:
         """What fn is told at the schedule's times t [n]: float64 [n], finite."""
-        t = np.asarray(t, dtype=np.float64)
+        t = numbers("Model.times: t", t)
         if callable(self.time):
             told = self.time(t)
         elif self.time == "log_sigma" or (self.time is None and self.prediction == "edm"):
@@ -219,7 +224,7 @@ class Model:
 
     def scales(self, t) -> np.ndarray:
         """What x is multiplied by before fn sees it, at times t [n]: float64 [n], finite."""
-        t = np.asarray(t, dtype=np.float64)
+        t = numbers("Model.scales: t", t)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
         if self.input_scale == "vp":
@@ -264,7 +269,9 @@ class Model:
         """The words, JSON-able, as a plan's note keeps them; a callable is "callable"."""
         return {
             "prediction": self.prediction,
-            "time": float(self.time) if is_number(self.time) else _written(self.time),
+            "time": float(self.time)
+            if isinstance(self.time, (int, float))
+            else _written(self.time),
             "input_scale": _written(self.input_scale),
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
@@ -318,11 +325,12 @@ def _kind(value) -> str:
 
 def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:
     """values as float64 of t's shape, or a ValueError."""
-    values = np.asarray(values, dtype=np.float64)
-    if values.shape != t.shape:
+    given, values = values, reals(values)
+    if values is None or values.shape != t.shape:
+        found = f"a {type(given).__name__}" if values is None else f"shape {list(values.shape)}"
         raise ValueError(
-            f"Model.{where}: {word} returned shape {list(values.shape)} for {list(t.shape)} times; "
-            "the same shape is accepted"
+            f"Model.{where}: {word} returned {found} for {list(t.shape)} times; numbers in the "
+            "same shape are accepted"
         )
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values.ravel())))
@@ -335,15 +343,6 @@ def _finite(where: str, word: str, values, t: np.ndarray) -> np.ndarray:
 
 def _is(value, word: str) -> bool:
     return isinstance(value, str) and value == word  # an array compared with a word is an array
-
-
-def is_number(value) -> bool:
-    """Is it a finite real number, of Python or NumPy, and no truth value?"""
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    try:
-        return real and math.isfinite(value)
-    except OverflowError:  # an int of 400 digits is no float
-        return False
 
 
 def _written(word):

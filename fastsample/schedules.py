@@ -12,7 +12,9 @@ Every schedule has
                                           half_log_snr use (t_max unless alpha(t_max) = 0)
     label(t)                              the noise level a network is usually told: t itself,
                                           sigma for Flow
-A value outside the range, or not a number, is a ValueError. Floor 0: NumPy only.
+Times are numbers and lists of them, of Python, NumPy or torch; what rounding alone puts outside the
+range is its edge (1.57080 for pi/2, 1 and an ulp of float32: `fastsample.plan.given`). A value
+further out, or not a number, is a ValueError. Floor 0: NumPy only.
 
 Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear),
 Rombach et al. 2022 (2112.10752, scaled linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17,
@@ -30,24 +32,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .plan.given import between, edged, integer, numbers, reals
 from .plan.note import load_note
 
 
-def _number(where: str, value, low: float = 0.0, high: float = math.inf) -> float:
-    """value as a float strictly between low and high, or a ValueError."""
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    top = min(high, sys.float_info.max)  # an int of 400 digits is no float
-    if not number or isinstance(value, bool) or not low < value < top:  # a NaN compares false
-        raise ValueError(
-            f"{where} = {value!r:.60}; a number between {low:g} and {high:g}, ends excluded, is "
-            "accepted"
-        )
-    return float(value)
+def _own(schedule: Schedule, name: str, low: float = 0.0, high: float = math.inf) -> float:
+    """A parameter of the schedule, strictly between low and high, kept as a plain number."""
+    value = getattr(schedule, name)
+    number = between(f"{type(schedule).__name__}: {name}", value, low, high)
+    if type(value) not in (int, float):
+        object.__setattr__(schedule, name, number)
+    return number
+
+
+def _below(made: type) -> list[type]:
+    """The subclasses of a class, and theirs."""
+    return [each for sub in made.__subclasses__() for each in (sub, *_below(sub))]
 
 
 class Schedule:
-    """What every schedule shares: range checks, the JSON form. A subclass gives the map
-    _point(t) -> (alpha, sigma, lambda) and the inverse.
+    """What every schedule shares: range checks, the JSON form. A subclass gives t_max and t_min,
+    the map _point(t) -> (alpha, sigma, lambda) and the inverse _time(lambda) -> t, float64 arrays
+    of any shape. Where its attributes are the arguments it is made with, as a dataclass's are, a
+    plan of it can be made again from its note.
     """
 
     t_zero = 0.0
@@ -64,32 +71,31 @@ class Schedule:
         return self._at(t, "half_log_snr")[2][()]
 
     def label(self, t):
-        return np.asarray(t, dtype=np.float64)[()]
+        return self._inside(t, "label")[()]
 
     def time(self, half_log_snr):
-        level = np.asarray(half_log_snr, dtype=np.float64)
-        if np.isnan(level).any():
-            raise ValueError(
-                f"{type(self).__name__}.time: half_log_snr = nan; a number or an infinity is "
-                "accepted"
-            )
+        level = numbers(f"{type(self).__name__}.time: half_log_snr", half_log_snr)
         with np.errstate(over="ignore", divide="ignore"):
             return np.asarray(self._time(level))[()]
 
-    def _at(self, t, what: str) -> tuple[np.ndarray, ...]:
-        t = np.asarray(t, dtype=np.float64)
-        bad = ~((t >= self.t_zero) & (t <= self.t_top))
+    def _inside(self, t, what: str) -> np.ndarray:
+        """The times t as float64, all in the schedule's range."""
+        low, high, where = self.t_zero, self.t_top, f"{type(self).__name__}.{what}: t"
+        t = edged(numbers(where, t), low, high)
+        bad = (t < low) | (t > high)
         if bad.any():
-            raise ValueError(
-                f"{type(self).__name__}.{what}: t = {t[bad].flat[0]:g}; {self.t_zero:g} <= t <= "
-                f"{self.t_top:g} is accepted"
-            )
+            raise ValueError(f"{where} = {t[bad].flat[0]:g}; {low:g} <= t <= {high:g} is accepted")
+        return t
+
+    def _at(self, t, what: str) -> tuple[np.ndarray, ...]:
+        t = self._inside(t, what)
         with np.errstate(over="ignore", divide="ignore"):
             return tuple(np.asarray(value) for value in self._point(t))
 
     def to_json(self) -> dict:
         """Name and parameters, JSON-able; from_json gives an equal schedule back."""
-        return {"name": type(self).__name__, **dataclasses.asdict(self)}
+        own = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else vars(self)
+        return {"name": type(self).__name__, **own}
 
     @staticmethod
     def from_json(data) -> Schedule:
@@ -99,17 +105,18 @@ class Schedule:
         words = data
         if isinstance(data, str):
             words = load_note(data.encode("utf-8", "surrogatepass"), "schedules.from_json")
-        if not isinstance(words, dict) or words.get("name") not in list(SCHEDULES):
+        known = {made.__name__: made for made in _below(Schedule)} | SCHEDULES
+        if not isinstance(words, dict) or words.get("name") not in list(known):
             raise ValueError(
                 f"schedules.from_json: {words!r:.80}; a dict whose name is one of "
-                f"{', '.join(SCHEDULES)} is accepted"
+                f"{', '.join(known)} is accepted"
             )
         words = dict(words)
-        make, zero = SCHEDULES[words.pop("name")], False
+        make, zero = known[words.pop("name")], False
         if make is DiscreteVP:
             kind, zero = words.pop("kind", None), words.pop("zero_terminal_snr", False)
-            known = kind in (None, "linear", "scaled_linear", "cosine") and "recipe" not in words
-            if not known or not isinstance(zero, bool):
+            told = kind in (None, "linear", "scaled_linear", "cosine") and "recipe" not in words
+            if not told or not isinstance(zero, bool):
                 raise ValueError(
                     f"schedules.from_json: {data!r:.160}; a kind, zero_terminal_snr or table that "
                     "to_json writes is accepted"
@@ -137,9 +144,9 @@ class VP(Schedule):
     t_max = 1.0
 
     def __post_init__(self):
-        low = _number("VP: beta_min", self.beta_min)
-        _number("VP: beta_max", self.beta_max, low)
-        _number("VP: t_min", self.t_min, 0.0, 1.0)
+        low = _own(self, "beta_min")
+        _own(self, "beta_max", low)
+        _own(self, "t_min", 0.0, 1.0)
 
     def _point(self, t):
         decay = 0.25 * t * t * (self.beta_max - self.beta_min) + 0.5 * t * self.beta_min
@@ -166,7 +173,7 @@ class VE(Schedule):
     t_min, t_max, t_zero = 0.0, 1.0, -1.0
 
     def __post_init__(self):
-        _number("VE: sigma_max", self.sigma_max, _number("VE: sigma_min", self.sigma_min))
+        _own(self, "sigma_max", _own(self, "sigma_min"))
 
     def _point(self, t):
         span = self.sigma_max / self.sigma_min
@@ -195,8 +202,8 @@ class EDM(Schedule):
     t_max = property(lambda self: self.sigma_max)
 
     def __post_init__(self):
-        _number("EDM: sigma_max", self.sigma_max, _number("EDM: sigma_min", self.sigma_min))
-        _number("EDM: sigma_data", self.sigma_data)
+        _own(self, "sigma_max", _own(self, "sigma_min"))
+        _own(self, "sigma_data")
 
     def _point(self, t):
         return np.ones_like(t), t, -np.log(t)
@@ -220,8 +227,8 @@ class Flow(Schedule):
     t_finite = property(lambda self: 1.0 - self.t_min)
 
     def __post_init__(self):
-        _number("Flow: shift", self.shift)
-        _number("Flow: t_min", self.t_min, 0.0, 0.5)
+        _own(self, "shift")
+        _own(self, "t_min", 0.0, 0.5)
 
     def _point(self, t):
         scale = 1.0 + (self.shift - 1.0) * t  # alpha is not 1 - sigma, which cancels near t = 1
@@ -247,8 +254,8 @@ class TrigFlow(Schedule):
     t_finite = property(lambda self: self.t_max - self.t_min)
 
     def __post_init__(self):
-        _number("TrigFlow: sigma_data", self.sigma_data)
-        _number("TrigFlow: t_min", self.t_min, 0.0, math.pi / 4)
+        _own(self, "sigma_data")
+        _own(self, "t_min", 0.0, math.pi / 4)
 
     def _point(self, t):
         end = t == self.t_max  # the cosine of the float nearest pi/2 is 6e-17
@@ -279,13 +286,10 @@ class DiscreteVP(Schedule):
     t_finite = property(lambda self: float(len(self._table) - 1))
 
     def __post_init__(self):
-        try:
-            table = np.array(self.alphas_cumprod, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(
-                f"DiscreteVP: alphas_cumprod = {self.alphas_cumprod!r:.60}; a list of numbers is "
-                "accepted"
-            ) from None
+        table = reals(self.alphas_cumprod)
+        if table is None:
+            found = f"{self.alphas_cumprod!r:.60}"
+            raise ValueError(f"DiscreteVP: alphas_cumprod = {found}; a list of numbers is accepted")
         if table.ndim != 1 or not 1 <= len(table) <= 100_000:
             raise ValueError(
                 f"DiscreteVP: alphas_cumprod has shape {list(table.shape)}; one axis of 1 to "
@@ -312,7 +316,8 @@ class DiscreteVP(Schedule):
         (Ho et al. 2020).
         """
         recipe = _recipe("linear", steps, beta_start=beta_start, beta_end=beta_end)
-        return cls(np.cumprod(1.0 - np.linspace(beta_start, beta_end, steps)), recipe)
+        _, steps, first, last = recipe.values()
+        return cls(np.cumprod(1.0 - np.linspace(first, last, steps)), recipe)
 
     @classmethod
     def scaled_linear(
@@ -322,7 +327,8 @@ class DiscreteVP(Schedule):
         Stable Diffusion).
         """
         recipe = _recipe("scaled_linear", steps, beta_start=beta_start, beta_end=beta_end)
-        roots = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps)
+        _, steps, first, last = recipe.values()
+        roots = np.linspace(math.sqrt(first), math.sqrt(last), steps)
         return cls(np.cumprod(1.0 - roots**2), recipe)
 
     @classmethod
@@ -333,6 +339,7 @@ class DiscreteVP(Schedule):
         g(u) = cos²((u + offset)/(1 + offset)·pi/2) (Nichol & Dhariwal 2021).
         """
         recipe = _recipe("cosine", steps, offset=offset, beta_max=beta_max)
+        _, steps, offset, beta_max = recipe.values()
         g = np.cos((np.arange(steps + 1) / steps + offset) / (1.0 + offset) * (math.pi / 2)) ** 2
         return cls(np.cumprod(np.maximum(g[1:] / g[:-1], 1.0 - beta_max)), recipe)
 
@@ -358,7 +365,7 @@ class DiscreteVP(Schedule):
         t = np.where(level > first, np.expm1(np.minimum(first - level, 0.0)), t)
         if self.t_finite < self.t_max:
             return np.where(level < last, self.t_max - np.exp(np.minimum(level - last, 0.0)), t)
-        if (level < last - 1e-9 * abs(last)).any():
+        if (edged(level, last) < last).any():
             raise ValueError(
                 f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the "
                 "table's last, are accepted"
@@ -379,13 +386,13 @@ class DiscreteVP(Schedule):
 
 
 def _recipe(kind: str, steps, **values) -> dict:
-    whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    if not whole or not 1 <= steps <= 100_000:
+    count = integer(steps)
+    if count is None or not 1 <= count <= 100_000:
         raise ValueError(
             f"DiscreteVP.{kind}: steps = {steps!r}; an integer from 1 to 100000 is accepted"
         )
-    words = {name: _number(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()}
-    return {"kind": kind, "steps": int(steps), **words}
+    words = {name: between(f"DiscreteVP.{kind}: {name}", v, 0.0, 1.0) for name, v in values.items()}
+    return {"kind": kind, "steps": count, **words}
 
 
 SCHEDULES = {cls.__name__: cls for cls in (VP, DiscreteVP, VE, EDM, Flow, TrigFlow)}

@@ -50,7 +50,7 @@ REFUSED = {
         plan, seed=1, mask=MASK["mask"], known=Z[:1]
     ),
     "remake": lambda plan: plan.remake(2),
-    "remake, by strength": lambda plan: plan.remake(0.5),
+    "remake, by strength": lambda plan: plan.remake(strength=0.5),
 }
 
 
@@ -89,8 +89,8 @@ def test_consistent_rows_start_anywhere():
         sigma = t.view(-1, 1, 1, 1) / 1000
         return (x - x0) / sigma  # eps - x0 on a flow
 
-    for start in (1, 2, 3, 0.5):
-        made = plan.remake(start)
+    for begin in ({"start": 1}, {"start": 2}, {"start": 3}, {"strength": 0.5}):
+        made = plan.remake(**begin)
         assert made.note["consistent"] and made.consistency() < 1e-15
         end = fs.Sampler(made, exact, state_dtype=torch.float64)(latent=x0, seed=3)
         assert (end - x0).abs().max() < 1e-12

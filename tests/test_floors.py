@@ -31,8 +31,10 @@ FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 # Runners never see makers: the plan is all they get. (A sampler makes the guided plan of its own.)
 MAKERS = {"schedules", "files", "grids", "presets", "solvers", "guidance"}
 RUNNERS = {"kernels", "runtime"}
-# What else may be seen: files written whole, and notes read by one strict function.
-ALLOWED = {("runtime.sampler", "guidance"), ("plan.file", "files"), ("schedules", "plan")}
+# What else may be seen: files written whole, notes read by one strict function, and numbers as
+# callers give them.
+ALLOWED = {("runtime.sampler", "guidance"), ("plan.file", "files")}
+ALLOWED |= {("schedules", "plan"), ("model", "plan")}
 # A foreign package and the only files that may import it (relative to the package, as patterns).
 CONFINED = {
     "triton": r"kernels/(.+/)?[a-z_]*triton[a-z_]*\.py|kernels/triton/.+\.py",

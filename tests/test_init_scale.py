@@ -206,17 +206,17 @@ def test_a_row_that_reads_no_noise_has_scale_zero():
     assert replace(plan, reads=[0, *plan.reads[1:]]).init_scale == 0.0
 
 
-@pytest.mark.parametrize("start", [0, 2, 0.5])
+@pytest.mark.parametrize("begin", [{"start": 0}, {"start": 2}, {"strength": 0.5}])
 @plans
-def test_a_plan_for_an_image_has_none(model, make, start):
+def test_a_plan_for_an_image_has_none(model, make, begin):
     """The image is noised to the schedule's own level whatever the amplitude was."""
     plan = make(model)
-    image = plan.remake(start)
+    image = plan.remake(**begin)
     told = "^init_scale: the plan was made with start= and begins from an image; .* has one$"
     with pytest.raises(PlanError, match=told):
         _ = image.init_scale
     assert "init_scale" not in image.describe()
-    assert np.array_equal(image.M, louder(plan).remake(start).M)
+    assert np.array_equal(image.M, louder(plan).remake(**begin).M)
     assert image.consistency() <= 1e-12
 
 

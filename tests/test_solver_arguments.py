@@ -132,11 +132,11 @@ def test_remake_keeps_every_option():
 
 
 @pytest.mark.parametrize("kind", [float, np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("strength", [0.05, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("strength", [0.15, 0.3, 0.7, 1.0])
 def test_a_strength_is_a_strength_in_every_float(kind, strength):
     grid = grids.karras(EDM(), 10)
-    plan = SOLVERS["ddim"](EDM(), grid, prediction="x0", start=kind(strength))
-    assert plan.note["start"] == 10 - max(1, int(10 * strength))
+    plan = SOLVERS["ddim"](EDM(), grid, prediction="x0", strength=kind(strength))
+    assert plan.note["start"] == 10 - int(10 * strength)
 
 
 HOSTILE = [

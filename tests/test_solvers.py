@@ -313,12 +313,15 @@ def test_note(name):
 
 
 @every_solver
-@pytest.mark.parametrize("start", [0, 2, 5, 0.5, 1.0])
-def test_start_noises_an_image(name, options, start):
+@pytest.mark.parametrize(
+    ("begin", "at"),
+    [({"start": 0}, 0), ({"start": 2}, 2), ({"start": 5}, 5)]
+    + [({"strength": 0.5}, 3), ({"strength": 1.0}, 0), ({"strength": 1}, 0)],
+)
+def test_start_noises_an_image(name, options, begin, at):
     grid = grids.karras(SD, 6)
     model = Model(None, SD, "eps", time=2.0)
-    plan = SOLVERS[name](model, grid, start=start, **options)
-    at = {0.5: 3, 1.0: 0}.get(start, start) if isinstance(start, float) else start
+    plan = SOLVERS[name](model, grid, **begin, **options)
     assert same(terms(plan, 0), {"x": SD.alpha(grid[at]), "n0": SD.sigma(grid[at])})
     assert plan.ids[0, 0] == 0
     assert (plan.alpha[0], plan.sigma[0]) == (1.0, 0.0)
@@ -326,7 +329,7 @@ def test_start_noises_an_image(name, options, start):
     # the history is empty there: the rows are those of the shorter grid
     fresh = SOLVERS[name](model, grid[at:], **options)
     assert np.array_equal(plan.M[1:], fresh.padded(L=plan.L).M[1:])
-    again = SOLVERS[name](model, grid, **options).remake(start=start)
+    again = SOLVERS[name](model, grid, **options).remake(**begin)
     assert again.to_bytes() == plan.to_bytes()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..plan import Plan
+from ..plan.given import real
 from ..runtime.drive import bar
 from ..trajectories import Denoiser
 from . import _newton, _paths, _teacher
@@ -305,9 +306,9 @@ def limit_of(time_limit: Any) -> float:
     """Seconds; inf for None."""
     if time_limit is None:
         return math.inf
-    number = isinstance(time_limit, (int, float)) and not isinstance(time_limit, bool)
-    if not number or not time_limit > 0:
+    seconds = math.inf if time_limit == math.inf else real(time_limit)
+    if not seconds or seconds < 0:
         raise ValueError(
             f"search: time_limit={time_limit!r:.60}; seconds above 0, or None, is accepted"
         )
-    return float(time_limit)
+    return seconds

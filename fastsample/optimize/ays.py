@@ -73,8 +73,9 @@ import torch
 from torch import Tensor
 
 from .. import grids, metrics, solvers
-from ..model import Model, is_number
+from ..model import Model
 from ..plan import Plan
+from ..plan.given import plain, real, within
 from ..runtime import arguments
 from ..runtime.drive import bar
 from ..runtime.sources import seed_of
@@ -142,8 +143,8 @@ def ays(
     search. Raises ValueError or TypeError, one sentence, for bad input.
     """
     _check(method, solver, power, c, budget, steps, sweeps, features)
-    own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": c}
-    own |= {"sigma_min": sigma_min, "power": power, "steps": steps, "sweeps": sweeps}
+    own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": plain(c)}
+    own |= {"sigma_min": sigma_min, "power": plain(power), "steps": steps, "sweeps": sweeps}
     setting = _Noised.of("ays", model, z, 1, given, own)  # more than the teacher's are accepted
     setting.budgets = range(1, budget + 1) if setting.given.all_budgets else [budget]
     setting.data = _clean(setting, data)
@@ -181,7 +182,7 @@ def _check(
     one_of("ays", solver, "solver", solvers.SOLVERS)
     whole("ays", budget=budget, steps=steps, sweeps=sweeps)
     for name, value in (("power", power), ("c", c)):
-        if not is_number(value) or value <= 0:
+        if (real(value) or 0) <= 0:
             raise ValueError(f"ays: {name}={value!r:.60}; a number above 0 is accepted")
     if not (features is None or callable(features)):
         found = f"a {type(features).__name__}"
@@ -195,12 +196,13 @@ def _lowest(schedule: Schedule, sigma_min: float | None) -> float:
     """The s at which the bound ends, or a sentence."""
     low, high = np.exp(-schedule.half_log_snr(np.array([schedule.t_min, schedule.t_finite])))
     least = max(low, min(SIGMA_MIN, high / 2)) if sigma_min is None else sigma_min
-    if not is_number(least) or not low * (1 - grids.SAME_LEVEL) <= least < high:
+    least = within(least, low)
+    if least is None or least >= high:
         raise ValueError(
             f"ays: sigma_min={sigma_min!r:.60}; a sigma/alpha of the schedule from {low:.6g} and "
             f"below {high:.6g}, or None, is accepted"
         )
-    return max(least, low)
+    return least
 
 
 def _asked(make: Callable[[np.ndarray], Plan], setting: Setting, budget: int) -> dict[int, int]:

@@ -54,6 +54,7 @@ from torch import Tensor
 
 from .. import solvers
 from ..model import Model
+from ..plan.given import real, reals
 from ..trajectories import Denoiser
 from ._families import ROWS, rows_of, words_of
 from ._given import one_of, whole
@@ -122,11 +123,16 @@ def _checked(
     one_of("fit", start, "start", ("fixed", "free"))
     one_of("fit", aggregate, "aggregate", AGGREGATE)
     whole("fit", history=history, beam=beam)
-    if not (isinstance(judged, (int, float)) and 0 <= judged < 1):
+    if (share := real(judged)) is None or not 0 <= share < 1:
         why = f"fit: judged={judged!r:.60}; a share of at least 0 and below 1 is accepted"
         raise ValueError(why)
-    scales = np.asarray(amplitudes, np.float64)
-    if scales.ndim != 1 or not scales.size or not ((scales > 0) & (scales < np.inf)).all():
+    scales = reals(amplitudes)
+    if (
+        scales is None
+        or scales.ndim != 1
+        or not scales.size
+        or not ((scales > 0) & (scales < np.inf)).all()
+    ):
         raise ValueError(
             f"fit: amplitudes={amplitudes!r:.60}; one or more finite factors above 0 are accepted"
         )

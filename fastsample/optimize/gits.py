@@ -37,8 +37,9 @@ from torch import Tensor
 
 from .. import metrics, solvers
 from ..kernels import cost_matrix
-from ..model import Model, is_number
+from ..model import Model
 from ..plan import Plan
+from ..plan.given import plain, within
 from ..runtime.arguments import uploaded
 from ..trajectories import Denoiser
 from ._given import one_of
@@ -66,7 +67,8 @@ def gits(
     """
     one_of("gits", solver, "solver", solvers.SOLVERS)
     one_of("gits", measure, "measure", ("chord", "l1", "l2"))
-    if not is_number(gamma) or not 0.1 <= gamma <= 10:
+    gamma = plain(gamma)
+    if within(gamma, 0.1, 10) is None:
         raise ValueError(f"gits: gamma={gamma!r:.60}; a number from 0.1 to 10 is accepted")
     own = {"budget": budget, "solver": solver, "measure": measure, "gamma": gamma}
     setting = Setting.of("gits", model, z, budget, given, own)

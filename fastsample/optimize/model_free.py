@@ -42,8 +42,9 @@ import numpy as np
 from .. import solvers
 from ..grids import SAME_LEVEL
 from ..metrics import hand_made
-from ..model import Model, is_number
+from ..model import Model
 from ..plan import Plan
+from ..plan.given import integer, plain, real
 from ..schedules import Schedule
 from ._bound import STEPS, Bound
 from ._given import one_of, whole
@@ -74,6 +75,7 @@ def model_free(
     or TypeError, one sentence, for bad input; ImportError without scipy.
     """
     one_of("model_free", solver, "solver", STEPS)
+    power, sigma_max = plain(power), plain(sigma_max)
     schedule = _checked(model, n, power, alone)
     usual = _usual(schedule, n, sigma_max)
     levels = {name: schedule.half_log_snr(times) for name, times in usual.items()}
@@ -97,10 +99,9 @@ def _checked(model: Model | Schedule, n: int, power: float, alone: int | None) -
         found = f"the model is a {type(model).__name__}"
         raise TypeError(f"model_free: {found}; an fs.Model, or a schedule, is needed")
     whole("model_free", n=n)
-    if not is_number(power) or power < 0.0:
+    if (found := real(power)) is None or found < 0.0:
         raise ValueError(f"model_free: power={power!r:.60}; a number of at least 0 is accepted")
-    counted = isinstance(alone, (int, np.integer)) and not isinstance(alone, bool)
-    if alone is not None and not (counted and alone >= 0):
+    if alone is not None and (integer(alone) is None or alone < 0):
         why = f"alone={alone!r:.60}; None, or a whole number of at least 0, is accepted"
         raise ValueError(f"model_free: {why}")
     return schedule
@@ -109,7 +110,7 @@ def _checked(model: Model | Schedule, n: int, power: float, alone: int | None) -
 def _usual(schedule: Schedule, n: int, sigma_max: float) -> dict[str, np.ndarray]:
     """{name: times [n+1]} of the grids made by hand from the first label to t_min."""
     top, low = np.exp(-schedule.half_log_snr(np.array([schedule.t_finite, schedule.t_min])))
-    if not is_number(sigma_max) or sigma_max <= low:
+    if (real(sigma_max) or 0.0) <= low:
         why = f"sigma_max={sigma_max!r:.60}; a number above the schedule's least, {low:g},"
         raise ValueError(f"model_free: {why} is accepted")
     whole_range = schedule.t_finite == schedule.t_max and top <= sigma_max * (1.0 + SAME_LEVEL)

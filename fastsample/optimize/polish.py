@@ -68,8 +68,9 @@ import numpy as np
 from torch import Tensor
 
 from .. import grids
-from ..model import Model, is_number
+from ..model import Model
 from ..plan import Plan
+from ..plan.given import real
 from ..runtime import arguments
 from ..trajectories import Denoiser
 from ._given import one_of, whole
@@ -162,9 +163,10 @@ def _options(
     if not callable(loss):
         one_of("polish", loss, "loss", LOSSES)
     whole("polish", iterations=iterations, batch=batch)
-    if not (is_number(held) and 0 < held < 1):
+    if not 0 < (real(held) or 0) < 1:
         raise ValueError(f"polish: held={held!r:.60}; a share above 0 and below 1 is needed")
-    if not (is_number(memory) and 0 <= memory < 1):
+    share = real(memory)
+    if share is None or not 0 <= share < 1:
         raise ValueError(f"polish: memory={memory!r:.60}; at least 0 and below 1 is needed")
     if not isinstance(jvp, bool):
         raise ValueError(f"polish: jvp={jvp!r:.60}; True or False is accepted")

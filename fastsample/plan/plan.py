@@ -230,16 +230,24 @@ class Plan:
         twin.__dict__.update(self.__getstate__(), note=frozen(note))
         return twin
 
-    def remake(self, start: int | float | None = None) -> Plan:
-        """Compile the same solver on grid[start:] for an image, or with None for noise again, from
-        this plan's own note.
+    def remake(
+        self,
+        start: int | None = None,
+        *,
+        strength: float | None = None,
+        level: float | None = None,
+    ) -> Plan:
+        """Compile the same solver for an image, or with None for noise again, from this plan's own
+        note.
 
-        `start` is a grid index or a strength. A plan for noise keeps this plan's init_scale; an
+        One of: start, an index into the grid; strength, the share of the steps that is run; level,
+        the noise level sigma/alpha the image is noised to, for which the grid is made again to
+        begin there, with as many evaluations. A plan for noise keeps this plan's init_scale; an
         image is noised to the schedule's own level, where a searched amplitude has no meaning: it
         is kept in the note, for a later remake(None). Rows that a search fitted are made again too:
         those that leave the schedule for noise alone.
         """
-        return self._maker("remake", "solvers")(self, start=start)
+        return self._maker("remake", "solvers")(self, start, strength=strength, level=level)
 
     def unguided(self) -> Plan:
         """The plan of one branch that `guidance.guided` made this one from. PlanError for a plan

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .given import reals
+
 if TYPE_CHECKING:
     from .plan import Plan
 
@@ -46,13 +48,13 @@ class Field(NamedTuple):
         """value as a read-only array of this kind, in memory of its own; PlanError, which begins
         with `where`, for what is not numbers or not whole.
         """
-        try:
-            array = np.array(value, np.float64, order="C")
-        except (TypeError, ValueError, OverflowError):
+        found = reals(value)
+        if found is None:
             raise PlanError(
                 f"{where}: {self.name} is not a regular array of numbers; shape "
                 f"[{', '.join('R' + self.shape)}] is needed"
-            ) from None
+            )
+        array = np.array(found, order="C")
         if self.kind is int:
             # from 2**53 on a float64 may stand for several whole numbers
             odd = ~((array == np.floor(array)) & (np.abs(array) < 2.0**53))

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import index
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..kernels import native, transforms
 from ..kernels.backend import STATES
 from ..plan import Plan
+from ..plan.given import integer
 from ..plan.provenance import on_schedule
 
 MODELS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -34,20 +34,9 @@ def dtypes(where: str, state: object, model: object) -> None:
         )
 
 
-def state_dtype(given: Tensor) -> torch.dtype:
-    """The state that a loop for somebody else keeps: float32, float64 for a float64 tensor."""
-    return torch.float64 if given.dtype == torch.float64 else torch.float32
-
-
-def integer(value: object) -> int | None:
-    """A whole number of Python, NumPy or torch as an int; None for anything else, True and False of
-    each included.
-    """
-    truth = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool
-    try:
-        return None if truth else index(value)
-    except TypeError:
-        return None
+def state_dtype(given: Tensor | None) -> torch.dtype:
+    """The state's dtype where nobody said it: float32, float64 for a float64 tensor."""
+    return torch.float64 if getattr(given, "dtype", None) == torch.float64 else torch.float32
 
 
 def chunks(where: str, count: int, size: object) -> list[slice]:
@@ -177,7 +166,8 @@ def check_values(name: str, given: Tensor, energy: float | None = None) -> None:
     if not STD_RANGE[0] <= std <= STD_RANGE[1]:
         raise ValueError(
             f"Run: noise has standard deviation {std:.4g}, a unit normal has 1; already scaled by "
-            "sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale)"
+            "sigma? pass latent= with start=1 (row 0 multiplies by plan.init_scale); meant to be "
+            "none (a temperature, a mean, padding)? pass plan.init_scale times it there"
         )
 
 
@@ -212,7 +202,8 @@ def entry(
     image = plan.sigma[0] == 0
     if row is not None and integer(row) is None:
         raise TypeError(
-            f"Run: start is {row!r}; a row number of the plan, one of plan.entries, is accepted"
+            f"Run: start is {row!r}; a row number of the plan, one of plan.entries, is accepted "
+            "(an image begins with strength=, the share of the steps, or level=, sigma/alpha)"
         )
     if not latent:
         if image:
@@ -233,8 +224,8 @@ def entry(
             f"pass start= (one of {entries}) with the state at that row, which stands at alpha x0 "
             f"+ sigma eps (row 1: {plan.alpha[1]:.4g} x0 + {plan.sigma[1]:.4g} eps; noise alone "
             f"begins there as plan.init_scale = {plan.init_scale:.4g} times itself); to begin from "
-            "an image, make the plan with start=, or plan.remake(start=...), and pass the clean "
-            "image as latent="
+            "an image, pass the clean image as latent= with strength= (the share of the steps) or "
+            "level= (sigma/alpha), or to a plan of plan.remake(start=...)"
         )
     row = 0 if row is None else integer(row)
     if row > 1:

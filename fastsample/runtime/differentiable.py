@@ -24,7 +24,7 @@ def run(
     ask: Callable,
     words: dict,
     numbers: Tensor | None,
-    state: torch.dtype,
+    state: torch.dtype | None,
     model: torch.dtype | None,
     copies: int,
     ask_again: bool,
@@ -40,6 +40,7 @@ def run(
     )
     noise, latent = words["noise"] is not None, words["latent"] is not None
     first = arguments.entry(plan, latent, words["start"], noise, masked)
+    state = state or arguments.state_dtype(given)
     model = model or (state if given is None else given.dtype)
     own, at, where = pool.table(plan, state, device), plan.layout, (state, device, True)
     numbers = own.f if numbers is None else _numbers(numbers, own.f)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
-from . import arguments, inpainting, outputs, sources
+from . import arguments, images, inpainting, outputs, sources
 from .conditions import branches_of, leaves_like, together
 from .places import REST, Places
 from .sampler import Sampler
@@ -101,6 +101,8 @@ class Engine:
         seed: int | None = None,
         stage: int | None = None,
         start: int | None = None,
+        strength: float | None = None,
+        level: float | None = None,
         cond: dict | None = None,
         uncond: dict | None = None,
         branches: Sequence[dict] | None = None,
@@ -120,7 +122,7 @@ class Engine:
             trees = branches_of(where, cond, uncond, branches, 1, self._device)
             if not isinstance(plan, Plan):
                 raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
-            sampler = self._sampler(plan)
+            sampler = self._sampler(images.plan_for(where, plan, latent, start, strength, level))
             plan, guidance = sampler._plan_for(len(trees), guidance)
             like = self._like if self.running else next(iter(trees.values()))
             elsewhere = "the requests in flight" if self.running else next(iter(trees))

@@ -23,7 +23,7 @@ from ..kernels import transforms
 from ..kernels.backend import select
 from ..kernels.transforms import watched
 from ..plan import Plan
-from . import arguments, inpainting, outputs, pickles, pool, sources
+from . import arguments, images, inpainting, outputs, pickles, pool, sources
 from .select import Selectable
 
 
@@ -33,6 +33,7 @@ class Run(Selectable):
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
     latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand
                   beside it); with start= the state there
+    strength, level   with latent an image, in place of start: plan.remake(strength=, level=) is run
     start         row to enter at, one of plan.entries, with the state at it, alpha x0 + sigma eps
                   (row 1 of a plan for noise, begun from noise alone: plan.init_scale times it); a
                   plan for noise needs it for a latent
@@ -43,11 +44,13 @@ class Run(Selectable):
                   for the second of two plans run one after the other. None: 0, or 1 from an image
                   and where another run left off (`fastsample.runtime.sources` says what a noise is)
     guidance      a number, K numbers, or a tensor [B,K]; [B] where K = 1
-    noise_scale   a number or [B], times every draw of the plan (0: none)
+    noise_scale   a number or [B], times every draw that a row makes (0: none), that of an image's
+                  start too; not the noise that a run starts with: one of another scale or mean is
+                  a state, latent=plan.init_scale·noise with start=1
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in
                   the order the rows first draw it
     mask, known   inpainting: mask in [0,1], 1 keeps the known image
-    state_dtype   float32 or float64
+    state_dtype   float32 or float64; None: float64 for a float64 noise or latent, else float32
     model_dtype   what the model gets and returns (by default that of the given noise or latent)
     copies        how often model_input and t repeat the batch
     preview       False: x0 is not formed
@@ -68,7 +71,7 @@ class Run(Selectable):
         shape: Sequence[int] | None = None,
         seed=None,
         guidance=None,
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | None = None,
         model_dtype: torch.dtype | None = None,
         device=None,
         noise_scale=None,
@@ -76,6 +79,8 @@ class Run(Selectable):
         mask: Tensor | None = None,
         known: Tensor | None = None,
         start: int | None = None,
+        strength: float | None = None,
+        level: float | None = None,
         stage=None,
         preview: bool = True,
         copies: int = 1,
@@ -88,7 +93,8 @@ class Run(Selectable):
         if not isinstance(plan, Plan):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
         transforms.refuse("Run", noise, latent, *words.values())
-        self.plan, self._judged = plan, arguments.judged(check)
+        self.plan = images.plan_for("Run", plan, latent, start, strength, level)
+        self._judged = arguments.judged(check)
         self._open(begin, start, words, state_dtype, model_dtype, preview, copies, backend)
 
     def _open(self, begin, start, words, state, model, preview, copies, backend) -> None:
@@ -97,6 +103,7 @@ class Run(Selectable):
         given, size, device = arguments.start(**begin, image=plan.sigma[0] == 0, look=self._judged)
         latent = begin["latent"] is not None
         first = arguments.entry(plan, latent, start, noise is not None, masked)
+        state = state or arguments.state_dtype(given)
         model = model or (state if given is None else given.dtype)
         arguments.dtypes("Run", state, model)
         self._choice, self._wish = select("step", device, state, backend), backend

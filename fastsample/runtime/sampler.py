@@ -43,6 +43,7 @@ from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, told
 from .drive import asker, bar, drive, watching
 from .graph import Captured
+from .images import Images
 from .run import Run
 from .select import following
 from .spares import Spares
@@ -70,8 +71,8 @@ class Sampler:
     fs.Model's. One UserWarning tells where a call has another shape, guidance or model than the
     search had that found the plan.
 
-    A call takes noise, latent, shape, seed, stage, start, device, guidance, noise_scale,
-    noise_source, mask, known, check as Run does, and
+    A call takes noise, latent, shape, seed, stage, start, strength, level, device, guidance,
+    noise_scale, noise_source, mask, known, check as Run does, and
     cond, uncond      keywords of the model, trees that follow their samples as
                       `fastsample.runtime.conditions` says; uncond, with guidance, a second branch,
                       f = f_uncond + s (f_cond - f_uncond); s is by default what a search had
@@ -81,6 +82,8 @@ class Sampler:
     callback          callable(step, x, x0): may return a new x, or fs.Select(index, x=None) to go
                       on with some of the samples, and may raise to stop; x and x0 are the run's own
                       memory, to be cloned if kept beyond the next step
+    trajectory        True: the states too, where each row asks the model and in the end, of the
+                      samples left in the end
     table             numbers of the plan [R, WF] in place of its own (differentiable=True)
     out               where x0 is written, a tensor as it; else in memory of its own
     """
@@ -93,7 +96,7 @@ class Sampler:
         *,
         differentiable: bool = False,
         checkpoint: bool = False,
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | None = None,
         model_dtype: torch.dtype | None = None,
         backend: str | None = None,
         capture: str = "ahead",
@@ -111,7 +114,7 @@ class Sampler:
                 f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; "
                 "that many callables are needed"
             )
-        arguments.dtypes("Sampler", state_dtype, model_dtype)
+        arguments.dtypes("Sampler", state_dtype or torch.float32, model_dtype)
         words = [m if isinstance(m, Model) else None for m in models]
         provenance.agree("Sampler", plan, words)
         if mode == "graph":
@@ -126,6 +129,7 @@ class Sampler:
             _words=words,
             _warned=not provenance.found(plan),
             _guided={},
+            _images=Images(),
             _capture=capture,
             _prepare=prepare,
             _graphs=Captured(models, prepare) if mode == "graph" else Graphs(models),
@@ -223,17 +227,18 @@ class Sampler:
         noise_scale=None,
         noise_source=None,
         start: int | None = None,
+        strength: float | None = None,
+        level: float | None = None,
         device=None,
         table: Tensor | None = None,
         out: Tensor | None = None,
         check: str | None = "end",
     ):
-        """x0 [B,*] in the state dtype, or (x0, states [n+1, B, *]) of the n rows that asked the
-        model with trajectory=True: states[0] is what the model was first asked with, and in a whole
-        run states[k] is the state as row k + 1 begins (latent=states[k], start=k + 1), of
-        the samples left in the end. Raises FloatingPointError naming samples and row if a state
-        became non-finite.
+        """x0 [B,*] in the state dtype; with trajectory=True (x0, states [n+1, B, *]), states[k] as
+        row k + 1 of a whole run asks the model (latent=states[k], start=k + 1).
         """
+        if strength is not None or level is not None:  # go on as the sampler of that plan
+            self = self._images.of(self, latent, start, strength, level)
         words = {"noise": noise, "latent": latent, "shape": shape, "device": device}
         words |= {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
         words |= {"noise_source": noise_source, "mask": mask, "known": known, "start": start}
@@ -245,8 +250,7 @@ class Sampler:
         conditions = [told(tree) if tree else tree for tree in trees.values()]
         if not self.differentiable and not (plain and _seen(seed, guidance)):
             transforms.refuse("Sampler", *words.values(), conditions)
-        still = self.differentiable or not torch.is_grad_enabled()
-        with nullcontext() if still else torch.no_grad():
+        with _quiet(self.differentiable):
             ask, copies = self._asker(plan, batched_guidance, trees, conditions)
             if self.differentiable:
                 return self._definition(plan, ask, copies, trajectory, table, words)
@@ -385,6 +389,11 @@ def _branches(plain: bool, words: dict, *told) -> dict[str, dict]:
         return _NOTHING
     start = (words[name] for name in ("noise", "latent", "shape", "device"))
     return branches_of("Sampler", *told, *arguments.place(*start))
+
+
+def _quiet(kept: bool):
+    """Without gradients, where there may be some and they are not kept."""
+    return nullcontext() if kept or not torch.is_grad_enabled() else torch.no_grad()
 
 
 def _seen(*numbers: object) -> bool:

@@ -27,7 +27,8 @@ def warm(sampler: Sampler, shapes, dtype: torch.dtype, device, progress: bool, c
     first = shapes[0][0] if shapes else 0
     told = [call.pop(name, None) for name in ("cond", "uncond", "branches")]
     trees = branches_of("Sampler.warm", *told, first, torch.device(device or "cpu")).values()
-    begins = sampler.plan.sigma[0] == 0 or call.get("start") is not None
+    entered = any(call.get(name) is not None for name in ("start", "strength", "level"))
+    begins = sampler.plan.sigma[0] == 0 or entered
     source = torch.Generator().manual_seed(0)
     caller = copy.copy(sampler)
     caller._set(_capture="now")

@@ -1,11 +1,16 @@
 """Solvers: functions (model or schedule, grid, ...) -> Plan.
 
-    f(model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, compat="exact", ...)
+    f(model, grid, *, prediction=None, start=None, strength=None, level=None, inpaint=False,
+      clip=0.0, compat="exact", ...)
 
 model       a Model, or a schedule together with prediction=
 grid        [n+1] times of the schedule, noise to data (fastsample.grids)
-start       None: the run starts from noise. An index into the grid, or a strength in (0.0, 1.0] as
-            a float: row 0 noises an image to that level and the plan covers grid[start:]
+start       None: the run starts from noise. An index into the grid: row 0 noises an image to that
+            level and the plan covers grid[start:]
+strength    in place of start: the share of the steps to run, above 0 up to 1: the last
+            floor(strength·n) of them (a product whole but for rounding is that number)
+level       in place of start: the noise level sigma/alpha that row 0 noises an image to; the grid
+            is made again to begin there with all n steps (`grids.starting_at`)
 inpaint     True: the plan can be run with a mask and a known image
 clip        bound of |x0|, 0 for none
 compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion");
@@ -24,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..grids import check
+from ..grids import check, starting_at
 from ..model import Model
 from ..plan import Plan, PlanError
 from ..plan.provenance import on_schedule
@@ -34,6 +39,7 @@ from ._begin import number
 from ._build import Builder, F, M, N, R, X, start_index
 from ._exponential import Levels, jump
 from ._fitted import fitted
+from ._start import index_of, only_one, starts
 from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
@@ -76,6 +82,7 @@ __all__ += ["Builder", "F", "M", "N", "R", "X"]
 
 def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:
     """A solver of your own in SOLVERS: maker(model, grid, *, start=, inpaint=, clip=, ...) -> Plan.
+    What has start= stands there with strength= and level= too.
 
     Plans that say b.build(name, arguments={...}) have remake, which calls the maker with those
     arguments beside start=, inpaint= and clip= where they are not the defaults. jump(schedule,
@@ -88,55 +95,74 @@ def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = N
     for word, value in (("maker", maker), ("jump", jump)):
         if not (callable(value) or value is jump is None):
             raise TypeError(f"register: {word} is a {type(value).__name__}; a function is accepted")
-    SOLVERS[name] = maker
+    SOLVERS[name] = starts(maker)
     if jump is not None:
         JUMPS[name] = jump
 
 
-def remake(plan: Plan, start: int | float | None) -> Plan:
-    """The same solver on the same grid for an image noised to grid[start], compiled from the plan's
-    own note.
+def remake(plan: Plan, start: int | None = None, *, strength=None, level=None) -> Plan:
+    """The same solver on the same grid for an image noised to grid[start], after which a share
+    strength of the steps runs, or, on the grid made again to begin there, noised to level; compiled
+    from the plan's own note.
 
-    start is an index into the plan's whole grid, or a strength in (0.0, 1.0]; None compiles it for
-    noise, with the plan's init_scale. An image is noised to alpha x0 + sigma eps: the amplitude by
-    which a search scales the start noise makes up for what few steps from pure noise lose, and has
-    no meaning there. note["found"]["amplitude"] keeps it for a later remake(None). Raises
-    ValueError for plans that a solver of this registry did not make (learned tables), whose numbers
-    were replaced, whose rows leave the schedule where an image is to be noised to it, that guidance
-    was added to, or whose model gave its times by a callable, and PlanError, which names the key,
-    for a note that no solver wrote.
+    start is an index into the plan's whole grid; strength and level are as `fastsample.solvers`
+    says; none of the three compiles it for noise, with the plan's init_scale. An image is noised to
+    alpha x0 + sigma eps: the amplitude by which a search scales the start noise makes up for what
+    few steps from pure noise lose, and has no meaning there. note["found"]["amplitude"] keeps it
+    for a later remake(None). Raises ValueError for plans that a solver of this registry did not
+    make (learned tables), whose numbers were replaced, whose rows leave the schedule where an image
+    is to be noised to it, whose rows were fitted to their grid where that is to be made again, that
+    guidance was added to, or whose model gave its times by a callable, and PlanError, which names
+    the key, for a note that no solver wrote.
     """
     note = plan.note
     words, found = _sound(note)
-    if start is not None:
-        on_schedule("remake", plan, f"start={start!r:.60}")
+    only_one(start, strength, level)
+    asked = {"start": start, "strength": strength, "level": level}
+    asked = {word: value for word, value in asked.items() if value is not None}
+    for word, value in asked.items():
+        on_schedule("remake", plan, f"{word}={value!r:.60}")
     said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
     schedule = _read("schedule", lambda: from_json(note["schedule"]))
     grid = _read("grid", lambda: check(schedule, note["grid"]))
     _read("prediction", lambda: Model(None, schedule, note["prediction"]))
     model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
     clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
-    index = start_index(grid, start)  # the caller's word, not the note's
+    _heard(note["solver"], schedule, grid, **asked)
     name, arguments, inpaint = note["solver"], note["arguments"], note.get("inpaint", False)
 
-    def make(at):
-        words = {"start": at, "inpaint": inpaint or None, "clip": clip or None}
+    def make(**begin):
+        words = begin | {"inpaint": inpaint or None, "clip": clip or None}
         words = {word: value for word, value in words.items() if value is not None}
-        maker = (SOLVERS | MAKERS)[name]
+        maker = starts((SOLVERS | MAKERS)[name])
         return _read("arguments", lambda: maker(model, grid, **words, **arguments))
 
-    made = make(index)
+    made = make(**asked)
     if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
-        amplitude = plan.init_scale / (made if index is None else make(None)).init_scale
+        amplitude = plan.init_scale / (make() if asked else made).init_scale
     else:
         amplitude = _read("found", lambda: number("amplitude", found.get("amplitude", 1.0)))
     if amplitude == 1.0:
         return made
-    if index is None:
+    if not asked:
         table = made.M.copy()
         table[0, 0, 0] = plan.init_scale if plan.sigma[0] else amplitude * made.init_scale
         made = replace(made, M=table)
     return made.with_note(found={"amplitude": amplitude})
+
+
+def _heard(name: str, schedule, grid, start=None, strength=None, level=None) -> None:
+    """Refuse the caller's words, which are not the note's."""
+    start_index(len(grid) - 1, start)
+    if strength is not None:
+        index_of(len(grid) - 1, strength)
+    if level is not None and name in MAKERS:
+        raise ValueError(
+            f"remake: level={level!r:.60} of rows that were fitted to their own grid; start= or "
+            "strength= is accepted"
+        )
+    if level is not None:
+        starting_at(schedule, grid, level)
 
 
 def _sound(note: dict) -> tuple[dict, dict]:

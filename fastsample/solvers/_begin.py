@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 
 from ..grids import check
-from ..model import is_number
 from ..plan import Plan
+from ..plan.given import plain, within
 from ._build import Builder, resolve
 
 COMPAT = ("exact", "diffusers", "k-diffusion")
@@ -35,16 +35,18 @@ def build(
 
 def number(name: str, value, low: float = 0.0, high: float = math.inf) -> float:
     """value as a float in [low, high], finite."""
-    if not is_number(value) or not low <= value <= high:
+    found = within(value, low, high)
+    if found is None:
         raise ValueError(
             f"{name} = {value!r}; a number from {low:g} "
             f"{'up' if high == math.inf else f'to {high:g}'} is accepted"
         )
-    return float(value)
+    return found
 
 
 def choice(name: str, value, accepted: tuple):
     """value, one of those accepted."""
+    value = plain(value)
     if isinstance(value, bool) or value not in accepted:
         raise ValueError(
             f"{name} = {value!r}; one of {', '.join(str(a) for a in accepted)} is accepted"

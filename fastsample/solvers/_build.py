@@ -33,9 +33,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..grids import edges
 from ..model import Model, to_kind
 from ..plan import Plan, PlanError
 from ..plan.consistency import accepted
+from ..plan.given import integer, reals
 from ._pack import INITIAL_NOISE, Row, allocate, pack
 
 ROUNDED = 1e-6  # relative: a time this close to the schedule's noise end is that end
@@ -93,6 +95,8 @@ def N(noise_id: int) -> Lin:
 
 
 ANCHOR = ("r", "anchor")
+# what else says where an image begins, in sentences about start=
+MEANT = "strength= the share of the steps, level= a noise level sigma/alpha"
 
 
 class Builder:
@@ -115,7 +119,7 @@ class Builder:
         *,
         prediction: str | None = None,
         stored: str = "x0",
-        start: int | float | None = None,
+        start: int | None = None,
         inpaint: bool = False,
         clip: float = 0.0,
     ):
@@ -133,13 +137,8 @@ class Builder:
                 f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers "
                 "that store x0 is accepted"
             )
-        full = np.asarray(grid, dtype=np.float64)
-        if full.ndim != 1 or not np.isfinite(full).all() or (np.diff(full) > 0).any():
-            raise ValueError(
-                f"grid: {str(full.tolist()):.60} is not one list of finite times that never rise; "
-                "such a list, noise to data, is accepted"
-            )
-        self.start = start_index(full, start)
+        full = _falling(self.schedule, grid)
+        self.start = start_index(len(full) - 1, start)
         self.grid, self.t = full, full[self.start or 0 :]
         self.n = len(self.t) - 1
         self.alpha, self.sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
@@ -289,6 +288,18 @@ class Builder:
         return out | note
 
 
+def _falling(schedule: object, grid: object) -> np.ndarray:
+    """The grid as float64 [n+1], or a ValueError."""
+    full = reals(grid)
+    listed = full is not None and full.ndim == 1 and bool(np.isfinite(full).all())
+    if not listed or (np.diff(full) > 0).any():
+        raise ValueError(
+            f"grid: {grid!s:.60} is not one list of finite times that never rise; such a list, "
+            "noise to data, is accepted"
+        )
+    return edges(schedule, full)
+
+
 def resolve(model: object, prediction: str | None) -> Model:
     """A Model from a Model, or from a bare noise schedule and the kind of its prediction."""
     if isinstance(model, Model):
@@ -306,21 +317,14 @@ def resolve(model: object, prediction: str | None) -> Model:
     return Model(None, schedule=model, prediction=prediction)
 
 
-def start_index(grid: np.ndarray, start: int | float | None) -> int | None:
-    """Index into the grid of an image-to-image start: an integer, or a strength in (0, 1]: the
-    share of the steps that is run.
-    """
-    if start is None:
-        return None
-    steps = len(grid) - 1
-    if isinstance(start, (float, np.floating)) and 0.0 < start <= 1.0:
-        strength = float(str(start))  # float32(0.7) is meant as 0.7, not as 0.69999999
-        return steps - max(1, int(steps * strength))
-    if isinstance(start, (int, np.integer)) and not isinstance(start, bool) and 0 <= start < steps:
-        return int(start)
+def start_index(steps: int, start: int | None) -> int | None:
+    """The index of an image-to-image start in a grid of so many steps, checked."""
+    index = integer(start)
+    if start is None or (index is not None and 0 <= index < steps):
+        return index
     raise ValueError(
-        f"start: {start!r} for a grid of {steps} steps; an index 0..{steps - 1} or a float "
-        "strength in (0.0, 1.0] is accepted"
+        f"start: {start!r:.60} for a grid of {steps} steps; an index 0..{steps - 1} is accepted "
+        f"({MEANT})"
     )
 
 

@@ -6,8 +6,10 @@ from ..plan import Plan
 from ._begin import begin, build, number
 from ._build import X
 from ._exponential import ancestral
+from ._start import starts
 
 
+@starts
 def ddim(
     model, grid, *, prediction=None, start=None, eta=0.0, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..plan import Plan
 from ._begin import begin, build, choice
 from ._dpmpp_2m import rows
+from ._start import starts
 
 
+@starts
 def dpmpp_2m(
     model,
     grid,

@@ -8,10 +8,12 @@ from ..plan import Plan
 from ._begin import begin, build, number
 from ._build import M, R, X
 from ._exponential import gain, multistep
+from ._start import starts
 
 BASE = R("anchor")  # the x a step starts from
 
 
+@starts
 def dpmpp_2s(
     model, grid, *, prediction=None, start=None, r=0.5, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:

@@ -6,8 +6,10 @@ from ..plan import Plan
 from ._begin import begin, build
 from ._build import Lin, M
 from ._exponential import Levels, gain, history, moments, multistep, nodes, weights
+from ._start import starts
 
 
+@starts
 def dpmpp_3m(
     model,
     grid,

@@ -9,8 +9,10 @@ from ..schedules import Flow
 from ._begin import begin, build, number
 from ._build import Builder, Lin, M, X
 from ._exponential import ancestral
+from ._start import starts
 
 
+@starts
 def euler_ancestral(
     model,
     grid,

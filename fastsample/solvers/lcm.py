@@ -6,10 +6,12 @@ from ..plan import Plan
 from ..schedules import DiscreteVP
 from ._begin import begin, build, number
 from ._build import M, X
+from ._start import starts
 
 TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models were trained
 
 
+@starts
 def lcm(
     model,
     grid,

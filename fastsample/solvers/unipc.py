@@ -10,10 +10,12 @@ from ..plan import Plan
 from ._begin import begin, build, choice
 from ._build import ANCHOR, ZERO, Lin, M, R, X
 from ._exponential import Levels, gain, history, multistep, nodes, weights
+from ._start import starts
 
 BASE = R("anchor")  # the corrected x of the point before
 
 
+@starts
 def unipc(
     model,
     grid,
@@ -42,7 +44,7 @@ def unipc(
     Order as run: min(order + 1, 3), or min(order, 2) without the corrector. Zhao et al. 2023,
     arXiv:2302.04867, Alg. 5-8. compat changes nothing here.
     """
-    choice("unipc: order", order, (1, 2, 3))
+    order = choice("unipc: order", order, (1, 2, 3))
     choice("unipc: variant", variant, ("bh1", "bh2", "vary"))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     at, asked, orders = Levels.of(b), [], []
