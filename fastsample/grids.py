@@ -133,7 +133,7 @@ def starting_at(schedule: Schedule, grid, level: float) -> np.ndarray:
             f"level: {level!r:.60}; a noise level sigma/alpha above {low:.6g} (the grid's end, "
             f"where an image stays as it is) up to {top:.6g} (its start) is accepted"
         )
-    if found == top:
+    if found >= top * (1.0 - SAME_LEVEL):
         return grid
     first = float(schedule.time(-np.log(found)))
     last = n if log[-1] < np.inf else n - 1  # no further is the grid divided

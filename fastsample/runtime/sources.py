@@ -78,7 +78,7 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
         if torch.compiler.is_dynamo_compiling():
             return torch.compiler.disable(seeds)(seed, batch, device, needed)
         seed = drawn_seed()
-    if isinstance(seed, Tensor):
+    if isinstance(seed, Tensor) and seed.dim():
         if seed.dtype != torch.int64 or seed.shape != (batch,):
             raise ValueError(
                 f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted"

@@ -8,7 +8,7 @@ import math
 
 from ..grids import check
 from ..plan import Plan
-from ..plan.given import plain, within
+from ..plan.given import real, within
 from ._build import Builder, resolve
 
 COMPAT = ("exact", "diffusers", "k-diffusion")
@@ -45,10 +45,10 @@ def number(name: str, value, low: float = 0.0, high: float = math.inf) -> float:
 
 
 def choice(name: str, value, accepted: tuple):
-    """value, one of those accepted."""
-    value = plain(value)
-    if isinstance(value, bool) or value not in accepted:
+    """The one of those accepted, words or numbers, that value is."""
+    meant = value if isinstance(value, str) else real(value)
+    if meant not in accepted:
         raise ValueError(
             f"{name} = {value!r}; one of {', '.join(str(a) for a in accepted)} is accepted"
         )
-    return value
+    return accepted[accepted.index(meant)]

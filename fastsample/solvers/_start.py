@@ -12,7 +12,7 @@ import numpy as np
 
 from ..grids import check, starting_at
 from ..plan import Plan
-from ..plan.given import rounding, within
+from ..plan.given import real, rounding, within
 from ._build import MEANT, resolve
 
 
@@ -35,7 +35,7 @@ def starts(maker: Callable[..., Plan]) -> Callable[..., Plan]:
         if level is None:
             return maker(model, whole, start=index_of(len(whole) - 1, strength), **words)
         plan = maker(model, starting_at(schedule, whole, level), start=0, **words)
-        return plan.with_note(grid=whole.tolist(), level=float(level))
+        return plan.with_note(grid=whole.tolist(), level=real(level))
 
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)

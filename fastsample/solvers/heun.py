@@ -59,7 +59,8 @@ def heun(
     found = resolve(model, prediction)
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_noise": s_noise}
     churn = {name: number(f"heun: {name}", value) for name, value in churn.items()}
-    top = math.inf if s_tmax is None or s_tmax == math.inf else number("heun: s_tmax", s_tmax)
+    endless = s_tmax is None or (isinstance(s_tmax, float) and s_tmax == math.inf)
+    top = math.inf if endless else number("heun: s_tmax", s_tmax)
     grid = check(found.schedule, grid)
     b, space = _begin_in(
         space, found, grid, s_churn, start=start, inpaint=inpaint, clip=clip, compat=compat
