@@ -112,9 +112,8 @@ class Engine:
     ) -> Ticket:
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
         [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
-        the noise is drawn from the seed. Its first row runs in the next tick.
-
-        Raises ValueError, TypeError or RuntimeError, one sentence, and is then as if not called.
+        the noise is drawn from the seed. Its first row runs in the next tick. Raises ValueError,
+        TypeError or RuntimeError, one sentence, and is then as if not called.
         """
         where, masked = "Engine.submit", mask is not None
         with self._alone(where), arguments.named(where):
