@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor
 
 from ..kernels.backend import BACKENDS
@@ -69,3 +71,8 @@ def check_out(out: Tensor, x: Tensor) -> None:
             f"Sampler: out is {outputs.words(out)} for a result of {list(x.shape)}; a tensor of "
             f"that shape, {x.dtype} on {x.device}, that requires no grad is accepted"
         )
+
+
+def quiet(kept: bool):
+    """Without gradients, where there may be some and they are not kept."""
+    return nullcontext() if kept or not torch.is_grad_enabled() else torch.no_grad()

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
 from operator import is_, itemgetter
@@ -250,7 +249,7 @@ class Sampler:
         conditions = [told(tree) if tree else tree for tree in trees.values()]
         if not self.differentiable and not (plain and _seen(seed, guidance)):
             transforms.refuse("Sampler", *words.values(), conditions)
-        with _quiet(self.differentiable):
+        with modes.quiet(self.differentiable):
             ask, copies = self._asker(plan, batched_guidance, trees, conditions)
             if self.differentiable:
                 return self._definition(plan, ask, copies, trajectory, table, words)
@@ -389,11 +388,6 @@ def _branches(plain: bool, words: dict, *told) -> dict[str, dict]:
         return _NOTHING
     start = (words[name] for name in ("noise", "latent", "shape", "device"))
     return branches_of("Sampler", *told, *arguments.place(*start))
-
-
-def _quiet(kept: bool):
-    """Without gradients, where there may be some and they are not kept."""
-    return nullcontext() if kept or not torch.is_grad_enabled() else torch.no_grad()
 
 
 def _seen(*numbers: object) -> bool:
