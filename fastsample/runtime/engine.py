@@ -138,8 +138,7 @@ class Engine:
             place, rows = self._free(), self._stack.rows(plan, masked)
             batch = self.pad_to or self.capacity * self._stack.table.layout.G
             self._places.fit(self._stack.table, batch, masked)
-            before = rows.first + first - 1 if first else None
-            self._places.seat(place, given, blend, words, before)
+            self._places.seat(place, given, blend, words, rows.first + first - 1 if first else None)
             ticket = self._seats[place] = Ticket(self, rows, place, first, told)
             self.running, self._like = (*self.running, ticket), like
             return ticket
