@@ -6,8 +6,10 @@ in whole loops beside it.
 import numpy as np
 import pytest
 import test_diffusers
+import torch
 
 import fastsample
+from tests.oracle.pipelines import network, start
 
 diffusers = pytest.importorskip("diffusers")
 # diffusers' own; it divides by 0 where a level repeats
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::RuntimeWarning"
 )
 FsScheduler = fastsample.FsScheduler
-both, made = test_diffusers.both, test_diffusers.made
+both, made, SD = test_diffusers.both, test_diffusers.made, test_diffusers.SD
 MULTI, SINGLE, UNIPC = "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"
 TO_SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 NOISE = TO_SIGMA_MIN | {"algorithm_type": "dpmsolver"}
@@ -90,3 +92,158 @@ def test_ddim_steps_by_its_stride(spacing, steps):
     """Wherever the next timestep lies."""
     config = made("DDIM", {"timestep_spacing": spacing, "set_alpha_to_one": steps != 8})
     test_diffusers.assert_equal_to_rounding(*both("DDIM", config, steps))
+
+
+# -- whole loops in float64 beside the class, where a step is no table of coefficients -------------
+X = start(2, 3, 6, 6, dtype=torch.float64)
+CLIPS = ("DDIM", "DDPM", "LCM")
+DEEP = {"thresholding": True, "sample_max_value": 1.6, "dynamic_thresholding_ratio": 0.9}
+
+
+def walk(scheduler, steps, model=network, edit=None, times=None, **given):
+    """The states of a loop: from X, at `times` (by default the scheduler's own), each handed on as
+    edit(state) leaves it.
+    """
+    scheduler.set_timesteps(steps)
+    x, states = X.clone() * float(getattr(scheduler, "init_noise_sigma", 1.0)), []
+    for t in scheduler.timesteps if times is None else times:
+        asked = scheduler.scale_model_input(x, t)
+        x = scheduler.step(model(asked, t), t, x, **given, return_dict=False)[0]
+        states.append(x.clone())
+        x = x if edit is None else edit(x)
+    return torch.stack(states)
+
+
+def assert_alike(name, config, steps=6, tolerance=1e-9, **given):
+    """Ours and the class's own states of one loop; to rounding, as a stiff model enlarges it."""
+    with test_diffusers.in_double(name):
+        peer = getattr(diffusers, f"{name}Scheduler")(**SD | config)
+        ours = FsScheduler.from_config(peer, compat="diffusers")
+        drawn = {"generator": torch.Generator()} if name in ("DDPM", "LCM") else {}
+        states = []
+        for scheduler in (ours, peer):
+            if drawn:
+                drawn["generator"].manual_seed(0)
+            states.append(walk(scheduler, steps, **drawn, **given))
+    apart = (states[0] - states[1]).abs().max() / states[1].abs().max()
+    assert torch.isfinite(states[1]).all() and apart <= tolerance
+    return states[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("DDIM", {"clip_sample": True}),
+        ("DDIM", V),
+        ("DDPM", {}),
+        ("LCM", {"clip_sample": False}),
+        (MULTI, order(3)),
+        (MULTI, order(2, NOISE)),
+        (SINGLE, order(2)),
+        (UNIPC, order(3)),
+        (UNIPC, order(2, TO_SIGMA_MIN, {"predict_x0": False})),
+    ],
+)
+def test_thresholding_bounds_each_sample_by_its_own_quantile(name, config):
+    """UniPC's noise form takes the option and bounds nothing."""
+    bounded = assert_alike(name, config | DEEP, model=strong)
+    free = config | ({"clip_sample": False} if name in CLIPS else {})
+    plain = assert_alike(name, free, model=strong)
+    assert torch.equal(bounded, plain) == ("predict_x0" in config)
+
+
+def strong(x, t):
+    """Predictions of which some lie beyond any bound, more in one sample than in the other."""
+    return 2.0 * network(x, t) * torch.tensor([1.0, 3.0], dtype=x.dtype).view(2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_ddpm_draws_with_the_variance_that_the_model_says(kind):
+    """One for each element; and an output without it is refused."""
+
+    def model(x, t):
+        v = torch.tanh(network(x, t))
+        return torch.cat([network(x, t), v.abs() if kind == "learned" else v], 1)
+
+    config = {"variance_type": kind, "clip_sample": False}
+    learned = assert_alike("DDPM", config, model=model)
+    small = assert_alike("DDPM", config | {"variance_type": "fixed_small"})
+    assert (learned - small).abs().max() > 1e-3
+    ours = FsScheduler(source="DDPMScheduler", variance_type=kind)
+    ours.set_timesteps(4)
+    with pytest.raises(ValueError, match="twice its channels are accepted"):
+        ours.step(X, ours.timesteps[0], X)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("HeunDiscrete", {}),
+        ("HeunDiscrete", V | KARRAS),
+        (UNIPC, order(2)),
+        (UNIPC, order(3, {"predict_x0": False}, TO_SIGMA_MIN)),
+        (SINGLE, order(2)),
+        (SINGLE, order(3, NOISE)),
+        (MULTI, order(2)),
+    ],
+)
+def test_an_edit_by_a_callback_means_the_same(name, config):
+    """What diffusers keeps stays where it was; the model is asked at what the callback left."""
+    edited = assert_alike(name, config, edit=lambda x: 0.98 * x)
+    assert_alike(name, config, edit=lambda x: x.mul_(0.98))
+    assert (edited - assert_alike(name, config)).abs().max() > 1e-3
+
+
+def test_ddim_steps_from_any_timestep_in_any_order():
+    """Also from one that is not in the schedule, again from the same, with another eta, and with
+    fewer samples.
+    """
+    times = [999, 833, 833, 500, 999, 3, 167, 0, 166]
+    assert_alike("DDIM", {"clip_sample": False}, times=times, steps=6)
+    assert_alike("DDIM", {"timestep_spacing": "trailing"}, times=torch.tensor(times), steps=6)
+    assert_alike("DDPM", {"timestep_spacing": "trailing"}, times=[999, 832, 332, 832, 499], steps=6)
+    peer = diffusers.DDIMScheduler(**SD)
+    ours = FsScheduler.from_config(peer)
+    for t, eta, x in ((999, 0.0, X), (832, 0.5, X), (832, 0.5, X[:1]), (7, 1.0, X)):
+        states = []
+        for scheduler in (peer, ours):
+            scheduler.set_timesteps(6)
+            given = {"eta": eta, "generator": torch.Generator().manual_seed(3)}
+            states.append(scheduler.step(0.3 * x.float(), t, x.float(), **given).prev_sample)
+        assert torch.allclose(*states, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="timestep 1000 is not in the schedule"):
+        ours.step(X, 1000, X)
+
+
+@pytest.mark.parametrize("name", [MULTI, SINGLE, UNIPC])
+def test_a_timestep_that_is_not_there_is_the_last(name):
+    """Of a first step, as the class looks it up; without a look where the model is asked with x
+    itself.
+    """
+    assert_alike(name, {}, times=[7], steps=10)
+    scheduler = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")())
+    scheduler.set_timesteps(4)
+    assert scheduler.scale_model_input(X, 12345) is X
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "steps"),
+    [
+        (MULTI, order(3, LU, TO_SIGMA_MIN), 17),  # infinity over infinity
+        (MULTI, {"num_train_timesteps": 10}, 10),  # 4 twice, and a difference over no distance
+        (UNIPC, order(2, {"solver_type": "bh1"}), 6),  # infinity times 0
+        ("DDPM", {"variance_type": "fixed_large_log"}, 6),  # the root of a logarithm
+    ],
+)
+def test_where_the_class_gives_nan_the_exact_value_stands(name, config, steps):
+    peer = getattr(diffusers, f"{name}Scheduler")(**SD | config)
+    ours = FsScheduler.from_config(peer, compat="diffusers")
+    flat = lambda x, t: 0.1 * x
+    theirs, own = (walk(s, steps, flat) for s in (peer, ours))
+    assert not torch.isfinite(theirs).all() and torch.isfinite(own).all()
+    if name == "DDPM":
+        large = FsScheduler.from_config(peer, variance_type="fixed_large", compat="diffusers")
+        torch.manual_seed(0)
+        wanted = walk(large, steps, flat)
+        torch.manual_seed(0)
+        assert torch.equal(walk(ours, steps, flat), wanted)

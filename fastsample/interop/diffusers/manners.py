@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
+from .steps import variances
+
+if TYPE_CHECKING:
+    from .lookup import Lookup
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,35 @@ def manner(source: str, config: dict, compat: bool) -> Manner:
         free=source in ("DDIMScheduler", "DDPMScheduler"),
         last=source.startswith(("DPMSolver", "UniPC")),
     )
+
+
+def with_learned(
+    draw: Callable[..., Tensor], loop: Lookup, kind: str, output: object, timestep, sample: object
+) -> Callable[..., Tensor]:
+    """The draws of a DDPM step, each element times the deviation that v, the second half of the
+    model's output [B,2C,*], says it has.
+
+    "learned": sqrt(v). "learned_range": small^((1-v)/4) large^((1+v)/4), of which the row has
+    sqrt(small) (`steps.posterior`). ValueError for an output that has no such half. Nichol and
+    Dhariwal 2021, arXiv:2102.09672, eq. 15.
+    """
+    if not (isinstance(output, Tensor) and isinstance(sample, Tensor)) or sample.dim() < 2:
+        return draw  # for the loop to refuse
+    channels = sample.shape[1]
+    if output.dim() != sample.dim() or output.shape[1] != 2 * channels:
+        raise ValueError(
+            f"FsScheduler.step: model_output is {list(output.shape)} for a sample of "
+            f"{list(sample.shape)} with variance_type = {kind!r}; twice its channels are accepted"
+        )
+    v, at = output[:, channels:].to(state_dtype(sample)), min(loop.find(timestep), len(loop) - 1)
+    if kind == "learned":
+        deviation = v.sqrt()
+    else:
+        small, large = variances(
+            *zip(loop.alpha[at : at + 2], loop.sigma[at : at + 2], strict=True)
+        )
+        deviation = torch.exp(0.25 * math.log(large / small) * (v + 1.0))
+    return lambda *given: draw(*given) * deviation
 
 
 # -- inside ----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
 from .loop import Loop
 from .loops import Loops, too_early
+from .manners import with_learned
 from .moving import arguments, beside
 from .noising import Noising
 from .output import FsSchedulerOutput
@@ -260,12 +261,16 @@ class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
             words = model_output, timestep, sample, per_token_timesteps, draw
             sample = by_token(loop, self._settings, *words)
             return FsSchedulerOutput(sample) if return_dict else (sample,)
+        noise = self._noise
+        if self._learned and self._source is diffusers.DDPMScheduler:
+            words = loop, self._settings["variance_type"], model_output, timestep, sample
+            noise = with_learned(noise, *words)
         if self._learned or self._negative or per_token_timesteps is not None:
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
 
         eta = eta if self._source is diffusers.DDIMScheduler else 0.0
         sample, data = loop.step(
-            model_output, timestep, sample, eta, self._noise, generator, variance_noise
+            model_output, timestep, sample, eta, noise, generator, variance_noise
         )
         if return_dict:
             return FsSchedulerOutput(sample, data)
