@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import ZERO, Builder, Lin, M, N, R, X
+from ...solvers._build import ZERO, Builder, Lin, M, R, X
 from ...solvers._exponential import gain, history, moments
 
 CITE = [
@@ -128,7 +128,7 @@ def _step(b: Builder, i: int, seen: list[int], here: Lin, form: Form) -> Lin:
         weights = [0.5 * total if halved else A * first, A * second]
         pairs = zip(weights, _differences(outputs, rises, form), strict=False)
         x = x + sum((w * d for w, d in pairs), ZERO)
-    return x + up * math.sqrt(gain(2.0 * h)) * N(i + 1) if form.sde and up else x
+    return x + up * math.sqrt(gain(2.0 * h)) * b.noise(i) if form.sde and up else x
 
 
 def _differences(m: list[Lin], r: list[float], form: Form) -> list[Lin]:
