@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .runtime.run import Run
     from .runtime.sampler import Sampler
     from .runtime.select import Select
+    from .runtime.window import window
 
 __version__ = "0.1.0"
 _NAMES = {
@@ -47,6 +48,7 @@ _NAMES = {
     "Sampler": "runtime.sampler",
     "Select": "runtime.select",
     "shared": "runtime.conditions",
+    "window": "runtime.window",
 }
 __all__ = [
     "Engine",
@@ -69,6 +71,7 @@ __all__ = [
     "shared",
     "solvers",
     "trajectories",
+    "window",
 ]
 
 

@@ -178,10 +178,12 @@ class Cursor:
         self._strides, self._dtype, self._device = own.x.stride(), own.x.dtype, own.x.device
         self._here, C = self._device.type == "cpu", own.channels
         apart = C is None or (self._here and C > MOST_CHANNELS)
-        self._permuted = apart and own.table.layout.L > 0
+        self._permuted = (apart or self._window is not None) and own.table.layout.L > 0
         here = self._here and own.batch > 0
         self._words = memoryview(own.status.numpy()).cast("B") if here else None
         self._zeros, self._offsets = bytes(4 * own.batch), np.arange(own.batch)
+        if self._window is not None:
+            self._offsets = np.array(self._window.samples, np.int64)
         self._low, self._high = arguments.usual(own.x.numel())
         self._energy = arguments.sum_of_squares if native.MISSING or not here else native.energy
         self._late = None  # a seed that no row draws from, until somebody asks for it
@@ -219,8 +221,10 @@ class Cursor:
         """Stand at row `first` with the noise or latent given; None: noise is drawn."""
         own = self._pool
         self.row, self._seen, self._plain = first, False, False
-        if given is None:
+        if given is None and self._window is None:
             self._choice.module.fill(own.x, own.seed, 0, own.stage)
+        elif given is None:
+            own.x.copy_(self._philox(0))
         elif first or given.dtype != self._dtype or not alike(given, self._strides):
             own.x.copy_(given)
             given = None
@@ -246,13 +250,13 @@ class Cursor:
 
     def _noise(self, row: int) -> Sequence[Tensor | None]:
         """The draws of this row that do not come from the kernel's own Philox, one for each noise
-        operand: the caller's, and every one where samples lie in an order in which they cannot
-        draw, or not as fast.
+        operand: the caller's, and every one where samples are a window, or lie in an order in which
+        they cannot draw, or not as fast.
         """
         if self._draws is None and not self._permuted:
             return ()
         own, ids = self._pool, arguments.drawn(self.plan, row, self._pool.mask is not None)
-        draws = [None] * len(ids) if self._draws is None else self._draws(row)
+        draws = (self._draws and self._draws(row)) or [None] * len(ids)
         if self._permuted:
             pairs = zip(draws, ids, strict=True)
             draws = [self._philox(k) if n is None and k is not None else n for n, k in pairs]
@@ -269,6 +273,8 @@ class Cursor:
 
     def _philox(self, id_: int) -> Tensor:
         own = self._pool
+        if self._window is not None:
+            return self._window.noise(own.seed, own.stage, id_, own.x)
         n = torch.empty(own.x.shape, dtype=own.x.dtype, device=own.x.device)
         self._choice.module.fill(n, own.seed, id_, own.stage)
         return n

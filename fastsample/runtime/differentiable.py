@@ -17,6 +17,7 @@ from ..kernels import normal, transforms
 from ..kernels.reference import step as definition
 from ..plan import Plan
 from . import arguments, inpainting, outputs, pool, sources
+from .window import parted
 
 
 def run(
@@ -71,17 +72,19 @@ def _noise(plan, words, first, given, size, state, device, gradients) -> tuple[T
     """The start [B,*] in the state dtype, and row -> its L draws, scaled."""
     masked, noise, batch = words["mask"] is not None, words["noise"], size[0]
     scale = arguments.noise_scales(words["noise_scale"], batch, state, device, gradients)
-    source = words["noise_source"]
+    window, source = parted(words["noise_source"], size)
+    whole, samples = (size[1:], None) if window is None else (window.whole, window.samples)
     theirs = sources.draws(source, plan, size, state, device, masked, noise, gradients)
     still = sources.silent(words["noise_scale"])
     needed = given is None or sources.seeded(plan, first, noise, source, still, masked)
     stage = sources.stages(words["stage"], plan, first, batch, device)
     # view: seeds held by a trace must not serve another batch size
-    seed = sources.seeds(words["seed"], batch, device, needed).view(batch)
+    seed = sources.seeds(words["seed"], batch, device, needed, samples).view(batch)
 
     def unit(k: int) -> Tensor:
-        elements, at = math.prod(size[1:]), 0 if stage is None else stage
-        return normal(seed, torch.full_like(seed, k), elements, at).view(size).to(state)
+        elements, at = math.prod(whole), 0 if stage is None else stage
+        n = normal(seed, torch.full_like(seed, k), elements, at)
+        return (n.view(size) if window is None else window.cut(n)).to(state)
 
     def drawn(row: int) -> list[Tensor | None]:
         ids = arguments.drawn(plan, row, masked)

@@ -72,6 +72,8 @@ class Captured:
         if not run.done:
             first = run.row
             drawn = [run._draws(row) for row in range(run.row, run.end)] if run._draws else []
+            if run._window is not None:  # which is drawn on the host
+                drawn = run.given_noise()
             told, form = pytree.tree_flatten((conditions, joint, drawn))
             lane, key = self._lane(run.x.device), _key(run, told, form, keep)
             with lane.lock:

@@ -25,6 +25,7 @@ from ..kernels.transforms import watched
 from ..plan import Plan
 from . import arguments, images, inpainting, outputs, pickles, pool, sources
 from .select import Selectable
+from .window import Window, parted
 
 
 class Run(Selectable):
@@ -48,7 +49,8 @@ class Run(Selectable):
                   start too; not the noise that a run starts with: one of another scale or mean is
                   a state, latent=plan.init_scale·noise with start=1
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in
-                  the order the rows first draw it
+                  the order the rows first draw it; or the `fastsample.window` of a whole that the
+                  batch is, whose noise is drawn there
     mask, known   inpainting: mask in [0,1], 1 keeps the known image
     state_dtype   float32 or float64; None: float64 for a float64 noise or latent, else float32
     model_dtype   what the model gets and returns (by default that of the given noise or latent)
@@ -75,7 +77,7 @@ class Run(Selectable):
         model_dtype: torch.dtype | None = None,
         device=None,
         noise_scale=None,
-        noise_source: Sequence[Tensor] | Callable | None = None,
+        noise_source: Sequence[Tensor] | Callable | Window | None = None,
         mask: Tensor | None = None,
         known: Tensor | None = None,
         start: int | None = None,
@@ -112,7 +114,8 @@ class Run(Selectable):
         later = self._judged and mask is not None and device.type != "cpu"
         self._looks = inpainting.looks(mask, known) if later else []
         noise_scale = arguments.noise_scales(words["noise_scale"], size[0], state, device)
-        self._source = words["noise_source"], size, state, device, masked
+        self._window, source = parted(words["noise_source"], size)
+        self._source = source, size, state, device, masked
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
         self._still = sources.silent(words["noise_scale"])
         self._drawing = sources.seeded(plan, first, noise, self._source[0], self._still, masked)
@@ -128,7 +131,7 @@ class Run(Selectable):
                 copies=copies,
                 scale=arguments.scales(plan, words["guidance"], size[0], state, device),
                 stage=sources.stages(words["stage"], plan, first, size[0], device),
-                seed=sources.seeds(words["seed"], size[0], device, needed),
+                seed=sources.seeds(words["seed"], size[0], device, needed, self._samples),
                 noise_scale=noise_scale,
                 mask=mask,
                 known=known,
@@ -315,13 +318,18 @@ class Run(Selectable):
             np.add(self._offsets, seed, out=words)
         else:
             own = self._pool.seed
-            own.copy_(sources.seeds(seed, len(own), own.device, needed=True))
+            own.copy_(sources.seeds(seed, len(own), own.device, True, self._samples))
         self._late, self._seeded = None, True
 
     def _settle(self) -> None:
         """Write down the seeds that no row draws from."""
         if self._late is not None:
             self._reseed(self._late)
+
+    @property
+    def _samples(self) -> tuple[int, ...] | None:
+        """Where in the whole that this is a window of its samples stand."""
+        return self._window and self._window.samples
 
     def _restage(self, stage: Tensor | None) -> None:
         own = self._pool

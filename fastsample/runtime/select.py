@@ -65,6 +65,7 @@ class Selectable(Density):
             source = [noise[there] for noise in source]
         self._source = source, tuple(moved.x.shape), *self._source[2:]
         self._draws = None if draws is None else draws.selected(there)
+        self._window = self._window and self._window.selected(index.tolist())
         self._stand(moved)
         if (
             left

@@ -62,15 +62,21 @@ def seed_of(noise: Tensor) -> int:
     return int.from_bytes(digest(noise)[:8], "little", signed=True)
 
 
-def seeds(seed, batch: int, device, needed: bool) -> Tensor:
-    """int64 [B] of an int s (s, s+1, ...), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s
-    is drawn if needed, else 0 each.
+def seeds(seed, batch: int, device, needed: bool, samples: Sequence[int] | None = None) -> Tensor:
+    """int64 [B] of an int s (s, s+1, ..., or s + k for the places k in the whole that a window's
+    samples have), B ints in [-2^63, 2^64), or an int64 tensor [B]. None: s is drawn if needed, else
+    0 each.
     """
     if seed is None:
         if needed and (name := transforms.active()):
             raise ValueError(
                 f"Run: no seed is given under {name}, which would keep one draw for every call; "
                 "pass seed="
+            )
+        if needed and samples is not None:
+            raise ValueError(
+                "Run: noise_source is a window and no seed is given; the whole's is accepted, by "
+                "which all who hold a part of it draw the same"
             )
         if not needed:
             return torch.zeros(batch, dtype=torch.int64, device=device)
@@ -92,7 +98,8 @@ def seeds(seed, batch: int, device, needed: bool) -> Tensor:
             f"Run: seed is a {type(seed).__name__}; an int, {batch} ints or an int64 tensor "
             f"[{batch}] is accepted"
         )
-    values = [first + b for b in range(batch)] if first is not None else [integer(v) for v in seed]
+    places = range(batch) if samples is None else samples
+    values = [first + b for b in places] if first is not None else [integer(v) for v in seed]
     if len(values) != batch:
         raise ValueError(
             f"Run: seed holds {len(values)} values for a batch of {batch}; one int for each sample "
