@@ -68,18 +68,9 @@ def seeds(seed, batch: int, device, needed: bool, samples: Sequence[int] | None 
     0 each.
     """
     if seed is None:
-        if needed and (name := transforms.active()):
-            raise ValueError(
-                f"Run: no seed is given under {name}, which would keep one draw for every call; "
-                "pass seed="
-            )
-        if needed and samples is not None:
-            raise ValueError(
-                "Run: noise_source is a window and no seed is given; the whole's is accepted, by "
-                "which all who hold a part of it draw the same"
-            )
         if not needed:
             return torch.zeros(batch, dtype=torch.int64, device=device)
+        _may_draw(samples)
         # a graph draws otherwise, and Inductor cannot count beyond int64
         if torch.compiler.is_dynamo_compiling():
             return torch.compiler.disable(seeds)(seed, batch, device, needed)
@@ -116,6 +107,20 @@ def seeds(seed, batch: int, device, needed: bool, samples: Sequence[int] | None 
         )
     signed = [(v + 2**63) % 2**64 - 2**63 for v in values]
     return torch.tensor(signed, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
+
+
+def _may_draw(samples: Sequence[int] | None) -> None:
+    """Refuse to draw a seed where it would be no call's own."""
+    if name := transforms.active():
+        raise ValueError(
+            f"Run: no seed is given under {name}, which would keep one draw for every call; pass "
+            "seed="
+        )
+    if samples is not None:
+        raise ValueError(
+            "Run: noise_source is a window and no seed is given; the whole's is accepted, by which "
+            "all who hold a part of it draw the same"
+        )
 
 
 def stages(stage: object, plan: Plan, first: int, batch: int, device) -> Tensor | None:
