@@ -46,6 +46,8 @@ _NAMES = {
     "PlanError": "plan",
     "Run": "runtime.run",
     "Sampler": "runtime.sampler",
+    # not ours: diffusers asks the module of a pipeline's part for the part's base class
+    "SchedulerMixin": "interop.diffusers",
     "Select": "runtime.select",
     "shared": "runtime.conditions",
     "window": "runtime.window",

@@ -150,4 +150,4 @@ def test_pickles_made_before_files_moved_still_load(name):
         assert type(value) is fs.FsScheduler
         value.set_timesteps(3)
         assert len(value.timesteps) == 3
-    assert type(value).__module__ in ("fastsample.plan", "fastsample.interop.diffusers")
+    assert type(value).__module__ in ("fastsample.plan", "fastsample")

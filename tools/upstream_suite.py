@@ -147,7 +147,8 @@ def main():
             f"{given.folder} has no test_sched*.py; a checkout of diffusers, its tests folder or "
             "tests/schedulers is accepted"
         )
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+    # read when the hub's library is imported, and when pytest starts
+    os.environ |= {"HF_HUB_OFFLINE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     swap = run(found[0].resolve(), given.only, MODES[given.compat])
     if not swap.counts:
         parser.error(f"{found[0]} has no test of a class that FsScheduler reproduces")

@@ -20,16 +20,27 @@ def too_early(what: str) -> ValueError:
 
 
 class Loops:
-    """Which loop belongs to the thread that asks: its own, or the only one there is."""
+    """Which loop belongs to the thread that asks: its own, or the only one there is.
+
+    shared: they may stand in several dicts at once, and nothing may change them there.
+    """
+
+    shared = False
 
     def __init__(self) -> None:
         self._local, self._all, self._lock = threading.local(), weakref.WeakSet(), threading.Lock()
 
-    def __deepcopy__(self, memo: dict) -> Loops:
-        """With a copy of this thread's loop, where it stands."""
+    def own(self, memo: dict | None = None) -> Loops:
+        """Others, with a copy of this thread's loop, where it stands."""
         twin, loop = Loops(), self.get()
         if loop is not None:
             twin.set(copy.deepcopy(loop, memo))
+        return twin
+
+    def __deepcopy__(self, memo: dict) -> Loops:
+        """Others, for a copy of a scheduler's __dict__."""
+        twin = self.own(memo)
+        twin.shared = True
         return twin
 
     def __reduce__(self) -> tuple:

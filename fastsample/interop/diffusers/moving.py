@@ -29,6 +29,7 @@ import numpy as np
 
 from ...schedules import Flow
 from .grids import CONVERSIONS, levels_of, noise_schedule
+from .saving import restored
 from .sources import CLOSEST, OURS, SOURCES, class_of, defaults, said, scale, settings
 
 FLOW_MATCH = "FlowMatchEulerDiscreteScheduler"
@@ -95,7 +96,7 @@ def arguments(
     if ours:
         # "diffusers" is asked for again: other arguments may have changed
         given.setdefault("compat", config["compat"] and "auto")
-        name, kind = config["source"], None
+        config, name, kind = restored(own, config), config["source"], None
     source = given.pop("source", None)
     name = name or class_of(library, config, alone=source is None)
     source = getattr(source, "__name__", source) or name

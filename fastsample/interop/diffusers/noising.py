@@ -47,7 +47,7 @@ class Noising:
         """Where the run begins (img2img): the plan is compiled from there when the first step
         comes.
         """
-        loop, begin = self._loops.get(), int(begin_index)
+        loop, begin = self._owned().get(), int(begin_index)
         if loop is None:
             self._begin = begin
             return
@@ -60,7 +60,7 @@ class Noising:
         out or repeated. What the loop keeps of them moves, as in `fastsample.Run.select`; the
         sample of the next step is the caller's to index, and so is a list of generators.
         """
-        self._loops.get("select").select(index)
+        self._owned().get("select").select(index)
 
     # -- inside ------------------------------------------------------------------------------------
     def _velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

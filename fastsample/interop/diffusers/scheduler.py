@@ -12,7 +12,6 @@ Only this file and `output` import diffusers.
 from __future__ import annotations
 
 import base64
-import copy
 import inspect
 import math
 import warnings
@@ -40,6 +39,7 @@ from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
 from .runs import Runs
+from .saving import Saving, told
 from .sources import (
     OURS,
     PREDICTIONS,
@@ -54,7 +54,7 @@ from .sources import (
 from .tokens import by_token
 
 
-class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
+class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over
@@ -163,7 +163,7 @@ class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
                 "own options are accepted"
             )
         made = cls(**words)
-        made.register_to_config(**kept)
+        made.register_to_config(**told(cls, config, kept))
         return (made, left) if return_unused_kwargs else made
 
     @classmethod
@@ -221,7 +221,7 @@ class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
             self._auto,
             **self._about(),
         )
-        self._loops.set(made.fresh(device))
+        self._owned().set(made.fresh(device))
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep; the sample itself where c = 1."""
@@ -250,7 +250,8 @@ class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
         `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model output
         then has the other sign, as in diffusers.
         """
-        loop = self._loops.get("step", self._untimed)
+        loops = self._owned() if self._loops.shared else self._loops
+        loop = loops.get("step", self._untimed)
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
         if others:
@@ -278,12 +279,6 @@ class FsScheduler(Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-    def __deepcopy__(self, memo: dict) -> FsScheduler:
-        """A scheduler of its own, with this thread's loop where it stands."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__, _loops=copy.deepcopy(self._loops, memo))
-        return twin
 
     # -- inside ------------------------------------------------------------------------------------
     def _take(self, source: str, compat: str | None, plan: str | None) -> None:

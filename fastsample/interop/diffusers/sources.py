@@ -268,8 +268,8 @@ def own_config(config: dict, usual: dict) -> dict:
     """
     unset = config.get("_use_default_values", ())
     kept = {k: v for k, v in config.items() if k in usual or k in OURS or (k == "moved" and v)}
-    kept["_use_default_values"] = [k for k in unset if k in usual and config[k] == usual[k]]
-    return kept
+    unset = [k for k in unset if k in usual and config[k] == usual[k]]
+    return kept | ({"_use_default_values": unset} if unset else {})
 
 
 def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
