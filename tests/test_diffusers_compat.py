@@ -247,3 +247,22 @@ def test_where_the_class_gives_nan_the_exact_value_stands(name, config, steps):
         wanted = walk(large, steps, flat)
         torch.manual_seed(0)
         assert torch.equal(walk(ours, steps, flat), wanted)
+
+
+@pytest.mark.parametrize("name", [MULTI, SINGLE, UNIPC])
+def test_outputs_put_there_before_a_run_are_not_read(name):
+    """Nor by the class, whose first step is of first order; later they are refused."""
+    peer = getattr(diffusers, f"{name}Scheduler")(**SD)
+    ours, ends = FsScheduler.from_config(peer), []
+    for scheduler in (peer, ours):
+        scheduler.set_timesteps(6)
+        scheduler.model_outputs = [torch.full_like(X, 9.0).float()] * 2
+        x = X.float()
+        for t in scheduler.timesteps:
+            x = scheduler.step(0.3 * x, t, x).prev_sample
+        ends.append(x)
+    assert torch.allclose(*ends, rtol=1e-5, atol=1e-5)
+    ours.set_timesteps(6)
+    ours.step(X, ours.timesteps[0], X)
+    with pytest.raises(AttributeError, match="model_outputs cannot be set"):
+        ours.model_outputs = [X]

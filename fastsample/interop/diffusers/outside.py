@@ -84,6 +84,8 @@ class Outside:
             self._loops.again()
         elif public in ELSEWHERE or name in TABLES:
             self._put(public, value)
+        elif name == "model_outputs" and getattr(self._loops.get(), "index", None) is None:
+            pass  # nor does a class's first step read what somebody put there
         elif name in STATE:
             raise AttributeError(
                 f"FsScheduler.{name} cannot be set: a run keeps its own state; step with another "
