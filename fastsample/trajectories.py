@@ -58,6 +58,25 @@ def _branch_weights(plan: Plan, row: int, guidance: float | None) -> list[float]
     return [float(w) if (int(plan.branches[row]) >> g) & 1 else 0.0 for g, w in enumerate(weights)]
 
 
+def _check(plan: Plan, branches: int, guidance: float | None) -> None:
+    """Refuse a plan for another number of branches or models, and guidance of nothing."""
+    if branches != plan.G:
+        raise ValueError(
+            f"trajectories: the plan combines {plan.G} branches and {branches} are given; "
+            "pass uncond= with a guided plan and none with a plain one"
+        )
+    if guidance is not None and branches == 1:
+        raise ValueError(
+            f"trajectories: guidance = {guidance!r:.40} is given without uncond; both, or neither, "
+            "are accepted"
+        )
+    if plan.call.max() > 0:
+        raise ValueError(
+            f"trajectories: the plan asks model {plan.call.max()} and one model is given; a plan "
+            "that asks model 0 alone is accepted"
+        )
+
+
 def visits(
     plan: Plan,
     model: Model,
@@ -83,11 +102,7 @@ def visits(
     provenance.agree("trajectories", plan, [model])
     trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
     branches = list(trees.values())
-    if len(branches) != plan.G:
-        raise ValueError(
-            f"trajectories: the plan combines {plan.G} branches and {len(branches)} are given; "
-            "pass uncond= with a guided plan and none with a plain one"
-        )
+    _check(plan, len(branches), guidance)
     dtype = state_dtype or arguments.state_dtype(noise)
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0

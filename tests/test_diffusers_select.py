@@ -18,6 +18,7 @@ SOURCES = {
     "FlowMatchEulerDiscrete": {"shift": 3.0},
     "EulerAncestralDiscrete": {},
     "LCM": {},
+    "DDIM": {"thresholding": True, "clip_sample": False},
 }
 INDICES = ([2, 0, 3, 1], [3], [1, 1, 2], torch.tensor([0, 3]), np.array([2, 1]))
 

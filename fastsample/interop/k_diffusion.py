@@ -74,7 +74,7 @@ def k_sample(
     x = x.detach() if x.requires_grad else x
     if look:
         _check_scale(own.scale, x)
-    draw = _sampler(own, noise_sampler, x) if own.plan.L else None
+    draw = _sampler(own, noise_sampler, x) if own.draws else None
     key = own.spares.key(own.plan, x, look)
     run = _begun(own, own.spares.take(key), x, draw, check)
     bar = None if disable else iter(_progress(len(own.starts), disable))
@@ -89,7 +89,8 @@ def k_sample(
 class Denoised(NamedTuple):
     """A plan for a denoiser, and what a run of it needs besides: alpha and sigma/alpha of every row
     [R], the rows at which a step begins, numbered, sigma/alpha of the grid before churn, weights
-    and ids of the churn of row 0, what unit noise is scaled by (0 for an image), idle runs.
+    and ids of the churn of row 0, what unit noise is scaled by (0 for an image), does any row draw
+    noise, idle runs.
     """
 
     plan: Plan
@@ -99,6 +100,7 @@ class Denoised(NamedTuple):
     before: np.ndarray | None
     churn: list[tuple[float, int]]
     scale: float
+    draws: bool
     spares: Spares
 
 
@@ -135,6 +137,7 @@ def _made(plan: Plan) -> Denoised:
             if is_drawn and ids[k]
         ],
         plan.init_scale / float(plan.alpha[1]) if plan.sigma[0] else 0.0,
+        bool(arguments.drawn_from(own, 0, masked=False)),
         Spares(),
     )
 

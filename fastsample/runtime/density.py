@@ -110,8 +110,10 @@ def mean(pool: Pool, row: int, f: Sequence[Tensor | None], x: Tensor | None = No
         [v if v is None else v.to(state) for v in f],
         [None] * at.L,
         pool.scale,
-        mask=pool.mask,
-        known=pool.known,
+        pool.weights,
+        pool.bound,
+        pool.mask,
+        pool.known,
     )[0]
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels import normal, transforms
 from ..kernels.reference import step as definition
 from ..plan import Plan
-from . import arguments, inpainting, outputs, pool, sources
+from . import arguments, inpainting, outputs, pool, sources, unused
 from .window import parted
 
 
@@ -48,6 +48,7 @@ def run(
     blend = inpainting.blend(plan, words["mask"], words["known"], size, *where)
     scale = arguments.scales(plan, words["guidance"], size[0], *where)
     x, drawn = _noise(plan, words, first, given, size, *where)
+    unused.refuse_noise(plan, words, given is not None)
     told = lambda row: _told(numbers, at, row, x, model, copies)
     slots, states, asked = [None] * at.S, [], told(first - 1) if first else None
     for i in range(first, plan.rows - 1):

@@ -28,6 +28,14 @@ def check(mode: str, differentiable: bool, checkpoint: bool, backend: str | None
         raise ValueError("Sampler: checkpoint=True without differentiable=True has no gradient")
     if backend not in (None, *BACKENDS):
         raise ValueError(f"Sampler: backend={backend!r}; accepted are {', '.join(BACKENDS)}")
+    if (differentiable and backend not in (None, "reference")) or (
+        mode == "compile-loop" and backend is not None
+    ):
+        where = "differentiable=True" if differentiable else f"mode={mode!r}"
+        raise ValueError(
+            f"Sampler: backend={backend!r} with {where}, whose steps are no kernel of its choice; "
+            "leave backend out"
+        )
 
 
 def check_graph(mode: str, differentiable: bool, capture: str, prepare: Callable | None) -> None:

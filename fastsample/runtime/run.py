@@ -23,7 +23,7 @@ from ..kernels import transforms
 from ..kernels.backend import select
 from ..kernels.transforms import watched
 from ..plan import Plan
-from . import arguments, images, inpainting, outputs, pickles, pool, sources
+from . import arguments, images, inpainting, outputs, pickles, pool, sources, unused
 from .select import Selectable
 from .window import Window, parted
 
@@ -117,6 +117,7 @@ class Run(Selectable):
         self._window, source = parted(words["noise_source"], size)
         self._source = source, size, state, device, masked
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
+        unused.refuse_noise(plan, words, given is not None)
         self._still = sources.silent(words["noise_scale"])
         self._drawing = sources.seeded(plan, first, noise, self._source[0], self._still, masked)
         needed, self._staged = self._drawing or given is None, words["stage"] is not None

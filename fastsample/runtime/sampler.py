@@ -37,7 +37,7 @@ from ..guidance import guided
 from ..kernels import transforms
 from ..model import Model, refuse_unnamed
 from ..plan import Plan, provenance
-from . import arguments, capturable, differentiable, modes
+from . import arguments, capturable, differentiable, modes, unused
 from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, told
 from .drive import asker, bar, drive, watching
@@ -113,6 +113,7 @@ class Sampler:
                 f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; "
                 "that many callables are needed"
             )
+        unused.refuse_models(plan, models)
         arguments.dtypes("Sampler", state_dtype or torch.float32, model_dtype)
         words = [m if isinstance(m, Model) else None for m in models]
         provenance.agree("Sampler", plan, words)

@@ -289,7 +289,7 @@ class Loop(Lookup):
                 start=1,
                 state_dtype=state,
                 model_dtype=model_output.dtype,
-                noise_source=_drawn if plan.L else None,
+                noise_source=_drawn if arguments.drawn_from(own, 1, masked=False) else None,
                 preview=self._preview,
                 check=None,
             )
