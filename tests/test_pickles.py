@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from cases import same
@@ -94,6 +95,7 @@ def runs():
         ),
         "inpainting": (inpaint, {name: v[:3] for name, v in words.items()} | {"seed": 3}),
         "noise scales": (plan, {"seed": [1, 2, 3], "noise_scale": [0.0, 1.0, 2.0]}),
+        "a window": (plan, {"noise_source": fs.window((5, 3, 9), np.s_[:3, :, :8]), "seed": 4}),
         "draws of a function": (plan, {"noise_source": noises}),
         "channels_last": (
             plan,

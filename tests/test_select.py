@@ -77,6 +77,10 @@ CASES = {
         plan_of("dpmpp_2m_sde"),
         {"noise_source": own_draws(plan_of("dpmpp_2m_sde"))},
     ),
+    "a window of a whole": lambda: (
+        plan_of("euler_ancestral"),
+        {"noise_source": fs.window((6, 3, 12), np.s_[1:5, :, 4:]), "seed": 8},
+    ),
     "a half-precision model": lambda: (plan_of("unipc"), {"model_dtype": torch.bfloat16}),
     "float64": lambda: (plan_of("unipc"), {"state_dtype": torch.float64}),
     "no preview": lambda: (plan_of("euler_ancestral"), {"preview": False}),
