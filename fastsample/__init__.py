@@ -82,14 +82,27 @@ def __getattr__(name: str) -> object:
         if name in ("Plan", "PlanError"):
             for makers in (".solvers", ".guidance"):  # so that plan.remake and unguided find them
                 importlib.import_module(makers, __name__)
-        module = importlib.import_module(f".{_NAMES[name]}", __name__)
+        module = _loaded(name, f".{_NAMES[name]}")
         value = globals()[name] = getattr(module, name)
         return value
     if name in __all__:
-        return importlib.import_module(f".{name}", __name__)
+        return _loaded(name, f".{name}")
     raise AttributeError(
         f"module 'fastsample' has no attribute {name!r}; its names are {', '.join(__all__)}"
     )
+
+
+def _loaded(name: str, module: str) -> object:
+    """The module; ImportError, one sentence, where it needs torch and there is none."""
+    try:
+        return importlib.import_module(module, __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"fastsample.{name}: needs torch, which is not installed; pip install torch",
+            name="torch",
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.traceback:
             raise
         why = printable(error) or type(error).__name__
+        if getattr(error, "name", None) == "torch":
+            why = "torch is not installed; pip install torch"
         print(f"fastsample {args.name}: {why}", file=sys.stderr)
         return 2
     return 0
@@ -78,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     example = "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy"
     add = command(sample, "run a plan and write its samples", example)
     add("plan", help="a .fsplan file")
-    about = "a .png grid or a .npy array; may be given twice (default: samples.png)"
+    about = "a .png grid of images or a .npy array; may be given twice (default: samples.png, or "
+    about += ".npy where samples are no images)"
     add("--out", action="append", metavar="FILE", help=about)
     _model_options(add, 64)
     add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
@@ -220,6 +223,8 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
 # -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
     _folder(args.out)
+    if args.checkpoint is not None:
+        _folder(args.checkpoint, "--checkpoint")
     if args.budgets and args.budget:
         raise ValueError(
             f"optimize: --budget {args.budget} beside --budgets; one of them is accepted"
@@ -228,7 +233,7 @@ def optimize(args: argparse.Namespace) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    plan, outs = _load(args.plan), args.out or ["samples.png"]
+    plan, outs = _load(args.plan), args.out or []
     for out in outs:
         place(out)
         if Path(out).suffix not in (".png", ".npy"):
@@ -238,6 +243,16 @@ def sample(args: argparse.Namespace) -> None:
     if args.model is None and args.guidance is None:
         args.guidance = _found_guidance(plan)
     it = subject(args)
+    picture = report.is_image(it.shape)
+    drawn = [] if picture else [out for out in outs if Path(out).suffix == ".png"]
+    if drawn:
+        raise ValueError(
+            f"--out {drawn[0]}: samples of shape {list(it.shape)} are no images, [1 or 3,H,W] or "
+            "[H,W]; a .npy file is accepted"
+        )
+    if not outs:
+        outs = ["samples.png" if picture else "samples.npy"]
+        place(outs[0])
     z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
     seconds = time.perf_counter() - begin
@@ -294,15 +309,15 @@ def demo(args: argparse.Namespace) -> None:
     report.demo(it.model, z, label, held_out, Path(args.out), **options)
 
 
-def _folder(name: str) -> None:
+def _folder(name: str, option: str = "--out") -> None:
     """Refuse, before any work, an output folder that cannot be one."""
-    path = Path(named(name, "--out"))
+    path = Path(named(name, option))
     # It, or the nearest above it that is there.
     there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(
-            f"--out {path}: {there} is no folder that can be written; the name of a folder, new or "
-            "writable, is needed"
+            f"{option} {path}: {there} is no folder that can be written; the name of a folder, new "
+            "or writable, is needed"
         )
 
 

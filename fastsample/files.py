@@ -68,6 +68,8 @@ def place(path: Any) -> tuple[str, os.stat_result | None]:
     folder = os.path.basename(name) in ("", ".", "..") or (old and stat.S_ISDIR(old.st_mode))
     if folder or not os.path.isdir(os.path.dirname(target)):
         raise FileNotFoundError(f"save: {name} is a folder, or lies in none; {NEEDED}")
+    if old is None and not os.access(os.path.dirname(target), os.W_OK | os.X_OK):
+        raise PermissionError(f"save: {name} lies in a folder that cannot be written; {NEEDED}")
     if old and not stat.S_ISREG(old.st_mode):
         raise FileExistsError(
             f"save: {name} is no regular file ({stat.filemode(old.st_mode)}); a file, or a new "

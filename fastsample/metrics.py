@@ -24,6 +24,7 @@ from .distances import (
     psnr_quartiles,
 )
 from .plan import Plan
+from .plan.given import integer
 
 __all__ = [
     "DATA_RANGE",
@@ -154,6 +155,7 @@ def hand_made(
     schedule's own largest level (None) or a smaller sigma/alpha; the last step to the clean end, or
     to the schedule's smallest noise level.
     """
+    nfe = _whole("hand_made", "nfe", nfe)
     shapes = {
         "Karras": (lambda s: s ** (1 / 7), lambda w: w**7),
         "log-uniform": (np.log, np.exp),
@@ -183,6 +185,14 @@ def hand_made(
     return {name: grid for name, grid in out.items() if (np.diff(grid) < 0).all()}
 
 
+def _whole(where: str, name: str, value: Any) -> int:
+    """A whole number of at least 1, or a ValueError."""
+    number = integer(value)
+    if number is None or number < 1:
+        raise ValueError(f"{where}: {name}={value!r:.60}; a whole number of at least 1 is accepted")
+    return number
+
+
 def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, str, Plan]]:
     """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver
     makes of a `hand_made` grid, each once; a grid that it refuses for this model is left out.
@@ -193,6 +203,7 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
         raise ValueError(
             f"by_hand: solver={solver!r}; None, or one of {', '.join(solvers.SOLVERS)}, is accepted"
         )
+    nfe = _whole("by_hand", "nfe", nfe)
     alike = {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}
     names = [solver] if solver else alike.values()
     steps = sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))
@@ -232,10 +243,7 @@ def best_hand_made(
     and the evaluations of the whole comparison, all noises together. ValueError where none is.
     """
     for name, value in (("nfe", nfe), ("screen", screen), ("finalists", finalists)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(
-                f"best_hand_made: {name}={value!r}; a whole number of at least 1 is accepted"
-            )
+        _whole("best_hand_made", name, value)
     if len(target) != len(noise):
         raise ValueError(
             f"best_hand_made: {len(target)} end points for {len(noise)} noises; one for each is "

@@ -50,6 +50,26 @@ class Trajectory:
         """The end points [B, *]."""
         return self.x[-1]
 
+    def __repr__(self) -> str:
+        dtype, device = str(self.x.dtype).removeprefix("torch."), self.x.device
+        return (
+            f"Trajectory({len(self.x0)} evaluations of {list(self.end.shape)}, {dtype} on {device})"
+        )
+
+
+def _refuse(plan: object, model: object, noise: object) -> None:
+    """TypeError for what no run can be recorded of."""
+    words = ("prediction", "schedule", "sigma_data")
+    for name, given, fits, accepted in (
+        ("plan", plan, isinstance(plan, Plan), "a fastsample.Plan"),
+        ("model", model, all(hasattr(model, word) for word in words), "a fastsample.Model"),
+        ("noise", noise, isinstance(noise, Tensor) and noise.dim() > 0, "a tensor [B,*]"),
+    ):
+        if not fits:
+            raise TypeError(
+                f"trajectories: {name} is a {type(given).__name__}; {accepted} is needed"
+            )
+
 
 def _branch_weights(plan: Plan, row: int, guidance: float | None) -> list[float]:
     """w_g = U_g + V_g0 * guidance of the branches in f; one outside the row's bits weighs 0."""
@@ -99,6 +119,7 @@ def visits(
     noise: the same noise is visited alike, fresh noise draws afresh. model_dtype: what the model is
     asked in, the noise's by default.
     """
+    _refuse(plan, model, noise)
     provenance.agree("trajectories", plan, [model])
     trees = branches_of("trajectories", cond, uncond, None, len(noise), noise.device)
     branches = list(trees.values())
@@ -130,6 +151,7 @@ def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajector
 
     Options (cond, uncond, guidance, batch_size, seed, state_dtype, model_dtype) as in `visits`.
     """
+    _refuse(plan, model, noise)
     asked = np.flatnonzero(plan.call >= 0)
     place = {int(row): k for k, row in enumerate(asked)} | {plan.rows - 1: len(asked)}
     dtype = options.get("state_dtype") or arguments.state_dtype(noise)

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from train_fashion import DATA, WEIGHTS, learning_rate, load_split, write_whole
+from train_fashion import DATA, WEIGHTS, learning_rate, load_split
 
+from fastsample.files import place, write_whole
 from fastsample.models.classifier import Classifier, statistics
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     about = "0: as many as torch takes by itself"
     parser.add_argument("--threads", type=int, default=0, help=about)
     args = parser.parse_args()
+    place(args.out)  # refuses now what could not be written in the end
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

@@ -18,7 +18,6 @@ import copy
 import gzip
 import io
 import math
-import os
 import platform
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from fastsample.files import place, write_whole
 from fastsample.models.fashion import FashionUNet
 from fastsample.models.unet import NO_LABEL
 
@@ -54,14 +54,6 @@ def load_split(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.from_numpy(images.astype(np.float32) / 127.5 - 1.0)
     labels = np.frombuffer(labels, np.uint8, offset=8)
     return images, torch.from_numpy(labels.astype(np.int64))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def draw_normal(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -223,6 +215,8 @@ class Training:
 
 
 def train(args: argparse.Namespace, kind: type[Training] = Training) -> None:
+    for path in (args.out, args.checkpoint):
+        place(path)  # refuses now what could not be written in the end
     run, test = kind(args, *load_split(args.data, "train")), load_split(args.data, "t10k")
     if args.resume:
         run.resume(args.checkpoint)

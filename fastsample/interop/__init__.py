@@ -24,3 +24,7 @@ def __getattr__(name: str) -> object:
     raise AttributeError(
         f"module 'fastsample.interop' has no attribute {name!r}; its names are {', '.join(__all__)}"
     )
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "diffusers", "k_diffusion"])

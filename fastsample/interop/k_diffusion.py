@@ -8,7 +8,7 @@ share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..kernels import transforms
 from ..model import Model, to_kind
 from ..plan import Plan, provenance
-from ..runtime import arguments
+from ..runtime import arguments, outputs
 from ..runtime.drive import drive
 from ..runtime.run import Run
 from ..runtime.spares import Spares
@@ -67,7 +67,7 @@ def k_sample(
     noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too;
     FloatingPointError if a state became non-finite.
     """
-    _check_input(x)
+    _check_input(x, extra_args, noise_sampler)
     own, look = _denoised(plan), arguments.judged(check)
     if isinstance(model, Model):
         _check_model(own, model)
@@ -181,17 +181,34 @@ def _asker(
                 next(bar, None)
             if callback is not None:
                 show(x, t, row, denoised)
-        fits = not isinstance(denoised, Tensor) or denoised.dtype is dtype
+        fits = not isinstance(denoised, Tensor) or denoised.dtype is dtype or denoised.is_complex()
         return denoised if fits else denoised.to(dtype)
 
     return ask
 
 
-def _check_input(x: Tensor) -> None:
+def _check_input(x: Tensor, extra: object, sampler: object) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(
             f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating "
             "torch tensor [B, *] is accepted"
+        )
+    dense = x.layout == torch.strided and not x.is_nested
+    if x.is_meta or not dense or x.dtype not in arguments.MODELS:
+        kind = "nested" if x.is_nested else f"{list(x.shape)} ({x.layout}) on {x.device}"
+        raise TypeError(
+            f"k_sample: x is {x.dtype} {kind}; a dense tensor [B, *] of float32, float64, bfloat16 "
+            "or float16 is accepted"
+        )
+    if not (extra is None or isinstance(extra, Mapping)):
+        raise TypeError(
+            f"k_sample: extra_args is a {type(extra).__name__}; a dict of the model's keywords, or "
+            "None, is accepted"
+        )
+    if not (sampler is None or callable(sampler)):
+        raise TypeError(
+            f"k_sample: noise_sampler is a {type(sampler).__name__}; a callable(sigma, sigma_next) "
+            "-> noise, or None, is accepted"
         )
     transforms.refuse("k_sample", x)
 
@@ -297,7 +314,14 @@ def _sampler(
         if noise_sampler is None:
             return torch.randn_like(x)
         levels = own.levels[row : row + 2].tolist()
-        return noise_sampler(*torch.tensor(levels, dtype=arguments.state_dtype(x), device=x.device))
+        levels = torch.tensor(levels, dtype=arguments.state_dtype(x), device=x.device)
+        noise = noise_sampler(*levels)
+        if not isinstance(noise, Tensor) or noise.shape != x.shape or not noise.is_floating_point():
+            raise ValueError(
+                f"k_sample: noise_sampler gave {outputs.words(noise)} for an x of {list(x.shape)}; "
+                "a floating tensor of that shape is accepted"
+            )
+        return noise
 
     return lambda row, name: draws(name, lambda: new(row))
 

@@ -83,8 +83,11 @@ def digest(plan: Plan) -> str:
     return to_bytes(plan)[HEADER.size - 32 : HEADER.size].hex()
 
 
-def from_bytes(cls: type[Plan], data: bytes) -> Plan:
+def from_bytes(cls: type[Plan], data: bytes | bytearray | memoryview) -> Plan:
     """A plan from the bytes of a .fsplan file; sizes are bounded before anything is allocated."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise PlanError(f"load: a {type(data).__name__}; the bytes of a .fsplan file are accepted")
+    data = bytes(data)
     if len(data) < HEADER.size:
         raise PlanError(
             f"load: {len(data)} bytes are fewer than the header's {HEADER.size}; the file is cut "

@@ -198,6 +198,7 @@ class Plan:
     save = plan_file.save
     load = classmethod(plan_file.load)
     describe = text.describe
+    _repr_html_ = text.html
 
     def padded(self, **dims: int) -> Plan:
         """The same plan with larger S, G, L, K, E, for a pool of one width; padding is not read."""

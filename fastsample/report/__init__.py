@@ -7,7 +7,7 @@ from .csv import csv
 from .demo import demo
 from .doctor import EXTRAS, doctor
 from .folder import write
-from .images import image_grid, npy, png, save_images
+from .images import image_grid, is_image, npy, png, save_images
 from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
 from .tables import table
@@ -19,6 +19,7 @@ __all__ = [
     "doctor",
     "error_picture",
     "image_grid",
+    "is_image",
     "npy",
     "page",
     "png",

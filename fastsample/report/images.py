@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ import numpy as np
 from ..files import write_whole
 
 
+def is_image(shape: Sequence[int]) -> bool:
+    """Is a sample of this shape an image, [C,H,W] with C = 1 or 3 or [H,W]?"""
+    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)))
+
+
 def image_grid(images: Any, columns: int | None = None, pad: int = 2) -> np.ndarray:
     """uint8 [H,W] or [H,W,3] from images [B,C,H,W] or [B,H,W] in [-1,1] with C = 1 or 3; values
     outside are clipped, NaN is shown black.
     """
     x = float32(images)
-    x = x[:, None] if x.ndim == 3 else x
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+    if not is_image(x.shape[1:]) or 0 in x.shape:
         raise ValueError(
             f"image_grid: images of shape {list(np.shape(images))}; [B,C,H,W] with C = 1 or 3, or "
             "[B,H,W], is accepted"
         )
+    x = x[:, None] if x.ndim == 3 else x
     B, C, H, W = x.shape
     columns = columns or int(np.ceil(np.sqrt(B)))
     rows = -(-B // columns)

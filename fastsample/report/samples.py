@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .chart import Axis
-from .images import float32, image_grid, png
+from .images import float32, image_grid, is_image, png
 from .markup import Markup, join, tag
 
 SHOWN = 8  # samples of a row
@@ -26,7 +26,7 @@ def samples(rows: Sequence[tuple[str, Any]]) -> Markup:
     if others or n == 0:
         return tag("p", "The samples have different shapes, or there are none; none is shown.")
     cut = [(label, x[:n]) for label, x in arrays]
-    if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)):
+    if is_image(shape):
         return join(*(_images(label, x) for label, x in cut))
     if len(shape) == 1 and shape[0] >= 3:
         up = Axis.over(np.concatenate([x for _, x in cut]).ravel().tolist())

@@ -97,7 +97,7 @@ def place(
     none is refused as by `start`.
     """
     given = noise if latent is None else latent
-    if isinstance(given, Tensor) and given.dim() > 0:
+    if isinstance(given, Tensor) and given.dim() > 0 and not given.is_nested:
         return given.shape[0], given.device
     _, size, device = start(noise, latent, shape, device, image=True)
     return size[0], device
@@ -106,7 +106,10 @@ def place(
 def _device(wish: object) -> torch.device:
     """The device, which this torch can put a tensor on."""
     try:
-        return torch.empty(0, device=wish).device
+        found = torch.empty(0, device=wish)
+        if found.is_meta:
+            raise ValueError("it has no numbers")
+        return found.device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError) as error:
         raise ValueError(
             f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', "
@@ -117,10 +120,18 @@ def _device(wish: object) -> torch.device:
 def _checked(name: str, given: object, device, gradients: bool, look: bool) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"Run: {name} is a {type(given).__name__}; a torch tensor [B, *] is needed")
-    if given.layout != torch.strided or not given.is_floating_point() or given.dim() < 1:
+    dense = given.layout == torch.strided and not given.is_nested
+    if (
+        not dense
+        or given.dtype not in MODELS
+        or given.dim() < 1
+        or (given.is_meta and not gradients)
+    ):
+        kind = "nested" if given.is_nested else f"{list(given.shape)} ({given.layout})"
+        where = " without numbers, on the device meta" if given.is_meta else ""
         raise TypeError(
-            f"Run: {name} is {given.dtype} {list(given.shape)} ({given.layout}); a dense floating "
-            "tensor [B, *] is accepted"
+            f"Run: {name} is {given.dtype} {kind}{where}; a dense tensor [B, *] of float32, "
+            "float64, bfloat16 or float16 is accepted"
         )
     if device is not None and device.type != given.device.type:
         raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..kernels.backend import BACKENDS
+from ..plan import Plan
 from . import outputs
 
 MODES = ("eager", "compile-model", "compile-loop", "graph")
@@ -78,6 +79,24 @@ def check_out(out: Tensor, x: Tensor) -> None:
         raise ValueError(
             f"Sampler: out is {outputs.words(out)} for a result of {list(x.shape)}; a tensor of "
             f"that shape, {x.dtype} on {x.device}, that requires no grad is accepted"
+        )
+
+
+def check_models(plan: Plan, given: object, models: Sequence[object]) -> None:
+    """Refuse what cannot answer every row of the plan; models: the given one, or all of them."""
+    asked = int(plan.call.max()) + 1
+    wrong = [m for m in models if not callable(m)]
+    if wrong or not models:
+        found = f"a {type(given).__name__}" if given is not models and wrong == [given] else ""
+        found = found or (f"a list with a {type(wrong[0]).__name__}" if wrong else "an empty list")
+        raise TypeError(
+            f"Sampler: model is {found}; a callable(x, t, **cond) -> prediction, or a list of "
+            f"{asked}, is accepted"
+        )
+    if asked > len(models):
+        raise TypeError(
+            f"Sampler: {len(models)} model(s) for a plan that asks model {asked - 1}; a list of "
+            f"{asked} callables is needed"
         )
 
 

@@ -63,6 +63,10 @@ def _fits(
             f"{where}: the model returned {list(f.shape)} for a sample of {list(like.shape)}; "
             f"{accepted} is accepted, nothing is broadcast"
         )
+    if f.is_complex():
+        raise TypeError(
+            f"{where}: the model returned {f.dtype}, asked in {dtype}; a real output is accepted"
+        )
     if f.dtype != dtype:
         raise TypeError(
             f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output or pass "

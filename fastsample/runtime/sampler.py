@@ -108,11 +108,7 @@ class Sampler:
                 f"Sampler: plan is a {type(plan).__name__}; a fastsample.Plan is needed"
             )
         models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
-        if not models or not all(callable(m) for m in models) or plan.call.max() >= len(models):
-            raise TypeError(
-                f"Sampler: {len(models)} model(s) for a plan that asks model {plan.call.max()}; "
-                "that many callables are needed"
-            )
+        modes.check_models(plan, model, models)
         unused.refuse_models(plan, models)
         arguments.dtypes("Sampler", state_dtype or torch.float32, model_dtype)
         words = [m if isinstance(m, Model) else None for m in models]

@@ -30,7 +30,10 @@ class Spares:
             return None
         device = noise.device
         stream = torch._C._cuda_getCurrentRawStream(device.index) if noise.is_cuda else 0
-        return id(plan), noise.shape, noise.stride(), noise.dtype, device, stream, *others
+        try:
+            return id(plan), noise.shape, noise.stride(), noise.dtype, device, stream, *others
+        except RuntimeError:  # a nested one, which the run refuses
+            return None
 
     def take(self, key: Hashable) -> Run | None:
         with self._lock:

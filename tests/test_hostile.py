@@ -1,0 +1,372 @@
+"""Calls that no documentation shows: each is one sentence in the name of what was called, or does
+what was meant; and what a notebook shows of an object is short.
+"""
+
+import copy
+import math
+import re
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomllib
+import torch
+
+import fastsample as fs
+from fastsample import cli, files, grids, metrics, solvers, trajectories
+from fastsample.interop import k_sample
+from fastsample.plan import PlanError
+from fastsample.report.doctor import EXTRAS, doctor
+from fastsample.schedules import EDM, Flow, Schedule, from_json
+
+EDM80 = EDM()
+GRID = grids.karras(EDM80, 4)
+PLAN = solvers.dpmpp_2m(EDM80, GRID, prediction="x0")
+NOISY = solvers.euler_ancestral(EDM80, GRID, prediction="x0")
+MODEL = fs.Model(lambda x, t: 0.5 * x, EDM80, "x0")
+Z = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+HALF = lambda x, t: 0.5 * x
+NESTED = torch.nested.nested_tensor([torch.randn(3), torch.randn(4)])
+
+
+# -- what an object is and shows -------------------------------------------------------------------
+def test_plans_are_equal_by_value():
+    again = solvers.dpmpp_2m(EDM80, GRID, prediction="x0")
+    assert again is not PLAN and again == PLAN and hash(again) == hash(PLAN)
+    assert {PLAN: 1}[again] == 1 and again.sha256 == PLAN.sha256
+    assert PLAN.with_note(remark="another") != PLAN and PLAN != NOISY and PLAN != 3
+    # the digest is the file's own
+    data = PLAN.to_bytes()
+    assert re.fullmatch("[0-9a-f]{64}", PLAN.sha256) and bytes.fromhex(PLAN.sha256) == data[56:88]
+
+
+def test_a_note_stays_as_it_was_made():
+    plan = PLAN.with_note(tree={"list": [1, [2]]})
+    with pytest.raises(TypeError, match="note of a plan is read-only; plan.with_note"):
+        plan.note["solver"] = "other"
+    for change in (
+        lambda note: note.pop("solver"),
+        lambda note: note["tree"].update(a=1),
+        lambda note: note["tree"]["list"].append(3),
+        lambda note: note["tree"]["list"][1].clear(),
+        lambda note: note["grid"].sort(),
+    ):
+        with pytest.raises(TypeError, match="read-only"):
+            change(plan.note)
+    with pytest.raises((AttributeError, FrozenInstanceError)):
+        plan.note = {}
+    free = copy.deepcopy(plan.note)
+    free["solver"] = "mine"
+    assert plan.note["solver"] == "dpmpp_2m"
+
+
+def test_a_trajectory_says_its_sizes_and_no_numbers():
+    said = repr(trajectories.record(PLAN, MODEL, Z))
+    assert said == "Trajectory(4 evaluations of [2, 1, 4, 4], float32 on cpu)"
+
+
+def test_a_plan_in_a_notebook_is_escaped():
+    plan = PLAN.with_note(remark="<script>alert(1)</script> & \x1b[2J")
+    shown = plan._repr_html_()
+    assert shown.startswith("<pre>Plan  dpmpp_2m") and shown.endswith("</pre>")
+    assert "<script" not in shown and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in shown
+    assert "\x1b" not in shown and shown.count("<") == 2
+
+
+def test_dir_names_what_is_there():
+    assert {"FsScheduler", "k_sample", "diffusers", "k_diffusion"} <= set(dir(fs.interop))
+    assert all(not name.startswith("_") for name in dir(fs.interop))
+    assert set(fs.__all__) <= set(dir(fs))
+
+
+# -- tensors that are none -------------------------------------------------------------------------
+ODD = {
+    "meta": torch.randn(2, 4, device="meta"),
+    "float8": Z.to(torch.float8_e4m3fn),
+    "nested": NESTED,
+    "complex": Z * 1j,
+    "integers": torch.ones(2, 4, dtype=torch.int64),
+    "sparse": torch.eye(3).to_sparse(),
+    "a number": torch.tensor(1.0),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["noise", "latent"])
+def test_tensors_that_no_run_begins_with(odd, name):
+    start = {"start": 1} if name == "latent" else {}
+    for door in (fs.Run, lambda plan, **words: fs.Sampler(plan, HALF)(**words)):
+        with pytest.raises(TypeError, match=f": {name} is .*; a dense .*tensor .* is accepted$"):
+            door(PLAN, **{name: ODD[odd]}, **start)
+
+
+@pytest.mark.parametrize("odd", [name for name in ODD if name != "a number"])
+def test_tensors_that_k_sample_refuses(odd):
+    with pytest.raises(TypeError, match=r"^k_sample: x is .*; a .*tensor \[B, \*\].* is accepted$"):
+        k_sample(PLAN, HALF, ODD[odd])
+
+
+def test_the_device_without_numbers():
+    with pytest.raises(ValueError, match="device='meta' cannot be used by this torch"):
+        fs.Run(PLAN, shape=(2, 4), seed=1, device="meta")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda f: fs.Sampler(PLAN, f)(noise=Z), lambda f: k_sample(PLAN, f, Z * 80)]
+)
+def test_a_complex_output_is_not_a_matter_of_dtype(ask):
+    with pytest.raises(TypeError, match="returned torch.complex64.*; a real output is accepted$"):
+        ask(lambda x, t: x * 1j)
+
+
+# -- arguments of another kind ---------------------------------------------------------------------
+def test_models_that_are_none():
+    for model, found in (
+        (5, "a int"),
+        (None, "a NoneType"),
+        (EDM80, "a EDM"),
+        ([], "an empty list"),
+    ):
+        told = r"a callable\(x, t, \*\*cond\) -> prediction, or a list of 1, is accepted"
+        with pytest.raises(TypeError, match=f"^Sampler: model is {found}; {told}"):
+            fs.Sampler(PLAN, model)
+    with pytest.raises(TypeError, match="^Sampler: model is a list with a int; a callable"):
+        fs.Sampler(PLAN, [HALF, 5])
+    both = solvers.Builder([MODEL, MODEL], GRID)
+    both.row(GRID[0], to=GRID[1], x=solvers.X, call=1)
+    plan = both.build("two", consistent=False)
+    with pytest.raises(
+        TypeError, match=r"^Sampler: 1 model\(s\) for a plan that asks model 1; a list"
+    ):
+        fs.Sampler(plan, HALF)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((PLAN, HALF, Z), "model is a function; a fastsample.Model is needed"),
+        ((5, MODEL, Z), "plan is a int; a fastsample.Plan is needed"),
+        ((PLAN, MODEL, [1.0]), r"noise is a list; a tensor \[B,\*\] is needed"),
+        ((PLAN, MODEL, torch.tensor(1.0)), r"noise is a Tensor; a tensor \[B,\*\] is needed"),
+        ((PLAN, EDM80, Z), "model is a EDM; a fastsample.Model is needed"),
+    ],
+)
+def test_what_no_run_can_be_recorded_of(given, sentence):
+    for door in (trajectories.record, lambda *a: next(trajectories.visits(*a))):
+        with pytest.raises(TypeError, match=f"^trajectories: {sentence}$"):
+            door(*given)
+
+
+def test_bytes_of_every_kind():
+    data = PLAN.to_bytes()
+    wide = np.frombuffer(data + data, np.uint8).reshape(2, -1)
+    for form in (
+        bytearray(data),
+        memoryview(data),
+        memoryview(wide[1]),
+        memoryview(data + b"x")[:-1],
+    ):
+        assert fs.Plan.from_bytes(form) == PLAN
+    for form in ("abc", [1, 2], None, np.frombuffer(data, np.uint8)):
+        with pytest.raises(
+            PlanError, match="^load: a .*; the bytes of a .fsplan file are accepted"
+        ):
+            fs.Plan.from_bytes(form)
+
+
+@pytest.mark.parametrize("extra", [[1], "ab", 3, {"cond"}])
+def test_extra_args_are_keywords(extra):
+    with pytest.raises(TypeError, match="^k_sample: extra_args is a .*; a dict of the model's key"):
+        k_sample(PLAN, HALF, Z * 80, extra_args=extra)
+
+
+def test_a_noise_sampler_goes_by_its_own_name():
+    for bad in (5, torch.ones(3)):
+        with pytest.raises(TypeError, match="^k_sample: noise_sampler is a .*; a callable"):
+            k_sample(NOISY, HALF, Z * 80, noise_sampler=bad)
+    for gave in (3, None, torch.ones(1), Z[:1], Z.long()):
+        told = r"^k_sample: noise_sampler gave .* for an x of \[2, 1, 4, 4\]; a floating tensor"
+        with pytest.raises(ValueError, match=told):
+            k_sample(NOISY, HALF, Z * 80, noise_sampler=lambda a, b, gave=gave: gave)
+
+
+def test_solvers_and_numbers_of_the_comparisons_by_hand():
+    with pytest.raises(ValueError, match="solver='bogus'; None, or one of ddim"):
+        metrics.best_hand_made(MODEL, Z, 3, Z, solver="bogus")
+    for n in (0, -1, 2.5, "3", True, math.nan):
+        with pytest.raises(ValueError, match="^hand_made: nfe=.*; a whole number of at least 1"):
+            metrics.hand_made(EDM80, n)
+        with pytest.raises(ValueError, match="^by_hand: nfe=.*; a whole number of at least 1"):
+            metrics.by_hand(MODEL, n)
+    for grid in metrics.hand_made(EDM80, 1).values():
+        assert len(grid) == 2 and grids.check(EDM80, grid) is not None
+
+
+# -- a schedule of one's own -----------------------------------------------------------------------
+class Straight(Schedule):
+    """Rectified flow, written by hand as the docstring of Schedule says."""
+
+    t_min, t_max = 1e-3, 1.0
+
+    def _point(self, t):
+        return 1.0 - t, t, np.log1p(-t) - np.log(t)
+
+    def _time(self, level):
+        return 1.0 / (1.0 + np.exp(level))
+
+
+class Scaled(Straight):
+    def __init__(self, scale):
+        self.scale = scale
+
+    def _point(self, t):
+        return 1.0 - t, self.scale * t, np.log1p(-t) - np.log(t) - math.log(self.scale)
+
+    def _time(self, level):
+        return 1.0 / (1.0 + self.scale * np.exp(level))
+
+
+def test_a_subclass_is_a_schedule_like_any_other():
+    schedule, grid = Straight(), grids.uniform(Straight(), 4)
+    plan = solvers.ddim(schedule, grid, prediction="flow")
+    own = solvers.ddim(Flow(), grids.uniform(Flow(), 4), prediction="flow")
+    np.testing.assert_allclose(plan.M, own.M, rtol=0, atol=1e-15)
+    assert plan.note["schedule"] == {"name": "Straight"}
+    image = plan.remake(2)
+    assert image.nfe == 2 and image.remake() == plan == fs.Plan.from_bytes(plan.to_bytes()).remake()
+    fs.Sampler(plan, fs.Model(HALF, schedule, "flow"))(noise=Z)
+    with pytest.raises(ValueError, match="the plan was made for schedule"):
+        fs.Sampler(plan, fs.Model(HALF, Scaled(2.0), "flow"))
+    moved = solvers.ddim(Scaled(2.0), grid, prediction="flow")
+    assert moved.note["schedule"] == {"name": "Scaled", "scale": 2.0}
+    assert moved.remake(1).remake() == moved and from_json({"name": "Scaled", "scale": 2.0})
+    with pytest.raises(ValueError, match="schedules.from_json: .*; a dict whose name is one of"):
+        from_json({"name": "Crooked"})
+    with pytest.raises(
+        ValueError, match="schedules.from_json: .*the parameters that to_json writes"
+    ):
+        from_json({"name": "Scaled", "other": 2.0})
+
+
+# -- work that a late refusal would lose -----------------------------------------------------------
+@pytest.fixture
+def lost(tmp_path, monkeypatch):
+    """A folder with a plan, and a command that must not ask the model."""
+
+    class Latent:
+        shape = (4, 8, 8)
+
+        def __call__(self, x, t):
+            if not Latent.asked:
+                raise AssertionError("the model was asked before the refusal")
+            return 0.5 * x
+
+    Latent.asked = False
+    monkeypatch.chdir(tmp_path)
+    model = fs.Model(Latent(), Flow(), "flow")
+    subject = cli.Subject(model, Latent.shape, lambda count: {})
+    monkeypatch.setattr(cli, "subject", lambda args: subject)
+    solvers.euler(Flow(), grids.uniform(Flow(), 2), prediction="flow").save("p.fsplan")
+    return Latent
+
+
+def test_latents_are_no_picture_before_the_run(lost, capsys):
+    run = ["sample", "p.fsplan", "--model", "m:m", "--samples", "3"]
+    assert cli.main([*run, "--out", "a.npy", "--out", "a.png"]) == 2
+    told = (
+        "--out a.png: samples of shape [4, 8, 8] are no images, [1 or 3,H,W] or [H,W]; a .npy file"
+    )
+    assert told in capsys.readouterr().err and not Path("a.npy").exists()
+    lost.asked = True
+    assert cli.main(run) == 0 and cli.main([*run, "--out", "b.npy"]) == 0
+    assert np.load("samples.npy").shape == (3, 4, 8, 8) == np.load("b.npy").shape
+    assert not Path("samples.png").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (4, 4)])
+def test_images_are(shape):
+    from fastsample.report import image_grid, is_image
+
+    assert is_image(shape) and image_grid(np.zeros((2, *shape))).dtype == np.uint8
+    for other in ((2, 4, 4), (4,), (1, 0, 4), (3, 1, 4, 4), ()):
+        assert not is_image(other)
+        with pytest.raises(ValueError, match="image_grid: images of shape"):
+            image_grid(np.zeros((2, *other)))
+
+
+def test_a_folder_that_cannot_be_written_is_seen_before(lost, capsys, monkeypatch):
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    assert cli.main(["sample", "p.fsplan", "--model", "m:m", "--out", "b.npy"]) == 2
+    assert "lies in a folder that cannot be written" in capsys.readouterr().err
+    for option in (["--out", "there"], ["--out", "there", "--checkpoint", "deep/er"]):
+        assert cli.main(["optimize", "--model", "m:m", *option]) == 2
+        assert "is no folder that can be written" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["p.fsplan"]
+
+
+def test_a_checkpoint_that_is_a_file_is_seen_before(lost, capsys):
+    told = "--checkpoint p.fsplan: p.fsplan is no folder that can be written"
+    assert cli.main(["optimize", "--model", "m:m", "--checkpoint", "p.fsplan"]) == 2
+    assert told in capsys.readouterr().err and not Path("plans").exists()
+
+
+def test_the_tools_look_at_their_paths_first():
+    root = Path(__file__).resolve().parents[1]
+    for name, before in (
+        ("train_fashion", "load_split(args"),
+        ("train_classifier", "load_split(args"),
+    ):
+        text = (root / "tools" / f"{name}.py").read_text()
+        assert 0 < text.index("place(") < text.index(before), name
+
+
+# -- an installation -------------------------------------------------------------------------------
+def test_doctor_knows_the_extras_of_the_project():
+    root = Path(__file__).resolve().parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    own = {name: {re.match(r"[\w-]+", need)[0] for need in needs} for name, needs in extras.items()}
+    for extra, names in EXTRAS.items():
+        assert set(names) <= own[extra], extra
+    found = dict(doctor())
+    assert {"k-diffusion", "safetensors", "diffusers", "matplotlib"} <= found.keys()
+    # what is offered supplies what is missing
+    for name, said in found.items():
+        for extra in re.findall(r"fastsample\[(\w+)\]", said):
+            assert name in own[extra]
+
+
+WITHOUT_TORCH = """
+import importlib.abc, sys
+class Gone(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Gone())
+import fastsample as fs
+plan = fs.solvers.euler(fs.schedules.Flow(), [1.0, 0.5, 0.0], prediction="flow", level=1.0)
+print(plan.nfe, fs.Plan.from_bytes(plan.to_bytes()) == plan, len(plan._repr_html_()) > 100)
+for name in ("optimize", "Sampler", "Run", "Engine", "trajectories"):
+    try:
+        getattr(fs, name)
+    except ImportError as error:
+        print(error)
+from fastsample import cli
+print(cli.main(["optimize", "--budgets", "2"]))
+"""
+
+
+def test_without_torch_makers_work_and_the_rest_says_so():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True
+    )
+    first, *said, code = done.stdout.splitlines()
+    assert first == "2 True True" and code == "2"
+    told = "fastsample.{}: needs torch, which is not installed; pip install torch"
+    names = ("optimize", "Sampler", "Run", "Engine", "trajectories")
+    assert said == [told.format(name) for name in names]
+    assert done.stderr == "fastsample optimize: torch is not installed; pip install torch\n"
