@@ -182,7 +182,10 @@ def test_bad_input_is_refused():
         ((plan, lambda x, s: x[:1], start()), "nothing is broadcast"),
         ((fastsample.guidance.guided(plan), denoiser, start()), "guidance is the model's"),
         ((whole, denoiser, start()), "alpha = 0"),
-        ((noisy, denoiser, start(), None, None, True, lambda a, b: 0.0), "noise_source gave float"),
+        (
+            (noisy, denoiser, start(), None, None, True, lambda a, b: 0.0),
+            "noise_sampler gave a float",
+        ),
     ]
     for given, sentence in cases:
         with pytest.raises((ValueError, TypeError), match=sentence):

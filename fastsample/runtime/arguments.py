@@ -77,6 +77,8 @@ def start(
                 f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are "
                 "accepted"
             )
+        if device is not None and device.type == "meta":
+            raise ValueError("Run: device='meta' holds no numbers; a device that does is accepted")
         return None, size, device or torch.device("cpu")
     for name, given in (("noise", noise), ("latent", latent)):
         if given is not None:
@@ -106,10 +108,7 @@ def place(
 def _device(wish: object) -> torch.device:
     """The device, which this torch can put a tensor on."""
     try:
-        found = torch.empty(0, device=wish)
-        if found.is_meta:
-            raise ValueError("it has no numbers")
-        return found.device
+        return torch.empty(0, device=wish).device
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ValueError) as error:
         raise ValueError(
             f"Run: device={wish!r} cannot be used by this torch; a device it finds, such as 'cpu', "
