@@ -36,7 +36,8 @@ def flow_points(
     mu: float | None = None,
 ) -> Points:
     """The grid of `steps` steps, or of the given s [n] (sigmas), or of timesteps [n]. The end is 0:
-    a list that ends there gives a last step of length 0, as repeated levels do.
+    a list that ends there gives a last step of length 0, as repeated levels do. With
+    final_sigmas_type = "sigma_min" it is the last of n + 1 levels.
 
     FlowMatchEuler's s already runs down to the shifted 1/T, so its shift enters twice there: that
     is the grid published results use. Its timesteps are labels: s where no sigmas stand beside
@@ -44,14 +45,8 @@ def flow_points(
     dynamic shift.
     """
     size, match = config["num_train_timesteps"], family.flow == "match"
-    if config.get("final_sigmas_type", "zero") != "zero":
-        raise ValueError(
-            "FsScheduler: final_sigmas_type = 'sigma_min' with flow sigmas repeats the last level; "
-            "'zero' is accepted"
-        )
+    kept = config.get("final_sigmas_type", "zero") == "sigma_min"
     given = None if sigmas is None else falling("sigmas", sigmas, 1.0, repeats=match)
-    if given is not None and not match and len(given) > 1 and given[-1] == 0.0:
-        given = given[:-1]
     told = (
         None if timesteps is None else falling("timesteps", timesteps, float(size), repeats=match)
     )
@@ -62,14 +57,22 @@ def flow_points(
     elif told is not None:
         s = _shifted(shift, told / size) if match else told / size
     else:
-        s = _shifted(shift, _own(family, config, steps))
-    if config.get("shift_terminal"):
+        s = _shifted(shift, _own(family, config, steps + kept))
+    key = next((key for key in CONVERSIONS if config.get(key)), None)
+    if config.get("shift_terminal") and (match or key is None):
         s = _stretched(s, config["shift_terminal"])
-    s = _converted(family, config, s, steps)
-    grid = np.append(s, 0.0)
+    s = _converted(family, config, key, s)
+    if kept and len(s) == steps:
+        raise ValueError(
+            "FsScheduler.set_timesteps: a list beside final_sigmas_type = 'sigma_min' repeats its "
+            "last level; a number of steps, or 'zero', is accepted"
+        )
+    if not match and steps > 1 and s[-1] == 0.0:  # multistep solvers end there
+        s = s[:-1]
+    grid = s if kept else np.append(s, 0.0)
     if config.get("invert_sigmas"):
         told = (1.0 - s) * size
-    labels = s * size if told is None else told
+    labels = (s * size if told is None else told)[: len(grid) - 1]
     return Points(grid, labels) if match else checked(grid, labels)
 
 
@@ -117,8 +120,8 @@ def _stretched(s: np.ndarray, last: float) -> np.ndarray:
     return 1.0 - (1.0 - s) * (1.0 - last) / (1.0 - s[-1])
 
 
-def _converted(family: Family, config: dict, s: np.ndarray, n: int) -> np.ndarray:
-    key = next((key for key in CONVERSIONS if config.get(key)), None)
+def _converted(family: Family, config: dict, key: str | None, s: np.ndarray) -> np.ndarray:
+    n = len(s)
     if key is None:
         return s
     if family.flow == "match":

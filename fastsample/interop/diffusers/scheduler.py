@@ -257,16 +257,16 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         if others:
             clips = loop.compat and bool(self._settings.get("clip_sample"))
             check_others(others, self.config.source, clipped=clips)
-        if per_token_timesteps is not None and self.config.source == MATCH:
-            draw = partial(self._noise, model_output, generator, variance_noise)
-            words = model_output, timestep, sample, per_token_timesteps, draw
-            sample = by_token(loop, self._settings, *words)
-            return FsSchedulerOutput(sample) if return_dict else (sample,)
         noise = self._noise
-        if self._learned and self._source is diffusers.DDPMScheduler:
-            words = loop, self._settings["variance_type"], model_output, timestep, sample
-            noise = with_learned(noise, *words)
         if self._learned or self._negative or per_token_timesteps is not None:
+            if per_token_timesteps is not None and self.config.source == MATCH:
+                draw = partial(self._noise, model_output, generator, variance_noise)
+                words = model_output, timestep, sample, per_token_timesteps, draw
+                sample = by_token(loop, self._settings, *words)
+                return FsSchedulerOutput(sample) if return_dict else (sample,)
+            if self._learned and self._source is diffusers.DDPMScheduler:
+                words = loop, self._settings["variance_type"], model_output, timestep, sample
+                noise = with_learned(noise, *words)
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
 
         eta = eta if self._source is diffusers.DDIMScheduler else 0.0
