@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from cases import same
-from test_run import EDM, finish, net, plan_of, unit
+from test_run import EDM, finish, net, plan_of, tell, unit
 from test_seed import GAUSSIAN, ROADS, one_start, roads  # noqa: F401
 
 import fastsample as fs
+from fastsample.interop import k_sample
 from fastsample.kernels import normal
 from fastsample.runtime.run import Run
 from fastsample.runtime.sampler import Sampler
@@ -223,6 +224,10 @@ X = unit()
         (IMAGE, {"latent": X, "start": 1}, 0),
         (IMAGE, {"latent": X, "start": 2}, 1),
         (lcm(start=0), {"latent": X}, 1),
+        (WHOLE.remake(level=2.0), {"latent": X}, 1),
+        (WHOLE.remake(level=2.0), {"latent": X, "start": 1}, 1),
+        (WHOLE.remake(strength=0.4), {"latent": X}, 1),
+        (WHOLE.remake(strength=0.4), {"latent": X, "start": 1}, 0),
         (fs.Plan.from_bytes(PART.to_bytes()), {"latent": X, "start": 1}, 1),
         (fs.solvers.lcm(fs.schedules.Flow(), fs.grids.uniform(fs.schedules.Flow(), 3),
                         prediction="flow"), {"latent": X, "start": 1}, 0),
@@ -301,3 +306,48 @@ def test_what_a_noise_is():
         found = drawn(lcm(), n=1000, shape=(1, 1000), seed=7, stage=stage)
         for k, noise in enumerate(found):
             assert torch.allclose(noise, philox(7, k, stage, 1000), rtol=1e-6, atol=0)
+
+
+# -- k_sample --------------------------------------------------------------------------------------
+def denoise(x, sigma):
+    return 0.5 * x / (1 + tell(sigma, x))
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_k_sample_draws_what_a_run_draws(name):
+    model = fs.Model(denoise, fs.schedules.EDM(), "x0", time=1)
+    plan = plan_of(name, 5, model, **STOCHASTIC[name])
+    z = unit(2, 3, 4)
+    for stage in (None, 0, 4):
+        right = Sampler(plan, model)(noise=z, seed=7, stage=stage)
+        got = k_sample(plan, denoise, z * plan.init_scale, disable=True, seed=7, stage=stage)
+        assert torch.allclose(got, right, rtol=1e-5, atol=1e-5)
+        assert name == "heun" or same(got, right)
+    again = k_sample(plan, denoise, z * plan.init_scale, disable=True, seed=7)
+    other = k_sample(plan, denoise, z * plan.init_scale, disable=True, seed=8)
+    state = torch.random.get_rng_state()
+    assert same(k_sample(plan, denoise, z * plan.init_scale, disable=True, seed=7), again)
+    assert not same(other, again) and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_k_sample_has_stage_1_where_another_run_left_off():
+    still = lambda x, sigma: 0.0 * x
+    for plan, x, stage in [(PART, X * 10.0, 1), (IMAGE, X, 1), (lcm(), X * 80.0, 0)]:
+        got = [k_sample(plan, still, x, disable=True, seed=7, stage=s) for s in (None, 0, 1)]
+        assert [same(got[0], one) for one in got[1:]] == [stage == 0, stage == 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"stage": 1}, "stage=1 without seed="),
+        ({"seed": 1, "noise_sampler": torch.zeros_like}, "seed= and noise_sampler="),
+        ({"seed": 1.0}, "seed is a float"),
+        ({"seed": 1, "stage": -1}, "stage is -1"),
+        ({"seed": [1, 2]}, "seed holds 2 values"),
+    ],
+)
+def test_k_sample_refuses_words_that_say_nothing(words, said):
+    for plan in (lcm(), plan_of("dpmpp_2m", 4, EDM)):
+        with pytest.raises((TypeError, ValueError), match=f"^k_sample: {said}"):
+            k_sample(plan, denoise, X * 80.0, disable=True, **words)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import transforms
+from ..kernels.backend import select
 from ..model import Model, to_kind
 from ..plan import Plan, provenance
-from ..runtime import arguments, outputs
+from ..runtime import arguments, outputs, sources
 from ..runtime.drive import drive
 from ..runtime.run import Run
 from ..runtime.spares import Spares
@@ -43,6 +44,8 @@ def k_sample(
     disable: bool | None = None,
     noise_sampler: Callable | None = None,
     check: str | None = "end",
+    seed=None,
+    stage=None,
 ) -> Tensor:
     """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where
     x = x0 + sigma·eps.
@@ -62,6 +65,9 @@ def k_sample(
     [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
     (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
     check: "end": x is looked at before the run and the state after it; None: neither.
+    seed, stage: the noises are instead those of a Run with this seed and stage, which
+    `fastsample.runtime.sources` explains; a stage not given is 0, and 1 for an image and for a grid
+    that begins below the schedule's noise end, where another run left x.
 
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
     noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too;
@@ -74,7 +80,11 @@ def k_sample(
     x = x.detach() if x.requires_grad else x
     if look:
         _check_scale(own.scale, x)
-    draw = _sampler(own, noise_sampler, x) if own.draws else None
+    draw = None
+    if seed is not None or stage is not None:
+        draw = _seeded(own, noise_sampler, seed, stage, x)
+    elif own.draws:
+        draw = _sampler(own, noise_sampler, x)
     key = own.spares.key(own.plan, x, look)
     run = _begun(own, own.spares.take(key), x, draw, check)
     bar = None if disable else iter(_progress(len(own.starts), disable))
@@ -324,6 +334,30 @@ def _sampler(
         return noise
 
     return lambda row, name: draws(name, lambda: new(row))
+
+
+def _seeded(own: Denoised, noise_sampler, seed, stage, x: Tensor) -> Callable[[int, int], Tensor]:
+    """(row, id) -> the noise of these seeds and stages."""
+    if seed is None or noise_sampler is not None:
+        said = f"stage={stage!r:.40} without seed=" if seed is None else "seed= and noise_sampler="
+        raise ValueError(
+            f"k_sample: {said} was given; seed=, with or without stage=, or noise_sampler= is "
+            "accepted"
+        )
+    batch, device, state = x.shape[0], x.device, arguments.state_dtype(x)
+    if stage is None:
+        stage = int(not own.scale or "noise_end" in own.plan.note)
+    with arguments.named("k_sample"):
+        seeds = sources.seeds(seed, batch, device, needed=True)
+        stages = sources.stages(stage, own.plan, 1, batch, device)
+    fill = select("step", device, state).module.fill
+
+    def draw(row: int, name: int) -> Tensor:
+        noise = torch.empty(x.shape, dtype=state, device=device)
+        fill(noise, seeds, name, stages)
+        return noise
+
+    return draw
 
 
 def _progress(steps: int, disable: bool | None) -> Iterable[int]:

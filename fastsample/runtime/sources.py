@@ -13,8 +13,9 @@ id       0 is the noise a run starts with; it is also what an image is noised wi
          image of inpainting. From 1 on, the noises of the steps by their place in the whole grid,
          so that plan.remake(start=k), resumed, draws what the whole plan would have drawn
 
-A plan made with start=k that is entered at row 1 resumes the whole plan from there, and at a later
-row its own run from an image. Where that is not so, say the stage: `Run.stages` has a run's own.
+A plan made with start= or strength= that is entered at row 1 resumes the whole plan from there, and
+at a later row its own run from an image. Where that is not so, as for an image that the caller
+noised, say the stage: `Run.stages` has a run's own.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ def stages(stage: object, plan: Plan, first: int, batch: int, device) -> Tensor 
 
 def default_stage(plan: Plan, first: int) -> int:
     """The stage of a run that begins at this row, where none is given."""
-    if plan.sigma[0] == 0:  # made with start=
-        return int(first != 1)
+    if plan.sigma[0] == 0:  # made for an image; with level= on a grid of its own
+        return int(first != 1 or "level" in plan.note)
     return int(first == 1 and "noise_end" in plan.note)
 
 
