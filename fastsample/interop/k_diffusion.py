@@ -65,26 +65,16 @@ def k_sample(
     [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
     (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
     check: "end": x is looked at before the run and the state after it; None: neither.
-    seed, stage: the noises are instead those of a Run with this seed and stage, which
-    `fastsample.runtime.sources` explains; a stage not given is 0, and 1 for an image and for a grid
-    that begins below the schedule's noise end, where another run left x.
+    seed, stage: the noises are those of a Run instead (`fastsample.runtime.sources`); a stage not
+    given is 1 for an image and on a grid that begins below the schedule's noise end, else 0.
 
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
     noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too;
     FloatingPointError if a state became non-finite.
     """
     _check_input(x, extra_args, noise_sampler)
-    own, look = _denoised(plan), arguments.judged(check)
-    if isinstance(model, Model):
-        _check_model(own, model)
-    x = x.detach() if x.requires_grad else x
-    if look:
-        _check_scale(own.scale, x)
-    draw = None
-    if seed is not None or stage is not None:
-        draw = _seeded(own, noise_sampler, seed, stage, x)
-    elif own.draws:
-        draw = _sampler(own, noise_sampler, x)
+    own, x, look = _checked(plan, model, x, check)
+    draw = _source(own, noise_sampler, seed, stage, x)
     key = own.spares.key(own.plan, x, look)
     run = _begun(own, own.spares.take(key), x, draw, check)
     bar = None if disable else iter(_progress(len(own.starts), disable))
@@ -223,6 +213,17 @@ def _check_input(x: Tensor, extra: object, sampler: object) -> None:
     transforms.refuse("k_sample", x)
 
 
+def _checked(plan: Plan, model: Callable, x: Tensor, check) -> tuple[Denoised, Tensor, bool]:
+    """The plan for a denoiser, x without its graph, and is it looked at? All of them checked."""
+    own, look = _denoised(plan), arguments.judged(check)
+    if isinstance(model, Model):
+        _check_model(own, model)
+    x = x.detach() if x.requires_grad else x
+    if look:
+        _check_scale(own.scale, x)
+    return own, x, look
+
+
 def _check_model(own: Denoised, model: Model) -> None:
     """Refuse a Model that is told, given or says something else than a denoiser."""
     ones, levels = np.ones_like(own.levels), own.levels
@@ -336,8 +337,12 @@ def _sampler(
     return lambda row, name: draws(name, lambda: new(row))
 
 
-def _seeded(own: Denoised, noise_sampler, seed, stage, x: Tensor) -> Callable[[int, int], Tensor]:
-    """(row, id) -> the noise of these seeds and stages."""
+def _source(own: Denoised, noise_sampler, seed, stage, x: Tensor) -> Callable | None:
+    """(row, id) -> the noise of these seeds and stages, or the caller's; None where none is
+    drawn.
+    """
+    if seed is None and stage is None:
+        return _sampler(own, noise_sampler, x) if own.draws else None
     if seed is None or noise_sampler is not None:
         said = f"stage={stage!r:.40} without seed=" if seed is None else "seed= and noise_sampler="
         raise ValueError(
