@@ -13,6 +13,7 @@ from ._exponential import Levels, gain, history, multistep, nodes, weights
 from ._start import starts
 
 BASE = R("anchor")  # the corrected x of the point before
+FULL_ORDER_FROM = 15  # steps; fewer end better with their orders lowered, as diffusers has it
 
 
 @starts
@@ -25,7 +26,7 @@ def unipc(
     order=3,
     variant="bh2",
     corrector=True,
-    lower_order_final=True,
+    lower_order_final=None,
     inpaint=False,
     clip=0.0,
     compat="exact",
@@ -37,27 +38,34 @@ def unipc(
     order 1..3. variant "bh1", "bh2": the published shortcut 1/2 in the predictor of order 2 and the
     corrector of order 1, where the weight of the one difference is B(h)/2, B = h or 1 - e^{-h};
     "vary": the exact weight there too. They differ nowhere else. corrector=False: predictor alone.
-    lower_order_final: order at most n - i. A step to sigma = 0 is of first order, the end is not
-    corrected (nothing is evaluated there), and outputs at alpha = 0 drop out (the limits); the
-    first corrector after alpha = 0 keeps bh2's half weight and is left out for bh1, whose weight is
-    infinite there. One evaluation a step; x_c is eliminated, so a row keeps one output. m is x0.
-    Order as run: min(order + 1, 3), or min(order, 2) without the corrector. Zhao et al. 2023,
-    arXiv:2302.04867, Alg. 5-8. compat changes nothing here.
+    lower_order_final: order at most n - i; None: where the grid ends in sigma = 0 or has fewer than
+    15 steps. A step to sigma = 0 is of first order, the end is not corrected (nothing is evaluated
+    there), and outputs at alpha = 0 drop out (the limits); the first corrector after alpha = 0
+    keeps bh2's half weight and is left out for bh1, whose weight is infinite there. One evaluation
+    a step; x_c is eliminated, so a row keeps one output. m is x0. Order as run: min(order + 1, 3),
+    or min(order, 2) without the corrector; where the end is above sigma = 0 at most one more than
+    that of the last step, which lowered is 2. Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8. compat
+    changes nothing here.
     """
     order = choice("unipc: order", order, (1, 2, 3))
     choice("unipc: variant", variant, ("bh1", "bh2", "vary"))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     at, asked, orders = Levels.of(b), [], []
+    low = lower_order_final
+    low = (b.sigma[-1] == 0.0 or b.n < FULL_ORDER_FROM) if low is None else bool(low)
     for i in range(b.n):
         here = corrected(at, i, asked[-1], variant) if i and corrector else X
-        asked.append(_asked(at, i, min(order, b.n - i) if lower_order_final else order))
+        asked.append(_asked(at, i, min(order, b.n - i) if low else order))
         x, reached = predicted(at, i, asked[-1], variant, here)
         orders.append(reached)
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here if corrector else None)
     words = {"order": int(order), "variant": variant, "corrector": bool(corrector)}
-    words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
+    given = lower_order_final if lower_order_final is None else bool(lower_order_final)
+    words |= {"lower_order_final": given, "compat": compat}
     cite = "Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"
     reached = min(max(orders) + 1, 3) if corrector else min(max(orders), 2)
+    if b.sigma[-1] > 0.0:
+        reached = min(reached, orders[-1] + 1)  # the end is not corrected
     return build(b, "unipc", words, orders, cite, order=reached)
 
 

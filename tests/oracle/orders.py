@@ -133,9 +133,8 @@ class Method:
         return _ERRORS[key]
 
     def plan(self, n: int):
-        options = self.options | ({"lower_order_final": False} if self.name == "unipc" else {})
         times = grid(self.schedule, n)
-        return SOLVERS[self.name](self.schedule, times, prediction="x0", **options)
+        return SOLVERS[self.name](self.schedule, times, prediction="x0", **self.options)
 
     @property
     def corrects(self) -> bool:
@@ -205,7 +204,8 @@ levels even in log sigma; slope of the largest end error over the last doubling,
 **As run** is what a sampler started from noise shows: its first steps have no history and are of
 lower order. *From exact history* hands the first full row what it would have had, and shows the
 order of the rows themselves. The first step leaves an error of order 2 (3 with UniPC's corrector)
-for good: a figure above that is a run whose first step does not yet dominate.
+for good: a figure above that is a run whose first step does not yet dominate. Every option that is
+not named stands at its default.
 
 Written by `python -m oracle.orders` in `tests/`; `tests/test_order.py` holds every number.
 
