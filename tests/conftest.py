@@ -23,6 +23,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def nothing_compiled_by_another_test():
+    """Schedulers of one config share what they compile, also under another test's patches."""
+    shared = sys.modules.get("fastsample.interop.diffusers.runs")
+    if shared is not None:
+        shared._shared.clear()
+
+
+@pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch):
     """torch.empty and empty_like called from the package give NaN (or the largest integer): an
     output that nobody wrote fails loudly.

@@ -1,60 +1,22 @@
 """An FsScheduler outside its loop, against diffusers' own object: what it says before set_timesteps
-and after, what it does to a sample at a timestep, what foreign code reads from it and writes to it.
+and after, and what it does to a sample at a timestep.
 """
 
 import copy
 import math
-import threading
 
 import pytest
 import torch
 
 import fastsample as fs
-from fastsample.interop.diffusers.outside import FUNCTIONS, STATE, TABLES
+from fastsample.interop.diffusers.outside import FUNCTIONS
 from fastsample.interop.diffusers.sources import SOURCES, UNTIMED
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
+from tests.beside import CONFIGS, MORE, READ, SD, N, X, alike, both, close, set_both  # noqa: E402 (imports diffusers)
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-CONFIGS = [(name, {"skip_prk_steps": True} if "PNDM" in name else {}) for name in SOURCES] + [
-    ("EulerDiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1}),
-    ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
-    ("DDIMScheduler", SD | {"set_alpha_to_one": False}),
-    ("HeunDiscreteScheduler", SD | {"use_karras_sigmas": True}),
-    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
-    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
-    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
-]
-READ = ["timesteps", "sigmas", "init_noise_sigma", "num_inference_steps", "step_index"]
-READ += ["begin_index", "order", *sorted(TABLES)]
-# what we have where a class has it not; PNDM has no timesteps before set_timesteps
-MORE = {"sigmas", "step_index", "begin_index", "init_noise_sigma", "num_inference_steps"}
-X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-N = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def both(name, config, **given):
-    peer = getattr(diffusers, name)(**config)
-    return peer, fs.FsScheduler.from_config(peer, **given)
-
-
-def alike(ours, theirs):
-    if not isinstance(theirs, torch.Tensor):
-        return type(ours) is type(theirs) and ours == theirs
-    same = isinstance(ours, torch.Tensor) and ours.dtype == theirs.dtype
-    return same and torch.equal(ours, theirs)
-
-
-def close(ours, theirs):
-    """To the rounding of diffusers' own float32 arithmetic."""
-    return bool((ours - theirs).abs().max() <= 1e-5 * theirs.abs().max())
-
-
-def set_both(peer, ours):
-    given = {"mu": 0.9} if peer.config.get("use_dynamic_shifting") else {}
-    for scheduler in (peer, ours):
-        scheduler.set_timesteps(7, **given)
 
 
 @pytest.mark.parametrize("compat", ["diffusers", None])
@@ -285,113 +247,3 @@ def test_scale_model_input_looks_nothing_up_where_it_scales_nothing():
         for _ in range(2):
             assert ours.scale_model_input(X, 123.456) is X
             ours.set_timesteps(5)
-
-
-# -- foreign hands ---------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "config"), CONFIGS)
-def test_hasattr_answers_at_any_time(name, config):
-    peer, ours = both(name, config)
-    names = set(dir(peer)) | set(READ) | STATE | {"nothing_of_the_kind", "model_input", "plan"}
-    asked = lambda scheduler: {n: hasattr(scheduler, n) for n in sorted(names)}
-    before = asked(ours)
-    assert not before["nothing_of_the_kind"]
-    set_both(peer, ours)
-    assert all(isinstance(v, bool) for v in asked(ours).values())
-
-
-def test_a_thread_without_a_loop_has_no_timesteps():
-    _, ours = both("EulerDiscreteScheduler", {})
-    loops, wait, done = [], threading.Event(), threading.Barrier(3)
-
-    def begin():
-        ours.set_timesteps(3)
-        loops.append(ours._loops.get())
-        done.wait()
-        wait.wait()
-
-    threads = [threading.Thread(target=begin) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    done.wait()
-    try:
-        assert not hasattr(ours, "timesteps") and not hasattr(ours, "sigmas")
-        with pytest.raises(ValueError, match="2 other threads have a loop and this one has none"):
-            _ = ours.timesteps
-    finally:
-        wait.set()
-        for thread in threads:
-            thread.join()
-
-
-@pytest.mark.parametrize(("name", "config"), CONFIGS)
-def test_a_copy_of_its_dict_is_a_copy_of_its_state(name, config):
-    """Two samples that take turns on one scheduler, its __dict__ swapped before every step, go the
-    way that each goes alone.
-    """
-    peer, ours = both(name, config)
-    set_both(peer, ours)
-    xs = [X.float(), N.float()]
-    alone = []
-    for x in xs:
-        twin = copy.deepcopy(ours)
-        for t in twin.timesteps:
-            given = {"generator": torch.Generator().manual_seed(3)} if _draws(name) else {}
-            x = twin.step(0.1 * x, t, x, **given).prev_sample
-        alone.append(x)
-    kept = [copy.deepcopy(ours.__dict__) for _ in xs]
-    for t in ours.timesteps:
-        for k, x in enumerate(xs):
-            ours.__dict__.update(kept[k])
-            given = {"generator": torch.Generator().manual_seed(3)} if _draws(name) else {}
-            xs[k] = ours.step(0.1 * x, t, x, **given).prev_sample
-            kept[k] = copy.deepcopy(ours.__dict__)
-    assert all(torch.equal(a, b) for a, b in zip(xs, alone, strict=True))
-
-
-def _draws(name):
-    return "Ancestral" in name or "DDPM" in name or "LCM" in name
-
-
-@pytest.mark.parametrize(("name", "config"), CONFIGS)
-def test_a_documented_attribute_is_set_or_refused_in_a_sentence(name, config):
-    peer, ours = both(name, config)
-    for _ in range(2):
-        for what in [*READ, *STATE]:
-            if not hasattr(peer, what) or what in ("step_index", "begin_index"):
-                continue
-            value = getattr(ours, what, None)
-            if isinstance(value, torch.Tensor):
-                setattr(ours, what, value.clone().to("cpu"))
-                assert torch.equal(getattr(ours, what), value)
-                other = value + 1
-            else:
-                other = 9 if not isinstance(value, bool) else not value
-            with pytest.raises(
-                AttributeError, match=rf"FsScheduler\.{what} cannot be set.*;.*is acc"
-            ):
-                setattr(ours, what, other)
-            assert alike(getattr(ours, what, None), value)
-        set_both(peer, ours)
-    x = X.float()
-    before = [ours.step(0.1 * x, ours.timesteps[0], x).prev_sample for _ in range(1)][0]
-    ours._step_index = None  # begins again
-    assert ours.step_index is None
-    if not _draws(name):
-        assert torch.equal(ours.step(0.1 * x, ours.timesteps[0], x).prev_sample, before)
-    ours._step_index = None
-    ours._begin_index = 2
-    assert ours.begin_index == ours._begin_index == 2
-    ours.step(0.1 * x, ours.timesteps[2], x)
-    assert ours.step_index == ours._step_index == 3
-
-
-def test_timesteps_put_back_in_another_dtype_are_still_the_run():
-    _, ours = both("DPMSolverMultistepScheduler", SD)
-    ours.set_timesteps(5)
-    own = copy.deepcopy(ours)
-    ours.timesteps = ours.timesteps.to(torch.float16)
-    x = y = X.float()
-    for t, other in zip(ours.timesteps, own.timesteps, strict=True):
-        assert t.dtype == torch.float16
-        x, y = ours.step(0.1 * x, t, x).prev_sample, own.step(0.1 * y, other, y).prev_sample
-        assert torch.equal(x, y)

@@ -157,7 +157,7 @@ def test_what_is_kept_is_bounded():
     for n in range(1, 30):
         loop(scheduler, start(1, 1, n, 2), 2 + n % 20, model)
     kept = scheduler._runs
-    assert 0 < len(kept._spares._idle) <= spares.MOST
+    assert 0 < len(scheduler._loops.spares._idle) <= spares.MOST
     assert 0 < len(kept._loops) <= runs.KEPT and 0 < len(kept._compiled) <= runs.KEPT
 
 

@@ -97,8 +97,9 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     """
     if scale(source, config) == "flow":
         return None
-    table = np.unique(np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64))[::-1]
-    return DiscreteVP(table[table < 1.0])
+    table = np.sort(np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64))[::-1]
+    falls = np.append(True, np.diff(table) < 0.0)  # np.unique imports for a tenth of a second
+    return DiscreteVP(table[falls & (table < 1.0)])
 
 
 def peer_layout(source: str, config: dict, peer) -> Points:

@@ -41,7 +41,7 @@ class Loop(Lookup):
     """One run through a plan, or through the plan from a later grid point on.
 
     plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64
-    timesteps, else float32. spares: of runs. calls_per_point: 2 for Heun, whose first point has 1.
+    timesteps, else float32. calls_per_point: 2 for Heun, whose first point has 1.
     compat: the points are diffusers' own; sigmas: as it says them. unit: the pipeline begins with
     unit noise, and without compat init_scale is for the first step to multiply it by (flow
     pipelines know no init_noise_sigma). manner: what the source does beside the plan; apart(t): the
@@ -49,6 +49,7 @@ class Loop(Lookup):
     the next sample has (`sources.Source`).
     """
 
+    spares: Spares  # of runs, the scheduler's
     _run: Run | None = None
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
@@ -60,7 +61,6 @@ class Loop(Lookup):
         plan: Plan,
         compile: Callable[[int, float], Plan],
         whole: bool,
-        spares: Spares,
         *,
         calls_per_point: int = 1,
         preview: bool = True,
@@ -71,7 +71,7 @@ class Loop(Lookup):
         result: str = "sample",
         sigmas: Tensor | None = None,
     ):
-        self.compat, self._compile, self._spares = compat, compile, spares
+        self.compat, self._compile = compat, compile
         self._preview, self._apart, self._result = preview, apart, result
         manner = manner or Manner()
         self._points_of(plan, calls_per_point, unit and not compat, manner)
@@ -187,15 +187,15 @@ class Loop(Lookup):
         if not (plain and self._draws_nothing(self.plan, eta)):
             return False
         own, joined = bare(self.plan)
-        key = self._spares.key(own, sample, f.dtype)
-        run = self._spares.take(key) if joined and sample.dtype in STATES else None
+        key = self.spares.key(own, sample, f.dtype)
+        run = self.spares.take(key) if joined and sample.dtype in STATES else None
         if run is None:
             return False
         if sample.is_cpu:
             arguments.check_values("latent", sample)
         run.rewind()
         if not run.carries(f, sample, x):
-            self._spares.give(key, run)
+            self.spares.give(key, run)
             return False
         self._run, self._key, self._eta, self.index = run, key, eta, 0
         self._carried = self._still = self._quick = True
@@ -262,7 +262,7 @@ class Loop(Lookup):
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
         if done:
             if self._key is not None:
-                self._spares.give(self._key, run)
+                self.spares.give(self._key, run)
             self._run, self._quick = None, False
         elif self._carried:
             self._next += self._bytes
@@ -278,8 +278,8 @@ class Loop(Lookup):
             arguments.check_values("latent", x)
         state, (own, joined) = arguments.state_dtype(sample), bare(plan)
         self._carried = joined and sample.dtype == state == self._dtype(model_output, sample)
-        self._key = self._spares.key(own, sample, model_output.dtype)
-        run = self._spares.take(self._key)
+        self._key = self.spares.key(own, sample, model_output.dtype)
+        run = self.spares.take(self._key)
         if run is not None:
             run.rewind(None if self._carried else x)
         else:
@@ -358,7 +358,10 @@ class Loop(Lookup):
         if self.where(timestep, self.index) is not None:
             return None
         other = self._apart(number(timestep))
-        return None if other is None else other.fresh(self.timesteps.device)
+        if other is not None:
+            other = other.fresh(self.timesteps.device)
+            other.spares = self.spares
+        return other
 
     def _is_ours(self, sample: Tensor) -> bool:
         """Is this the tensor that the last step returned, unwritten since, or the samples chosen

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 
 from ...kernels import transforms
+from ...runtime.spares import Spares
 from .loop import Loop
 
 
@@ -29,10 +30,12 @@ class Loops:
 
     def __init__(self) -> None:
         self._local, self._all, self._lock = threading.local(), weakref.WeakSet(), threading.Lock()
+        self.spares = Spares()
 
     def own(self, memo: dict | None = None) -> Loops:
         """Others, with a copy of this thread's loop, where it stands."""
         twin, loop = Loops(), self.get()
+        twin.spares = self.spares
         if loop is not None:
             twin.set(copy.deepcopy(loop, memo))
         return twin
@@ -48,7 +51,7 @@ class Loops:
         return Loops, ()
 
     def set(self, loop: Loop) -> None:
-        self._local.loop = loop
+        self._local.loop, loop.spares = loop, self.spares
         with self._lock:
             self._all.add(loop)
 

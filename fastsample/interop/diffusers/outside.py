@@ -43,6 +43,8 @@ STATE = """
     model_outputs timestep_list last_sample lower_order_nums this_order ets counter cur_sample
     cur_model_output prev_derivative dt sample order_list plan
 """
+# of it, what no step of a run reads before that run has written it
+PAST = ("model_outputs", "timestep_list")
 TABLES, FUNCTIONS, STATE = (frozenset(names.split()) for names in (TABLES, FUNCTIONS, STATE))
 
 
@@ -84,7 +86,7 @@ class Outside:
             self._loops.again()
         elif public in ELSEWHERE or name in TABLES:
             self._put(public, value)
-        elif name == "model_outputs" and getattr(self._loops.get(), "index", None) is None:
+        elif name in PAST and getattr(self._loops.get(), "index", None) is None:
             pass  # nor does a class's first step read what somebody put there
         elif name in STATE:
             raise AttributeError(

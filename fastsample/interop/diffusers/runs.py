@@ -5,6 +5,7 @@ one plan.
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ...plan import Plan
-from ...runtime.spares import Spares
 from . import config as diffusers_config
 from .calls import check_set_timesteps
 from .grids import Points
@@ -24,24 +24,43 @@ from .peer import made, set_peer, words
 from .plan import check_length, from_point, is_whole
 from .sources import find
 
-KEPT = 16  # loops, and compiled plans, that a scheduler and its copies remember
+KEPT = 16  # loops, and compiled plans, that schedulers of one config remember
+SHARED = 32  # configs of which they do
+_shared: dict[tuple, Runs] = {}
+_lock = threading.Lock()
+
+
+def runs_of(
+    source: type | None, settings: dict, given: Plan | None, shift: float | None = None
+) -> Runs:
+    """The one Runs of a config: what one scheduler compiled, others of an equal config need not."""
+    key = source, given, shift, *((name, _frozen(settings[name])) for name in sorted(settings))
+    with _lock:
+        try:
+            found = _shared.pop(key, None)
+        except TypeError:  # an argument that cannot be told from others
+            return Runs(source, settings, given, shift)
+        found = _shared[key] = found or Runs(source, settings, given, shift)
+        if len(_shared) > SHARED:
+            del _shared[next(iter(_shared))]
+        return found
 
 
 class Runs:
-    """source: the diffusers class, with its settings; or given: the plan that is the schedule. A
-    scheduler's copies share one.
+    """source: the diffusers class, with its settings and the shift of its set_shift, if any; or
+    given: the plan that is the schedule.
     """
 
     def __init__(
         self, source: type | None, settings: dict, given: Plan | None, shift: float | None = None
     ):
         self.source, self.settings, self.given, self.shift = source, settings, given, shift
-        self._compiled, self._loops, self._spares, self._peer = {}, {}, Spares(), None
+        self._compiled, self._loops, self._peer = {}, {}, None
 
-    def kept(self, asked: tuple) -> Loop | None:
+    def kept(self, asked: tuple, compat: bool) -> Loop | None:
         """The loop that was made for this before; 4 is asked for by 4, not by 4.0 or True."""
         try:
-            return self._loops.get((asked, asked[0].__class__))
+            return self._loops.get((asked, asked[0].__class__, compat))
         except TypeError:  # lists in it, which are refused where a loop is made
             return None
 
@@ -64,14 +83,11 @@ class Runs:
                 raise
             warnings.warn(f"{why}; this run is exact instead, as with compat=None", stacklevel=4)
             return loop  # not kept: it is said every time
-        _keep(self._loops, (asked, asked[0].__class__), loop)
+        _keep(self._loops, (asked, asked[0].__class__, compat), loop)
         return loop
 
-    def __getstate__(self) -> dict:
-        return {k: getattr(self, k) for k in ("source", "settings", "given", "shift")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(*(state.get(k) for k in ("source", "settings", "given", "shift")))
+    def __reduce__(self) -> tuple:
+        return runs_of, (self.source, self.settings, self.given, self.shift)
 
     @property
     def peer(self) -> object | None:
@@ -85,7 +101,7 @@ class Runs:
         """The loop of the class as it is made, before its set_timesteps: over every training
         timestep.
         """
-        key, peer = ("training",), copy.copy(self._made())
+        key, peer = ("training", compat), copy.copy(self._made())
         loop = self._loops.get(key)
         if loop is None:
             said = getattr(peer, "sigmas", None)
@@ -98,7 +114,7 @@ class Runs:
 
     def shifted(self, shift: float) -> Runs:
         """With another flow shift than the config's, as the class's set_shift has it."""
-        return Runs(self.source, self.settings, self.given, shift)
+        return runs_of(self.source, self.settings, self.given, shift)
 
     def __deepcopy__(self, memo: dict) -> Runs:
         """Itself: all that it keeps is looked up by what was asked."""
@@ -145,7 +161,7 @@ class Runs:
 
     def _through(self, points: Points, asked: tuple, compat: bool, about: dict) -> Loop:
         compile = partial(self._compile, asked, points, compat)
-        return Loop(compile(0, 0.0), compile, points.whole, self._spares, compat=compat, **about)
+        return Loop(compile(0, 0.0), compile, points.whole, compat=compat, **about)
 
     def _apart(self, asked: tuple, points: Points, about: dict, timestep: float) -> Loop | None:
         """The loop of the one step from a timestep of the table that is none of these points, where
@@ -160,7 +176,7 @@ class Runs:
             one = replace(points, grid=legs[int(timestep)], labels=np.array([timestep]))
             compile = partial(self._compile, key, one, True)
             plan = compile(0, 0.0)
-            loop = Loop(plan, compile, points.whole, self._spares, compat=True, **about)
+            loop = Loop(plan, compile, points.whole, compat=True, **about)
             _keep(self._loops, key, loop)
         return loop
 
@@ -183,3 +199,13 @@ def _keep(kept: dict, key: tuple, value: object) -> None:
     if len(kept) >= KEPT:
         kept.clear()
     kept[key] = value
+
+
+def _frozen(value: object) -> object:
+    """A setting as a part of a key: 1, 1.0 and True are three."""
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_frozen(v) for v in value)
+    if isinstance(value, (np.ndarray, Tensor)):
+        numbers = np.asarray(value)
+        return type(value), numbers.dtype.str, numbers.shape, numbers.tobytes()
+    return type(value), value

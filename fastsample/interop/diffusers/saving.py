@@ -52,6 +52,7 @@ class Saving:
     def __setstate__(self, state: dict) -> None:
         """What follows from the config is read anew: a pickle may be of an earlier version."""
         self.__dict__.update(state)
+        self.__dict__.pop("_said", None)
         self._read()
 
 

@@ -38,7 +38,7 @@ from .outside import Outside
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
-from .runs import Runs
+from .runs import runs_of
 from .saving import Saving, told
 from .sources import (
     OURS,
@@ -215,9 +215,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             for v in (timesteps, sigmas)
         )
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
-        made = self._runs.kept(asked) or self._runs.made(
+        compat = self.config.compat is not None
+        made = self._runs.kept(asked, compat) or self._runs.made(
             asked,
-            self.config.compat is not None,
+            compat,
             self._auto,
             **self._about(),
         )
@@ -304,6 +305,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample),
         and so does register_to_config.
         """
+        self._seen, was = self._internal_dict, self.__dict__.get("_said", {})
+        self._said = {k: v for k, v in self._seen.items() if k != "compat" and k[:1] != "_"}
+        if was.keys() == self._said.keys() and all(v is was[k] for k, v in self._said.items()):
+            return
         source, plan = self.config.source, self._given
         usual = {} if plan else defaults(diffusers, source)
         read = {k: self.config[k] for k in usual} | beside(source, usual, self.config.get("moved"))
@@ -312,9 +317,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
-        shift = self._runs.shift if "_runs" in self.__dict__ else None
-        self._runs = Runs(self._source, self._settings, plan, shift)
-        self._seen = self._internal_dict
+        shift = getattr(self.__dict__.get("_runs"), "shift", None)
+        self._runs = runs_of(self._source, self._settings, plan, shift)
 
     def _about(self) -> dict:
         """What a Loop is told of the source."""
