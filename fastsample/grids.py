@@ -21,6 +21,7 @@ from .plan.given import edged, integer, real, reals, within
 from .schedules import EDM, DiscreteVP, Flow, Schedule
 
 MAX_STEPS = 65_534  # a plan has at most 65,536 rows, two of them without a step
+SHOWN = 12  # numbers of a list, in a sentence
 # a level this close to the schedule's largest is the largest, through a logarithm and back
 SAME_LEVEL = 1e-12
 # published lists are rounded (14.615 for 14.61464): so much above the schedule's largest sigma is
@@ -183,7 +184,9 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
     """The grid of these noise levels, as they are: sigma of x on Flow, sigma/alpha (the sigma of
     EDM and k-diffusion) elsewhere.
 
-    The last one is where a run ends: put 0 there for x0. inf is the end with alpha = 0.
+    The last one is where a run ends: put 0 there for x0. inf is the end with alpha = 0. A level
+    that repeats the one before it, as rounded lists have them, is a step that changes nothing and
+    asks for an evaluation: it is left out.
     """
     _schedule("from_sigmas", schedule)
     sigmas = edged(_list("from_sigmas", sigmas), 0.0)
@@ -192,6 +195,7 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
             f"grids.from_sigmas: {sigmas[sigmas < 0.0][0]:g} is negative; levels from 0 up are "
             "accepted"
         )
+    sigmas = sigmas[np.append(True, sigmas[1:] != sigmas[:-1])[: len(sigmas)]]
     # here, for check would name times, numbers the caller never gave
     _decreasing("grids.from_sigmas", sigmas)
     if isinstance(schedule, EDM):
@@ -281,6 +285,13 @@ def _endless(schedule: Schedule) -> bool:
 
 def _decreasing(where: str, values: np.ndarray) -> None:
     steps = values[1:] < values[:-1]
+    if len(values) > 1 and (values[1:] > values[:-1]).all():
+        shown = ", ".join(f"{v:g}" for v in values[: -SHOWN - 1 : -1])
+        more = ", ..." if len(values) > SHOWN else ""
+        raise ValueError(
+            f"{where}: the numbers rise from {values[0]:g} to {values[-1]:g}; the same list from "
+            f"noise to data is accepted, [{shown}{more}]"
+        )
     if not steps.all():
         at = int(np.argmin(steps))
         raise ValueError(

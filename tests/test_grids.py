@@ -127,6 +127,11 @@ def test_a_rounded_published_list_is_taken():
     assert grid[-1] == -1.0
 
 
+def test_a_repeated_level_of_a_list_is_left_out():
+    grid = grids.from_sigmas(EDM(), [14.6, 14.6, 3.0, 1.5, 1.5, 1.5, 0.0, 0.0])
+    assert grid.tolist() == [14.6, 3.0, 1.5, 0.0]
+
+
 @given(st.integers(1, 400), st.sampled_from(sorted(ALL)), st.sampled_from(EVERY))
 @settings(derandomize=True, deadline=None, max_examples=50)
 def test_from_sigmas_gives_a_grid_back(n, name, make):
@@ -172,7 +177,10 @@ def test_what_is_no_schedule_is_refused(make, value, sentence):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: grids.check(EDM(), [1, 2, 3]), "grid: entry 1 is 2 after 1; strictly decreasing"),
+        (
+            lambda: grids.check(EDM(), [1, 2, 3]),
+            "grid: the numbers rise from 1 to 3; the same list from noise to data is accepted",
+        ),
         (lambda: grids.check(EDM(), [3, 3, 1]), "grid: entry 1 is 3 after 3"),
         (lambda: grids.check(EDM(), [3, np.nan, 1]), "1 NaN"),
         (lambda: grids.check(EDM(), [np.inf, 1]), "entry 0 is inf"),
@@ -192,10 +200,15 @@ def test_what_is_no_schedule_is_refused(make, value, sentence):
         ),
         (lambda: grids.from_sigmas(SD, [np.inf, 1]), "inf is above"),
         (lambda: grids.from_sigmas(EDM(), [3, -1]), "-1 is negative"),
-        (lambda: grids.from_sigmas(EDM(), [1, 3]), "entry 1 is 3 after 1"),
+        (lambda: grids.from_sigmas(EDM(), [3, 1, 2]), "entry 2 is 2 after 1"),
         (
-            lambda: grids.from_sigmas(Flow(3.0), [1, 0.5, 0.5, 0]),
-            "grids.from_sigmas: entry 2 is 0.5 after 0.5",
+            lambda: grids.from_sigmas(EDM(), [0, 1, 3]),
+            r"grids.from_sigmas: the numbers rise from 0 to 3; the same list .*, \[3, 1, 0\]$",
+        ),
+        (lambda: grids.check(VP(), np.linspace(0, 1, 99)), r"\[1, 0.989\d+, .*, \.\.\.\]$"),
+        (
+            lambda: grids.check(Flow(3.0), [1, 0.5, 0.5, 0]),
+            "grid: entry 2 is 0.5 after 0.5",
         ),
         (lambda: grids.leading(SD, 4, offset="a"), "grids.leading: offset = 'a'; a number"),
         (lambda: grids.trailing(EDM(), 3), "schedule is a EDM; a DiscreteVP is accepted"),

@@ -3,6 +3,14 @@ share.
 
     noise = torch.randn(...) * plan.init_scale / plan.alpha[1]  # alpha: 1 on EDM
     x = k_sample(plan, model, noise, extra_args={"cond": c}, callback=show)
+
+What the denoiser is asked with, model(x, sigma·ones [B]) -> x0, is one of
+
+    x = x0 + sigma·eps                state="sigma", k-diffusion's
+    x = (1 - sigma)·x0 + sigma·eps    state="flow", ComfyUI's for flow models, sigma up to 1
+
+and the plan runs on its own state alpha·x0 + sigma·eps, which is u times that: u = alpha, or
+alpha + sigma for "flow".
 """
 
 from __future__ import annotations
@@ -10,9 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from threading import Lock
-from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,18 +25,16 @@ from torch import Tensor
 
 from ..kernels import transforms
 from ..kernels.backend import select
-from ..model import Model, to_kind
+from ..model import Model
 from ..plan import Plan, provenance
 from ..runtime import arguments, outputs, sources
 from ..runtime.drive import drive
 from ..runtime.run import Run
-from ..runtime.spares import Spares
-from ..schedules import from_json
+from .denoised import Denoised, denoised
 from .draws import Draws
 
 # sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
 LEAST_CHECKED = 4.0
-KEPT = 8  # plans whose tables and idle runs are kept for their next call
 
 
 @torch.no_grad()
@@ -44,22 +47,25 @@ def k_sample(
     disable: bool | None = None,
     noise_sampler: Callable | None = None,
     check: str | None = "end",
+    *,
     seed=None,
     stage=None,
+    state: str = "sigma",
+    eta: float | None = None,
+    s_noise: float | None = None,
 ) -> Tensor:
-    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*], where
-    x = x0 + sigma·eps.
+    """Run the plan on a denoiser: model(x, sigma·ones [B], **extra_args) -> x0 [B,*].
 
     plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it
-    was made for. Plans on VP or flow schedules run on their own state alpha·x; x in and out, and
-    sigma, are k-diffusion's (sigma/alpha here).
+    was made for. x in and out, sigma, and all that callback and noise_sampler see are the
+    denoiser's, of the state that the module's docstring has.
     model: it must leave x and sigma as they are; x may be the state itself. An fs.Model must be
     such a denoiser by its words.
-    x [B,*]: already scaled: s·noise, s = plan.init_scale / plan.alpha[1], which is sigma_max times
-    the amplitude that a search found. Where s >= 4, rms(x) from 0.97 s to 1.03 sqrt(s² + 1) is
-    accepted (data of up to unit variance may be mixed in), each end widened by 4/sqrt(2n) of it, 4
-    standard errors for n numbers. For a plan made with start=: the noised image x0 +
-    sigma/alpha·noise, of any size. The state is float32, float64 for a float64 x.
+    x [B,*]: already scaled: s·noise, s = plan.init_scale / u[1], which is sigma_max times the
+    amplitude that a search found. Where sigma >= 4 alpha, rms(x) from 0.97 s to 1.03 times that of
+    the noise with data of unit variance is accepted, each end widened by 4/sqrt(2n) of it, 4
+    standard errors for n numbers. For a plan made with start=: the noised image, of any size. The
+    state is float32, float64 for a float64 x.
     callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat,
     denoised; its tensors are its to keep. disable: tqdm's. noise_sampler(sigma, sigma_next) ->
     [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
@@ -67,13 +73,15 @@ def k_sample(
     check: "end": x is looked at before the run and the state after it; None: neither.
     seed, stage: the noises are those of a Run instead (`fastsample.runtime.sources`); a stage not
     given is 1 for an image and on a grid that begins below the schedule's noise end, else 0.
+    eta, s_noise: how much noise a step takes away and puts back, and what that is multiplied by:
+    the plan's solver is made with them in place of its own, as `Plan.remake` does.
 
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
-    noise of another scale, for a plan that starts at alpha = 0 or reads a model's raw output, too;
-    FloatingPointError if a state became non-finite.
+    noise of another scale, for a plan that starts at alpha = 0 on state="sigma" or reads a model's
+    raw output, too; FloatingPointError if a state became non-finite.
     """
     _check_input(x, extra_args, noise_sampler)
-    own, x, look = _checked(plan, model, x, check)
+    own, x, look = _checked(denoised(plan, state, eta, s_noise), model, x, check)
     draw = _source(own, noise_sampler, seed, stage, x)
     key = own.spares.key(own.plan, x, look)
     run = _begun(own, own.spares.take(key), x, draw, check)
@@ -83,63 +91,7 @@ def k_sample(
         next(bar, None)
     run.check("k_sample")
     own.spares.give(key, run)
-    return (end if own.alphas[-1] == 1.0 else end / own.alphas[-1]).to(x.dtype)
-
-
-class Denoised(NamedTuple):
-    """A plan for a denoiser, and what a run of it needs besides: alpha and sigma/alpha of every row
-    [R], the rows at which a step begins, numbered, sigma/alpha of the grid before churn, weights
-    and ids of the churn of row 0, what unit noise is scaled by (0 for an image), does any row draw
-    noise, idle runs.
-    """
-
-    plan: Plan
-    alphas: list[float]
-    levels: np.ndarray
-    starts: dict[int, int]
-    before: np.ndarray | None
-    churn: list[tuple[float, int]]
-    scale: float
-    draws: bool
-    spares: Spares
-
-
-_kept: WeakKeyDictionary[Plan, Denoised] = WeakKeyDictionary()
-_lock = Lock()
-
-
-def _denoised(plan: Plan) -> Denoised:
-    """What the plan is made into, once."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
-    with _lock:
-        made = _kept.get(plan)
-        if made is None:
-            made = _made(plan)
-            if len(_kept) >= KEPT:
-                _kept.clear()
-            _kept[plan] = made
-    return made
-
-
-def _made(plan: Plan) -> Denoised:
-    own, at, ids = _denoising(plan), plan.layout, plan.ids[0].tolist()
-    drawn = enumerate(plan.program.rows[0].draws(at, masked=False))
-    return Denoised(
-        own,
-        plan.alpha.tolist(),
-        _levels(plan),
-        {row: i for i, row in enumerate(_starts(plan))},
-        _before_churn(plan),
-        [
-            (float(plan.M[0, 0, at.noise(k)]), ids[k])
-            for k, is_drawn in drawn
-            if is_drawn and ids[k]
-        ],
-        plan.init_scale / float(plan.alpha[1]) if plan.sigma[0] else 0.0,
-        bool(arguments.drawn_from(own, 0, masked=False)),
-        Spares(),
-    )
+    return (end if own.units[-1] == 1.0 else end / own.units[-1]).to(x.dtype)
 
 
 def _begun(own: Denoised, spare: Run | None, x: Tensor, draw: Callable | None, check) -> Run:
@@ -159,7 +111,7 @@ def _asker(
     """ask(x, t, row) for `drive`: the denoiser's answer at sigma = t, bar and callback once a
     step.
     """
-    dtype, alphas, starts = run.model_input.dtype, own.alphas, own.starts
+    dtype, units, starts = run.model_input.dtype, own.units, own.starts
 
     def ours(v: object) -> bool:
         """Is it memory that later rows write to? A model may return what it was given."""
@@ -173,8 +125,8 @@ def _asker(
         callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
 
     def ask(x: Tensor, t: Tensor, row: int):
-        if alphas[row] != 1.0:
-            x = (run.x / alphas[row]).to(dtype)
+        if units[row] != 1.0:
+            x = (run.x / units[row]).to(dtype)
         denoised = model(x, t if t.dtype is dtype else t.to(dtype), **extra)
         if row in starts:
             if bar is not None:
@@ -213,21 +165,22 @@ def _check_input(x: Tensor, extra: object, sampler: object) -> None:
     transforms.refuse("k_sample", x)
 
 
-def _checked(plan: Plan, model: Callable, x: Tensor, check) -> tuple[Denoised, Tensor, bool]:
+def _checked(own: Denoised, model: Callable, x: Tensor, check) -> tuple[Denoised, Tensor, bool]:
     """The plan for a denoiser, x without its graph, and is it looked at? All of them checked."""
-    own, look = _denoised(plan), arguments.judged(check)
+    look = arguments.judged(check)
     if isinstance(model, Model):
         _check_model(own, model)
     x = x.detach() if x.requires_grad else x
     if look:
-        _check_scale(own.scale, x)
+        _check_scale(own, x)
     return own, x, look
 
 
 def _check_model(own: Denoised, model: Model) -> None:
     """Refuse a Model that is told, given or says something else than a denoiser."""
-    ones, levels = np.ones_like(own.levels), own.levels
-    words = {"alpha": ones, "sigma": levels, "p": 0.0 * ones, "q": ones, "note": {}}
+    ones, units = np.ones_like(own.levels), np.array(own.units)
+    words = {"alpha": own.plan.alpha / units, "sigma": own.levels}
+    words |= {"p": 0.0 * ones, "q": ones, "note": {}}
     if provenance.difference(replace(own.plan, **words), model) is not None:
         raise ValueError(
             f"k_sample: model is {model!r:.80}; a denoiser(x, sigma) -> x0, or Sampler(plan, "
@@ -235,83 +188,29 @@ def _check_model(own: Denoised, model: Model) -> None:
         )
 
 
-def _denoising(plan: Plan) -> Plan:
-    """The same rows for a model that returns x0 and is told its level: m = p·x + q·x0 in the stored
-    kind.
-    """
-    if plan.G > 1 or plan.K > 0 or plan.E > 1 or int(plan.call.max()) > 0:
-        raise ValueError(
-            "k_sample: the plan has several branches, models or model scalars; one of each is "
-            "accepted, and guidance is the model's"
-        )
-    at, calls = plan.layout, plan.call >= 0
-    raw = [row.reads_operand(at.f) or row.reads_operand(at.branch(0)) for row in plan.program.rows]
-    if any(raw):
-        raise ValueError(
-            f"k_sample: row {raw.index(True)} reads the model's raw output; plans that "
-            "read only x and predictions are accepted"
-        )
-    if (plan.alpha[1:] == 0.0).any():
-        raise ValueError(
-            "k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that "
-            "starts below is accepted"
-        )
-    p, q = plan.p.copy(), plan.q.copy()
-    p[calls], q[calls] = to_kind(plan.stored, "x0", plan.alpha[calls], plan.sigma[calls])
-    levels = _levels(plan)
-    t = np.append(levels[1:], levels[-1])  # a row says it for the next
-    return replace(plan, p=p, q=q, c=np.ones_like(plan.c), t=t[:, None])
-
-
-def _levels(plan: Plan) -> np.ndarray:
-    """sigma/alpha where each row begins [R]; row 0, which does not run, as row 1."""
-    levels = plan.sigma[1:] / plan.alpha[1:]
-    return np.append(levels[0], levels)
-
-
-def _starts(plan: Plan) -> list[int]:
-    """Rows at which a step begins: every call, or with stages in between those that read nothing
-    older.
-    """
-    calls = np.flatnonzero(plan.call >= 0).tolist()
-    steps = len(plan.note["times"]) - 1 if "times" in plan.note else len(calls)
-    return calls if len(calls) == steps else [i for i in calls if i in plan.entries]
-
-
-def _before_churn(plan: Plan) -> np.ndarray | None:
-    """sigma/alpha of the plan's grid [n+1], before churn raised it; None where the note names no
-    schedule, or one of somebody's own.
-    """
-    if "schedule" not in plan.note or "times" not in plan.note:
-        return None
-    try:
-        schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
-    except ValueError:
-        return None
-    return schedule.sigma(times) / schedule.alpha(times)
-
-
-def _check_scale(scale: float, x: Tensor) -> None:
+def _check_scale(own: Denoised, x: Tensor) -> None:
     """Refuse noise that was scaled by another number than the plan's. Data of standard deviation up
     to 1 may be mixed in; how large an image is, only its owner knows.
     """
-    n, energy = max(x.numel(), 1), float(arguments.sum_of_squares(x))
+    n, energy, scale = max(x.numel(), 1), float(arguments.sum_of_squares(x)), own.scale
     arguments.check_values("x", x, energy)
     slack = 4 / math.sqrt(2 * n)
-    low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, 1) * (1 + slack)
-    if scale < LEAST_CHECKED or 1.001 * low <= math.sqrt(energy / n) <= 0.999 * high:
+    low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, own.data) * (1 + slack)
+    unsure = scale == 0.0 or scale < LEAST_CHECKED * own.data
+    if unsure or 1.001 * low <= math.sqrt(energy / n) <= 0.999 * high:
         return
     rms = float(x.double().square().mean().sqrt())  # a closer look
     if rms < low or rms > high:
+        unit = "plan.alpha[1]" if own.data == 1.0 else "(plan.alpha[1] + plan.sigma[1])"
         raise ValueError(
             f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit "
-            f"noise times plan.init_scale / plan.alpha[1] = {scale:.6g} is accepted"
+            f"noise times plan.init_scale / {unit} = {scale:.6g} is accepted"
         )
 
 
 def _first(own: Denoised, x: Tensor, draw: Callable | None) -> Tensor:
-    """The state at row 1: alpha·x, and the churn of the first step where row 0 draws it."""
-    x = x if own.alphas[1] == 1.0 else x * own.alphas[1]
+    """The state at row 1: u·x, and the churn of the first step where row 0 draws it."""
+    x = x if own.entry == 1.0 else x * own.entry
     return x + sum(w * draw(0, k).to(x.dtype) for w, k in own.churn) if own.churn else x
 
 

@@ -1,0 +1,167 @@
+"""A plan made into one for a denoiser, which returns x0 and is told its own noise level: what
+`k_sample` runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..model import to_kind
+from ..plan import Plan
+from ..runtime import arguments
+from ..runtime.spares import Spares
+from ..schedules import from_json
+
+KEPT = 8  # plans whose tables and idle runs are kept for their next call
+# state -> u(alpha, sigma), by which a plan's own state is larger than the denoiser's
+UNITS = {"sigma": lambda alpha, sigma: alpha, "flow": lambda alpha, sigma: alpha + sigma}
+
+
+class Denoised(NamedTuple):
+    """A plan for a denoiser, and what a run of it needs besides: u of every row [R] and the
+    denoiser's sigma there, the rows at which a step begins, numbered, sigma of the grid before
+    churn, weights and ids of the churn of row 0, u where x comes in, what unit noise is scaled by
+    there (0 for an image) and the data beside it, does any row draw noise, idle runs.
+    """
+
+    plan: Plan
+    units: list[float]
+    levels: np.ndarray
+    starts: dict[int, int]
+    before: np.ndarray | None
+    churn: list[tuple[float, int]]
+    entry: float
+    scale: float
+    data: float
+    draws: bool
+    spares: Spares
+
+
+_kept: WeakKeyDictionary[Plan, dict[tuple, Denoised]] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def denoised(plan: Plan, state: str, eta: float | None, s_noise: float | None) -> Denoised:
+    """What the plan is made into, once."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+    if state not in UNITS:
+        raise ValueError(f"k_sample: state is {state!r:.60}; {' or '.join(UNITS)} is accepted")
+    key = state, eta, s_noise
+    with _lock:
+        made = _kept.get(plan, {}).get(key)
+        if made is None:
+            made = _made(_noisier(plan, {"eta": eta, "s_noise": s_noise}), UNITS[state])
+            if sum(map(len, _kept.values())) >= KEPT:
+                _kept.clear()
+            _kept.setdefault(plan, {})[key] = made
+    return made
+
+
+def _noisier(plan: Plan, asked: dict[str, float | None]) -> Plan:
+    """The plan, made again where its solver is asked for other arguments than it was made with."""
+    asked = {word: value for word, value in asked.items() if value is not None}
+    own = plan.note.get("arguments") or {}
+    for word, value in asked.items():
+        if word not in own:
+            raise ValueError(
+                f"k_sample: {word} = {value!r:.60} for a plan of {plan.note.get('solver')!s:.60}, "
+                "which has none; plans of solvers that draw noise are accepted"
+            )
+    if all(own[word] == value for word, value in asked.items()):
+        return plan
+    return plan.with_note(arguments={**own, **asked}).remake(plan.note.get("start"))
+
+
+def _made(plan: Plan, unit: Callable) -> Denoised:
+    own, at, ids = _denoising(plan, unit), plan.layout, plan.ids[0].tolist()
+    drawn, units = enumerate(plan.program.rows[0].draws(at, masked=False)), _units(plan, unit)
+    churn = [
+        (float(plan.M[0, 0, at.noise(k)]), ids[k]) for k, is_drawn in drawn if is_drawn and ids[k]
+    ]
+    entry = float(units[1])
+    if churn:  # x has less noise than row 1 begins with, and as much data
+        added = sum(w * w for w, _ in churn)
+        entry = float(unit(plan.alpha[1], math.sqrt(plan.sigma[1] ** 2 - added)))
+    return Denoised(
+        own,
+        units.tolist(),
+        _levels(plan, unit),
+        {row: i for i, row in enumerate(_starts(plan))},
+        _before_churn(plan, unit),
+        churn,
+        entry,
+        plan.init_scale / entry if plan.sigma[0] else 0.0,
+        float(plan.alpha[1]) / entry,
+        bool(arguments.drawn_from(own, 0, masked=False)),
+        Spares(),
+    )
+
+
+def _denoising(plan: Plan, unit: Callable) -> Plan:
+    """The same rows for a model that returns x0 and is told its level: m = p·x + q·x0 in the stored
+    kind.
+    """
+    if plan.G > 1 or plan.K > 0 or plan.E > 1 or int(plan.call.max()) > 0:
+        raise ValueError(
+            "k_sample: the plan has several branches, models or model scalars; one of each is "
+            "accepted, and guidance is the model's"
+        )
+    at, calls = plan.layout, plan.call >= 0
+    raw = [row.reads_operand(at.f) or row.reads_operand(at.branch(0)) for row in plan.program.rows]
+    if any(raw):
+        raise ValueError(
+            f"k_sample: row {raw.index(True)} reads the model's raw output; plans that "
+            "read only x and predictions are accepted"
+        )
+    if (_units(plan, unit) == 0.0).any():
+        raise ValueError(
+            "k_sample: the plan starts at alpha = 0, where sigma/alpha is infinite; a grid that "
+            'starts below is accepted, or state="flow" for a denoiser of (1 - sigma) x0 + sigma eps'
+        )
+    p, q = plan.p.copy(), plan.q.copy()
+    p[calls], q[calls] = to_kind(plan.stored, "x0", plan.alpha[calls], plan.sigma[calls])
+    levels = _levels(plan, unit)
+    t = np.append(levels[1:], levels[-1])  # a row says it for the next
+    return replace(plan, p=p, q=q, c=np.ones_like(plan.c), t=t[:, None])
+
+
+def _units(plan: Plan, unit: Callable) -> np.ndarray:
+    """u where each row begins [R]; row 0, which does not run, as row 1."""
+    units = unit(plan.alpha[1:], plan.sigma[1:])
+    return np.append(units[0], units)
+
+
+def _levels(plan: Plan, unit: Callable) -> np.ndarray:
+    """The denoiser's sigma where each row begins [R]; row 0 as row 1."""
+    return np.append(plan.sigma[1], plan.sigma[1:]) / _units(plan, unit)
+
+
+def _starts(plan: Plan) -> list[int]:
+    """Rows at which a step begins: every call, or with stages in between those that read nothing
+    older.
+    """
+    calls = np.flatnonzero(plan.call >= 0).tolist()
+    steps = len(plan.note["times"]) - 1 if "times" in plan.note else len(calls)
+    return calls if len(calls) == steps else [i for i in calls if i in plan.entries]
+
+
+def _before_churn(plan: Plan, unit: Callable) -> np.ndarray | None:
+    """The denoiser's sigma on the plan's grid [n+1], before churn raised it; None where the note
+    names no schedule, or one of somebody's own.
+    """
+    if "schedule" not in plan.note or "times" not in plan.note:
+        return None
+    try:
+        schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
+    except ValueError:
+        return None
+    sigma = schedule.sigma(times)
+    return sigma / unit(schedule.alpha(times), sigma)
