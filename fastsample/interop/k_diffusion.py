@@ -62,10 +62,8 @@ def k_sample(
     model: it must leave x and sigma as they are; x may be the state itself. An fs.Model must be
     such a denoiser by its words.
     x [B,*]: already scaled: s·noise, s = plan.init_scale / u[1], which is sigma_max times the
-    amplitude that a search found. Where sigma >= 4 alpha, rms(x) from 0.97 s to 1.03 times that of
-    the noise with data of unit variance is accepted, each end widened by 4/sqrt(2n) of it, 4
-    standard errors for n numbers. For a plan made with start=: the noised image, of any size. The
-    state is float32, float64 for a float64 x.
+    amplitude that a search found; where sigma >= 4 alpha its size is checked. For a plan made with
+    start=: the noised image, of any size. The state is float32, float64 for a float64 x.
     callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat,
     denoised; its tensors are its to keep. disable: tqdm's. noise_sampler(sigma, sigma_next) ->
     [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
@@ -76,19 +74,17 @@ def k_sample(
     eta, s_noise: how much noise a step takes away and puts back, and what that is multiplied by:
     the plan's solver is made with them in place of its own, as `Plan.remake` does.
 
-    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence: for
-    noise of another scale, for a plan that starts at alpha = 0 on state="sigma" or reads a model's
-    raw output, too; FloatingPointError if a state became non-finite.
+    Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence, and
+    FloatingPointError if a state became non-finite.
     """
     _check_input(x, extra_args, noise_sampler)
     own, x, look = _checked(denoised(plan, state, eta, s_noise), model, x, check)
     draw = _source(own, noise_sampler, seed, stage, x)
     key = own.spares.key(own.plan, x, look)
     run = _begun(own, own.spares.take(key), x, draw, check)
-    bar = None if disable else iter(_progress(len(own.starts), disable))
+    bar = iter(_progress(len(own.starts), disable))
     end = drive(run, _asker(own, run, model, extra_args or {}, callback, bar), where="k_sample")
-    if bar is not None:
-        next(bar, None)
+    next(bar, None)  # closes it
     run.check("k_sample")
     own.spares.give(key, run)
     return (end if own.units[-1] == 1.0 else end / own.units[-1]).to(x.dtype)
@@ -129,8 +125,7 @@ def _asker(
             x = (run.x / units[row]).to(dtype)
         denoised = model(x, t if t.dtype is dtype else t.to(dtype), **extra)
         if row in starts:
-            if bar is not None:
-                next(bar, None)
+            next(bar, None)
             if callback is not None:
                 show(x, t, row, denoised)
         fits = not isinstance(denoised, Tensor) or denoised.dtype is dtype or denoised.is_complex()
@@ -189,8 +184,10 @@ def _check_model(own: Denoised, model: Model) -> None:
 
 
 def _check_scale(own: Denoised, x: Tensor) -> None:
-    """Refuse noise that was scaled by another number than the plan's. Data of standard deviation up
-    to 1 may be mixed in; how large an image is, only its owner knows.
+    """Refuse noise that was scaled by another number than the plan's s: a root mean square from
+    .97 s to 1.03 times that of noise with data of unit variance mixed in is accepted, each end
+    widened by 4/sqrt(2n) of it, 4 standard errors for n numbers. How large an image is, only its
+    owner knows.
     """
     n, energy, scale = max(x.numel(), 1), float(arguments.sum_of_squares(x)), own.scale
     arguments.check_values("x", x, energy)
