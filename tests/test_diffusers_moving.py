@@ -150,6 +150,29 @@ def test_a_clip_moves_along_to_a_class_without_the_word(target):
     assert torch.equal(loop(again, x, 5, large), ends[0])
 
 
+@pytest.mark.parametrize("compat", ["diffusers", None])
+@pytest.mark.parametrize("target", ["EulerDiscrete", "HeunDiscrete"])
+def test_thresholding_moves_along_to_a_class_without_the_word(target, compat):
+    """As by a model that bounds its own prediction so (Saharia et al. 2022, sec. 2.3)."""
+
+    def large(x, t):
+        return 3.0 * torch.tanh(x) + 0.1 * x
+
+    def inside(x, t):
+        x0 = large(x, t)
+        s = torch.quantile(x0.flatten(1).abs(), 0.9, dim=1).clamp(1.0, 1.7).view(-1, 1, 1, 1)
+        return x0.clamp(-s, s) / s
+
+    words = {"dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.7}
+    peer = of("DPMSolverMultistep", thresholding=True, prediction_type="sample", **words)
+    bound = moved(peer, target, compat=compat)
+    free = moved(peer, target, compat=compat, thresholding=False)
+    assert (bound.config.compat, bound.config.moved) == (compat, {"thresholding": True} | words)
+    x = 3.0 * start(2, 2, 4, 4)
+    assert torch.allclose(loop(bound, x, 5, large), loop(free, x, 5, inside), atol=1e-6)
+    assert not torch.allclose(loop(free, x, 5, large), loop(free, x, 5, inside), atol=0.1)
+
+
 def refused():
     """(name, config, target, keywords, sentence, what it says is accepted)"""
     targets = ("DDIM", "DPMSolverMultistep", "FlowMatchEulerDiscrete")
@@ -163,10 +186,10 @@ def refused():
     karras = {"use_karras_sigmas": True}
     said = "has use_karras_sigmas = True and LCMScheduler would have False"
     yield "EulerDiscrete", karras, "LCM", {}, said, {"use_karras_sigmas": False}
-    said = "has thresholding = True and EulerDiscreteScheduler would have False"
-    yield "DDIM", {"thresholding": True}, "EulerDiscrete", {}, said, {"thresholding": False}
+    whole, bound = {"skip_prk_steps": True}, {"thresholding": True}
+    said = "has thresholding = True and PNDMScheduler would have False"
+    yield "DPMSolverMultistep", bound, "PNDM", whole, said, {"thresholding": False}
     said = "has clip_sample = True and PNDMScheduler would have False"
-    whole = {"skip_prk_steps": True}
     yield "DDPM", {}, "PNDM", whole, said, {"clip_sample": False}
     said = "has shift_terminal = 0.1 and DPMSolverMultistepScheduler would have None"
     last = {"shift_terminal": 0.1}

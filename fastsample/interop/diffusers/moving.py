@@ -30,7 +30,18 @@ import numpy as np
 from ...schedules import Flow
 from .grids import CONVERSIONS, levels_of, noise_schedule
 from .saving import restored
-from .sources import CLOSEST, OURS, SOURCES, class_of, defaults, said, scale, settings
+from .sources import (
+    BOUNDING,
+    BOUNDS,
+    CLOSEST,
+    OURS,
+    SOURCES,
+    class_of,
+    defaults,
+    said,
+    scale,
+    settings,
+)
 
 FLOW_MATCH = "FlowMatchEulerDiscreteScheduler"
 # one straight path from data to noise, along which the model is told T·sigma
@@ -47,11 +58,6 @@ SHARED = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that
 INFINITE = 4095.0  # sigma/alpha from which on a level is diffusers' stand-in for pure noise
 EPS = float(np.finfo(np.float32).eps)
 TABLE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
-# what belongs to one that is on, and what stands where a class has no such option
-BOUNDS = {
-    "clip_sample": {"clip_sample_range": 1.0},
-    "thresholding": {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0},
-}
 SHIFTS = {
     "use_dynamic_shifting": False,
     "time_shift_type": "exponential",
@@ -65,6 +71,7 @@ GRIDS = {
     "lambda_min_clipped": -math.inf,
     "final_sigmas_type": "zero",
 }
+# what stands where a class has no such option
 NEUTRAL = {
     "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
@@ -347,7 +354,7 @@ def _same(a: object, b: object) -> bool:
 
 def _carries(source: str, key: str) -> bool:
     """Can a plan of this class do what it has no option for?"""
-    if key.startswith("clip_sample"):
+    if key in BOUNDING:  # of predicted data, where it stores noise
         return source != "PNDMScheduler"
     if key == "timestep_type":
         return SOURCES[source].family.scale == "sigma"

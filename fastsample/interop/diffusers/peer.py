@@ -12,14 +12,15 @@ import numpy as np
 from .calls import takes
 from .config import peer_table
 from .grids import count, falling
+from .sources import BOUNDING
 
 
 def uncovered(source: type, settings: dict) -> str | None:
     """Why no run of the class with these settings can be reproduced, in words; None where runs can.
     Some runs may still not be.
     """
-    known = inspect.signature(source.__init__).parameters
-    if not settings.keys() <= known.keys():
+    known = inspect.signature(source.__init__).parameters.keys() | BOUNDING
+    if not settings.keys() <= known:
         unknown = ", ".join(k for k in settings if k not in known)
         return f"FsScheduler: {source.__name__} itself has no {unknown}"
     try:
@@ -66,9 +67,11 @@ def set_peer(
 
 
 def made(source: type, settings: dict) -> object:
-    """A scheduler of the class, or a ValueError."""
+    """A scheduler of the class, or a ValueError. What bounds predictions is no part of its grid."""
+    known = inspect.signature(source.__init__).parameters
+    own = {k: v for k, v in settings.items() if k in known or k not in BOUNDING}
     try:
-        return source(**settings)
+        return source(**own)
     except Exception as error:
         where = f"FsScheduler: {source.__name__} itself cannot be made with this config"
         raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None

@@ -124,6 +124,12 @@ UNTIMED = (
     "HeunDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )
+# what is done to predicted data, each with what belongs to it where it is on
+BOUNDS = {
+    "clip_sample": {"clip_sample_range": 1.0},
+    "thresholding": {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0},
+}
+BOUNDING = frozenset(BOUNDS).union(*BOUNDS.values())
 # what an FsScheduler's config says beside its source's
 OURS = frozenset({"source", "compat", "plan"})
 # classes on whose noise schedule, as on their own, one of SOURCES runs
