@@ -83,6 +83,40 @@ def test_the_shift_of_a_flow_moves_along(compat):
             assert np.allclose(one.sigmas[:-1], [1.0, 0.9, 0.75, 0.5], atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("FlowMatchEulerDiscrete", "EulerDiscrete"),
+        ("FlowMatchEulerDiscrete", "DDIM"),
+        ("FlowMatchHeunDiscrete", "HeunDiscrete"),
+        ("FlowMatchLCM", "LCM"),
+    ],
+)
+def test_a_solver_of_a_class_without_flows_runs_on_one(name, target):
+    """As diffusers' own class of that solver on flows, on its levels and with its draws."""
+
+    def velocity(x, t):
+        return 0.7 * torch.tanh(x) + 3e-4 * float(t)
+
+    peer, x = of(name, shift=3.0), start(1, 2, 4, 4)
+    scheduler = moved(peer, target)
+    assert scheduler.config.moved == {"use_flow_sigmas": True, "shift": 3.0}
+    ends = []
+    for one in (peer, scheduler, FsScheduler.from_config(scheduler.config)):
+        given = {"generator": torch.Generator().manual_seed(3)} if target == "LCM" else {}
+        one.set_timesteps(6)
+        y = x
+        for t in one.timesteps:
+            y = one.step(velocity(y, t), t, y, **given).prev_sample
+        ends.append(y)
+    assert scheduler.scale_model_input(x, scheduler.timesteps[0]) is x
+    assert torch.allclose(scheduler.sigmas, peer.sigmas, atol=1e-6)
+    assert torch.allclose(scheduler.timesteps, peer.timesteps, atol=1e-3)
+    assert torch.allclose(ends[0], ends[1], atol=1e-5) and torch.equal(ends[1], ends[2])
+    back = moved(scheduler, "FlowMatchEulerDiscrete")
+    assert (back.config.source, back.config.shift) == ("FlowMatchEulerDiscreteScheduler", 3.0)
+
+
 @pytest.mark.parametrize("target", [name.removesuffix("Scheduler") for name in SOURCES])
 @pytest.mark.parametrize(
     ("name", "config"),
@@ -179,7 +213,7 @@ def refused():
     for name in ("DDIMInverse", "DPMSolverMultistepInverse"):
         for target in targets:
             yield name, {}, target, {}, f"{name}Scheduler runs from data to noise", None
-    for target in ("DDIM", "EulerDiscrete", "HeunDiscrete", "LCM"):
+    for target in ("DDPM", "EulerAncestralDiscrete"):
         said = f"sigma up to 1 and {target}Scheduler stands on betas, with sigma/alpha up to"
         own = {"source": "FlowMatchEulerDiscreteScheduler"}
         yield "FlowMatchEulerDiscrete", {"shift": 3.0}, target, {}, said, own
@@ -260,3 +294,17 @@ def test_whatever_class_is_advised_takes_the_noise_schedule_over(name, config):
     for source in SOURCES:
         with pytest.raises(ValueError, match="; one of|; a scheduler that does is accepted"):
             FsScheduler.from_config(peer, source=source)
+
+
+def test_a_plan_is_held_against_any_class_that_can_be_read():
+    """CogVideoX's levels, of which no class that is reproduced has the words."""
+    abar = of("CogVideoXDDIM").alphas_cumprod.numpy()
+    schedules = [fastsample.schedules.DiscreteVP(a) for a in (abar, abar / (0.5 + 0.5 * abar))]
+    grid = np.array([999.0, 700.0, 400.0, 100.0, -1.0])
+    plans = [fastsample.solvers.ddim(fastsample.Model(None, s, "eps"), grid) for s in schedules]
+    for like in (of("CogVideoXDDIM"), of("CogVideoXDPM")):
+        FsScheduler.from_plan(plans[0], like=like).set_timesteps(4)
+        with pytest.raises(ValueError, match="schedule"):
+            FsScheduler.from_plan(plans[1], like=like)
+    with pytest.raises(ValueError, match="DDIMInverseScheduler is not reproduced"):
+        FsScheduler.from_plan(plans[0], like=of("DDIMInverse"))

@@ -102,11 +102,11 @@ def on_its_schedule(old, new):
     if any(words.get(key) for key in CONVERSIONS) and new._scale == "flow":
         return True  # levels between the same ends
     if new._scale == "flow":
-        name = "shift" if "shift" in words else "flow_shift"
-        bare = FsScheduler.from_config(new.config, **{name: 1.0, "use_dynamic_shifting": False})
+        if "flow_shift" not in words or old.config.get("shift_terminal"):
+            # FlowMatchEuler's own grid has its shift in it twice
+            return words.get("shift", words.get("flow_shift", 1.0)) == old_shift(old)
+        bare = FsScheduler.from_config(new.config, flow_shift=1.0, use_dynamic_shifting=False)
         shift = np.exp(MU) if old.config.get("use_dynamic_shifting") else old_shift(old)
-        if old.config.get("shift_terminal") or name == "shift":
-            return words[name] == old_shift(old)  # the class's own grid has its shift in it twice
         odds = [s / (1.0 - s) for s in (levels, laid_out(bare)[1])]
         return np.allclose(odds[0][1:], shift * odds[1][1:], rtol=1e-4)
     if words.get("timestep_type") == "continuous" and words["prediction_type"] == "v_prediction":

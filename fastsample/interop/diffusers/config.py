@@ -74,14 +74,15 @@ def trained(source: str, config: dict, plan: Plan) -> Model:
 def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_steps) -> Points:
     """Grid and labels by the config's rules in float64."""
     family, where = find(source).family, scale(source, config)
+    if where == "flow":
+        family = replace(family, flow=family.flow or "match")
+        return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
     if source == "LCMScheduler":
         return replace(
             distilled_points(config, steps, timesteps, original_steps),
             schedule=noise_schedule(config),
             whole=True,
         )
-    if where == "flow":
-        return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
     schedule = noise_schedule(config, finite=where == "sigma")
     found = points(family, config, schedule, steps, timesteps=timesteps, sigmas=sigmas)
     if source == "PNDMScheduler" and len(found.labels) > 1:  # its first step is made twice
@@ -213,7 +214,8 @@ def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat:
         plain = kind == "fixed_small" and not compat
         return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
     if name == "LCMScheduler":
-        return solvers.lcm, {"boundary": True, "timestep_scaling": config["timestep_scaling"]}
+        words = {"boundary": True, "timestep_scaling": config["timestep_scaling"]}
+        return solvers.lcm, words if scale(name, config) == "vp" else {}
     if name == "UniPCMultistepScheduler":
         return _unipc(config, first, compat)
     if name.startswith("DPMSolver"):

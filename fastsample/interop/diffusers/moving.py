@@ -51,6 +51,8 @@ FLOWS = (
     "FlowMatchLCMScheduler",
     "LTXEulerAncestralRFScheduler",
 )
+# whose solvers run on a flow too, on FlowMatchEuler's grid
+FLOWING = ("DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
 # classes that have the word clip_sample and do not read it
 UNCLIPPED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
 IMPLIED = ("use_flow_sigmas", "prediction_type")
@@ -111,19 +113,19 @@ def arguments(
     changed = name != source
     words = said(config, source, usual, own, changed)
     moved = words.pop("moved", None)
-    along = {"moved": moved} if ours and moved and not changed else {}
+    again = {k: given.get(k, v) for k, v in (ours and moved or {}).items()}
+    along = {"moved": again} if again and not changed else {}
     asked = {k: v for k, v in given.items() if k in usual or k in OURS}
-    known, kind = set(asked), kind or getattr(library, name or "", None)
+    known, kind = {*asked, *again}, kind or getattr(library, name or "", None)
     if changed and kind is not None:
-        old = Origin(kind, config, moved if ours else None, given)
+        old = Origin(kind, config, again, given)
         along = old.along(source, usual, words)
         known |= old.words.keys()
         option, why = old.differs(source, usual, {**words, **along, **asked})
-        if why and not advise:
-            raise ValueError(why)
         if why:
             follow = partial(arguments, library, own, config, theirs, advise=False)
-            instead = _instead(follow, old, {**given, "source": source}, option)
+            told = {**given, "source": source}
+            instead = _instead(follow, old, told, option) if advise else "another"
             raise ValueError(f"FsScheduler.from_config: {why}; {instead} is accepted")
     unset = set(config.get("_use_default_values", ()))
     kept = {k: v for k, v in (words | along).items() if k not in own}
@@ -133,6 +135,12 @@ def arguments(
     found = {**usual, **words, **along, **asked, "source": source}
     unknown = {k: v for k, v in given.items() if k not in known}
     return {k: v for k, v in found.items() if k in own}, kept, unknown
+
+
+def closest(peer: object) -> str | None:
+    """The class to read a scheduler, or its config, as, where its own is not reproduced."""
+    name = peer.get("_class_name") if isinstance(peer, Mapping) else type(peer).__name__
+    return CLOSEST.get(name)
 
 
 def beside(source: str, usual: Mapping, moved: Mapping | None) -> dict:
@@ -183,7 +191,7 @@ class Origin:
             want = {
                 k: v for k, v in want.items() if k not in ("use_flow_sigmas", "prediction_type")
             }
-        elif flow:
+        elif "flow_shift" in usual and flow:
             want["flow_shift"] = want.pop("shift")
         stands = {**NEUTRAL, **usual, **{k: v for k, v in words.items() if k in usual}}
         want = {k: v for k, v in want.items() if k not in stands or not _same(v, stands[k])}
@@ -304,7 +312,7 @@ def _trained(name: str, words: Mapping) -> dict:
         found["shift"] = words.get("shift", words.get("flow_shift", 1.0))
         if not found["use_dynamic_shifting"]:
             found["time_shift_type"] = SHIFTS["time_shift_type"]
-        return found
+        return found | {k: True for k in CONVERSIONS if words.get(k)}
     found["rescale_betas_zero_snr"] = words.get("rescale_betas_zero_snr", False)
     continuous = words.get("timestep_type") == "continuous" and kind == "v_prediction"
     found["timestep_type"] = "continuous" if continuous else "discrete"
@@ -360,4 +368,6 @@ def _carries(source: str, key: str) -> bool:
         return SOURCES[source].family.scale == "sigma"
     if key in GRIDS:  # these two have timesteps of their own
         return source not in ("PNDMScheduler", "LCMScheduler")
+    if key in ("use_flow_sigmas", "shift", *SHIFTS):
+        return source in FLOWING and key != "invert_sigmas"
     return key == "rescale_betas_zero_snr"

@@ -31,7 +31,7 @@ from .config import MATCH, trained
 from .loop import Loop
 from .loops import Loops, too_early
 from .manners import with_learned
-from .moving import arguments, beside
+from .moving import arguments, beside, closest
 from .noising import Noising
 from .output import FsSchedulerOutput
 from .outside import Outside
@@ -169,8 +169,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
     @classmethod
     def from_plan(cls, plan: Plan, num_train_timesteps: int = 1000, like=None) -> FsScheduler:
         """A scheduler that runs this plan, in as many steps as it has. The plan is kept in the
-        config, so save_pretrained keeps it. like: the pipeline's own scheduler, or its config: a
-        plan made for another schedule, shift or prediction than it says is refused.
+        config, so save_pretrained keeps it. like: the pipeline's own scheduler, or its config, of
+        any class whose noise schedule `moving` reads: a plan made for another schedule, shift or
+        prediction than it says is refused.
 
         `timesteps`, `sigmas` and `mu` of set_timesteps then only have to have the plan's length:
         the plan is the schedule. Guidance is the pipeline's: plans with branches are refused. Flow
@@ -178,7 +179,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """
         text = base64.b64encode(checked_plan(plan).to_bytes()).decode()
         if like is not None:
-            peer = cls.from_config(like, compat=None)
+            peer = cls.from_config(like, compat=None, source=closest(like))
             num_train_timesteps = peer.config.num_train_timesteps
             words = trained(peer.config.source, peer._settings, plan)
             agree("FsScheduler.from_plan", plan, [words])

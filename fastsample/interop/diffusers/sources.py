@@ -124,6 +124,8 @@ UNTIMED = (
     "HeunDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )
+# a flow of a class that has none of its own, as FlowMatchEuler has it
+FLOW = {"shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
 # what is done to predicted data, each with what belongs to it where it is on
 BOUNDS = {
     "clip_sample": {"clip_sample_range": 1.0},
@@ -147,8 +149,8 @@ CLOSEST = {
     "SASolverScheduler": "UniPCMultistepScheduler",
     "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler",
     "TCDScheduler": "LCMScheduler",
-    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchLCMScheduler": "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler": "HeunDiscreteScheduler",
+    "FlowMatchLCMScheduler": "LCMScheduler",
     "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler",
 }
 
@@ -198,8 +200,10 @@ def settings(source: str, config: dict) -> dict:
             f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 1 to 100000 is "
             "accepted"
         )
-    barred = "v_prediction" if where == "flow" else "flow_prediction"
-    kinds = [k for k in found.predictions if k != barred]
+    kinds = [k for k in found.predictions if k != "flow_prediction"]
+    if where == "flow":
+        kinds = [k for k in (*kinds, "flow_prediction") if k != "v_prediction"]
+        config = config if found.family.flow else FLOW | config
     if found.predictions and config["prediction_type"] not in kinds:
         raise ValueError(
             f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
@@ -246,7 +250,7 @@ def _check_words(config: dict) -> None:
 def scale(source: str, config: dict) -> str:
     """vp, sigma or flow: what the state is (see `grids`)."""
     family = find(source).family
-    return "flow" if family.flow and config.get("use_flow_sigmas") else family.scale
+    return "flow" if config.get("use_flow_sigmas") else family.scale
 
 
 def output_sign(where: str, config: dict) -> float:
