@@ -249,6 +249,22 @@ def test_where_the_class_gives_nan_the_exact_value_stands(name, config, steps):
         assert torch.equal(walk(ours, steps, flat), wanted)
 
 
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_levels_that_float32_has_no_numbers_for_are_the_exact_ones(name):
+    """alphas_cumprod ends in equal denormals and zeros there; steps elsewhere are the class's."""
+    config = {"beta_start": 0.01, "beta_end": 0.2, "beta_schedule": "linear"}
+    peer = getattr(diffusers, f"{name}Scheduler")(**config)
+    ours = FsScheduler.from_config(peer, compat="diffusers")
+    exact = np.cumprod(1.0 - np.linspace(0.01, 0.2, 1000))
+    ours.set_timesteps(50)
+    assert (peer.alphas_cumprod == 0.0).any() and exact[ours.timesteps].min() < 1e-46
+    assert ours.plan.alpha[1:-1] ** 2 == pytest.approx(exact[ours.timesteps], rel=1e-3)
+    peer.set_timesteps(50)
+    given = 0.1 * X.float(), 20, X.float()
+    ends = [s.step(*given, generator=torch.manual_seed(0)).prev_sample for s in (peer, ours)]
+    assert torch.allclose(*ends, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [MULTI, SINGLE, UNIPC])
 def test_outputs_put_there_before_a_run_are_not_read(name):
     """Nor by the class, whose first step is of first order; later they are refused."""

@@ -93,12 +93,11 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
 
 def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     """The noise schedule that a diffusers scheduler has in float32, its levels in order and each
-    once: with a last entry set to 2^-24, or at 0 by underflow, they may rise and repeat. None for a
-    flow.
+    once: with a last entry set to 2^-24 they may rise and repeat. None for a flow.
     """
     if scale(source, config) == "flow":
         return None
-    table = np.sort(np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64))[::-1]
+    table = np.sort(_alphas(config, peer))[::-1]
     falls = np.append(True, np.diff(table) < 0.0)  # np.unique imports for a tenth of a second
     return DiscreteVP(table[falls & (table < 1.0)])
 
@@ -122,7 +121,7 @@ def peer_layout(source: str, config: dict, peer) -> Points:
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
         last = -1.0 if config.get("set_alpha_to_one", True) or source == "LCMScheduler" else 0.0
-        places = _places(peer, schedule)
+        places = _places(config, peer, schedule)
         grid = places[np.append(labels, last).astype(int)]
         if source == "DDIMScheduler":
             to = np.arange(size) - size // peer.num_inference_steps
@@ -181,9 +180,16 @@ def _model(
     return Model(None, edm, kind, time=told, input_scale="vp", model_id="unknown")
 
 
-def _places(peer, schedule: DiscreteVP) -> np.ndarray:
-    """Where each of the class's timesteps stands on the schedule [T + 1], and -1, no noise."""
+def _alphas(config: dict, peer) -> np.ndarray:
+    """The class's alphas_cumprod [T], and the exact ones where float32 has run out of numbers."""
     table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)
+    lost = table < np.finfo(np.float32).tiny
+    return np.where(lost, noise_schedule(config).alphas_cumprod, table) if lost.any() else table
+
+
+def _places(config: dict, peer, schedule: DiscreteVP) -> np.ndarray:
+    """Where each of the class's timesteps stands on the schedule [T + 1], and -1, no noise."""
+    table = _alphas(config, peer)
     places = np.arange(len(table), dtype=np.float64)
     if not np.array_equal(table, schedule.alphas_cumprod):
         with np.errstate(divide="ignore"):
