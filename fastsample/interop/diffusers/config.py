@@ -209,12 +209,10 @@ def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat:
     size, steps = config["num_train_timesteps"], len(at.labels)
     if name == "PNDMScheduler":
         return plms, {"stride": size // (steps - (steps > 1))} if compat else {"first": first}
+    if name == "DDIMScheduler" and compat:
+        return strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta}
     if name == "DDIMScheduler":
-        return (
-            (strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta})
-            if compat
-            else (solvers.ddim, {"eta": eta})
-        )
+        return solvers.ddim, {"eta": eta}
     if name == "DDPMScheduler":
         kind = VARIANCES[config["variance_type"]]
         plain = kind == "fixed_small" and not compat
@@ -254,12 +252,8 @@ def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
     if single:
         return dpm, {"orders": singlestep_orders(steps, first, order, low), "form": form}
     low, euler = low and steps < FULL_ORDER_FROM, bool(config.get("euler_at_final"))
-    own = (
-        noise
-        or (np.diff(at.grid) == 0.0).any()
-        or (compat and (order == 3 or (sde and low or euler)))
-    )
-    if own or sde and order == 3:
+    deviates = order == 3 or (sde and (low or euler))
+    if noise or (sde and order == 3) or (compat and deviates) or (np.diff(at.grid) == 0.0).any():
         return dpm, {"orders": multistep_orders(steps, first, order, low, euler), "form": form}
     if order == 1:
         return solvers.ddim, {"eta": 1.0 if sde else 0.0}

@@ -3,23 +3,27 @@ data: no torch, no diffusers.
 
     source, "Scheduler"     scale     solver                            options beside grid and
     left out                                                            noise schedule
-    DDIM                    vp        ddim                              eta at run time, clip_sample
-    DDPM                    vp        ddim, eta = 1                     clip_sample
-                                      (Ho et al. 2020, eq. 7)
-    DPMSolverMultistep      vp, flow  ddim, dpmpp_2m, dpmpp_3m;         solver_order, solver_type,
-                                      sde-dpmsolver++: ddim with        lower_order_final,
-                                      eta = 1, dpmpp_2m_sde             euler_at_final
-    DPMSolverSinglestep     vp, flow  ddim, dpmpp_2s on pairs of        solver_order, solver_type
-                                      grid points
-    UniPCMultistep          vp, flow  unipc                             solver_order, solver_type
+    DDIM                    vp        ddim; compat: `steps.strided`     eta at run time
+    DDPM                    vp        ddim, eta = 1 (Ho et al. 2020,    variance_type
+                                      eq. 7); `steps.posterior`
+    DPMSolverMultistep      vp, flow  ddim, dpmpp_2m, dpmpp_3m,         algorithm_type, solver_type,
+                                      dpmpp_2m_sde; `dpm`               solver_order,
+                                                                        lower_order_final,
+                                                                        euler_at_final
+    DPMSolverSinglestep     vp, flow  `dpm`                             the same but euler_at_final
+    UniPCMultistep          vp, flow  unipc; compat: `unipc` here       solver_order, solver_type,
+                                                                        lower_order_final,
+                                                                        predict_x0,
+                                                                        disable_corrector
     PNDM                    vp        plms (Liu et al. 2022)            skip_prk_steps=True alone
-    LCM                     vp        lcm                               timestep_scaling,
-                                                                        clip_sample
+    LCM                     vp        lcm                               timestep_scaling
     EulerDiscrete           sigma     euler
     EulerAncestralDiscrete  sigma     euler_ancestral
-    HeunDiscrete            sigma     heun                              clip_sample
+    HeunDiscrete            sigma     heun; compat: `steps.heun`
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
+
+Where a class has them: clip_sample, and thresholding (`manners.Thresholding`).
 
 What a config asks beyond this is refused with a sentence, never ignored. (An option of another
 class, left in a config, is ignored, as there.)
