@@ -244,3 +244,21 @@ def test_a_spawned_worker_takes_them():
     assert torch.equal(torch.from_numpy(ends[0]), sampler(noise=unit(3, 8), seed=4))
     assert torch.equal(torch.from_numpy(ends[1]), finish(run).x)
     assert worker.exitcode == 0
+
+
+def test_foreign_code_may_ask_for_any_name_at_any_time():
+    plan = plan_of("euler_ancestral", n=3)
+    run = fs.Run(plan, noise=unit(3, 8), seed=1, preview=False)
+    engine = fs.Engine(net, (8,))
+    held = [run, engine, engine.submit(plan, seed=1), engine.submit(plan, seed=2)]
+    held += [fs.Sampler(plan, net), plan, fs.Model(net, schedules.EDM(), "edm")]
+
+    def ask():
+        assert not [name for one in held for name in dir(type(one)) if not hasattr(one, name)]
+
+    ask()
+    held[3].cancel()
+    finish(run)
+    engine.run()
+    ask()
+    assert run.calls.shape == (0,)

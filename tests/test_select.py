@@ -12,6 +12,7 @@ from choosing import FLOW, finish, inpainting, net, plan_of, unit
 
 import fastsample as fs
 from fastsample import guidance
+from fastsample.interop.k_diffusion import k_sample
 from fastsample.solvers import SOLVERS
 
 INDICES = {
@@ -341,3 +342,15 @@ def test_copies_in_a_callback_are_warned_of_where_the_call_is():
             noise=unit(4, 8), callback=lambda step, *_: fs.Select([1, 1]) if step == 1 else None
         )
     assert [w.filename for w in caught] == [__file__]
+
+
+def test_k_sample_says_where_samples_are_chosen_among():
+    plan = plan_of("dpmpp_2m", n=4)
+    with pytest.raises(TypeError, match="k_sample: callback returned a Select.*Run.select"):
+        k_sample(
+            plan,
+            lambda x, sigma: 0.1 * x,
+            unit(4, 8) * plan.init_scale,
+            callback=lambda told: fs.Select([0]),
+            disable=True,
+        )

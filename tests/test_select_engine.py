@@ -1,13 +1,50 @@
-"""An Engine's requests chosen among: each ends where it would have, also in copies."""
+"""Samples at rows of their own chosen among, in a pool and as an Engine's requests: each ends where
+it would have, also in copies.
+"""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from cases import same
+from cases import BACKENDS, BASE, lying, make, pooled, same
 from choosing import FLOW, finish, inpainting, net, plan_of
 
 import fastsample as fs
+from fastsample.kernels.backend import bound, select
+from fastsample.runtime.pool import Pool
+
+POOLS = {
+    "rows, weights, bounds and masks": replace(
+        BASE, batch=5, weights=True, bound=True, noise_scale=True, mask=True, L=2
+    ),
+    "groups of a sample": replace(BASE, batch=5, groups=4, elements=60, K=2),
+    "float64, in another order": replace(BASE, batch=5, state=torch.float64, layout="transposed"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", POOLS)
+def test_a_pools_samples_stand_at_rows_of_their_own(case, backend):
+    """All of a pool that is a sample's own moves: the launch after it gives each the same bits."""
+    setup = make(POOLS[case])
+    (x, slots, f, *table), options = setup.args, setup.options
+    noise, stage = options.pop("noise"), torch.arange(5, dtype=torch.int32)
+    index = torch.tensor([4, 1, 1, 0])
+
+    def run(held: Pool, f: list, noise: list) -> Pool:
+        launch = bound(select("step", held.x.device, held.x.dtype, backend), held)
+        launch(None, *lying(held, f, noise))
+        return held
+
+    held = pooled(x, slots, *table, stage=stage, **options)
+    chosen = held.selected(index)
+    whole, chosen = run(held, f, noise), run(chosen, [v[index] for v in f], noise)
+    for name in ("x", "model_input", "preview", "status", "seed", "stage", "row", "mask"):
+        before, after = getattr(whole, name), getattr(chosen, name)
+        assert before is after is None or same(before[index], after), name
+    assert same(whole.slots[:, index], chosen.slots)
+    assert not whole.status.any()
 
 
 def submitted(engine, plans, **words):

@@ -30,6 +30,7 @@ from ..plan import Plan, provenance
 from ..runtime import arguments, outputs, sources
 from ..runtime.drive import drive
 from ..runtime.run import Run
+from ..runtime.select import Select
 from .denoised import Denoised, denoised
 from .draws import Draws
 
@@ -118,7 +119,12 @@ def _asker(
         i, hat = starts[row], t.new_tensor(own.levels[row])
         sigma = hat if own.before is None else hat.new_tensor(own.before[i])
         x, denoised = (v.clone() if ours(v) else v for v in (x, denoised))
-        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised})
+        told = {"x": x, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised}
+        if isinstance(callback(told), Select):
+            raise TypeError(
+                "k_sample: callback returned a Select, and extra_args belong to the whole batch; "
+                "Sampler's callback, or Run.select, is accepted"
+            )
 
     def ask(x: Tensor, t: Tensor, row: int):
         if units[row] != 1.0:

@@ -48,7 +48,8 @@ class Cursor:
     def calls(self) -> Tensor:
         """Model scalars of the calls to come: [n], or [n, E] where the model takes several."""
         times, rows = self._pool.table.times, range(self.row, self.end)
-        times = torch.stack([times[row - 1] for row in rows if self._shapes[row].call >= 0])
+        rows = [row - 1 for row in rows if self._shapes[row].call >= 0]
+        times = torch.stack([times[row] for row in rows]) if rows else times[:0]
         return times[:, 0] if times.shape[1] == 1 else times
 
     @property

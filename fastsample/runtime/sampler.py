@@ -340,7 +340,7 @@ class Sampler:
                 after = following(trees, partial(self._asker, plan, batched))
                 x = drive(run, ask, watching(run, states, callback, shown, after))
         run.check()
-        if key is not None and x.shape == words["noise"].shape:
+        if key is not None and (callback is None or x.shape == words["noise"].shape):
             self._spares.give(key, run)
         if out is not None and x is not out:
             modes.check_out(out, x)
