@@ -229,3 +229,28 @@ def test_numbers_of_a_run(kind):
     for seed in (1, np.int32(1), torch.tensor(1), np.array([1, 2])):
         again = sampler(noise=z, guidance=2.0, noise_scale=0.5, **words | {"seed": seed})
         assert torch.equal(again, right)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, within diffusers
+@pytest.mark.parametrize("source", ["FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"])
+def test_numbers_of_a_scheduler(source):
+    def points(*steps, compat=None, **words):
+        scheduler = fs.FsScheduler(source=source, compat=compat)
+        scheduler.set_timesteps(*steps, **words)
+        return scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+
+    levels = [1.0, 0.75, 0.5]
+    for compat in (None, "diffusers"):
+        for kind in LISTS.values():
+            found = points(sigmas=kind(levels), compat=compat)
+            assert found == points(sigmas=levels, compat=compat)
+        for value in WHOLE.values():
+            assert points(value, compat=compat) == points(3, compat=compat)
+    for value in (3.0, True, "3", torch.tensor(3.0)):
+        with pytest.raises(ValueError, match="steps; a whole number from 1 up is accepted"):
+            points(value)
+    assert points(timesteps=[999.0001, 500, -1e-7])[1][-1] == 0.0
+    with pytest.raises(ValueError, match="sigmas = .*; a number, or a list of numbers, is accept"):
+        points(sigmas=["1", "0.5"])
+    with pytest.raises(ValueError, match="numbers .* down to 0 are accepted"):
+        points(sigmas=[1.0, 0.5, -1e-4])

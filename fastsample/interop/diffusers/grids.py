@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...plan.given import edged, integer, numbers
 from ...schedules import DiscreteVP
 
 TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
@@ -90,7 +91,7 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     kind, size = config["beta_schedule"], config["num_train_timesteps"]
     low, high = config["beta_start"], config["beta_end"]
     if config.get("trained_betas") is not None:
-        betas = np.asarray(config["trained_betas"], dtype=np.float64)
+        betas = numbers("FsScheduler: trained_betas", config["trained_betas"])
         # a last 1: no signal is left
         inside = (betas > 0.0) & (betas < 1.0) if betas.ndim == 1 else np.zeros(1, dtype=bool)
         if not (inside[:-1].all() and (inside[-1:] | (betas[-1:] == 1.0)).all()):
@@ -310,23 +311,23 @@ def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:
 
 def count(*given: int | None) -> int:
     """The number of steps that all the given ones agree on."""
-    counts = {n for n in given if n is not None}
-    for n in counts:
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(
-                f"FsScheduler.set_timesteps: {n!r} steps; a whole number from 1 up is accepted"
-            )
+    counts = {integer(n) for n in given if n is not None}
+    if any(n is None or n < 1 for n in counts):
+        said = next(n for n in given if n is not None and (integer(n) or 0) < 1)
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {said!r:.60} steps; a whole number from 1 up is accepted"
+        )
     if len(counts) != 1:
         raise ValueError(
             f"FsScheduler.set_timesteps: steps {sorted(counts) or None} were asked; one number of "
             "steps, or one list, is accepted"
         )
-    return int(counts.pop())
+    return counts.pop()
 
 
 def falling(what: str, values, top: float, repeats: bool = False) -> np.ndarray:
     """values as float64 [n], from `top` down to 0, strictly falling, or never rising (repeats)."""
-    values = np.asarray(values, dtype=np.float64)
+    values = edged(numbers(f"FsScheduler.set_timesteps: {what}", values), 0.0)
     listed = values.ndim == 1 and values.size > 0 and bool((values >= 0.0).all())
     falls = np.diff(values) <= 0.0 if repeats else np.diff(values) < 0.0
     if not listed or not values[0] <= top * 1.001 or not falls.all():

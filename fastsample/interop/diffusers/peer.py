@@ -9,6 +9,7 @@ import inspect
 
 import numpy as np
 
+from ...plan.given import numbers
 from .calls import takes
 from .config import peer_table
 from .grids import count, falling
@@ -30,6 +31,14 @@ def uncovered(source: type, settings: dict) -> str | None:
     return None
 
 
+def _array(sigmas: object) -> np.ndarray:
+    """As the class would have them; what NumPy has no numbers of (bfloat16, a Parameter), too."""
+    try:
+        return np.array(sigmas)
+    except (TypeError, RuntimeError):
+        return numbers("FsScheduler.set_timesteps: sigmas", sigmas)
+
+
 def set_peer(
     peer: object, settings: dict, steps, timesteps, sigmas, mu, original_inference_steps, others
 ) -> object:
@@ -40,7 +49,7 @@ def set_peer(
     asked = {
         "num_inference_steps": steps,
         "timesteps": timesteps and list(timesteps),
-        "sigmas": None if sigmas is None else np.array(sigmas),  # UniPC takes no list
+        "sigmas": None if sigmas is None else _array(sigmas),  # UniPC takes no list
         "mu": mu,
         "original_inference_steps": original_inference_steps,
         **dict(others),
