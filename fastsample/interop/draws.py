@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 
 from torch import Tensor
 
 from ..plan import Plan
+
+now = threading.local()
+
+
+def drawn_now(row: int, name: int) -> Tensor:
+    """A Run's noise source: what the step now running in this thread draws, `now.draw`. It holds no
+    state, so copies of a run do not share one.
+    """
+    now.drawn = True
+    return now.draw(name)
 
 
 class Draws:
@@ -32,6 +43,10 @@ class Draws:
         if self._readers[name] > 1:
             self._kept[name] = noise
         return noise
+
+    def keeps(self, name: int) -> bool:
+        """Was the noise with this id drawn by an earlier row?"""
+        return name in self._kept
 
     def copy(self) -> Draws:
         twin = object.__new__(Draws)

@@ -31,9 +31,11 @@ from ...runtime.pool import placed
 from ...runtime.run import Run
 from ...runtime.select import chosen
 from ...runtime.spares import Spares
-from ..draws import Draws
+from ..draws import Draws, drawn_now, now
+from .gradients import Traced
 from .lookup import Lookup
 from .manners import Manner
+from .moments import Moments
 from .plan import bare, number
 
 
@@ -50,7 +52,8 @@ class Loop(Lookup):
     """
 
     spares: Spares  # of runs, the scheduler's
-    _run: Run | None = None
+    moments: Moments | None = None  # of the last step, if it drew
+    _run: Run | Traced | None = None
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
     _quick = _chosen = False
@@ -149,13 +152,15 @@ class Loop(Lookup):
                 ):
                     return self._stepped(x)
             if self._apart is not None and (other := self._elsewhere(timestep)) is not None:
-                return other.step(
+                ends = other.step(
                     model_output, timestep, sample, eta, noise, generator, variance_noise
                 )
+                self.moments = other.moments
+                return ends
             draw = partial(noise, model_output, generator, variance_noise)
             if not torch.is_inference_mode_enabled():
                 return self._step(model_output, timestep, sample, eta, draw)
-            with torch.inference_mode(False):  # inference tensors do not count writes
+            with torch.inference_mode(False), torch.no_grad():  # its tensors count no writes
                 return self._step(model_output, timestep, sample, eta, draw)
 
     def skip(self, model_output: Tensor, timestep, sample: Tensor) -> None:
@@ -214,18 +219,24 @@ class Loop(Lookup):
         if factor != 1.0:  # in the state's dtype: not rounded to half precision again
             begun = factor * sample.to(arguments.state_dtype(sample))
         if first:
-            self._start(model_output, sample, begun, at, eta)
+            self._start(model_output, sample, begun.detach(), at, eta)
         elif eta != self._eta:
             raise ValueError(
                 f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run "
                 "is accepted"
             )
+        given = model_output.requires_grad or sample.requires_grad
+        if given and torch.is_grad_enabled() and not isinstance(self._run, Traced):
+            self._run, self._key = Traced(self._run), None
         run, x_in, x = self._run, None, None
-        self._carried = self._carried and sample.dtype == run.x.dtype
+        traced = isinstance(run, Traced)
+        if given and not traced:
+            model_output, begun = model_output.detach(), begun.detach()
+        self._carried = self._carried and sample.dtype == run.x.dtype and not traced
         if self._carried:
             x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
-        elif not first and not self._is_ours(sample):
-            run.x = begun
+        elif not self._is_ours(sample) and (traced or not first):
+            run.x = begun.to(run.x.dtype)
         if self._bounds is not None:
             self._bounds.bound(run, model_output, begun if self._carried else run.x)
         if self._still:
@@ -238,12 +249,22 @@ class Loop(Lookup):
 
     def _drawing(self, model_output: Tensor, x_in, x, draw: Callable[[], Tensor]) -> None:
         """A row of a run that draws."""
-        _now.draw, _now.drawn = lambda name: self._draws(name, draw), False
+        row, fresh = self._run.row, {}
+
+        def drawn(name: int) -> Tensor:
+            kept, noise = self._draws.keeps(name), self._draws(name, draw)
+            if not kept:
+                fresh[name] = noise
+            return noise
+
+        now.draw, now.drawn = drawn, False
         try:
             self._run.carry(model_output, x_in, x)
         finally:
-            _now.draw = None
-        owed = self._draws_at is not None and not _now.drawn
+            now.draw = None
+        deviation = getattr(draw.func, "deviation", None)
+        self.moments = Moments(self._run.plan, row, fresh, deviation) if fresh else None
+        owed = self._draws_at is not None and not now.drawn
         if owed and self._draws_at(self._labels[self.index], self._eta):
             # and leaves the generator where the source does, for whatever is drawn from it next
             draw()
@@ -289,7 +310,7 @@ class Loop(Lookup):
                 start=1,
                 state_dtype=state,
                 model_dtype=model_output.dtype,
-                noise_source=_drawn if arguments.drawn_from(own, 1, masked=False) else None,
+                noise_source=drawn_now if arguments.drawn_from(own, 1, masked=False) else None,
                 preview=self._preview,
                 check=None,
             )
@@ -320,11 +341,6 @@ class Loop(Lookup):
                 raise TypeError(
                     f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *] is "
                     "accepted"
-                )
-            if value.requires_grad:
-                raise RuntimeError(
-                    f"FsScheduler.step: {name} requires grad and a step keeps none; detach it, or "
-                    "use torch.no_grad()"
                 )
         if model_output.shape != sample.shape or model_output.device != sample.device:
             got, want = (f"{list(v.shape)} on {v.device}" for v in (model_output, sample))
@@ -372,14 +388,3 @@ class Loop(Lookup):
             return torch.equal(self._run.x.to(sample.dtype), sample)
         ours = self._returned is not None and self._returned() is sample
         return ours and sample._version == self._version
-
-
-_now = threading.local()
-
-
-def _drawn(row: int, name: int) -> Tensor:
-    """A Run's noise source: what the step now running in this thread draws. It holds no state, so
-    copies of a run do not share one.
-    """
-    _now.drawn = True
-    return _now.draw(name)

@@ -89,7 +89,12 @@ def with_learned(
             *zip(loop.alpha[at : at + 2], loop.sigma[at : at + 2], strict=True)
         )
         deviation = torch.exp(0.25 * math.log(large / small) * (v + 1.0))
-    return lambda *given: draw(*given) * deviation
+
+    def drawn(*given):
+        return draw(*given) * deviation
+
+    drawn.deviation = deviation
+    return drawn
 
 
 # -- inside ----------------------------------------------------------------------------------------

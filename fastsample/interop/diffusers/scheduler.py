@@ -276,7 +276,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             model_output, timestep, sample, eta, noise, generator, variance_noise
         )
         if return_dict:
-            return FsSchedulerOutput(sample, data)
+            return FsSchedulerOutput(sample, data, loop.moments)
         return (sample,) if data is None else (sample, data)
 
     def __len__(self) -> int:
