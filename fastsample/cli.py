@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import search_command
-from .files import named, place, write_whole
+from .files import folder_for, place, write_whole
 from .plan import Plan, provenance
 from .plan.text import printable
 
@@ -222,9 +222,9 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
 
 # -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
-    _folder(args.out)
+    folder_for(args.out, "--out")
     if args.checkpoint is not None:
-        _folder(args.checkpoint, "--checkpoint")
+        folder_for(args.checkpoint, "--checkpoint")
     if args.budgets and args.budget:
         raise ValueError(
             f"optimize: --budget {args.budget} beside --budgets; one of them is accepted"
@@ -298,7 +298,7 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    _folder(args.out)
+    folder_for(args.out, "--out")
     from . import report
 
     it = embedded()
@@ -307,18 +307,6 @@ def demo(args: argparse.Namespace) -> None:
     options = {"progress": _progress(args), "command": again, "iterations": 4}
     label = it.words(len(z))["cond"]["label"]
     report.demo(it.model, z, label, held_out, Path(args.out), **options)
-
-
-def _folder(name: str, option: str = "--out") -> None:
-    """Refuse, before any work, an output folder that cannot be one."""
-    path = Path(named(name, option))
-    # It, or the nearest above it that is there.
-    there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{option} {path}: {there} is no folder that can be written; the name of a folder, new "
-            "or writable, is needed"
-        )
 
 
 def _load(path: str) -> Plan:

@@ -104,6 +104,21 @@ def named(path: Any, where: str) -> str:
     return name
 
 
+def folder_for(path: Any, where: str) -> Path:
+    """The path, once a folder can be written or made there as far as that is known without touching
+    anything; ValueError, which begins with `where`, if not: before the work that fills it.
+    """
+    folder = Path(named(path, where))
+    # it, or the nearest above it that is there
+    there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{where} {folder}: {there} is no folder that can be written; the name of a folder, "
+            "new or writable, is needed"
+        )
+    return folder
+
+
 def make_folder(path: Any) -> Path:
     """The folder, made with those above it where it is not there. Raises OSError, one sentence,
     where something else is in the way.

@@ -315,6 +315,18 @@ def test_a_checkpoint_that_is_a_file_is_seen_before(lost, capsys):
     assert told in capsys.readouterr().err and not Path("plans").exists()
 
 
+def test_a_search_looks_at_its_checkpoint_first(tmp_path):
+    def asked(x, t):
+        raise AssertionError("the model was asked before the refusal")
+
+    model, file = fs.Model(asked, EDM80, "x0"), tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below"):
+        told = f"^search: checkpoint {path}: {file} is no folder that can be written"
+        with pytest.raises(ValueError, match=told):
+            fs.optimize.search(model, Z, [2], checkpoint=path)
+
+
 def test_the_tools_look_at_their_paths_first():
     root = Path(__file__).resolve().parents[1]
     for name, before in (

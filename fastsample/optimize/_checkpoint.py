@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import make_folder, named, write_whole
+from ..files import folder_for, make_folder, write_whole
 from ..plan.note import load_note
 
 STATE = "search.json"
@@ -34,7 +34,7 @@ class Checkpoint:
 
     def __init__(self, where: str, folder: Any, asked: Mapping[str, Any]):
         self._where, self._asked = where, json.loads(json.dumps(asked))
-        self._folder = None if folder is None else Path(named(folder, where))
+        self._folder = None if folder is None else folder_for(folder, f"{where}: checkpoint")
         self.writes = True
         self.done: dict[str, Any] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
