@@ -4,6 +4,7 @@ they are published with keeps the pixels. With -s every case prints its largest 
 
 import copy
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -151,6 +152,52 @@ def test_a_pipeline_is_copied_and_made_into_another(both, pipes):
     for strength in (0.3, 0.6, 1.0):
         a, b = both(other, 10, image=image, strength=strength)
         assert torch.equal(a, b) and apart(a, theirs) > 0.01
+
+
+PICTURE, HOLE = start(1, 3, 64, 64).sigmoid(), (start(1, 1, 64, 64) > 0).float()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "kind", "words"),
+    [
+        ("Flux", "FluxImg2ImgPipeline", {"image": PICTURE, "strength": 0.6}),
+        ("Flux", "FluxInpaintPipeline", {"image": PICTURE, "mask_image": HOLE, "strength": 0.6}),
+        ("LTX Condition", "LTXImageToVideoPipeline", {"image": PICTURE}),
+    ],
+)
+def test_images_are_the_start(family, kind, words, pipes):
+    """Noise added at a begin index, at every step (inpainting), and to all but the first frame."""
+    pipe, arguments = pipe_of(pipes, family)
+    _, source, config = families.PUBLISHED[family][0]
+    ends = []
+    for scheduler in (peer := getattr(diffusers, source)(**config), of(peer)):
+        pipe.scheduler = scheduler
+        other = getattr(diffusers, kind).from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        taken = inspect.signature(other.__call__).parameters
+        given = {k: v for k, v in (arguments | words).items() if k in taken}
+        ends.append(families.latents(other, given, 10))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families.PUBLISHED)
+def test_half_precision_ends_in_the_peers_dtype(family):
+    """bfloat16 weights: as close as that rounds, for the state stays in float32 here."""
+    pipe, arguments = families.made(family)
+    pipe.to(torch.bfloat16)
+    half = lambda v: v.bfloat16() if torch.is_tensor(v) and v.is_floating_point() else v
+    for name in [name for name in arguments if name.endswith("embeds")]:
+        value = arguments[name]
+        arguments[name] = [*map(half, value)] if isinstance(value, list) else half(value)
+    _, source, config = families.PUBLISHED[family][0]
+    ends = []
+    for scheduler in (peer := getattr(diffusers, source)(**config), of(peer)):
+        pipe.scheduler = scheduler
+        ends.append(families.latents(pipe, arguments, 5))
+    assert ends[0].dtype == ends[1].dtype
+    assert apart(*(end.double() for end in ends)) <= 5 * 2.0**-8
 
 
 def test_low_rank_weights_are_the_networks_own_affair(both, pipes):

@@ -207,6 +207,19 @@ def test_tokens_step_as_the_peers(config, dtype, tokens):
     assert (ends[0] - ends[1]).abs().max() <= 8 * EPS * ends[0].abs().max()
 
 
+def test_a_token_hardly_above_a_level_stands_on_it():
+    """As the peer has it: 1e-6 in sigma is the bound, so these two go one level apart."""
+    told, x, f = torch.tensor([[600.0005, 600.002]]), start(1, 2, 3), start(1, 2, 3, seed=1)
+    ends = []
+    for scheduler in (Peer(), ours(), ours(None)):
+        scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.3])
+        t = scheduler.timesteps[1]
+        ends.append(scheduler.step(f, t, x, per_token_timesteps=told).prev_sample)
+    assert torch.equal(ends[0], ends[1]) and torch.allclose(ends[0], ends[2], atol=1e-6)
+    went = (ends[2] - x) / f
+    assert torch.allclose(went, torch.tensor([[0.3], [2e-6]]).expand(2, 3), atol=1e-6)
+
+
 def test_tokens_draw_from_x0_of_their_sign_without_compat():
     """(1 - s') (x + s f) + s' n; diffusers subtracts an output whose sign it expects turned."""
     scheduler = ours(None, stochastic_sampling=True)
@@ -347,6 +360,13 @@ def test_tokens_that_do_not_fit_are_refused_and_leave_nothing_behind(tokens, sen
     with pytest.raises((TypeError, ValueError)) as error:
         scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=tokens)
     assert sentence in str(error.value) and scheduler.step_index is None
+    good, t = {"per_token_timesteps": torch.full((2, 6), 1000.0)}, scheduler.timesteps
+    with pytest.raises(ValueError, match="nothing is broadcast"):
+        scheduler.step(x[:1], t[0], x, **good)
+    x = scheduler.step(x, t[0], x, **good).prev_sample
+    with pytest.raises(ValueError, match="is out of order; 500.5 is next"):
+        scheduler.step(x, t[2], x, **good)
+    scheduler.step(x, t[1], x)
 
 
 def test_a_run_of_one_training_timestep():
