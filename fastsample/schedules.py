@@ -12,9 +12,8 @@ Every schedule has
                                           half_log_snr use (t_max unless alpha(t_max) = 0)
     label(t)                              the noise level a network is usually told: t itself,
                                           sigma for Flow
-Times are numbers and lists of them, of Python, NumPy or torch; what rounding alone puts outside the
-range is its edge (1.57080 for pi/2, 1 and an ulp of float32: `fastsample.plan.given`). A value
-further out, or not a number, is a ValueError. Floor 0: NumPy only.
+Times are numbers and lists of Python, NumPy or torch; what rounding alone puts outside the range
+(1.57080 for pi/2) is its edge, what is further out a ValueError. Floor 0: NumPy only.
 
 Sources: Song et al. 2021 (arXiv:2011.13456, VP and VE), Ho et al. 2020 (2006.11239, linear),
 Rombach et al. 2022 (2112.10752, scaled linear), Nichol & Dhariwal 2021 (2102.09672, eq. 17,
@@ -80,12 +79,14 @@ class Schedule:
 
     def _inside(self, t, what: str) -> np.ndarray:
         """The times t as float64, all in the schedule's range."""
-        low, high, where = self.t_zero, self.t_top, f"{type(self).__name__}.{what}: t"
-        t = edged(numbers(where, t), low, high)
-        bad = (t < low) | (t > high)
-        if bad.any():
-            raise ValueError(f"{where} = {t[bad].flat[0]:g}; {low:g} <= t <= {high:g} is accepted")
-        return t
+        low, high, found = self.t_zero, self.t_top, reals(t)
+        if found is None or not ((found >= low) & (found <= high)).all():
+            where = f"{type(self).__name__}.{what}: t"
+            found = edged(numbers(where, t), low, high)
+            out = found[(found < low) | (found > high)]
+            if out.size:
+                raise ValueError(f"{where} = {out[0]:g}; {low:g} <= t <= {high:g} is accepted")
+        return found
 
     def _at(self, t, what: str) -> tuple[np.ndarray, ...]:
         t = self._inside(t, what)

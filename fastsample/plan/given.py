@@ -57,6 +57,8 @@ def reals(values: Any) -> np.ndarray | None:
     """Real numbers as float64 in the shape they were given in, NaN and infinities kept; None where
     one of them is no number, or rows differ in length.
     """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        return values.astype(np.float64)
     try:
         listed = isinstance(values, (list, tuple))
         array = np.asarray([*map(_of_numpy, values)] if listed else _of_numpy(values))

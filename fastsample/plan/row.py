@@ -54,7 +54,7 @@ class Field(NamedTuple):
                 f"{where}: {self.name} is not a regular array of numbers; shape "
                 f"[{', '.join('R' + self.shape)}] is needed"
             )
-        array = np.array(found, order="C")
+        array = np.asarray(found, order="C")
         if self.kind is int:
             # from 2**53 on a float64 may stand for several whole numbers
             odd = ~((array == np.floor(array)) & (np.abs(array) < 2.0**53))
