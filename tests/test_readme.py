@@ -73,6 +73,20 @@ def test_a_changed_result_is_seen():
     )
 
 
+def test_a_row_is_called_what_all_its_figures_are():
+    """Its columns have the rest of their names, and none of them is called like another."""
+    tables = readme_tables()
+    what = lambda *names: {"figures": [{"what": n, "value": 1, "unit": "dB"} for n in names]}
+    rows = [
+        what(f"{name}: bound", f"{name}, euler: PSNR", f"{name}, heun: PSNR")
+        for name in ("power, 1", "power, 12")
+    ]
+    assert [tables.case(row) for row in rows] == ["power, 1", "power, 12"]
+    assert tables.pivot(rows)[0].endswith("| bound | euler: PSNR | heun: PSNR |")
+    assert tables.case(what("call: a, b", "call: a, c")) == "call"
+    assert tables.case(what("one", "other")) == "" and not tables.names(what("one"))
+
+
 def test_every_path_in_readme_exists():
     for path in re.findall(r"\]\(([^)#:]+)\)", TEXT):
         assert (ROOT / path).exists(), path

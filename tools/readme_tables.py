@@ -10,6 +10,7 @@ prints what files in a folder have of GPUs, rehearsals too.
 import argparse
 import itertools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("counts.md", "searches.md")))
 RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKS = (": ", ", ")
 SIGN = {"higher": "≥", "lower": "≤", "equal": "="}
 
 
@@ -97,10 +99,23 @@ def plain(rows):
     return ["| what | median (quartiles) | target |", "|---|---|---|", *lines]
 
 
+def case(row):
+    """What the names of a benchmark's figures begin with: up to the colon, or where that differs up
+    to the last of the commas and colons that all of them have in one place. Empty: nothing.
+    """
+    whats = [f["what"] for f in row["figures"]]
+    before, *others = {what.partition(": ")[0] for what in whats}
+    if not others:
+        return before
+    alike = os.path.commonprefix(whats)
+    ends = (k for k in range(len(alike), 0, -1) if all(what[k : k + 2] in MARKS for what in whats))
+    return alike[: next(ends, 0)]
+
+
 def names(row):
-    """What a benchmark's figures are called behind "case: "; None where one has no case."""
-    found = tuple(f["what"].partition(": ")[2] for f in row["figures"])
-    return found if all(found) else None
+    """What a benchmark's figures are called behind their case; None where one has none."""
+    found = tuple(f["what"][len(case(row)) + 2 :] for f in row["figures"])
+    return found if case(row) and all(found) else None
 
 
 def pivot(rows):
@@ -112,7 +127,7 @@ def pivot(rows):
     lines = []
     for row in rows:
         cells = [measured(f) + (f"; {goal(f)}" if goal(f) else "") for f in row["figures"]]
-        lines.append(f"| {row['figures'][0]['what'].partition(': ')[0]} | {' | '.join(cells)} |")
+        lines.append(f"| {case(row)} | {' | '.join(cells)} |")
     return [
         f"| median (quartiles); target | {' | '.join(names(rows[0]))} |",
         "|---" * (1 + len(names(rows[0]))) + "|",
