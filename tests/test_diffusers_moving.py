@@ -237,7 +237,13 @@ def refused():
     said = "is a flow of sigma up to 1 and UniPCMultistepScheduler stands on betas"
     off = {"use_flow_sigmas": False}
     yield "FlowMatchEulerDiscrete", {}, "UniPCMultistep", off, said, None
-    for name in ("EDMEuler", "ScoreSdeVe", "IPNDM", "SCM", "CMStochasticIterative"):
+    said = "has sigma_data = 0.5 and LCMScheduler would have None"
+    yield "EDMEuler", {}, "LCM", {}, said, {"source": "EulerDiscreteScheduler"}
+    said = "has rho = 5.0 and EulerDiscreteScheduler would have None"
+    yield "EDMEuler", {"rho": 5.0}, "EulerDiscrete", {}, said, None
+    last = {"final_sigmas_type": "sigma_min"}
+    yield "EDMEuler", last, "EulerDiscrete", {}, "final_sigmas_type = 'sigma_min' with EDM's", None
+    for name in ("CosineDPMSolverMultistep", "ScoreSdeVe", "IPNDM", "SCM", "CMStochasticIterative"):
         yield name, {}, "EulerDiscrete", {}, f"{name}Scheduler has no table of noise levels", None
     said = "use_lu_lambdas, nonsense: not known to DDIMScheduler"
     yield "EulerDiscrete", {}, "DDIM", {"use_lu_lambdas": True, "nonsense": 1}, said, None
@@ -294,6 +300,48 @@ def test_whatever_class_is_advised_takes_the_noise_schedule_over(name, config):
     for source in SOURCES:
         with pytest.raises(ValueError, match="; one of|; a scheduler that does is accepted"):
             FsScheduler.from_config(peer, source=source)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("EDMEuler", "EulerDiscrete"),
+        ("EDMEuler", "DDIM"),
+        ("EDMDPMSolverMultistep", "DPMSolverMultistep"),
+    ],
+)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {
+            "prediction_type": "v_prediction",
+            "sigma_schedule": "exponential",
+            "sigma_data": 1.0,
+            "sigma_max": 120.0,
+        },
+    ],
+)
+def test_edm_levels_and_words_move_along(name, target, config):
+    """As diffusers' own class of that solver: levels, what the model is told and shown, and what
+    its output stands for.
+    """
+
+    def network(x, t):
+        return 0.7 * torch.tanh(x) + 0.3 * float(t)
+
+    peer, x = of(name, **config), 80.0 * start(1, 2, 4, 4)
+    scheduler = moved(peer, target)
+    ends = [loop(one, x, 6, network) for one in (peer, scheduler)]
+    assert torch.allclose(scheduler.sigmas, peer.sigmas, rtol=1e-6)
+    assert torch.allclose(scheduler.timesteps, peer.timesteps, atol=1e-6)
+    assert torch.allclose(*ends, atol=1e-5)
+    again = FsScheduler.from_config(scheduler.config)
+    assert torch.equal(loop(again, x, 6, network), ends[1])
+    image, noise = start(2, 2, 4, 4), start(2, 2, 4, 4, seed=1)
+    levels = (4.0 * scheduler.timesteps[[1, 3]].double()).exp().view(2, 1, 1, 1)
+    noised = again.add_noise(image, noise, scheduler.timesteps[[1, 3]])
+    assert torch.allclose(noised, (image + levels * noise).float(), rtol=1e-5)
 
 
 def test_a_plan_is_held_against_any_class_that_can_be_read():

@@ -13,6 +13,7 @@ from ...model import Model
 from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
+from .edm import edm_model, edm_points
 from .flow import flow_points
 from .grids import (
     SAME,
@@ -56,6 +57,8 @@ def trained(source: str, config: dict, plan: Plan) -> Model:
             "FsScheduler.from_plan: like is a scheduler of a plan itself; the pipeline's own is "
             "accepted"
         )
+    if "sigma_data" in config:
+        return edm_model(config)
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if scale(source, config) == "flow":
         shift = config.get("shift", config.get("flow_shift"))
@@ -74,6 +77,8 @@ def trained(source: str, config: dict, plan: Plan) -> Model:
 def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_steps) -> Points:
     """Grid and labels by the config's rules in float64."""
     family, where = find(source).family, scale(source, config)
+    if "sigma_data" in config:
+        return edm_points(config, steps, timesteps, sigmas)
     if where == "flow":
         family = replace(family, flow=family.flow or "match")
         return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
@@ -165,6 +170,8 @@ def _model(
     def told(t: np.ndarray) -> np.ndarray:
         return np.interp(t, grid[-2::-1], labels[::-1])
 
+    if "sigma_data" in config:
+        return edm_model(config)
     where = scale(source, config)
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if where == "flow":

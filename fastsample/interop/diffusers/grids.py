@@ -167,7 +167,7 @@ def points(
 def told_log(config: dict) -> bool:
     """Is the model told 0.25 log(sigma/alpha) and no index of the table?"""
     continuous = config.get("timestep_type") == "continuous"
-    return continuous and config["prediction_type"] == "v_prediction"
+    return "sigma_data" in config or (continuous and config["prediction_type"] == "v_prediction")
 
 
 def distilled_points(

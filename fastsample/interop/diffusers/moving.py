@@ -28,6 +28,7 @@ from functools import partial
 import numpy as np
 
 from ...schedules import Flow
+from .edm import as_ours, edm_levels
 from .grids import CONVERSIONS, levels_of, noise_schedule
 from .saving import restored
 from .sources import (
@@ -51,6 +52,7 @@ FLOWS = (
     "FlowMatchLCMScheduler",
     "LTXEulerAncestralRFScheduler",
 )
+EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # whose solvers run on a flow too, on FlowMatchEuler's grid
 FLOWING = ("DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
 # classes that have the word clip_sample and do not read it
@@ -178,7 +180,8 @@ class Origin:
                     )
                 words[own] = given[other]
         self.words = words | {k: v for k, v in given.items() if k in words} | (moved or {})
-        self.trained = _trained(self.name, self.words)
+        edm = self.name in EDMS
+        self.trained = _trained(self.name, as_ours(self.words) if edm else self.words)
         self.levels = _levels(self.name, self.words) if moved else self._own_levels(kind)
 
     def along(self, source: str, usual: dict, words: dict) -> dict:
@@ -186,7 +189,8 @@ class Origin:
         to it (words), and without which the model would be asked for something else.
         """
         flow = self.trained["use_flow_sigmas"]
-        want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and not flow}
+        betas = _on_betas(self.trained)
+        want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and betas}
         if source == FLOW_MATCH:  # it is one, and predicts as one, without a word
             want = {
                 k: v for k, v in want.items() if k not in ("use_flow_sigmas", "prediction_type")
@@ -198,7 +202,7 @@ class Origin:
         carried = {k: v for k, v in want.items() if k not in usual and _carries(source, k)}
         want = {k: v for k, v in want.items() if k in usual}
         stands |= want | carried
-        if not flow and "trained_betas" in usual and not self._given_by(source, stands):
+        if betas and "trained_betas" in usual and not self._given_by(source, stands):
             want["trained_betas"] = _betas(self.levels)
             if "snr_shift_scale" in self.words:  # they have it in them
                 want["snr_shift_scale"] = 1.0
@@ -213,9 +217,11 @@ class Origin:
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:
             sides = ((self.name, self.trained, self.levels), (source, new, _levels(source, read)))
             return None, " and ".join(
-                f"{name} is a flow of sigma up to {levels[-1]:.6g}"
+                f"{name} is a flow of sigma up to {levels.max():.6g}"
                 if what["use_flow_sigmas"]
-                else f"{name} stands on betas, with sigma/alpha up to {levels[-1]:.6g}"
+                else f"{name} stands on betas, with sigma/alpha up to {levels.max():.6g}"
+                if _on_betas(what)
+                else f"{name} stands on sigma up to {levels.max():.6g}"
                 for name, what, levels in sides
             )
         for key, there in self.trained.items():
@@ -230,7 +236,7 @@ class Origin:
         ):
             return None
         levels = _levels(source, found)
-        off = _apart(self.levels, levels, new["use_flow_sigmas"])
+        off = _apart(self.levels, levels, not _on_betas(new))
         if not off.any():
             return None, None
         at, what = int(np.argmax(off)), "sigma" if new["use_flow_sigmas"] else "sigma/alpha"
@@ -249,6 +255,9 @@ class Origin:
                 f"FsScheduler.from_config: {self.name} itself cannot be made with this config "
                 f"({type(error).__name__}: {error!s:.80}); one that can is accepted"
             ) from None
+        if self.name in EDMS:
+            peer.set_timesteps(self.words["num_train_timesteps"])
+            return np.asarray(peer.sigmas[: len(peer.timesteps)].cpu(), dtype=np.float64)
         stages = [k for k in ("stages", "scale_factors") if self.words.get(k)]
         if stages or not (self.trained["use_flow_sigmas"] or hasattr(peer, "alphas_cumprod")):
             what = f"{stages[0]} of several sizes" if stages else "no table of noise levels"
@@ -276,7 +285,7 @@ class Origin:
         if words["trained_betas"] is None and words["beta_schedule"] not in SHARED:
             return False
         try:
-            return not _apart(self.levels, _levels(source, words), flow=False).any()
+            return not _apart(self.levels, _levels(source, words), told=False).any()
         except ValueError:
             return False
 
@@ -316,6 +325,7 @@ def _trained(name: str, words: Mapping) -> dict:
     found["rescale_betas_zero_snr"] = words.get("rescale_betas_zero_snr", False)
     continuous = words.get("timestep_type") == "continuous" and kind == "v_prediction"
     found["timestep_type"] = "continuous" if continuous else "discrete"
+    found |= {k: words[k] for k in ("sigma_data", "rho") if k in words}
     grid = {k: words[k] for k, usual in GRIDS.items() if words.get(k, usual) != usual}
     converted = any(k in grid for k in CONVERSIONS)
     return found | {
@@ -324,15 +334,18 @@ def _trained(name: str, words: Mapping) -> dict:
 
 
 def _levels(name: str, words: Mapping) -> np.ndarray:
-    """[T] at the training timesteps, data to noise: sigma/alpha, on flow scale sigma."""
+    """[T] at the training timesteps, data to noise: sigma/alpha, on flow scale sigma; EDM's
+    falling, as many.
+    """
     if name in FLOWS or words.get("use_flow_sigmas"):
         size = words["num_train_timesteps"]
         shift = words.get("shift", words.get("flow_shift", 1.0))
         shift = 1.0 if words.get("use_dynamic_shifting") else shift
         return Flow(shift).sigma(np.arange(1.0, size + 1.0) / size)
-    return levels_of(
-        noise_schedule(words, finite=name in SOURCES and scale(name, words) == "sigma")
-    )
+    if "sigma_data" in words:
+        return edm_levels(words, words["num_train_timesteps"])
+    on_sigma = name in SOURCES and scale(name, words) == "sigma"
+    return levels_of(noise_schedule(words, finite=on_sigma))
 
 
 def _betas(levels: np.ndarray) -> list[float]:
@@ -341,19 +354,20 @@ def _betas(levels: np.ndarray) -> list[float]:
     return (1.0 - table / np.append(1.0, table[:-1])).tolist()
 
 
-def _apart(a: np.ndarray, b: np.ndarray, flow: bool) -> np.ndarray:
+def _apart(a: np.ndarray, b: np.ndarray, told: bool) -> np.ndarray:
     """[T] bool, where levels differ by more than float32 leaves in them: it multiplies t+1 factors
-    of alphas_cumprod, each of two roundings, and 1 - alphas_cumprod loses what they err by.
+    of alphas_cumprod, each of two roundings, and 1 - alphas_cumprod loses what they err by; told:
+    the levels come from no table, but by a formula with powers up to 7.
     """
     if a.shape != b.shape:
         return np.ones(1, dtype=bool)
     with np.errstate(divide="ignore", invalid="ignore"):
-        slack = (
-            4.0 * EPS * np.ones_like(a)
-            if flow
-            else EPS * (np.arange(len(a)) + 2.0) * (1.0 + a**-2.0)
-        )
-        return ~((np.abs(a - b) <= slack * b) | (np.minimum(a, b) >= INFINITE))
+        slack = 32.0 if told else (np.arange(len(a)) + 2.0) * (1.0 + a**-2.0)
+        return ~((np.abs(a - b) <= EPS * slack * b) | (np.minimum(a, b) >= INFINITE))
+
+
+def _on_betas(trained: dict) -> bool:
+    return not trained["use_flow_sigmas"] and "sigma_data" not in trained
 
 
 def _same(a: object, b: object) -> bool:
@@ -370,4 +384,6 @@ def _carries(source: str, key: str) -> bool:
         return source not in ("PNDMScheduler", "LCMScheduler")
     if key in ("use_flow_sigmas", "shift", *SHIFTS):
         return source in FLOWING and key != "invert_sigmas"
+    if key == "sigma_data":
+        return source not in ("PNDMScheduler", "LCMScheduler", FLOW_MATCH)
     return key == "rescale_betas_zero_snr"

@@ -153,6 +153,8 @@ CLOSEST = {
     "SASolverScheduler": "UniPCMultistepScheduler",
     "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler",
     "TCDScheduler": "LCMScheduler",
+    "EDMEulerScheduler": "EulerDiscreteScheduler",
+    "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler",
     "FlowMatchHeunDiscreteScheduler": "HeunDiscreteScheduler",
     "FlowMatchLCMScheduler": "LCMScheduler",
     "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler",
@@ -208,6 +210,8 @@ def settings(source: str, config: dict) -> dict:
     if where == "flow":
         kinds = [k for k in (*kinds, "flow_prediction") if k != "v_prediction"]
         config = config if found.family.flow else FLOW | config
+    if "sigma_data" in config:
+        kinds = [k for k in kinds if k != "sample"]
     if found.predictions and config["prediction_type"] not in kinds:
         raise ValueError(
             f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
@@ -238,6 +242,11 @@ def _check_words(config: dict) -> None:
                 f"FsScheduler: {key} = {config[key]!r}; {' or '.join(map(repr, accepted))} is "
                 "accepted"
             )
+    if "sigma_data" in config and config.get("final_sigmas_type", "zero") != "zero":
+        raise ValueError(
+            "FsScheduler: final_sigmas_type = 'sigma_min' with EDM's levels repeats the last one; "
+            "'zero' is accepted"
+        )
     if config.get("invert_sigmas") and config.get("stochastic_sampling"):
         raise ValueError(
             "FsScheduler: invert_sigmas and stochastic_sampling = True at once, which ends in "
@@ -254,6 +263,8 @@ def _check_words(config: dict) -> None:
 def scale(source: str, config: dict) -> str:
     """vp, sigma or flow: what the state is (see `grids`)."""
     family = find(source).family
+    if "sigma_data" in config:  # EDM's (`edm`)
+        return "sigma"
     return "flow" if config.get("use_flow_sigmas") else family.scale
 
 

@@ -1,0 +1,55 @@
+"""The levels and words of EDM, as diffusers' EDMEuler and EDMDPMSolverMultistep have them: sigma
+itself from sigma_max to sigma_min, then 0, with no table; the model is told 0.25 log(sigma).
+Karras et al. 2022, arXiv:2206.00364, eq. 5 and 7. Imports no diffusers.
+
+A config has them where it has sigma_data, the standard deviation of x0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...model import Model
+from ...schedules import EDM
+from .grids import CONVERSIONS, Points, checked, convert, count, falling
+
+# which of our words for spacings is theirs
+SPACINGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas"}
+RHO = 7.0  # of "karras", the one that CONVERSIONS has
+
+
+def as_ours(words: Mapping) -> dict:
+    """The options of an EDM class in the words that the other classes have for levels."""
+    kept = {k: v for k, v in words.items() if k not in ("sigma_schedule", "rho")}
+    spaced = {key: words["sigma_schedule"] == kind for kind, key in SPACINGS.items()}
+    other = {"rho": words["rho"]} if words["rho"] != RHO else {}
+    return kept | spaced | other
+
+
+def edm_levels(config: Mapping, n: int) -> np.ndarray:
+    """sigma [n], falling."""
+    key = next(key for key in CONVERSIONS if config.get(key))
+    return convert(key, config, config["sigma_min"], config["sigma_max"], n)
+
+
+def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) -> Points:
+    """The grid of `steps` steps, or of these timesteps [n], 0.25 log(sigma), or of these sigma
+    [n+1], their end included.
+    """
+    if timesteps is not None:
+        grid = np.append(np.exp(4.0 * np.asarray(timesteps, dtype=np.float64)), 0.0)
+        count(steps, len(grid) - 1)
+    elif sigmas is not None:
+        grid = falling("sigmas", sigmas, math.inf)
+        count(steps, len(grid) - 1)
+    else:
+        grid = np.append(edm_levels(config, count(steps)), 0.0)
+    return checked(grid, 0.25 * np.log(grid[:-1]))
+
+
+def edm_model(config: Mapping) -> Model:
+    schedule = EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"])
+    return Model(None, schedule, "edm", model_id="unknown")
