@@ -222,7 +222,9 @@ def embedded(label: int | None = None, guidance: float | None = None) -> Subject
 
 # -- commands --------------------------------------------------------------------------------------
 def optimize(args: argparse.Namespace) -> None:
-    folder_for(args.out, "--out")
+    from . import report
+
+    report.look(folder_for(args.out, "--out"))
     if args.checkpoint is not None:
         folder_for(args.checkpoint, "--checkpoint")
     if args.budgets and args.budget:
@@ -298,9 +300,9 @@ def doctor(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    folder_for(args.out, "--out")
     from . import report
 
+    report.look(folder_for(args.out, "--out"))
     it = embedded()
     z, held_out = it.noise(args.search_samples, 0), it.noise(args.samples, UNSEEN)
     again = f"fastsample demo --search-samples {len(z)} --samples {len(held_out)}"

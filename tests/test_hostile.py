@@ -315,6 +315,16 @@ def test_a_checkpoint_that_is_a_file_is_seen_before(lost, capsys):
     assert told in capsys.readouterr().err and not Path("plans").exists()
 
 
+@pytest.mark.parametrize("name", ["plan-4.fsplan", "search.html", "search.csv", "samples.png"])
+@pytest.mark.parametrize("command", ["optimize", "demo"])
+def test_what_stands_where_a_search_writes_is_seen_before(lost, capsys, name, command):
+    Path("there", name).mkdir(parents=True)
+    more = ["--model", "m:m"] if command == "optimize" else []
+    assert cli.main([command, *more, "--out", "there"]) == 2
+    assert f"save: there/{name} is a folder, or lies in none" in capsys.readouterr().err
+    assert [path.name for path in Path("there").iterdir()] == [name]
+
+
 def test_a_search_looks_at_its_checkpoint_first(tmp_path):
     def asked(x, t):
         raise AssertionError("the model was asked before the refusal")

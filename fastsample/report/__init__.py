@@ -6,7 +6,7 @@ Pictures need matplotlib (extra `demo`), all else nothing.
 from .csv import csv
 from .demo import demo
 from .doctor import EXTRAS, doctor
-from .folder import write
+from .folder import look, write
 from .images import image_grid, is_image, npy, png, save_images
 from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
@@ -20,6 +20,7 @@ __all__ = [
     "error_picture",
     "image_grid",
     "is_image",
+    "look",
     "npy",
     "page",
     "png",

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files import make_folder, write_whole
+from ..files import make_folder, place, write_whole
 from .csv import csv
 from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
 
 if TYPE_CHECKING:
     from ..optimize import Search
+
+
+# beside the plans
+FILES = ("search.html", "search.csv", "schedules.png", "error_vs_evaluations.png", "samples.png")
+
+
+def look(folder: str | Path) -> None:
+    """Refuse, before a search, what stands in the folder where `write` would write and cannot be
+    replaced; OSError, one sentence.
+    """
+    plans = sorted(Path(folder).glob("plan-*.fsplan"))
+    for path in [*plans, *(Path(folder, name) for name in FILES)]:
+        if os.path.lexists(path):
+            place(path)
 
 
 def write(search: Search, folder: str | Path) -> list[Path]:
