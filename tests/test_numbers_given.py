@@ -226,6 +226,10 @@ def test_numbers_of_a_run(kind):
     sampler = fs.Sampler(plan, lambda x, t: 0.5 * x)
     right = sampler(noise=z, guidance=2.0, noise_scale=0.5, **words)
     assert torch.equal(sampler(noise=z, guidance=kind(2.0), noise_scale=kind(0.5), **words), right)
+    for copies in (0, 1.0, "1", None):
+        with pytest.raises(ValueError, match="Run: copies is .*; a whole number of at least 1 is"):
+            fs.Run(plan, noise=z, guidance=2.0, copies=copies)
+    assert fs.Run(plan, noise=z, guidance=2.0, copies=torch.tensor(2)).model_input.shape == (4, 8)
     for seed in (1, np.int32(1), torch.tensor(1), np.array([1, 2])):
         again = sampler(noise=z, guidance=2.0, noise_scale=0.5, **words | {"seed": seed})
         assert torch.equal(again, right)
@@ -254,3 +258,27 @@ def test_numbers_of_a_scheduler(source):
         points(sigmas=["1", "0.5"])
     with pytest.raises(ValueError, match="numbers .* down to 0 are accepted"):
         points(sigmas=[1.0, 0.5, -1e-4])
+
+
+@each
+def test_numbers_of_k_sample(value):
+    plan = solvers.euler_ancestral(EDM(), [80.0, 4.0, 1.0, 0.0], prediction="x0")
+    x = 80 * torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+    def ran(**words):
+        torch.manual_seed(0)
+        return fs.interop.k_sample(plan, lambda x, sigma: 0.5 * x, x, disable=True, **words)
+
+    assert torch.equal(ran(eta=value), ran(eta=3.0)) and torch.equal(
+        ran(s_noise=value), ran(s_noise=3.0)
+    )
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NONE if kind != "none"])
+def test_no_numbers_of_k_sample(kind):
+    plan = solvers.euler_ancestral(EDM(), [80.0, 4.0, 1.0, 0.0], prediction="x0")
+    for name in ("eta", "s_noise"):
+        with pytest.raises(ValueError, match=f"^k_sample: {name} = .*; a number from 0 up is"):
+            fs.interop.k_sample(
+                plan, lambda x, s: 0.5 * x, 80 * torch.randn(2, 8), **{name: NONE[kind]}
+            )

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..model import to_kind
 from ..plan import Plan
+from ..plan.given import within
 from ..runtime import arguments
 from ..runtime.spares import Spares
 from ..schedules import from_json
@@ -48,12 +49,22 @@ _kept: WeakKeyDictionary[Plan, dict[tuple, Denoised]] = WeakKeyDictionary()
 _lock = Lock()
 
 
+def _number(name: str, value: object) -> float | None:
+    """A number from 0 up, or None."""
+    number = None if value is None else within(value, 0.0)
+    if number is None and value is not None:
+        raise ValueError(f"k_sample: {name} = {value!r:.60}; a number from 0 up is accepted")
+    return number
+
+
 def denoised(plan: Plan, state: str, eta: float | None, s_noise: float | None) -> Denoised:
     """What the plan is made into, once."""
     if not isinstance(plan, Plan):
         raise TypeError(f"k_sample: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
     if state not in UNITS:
         raise ValueError(f"k_sample: state is {state!r:.60}; {' or '.join(UNITS)} is accepted")
+    if not (eta is None and s_noise is None):
+        eta, s_noise = _number("eta", eta), _number("s_noise", s_noise)
     key = state, eta, s_noise
     with _lock:
         made = _kept.get(plan, {}).get(key)

@@ -39,6 +39,14 @@ def state_dtype(given: Tensor | None) -> torch.dtype:
     return torch.float64 if getattr(given, "dtype", None) == torch.float64 else torch.float32
 
 
+def counted(name: str, value: object) -> int:
+    """A whole number of at least 1."""
+    number = integer(value)
+    if number is None or number < 1:
+        raise ValueError(f"Run: {name} is {value!r:.60}; a whole number of at least 1 is accepted")
+    return number
+
+
 def chunks(where: str, count: int, size: object) -> list[slice]:
     """`count` samples in order, at most `size` of them at a time."""
     if (integer(size) or 0) < 1:

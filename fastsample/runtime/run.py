@@ -96,7 +96,7 @@ class Run(Selectable):
             raise TypeError(f"Run: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
         transforms.refuse("Run", noise, latent, *words.values())
         self.plan = images.plan_for("Run", plan, latent, start, strength, level)
-        self._judged = arguments.judged(check)
+        self._judged, copies = arguments.judged(check), arguments.counted("copies", copies)
         self._open(begin, start, words, state_dtype, model_dtype, preview, copies, backend)
 
     def _open(self, begin, start, words, state, model, preview, copies, backend) -> None:
