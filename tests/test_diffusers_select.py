@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from choosing import plan_of
 
 import fastsample
 
@@ -67,6 +68,17 @@ def test_each_sample_ends_where_it_would_have(source, compat, dtype):
             assert torch.equal(got, whole[torch.as_tensor(index)]), (index, at)
     assert torch.equal(loop(scheduler, x, {1: [3, 2, 1], 3: [2, 0]}), whole[[1, 3]])
     assert torch.equal(loop(scheduler, x), whole)  # and runs are kept for their own shape
+
+
+def test_noise_that_a_later_row_reads_again_moves():
+    plan = plan_of("euler_ancestral", n=6)
+    ids = plan.ids.copy()
+    ids[5] = ids[1]
+    scheduler = fastsample.FsScheduler.from_plan(plan.with_numbers(ids=ids))
+    x = start(torch.float32)
+    whole = loop(scheduler, x)
+    for index in ([2, 0, 3, 1], [3], [1, 1, 2]):
+        assert torch.equal(loop(scheduler, x, {2: index}), whole[index])
 
 
 def test_an_edit_beside_it_is_a_new_state():

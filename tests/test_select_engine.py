@@ -121,6 +121,7 @@ def test_an_engines_others_are_left_alone_and_copies_may_have_seeds():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         going = engine.select([1, 1, 1], tickets=mine, seeds=[70, 80, 11])
+    assert all(same(ticket.x0, going[0].x0) for ticket in going)
     engine.run()
     row = 3
     for ticket, seed in zip(going, (70, 80, 11), strict=True):
