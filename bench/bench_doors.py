@@ -20,7 +20,7 @@ from measure import figure, interleaved, often, outputs
 
 import fastsample as fs
 from fastsample.interop import k_diffusion
-from fastsample.interop.diffusers import FsScheduler, loop
+from fastsample.interop.diffusers import FsScheduler, loop, runs
 from fastsample.runtime import spares
 from tests.oracle import peers
 
@@ -150,6 +150,48 @@ def bench_set_timesteps(benchmark, name):
     shares = [s / p for s, p in zip(own, others["diffusers"], strict=True)]
     what = f"{where} again, of diffusers' time"
     figure(benchmark, what, shares, "x", target=0.5, better="lower")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def bench_first_set_timesteps(benchmark, name):
+    """set_timesteps of schedulers made a moment ago: of a config that another one ran before, and
+    of one that none did, against new objects of the class.
+    """
+    benchmark.group = "doors"
+    config, calls = SOURCES[name][0], 10
+    source = getattr(diffusers, f"{name}Scheduler")
+    ours = lambda: FsScheduler.from_config(source(**config))
+
+    def first(make):
+        def work():
+            for scheduler in made:
+                scheduler.set_timesteps(STEPS)
+            return scheduler.timesteps
+
+        made = [make() for _ in range(calls)]
+        return work
+
+    def unknown():
+        runs._shared.clear()
+        return ours()
+
+    if not torch.equal(first(ours)(), first(lambda: source(**config))()):
+        raise AssertionError(f"{name}: other timesteps than the peer's")
+    own, others = interleaved(
+        benchmark,
+        lambda: first(ours),
+        {"diffusers": lambda: first(lambda: source(**config)), "new": lambda: first(unknown)},
+    )
+    where, theirs = f"FsScheduler for {name}: set_timesteps", others["diffusers"]
+    why = "the plan itself is made, row by row, and checked"
+    for what, seconds in (
+        ("of a fresh scheduler of a config that another ran", own),
+        ("of a config that none ran", others["new"]),
+    ):
+        figure(benchmark, f"{where} {what}", [s / calls * 1e6 for s in seconds], "µs")
+        shares = [s / p for s, p in zip(seconds, theirs, strict=True)]
+        told = f"{where} {what}, of diffusers' time"
+        figure(benchmark, told, shares, "x", target=5.0, better="lower", missed=why)
 
 
 def bench_new_shift(benchmark):
