@@ -182,7 +182,7 @@ def bad_calls():
     yield source, (), {"eta": [generator]}, "eta is a list; a number"
     clipped = "use_clipped_model_output"
     yield source, (0.0, generator), {}, f"{clipped} is a Generator; False {as_it}"
-    yield source, (0.0, True), {}, f"{clipped} = True of {source} is not reproduced; False"
+    yield source, (0.0, 2.0), {}, f"{clipped} = 2.0 of {source} is not reproduced; False"
     yield source, (), {"eta": 1.5}, "eta = 1.5; a number from 0 to 1 is accepted"
     yield source, (0.0,), {"eta": 0.0}, "eta was given twice"
     too_many = (0.0, False, None, None, True, 1)

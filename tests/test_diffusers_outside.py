@@ -247,3 +247,49 @@ def test_scale_model_input_looks_nothing_up_where_it_scales_nothing():
         for _ in range(2):
             assert ours.scale_model_input(X, 123.456) is X
             ours.set_timesteps(5)
+
+
+# -- keywords and options --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({"prediction_type": kind} for kind in ("epsilon", "sample", "v_prediction")),
+        {"clip_sample": False, "thresholding": True, "sample_max_value": 1.5},
+        {"clip_sample_range": 0.5},
+        {"clip_sample": False},
+    ],
+)
+def test_use_clipped_model_output(config):
+    """DDIM's direction from the bounded x0: a loop beside the class, and unlike it without."""
+    ends = {True: [], False: []}
+    for clipped, kept in ends.items():
+        for scheduler in both("DDIMScheduler", SD | config, compat="diffusers"):
+            scheduler.set_timesteps(6)
+            x = 2 * X.float()
+            for t in scheduler.timesteps[:4]:  # the last step goes to x0 alone
+                given = {"use_clipped_model_output": clipped}
+                x = scheduler.step(2 * torch.tanh(x), t, x, **given).prev_sample
+            kept.append(x)
+        assert close(kept[1], kept[0])
+    unlike = not torch.allclose(ends[True][1], ends[False][1], rtol=1e-3)
+    assert unlike == (config != {"clip_sample": False})
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "said"),
+    [
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_karras_sigmas": True, "use_lu_lambdas": True},
+            "use_karras_sigmas and use_lu_lambdas = True at once; one of them is accepted",
+        ),
+        ("DPMSolverMultistepScheduler", {"variance_type": "foo"}, "variance_type = 'foo'; .*acc"),
+        ("LCMScheduler", {"timestep_spacing": "foo"}, "timestep_spacing = 'foo'; .*is accepted"),
+        ("EulerDiscreteScheduler", {"interpolation_type": "foo"}, "interpolation_type = 'foo'"),
+        ("UniPCMultistepScheduler", {"solver_type": "foo"}, "solver_type = 'foo'"),
+    ],
+)
+@pytest.mark.parametrize("compat", ["diffusers", None])
+def test_contradictory_and_unknown_options_are_refused(name, config, said, compat):
+    with pytest.raises(ValueError, match=f"^FsScheduler: {said}"):
+        fs.FsScheduler(source=name, compat=compat, **config)

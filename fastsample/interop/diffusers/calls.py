@@ -132,12 +132,12 @@ def check_step(eta, generator, variance_noise) -> float:
     return float(eta)
 
 
-def check_others(others: dict, source: str, clipped: bool) -> None:
+def check_others(others: dict, source: str) -> None:
     """What else a class's step takes: at its default, or where it changes nothing; ValueError or
     TypeError otherwise.
 
-    Nothing is changed by the settings of churn without churn, by churn in FlowMatchEuler, which has
-    none, and by use_clipped_model_output unless clipped.
+    Nothing is changed by the settings of churn without churn, and by churn in FlowMatchEuler, which
+    has none. use_clipped_model_output is taken elsewhere.
     """
     for name, value in others.items():
         if name not in NEUTRAL:
@@ -145,11 +145,8 @@ def check_others(others: dict, source: str, clipped: bool) -> None:
                 f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, "
                 "return_dict and what the source's own step takes are accepted"
             )
-        idle = (
-            name in CHURN
-            or (name == "s_churn" and source.startswith("FlowMatch"))
-            or (name.startswith("use_clipped") and not clipped)
-        )
+        idle = name in CHURN or (name == "s_churn" and source.startswith("FlowMatch"))
+        idle |= name == "use_clipped_model_output" and (value is True or value is False)
         if _is_generator(value):
             raise TypeError(
                 f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a "

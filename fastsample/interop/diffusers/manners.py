@@ -7,11 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...model import to_x0
 from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
+from .config import trained_levels
+from .plan import number
+from .sources import PREDICTIONS
 from .steps import variances
 
 if TYPE_CHECKING:
@@ -95,6 +100,26 @@ def with_learned(
 
     drawn.deviation = deviation
     return drawn
+
+
+def with_clipped(settings: dict, f: Tensor, timestep, sample: Tensor) -> Tensor:
+    """The model's output that predicts the bounded x0, where the step bounds it: DDIM's
+    use_clipped_model_output, whose direction is that of the bounded x0.
+    """
+    if not (isinstance(f, Tensor) and isinstance(sample, Tensor)) or f.shape != sample.shape:
+        return f  # for the loop to refuse
+    levels = trained_levels("vp", settings, np.array([number(timestep)]))
+    p, q = (float(v[0]) for v in to_x0(PREDICTIONS[settings["prediction_type"]], *levels))
+    x = sample.to(state_dtype(sample))
+    x0 = p * x + q * f.to(x.dtype)
+    if settings["thresholding"]:
+        ratio, top = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
+        s = torch.quantile(x0.flatten(1).abs(), ratio, dim=1).clamp(1.0, top)
+        s = s.view(-1, *[1] * (x.dim() - 1))
+        bounded = x0.clamp(-s, s) / s
+    else:
+        bounded = x0.clamp(-settings["clip_sample_range"], settings["clip_sample_range"])
+    return torch.where(bounded == x0, f, ((bounded - p * x) / q).to(f.dtype))
 
 
 # -- inside ----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
 from .loop import Loop
 from .loops import Loops, too_early
-from .manners import with_learned
+from .manners import with_clipped, with_learned
 from .moving import arguments, beside, closest
 from .noising import Noising
 from .output import FsSchedulerOutput
@@ -257,8 +257,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
         if others:
-            clips = loop.compat and bool(self._settings.get("clip_sample"))
-            check_others(others, self.config.source, clipped=clips)
+            check_others(others, self.config.source)
+            bounds = any(self._settings.get(k) for k in ("clip_sample", "thresholding"))
+            if others.get("use_clipped_model_output") and loop.compat and bounds:
+                model_output = with_clipped(self._settings, model_output, timestep, sample)
         noise = self._noise
         if self._learned or self._negative or per_token_timesteps is not None:
             if per_token_timesteps is not None and self.config.source == MATCH:

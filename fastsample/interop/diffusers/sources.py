@@ -228,7 +228,7 @@ def settings(source: str, config: dict) -> dict:
 def _check_words(config: dict) -> None:
     """ValueError for options that contradict each other, and for words that no class knows."""
     asked = [f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta")]
-    asked = [key for key in asked if config.get(key)]
+    asked = [key for key in (*asked, "use_lu_lambdas") if config.get(key)]
     if len(asked) > 1:
         raise ValueError(
             f"FsScheduler: {' and '.join(asked)} = True at once; one of them is accepted"
@@ -236,6 +236,8 @@ def _check_words(config: dict) -> None:
     for key, accepted in (
         ("final_sigmas_type", ("zero", "sigma_min")),
         ("time_shift_type", ("exponential", "linear")),
+        ("timestep_spacing", ("linspace", "leading", "trailing")),
+        ("variance_type", tuple(VARIANCES)),
     ):
         if key in config and config[key] not in accepted:
             raise ValueError(
