@@ -84,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
     about += ".npy where samples are no images)"
     add("--out", action="append", metavar="FILE", help=about)
     _model_options(add, 64)
+    about = "begin from images [n,*], sample b from number b mod n, at one of the three that follow"
+    add("--latent", metavar="FILE.npy", help=about)
+    add("--strength", type=float, metavar="S", help="the share of the plan's steps that is run")
+    about = "the noise level sigma/alpha the images are noised to, from which every step is run"
+    add("--level", type=float, metavar="L", help=about)
+    add("--start", type=int, metavar="K", help="the index into the plan's grid to begin at")
     add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
     add("plan", help="a .fsplan file")
     add("--json", action="store_true", help="the whole plan as JSON")
@@ -255,7 +261,9 @@ def sample(args: argparse.Namespace) -> None:
     if not outs:
         outs = ["samples.png" if picture else "samples.npy"]
         place(outs[0])
+    plan, given = _begun(plan, args, it.shape)
     z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
+    words |= given
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
     seconds = time.perf_counter() - begin
     print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
@@ -265,6 +273,45 @@ def sample(args: argparse.Namespace) -> None:
         else:
             write_whole(out, report.npy(end))
         print(f"wrote {out}")
+
+
+def _begun(plan: Plan, args: argparse.Namespace, shape: Sequence[int]) -> tuple[Plan, dict]:
+    """The plan that begins as the command says, and what a run of it is given beside its noise."""
+    where = {name: getattr(args, name) for name in ("start", "strength", "level")}
+    said = [f"--{name} {value}" for name, value in where.items() if value is not None]
+    if args.latent is None:
+        if said or not plan.sigma[0]:
+            asks = said[0] if said else f"{args.plan}, made with start=,"
+            raise ValueError(f"{asks} begins from an image; --latent FILE.npy is needed")
+        return plan, {}
+    if plan.sigma[0] and not said:
+        raise ValueError(
+            f"--latent {args.latent}: where it begins is not said; --strength, --level or --start "
+            "is needed"
+        )
+    images = _images(args.latent, shape)
+    plan = plan.remake(**where) if said else plan
+    return plan, {"latent": images[[b % len(images) for b in range(args.samples)]]}
+
+
+def _images(path: str, shape: Sequence[int]) -> Any:
+    """The images [n,*] of a .npy file as a float32 tensor."""
+    import numpy as np
+    import torch
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        why = getattr(error, "strerror", None) or "it holds no array"
+        raise ValueError(f"--latent {path}: {why}; a .npy file is accepted") from None
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or not found.size:
+        raise ValueError(f"--latent {path}: no array of numbers; a .npy file of images is accepted")
+    if found.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"--latent {path}: {list(found.shape)} where samples are {list(shape)}; "
+            f"[n, {', '.join(map(str, shape))}] is accepted"
+        )
+    return torch.from_numpy(found.astype(np.float32))
 
 
 def _found_guidance(plan: Plan) -> float | None:

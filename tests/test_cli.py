@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import fastsample as fs
 from fastsample import cli
@@ -149,6 +150,30 @@ def test_show_escapes_what_a_terminal_would_obey(here, capsys):
     assert not any(ch in said for ch in "\x1b\x9b\u202e") and "\\x1b[2J" in said
 
 
+def test_sample_begins_from_images(here, capsys):
+    s = fs.schedules.Flow()
+    plan = fs.solvers.euler(s, fs.grids.uniform(s, 4), prediction="flow")
+    plan.save("p.fsplan")
+    images = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
+    np.save("i.npy", images)
+    it = cli.subject(cli.parser().parse_args(["sample", "x", *MINE]))
+    z, latent = it.noise(4, 7), torch.from_numpy(images[[0, 1, 2, 0]])
+    for option, begin in (
+        ("--strength 0.5", {"strength": 0.5}),
+        ("--level 1.0", {"level": 1.0}),
+        ("--start 1", {"start": 1}),
+    ):
+        run = ["sample", "p.fsplan", *MINE, "--seed", "7", "--latent", "i.npy", "--out", "a.npy"]
+        assert cli.main([*run, *option.split()]) == 0
+        image = plan.remake(**begin)
+        assert f"4 samples of {image.nfe} evaluations" in capsys.readouterr().out
+        want = fs.Sampler(image, it.model)(latent=latent, noise=z)
+        np.testing.assert_array_equal(np.load("a.npy"), want.numpy())
+    plan.remake(1).save("image.fsplan")
+    assert cli.main(["sample", "image.fsplan", *run[2:]]) == 0
+    np.testing.assert_array_equal(np.load("a.npy"), want.numpy())
+
+
 BAD = [
     (["show", "absent.fsplan"], "absent.fsplan: No such file"),
     (["show", "."], "."),
@@ -168,6 +193,10 @@ BAD = [
     (["optimize", *MINE, "--rows", "free", "--aggregate", "joint"], "aggregate='joint'"),
     (["sample", "p.fsplan", "--label", "10"], "--label 10"),
     (["sample", "p.fsplan", "--shape", "1,8,8"], "--shape belongs to --model"),
+    (["sample", "p.fsplan", *MINE, "--level", "1"], "--level 1.0 begins from an image; --latent"),
+    (["sample", "p.fsplan", *MINE, "--latent", "n.npy"], "where it begins is not said; --strength"),
+    (["sample", "p.fsplan", *MINE, "--latent", "n.npy", "--start", "1"], "n.npy: No such file"),
+    (["sample", "p.fsplan", *MINE, "--latent", "mine.py", "--start", "1"], "it holds no array"),
     (["show", "p.fsplan", "--picture", "p.jpg"], "--picture p.jpg: a .png file is accepted"),
 ]
 

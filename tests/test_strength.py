@@ -249,6 +249,8 @@ def test_a_sampler_keeps_what_it_made():
         sampler(latent=image, level=level, seed=1)
     assert len(sampler._images._made) <= fs.runtime.images.KEPT
     assert torch.equal(first, sampler(latent=image, level=2.0, seed=1))
+    sampler.release()
+    assert not sampler._images._made
 
 
 def test_guidance_comes_after():

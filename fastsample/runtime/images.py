@@ -44,3 +44,8 @@ class Images:
                     self._made.clear()
                 self._made[key] = found
         return found
+
+    def clear(self) -> None:
+        """Let go of them, and with them of their idle runs."""
+        with self._lock:
+            self._made.clear()

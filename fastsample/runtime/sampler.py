@@ -199,6 +199,7 @@ class Sampler:
     def release(self) -> None:
         """Free the memory of idle runs, and captured graphs."""
         self._spares.clear()
+        self._images.clear()
         if self.mode == "graph":
             self._graphs.release()
 
