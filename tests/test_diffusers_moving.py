@@ -231,6 +231,8 @@ def refused():
     said = "has timestep_type = 'continuous' and DDIMScheduler would have 'discrete'"
     video = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
     yield "EulerDiscrete", video, "DDIM", {}, said, {"timestep_type": "discrete"}
+    said = "use_karras_sigmas = True between the ends of its flow and UniPCMultistep"
+    yield "FlowMatchEulerDiscrete", karras, "UniPCMultistep", {}, said, {"use_karras_sigmas": False}
     said = "shift = 3.0 beside flow_shift = 5.0; one number"
     both = {"shift": 3.0, "flow_shift": 5.0}
     yield "FlowMatchEulerDiscrete", {}, "UniPCMultistep", both, said, None
@@ -342,6 +344,16 @@ def test_edm_levels_and_words_move_along(name, target, config):
     levels = (4.0 * scheduler.timesteps[[1, 3]].double()).exp().view(2, 1, 1, 1)
     noised = again.add_noise(image, noise, scheduler.timesteps[[1, 3]])
     assert torch.allclose(noised, (image + levels * noise).float(), rtol=1e-5)
+
+
+def test_what_pipelines_find_mu_by_stays():
+    words = {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192}
+    scheduler = moved(of("FlowMatchEulerDiscrete", **words), "UniPCMultistep")
+    for one in (scheduler, FsScheduler.from_config(scheduler.config)):
+        assert words.items() <= one.config.items() and "base_shift" not in one.config
+        one.set_timesteps(4, mu=0.7)
+        s = np.linspace(1.0, 0.001, 5)[:-1]
+        assert np.allclose(one.sigmas[:-1], np.exp(0.7) * s / (1.0 + np.expm1(0.7) * s), atol=2e-6)
 
 
 def test_a_plan_is_held_against_any_class_that_can_be_read():

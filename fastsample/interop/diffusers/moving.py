@@ -21,70 +21,35 @@ refused.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
-from ...schedules import Flow
-from .edm import as_ours, edm_levels
-from .grids import CONVERSIONS, levels_of, noise_schedule
+from .edm import as_ours
+from .grids import CONVERSIONS
 from .saving import restored
-from .sources import (
-    BOUNDING,
-    BOUNDS,
-    CLOSEST,
-    OURS,
-    SOURCES,
-    class_of,
-    defaults,
-    said,
-    scale,
-    settings,
+from .sources import BOUNDING, CLOSEST, OURS, SOURCES, class_of, defaults, said, settings
+from .training import (
+    EDMS,
+    FLOW_MATCH,
+    FLOWS,
+    GRIDS,
+    NEUTRAL,
+    SHIFTS,
+    apart,
+    betas_of,
+    levels_at,
+    on_betas,
+    own_ends,
+    training,
 )
 
-FLOW_MATCH = "FlowMatchEulerDiscreteScheduler"
-# one straight path from data to noise, along which the model is told T·sigma
-FLOWS = (
-    FLOW_MATCH,
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "LTXEulerAncestralRFScheduler",
-)
-EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # whose solvers run on a flow too, on FlowMatchEuler's grid
 FLOWING = ("DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
-# classes that have the word clip_sample and do not read it
-UNCLIPPED = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "TCDScheduler")
 IMPLIED = ("use_flow_sigmas", "prediction_type")
 SHARED = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that every class knows
-INFINITE = 4095.0  # sigma/alpha from which on a level is diffusers' stand-in for pure noise
-EPS = float(np.finfo(np.float32).eps)
 TABLE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
-SHIFTS = {
-    "use_dynamic_shifting": False,
-    "time_shift_type": "exponential",
-    "shift_terminal": None,
-    "invert_sigmas": False,
-}
-GRIDS = {
-    **dict.fromkeys(CONVERSIONS, False),
-    "sigma_min": None,
-    "sigma_max": None,
-    "lambda_min_clipped": -math.inf,
-    "final_sigmas_type": "zero",
-}
-# what stands where a class has no such option
-NEUTRAL = {
-    "rescale_betas_zero_snr": False,
-    "prediction_type": "epsilon",
-    "timestep_type": "discrete",
-    "use_flow_sigmas": False,
-    **dict.fromkeys(BOUNDS, False),
-    **GRIDS,
-    **SHIFTS,
-}
 
 
 def arguments(
@@ -181,15 +146,15 @@ class Origin:
                 words[own] = given[other]
         self.words = words | {k: v for k, v in given.items() if k in words} | (moved or {})
         edm = self.name in EDMS
-        self.trained = _trained(self.name, as_ours(self.words) if edm else self.words)
-        self.levels = _levels(self.name, self.words) if moved else self._own_levels(kind)
+        self.trained = training(self.name, as_ours(self.words) if edm else self.words)
+        self.levels = levels_at(self.name, self.words) if moved else self._own_levels(kind)
 
     def along(self, source: str, usual: dict, words: dict) -> dict:
         """The options of `source` that are neither its defaults (usual) nor in what the config says
         to it (words), and without which the model would be asked for something else.
         """
         flow = self.trained["use_flow_sigmas"]
-        betas = _on_betas(self.trained)
+        betas = on_betas(self.trained)
         want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and betas}
         if source == FLOW_MATCH:  # it is one, and predicts as one, without a word
             want = {
@@ -203,7 +168,7 @@ class Origin:
         want = {k: v for k, v in want.items() if k in usual}
         stands |= want | carried
         if betas and "trained_betas" in usual and not self._given_by(source, stands):
-            want["trained_betas"] = _betas(self.levels)
+            want["trained_betas"] = betas_of(self.levels)
             if "snr_shift_scale" in self.words:  # they have it in them
                 want["snr_shift_scale"] = 1.0
         return want | ({"moved": carried} if carried else {})
@@ -213,14 +178,14 @@ class Origin:
         may be asked for, in words); None where nothing differs.
         """
         read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
-        new = _trained(source, read)
+        new = training(source, read)
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:
-            sides = ((self.name, self.trained, self.levels), (source, new, _levels(source, read)))
+            sides = ((self.name, self.trained, self.levels), (source, new, levels_at(source, read)))
             return None, " and ".join(
                 f"{name} is a flow of sigma up to {levels.max():.6g}"
                 if what["use_flow_sigmas"]
                 else f"{name} stands on betas, with sigma/alpha up to {levels.max():.6g}"
-                if _on_betas(what)
+                if on_betas(what)
                 else f"{name} stands on sigma up to {levels.max():.6g}"
                 for name, what, levels in sides
             )
@@ -229,14 +194,21 @@ class Origin:
             if (key in IMPLIED or key not in self.given) and not _same(there, here):
                 had = f"{self.name} has {key} = {there!r} and {source} would have {here!r}"
                 return {key: here}, had
+        key = next((k for k in CONVERSIONS if new["use_flow_sigmas"] and self.trained.get(k)), None)
+        if key and own_ends(self.name) != own_ends(source):
+            kinds = ("its flow", "its betas")[:: 1 if own_ends(self.name) else -1]
+            return {key: False}, (
+                f"{self.name} has {key} = True between the ends of {kinds[0]} and {source} would "
+                f"have it between those of {kinds[1]}"
+            )
         found = settings(source, read)
         # what this class has no option for was asked for to change them
         if any(
             k in TABLE or k.startswith("rescale") for k in self.given.keys() - self.words.keys()
         ):
             return None
-        levels = _levels(source, found)
-        off = _apart(self.levels, levels, not _on_betas(new))
+        levels = levels_at(source, found)
+        off = apart(self.levels, levels, not on_betas(new))
         if not off.any():
             return None, None
         at, what = int(np.argmax(off)), "sigma" if new["use_flow_sigmas"] else "sigma/alpha"
@@ -268,7 +240,7 @@ class Origin:
         if self.trained["use_flow_sigmas"]:
             levels = getattr(peer, "sigmas", None)
             if self.name not in FLOWS or levels is None:
-                return _levels(self.name, self.words)
+                return levels_at(self.name, self.words)
             return np.asarray(levels.cpu(), dtype=np.float64)[::-1]
         times = getattr(peer, "timesteps", None)
         if times is not None and len(times) > 1 and times[0] < times[-1]:
@@ -285,7 +257,7 @@ class Origin:
         if words["trained_betas"] is None and words["beta_schedule"] not in SHARED:
             return False
         try:
-            return not _apart(self.levels, _levels(source, words), told=False).any()
+            return not apart(self.levels, levels_at(source, words), told=False).any()
         except ValueError:
             return False
 
@@ -302,72 +274,6 @@ def _instead(follow: Callable, old: Origin, given: dict, option: dict | None) ->
         (key, value), beside = *more.items(), " beside it" if more is option else ""
         return f"{key}={value!r}{beside}"
     return "a plan for this model, by from_plan,"
-
-
-def _trained(name: str, words: Mapping) -> dict:
-    """The options that say what a model was trained for, their values as the class acts on them."""
-    flow = name in FLOWS or bool(words.get("use_flow_sigmas"))
-    kind = words.get("prediction_type", NEUTRAL["prediction_type"])
-    found = {
-        "use_flow_sigmas": flow,
-        "num_train_timesteps": words.get("num_train_timesteps"),
-        "prediction_type": "flow_prediction" if name in FLOWS else kind,
-    }
-    for key, parts in BOUNDS.items():
-        found[key] = bool(words.get(key)) and not (key == "clip_sample" and name in UNCLIPPED)
-        found |= {k: words.get(k, usual) for k, usual in parts.items() if found[key]}
-    if flow:
-        found |= {k: words.get(k, usual) for k, usual in SHIFTS.items()}
-        found["shift"] = words.get("shift", words.get("flow_shift", 1.0))
-        if not found["use_dynamic_shifting"]:
-            found["time_shift_type"] = SHIFTS["time_shift_type"]
-        return found | {k: True for k in CONVERSIONS if words.get(k)}
-    found["rescale_betas_zero_snr"] = words.get("rescale_betas_zero_snr", False)
-    continuous = words.get("timestep_type") == "continuous" and kind == "v_prediction"
-    found["timestep_type"] = "continuous" if continuous else "discrete"
-    found |= {k: words[k] for k in ("sigma_data", "rho") if k in words}
-    grid = {k: words[k] for k, usual in GRIDS.items() if words.get(k, usual) != usual}
-    converted = any(k in grid for k in CONVERSIONS)
-    return found | {
-        k: v for k, v in grid.items() if converted or k not in ("sigma_min", "sigma_max")
-    }
-
-
-def _levels(name: str, words: Mapping) -> np.ndarray:
-    """[T] at the training timesteps, data to noise: sigma/alpha, on flow scale sigma; EDM's
-    falling, as many.
-    """
-    if name in FLOWS or words.get("use_flow_sigmas"):
-        size = words["num_train_timesteps"]
-        shift = words.get("shift", words.get("flow_shift", 1.0))
-        shift = 1.0 if words.get("use_dynamic_shifting") else shift
-        return Flow(shift).sigma(np.arange(1.0, size + 1.0) / size)
-    if "sigma_data" in words:
-        return edm_levels(words, words["num_train_timesteps"])
-    on_sigma = name in SOURCES and scale(name, words) == "sigma"
-    return levels_of(noise_schedule(words, finite=on_sigma))
-
-
-def _betas(levels: np.ndarray) -> list[float]:
-    """Those of a table of sigma/alpha, data to noise."""
-    table = 1.0 / (1.0 + levels**2)
-    return (1.0 - table / np.append(1.0, table[:-1])).tolist()
-
-
-def _apart(a: np.ndarray, b: np.ndarray, told: bool) -> np.ndarray:
-    """[T] bool, where levels differ by more than float32 leaves in them: it multiplies t+1 factors
-    of alphas_cumprod, each of two roundings, and 1 - alphas_cumprod loses what they err by; told:
-    the levels come from no table, but by a formula with powers up to 7.
-    """
-    if a.shape != b.shape:
-        return np.ones(1, dtype=bool)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slack = 32.0 if told else (np.arange(len(a)) + 2.0) * (1.0 + a**-2.0)
-        return ~((np.abs(a - b) <= EPS * slack * b) | (np.minimum(a, b) >= INFINITE))
-
-
-def _on_betas(trained: dict) -> bool:
-    return not trained["use_flow_sigmas"] and "sigma_data" not in trained
 
 
 def _same(a: object, b: object) -> bool:

@@ -130,6 +130,13 @@ UNTIMED = (
 )
 # a flow of a class that has none of its own, as FlowMatchEuler has it
 FLOW = {"shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
+# what pipelines find mu by, wherever a config has it
+SHIFTED_BY = {
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
 # what is done to predicted data, each with what belongs to it where it is on
 BOUNDS = {
     "clip_sample": {"clip_sample_range": 1.0},
@@ -295,6 +302,7 @@ def own_config(config: dict, usual: dict) -> dict:
     """
     unset = config.get("_use_default_values", ())
     kept = {k: v for k, v in config.items() if k in usual or k in OURS or (k == "moved" and v)}
+    kept |= {k: config[k] for k, v in SHIFTED_BY.items() if config.get(k, v) != v}
     unset = [k for k in unset if k in usual and config[k] == usual[k]]
     return kept | ({"_use_default_values": unset} if unset else {})
 
