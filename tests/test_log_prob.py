@@ -278,3 +278,13 @@ def test_a_draw_told_ahead_is_the_draw_of_the_step():
     right = right - 6 * std.double().log()
     assert told.sub(right).abs().max() < 1e-4 * right.abs().max()
     assert torch.equal(told, density.log_prob(run.x, mean, std))
+
+
+def test_a_step_says_where_gradients_may_go():
+    run = Run(ddim(), noise=unit(2, 3, dtype=torch.float32), seed=1)
+    f = (0.1 * run.model_input).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"detach it \(mean and log_prob take it as it is\)"):
+        run.step(f)
+    assert run.mean(f).requires_grad and run.log_prob(f).requires_grad
+    run.step(f.detach())
+    assert run.row == 2

@@ -60,8 +60,9 @@ class Run(Selectable):
     check         "end": noise that is no unit normal is refused, and `check()` reads the status (on
                   a device it looks at noise, mask and known image too); None: nothing is looked at
 
-    A model that writes into its input may write into the state. Raises ValueError or TypeError, one
-    sentence, before any kernel.
+    A model that writes into its input may write into the state. One that is asked with gradients
+    keeps its input for them: after mean or log_prob a step leaves that alone, otherwise ask with a
+    clone. Raises ValueError or TypeError, one sentence, before any kernel.
     """
 
     def __init__(
