@@ -308,6 +308,7 @@ class Cursor:
         if not gradients and any(v is not None and v.requires_grad for v in f):
             raise RuntimeError(
                 "Run.step: the model's output requires grad, and a step keeps none; detach it "
-                "(mean and log_prob take it as it is), or use Sampler(..., differentiable=True)"
+                "(mean and log_prob take it as it is), or use torch.no_grad() or Sampler(..., "
+                "differentiable=True)"
             )
         return [v if v is None else pool.placed(v, own.x.stride(), v.dtype) for v in f]
