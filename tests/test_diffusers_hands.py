@@ -129,3 +129,27 @@ def test_timesteps_put_back_in_another_dtype_are_still_the_run():
         assert t.dtype == torch.float16
         x, y = ours.step(0.1 * x, t, x).prev_sample, own.step(0.1 * y, other, y).prev_sample
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("compat", ["diffusers", None])
+def test_sigmas_written_in_place_are_no_silent_change(compat):
+    """Pipelines of the Cosmos family set the last level so. The sentence's advice works."""
+    _, ours = both("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, compat=compat)
+    x = X.float()
+    for kept in range(2):  # with a new run, and with one that another loop left
+        ours.set_timesteps(5)
+        if kept:
+            end = x
+            for t in ours.timesteps:
+                end = ours.step(0.1 * x, t, end).prev_sample
+            ours.set_timesteps(5)
+        ours.sigmas[-1] = ours.sigmas[-2]
+        with pytest.raises(ValueError, match=r"sigmas was written to, .*; .* are accepted"):
+            ours.step(0.1 * x, ours.timesteps[0], x)
+        ours.set_timesteps(5)
+        before = ours.sigmas
+        ours.sigmas = before.double()
+        assert ours.sigmas.dtype == torch.float64
+        ours.step(0.1 * x, ours.timesteps[0], x)
+    ours.set_timesteps(sigmas=[1.0, 0.5, 0.2])
+    ours.step(0.1 * x, ours.timesteps[0], x)

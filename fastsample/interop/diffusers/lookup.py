@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...plan import Plan
@@ -57,6 +58,14 @@ class Lookup:
                 f"scheduler.timesteps are accepted: {self._words()}"
             )
         return len(self) - 1 if at is None else at
+
+    def check_told(self) -> None:
+        """ValueError where somebody wrote to the sigmas that a reader was told."""
+        if self.sigmas is not None and not torch.equal(self.sigmas, self._as_told):
+            raise ValueError(
+                "FsScheduler.step: scheduler.sigmas was written to, which no step reads; other "
+                "levels by set_timesteps(sigmas=...) are accepted"
+            )
 
     def factor(self, at: int) -> float:
         """What a sample that comes to step `at` is multiplied by: init_scale where a run begins

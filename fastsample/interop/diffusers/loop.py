@@ -79,14 +79,13 @@ class Loop(Lookup):
         manner = manner or Manner()
         self._points_of(plan, calls_per_point, unit and not compat, manner)
         self._draws_at, self._bounds = manner.draws, manner.thresholding
-        self._kind, self._own_sigmas = torch.int64 if whole else torch.float32, sigmas
+        self._kind, self.own_sigmas = torch.int64 if whole else torch.float32, sigmas
 
     def fresh(self, device=None) -> Loop:
         """The loop at its start, with timesteps of its own; all that was looked up is shared."""
         twin = self._twin()
         twin.timesteps = times = torch.tensor(self._labels, dtype=self._kind, device=device)
         twin._next, twin._bytes = times.data_ptr(), times.element_size()
-        twin.sigmas = None if self._own_sigmas is None else self._own_sigmas.clone()
         return twin
 
     def again(self) -> Loop:
@@ -99,7 +98,8 @@ class Loop(Lookup):
     def told(self, timesteps: Tensor | None = None, sigmas: Tensor | None = None) -> None:
         """The same numbers in other memory, for readers."""
         with self._lock:
-            self.sigmas = self.sigmas if sigmas is None else sigmas
+            if sigmas is not None:
+                self.sigmas, self._as_told = sigmas, sigmas.clone()
             if timesteps is not None:
                 self.timesteps = times = timesteps.contiguous()
                 self._bytes = times.element_size()
@@ -187,7 +187,8 @@ class Loop(Lookup):
         nothing and the sample is the state itself; else False, nothing done.
         """
         plain = self.index is None and not self.begin and self._factor == 1.0 and eta == 0.0
-        plain = plain and self._bounds is None and f.__class__ is Tensor and not watched()
+        plain = plain and self._bounds is self.sigmas is None  # or somebody may have written there
+        plain = plain and f.__class__ is Tensor and not watched()
         plain = plain and self._dtype(f, sample) == sample.dtype
         if not (plain and self._draws_nothing(self.plan, eta)):
             return False
@@ -349,6 +350,7 @@ class Loop(Lookup):
                 "accepted, nothing is broadcast"
             )
         refuse("FsScheduler.step", model_output, sample)
+        self.check_told()
         expected = self.find(timestep)
         if not 0 <= expected < len(self):
             raise IndexError(

@@ -54,9 +54,12 @@ class Readings:
         if loop is None:
             return self._as_source("sigmas").sigmas.clone()
         if loop.sigmas is None:
-            sigma, alpha = (torch.tensor(v, dtype=torch.float64) for v in (loop.sigma, loop.alpha))
-            sigma = alpha if self._settings.get("invert_sigmas") else sigma
-            loop.sigmas = (sigma if self._scale == "flow" else sigma / alpha).float()
+            own = loop.own_sigmas
+            if own is None:
+                sigma, alpha = (torch.from_numpy(v) for v in (loop.sigma, loop.alpha))
+                sigma = alpha if self._settings.get("invert_sigmas") else sigma
+                own = (sigma if self._scale == "flow" else sigma / alpha).float()
+            loop.told(sigmas=own.clone())
         return loop.sigmas
 
     @property
