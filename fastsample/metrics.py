@@ -339,6 +339,8 @@ def run(
     from .runtime.sampler import Sampler
     from .runtime.sources import seed_of
 
+    if not isinstance(noise, torch.Tensor):
+        raise TypeError(f"metrics.run: noise is a {type(noise).__name__}; a tensor [B,*] is needed")
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
     state = state_dtype or arguments.state_dtype(noise)

@@ -85,6 +85,9 @@ class Setting:
         if not isinstance(model, Model):
             why = f"{where}: the model is a {type(model).__name__}; an fs.Model is needed"
             raise TypeError(why)
+        if not isinstance(z, (Tensor, Sequence)):
+            found = f"z is a {type(z).__name__}"
+            raise TypeError(f"{where}: {found}; unit noise [B,*], or its shape, is needed")
         whole(where, budget=budget)
         it = Given.of(where, given)
         again = call(where, z, own, it)

@@ -28,6 +28,7 @@ import numpy as np
 from . import consistency, text
 from . import file as plan_file
 from .checks import check, check_note
+from .given import integer
 from .note import frozen
 from .numbers import with_numbers
 from .row import FIELDS, Layout, PlanError, Program, RowShape, blank, moved
@@ -205,10 +206,12 @@ class Plan:
         if not set(dims) <= set(Layout._fields):
             raise PlanError(f"padded: {', '.join(sorted(dims))} given; S, G, L, K and E can grow")
         for name, size in dims.items():
-            if size < self.dims[name]:
+            count = integer(size)
+            if count is None or count < self.dims[name]:
+                is_no = "no whole number, beside" if count is None else "less than"
                 raise PlanError(
-                    f"padded: {name}={size} is less than the plan's own {self.dims[name]}; pass at "
-                    "least that"
+                    f"padded: {name}={size!r:.60} is {is_no} the plan's own {self.dims[name]}; "
+                    "pass at least that"
                 )
         wide = self.layout._replace(**dims)
         columns, arrays = self.layout.columns_in(wide), blank(wide, self.rows)
