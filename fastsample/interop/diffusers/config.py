@@ -107,10 +107,10 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     return DiscreteVP(table[falls & (table < 1.0)])
 
 
-def peer_layout(source: str, config: dict, peer) -> Points:
+def peer_layout(source: str, config: dict, peer, tail: bool = False) -> Points:
     """Levels and labels on the table of `peer`, the class itself after its set_timesteps.
 
-    ValueError where no plan has them.
+    ValueError where no plan has them; tail: on sigma scale, those below which one does.
     """
     labels, size = np.asarray(peer.timesteps.cpu(), np.float64), config["num_train_timesteps"]
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
@@ -131,7 +131,10 @@ def peer_layout(source: str, config: dict, peer) -> Points:
         if source == "DDIMScheduler":
             to = np.arange(size) - size // peer.num_inference_steps
             legs = np.stack([places[:-1], places[np.where(to < 0, last, to).astype(int)]], 1)
-    if source not in STRIDED and not _falls(source, grid):
+    stuck = [] if source in STRIDED else np.flatnonzero(~_falls(source, grid))
+    if len(stuck) and tail and where == "sigma" and stuck[-1] + 1 < len(labels):
+        grid, labels, stuck = grid[stuck[-1] + 1 :], labels[stuck[-1] + 1 :], []
+    if len(stuck):
         raise ValueError(
             f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 "
             "there; compat=None is accepted"
@@ -204,11 +207,13 @@ def _places(config: dict, peer, schedule: DiscreteVP) -> np.ndarray:
     return np.append(places, schedule.t_zero)
 
 
-def _falls(source: str, grid: np.ndarray) -> bool:
-    """Do the class's levels fall on this grid, or stay where it takes steps of length 0?"""
+def _falls(source: str, grid: np.ndarray) -> np.ndarray:
+    """Does the class's level fall in each step of this grid, or stay where it takes steps of length
+    0?
+    """
     steps = np.diff(grid)
     still = source.startswith(("DPMSolver", "UniPC", "EulerDiscrete", "FlowMatch"))
-    return bool((steps <= 0.0 if still else steps < 0.0).all())
+    return steps <= 0.0 if still else steps < 0.0
 
 
 def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
