@@ -218,7 +218,7 @@ def test_a_poisoned_run_begins_clean(road):
         ({"noise": Z[:2]}, ValueError, r"\[2, 2, 5\] on cpu was given in a run of \[3, 2, 5\]"),
         ({"noise": Z.numpy()}, TypeError, "noise is a ndarray"),
         ({"noise": Z.int()}, TypeError, "noise is torch.int32"),
-        ({"noise": Z.to("meta")}, TypeError, r"without numbers, on the device meta; .* is accepted"),
+        ({"noise": Z.to("meta")}, TypeError, "without numbers, on the device meta"),
         ({"noise": Z * torch.nan}, ValueError, "noise holds NaN"),
         ({"noise": Z.clone().requires_grad_()}, RuntimeError, "noise requires grad"),
         ({"noise": Z, "latent": Z}, ValueError, "pass exactly one of noise"),
