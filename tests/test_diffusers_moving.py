@@ -2,12 +2,15 @@
 differs.
 """
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 import fastsample
 from fastsample.interop.diffusers.sources import CLOSEST, SOURCES
+from fastsample.interop.diffusers.training import UNCLIPPED
 from tests.oracle.pipelines import loop, start
 
 diffusers = pytest.importorskip("diffusers")
@@ -165,6 +168,18 @@ def test_a_clip_is_not_switched_on(name):
     assert np.allclose(x, [2.9345, 1.3694, -1.9563], atol=5e-5)
 
 
+def test_the_classes_that_do_not_read_their_clip_are_all_known():
+    names = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+    kinds = {name: getattr(diffusers, name) for name in names}
+    unread = {
+        name
+        for name, kind in kinds.items()
+        if "clip_sample" in inspect.signature(kind.__init__).parameters
+        and "config.clip_sample:" not in inspect.getsource(kind)
+    }
+    assert unread == set(UNCLIPPED)
+
+
 @pytest.mark.parametrize(
     "target", ["EulerDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"]
 )
@@ -230,7 +245,10 @@ def refused():
     yield "FlowMatchEulerDiscrete", last, "DPMSolverMultistep", {}, said, {"shift_terminal": None}
     said = "has timestep_type = 'continuous' and DDIMScheduler would have 'discrete'"
     video = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
-    yield "EulerDiscrete", video, "DDIM", {}, said, {"timestep_type": "discrete"}
+    yield "EulerDiscrete", video, "DDIM", {}, said, {"source": "EulerDiscreteScheduler"}
+    said = "has invert_sigmas = True and UniPCMultistepScheduler would have False"
+    own = {"source": "FlowMatchEulerDiscreteScheduler"}
+    yield "FlowMatchEulerDiscrete", {"invert_sigmas": True}, "UniPCMultistep", {}, said, own
     said = "use_karras_sigmas = True between the ends of its flow and UniPCMultistep"
     yield "FlowMatchEulerDiscrete", karras, "UniPCMultistep", {}, said, {"use_karras_sigmas": False}
     said = "shift = 3.0 beside flow_shift = 5.0; one number"

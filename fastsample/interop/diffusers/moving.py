@@ -193,7 +193,8 @@ class Origin:
             here = new.get(key, NEUTRAL.get(key))
             if (key in IMPLIED or key not in self.given) and not _same(there, here):
                 had = f"{self.name} has {key} = {there!r} and {source} would have {here!r}"
-                return {key: here}, had
+                # what is done to samples may be given up, not what the model was trained for
+                return {key: here} if key in (*BOUNDING, *GRIDS, "shift_terminal") else None, had
         key = next((k for k in CONVERSIONS if new["use_flow_sigmas"] and self.trained.get(k)), None)
         if key and own_ends(self.name) != own_ends(source):
             kinds = ("its flow", "its betas")[:: 1 if own_ends(self.name) else -1]
