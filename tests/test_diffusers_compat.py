@@ -190,7 +190,10 @@ def test_ddpm_draws_with_the_variance_that_the_model_says(kind):
 def test_an_edit_by_a_callback_means_the_same(name, config):
     """What diffusers keeps stays where it was; the model is asked at what the callback left."""
     edited = assert_alike(name, config, edit=lambda x: 0.98 * x)
-    assert_alike(name, config, edit=lambda x: x.mul_(0.98))
+    if name != MULTI:  # one in place has lost what it was
+        ours = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD | config))
+        with pytest.warns(UserWarning, match="written to in place"):
+            walk(ours, 6, edit=lambda x: x.mul_(0.98))
     assert (edited - assert_alike(name, config)).abs().max() > 1e-3
 
 

@@ -28,7 +28,7 @@ from .grids import (
 from .matching import matching
 from .plan import scale_of
 from .sources import PREDICTIONS, VARIANCES, find, scale
-from .steps import heun, plms, posterior, strided
+from .steps import plms, posterior, strided
 from .unipc import unipc
 
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
@@ -161,6 +161,8 @@ def plan(
     if config.get("clip_sample") and not config.get("thresholding"):
         words["clip"] = float(config["clip_sample_range"])
     made = solver(_model(source, config, grid, labels, at.schedule), grid, **words)
+    if compat and source == "HeunDiscreteScheduler":  # of each pair of rows the second
+        made = made.with_note(anchored=[(row, 1.0) for row in range(2, made.rows - 1, 2)])
     return made.with_note(made_for=f"diffusers {source}")
 
 
@@ -237,7 +239,7 @@ def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat:
     if name.startswith("DPMSolver"):
         return _dpm(name, config, at, first, compat)
     if name == "HeunDiscreteScheduler":
-        return heun if compat else solvers.heun, {}
+        return solvers.heun, {}
     if name == "EulerAncestralDiscreteScheduler":
         return solvers.euler_ancestral, {}
     if (np.diff(at.grid) == 0.0).any():  # Euler is DPM-Solver++ of order 1

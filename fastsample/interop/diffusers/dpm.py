@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import ZERO, Builder, Lin, M, R, X
+from ...solvers._build import ANCHOR, ZERO, Builder, Lin, M, R, X
 from ...solvers._exponential import gain, history, moments
 
 CITE = [
@@ -55,12 +55,16 @@ def dpm(model: Model, grid, orders: Sequence[int], form: Form, clip: float = 0.0
     there. One evaluation a step.
     """
     x0 = form.as_x0 or not form.noise
+    anchored: list[tuple[int, float]] = []
     b, reached = Builder(model, grid, stored="x0" if x0 else "eps", clip=clip), []
     for i, order in enumerate(orders):
         here = (X - b.alpha[i] * M) / b.sigma[i] if x0 and form.noise else M
         seen = [i] if b.sigma[i + 1] == 0.0 else history(b.half_log_snr, i, order)
-        keep = {f"m{i}": here} | ({"base": X} if form.single and len(seen) == 1 else {})
-        b.row(b.t[i], to=b.t[i + 1], x=_step(b, i, seen, here, form), keep=keep)
+        begins = form.single and len(seen) == 1
+        if form.single and len(seen) > 1:
+            anchored.append((i + 1, 0.0 if here is M else 1.0 / b.alpha[i]))
+        x, keep = _step(b, i, seen, here, form), {f"m{i}": here}
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep=keep, anchor=Lin(X) if begins else None)
         reached.append(len(seen))
     name = f"{'sde-' * form.sde}dpmsolver{'++' * (not form.noise)}"
     return b.build(
@@ -70,6 +74,7 @@ def dpm(model: Model, grid, orders: Sequence[int], form: Form, clip: float = 0.0
         consistent=not (form.noise and form.sde),
         order=1 if form.sde else max(reached) if form.single else min(2, max(reached)),
         orders=reached,
+        anchored=anchored,
         citations=CITE,
     )
 
@@ -105,7 +110,7 @@ def _step(b: Builder, i: int, seen: list[int], here: Lin, form: Form) -> Lin:
         b.level(b.t[i + 1]),
     )
     outputs = [here, *(R(f"m{j}") for j in seen[1:])]
-    x = Lin(X) if begin == i else R("base")
+    x = Lin({"x" if begin == i else ANCHOR: 1.0})
     if form.noise:
         H, A = -h, s
         total = -a * sigma / alpha * gain(h)  # s·gain(-h), finite where s = 0

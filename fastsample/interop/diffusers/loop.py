@@ -6,10 +6,9 @@ to memory of its own, so an edited or replaced sample needs no noticing. A half-
 a state in float32 beside it: a pipeline that hands back the very tensor it was given, unwritten,
 goes on from that state and not from its half-precision copy; any other tensor becomes the new
 state. History is kept then: a multistep solver goes on with its earlier predictions, and where a
-method comes back to an earlier x (Heun's base, UniPC's corrected x), an exact plan has that x as a
-combination of the state and the predictions, so an edit of the sample moves it by a matching
-amount. With compat it stands in a slot of its own, as diffusers keeps it, and an edit is lost
-there.
+method comes back to an earlier x (Heun's base, UniPC's corrected x), that x is a combination of the
+state and the predictions, so an edit of the sample moves it by a matching amount; with compat as in
+diffusers (`edits`).
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from ...runtime.run import Run
 from ...runtime.select import chosen
 from ...runtime.spares import Spares
 from ..draws import Draws, drawn_now, now
+from .edits import Handed, anchored
 from .gradients import Traced
 from .lookup import Lookup
 from .manners import Manner
@@ -56,6 +56,8 @@ class Loop(Lookup):
     _run: Run | Traced | None = None
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
+    _anchored: dict[int, float] = {}  # noqa: RUF012 (never written to)
+    _handed: Handed | None = None  # where the plan has anchored rows
     _quick = _chosen = False
     _version = 0
 
@@ -143,6 +145,7 @@ class Loop(Lookup):
                 and sample.__class__ is Tensor
                 and not sample.requires_grad
                 and not torch.is_inference_mode_enabled()
+                and (self._handed is None or self._handed.is_it(sample))
             ):
                 x = torch.empty_like(sample)
                 if (
@@ -179,7 +182,7 @@ class Loop(Lookup):
             if self._draws is not None:
                 self._draws.select(index)
             self._key = None  # it is no run of that shape any more
-            self._chosen, self._returned = True, None
+            self._chosen, self._returned, self._handed = True, None, None
 
     # -- inside ------------------------------------------------------------------------------------
     def _again(self, f: Tensor, sample: Tensor, eta: float, x: Tensor) -> bool:
@@ -204,6 +207,7 @@ class Loop(Lookup):
             self.spares.give(key, run)
             return False
         self._run, self._key, self._eta, self.index = run, key, eta, 0
+        self._anchored = anchored(self.plan)
         self._carried = self._still = self._quick = True
         return True
 
@@ -234,9 +238,13 @@ class Loop(Lookup):
         if given and not traced:
             model_output, begun = model_output.detach(), begun.detach()
         self._carried = self._carried and sample.dtype == run.x.dtype and not traced
+        aside, k = None, self._anchored.get(run.row)
+        if k is not None and self._handed is not None and not self._handed.is_it(sample):
+            aside = self._handed.aside(run, model_output, begun, self._carried, k)
+            model_output, begun = aside or (model_output, begun)
         if self._carried:
             x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
-        elif not self._is_ours(sample) and (traced or not first):
+        elif aside is None and not self._is_ours(sample) and (traced or not first):
             run.x = begun.to(run.x.dtype)
         if self._bounds is not None:
             self._bounds.bound(run, model_output, begun if self._carried else run.x)
@@ -282,6 +290,7 @@ class Loop(Lookup):
                 "outputs are needed"
             )
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
+        self._handed = Handed(x) if self._anchored and not done else None
         if done:
             if self._key is not None:
                 self.spares.give(self._key, run)
@@ -298,6 +307,7 @@ class Loop(Lookup):
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
         if x.is_cpu:
             arguments.check_values("latent", x)
+        self._anchored, self._handed = anchored(plan), None
         state, (own, joined) = arguments.state_dtype(sample), bare(plan)
         self._carried = joined and sample.dtype == state == self._dtype(model_output, sample)
         self._key = self.spares.key(own, sample, model_output.dtype)

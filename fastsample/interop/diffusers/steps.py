@@ -1,5 +1,5 @@
-"""Rows that only diffusers' classes make: steps of a fixed stride, DDPM's variances, PLMS, a Heun
-that keeps its base. No torch, no diffusers.
+"""Rows that only diffusers' classes make: steps of a fixed stride, DDPM's variances, PLMS. No
+torch, no diffusers.
 """
 
 from __future__ import annotations
@@ -135,28 +135,6 @@ def variances(at: tuple[float, float], to: tuple[float, float]) -> tuple[float, 
     """DDPM's small and large variance of the step between two (alpha, sigma)."""
     beta = 1.0 - (at[0] / to[0]) ** 2 if to[0] else 0.0
     return max(1e-20, (to[1] / at[1]) ** 2 * beta), beta
-
-
-def heun(model: Model, grid, *, clip: float = 0.0) -> Plan:
-    """`solvers.heun` in rho space, with the x that a step begins at kept, as diffusers keeps it: an
-    edit of the stage by somebody else moves its slope, not the base.
-
-    d = (x - m)/rho, x1 = x + (rho' - rho)·d, x' = x + (rho' - rho)/2·(d + d1). Karras et al. 2022,
-    arXiv:2206.00364, Alg. 1.
-    """
-    b = Builder(model, grid, stored="x0", clip=clip)
-    for i, t in enumerate(b.t[:-1]):
-        to, (rho, rho_to) = b.t[i + 1], b.sigma[i : i + 2]
-        d = (X - M) / rho
-        if rho_to == 0.0:
-            b.row(t, to=to, x=M)
-            continue
-        b.row(t, to=to, x=X + (rho_to - rho) * d, keep={"base": X, "d": d})
-        x = R("base") + 0.5 * (rho_to - rho) * (R("d") + (X - M) / rho_to)
-        b.row(to, to=to, x=x)
-    cite = "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, arXiv:2206.00364"
-    orders = [1 if s == 0.0 else 2 for s in b.sigma[1:]]
-    return b.build("heun of diffusers", order=2, orders=orders, citations=[cite])
 
 
 # -- inside ----------------------------------------------------------------------------------------

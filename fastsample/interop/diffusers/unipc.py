@@ -1,5 +1,5 @@
-"""The rows of diffusers' UniPC: in data or noise form, with the corrector left out where asked, and
-with the corrected x in a slot of its own, as there. No torch, no diffusers.
+"""The rows of diffusers' UniPC: in data or noise form, with the corrector left out where asked. No
+torch, no diffusers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import ANCHOR, Builder, Lin, M, R, X
+from ...solvers._build import ANCHOR, Builder, Lin, M, X
 from ...solvers._exponential import Levels
 from ...solvers.unipc import corrected, predicted
 
@@ -29,7 +29,6 @@ def unipc(
 
     noise        m is eps, and alpha and sigma change places, and lambda its sign
     uncorrected  the numbers, in the whole run, of the steps that no corrector comes back to
-    x_c          is kept: an edit of x by somebody else moves the model's answer, not x_c
 
     A step of length 0 changes nothing, and an output at one level with a newer one is left out.
     Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8.
@@ -37,22 +36,25 @@ def unipc(
     b = Builder(model, grid, stored="eps" if noise else "x0", clip=clip)
     level = b.half_log_snr
     at = Levels(b.sigma, b.alpha, -level) if noise else Levels(b.alpha, b.sigma, level)
-    asked, orders = [], []
+    asked, orders, anchored = [], [], []
     for i in range(b.n):
         here = Lin(X)
         if i and level[i] > level[i - 1] and i - 1 + first not in uncorrected:
-            here = corrected(at, i, asked[-1], variant).put(ANCHOR, R("base"))
+            here = corrected(at, i, asked[-1], variant)
+            if ANCHOR in here:
+                anchored.append((i + 1, 0.0))
         most = min(order, b.n - i) if lower_order_final else order
         asked.append(1 if b.sigma[i + 1] == 0.0 else min(most, i + 1))
         x, reached = here, 1
         if level[i + 1] > level[i]:
             x, reached = predicted(at, i, asked[-1], variant, here)
         orders.append(reached)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M, "base": here})
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here)
     return b.build(
         "unipc of diffusers",
         arguments={"order": order, "variant": variant, "uncorrected": sorted(uncorrected)},
         order=min(max(orders) + 1, 3),
         orders=orders,
+        anchored=anchored,
         citations=["Zhao, Bai, Rao, Zhou, Lu 2023, UniPC, Alg. 5-8, arXiv:2302.04867"],
     )
