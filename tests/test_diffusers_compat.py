@@ -285,3 +285,18 @@ def test_outputs_put_there_before_a_run_are_not_read(name):
     ours.step(X, ours.timesteps[0], X)
     with pytest.raises(AttributeError, match="model_outputs cannot be set"):
         ours.model_outputs = [X]
+
+
+@pytest.mark.parametrize("name", ["HeunDiscrete", UNIPC, SINGLE])
+def test_an_edit_of_a_half_precision_sample_means_the_same(name):
+    """To half's own rounding of the class's float32 run."""
+    peer = getattr(diffusers, f"{name}Scheduler")(**SD)
+    ours, ends = FsScheduler.from_config(peer), []
+    for scheduler, kind in ((peer, torch.float32), (ours, torch.float16)):
+        scheduler.set_timesteps(6)
+        x = (0.1 * X * float(scheduler.init_noise_sigma)).to(kind)
+        for t in scheduler.timesteps:
+            f = (0.3 * torch.tanh(scheduler.scale_model_input(x, t).float())).to(kind)
+            x = 0.9 * scheduler.step(f, t, x).prev_sample
+        ends.append(x.float())
+    assert (ends[0] - ends[1]).abs().max() <= 5e-3 * ends[0].abs().max()

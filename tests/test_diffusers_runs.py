@@ -181,8 +181,9 @@ def test_a_float_sample_is_the_state():
     """
     x, f = start(1, 4, 8, 8), start(1, 4, 8, 8, seed=1)
 
-    def end(edit, at=2):
-        scheduler = of("UniPCMultistep", use_karras_sigmas=True)
+    def end(edit, at=2, compat=None):
+        peer = diffusers.UniPCMultistepScheduler(use_karras_sigmas=True)
+        scheduler = FsScheduler.from_config(peer, compat=compat)
         scheduler.set_timesteps(5)
         y = x
         for k, t in enumerate(scheduler.timesteps):
@@ -194,6 +195,10 @@ def test_a_float_sample_is_the_state():
 
     plain = end(lambda y: y)
     assert torch.equal(end(torch.clone), plain) and torch.equal(end(lambda y: y.double()), plain)
+    kept = end(lambda y: y, compat="diffusers")
+    for same in (torch.clone, torch.Tensor.double):
+        # through the output, where the class keeps an earlier x
+        assert torch.allclose(end(same, compat="diffusers").float(), kept, rtol=1e-5, atol=1e-3)
     spread = end(lambda y: y.repeat_interleave(2, 3)[..., ::2])
     assert torch.equal(spread, plain)
     halved = end(lambda y: y.mul_(0.5))

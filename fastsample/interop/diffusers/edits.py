@@ -22,26 +22,24 @@ def anchored(plan: Plan) -> dict[int, float]:
 
 
 class Handed:
-    """The sample that a step handed back, and how often it had been written to by then."""
+    """The sample that a step handed back, and how often it had been written to by then; carried: it
+    was the state itself.
+    """
 
-    def __init__(self, sample: Tensor):
-        self.sample, self.version = sample, sample._version
+    def __init__(self, sample: Tensor, carried: bool):
+        self.sample, self.version, self.carried = sample, sample._version, carried
 
     def is_it(self, sample: Tensor) -> bool:
         """Is this that sample, unwritten since?"""
         return sample is self.sample and sample._version == self.version
 
-    def aside(
-        self, run: Run, f: Tensor, x: Tensor, carried: bool, k: float
-    ) -> tuple[Tensor, Tensor] | None:
+    def aside(self, run: Run, f: Tensor, x: Tensor, k: float) -> tuple[Tensor, Tensor] | None:
         """(output, state) that stand for an edited sample of state x at an anchored row: the state
-        of before, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x.
-
-        carried: the sample handed back was the state itself. None, with one warning, where it was
-        written to in place, so that the state of before is lost.
+        of before, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x. None, with
+        one warning, where the state of before was written to in place, and so is lost.
         """
-        before = self.sample if carried else run.x
-        if carried and before._version != self.version:
+        before = self.sample if self.carried else run.x
+        if self.carried and before._version != self.version:
             warnings.warn(
                 "FsScheduler: the sample was written to in place, and the earlier one that the "
                 "source keeps moved with it; a new tensor (x = 0.9 * x) is taken as in diffusers",
@@ -49,4 +47,4 @@ class Handed:
             )
             return None
         p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
-        return f + ((p - k) / q * (x - before)).to(f.dtype), before
+        return f + ((p - k) / q * (x.to(before.dtype) - before)).to(f.dtype), before

@@ -240,11 +240,11 @@ class Loop(Lookup):
         self._carried = self._carried and sample.dtype == run.x.dtype and not traced
         aside, k = None, self._anchored.get(run.row)
         if k is not None and self._handed is not None and not self._handed.is_it(sample):
-            aside = self._handed.aside(run, model_output, begun, self._carried, k)
+            aside = self._handed.aside(run, model_output, begun, k)
             model_output, begun = aside or (model_output, begun)
         if self._carried:
             x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
-        elif aside is None and not self._is_ours(sample) and (traced or not first):
+        elif aside is not None or (not self._is_ours(sample) and (traced or not first)):
             run.x = begun.to(run.x.dtype)
         if self._bounds is not None:
             self._bounds.bound(run, model_output, begun if self._carried else run.x)
@@ -290,7 +290,7 @@ class Loop(Lookup):
                 "outputs are needed"
             )
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
-        self._handed = Handed(x) if self._anchored and not done else None
+        self._handed = Handed(x, self._carried) if self._anchored and not done else None
         if done:
             if self._key is not None:
                 self.spares.give(self._key, run)
