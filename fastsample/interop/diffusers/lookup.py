@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ class Lookup:
     begin: int | None = None
     index: int | None = None
     _noised = False
+    _apart: Callable[[float], Lookup | None] | None
 
     def _points_of(self, plan: Plan, calls_per_point: int, unit: bool, manner: Manner) -> None:
         """unit: a run begins with unit noise, for its first step to multiply by init_scale."""
@@ -121,6 +124,16 @@ class Lookup:
             return None
         # Heun's second of two equal timesteps starts a step
         return int(found[-1 if self._per_point == 2 else 0])
+
+    def _elsewhere(self, timestep) -> Lookup | None:
+        """The loop of a step from a timestep that is not in the schedule, where there is one."""
+        if self.where(timestep, self.index) is not None:
+            return None
+        other = self._apart(number(timestep))
+        if other is not None:
+            other = other.fresh(self.timesteps.device)
+            other.spares = self.spares
+        return other
 
     def _words(self) -> str:
         shown = [f"{t:g}" for t in self._labels]

@@ -381,16 +381,6 @@ class Loop(Lookup):
             )
         return expected
 
-    def _elsewhere(self, timestep) -> Loop | None:
-        """The loop of a step from a timestep that is not in the schedule, where there is one."""
-        if self.where(timestep, self.index) is not None:
-            return None
-        other = self._apart(number(timestep))
-        if other is not None:
-            other = other.fresh(self.timesteps.device)
-            other.spares = self.spares
-        return other
-
     def _is_ours(self, sample: Tensor) -> bool:
         """Is this the tensor that the last step returned, unwritten since, or the samples chosen
         since?
