@@ -74,8 +74,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
     step(); other sources ignore it, as in diffusers. Noise is drawn as there: torch.randn from
     `generator`, or torch's own generator without one. A thread that calls set_timesteps has a loop
     of its own; one that never did is given the only loop there is, or a ValueError. A deep copy
-    shares config, plans and tables. Raises ValueError, TypeError or IndexError, one sentence, for
-    whatever it cannot do.
+    shares config, plans and tables, and schedulers of one config share what they compiled. Before
+    set_timesteps it says and does what the source does there (`outside`). Raises ValueError,
+    TypeError or IndexError, one sentence, for whatever it cannot do.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -251,6 +252,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         own arguments, those that would change the step are refused. per_token_timesteps: see
         `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model output
         then has the other sign, as in diffusers.
+
+        Where sample or model_output requires grad, this step and the rest of the run are made of
+        torch operators, and gradients pass through them and the history. The output says what a
+        step that draws drew from (`FsSchedulerOutput`).
         """
         loops = self._owned() if self._loops.shared else self._loops
         loop = loops.get("step", self._untimed)
