@@ -99,7 +99,7 @@ def _squared(a: Any, b: Any, where: str, weight: Any = None) -> np.ndarray:
 
 
 def _float64(a: Any) -> np.ndarray:
-    a = a.detach().double().cpu().numpy() if hasattr(a, "detach") else a
+    a = a.detach().cpu().double().numpy() if hasattr(a, "detach") else a
     return np.asarray(a, dtype=np.float64)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import reference, transforms
 from .backend import select
+from .narrow import hosted
 from .ops import one_device, register
 
 _matrix = register(
@@ -68,7 +69,7 @@ def cost_matrix(
     backend: str | None = None,
 ) -> Tensor:
     """C [B,I,J] float64 of U: 1..4 tensors [B,I,D], c [len(U),I,J], X [B,J,D], band [I,2] (None:
-    every j) and p > 0. Differentiable.
+    every j) and p > 0; on the host where their device has no float64. Differentiable.
     """
     _check("cost_matrix", U, c, X, *(() if band is None else (band,)))
     if (
@@ -89,7 +90,8 @@ def cost_matrix(
         raise ValueError(
             f"cost_matrix: band has shape {list(band.shape)}; [{c.shape[1]}, 2] is needed"
         )
-    return _matrix(list(U), c.double(), X, band, float(p), backend)
+    U, c, X, band = hosted((list(U), c, X, band))
+    return _matrix(U, c.double(), X, band, float(p), backend)
 
 
 def cost_gather(
@@ -114,7 +116,8 @@ def cost_gather(
             f"cost_gather: i_star spans {int(i_star.min())}..{int(i_star.max())}; -1 to "
             f"{c.shape[1] - 1} is accepted"
         )
-    return _gather(list(U), c.double(), i_star, backend)
+    there, (U, c, i_star) = c.device, hosted((list(U), c, i_star))
+    return _gather(U, c.double(), i_star, backend).to(there)
 
 
 def argmin_source(C: Tensor) -> Tensor:

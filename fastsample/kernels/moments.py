@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import select
+from .narrow import hosted
 from .ops import one_device, register
 
 MOST_A, MOST_B = 5, 24
@@ -43,7 +44,7 @@ def moments(
     a: Sequence[Tensor], b: Sequence[Tensor] = (), *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """(dots [B,P,Q], max_abs [B,P]) float64 of a: P = 1..5 and b: Q = 0..24 tensors [B, *] of one
-    shape, any float dtype. Differentiable.
+    shape, any float dtype; on the host where their device has no float64. Differentiable.
     """
     if not 1 <= len(a) <= MOST_A or len(b) > MOST_B:
         raise ValueError(
@@ -55,4 +56,4 @@ def moments(
             "dtypes are accepted"
         )
     one_device("moments", *a, *b)
-    return _run(list(a), list(b), backend)
+    return _run(*hosted((list(a), list(b))), backend)

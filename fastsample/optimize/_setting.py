@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_leaves_with_path
+from torch.utils._pytree import keystr, tree_leaves_with_path, tree_map_only
 
 from .. import metrics
 from ..kernels import normal
+from ..kernels.narrow import has_float64, hosted
 from ..model import Model
 from ..plan import Plan
 from ..runtime import arguments
@@ -99,6 +100,7 @@ class Setting:
         words |= {"model_dtype": it.model_dtype, "ranks": ranks}
         weight = metrics.element_weights(where, it.weight, z.shape)
         held_out = _compare.held_out_noise(where, it.held_out, here, z.device)
+        model, z, words, held_out = _on_host(model, z, words, held_out)
         note = {
             "seed": seed,
             "noise": digest(here).hex()[:16],
@@ -249,6 +251,21 @@ def _noise(
             f"{where}: z holds a number that is not finite; unit normal noise is needed"
         )
     return z, here, seed
+
+
+def _on_host(model: Model, z: Tensor, *given: Any) -> tuple:
+    """Model, noise and all that goes with it on the host where the noise's device has no float64:
+    the model alone is asked there.
+    """
+    if has_float64(z.device):
+        return model, z, *given
+    there = z.device
+
+    def ask(*args, **words):
+        args, words = tree_map_only(Tensor, lambda v: v.to(there), (args, words))
+        return hosted(model.fn(*args, **words))
+
+    return replace(model, fn=ask, model_id=model.identity), *hosted((z, *given))
 
 
 def _told(where: str, model: Model, z: Tensor, cond: Any, uncond: Any) -> dict[str, dict]:

@@ -112,6 +112,7 @@ def polish(
     own = {"plans": plans, "loss": loss, "iterations": iterations, "batch": batch, "held": held}
     own |= {"memory": memory, "jvp": jvp}
     setting = Setting.of("polish", model, z, max(starts), given, own)
+    model = setting.model
     if known:
         setting.teacher = replace(setting.teacher, make=None, agreement=plans.agreement)
     options, B = _split(options, held, setting), len(setting.z)

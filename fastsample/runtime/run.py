@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..kernels import transforms
 from ..kernels.backend import select
+from ..kernels.narrow import has_float64
 from ..kernels.transforms import watched
 from ..plan import Plan
 from . import arguments, images, inpainting, outputs, pickles, pool, sources, unused
@@ -264,8 +265,9 @@ class Run(Selectable):
             return
         words, looks = self._pool.status, [*self._begun, *self._looks]
         if looks:
-            numbers = [number.double().view(1) for _, number in looks]
-            words = torch.cat((*numbers, words.double()))
+            wide = torch.float64 if has_float64(words.device) else torch.float32  # both hold words
+            numbers = [number.to(wide).view(1) for _, number in looks]
+            words = torch.cat((*numbers, words.to(wide)))
         words = words.tolist()
         for (refuse, _), number in zip(looks, words, strict=False):
             refuse(number)

@@ -19,6 +19,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..backend import select
+from ..narrow import has_float64, hosted
+
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
@@ -110,8 +113,11 @@ def box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def normal(seed: Tensor, noise_id: Tensor, elements: int, stage: int | Tensor = 0) -> Tensor:
     """Normals [B, elements], float32, of seed [B] int64, noise_id [B] (one id a sample) or [B,
     elements] (an id for each element), and stage, a number in [0, 2^32) or [B] whole numbers, whose
-    low 32 bits count.
+    low 32 bits count. Of a device without float64: those of the host, copied.
     """
+    if not has_float64(seed.device):
+        there, here = seed.device, hosted((seed, noise_id, elements, stage))
+        return _by_kernel(*here).to(there)
     stage = (stage.long() & MASK32).view(-1, 1) if isinstance(stage, Tensor) else stage
     key = (seed & MASK32).view(-1, 1), ((seed >> 32) & MASK32).view(-1, 1)
     word = noise_id.long() & MASK32
@@ -141,6 +147,17 @@ def _blocks(
     """The four normals of every block."""
     w0, w1, w2, w3 = _words(key, word, block, stage)
     return *box_muller(w0, w1), *box_muller(w2, w3)
+
+
+def _by_kernel(seed: Tensor, noise_id: Tensor, elements: int, stage: int | Tensor) -> Tensor:
+    """normal(...) on the host, by the kernel that fills a start there where samples have one id."""
+    if noise_id.dim() != 1 or len(set(noise_id.tolist())) != 1:
+        return normal(seed, noise_id, elements, stage)
+    out = torch.empty(len(seed), elements)
+    stage = stage if isinstance(stage, Tensor) else torch.full_like(seed, stage)
+    kernel = select("step", out.device, out.dtype).module
+    kernel.fill(out, seed, int(noise_id[0]), stage.int())
+    return out
 
 
 def fill(out: Tensor, seed: Tensor, noise_id: int, stage: Tensor | None = None) -> None:
