@@ -1,5 +1,5 @@
-"""A stand-in for a device that has no float64, as Apple's has none: its tensors lie on the host, and
-whatever would make a float64 one among them raises TypeError, as there.
+"""A stand-in for a device that has no float64, as Apple's has none: its tensors lie on the host,
+and whatever would make a float64 one among them raises TypeError, as there.
 
     with slim.there():
         x = torch.zeros(3, device=slim.DEVICE)
@@ -18,6 +18,7 @@ from fastsample.kernels import transforms
 
 DEVICE = "slim"
 _setup_privateuseone_for_python_backend(DEVICE)
+torch.slim.get_amp_supported_dtype = lambda: [torch.bfloat16]
 
 
 class Slim(Tensor):
@@ -41,6 +42,9 @@ class Slim(Tensor):
 
     def tolist(self):
         return self.own.tolist()
+
+    def untyped_storage(self):
+        return self.own.untyped_storage()
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

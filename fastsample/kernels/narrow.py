@@ -21,9 +21,18 @@ def has_float64(device: torch.device) -> bool:
     return device.type in HAVE or _tried(device.type)
 
 
+def wide(x: Tensor) -> Tensor:
+    """x as float64, on the host where its device has none."""
+    return _here(x).double()
+
+
 def hosted(tree: Any) -> Any:
     """The tree, its tensors on the host where their device has no float64."""
-    return pytree.tree_map_only(Tensor, lambda v: v if has_float64(v.device) else v.cpu(), tree)
+    return pytree.tree_map_only(Tensor, _here, tree)
+
+
+def _here(x: Tensor) -> Tensor:
+    return x if has_float64(x.device) else x.cpu()
 
 
 @cache

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastsample.kernels.narrow import hosted
 from fastsample.model import PREDICTIONS, Model
 from fastsample.models.words import levels, spoken
 
@@ -30,9 +31,12 @@ _TINY = 1e-150  # floor of u: with c = 0 and sigma = 0 the nearest component win
 
 
 def _float64(x: Any) -> Callable[[Any], Any]:
-    """The function that makes a value float64, of x's kind and where x lies."""
+    """The function that makes a value float64, of x's kind and where x lies, or on the host where
+    that has no float64.
+    """
     if isinstance(x, torch.Tensor):
-        return lambda value: torch.as_tensor(value, dtype=torch.float64, device=x.device)
+        place = {"dtype": torch.float64, "device": hosted(x).device}
+        return lambda value: torch.as_tensor(hosted(value), **place)
     return lambda value: np.asarray(value, np.float64)
 
 
@@ -101,7 +105,7 @@ class GaussianMixture:
         halves = (r * (means + alpha * c / u * away)).sum(1), (r * (sigma / u * away)).sum(1)
         halves = [self._turned(half, number, back=True) for half in halves]
         if xp is torch:
-            return tuple(half.reshape(x.shape).to(x.dtype) for half in halves)
+            return tuple(half.reshape(x.shape).to(x) for half in halves)
         return tuple(half.reshape(x.shape).astype(x.dtype) for half in halves)
 
     def _turned(self, x: Any, number: Callable, back: bool = False) -> Any:
@@ -135,11 +139,12 @@ class GaussianMixture:
                 alpha, sigma = torch_levels(torch.as_tensor(t, device=x.device).reshape(-1))
             else:
                 alpha, sigma = np.reshape(schedule.alpha(t), -1), np.reshape(schedule.sigma(t), -1)
-            x0, eps = self.posterior(x, alpha, sigma)
+            halves = self.posterior(x, alpha, sigma)
+            x0, eps = hosted(halves) if is_torch else halves
             column = (-1,) + (1,) * (x.ndim - 1)
             alpha, sigma = (value.reshape(column) for value in (alpha, sigma))
             out = spoken(prediction, x0, eps, alpha, sigma, spread)
-            return out.to(x.dtype) if is_torch else out.astype(x.dtype)
+            return out.to(x) if is_torch else out.astype(x.dtype)
 
         plain = {}
         if prediction in ("edm", "trigflow"):
@@ -211,7 +216,7 @@ class Gaussian(GaussianMixture):
         wider = ((alpha_end**2 * c + sigma_end**2) / (alpha**2 * c + sigma**2)) ** 0.5
         flat = alpha_end * mean + wider * (flat - alpha * mean)
         flat = self._turned(flat, number, back=True).reshape(x.shape)
-        return flat.to(x.dtype) if isinstance(x, torch.Tensor) else flat.astype(x.dtype)
+        return flat.to(x) if isinstance(x, torch.Tensor) else flat.astype(x.dtype)
 
 
 class Point(Gaussian):

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastsample.kernels.narrow import wide
 from fastsample.model import PREDICTIONS, Model
 from fastsample.models.unet import NO_LABEL, UNet
 from fastsample.models.words import levels, spoken
@@ -74,10 +75,10 @@ class FashionUNet(UNet):
 
         Coefficients are float64, rounded once to x's dtype.
         """
-        alpha, sigma, sd = alpha.double(), sigma.double(), self.sigma_data
+        alpha, sigma, sd = wide(alpha), wide(sigma), self.sigma_data
         n = torch.sqrt(sigma**2 + (alpha * sd) ** 2)
         c_in, x_x0, f_x0, x_eps, f_eps = (
-            c.to(x.dtype)[:, None, None, None]
+            c.to(x)[:, None, None, None]
             for c in (1 / n, alpha * (sd / n) ** 2, sigma * sd / n, sigma / n**2, -alpha * sd / n)
         )
         f = self(*self._inputs(x * c_in, torch.log(sigma / alpha) / 4), label).to(x.dtype)
@@ -89,7 +90,7 @@ class FashionUNet(UNet):
         """Both in the network's dtype; c_noise, ±inf at a schedule's end, in the trained range."""
         dtype = self.stem.weight.dtype
         low, high = (math.log(sigma) / 4 for sigma in SIGMA_RANGE)
-        return x_in.to(dtype), c_noise.clamp(low, high).to(dtype)
+        return x_in.to(dtype), c_noise.clamp(low, high).to(x_in.device, dtype)
 
 
 class Fashion(nn.Module):
@@ -114,13 +115,14 @@ class Fashion(nn.Module):
         if self.prediction == "edm":  # the caller scales x and tells c_noise
             return self.net(*self.net._inputs(x, t), label).to(x.dtype)
         if self.prediction == "trigflow":  # t = atan2(sigma/sd, alpha)
-            c_noise = torch.log(t.double().tan().clamp(min=0.0) * self.net.sigma_data) / 4
+            t = wide(t)
+            c_noise = torch.log(t.tan().clamp(min=0.0) * self.net.sigma_data) / 4
             # float32 rounds pi/2 to a number past it, where the tangent is negative
-            c_noise = torch.where(t.double() < math.pi / 2, c_noise, math.inf)
+            c_noise = torch.where(t < math.pi / 2, c_noise, math.inf)
             return -self.net(*self.net._inputs(x, c_noise), label).to(x.dtype)
         alpha, sigma = self.levels(t)
         x0, eps = self.net.posterior(x, alpha, sigma, label)
-        column = (a.to(x.dtype)[:, None, None, None] for a in (alpha, sigma))
+        column = (a.to(x)[:, None, None, None] for a in (alpha, sigma))
         return spoken(self.prediction, x0, eps, *column, self.net.sigma_data)
 
 

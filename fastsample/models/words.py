@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from fastsample import schedules
+from fastsample.kernels.narrow import hosted, wide
 
 
 def levels(
     schedule: Any, device: Any = "cpu"
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The function t -> alpha(t), sigma(t), both float64 [B] on t's device.
+    """The function t -> alpha(t), sigma(t), both float64 [B] on t's device, or on the host where
+    that has no float64.
 
     t [B] is the schedule's own time, of any dtype. Computed in float64, t clamped to the schedule's
     range: a float32 t may round past its end. Tables lie on `device` (elsewhere each call copies
@@ -30,13 +32,13 @@ def levels(
     torch.compile cannot look into.
     """
     if isinstance(schedule, schedules.EDM):
-        return lambda t: (torch.ones_like(t, dtype=torch.float64), t.double())
+        return lambda t: (torch.ones_like(level := wide(t)), level)
     low, high = float(schedule.t_zero), float(schedule.t_max)
     if isinstance(schedule, schedules.DiscreteVP):
         point = _discrete_vp(schedule, device)
     else:
         point = next((f for kind, f in _POINTS.items() if isinstance(schedule, kind)), _numpy)
-    return lambda t: point(schedule, t.double().clamp(low, high))
+    return lambda t: point(schedule, wide(t).clamp(low, high))
 
 
 def _numpy(schedule: Any, t: torch.Tensor):
@@ -77,7 +79,8 @@ def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
     # alpha/sigma) is linear instead.
     last, t_max = int(schedule.t_finite), schedule.t_max
     whole = schedule.half_log_snr(np.arange(last + 1))
-    levels_at = torch.tensor(whole, dtype=torch.float64, device=device)
+    here = hosted(torch.empty(0, device=device)).device
+    levels_at = torch.tensor(whole, dtype=torch.float64, device=here)
 
     def point(_: schedules.DiscreteVP, t: torch.Tensor):
         table, inside = levels_at.to(t.device), t.clamp(0.0, last)

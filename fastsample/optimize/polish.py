@@ -112,7 +112,6 @@ def polish(
     own = {"plans": plans, "loss": loss, "iterations": iterations, "batch": batch, "held": held}
     own |= {"memory": memory, "jvp": jvp}
     setting = Setting.of("polish", model, z, max(starts), given, own)
-    model = setting.model
     if known:
         setting.teacher = replace(setting.teacher, make=None, agreement=plans.agreement)
     options, B = _split(options, held, setting), len(setting.z)
@@ -125,7 +124,7 @@ def polish(
         found = {}
         for m, plan in sorted(starts.items()):
             path = None if nodes[m] is None else X[:, nodes[m]]
-            data = model, plan, setting.z, X[:, 0]
+            data = setting.model, plan, setting.z, X[:, 0]
             polisher = Polisher(*data, setting.words, options, path=path, **words)
             while polisher.advance():
                 pass

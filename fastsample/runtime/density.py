@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..kernels import transforms
 from ..kernels.backend import bound
+from ..kernels.narrow import wide
 from ..kernels.reference import step as definition
 from ..plan import Plan
 from . import arguments, outputs
@@ -132,9 +133,9 @@ def std(pool: Pool, plan: Plan, row: int) -> Tensor:
 
 def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """log p [B] float64 of states x [B,*] under means [B,*] and standard deviations [B] > 0, summed
-    over a sample.
+    over a sample; on the host where their device has no float64.
     """
-    squares, std, n = (x.double() - mean.double()).square(), std.double(), math.prod(x.shape[1:])
+    squares, std, n = (wide(x) - wide(mean)).square(), wide(std), math.prod(x.shape[1:])
     squares = squares.flatten(1).sum(1) if x.dim() > 1 else squares
     return -0.5 * squares / std.square() - n * (std.log() + 0.5 * math.log(2 * math.pi))
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from ...kernels.narrow import wide
 from ...plan import Plan
 from ...runtime import arguments, density
 
@@ -23,7 +23,7 @@ class Moments:
 
     def mean(self, x: Tensor) -> Tensor:
         """[B,*] in the dtype of x, the state that was drawn; gradients reach it through x."""
-        return self._exact(x).to(x.dtype)
+        return self._exact(x).to(x)
 
     def std(self, x: Tensor) -> Tensor:
         """[B] in the dtype of x; [B,*] where the model says it for every element."""
@@ -37,20 +37,19 @@ class Moments:
         """log-density [B] float64 of x, summed over a sample; None where nothing was drawn.
         Gradients reach the mean and the std, and x counts as a number.
         """
-        std, mean = self.std(x).double(), self._exact(x)
+        std, mean = wide(self.std(x)), self._exact(x)
         if not self._drawn or not bool((std > 0.0).all()):
             return None
         if self._deviation is None:
             return density.log_prob(x.detach(), mean, std)
-        z = (x.detach().double() - mean) / std
+        z = (wide(x.detach()) - mean) / std
         each = -0.5 * z.square() - std.log() - 0.5 * math.log(2.0 * math.pi)
         return each.flatten(1).sum(1)
 
     # -- inside ------------------------------------------------------------------------------------
     def _exact(self, x: Tensor) -> Tensor:
         """The mean in float64, so that x less its mean is the noise to the last digit."""
-        noise = [c * self._drawn[name].double() for c, name in self._terms()]
-        return x.double() - sum(noise, torch.zeros((), dtype=torch.float64, device=x.device))
+        return wide(x) - sum(c * wide(self._drawn[name]) for c, name in self._terms())
 
     def _terms(self) -> list[tuple[float, int]]:
         """(coefficient in x', noise id) of every fresh noise that the row reads."""
