@@ -313,9 +313,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample),
         and so does register_to_config.
         """
-        self._seen, was = self._internal_dict, self.__dict__.get("_said", {})
-        self._said = {k: v for k, v in self._seen.items() if k != "compat" and k[:1] != "_"}
-        if was.keys() == self._said.keys() and all(v is was[k] for k, v in self._said.items()):
+        seen, was = self._internal_dict, self.__dict__.get("_said", {})
+        told = {k: v for k, v in seen.items() if k != "compat" and k[:1] != "_"}
+        if was.keys() == told.keys() and all(v is was[k] for k, v in told.items()):
+            self._seen, self._said = seen, told
             return
         source, plan = self.config.source, self._given
         usual = {} if plan else defaults(diffusers, source)
@@ -327,6 +328,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         shift = getattr(self.__dict__.get("_runs"), "shift", None)
         self._runs = runs_of(self._source, self._settings, plan, shift)
+        self._seen, self._said = seen, told
 
     def _about(self) -> dict:
         """What a Loop is told of the source."""
