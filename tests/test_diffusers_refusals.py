@@ -59,7 +59,7 @@ def refused():
     yield timed(timesteps=[1, 500]), "falling"
     yield timed(timesteps=[5000, 10]), "from 999 down"
     yield timed(sigmas=[1.0, 1.0, 0.0]), "strictly falling"
-    yield timed(sigmas=[NAN, 0.0]), "falling"
+    yield timed(sigmas=[NAN, 0.0]), "sigmas = nan; a number"
     yield timed(sigmas=[]), "-1 steps"
     yield timed(4, sigmas=[1.0, 0.5, 0.0]), "steps [2, 4]"
     yield timed(timesteps=[9, 5], use_karras_sigmas=True), "use_karras_sigmas"

@@ -15,6 +15,7 @@ import base64
 import inspect
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import diffusers
@@ -273,9 +274,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
                 words = model_output, timestep, sample, per_token_timesteps, draw
                 sample = by_token(loop, self._settings, *words)
                 return FsSchedulerOutput(sample) if return_dict else (sample,)
-            if self._learned and self._source is diffusers.DDPMScheduler:
-                words = loop, self._settings["variance_type"], model_output, timestep, sample
-                noise = with_learned(noise, *words)
+            noise = self._drawing(loop, model_output, timestep, sample)
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
 
         eta = eta if self._source is diffusers.DDIMScheduler else 0.0
@@ -359,6 +358,13 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         if per_token is not None:
             check_tokens(per_token, timestep)
         return -model_output if self._negative != (per_token is not None) else model_output
+
+    def _drawing(self, loop, model_output, timestep, sample) -> Callable[..., Tensor]:
+        """`_noise`, of the deviation that the model predicts where DDPM has it from there."""
+        if not (self._learned and self._source is diffusers.DDPMScheduler):
+            return self._noise
+        variance = self._settings["variance_type"]
+        return with_learned(self._noise, loop, variance, model_output, timestep, sample)
 
     def _noise(self, output: Tensor, generator, given: Tensor | None) -> Tensor:
         """One draw for a step with this model output, of the dtype that the source's has; or the
