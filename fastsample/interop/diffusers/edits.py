@@ -21,30 +21,25 @@ def anchored(plan: Plan) -> dict[int, float]:
     return dict(plan.note.get("anchored") or ())
 
 
-class Handed:
-    """The sample that a step handed back, and how often it had been written to by then; carried: it
-    was the state itself.
+def aside(
+    run: Run, f: Tensor, x: Tensor, sample: Tensor, handed: tuple[Tensor, int, bool], k: float
+) -> tuple[Tensor, Tensor] | None:
+    """(output, state) that stand for an edited sample of state x at an anchored row: the state
+    before the edit, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x.
+
+    handed: the tensor handed back last, its version then, and whether it was the state itself. None
+    for that very tensor, and, with one warning, where a state was written to in place.
     """
-
-    def __init__(self, sample: Tensor, carried: bool):
-        self.sample, self.version, self.carried = sample, sample._version, carried
-
-    def is_it(self, sample: Tensor) -> bool:
-        """Is this that sample, unwritten since?"""
-        return sample is self.sample and sample._version == self.version
-
-    def aside(self, run: Run, f: Tensor, x: Tensor, k: float) -> tuple[Tensor, Tensor] | None:
-        """(output, state) that stand for an edited sample of state x at an anchored row: the state
-        of before, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x. None, with
-        one warning, where the state of before was written to in place, and so is lost.
-        """
-        before = self.sample if self.carried else run.x
-        if self.carried and before._version != self.version:
-            warnings.warn(
-                "FsScheduler: the sample was written to in place, and the earlier one that the "
-                "source keeps moved with it; a new tensor (x = 0.9 * x) is taken as in diffusers",
-                stacklevel=6,
-            )
-            return None
-        p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
-        return f + ((p - k) / q * (x.to(before.dtype) - before)).to(f.dtype), before
+    last, version, carried = handed
+    unwritten, before = last._version == version, last if carried else run.x
+    if sample is last and unwritten:
+        return None
+    if carried and not unwritten:
+        warnings.warn(
+            "FsScheduler: the sample was written to in place, and the earlier one that the source "
+            "keeps moved with it; a new tensor (x = 0.9 * x) is taken as in diffusers",
+            stacklevel=5,
+        )
+        return None
+    p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
+    return f + ((p - k) / q * (x.to(before.dtype) - before)).to(f.dtype), before

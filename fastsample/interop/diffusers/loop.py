@@ -31,7 +31,7 @@ from ...runtime.run import Run
 from ...runtime.select import chosen
 from ...runtime.spares import Spares
 from ..draws import Draws, drawn_now, now
-from .edits import Handed, anchored
+from .edits import anchored, aside
 from .gradients import Traced
 from .lookup import Lookup
 from .manners import Manner
@@ -57,7 +57,9 @@ class Loop(Lookup):
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
     _anchored: dict[int, float] = {}  # noqa: RUF012 (never written to)
-    _handed: Handed | None = None  # where the plan has anchored rows
+    # of a plan with anchored rows the sample handed back last, and how often it was written to
+    _handed: Tensor | None = None
+    _written = 0
     _quick = _chosen = False
     _version = 0
 
@@ -145,7 +147,10 @@ class Loop(Lookup):
                 and sample.__class__ is Tensor
                 and not sample.requires_grad
                 and not torch.is_inference_mode_enabled()
-                and (self._handed is None or self._handed.is_it(sample))
+                and (
+                    self._handed is None
+                    or (sample is self._handed and sample._version == self._written)
+                )
             ):
                 x = torch.empty_like(sample)
                 if (
@@ -237,14 +242,15 @@ class Loop(Lookup):
         traced = isinstance(run, Traced)
         if given and not traced:
             model_output, begun = model_output.detach(), begun.detach()
+        edited, k = None, self._anchored.get(run.row)
+        if k is not None and self._handed is not None:
+            handed = self._handed, self._written, self._carried
+            edited = aside(run, model_output, begun, sample, handed, k)
+            model_output, begun = edited or (model_output, begun)
         self._carried = self._carried and sample.dtype == run.x.dtype and not traced
-        aside, k = None, self._anchored.get(run.row)
-        if k is not None and self._handed is not None and not self._handed.is_it(sample):
-            aside = self._handed.aside(run, model_output, begun, k)
-            model_output, begun = aside or (model_output, begun)
         if self._carried:
             x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
-        elif aside is not None or (not self._is_ours(sample) and (traced or not first)):
+        elif edited is not None or (not self._is_ours(sample) and (traced or not first)):
             run.x = begun.to(run.x.dtype)
         if self._bounds is not None:
             self._bounds.bound(run, model_output, begun if self._carried else run.x)
@@ -290,7 +296,8 @@ class Loop(Lookup):
                 "outputs are needed"
             )
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
-        self._handed = Handed(x, self._carried) if self._anchored and not done else None
+        if self._anchored:
+            self._handed, self._written = None if done else x, x._version
         if done:
             if self._key is not None:
                 self.spares.give(self._key, run)
