@@ -19,9 +19,10 @@ from torch import Tensor
 from .kernels import moments
 from .model import Model, to_x0
 from .plan import Plan, provenance
-from .runtime import arguments
+from .runtime import arguments, outputs
 from .runtime.arguments import uploaded
 from .runtime.conditions import branches_of, take, told
+from .runtime.differentiable import judge
 from .runtime.ranks import ALONE, Ranks
 from .runtime.run import Run
 from .runtime.sources import seed_of
@@ -139,7 +140,8 @@ def visits(
             preview=False,
         )
         while not run.done:
-            f = [model(run.model_input, run.t, **branch) for branch in words]
+            x, t, row = run.model_input, run.t, run.row
+            f = [outputs.one("trajectories", model(x, t, **branch), x, row) for branch in words]
             weights = _branch_weights(plan, run.row, guidance)
             yield samples, run.row, run.x, _weighted(weights, f, dtype)
             run.step(f if len(f) > 1 else f[0])
@@ -150,6 +152,7 @@ def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajector
     """The whole run of `plan` on unit noise [B,*].
 
     Options (cond, uncond, guidance, batch_size, seed, state_dtype, model_dtype) as in `visits`.
+    FloatingPointError where the end is not finite, naming the row.
     """
     _refuse(plan, model, noise)
     asked = np.flatnonzero(plan.call >= 0)
@@ -164,6 +167,7 @@ def record(plan: Plan, model: Model, noise: Tensor, **options: Any) -> Trajector
                 a, s = float(plan.alpha[row]), float(plan.sigma[row])
                 p, q = to_x0(model.prediction, a, s, model.sigma_data)
                 clean[place[row], samples] = p * x + q * f
+    judge("trajectories", states, plan, options.get("model_dtype") or noise.dtype)
     rows = np.append(asked, plan.rows - 1)
     alpha, sigma, time = plan.alpha[rows], plan.sigma[rows], plan.t[asked - 1, 0]
     return Trajectory(states, clean, alpha.copy(), sigma.copy(), time.copy())
@@ -238,29 +242,38 @@ class Denoiser:
         sample = torch.arange(B * points, device="cpu") // points  # lists are cut on the host
         calls = arguments.chunks("trajectories", len(flat), self.batch_size)
 
+        def given(x: Tensor, i: Tensor) -> Tensor:
+            return (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
+
         def ask(rows: slice) -> None:
             x, i = flat[rows].to(self.device, self.wide), place[rows]
-            given = (self._scale[i] * x).to(self.model_dtype).reshape(len(x), *self.shape[1:])
-            x0[rows] = self.x0(x, self._guided(given, self._time[i], sample[rows]), i)
+            x0[rows] = self.x0(x, self._guided(given(x, i), self._time[i], sample[rows]), i)
 
         self._ranks.deal(calls, ask, lambda rows: x0[rows])
         for rows in calls:
-            _, peaks = moments([x0[rows].detach()])
-            asked = self._labels[at[rows]], sample[rows].numpy()
-            self.see(peaks[:, 0], partial(self._finite, *asked))
+            looks = [("output", x0[rows], "a finite output is needed")]
+            if self.model_dtype == torch.float16:  # holds numbers up to 65504
+                x = given(flat[rows].to(self.device, self.wide), place[rows])
+                looks.insert(0, ("input in torch.float16", x, f"{outputs.WIDER} is accepted"))
+            for what, numbers, accepted in looks:
+                _, peaks = moments([numbers.detach()])
+                asked = what, accepted, self._labels[at[rows]], sample[rows].numpy()
+                self.see(peaks[:, 0], partial(self._finite, *asked))
             self.count(rows.stop - rows.start)
         return x0.reshape(B, points, D)
 
     @staticmethod
-    def _finite(labels: np.ndarray, samples: np.ndarray, peaks: np.ndarray) -> None:
-        """Refuse answers whose largest magnitude is not finite, by the model's own time."""
+    def _finite(
+        what: str, accepted: str, labels: np.ndarray, samples: np.ndarray, peaks: np.ndarray
+    ) -> None:
+        """Refuse numbers whose largest magnitude is not finite, by the model's own time."""
         wrong = np.flatnonzero(~np.isfinite(peaks))
         if len(wrong):
             whose = sorted({*samples[wrong].tolist()})
             more = f" and {len(whose) - 1} more" if len(whose) > 1 else ""
             raise ValueError(
-                f"trajectories: the model's output at its time {labels[wrong[0]]:.6g} is not "
-                f"finite for sample {whose[0]}{more}; a finite output is needed"
+                f"trajectories: the model's {what} at its time {labels[wrong[0]]:.6g} is not "
+                f"finite for sample {whose[0]}{more}; {accepted}"
             )
 
     def see(self, said: Tensor, then: Callable[[np.ndarray], None]) -> None:
@@ -290,14 +303,9 @@ class Denoiser:
         return self._p[at] * x + self._q[at] * f
 
     def _guided(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
-        outputs = [self.model(x, t, **told(take(branch, sample))) for branch in self._branches]
-        for out in outputs:
-            if out.shape != x.shape:
-                raise ValueError(
-                    f"trajectories: the model returned {list(out.shape)} for {list(x.shape)}; the "
-                    "input's shape is needed"
-                )
-        return _weighted(self._weights, [out.reshape(len(x), -1) for out in outputs], self.wide)
+        words = [told(take(branch, sample)) for branch in self._branches]
+        said = [outputs.one("trajectories", self.model(x, t, **branch), x) for branch in words]
+        return _weighted(self._weights, [out.reshape(len(x), -1) for out in said], self.wide)
 
     def count(self, rows: int) -> None:
         """Count evaluations; also for those made outside, in a teacher's own run."""

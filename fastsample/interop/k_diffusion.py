@@ -129,7 +129,7 @@ def _asker(
     def ask(x: Tensor, t: Tensor, row: int):
         if units[row] != 1.0:
             x = (run.x / units[row]).to(dtype)
-        denoised = model(x, t if t.dtype is dtype else t.to(dtype), **extra)
+        denoised = outputs.only(model(x, t if t.dtype is dtype else t.to(dtype), **extra))
         if row in starts:
             next(bar, None)
             if callback is not None:

@@ -19,7 +19,7 @@ from .. import grids, metrics, solvers
 from ..guidance import guided
 from ..model import Model
 from ..plan import Plan
-from ..runtime import arguments
+from ..runtime import arguments, outputs
 from ..trajectories import Denoiser, visits
 from ._given import Given, cut
 from ._search import figure
@@ -202,7 +202,8 @@ def settle(
         out = out.cpu()  # once, for all that is asked of it
         if not out.isfinite().all():
             found = f"the end points of {plan.nfe} evaluations of the teacher are not finite"
-            raise ValueError(f"{where}: {found}; a model with finite output is needed")
+            why = outputs.fault(plan, ask.model_dtype, few.numel(), 1)
+            raise ValueError(f"{where}: {found}; {why}")
         return out
 
     judged = None if weight is None else weight[:JUDGED].reshape(few.shape)

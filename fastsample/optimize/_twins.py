@@ -18,7 +18,7 @@ from torch import Tensor
 from ..kernels.backend import bound, select
 from ..model import Model
 from ..plan import Plan
-from ..runtime import arguments, pool
+from ..runtime import arguments, outputs, pool
 from ..runtime.conditions import branches_of, take, told
 from ..runtime.pool import Pool, Table
 from ..runtime.ranks import ALONE
@@ -137,12 +137,7 @@ class Twins:
         def ask(part: slice) -> None:
             for branch, out in zip(self.trees.values(), f, strict=True):
                 said = self._model(x[part], times[part], **told(take(branch, at[part])))
-                if said.shape != x[part].shape:
-                    raise ValueError(
-                        f"{self._where}: the model returned {list(said.shape)} for "
-                        f"{list(x[part].shape)}; the input's shape is needed"
-                    )
-                out[part] = said
+                out[part] = outputs.one(self._where, said, x[part])
 
         self.ranks.deal(calls, ask, lambda part: f[:, part])
         self.count(len(x))

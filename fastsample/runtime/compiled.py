@@ -54,7 +54,7 @@ def plain(model: Callable) -> Callable:
     """
 
     def ask(x: Tensor, t: Tensor, **cond):
-        return model(x, t, **cond)
+        return outputs.only(model(x, t, **cond))
 
     return distinct(ask)
 
@@ -170,11 +170,9 @@ class Loop:
                     asks = x if model_input is None else model_input
                     t = _scalars(table_f[row - 1, time], asks.shape[0])
                     f = answer(asked[call], asks, t, x.shape[0], needed, conditions, joint)
-                    if isinstance(f, list):
-                        outputs.check("Sampler", f, x, dtype, needed, row)
-                    else:  # [G*B,*], a size that no other is told of: Inductor takes none like 2 B
-                        outputs.check("Sampler", f, asks, dtype, (True,), row)
-                        f = [f]
+                    # else [G*B,*], a size that no other is told of: Inductor takes none like 2 B
+                    like = (x, dtype, needed) if isinstance(f, list) else (asks, dtype, (True,))
+                    f = outputs.branches("Sampler", f, *like, row)
                 noise = drawn[k] if drawn else []
                 x_out = out[writes[row]] if row in writes else None
                 pool = x, slots, model_input, status, x_out, f, table_f, table_i
@@ -224,7 +222,7 @@ class Loop:
         every = (True,) * self.layout.G
         for row, f, _ in self._answers(memory, told):
             try:
-                outputs.check("Sampler", f, memory[0], self.model_dtype, every, row)
+                outputs.branches("Sampler", f, memory[0], self.model_dtype, every, row)
             except (TypeError, ValueError) as wrong:
                 raise ValueError(str(wrong)) from error
         raise ValueError(

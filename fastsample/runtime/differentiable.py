@@ -7,7 +7,7 @@ The structure of the plan is Python, its numbers are tensors; a state is read on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ def _numbers(given: object, own: Tensor) -> Tensor:
     raise ValueError(f"Sampler: table is {got}; a tensor {own.dtype} {list(own.shape)} is needed")
 
 
-def judge(states: list[Tensor], plan: Plan) -> None:
+def judge(where: str, states: Sequence[Tensor], plan: Plan, asked: torch.dtype | None) -> None:
     """FloatingPointError where the end is not finite and no transform hides it, naming the row."""
     if transforms.active(states[-1]) is not None or bool(states[-1].isfinite().all()):
         return
@@ -123,4 +123,5 @@ def judge(states: list[Tensor], plan: Plan) -> None:
     rows = rows[len(rows) - len(states) + 1 :]
     bad = [~x.detach().isfinite().flatten(1).all(1) for x in states[1:]]
     first = next(i for i, b in zip(rows, bad, strict=True) if bool(b.any()))
-    outputs.refuse_status([first << 8 | 8 if b else 0 for b in bad[-1].tolist()])
+    status = [first << 8 | 8 if b else 0 for b in bad[-1].tolist()]
+    outputs.refuse_status(status, plan, asked or states[0].dtype, states[0].numel(), where)

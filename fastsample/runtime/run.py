@@ -271,7 +271,8 @@ class Run(Selectable):
         words = words.tolist()
         for (refuse, _), number in zip(looks, words, strict=False):
             refuse(number)
-        outputs.refuse_status([int(word) for word in words[len(looks) :]], where)
+        status, own = [int(word) for word in words[len(looks) :]], self._pool
+        outputs.refuse_status(status, self.plan, own.model_dtype, own.x.numel(), where)
 
     def __copy__(self) -> Run:
         """Another cursor over the same memory."""

@@ -362,7 +362,9 @@ class Sampler:
             self.checkpoint,
         )
         if look:
-            differentiable.judge(states, plan)
+            given = words["noise"] if words["latent"] is None else words["latent"]
+            asked = options["model_dtype"] or getattr(given, "dtype", None)
+            differentiable.judge("Sampler", states, plan, asked)
         if not transforms.watched():
             self._warn("Sampler", states[-1].shape[1:], words["guidance"], stacklevel=4)
         return (states[-1], torch.stack(states)) if trajectory else states[-1]

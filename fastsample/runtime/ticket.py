@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..kernels.reference.step import NOT_FINITE
-from . import arguments
+from . import arguments, outputs
 from .stack import Rows
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class Ticket:
             word = int(status) if self._engine._judged else 0
         if word & NOT_FINITE:
             row = (word >> 8 & 0xFFFFFF) - self._rows.first
+            why = outputs.fault(self.plan, self._engine._dtypes[1], x.numel(), row)
             raise FloatingPointError(
-                f"Ticket.result: the sample became non-finite at row {row} of its plan; the model "
-                "returned NaN, Inf or a value too large for the state"
+                f"Ticket.result: the sample became non-finite at row {row} of its plan; {why}"
             )
         return x
 
