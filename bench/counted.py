@@ -40,6 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fastsample.kernels import backend, transforms
+from fastsample.runtime import arguments
 from fastsample.runtime import pool as pools
 
 THERE = torch.device("meta")
@@ -189,6 +190,7 @@ def counting() -> Iterator[Device]:
         mock.patch.object(pools, "_tables", WeakKeyDictionary()),
         # a mode that only watches is no transform: loops go as they go without it
         mock.patch.object(transforms, "modes", lambda: watching() - 1),
+        mock.patch.object(arguments, "numberless", lambda device: False),
         FromNumbers(),
         device,
     ):

@@ -29,7 +29,7 @@ BAD = [
     ({"guidance": 2.0}, "one of guidance and uncond is given"),
     ({"uncond": {}}, "one of guidance and uncond is given"),
     ({"teacher": 0}, "0"),
-    ({"teacher": [1.0, 2.0]}, "decreasing"),
+    ({"teacher": [1.0, 2.0]}, "rise from 1 to 2; the same list from noise to data"),
     ({"teacher": [1.0]}, "1 times"),
     ({"cond": [1]}, "cond is a list"),
     ({"model": "net"}, "the model is a str"),

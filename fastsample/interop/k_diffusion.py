@@ -147,7 +147,7 @@ def _check_input(x: Tensor, extra: object, sampler: object) -> None:
             "torch tensor [B, *] is accepted"
         )
     dense = x.layout == torch.strided and not x.is_nested
-    if x.is_meta or not dense or x.dtype not in arguments.MODELS:
+    if arguments.numberless(x.device) or not dense or x.dtype not in arguments.MODELS:
         kind = "nested" if x.is_nested else f"{list(x.shape)} ({x.layout}) on {x.device}"
         raise TypeError(
             f"k_sample: x is {x.dtype} {kind}; a dense tensor [B, *] of float32, float64, bfloat16 "

@@ -85,7 +85,7 @@ def start(
                 f"Run: shape is {shape!r}; a batch size and sizes, whole numbers of 0 or more, are "
                 "accepted"
             )
-        if device is not None and device.type == "meta":
+        if device is not None and numberless(device):
             raise ValueError("Run: device='meta' holds no numbers; a device that does is accepted")
         return None, size, device or torch.device("cpu")
     for name, given in (("noise", noise), ("latent", latent)):
@@ -113,6 +113,11 @@ def place(
     return size[0], device
 
 
+def numberless(device: torch.device) -> bool:
+    """Have its tensors shapes alone?"""
+    return device.type == "meta"
+
+
 def _device(wish: object) -> torch.device:
     """The device, which this torch can put a tensor on."""
     try:
@@ -132,10 +137,10 @@ def _checked(name: str, given: object, device, gradients: bool, look: bool) -> N
         not dense
         or given.dtype not in MODELS
         or given.dim() < 1
-        or (given.is_meta and not gradients)
+        or (numberless(given.device) and not gradients)
     ):
         kind = "nested" if given.is_nested else f"{list(given.shape)} ({given.layout})"
-        where = " without numbers, on the device meta" if given.is_meta else ""
+        where = " without numbers, on the device meta" if numberless(given.device) else ""
         raise TypeError(
             f"Run: {name} is {given.dtype} {kind}{where}; a dense tensor [B, *] of float32, "
             "float64, bfloat16 or float16 is accepted"
