@@ -33,7 +33,6 @@ def timed(*steps, timesteps=None, sigmas=None, **config):
 def refused():
     """(what is refused when called, sentence)"""
     yield of("IPNDM"), "IPNDMScheduler is not reproduced, nor is a class that runs on its noise"
-    yield of("PNDM"), "skip_prk_steps = False of PNDMScheduler is not reproduced; True is"
     yield of("TCD"), "source='LCMScheduler', which runs on its noise schedule"
     config = diffusers.LCMScheduler().config
     yield partial(FsScheduler.from_config, config), "fits ['LCMScheduler', 'TCDScheduler']"

@@ -27,8 +27,9 @@ from .grids import (
 )
 from .matching import matching
 from .plan import scale_of
+from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms, with_repeats
 from .sources import PREDICTIONS, VARIANCES, find, scale
-from .steps import plms, posterior, strided
+from .steps import posterior, strided
 from .unipc import unipc
 
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
@@ -90,8 +91,8 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
         )
     schedule = noise_schedule(config, finite=where == "sigma")
     found = points(family, config, schedule, steps, timesteps=timesteps, sigmas=sigmas)
-    if source == "PNDMScheduler" and len(found.labels) > 1:  # its first step is made twice
-        found = Points(*(np.insert(values, 1, values[1]) for values in (found.grid, found.labels)))
+    if source == "PNDMScheduler":
+        found = _pndm_points(found, bool(config["skip_prk_steps"]))
     whole = where == "vp" and bool((found.labels == np.round(found.labels)).all())
     return replace(found, schedule=schedule, whole=whole)
 
@@ -220,9 +221,9 @@ def _falls(source: str, grid: np.ndarray) -> np.ndarray:
 
 def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
     """(maker, its arguments) of a class; first counts in the whole run `at`."""
-    size, steps = config["num_train_timesteps"], len(at.labels)
+    steps = len(at.labels)
     if name == "PNDMScheduler":
-        return plms, {"stride": size // (steps - (steps > 1))} if compat else {"first": first}
+        return _pndm(config, at, first, compat)
     if name == "DDIMScheduler" and compat:
         return strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta}
     if name == "DDIMScheduler":
@@ -245,6 +246,30 @@ def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat:
     if (np.diff(at.grid) == 0.0).any():  # Euler is DPM-Solver++ of order 1
         return dpm, {"orders": [1] * (steps - first), "form": Form()}
     return solvers.euler, {}
+
+
+def _pndm_points(found: Points, skip: bool) -> Points:
+    """The points with those that PNDM asks the model at again."""
+    steps = len(found.labels)
+    if not skip and steps < STEP:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {steps} steps of PNDMScheduler with skip_prk_steps = "
+            f"False, whose first three are Runge-Kutta steps; {STEP} or more are accepted"
+        )
+    if not repeats(skip, steps):
+        return found
+    return Points(*(with_repeats(values, skip) for values in (found.grid, found.labels)))
+
+
+def _pndm(config: dict, at: Points, first: int, compat: bool):
+    skip, size, calls = config["skip_prk_steps"], config["num_train_timesteps"], len(at.labels)
+    maker = plms if skip else runge_kutta_plms
+    if not compat:
+        return maker, {"first": first}
+    stride = size // (calls - repeats(skip, calls))
+    if skip:
+        return maker, {"stride": stride}
+    return maker, {"stride": stride, "half": stride // 2, "starts": at.grid[:WARM:STEP]}
 
 
 def _unipc(config: dict, first: int, compat: bool):

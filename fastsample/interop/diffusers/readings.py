@@ -12,6 +12,7 @@ from torch import Tensor
 from ...plan import Plan
 from .loops import Loops
 from .plan import init_scale
+from .pndm import repeats
 from .runs import Runs
 
 
@@ -97,8 +98,8 @@ class Readings:
         if loop is None:
             return getattr(self._runs.peer, "num_inference_steps", None)
         steps = loop.steps
-        plms = self._source is not None and self._source.__name__ == "PNDMScheduler"
-        return steps - 1 if plms and steps is not None and steps > 1 else steps
+        skip = self._settings.get("skip_prk_steps")  # PNDM's, which comes back to its first points
+        return steps if skip is None or steps is None else steps - repeats(skip, steps)
 
     @property
     def step_index(self) -> int | None:

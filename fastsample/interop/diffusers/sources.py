@@ -15,7 +15,7 @@ data: no torch, no diffusers.
                                                                         lower_order_final,
                                                                         predict_x0,
                                                                         disable_corrector
-    PNDM                    vp        plms (Liu et al. 2022)            skip_prk_steps=True alone
+    PNDM                    vp        `pndm` (Liu et al. 2022)          skip_prk_steps
     LCM                     vp        lcm                               timestep_scaling
     EulerDiscrete           sigma     euler
     EulerAncestralDiscrete  sigma     euler_ancestral
@@ -98,9 +98,7 @@ SOURCES = {
         pair=False,
         result="sample",
     ),
-    "PNDMScheduler": Source(
-        Family(), {"skip_prk_steps": (True,)}, ("epsilon", "v_prediction"), pair=False
-    ),
+    "PNDMScheduler": Source(Family(), predictions=("epsilon", "v_prediction"), pair=False),
     "LCMScheduler": Source(Family()),
     "EulerDiscreteScheduler": Source(
         _SIGMA,
