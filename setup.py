@@ -33,6 +33,8 @@ def choice(name: str) -> str:
 
 def compiler_fault() -> str | None:
     """None if a C++ program compiles here, else why not in a few words."""
+    if sys.platform == "win32":
+        return "it is written for Linux and macOS"  # flags and threads as gcc and clang have them
     found = next(filter(shutil.which, ("c++", "g++", "clang++")), "")
     compiler = os.environ.get("CXX", "").split() or [found]
     if not compiler[0]:
@@ -57,7 +59,8 @@ def extensions() -> list[Extension]:
     if fault is None:
         return [Extension("fastsample._C", sources=[], optional=native == "auto")]
     if native == "on":
-        raise SystemExit(f"FASTSAMPLE_NATIVE=on: {fault}; install g++ or clang++, or set CXX")
+        remedy = "g++ or clang++ on Linux or macOS (CXX names another) is needed"
+        raise SystemExit(f"FASTSAMPLE_NATIVE=on: {fault}; {remedy}")
     told = f"built without _C ({fault}); everything works on the backend `reference`"
     print(f"fastsample: {told}", file=sys.stderr)
     return []
@@ -106,8 +109,10 @@ class CMakeBuild(build_ext):
 
 
 def pybind11_headers() -> str:
-    import pybind11  # of the build environment, which must not be there when _C is not built
-
+    try:
+        import pybind11  # of the build environment, which must not be there when _C is not built
+    except ImportError as error:
+        raise CompileError(f"fastsample: {error}; pip install pybind11") from error
     return pybind11.get_include()
 
 

@@ -84,7 +84,7 @@ def searched(name):
     return run
 
 
-TEACHERS = {"oss": {"teacher": 12}, "fit": {"teacher": 12}, "gits": {}, "ays": {}}
+TEACHERS = {"oss": {"teacher": 12}, "fit": {"teacher": 12}, "gits": {}}
 LOOPS = {
     "Sampler": lambda model, z: fs.Sampler(plan_of(model), model)(noise=z),
     "differentiable": lambda model, z: fs.Sampler(plan_of(model), model, differentiable=True)(
@@ -141,6 +141,13 @@ def test_under_autocast(door):
 
     assert cast(noise(), None).dtype == torch.bfloat16
     assert DOORS[door](model(cast), noise()).isfinite().all()
+
+
+def test_ays():
+    plan = lambda fn: optimize.ays(model(fn), noise(), 3).plan
+    assert plan(lambda x, t: Output(network(x, t).bfloat16())) == plan(
+        lambda x, t: network(x, t).bfloat16().float()
+    )
 
 
 @pytest.mark.parametrize("batched", [True, False])
