@@ -154,14 +154,14 @@ class Subject:
     shape: tuple[int, ...]
     words: Callable[[int], dict[str, Any]]
 
-    def noise(self, count: int, seed: int) -> Any:
-        """Unit noise [count, *shape] of seeds seed, seed + 1, ..."""
+    def noise(self, count: int, seed: int, stage: int = 0) -> Any:
+        """Unit noise [count, *shape] of seeds seed, seed + 1, ..., at this stage."""
         import torch
 
         from .kernels import normal
 
         seeds = torch.arange(count, dtype=torch.int64) + seed
-        flat = normal(seeds, torch.zeros_like(seeds), math.prod(self.shape))
+        flat = normal(seeds, torch.zeros_like(seeds), math.prod(self.shape), stage)
         return flat.reshape(count, *self.shape)
 
 
@@ -262,8 +262,9 @@ def sample(args: argparse.Namespace) -> None:
         outs = ["samples.png" if picture else "samples.npy"]
         place(outs[0])
     plan, given = _begun(plan, args, it.shape)
-    z, words, begin = it.noise(args.samples, args.seed), it.words(args.samples), time.perf_counter()
-    words |= given
+    # an image is noised as a Sampler noises it, not with what the seed's own sample began with
+    z = it.noise(args.samples, args.seed, stage=int("latent" in given))
+    words, begin = it.words(args.samples) | given, time.perf_counter()
     end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
     seconds = time.perf_counter() - begin
     print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")

@@ -178,6 +178,42 @@ def test_a_pickle_of_an_earlier_version_runs(source):
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_pickle_has_the_timesteps_that_were_set(source):
+    """As the class's own has; of a run that is under way it begins again, and says so."""
+    ours, x = FsScheduler.from_config(PEERS[source]), start(1, 3, 4, 4)
+    ours.set_timesteps(5)
+    ours.set_begin_index(1)
+    twin = pickle.loads(pickle.dumps(ours))
+    assert torch.equal(twin.timesteps, ours.timesteps) and twin.begin_index == 1
+    ends = []
+    for scheduler in (ours, twin):
+        y = x
+        torch.manual_seed(0)
+        for t in scheduler.timesteps[1:]:
+            y = scheduler.step(0.1 * scheduler.scale_model_input(y, t), t, y).prev_sample
+            if scheduler is ours and t == ours.timesteps[2]:
+                with pytest.warns(UserWarning, match="a run is under way and stays here"):
+                    begun = pickle.loads(pickle.dumps(ours))
+                assert begun.step_index is None and torch.equal(begun.timesteps, ours.timesteps)
+        ends.append(y)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"])
+def test_of_equal_timesteps_add_noise_takes_the_second_as_the_class(name):
+    words = {"use_karras_sigmas": True, "beta_schedule": "squaredcos_cap_v2"}
+    peer = getattr(diffusers, f"{name}Scheduler")(**words)
+    ours = FsScheduler.from_config(peer)
+    peer.set_timesteps(12)
+    ours.set_timesteps(12)
+    assert peer.timesteps[0] == peer.timesteps[2]
+    x, n = torch.ones(1, 1), torch.zeros(1, 1)
+    for k in (0, 1, 2, 7):
+        t = peer.timesteps[[k]]
+        torch.testing.assert_close(ours.add_noise(x, n, t), peer.add_noise(x, n, t))
+
+
 @pytest.mark.parametrize("name", ["scheduler", "from_plan"])
 def test_golden_pickles_run(name):
     """As their configs, made today."""

@@ -26,6 +26,7 @@ class Lookup:
     say.
     """
 
+    compat: bool
     timesteps: Tensor
     sigmas: Tensor | None = None
     begin: int | None = None
@@ -91,7 +92,7 @@ class Lookup:
         if by_index and self.begin is not None:
             at = [self.find(None)] * timesteps.numel()
         else:
-            at = [self.where(t) for t in timesteps.flatten().cpu()]
+            at = [self._told(t) for t in timesteps.flatten().tolist()]
             if self._manner.last:
                 at = [len(self) - 1 if k is None else k for k in at]
         if None in at:
@@ -100,6 +101,15 @@ class Lookup:
             on_schedule("FsScheduler.add_noise", self.plan, f"an image at timestep {last}")
         self._noised = self._noised or (self.index is None and 0 in at)
         return self.alpha[at], self.sigma[at]
+
+    def _told(self, timestep: float) -> int | None:
+        """Index of a timestep that says no place; compat: of two that are equal the second, as
+        index_for_timestep has it.
+        """
+        at = self.where(timestep)
+        if at is None or not self.compat:
+            return at
+        return at + int((self._labels[at + 1 : at + 2] == self._labels[at]).any())
 
     def where(self, timestep: int | float | Tensor, expected: int | None = None) -> int | None:
         """Index of a timestep, or None. A view of our own tensor says where it stands without being

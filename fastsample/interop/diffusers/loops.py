@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 
@@ -47,8 +48,20 @@ class Loops:
         return twin
 
     def __reduce__(self) -> tuple:
-        """Loops stay in their process."""
-        return Loops, ()
+        """Loops stay in their process; what this thread's was asked for goes along, for a scheduler
+        to ask again.
+        """
+        loop = self.get()
+        asked = getattr(loop, "asked", None)
+        if asked is None:
+            return Loops, ()
+        if loop.index not in (None, len(loop)):
+            warnings.warn(
+                "FsScheduler: a run is under way and stays here; what was pickled begins again at "
+                "its first timestep",
+                stacklevel=2,
+            )
+        return Loops, (), {"asked": asked, "device": loop.timesteps.device, "begin": loop.begin}
 
     def set(self, loop: Loop) -> None:
         self._local.loop, loop.spares = loop, self.spares

@@ -73,7 +73,12 @@ class Outside:
         own = getattr(type(self), name, None)
         if isinstance(own, property):  # it has none at this time, and says why
             return own.__get__(self)
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except KeyError:  # a name that dicts have, and no config
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+            ) from None
 
     def __setattr__(self, name: str, value: object) -> None:
         """A table or a list that is put back moved to another device is kept; what would change a

@@ -54,6 +54,14 @@ class Saving:
         self.__dict__.update(state)
         self.__dict__.pop("_said", None)
         self._read()
+        again = self._loops.__dict__.pop("asked", None)
+        if again is not None:
+            steps, timesteps, sigmas, mu, original, others = again
+            words = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+            words |= {"original_inference_steps": original, **dict(others)}
+            given = {k: v for k, v in words.items() if v is not None}
+            self.set_timesteps(steps, self._loops.device, **given)
+            self._loops.get().begin = self._loops.begin
 
 
 def restored(options: Mapping, config: Mapping) -> dict:

@@ -225,7 +225,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             self._auto,
             **self._about(),
         )
-        self._owned().set(made.fresh(device))
+        loop = made.fresh(device)
+        loop.asked = asked
+        self._owned().set(loop)
 
     def scale_model_input(self, sample: Tensor, timestep=None) -> Tensor:
         """c·sample: what the model is asked with at the timestep; the sample itself where c = 1."""
