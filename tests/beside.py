@@ -12,6 +12,7 @@ CONFIGS = [(name, {"skip_prk_steps": True} if "PNDM" in name else {}) for name i
     ("EulerDiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1}),
     ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
     ("DDIMScheduler", SD | {"set_alpha_to_one": False}),
+    ("PNDMScheduler", SD),
     ("HeunDiscreteScheduler", SD | {"use_karras_sigmas": True}),
     ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),

@@ -35,10 +35,11 @@ def model(x, t):
     return torch.tanh(0.7 * x + torch.sin(x.roll(1, -1))) * swing + 0.2 * x
 
 
-def walk(scheduler, steps, begin=0, x=X, edit=None):
+def walk(scheduler, steps, begin=0, x=X, edit=None, told=None):
     scheduler.set_timesteps(steps)
     for i, t in enumerate(scheduler.timesteps[begin:]):
-        x = scheduler.step(model(x, t), t, x, return_dict=False)[0]
+        f = model(x.to(told or x.dtype), t).to(x.dtype)
+        x = scheduler.step(f, t, x, return_dict=False)[0]
         x = x + 0.1 if i == edit else x
     return x
 
@@ -83,6 +84,27 @@ def test_an_edit_of_the_latent_means_what_it_does_there(edit):
     """Inside a Runge-Kutta step the class goes on from where the step began."""
     fine, ours = beside({})
     assert apart(walk(fine, 10, edit=edit), walk(ours, 10, edit=edit)) < 1e-11
+
+
+def test_gradients_of_the_class():
+    """Through every base that a Runge-Kutta step comes back to, and through the history."""
+    found = []
+    for scheduler in beside({}):
+        x = X.clone().requires_grad_()
+        walk(scheduler, 6, x=x).square().sum().backward()
+        found.append(x.grad)
+    assert apart(*found) < 1e-11
+
+
+def test_half_precision():
+    """The dtype of the class; nearer to the class in float64 than its own half-precision steps."""
+    fine, ours = beside({})
+    plain = diffusers.PNDMScheduler()
+    want, x = walk(fine, 10), X.half()
+    ends = [walk(s, 10, x=x, told=torch.float32) for s in (plain, ours)]
+    assert ends[0].dtype == ends[1].dtype == torch.float16
+    errors = [apart(want, end.double()) for end in ends]
+    assert errors[1] < 0.02 and errors[1] < 2 * errors[0]
 
 
 def test_a_loop_of_our_own():
@@ -168,3 +190,72 @@ def test_too_few_steps():
         with pytest.raises(ValueError, match=said):
             scheduler.set_timesteps(3)
         assert torch.isfinite(walk(scheduler, 4)).all()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_steps_by_name(skip):
+    """What step does at its place, and a sentence where the other is due."""
+    peer = diffusers.PNDMScheduler(skip_prk_steps=skip)
+    ours = FsScheduler.from_config(peer)
+    assert ours.prk_timesteps is ours.plms_timesteps is None
+    want = walk(ours, 10)
+    for scheduler in (ours, peer):
+        scheduler.set_timesteps(10)
+    for name in ("prk_timesteps", "plms_timesteps"):
+        assert np.array_equal(getattr(ours, name), getattr(peer, name))
+        with pytest.raises(AttributeError, match=rf"{name} cannot be set .* set_timesteps\(n\)"):
+            setattr(ours, name, [1, 2])
+    x, names = X, ("step_prk", "step_plms")
+    for name, other in (names, names[::-1]):
+        for t in getattr(ours, name[5:] + "_timesteps"):
+            with pytest.raises(ValueError, match=f"{other}: .* {name}, or step, is accepted there"):
+                getattr(ours, other)(x, t, x)
+            x = getattr(ours, name)(model(x, t), t, x).prev_sample
+    assert torch.equal(want, x)
+    with pytest.raises(IndexError, match="set_timesteps starts again"):
+        ours.step_plms(x, 0, x)
+    ddim = FsScheduler.from_config(diffusers.DDIMScheduler())
+    assert not any(hasattr(ddim, name) for name in (*names, "prk_timesteps", "ets"))
+
+
+def test_the_exact_steps_by_name_from_the_middle():
+    scheduler = exact()
+    scheduler.set_timesteps(8)
+    scheduler.set_begin_index(12)
+    with pytest.raises(ValueError, match="step_prk: .* step_plms, or step, is accepted there"):
+        scheduler.step_prk(X, scheduler.timesteps[12], X)
+    assert torch.isfinite(scheduler.step_plms(X, scheduler.timesteps[12], X).prev_sample).all()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_history_that_was_written(skip):
+    """The class goes on from it, from any timestep; a deep copy stands where it stood; the next
+    set_timesteps forgets it. Not in the middle of a run, and not without compat.
+    """
+    peer = diffusers.PNDMScheduler(skip_prk_steps=skip)
+    ours, past = FsScheduler.from_config(peer), [X + k for k in range(4)]
+    for scheduler in (peer, ours):
+        scheduler.set_timesteps(10)
+        scheduler.ets = past[:]
+    name = "step_plms" if skip else "step_prk"
+    steps = ((name, 5), ("step_plms", 7), ("step", 800))
+    for called, t in steps:
+        twin = copy.deepcopy(ours)
+        want, a, b = (getattr(s, called)(0.1 * X, t, X).prev_sample for s in (peer, ours, twin))
+        assert torch.equal(want, a) and torch.equal(want, b)
+    assert ours.step_index == 3
+    with pytest.raises(ValueError, match=r"ets were written to this run"):
+        ours.select([0])
+    plain = FsScheduler.from_config(peer)
+    assert torch.equal(walk(ours, 10), walk(plain, 10))
+    plain.set_timesteps(10)
+    plain.step(X, plain.timesteps[0], X)
+    for scheduler in (plain, exact()):
+        with pytest.raises(AttributeError, match="ets cannot be set"):
+            scheduler.ets = past
+
+
+def test_steps_by_name_need_timesteps():
+    ours = FsScheduler.from_config(diffusers.PNDMScheduler())
+    with pytest.raises(ValueError, match="step_plms: there are no timesteps yet"):
+        ours.step_plms(X, 1, X)

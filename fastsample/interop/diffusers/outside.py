@@ -12,6 +12,7 @@ import torch
 
 from ...plan import Plan
 from .loops import Loops
+from .named import NAMED, Named
 from .runs import Runs
 
 # names of the classes that depend on the config and on their timesteps alone
@@ -28,6 +29,7 @@ FUNCTIONS = """
 """
 # what we do ourselves where the class has it
 OURS = {"set_shift": "_set_shift", "get_velocity": "_velocity"}
+OURS |= {name: f"_{name}" for name in NAMED}
 # what is set elsewhere, and where; all else of TABLES comes from the config
 ELSEWHERE = {
     "timesteps": "set_timesteps(timesteps=...)",
@@ -36,6 +38,8 @@ ELSEWHERE = {
     "init_noise_sigma": "multiplying the noise, or set_timesteps(sigmas=...),",
     "order": "from_config with another source=",
     "shift": "set_shift(...)",
+    "prk_timesteps": "set_timesteps(n)",
+    "plms_timesteps": "set_timesteps(n)",
     "step_index": "None, which begins again, or set_begin_index(...)",
 }
 # what a class keeps while it runs; here a Run does, and no copy of it would be read
@@ -48,7 +52,7 @@ PAST = ("model_outputs", "timestep_list")
 TABLES, FUNCTIONS, STATE = (frozenset(names.split()) for names in (TABLES, FUNCTIONS, STATE))
 
 
-class Outside:
+class Outside(Named):
     """The rest of a scheduler's contract (see `Readings`).
 
     Data and functions of the source that follow from its config and the timesteps are the class's
@@ -91,6 +95,8 @@ class Outside:
             self._loops.again()
         elif public in ELSEWHERE or name in TABLES:
             self._put(public, value)
+        elif name == "ets" and self._put_outputs(value):
+            pass  # and goes on as the class does
         elif name in PAST and getattr(self._loops.get(), "index", None) is None:
             pass  # nor does a class's first step read what somebody put there
         elif name in STATE:
