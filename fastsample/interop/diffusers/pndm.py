@@ -5,6 +5,14 @@ A step of PNDM from time t to t' with the noise e, h = lambda' - lambda:
 
     phi(x, t, t', e) = (alpha'/alpha) x - (alpha'/alpha) sigma (1 - e^{-h}) e
 
+A Runge-Kutta step, half-way at m, to whose first output the sums of the later steps go back:
+
+    e1 at x, t; e2 at phi(x, t, m, e1), m; e3 at phi(x, t, m, e2), m; e4 at phi(x, t, t', e3), t';
+    x' = phi(x, t, t', (e1 + 2 e2 + 2 e3 + e4)/6)
+
+A run that begins inside one goes to the end of it by phi from point to point, and does not keep
+those outputs.
+
 Liu et al. 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, arXiv:2202.09778, eq. 9
 (phi), 12 and 13 and Alg. 2.
 """
@@ -101,14 +109,7 @@ def runge_kutta_plms(
     starts: Sequence[float] = (),
     first: int = 0,
 ) -> Plan:
-    """Three Runge-Kutta steps, then `plms`, to whose sums the first output of each belongs.
-
-    e1 at x, t; e2 at phi(x, t, m, e1), m; e3 at phi(x, t, m, e2), m; e4 at phi(x, t, t', e3), t';
-    x' = phi(x, t, t', (e1 + 2 e2 + 2 e3 + e4)/6)
-
-    on grid [t0, m, m, t1, t1, m', m', t2, ..] (`with_repeats`), from point `first` of it on. A run
-    that begins inside a Runge-Kutta step goes to the end of it by phi from point to point, and does
-    not keep those outputs.
+    """Three Runge-Kutta steps, then `plms`, on a grid of `with_repeats` from point `first` of it on.
 
     stride, half, starts [3]: as diffusers has it. The first twelve calls, wherever a run begins,
     are those of Runge-Kutta steps from `starts`; the call at t leads to t - half and t by turns;
