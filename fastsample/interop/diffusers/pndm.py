@@ -109,11 +109,10 @@ def runge_kutta_plms(
     starts: Sequence[float] = (),
     first: int = 0,
 ) -> Plan:
-    """Three Runge-Kutta steps, then `plms`, on a grid of `with_repeats` from point `first` of it on.
+    """Three Runge-Kutta steps, then `plms`, on a grid of `with_repeats` from point `first` on.
 
     stride, half, starts [3]: as diffusers has it. The first twelve calls, wherever a run begins,
-    are those of Runge-Kutta steps from `starts`; the call at t leads to t - half and t by turns;
-    all else as for `plms` with a stride.
+    are Runge-Kutta's from `starts`, that at t leads to t - half and t by turns; all else as `plms`.
     """
     b, kept, orders = Builder(model, grid, stored="eps"), [], []
     raw = stride is not None
