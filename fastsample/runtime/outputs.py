@@ -96,7 +96,7 @@ def _fitting(
             f"{where}: the model returned a tensor on {f.device} for a sample on {like.device}; "
             "the same device is needed"
         )
-    return f.to(dtype)
+    return f if f.dtype == dtype else f.to(dtype)
 
 
 def words(value: object) -> str:
