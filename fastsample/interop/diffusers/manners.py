@@ -35,9 +35,12 @@ class Thresholding:
     def bound(self, run: Run, f: Tensor, x: Tensor) -> None:
         """Bound the prediction of the run's next row, from the state x and the model's output f."""
         p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
-        x0 = (p * x + q * f.to(x.dtype)).flatten(1).abs()
-        s = torch.quantile(x0, self.ratio, dim=1)
-        run.bounds().copy_(torch.clamp(s, min=1.0, max=self.top))
+        run.bounds().copy_(self.limits(p * x + q * f.to(x.dtype)))
+
+    def limits(self, x0: Tensor) -> Tensor:
+        """s [B] of predictions [B,*]."""
+        s = torch.quantile(x0.flatten(1).abs(), self.ratio, dim=1)
+        return torch.clamp(s, min=1.0, max=self.top)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def manner(source: str, config: dict, compat: bool) -> Manner:
     """Of a class with this config; compat: as diffusers has it, else no more than its rows need."""
     bound = None
     if config.get("thresholding") and config.get("predict_x0", True):
-        bound = Thresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        bound = _thresholding(config)
     if not compat:
         return Manner(thresholding=bound)
     return Manner(
@@ -113,9 +116,7 @@ def with_clipped(settings: dict, f: Tensor, timestep, sample: Tensor) -> Tensor:
     x = sample.to(state_dtype(sample))
     x0 = p * x + q * f.to(x.dtype)
     if settings["thresholding"]:
-        ratio, top = settings["dynamic_thresholding_ratio"], settings["sample_max_value"]
-        s = torch.quantile(x0.flatten(1).abs(), ratio, dim=1).clamp(1.0, top)
-        s = s.view(-1, *[1] * (x.dim() - 1))
+        s = _thresholding(settings).limits(x0).view(-1, *[1] * (x.dim() - 1))
         bounded = x0.clamp(-s, s) / s
     else:
         bounded = x0.clamp(-settings["clip_sample_range"], settings["clip_sample_range"])
@@ -123,6 +124,10 @@ def with_clipped(settings: dict, f: Tensor, timestep, sample: Tensor) -> Tensor:
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _thresholding(config: dict) -> Thresholding:
+    return Thresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
+
+
 def _draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
     sde = config.get("algorithm_type", "").startswith("sde")
     sde |= bool(config.get("stochastic_sampling"))
