@@ -15,6 +15,12 @@ from ..plan import Plan
 from ..plan.given import real, rounding, within
 from ._build import MEANT, resolve
 
+TIERS = {
+    "A": "as other libraries have it: a literal case, a second derivation and a peer probe",
+    "B": "a Runge-Kutta tableau, held to its order conditions",
+    "C": "a learned table, imported as a Plan",
+}
+
 
 def starts(maker: Callable[..., Plan]) -> Callable[..., Plan]:
     """The maker with strength= and level= beside its start=, as `fastsample.solvers` says; itself
@@ -45,6 +51,21 @@ def starts(maker: Callable[..., Plan]) -> Callable[..., Plan]:
     at = [*own.parameters].index("start") + 1
     made.__signature__ = own.replace(parameters=parameters[:at] + added + parameters[at:])
     return made
+
+
+def solver(tier: str, **elsewhere: str) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
+    """Marks a maker of the registry: with `starts`, a tier of TIERS, and what libraries call it,
+    library="name", which `fastsample show solvers` and docs/solvers.md print.
+    """
+    if tier not in TIERS:
+        raise ValueError(f"solver: tier = {tier!r}; one of {', '.join(TIERS)} is accepted")
+
+    def mark(maker: Callable[..., Plan]) -> Callable[..., Plan]:
+        made = starts(maker)
+        made.tier, made.elsewhere = tier, elsewhere
+        return made
+
+    return mark
 
 
 def only_one(start, strength, level) -> None:

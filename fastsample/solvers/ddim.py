@@ -6,10 +6,14 @@ from ..plan import Plan
 from ._begin import begin, build, number
 from ._build import X
 from ._exponential import ancestral
-from ._start import starts
+from ._start import solver
 
 
-@starts
+@solver(
+    "A",
+    diffusers="DDIMScheduler, DDPMScheduler (eta=1)",
+    comfyui="ddim",
+)
 def ddim(
     model, grid, *, prediction=None, start=None, eta=0.0, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from ..plan import Plan
 from ._begin import begin, build, choice
 from ._dpmpp_2m import rows
-from ._start import starts
+from ._start import solver
 
 
-@starts
+@solver(
+    "A",
+    diffusers="DPMSolverMultistepScheduler",
+    k_diffusion="sample_dpmpp_2m",
+    comfyui="dpmpp_2m",
+)
 def dpmpp_2m(
     model,
     grid,

@@ -8,12 +8,17 @@ from ..plan import Plan
 from ._begin import begin, build, number
 from ._build import M, R, X
 from ._exponential import gain, multistep
-from ._start import starts
+from ._start import solver
 
 BASE = R("anchor")  # the x a step starts from
 
 
-@starts
+@solver(
+    "A",
+    diffusers="DPMSolverSinglestepScheduler",
+    k_diffusion="sample_dpmpp_2s_ancestral (eta=0)",
+    comfyui="dpmpp_2s_ancestral",
+)
 def dpmpp_2s(
     model, grid, *, prediction=None, start=None, r=0.5, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:

@@ -6,10 +6,13 @@ from ..plan import Plan
 from ._begin import begin, build
 from ._build import Lin, M
 from ._exponential import Levels, gain, history, moments, multistep, nodes, weights
-from ._start import starts
+from ._start import solver
 
 
-@starts
+@solver(
+    "A",
+    diffusers="DPMSolverMultistepScheduler (solver_order=3)",
+)
 def dpmpp_3m(
     model,
     grid,

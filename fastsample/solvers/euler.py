@@ -7,10 +7,15 @@ from ._begin import begin, build
 from ._build import M, X, resolve
 from ._exponential import gain, multistep
 from ._flow import is_flow, velocity_step
-from ._start import starts
+from ._start import solver
 
 
-@starts
+@solver(
+    "A",
+    diffusers="EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler",
+    k_diffusion="sample_euler",
+    comfyui="euler",
+)
 def euler(
     model, grid, *, prediction=None, start=None, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:

@@ -9,10 +9,15 @@ from ..schedules import Flow
 from ._begin import begin, build, number
 from ._build import Builder, Lin, M, X
 from ._exponential import ancestral
-from ._start import starts
+from ._start import solver
 
 
-@starts
+@solver(
+    "A",
+    diffusers="EulerAncestralDiscreteScheduler",
+    k_diffusion="sample_euler_ancestral",
+    comfyui="euler_ancestral",
+)
 def euler_ancestral(
     model,
     grid,

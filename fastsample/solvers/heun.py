@@ -26,13 +26,18 @@ from ..plan import Plan
 from ._begin import begin, build, choice, number
 from ._build import Builder, M, R, X, resolve
 from ._flow import is_flow, velocity_step
-from ._start import starts
+from ._start import solver
 
 LARGEST_CHURN = math.sqrt(2.0) - 1.0  # Karras et al. 2022, Alg. 2
 ROUNDING = 1e-12  # a rise of ln rho this small is the rounding of the schedule's end, not churn
 
 
-@starts
+@solver(
+    "A",
+    diffusers="HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler",
+    k_diffusion="sample_heun",
+    comfyui="heun",
+)
 def heun(
     model,
     grid,

@@ -6,12 +6,16 @@ from ..plan import Plan
 from ..schedules import DiscreteVP
 from ._begin import begin, build, number
 from ._build import M, X
-from ._start import starts
+from ._start import solver
 
 TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models were trained
 
 
-@starts
+@solver(
+    "A",
+    diffusers="LCMScheduler",
+    comfyui="lcm",
+)
 def lcm(
     model,
     grid,

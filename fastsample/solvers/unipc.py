@@ -10,13 +10,17 @@ from ..plan import Plan
 from ._begin import begin, build, choice
 from ._build import ANCHOR, ZERO, Lin, M, R, X
 from ._exponential import Levels, gain, history, multistep, nodes, weights
-from ._start import starts
+from ._start import solver
 
 BASE = R("anchor")  # the corrected x of the point before
 FULL_ORDER_FROM = 15  # steps; fewer end better with their orders lowered, as diffusers has it
 
 
-@starts
+@solver(
+    "A",
+    diffusers="UniPCMultistepScheduler",
+    comfyui="uni_pc, uni_pc_bh2",
+)
 def unipc(
     model,
     grid,

@@ -4,49 +4,43 @@ grids they are compared on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
-from . import loops
+from . import loops, multistep, singlestep, stochastic
+from .case import Case
 from .linear import mp
 from .marginals import point
 
+STAGED = {"stage": "of the plan"}
+_on_line = lambda schedule, grid: (
+    type(schedule).__name__ in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
+)
+_end = lambda s: -mp.inf if type(s).__name__ == "EDM" else point(s, s.t_max).lam
+_staged = partial(Case, adds=lambda schedule, grid: STAGED)
+_ancestral = partial(
+    Case,
+    adds=lambda schedule, grid: {"form": "rf" if type(schedule).__name__ == "Flow" else "ve"},
+)
+_lcm = partial(
+    Case,
+    adds=lambda schedule, grid: (
+        {"scaling": 10.0} if type(schedule).__name__ == "DiscreteVP" else {}
+    ),
+    marginal=False,
+)
 
-@dataclass(frozen=True)
-class Case:
-    """A solver with options, the loop it must equal, and the loop's options (`loop_options` adds
-    what depends on schedule and grid).
-    """
 
-    name: str
-    loop: object
-    options: dict = field(default_factory=dict)
-    expect: dict = field(default_factory=dict)
+def _heun(options: dict, expect: dict) -> Case:
+    def adds(schedule, grid):
+        line = _on_line(schedule, grid) and "space" not in options
+        return STAGED | {"frame": "line" if line else "rho", "end": _end(schedule)}
 
-    @property
-    def id(self) -> str:
-        return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
-
-    def plan(self, schedule, grid, prediction: str = "x0", **more):
-        return SOLVERS[self.name](schedule, grid, prediction=prediction, **self.options, **more)
-
-    def loop_options(self, schedule, grid) -> dict:
-        kind, more = type(schedule).__name__, {}
-        if self.loop in (loops.heun, loops.dpmpp_2s):
-            more["stage"] = "of the plan"
-        if self.loop is loops.heun:
-            on_line = kind in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
-            more["frame"] = "line" if on_line and "space" not in self.options else "rho"
-            more["end"] = -mp.inf if kind == "EDM" else point(schedule, schedule.t_max).lam
-        if self.loop is loops.euler_ancestral:
-            more["form"] = "rf" if kind == "Flow" else "ve"
-        if self.loop is loops.lcm and kind == "DiscreteVP":
-            more["scaling"] = 10.0
-        return more | self.expect
+    return Case("heun", loops.heun, options, expect, adds)
 
 
 def _unipc(order: int, variant: str, corrector: bool = True) -> Case:
@@ -59,17 +53,15 @@ CASES = [
     Case("ddim", loops.ddim, {"eta": 1.0}, {"eta": 1.0}),
     Case("ddim", loops.ddim, {"eta": 0.3}, {"eta": 0.3}),
     Case("euler", loops.euler),
-    Case("euler_ancestral", loops.euler_ancestral),
-    Case("euler_ancestral", loops.euler_ancestral, {"eta": 0.6}, {"eta": 0.6}),
-    Case("heun", loops.heun),
-    Case(
-        "heun",
-        loops.heun,
+    _ancestral("euler_ancestral", loops.euler_ancestral),
+    _ancestral("euler_ancestral", loops.euler_ancestral, {"eta": 0.6}, {"eta": 0.6}),
+    _heun({}, {}),
+    _heun(
         {"space": "rho", "s_churn": 2.0, "s_tmin": 0.05, "s_tmax": 30.0},
         {"churn": 2.0, "low": 0.05, "high": 30.0},
     ),
-    Case("dpmpp_2s", loops.dpmpp_2s),
-    Case("dpmpp_2s", loops.dpmpp_2s, {"r": 0.3}, {"r": 0.3}),
+    _staged("dpmpp_2s", loops.dpmpp_2s),
+    _staged("dpmpp_2s", loops.dpmpp_2s, {"r": 0.3}, {"r": 0.3}),
     Case("dpmpp_2m", loops.dpmpp_2m),
     Case("dpmpp_2m", loops.dpmpp_2m, {"variant": "heun"}, {"kind": "heun"}),
     Case("dpmpp_2m", loops.dpmpp_2m, {"lower_order_final": True}, {"fall_below": 10**6}),
@@ -101,8 +93,11 @@ CASES = [
     _unipc(3, "bh2", corrector=False),
     _unipc(2, "bh2", corrector=False),
     Case("unipc", loops.unipc, {"lower_order_final": False}, {"order": 3}),
-    Case("lcm", loops.lcm),
-    Case("lcm", loops.lcm, {"boundary": False}, {"scaling": None}),
+    _lcm("lcm", loops.lcm),
+    _lcm("lcm", loops.lcm, {"boundary": False}, {"scaling": None}),
+    *multistep.CASES,
+    *singlestep.CASES,
+    *stochastic.CASES,
 ]
 
 # what a registry has beside them: held to everything that needs no second derivation
