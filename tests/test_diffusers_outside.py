@@ -233,24 +233,6 @@ def test_steps_before_set_timesteps(name, config):
     assert alike(ours.timesteps, peer.timesteps.to(ours.timesteps.dtype))
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
-def test_steps_before_set_timesteps_of_zero_terminal_snr(name):
-    """The classes say sigma = 4096 at 999 and 25,615 at 998: no step begins at the first, the
-    others are theirs.
-    """
-    config = {"rescale_betas_zero_snr": True}
-    for t in (998.0, 500.0, 0.0):
-        ends = []
-        for made in both(name, config, compat="diffusers"):
-            made.scale_model_input(X, t)
-            draw = torch.Generator().manual_seed(1)
-            ends.append(made.step(0.1 * X, t, X, generator=draw).prev_sample)
-        assert close(*ends), t
-    _, ours = both(name, config, compat="diffusers")
-    with pytest.raises(ValueError, match="timestep 999 is not in the schedule"):
-        ours.step(0.1 * X, 999.0, X)
-
-
 @pytest.mark.parametrize("name", sorted(SOURCES.keys() - set(UNTIMED)))
 def test_the_others_say_what_is_missing(name):
     _, ours = both(name, {"skip_prk_steps": True} if "PNDM" in name else {})

@@ -22,6 +22,7 @@ from .grids import (
     indices,
     levels_of,
     noise_schedule,
+    own_levels,
     points,
     told_log,
 )
@@ -30,6 +31,7 @@ from .plan import scale_of
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms, with_repeats
 from .sources import PREDICTIONS, VARIANCES, find, scale
 from .steps import posterior, strided
+from .table import Table, along
 from .unipc import unipc
 
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
@@ -46,7 +48,10 @@ def trained_levels(where: str, config: dict, labels: np.ndarray) -> tuple[np.nda
         return np.ones_like(labels), np.exp(4.0 * labels)
     schedule = noise_schedule(config, finite=where == "sigma")
     alpha, sigma = schedule.alpha(labels), schedule.sigma(labels)
-    return (alpha, sigma) if where == "vp" else (np.ones_like(alpha), sigma / alpha)
+    if where == "vp":
+        return alpha, sigma
+    last = own_levels(config, schedule)[-1]
+    return np.ones_like(alpha), np.where(labels == schedule.t_max, last, sigma / alpha)
 
 
 def trained(source: str, config: dict, plan: Plan) -> Model:
@@ -108,10 +113,11 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     return DiscreteVP(table[falls & (table < 1.0)])
 
 
-def peer_layout(source: str, config: dict, peer, tail: bool = False) -> Points:
-    """Levels and labels on the table of `peer`, the class itself after its set_timesteps.
+def peer_layout(source: str, config: dict, peer, standing: bool = False) -> Points:
+    """Levels and labels on the table of `peer`, the class itself after its set_timesteps, or
+    before it (standing).
 
-    ValueError where no plan has them; tail: on sigma scale, those below which one does.
+    ValueError where no plan has them, which standing levels of zero terminal SNR have (`Table`).
     """
     labels, size = np.asarray(peer.timesteps.cpu(), np.float64), config["num_train_timesteps"]
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
@@ -133,8 +139,9 @@ def peer_layout(source: str, config: dict, peer, tail: bool = False) -> Points:
             to = np.arange(size) - size // peer.num_inference_steps
             legs = np.stack([places[:-1], places[np.where(to < 0, last, to).astype(int)]], 1)
     stuck = [] if source in STRIDED else np.flatnonzero(~_falls(source, grid))
-    if len(stuck) and tail and where == "sigma" and stuck[-1] + 1 < len(labels):
-        grid, labels, stuck = grid[stuck[-1] + 1 :], labels[stuck[-1] + 1 :], []
+    if len(stuck) and standing and where == "sigma" and config.get("rescale_betas_zero_snr"):
+        table = Table(tuple(levels[-2::-1].tolist()))
+        return Points(np.arange(table.t_max, -2.0, -1.0), labels, table)
     if len(stuck):
         raise ValueError(
             f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 "
@@ -187,6 +194,9 @@ def _model(
     if where == "vp":
         time = None if np.array_equal(labels, grid[:-1]) else told
         return Model(None, schedule, kind, time=time, model_id="unknown")
+    if isinstance(schedule, Table):
+        kind = "edm" if kind == "v" else kind
+        return Model(None, schedule, kind, time=told, input_scale="vp", model_id="unknown")
     levels = np.exp(-schedule.half_log_snr(np.array([schedule.t_min, schedule.t_finite])))
     kind, low = "edm" if kind == "v" else kind, levels[0] * (1.0 - SAME)  # a table may have one
     edm = EDM(float(low), float(levels[1]), sigma_data=1.0)
@@ -222,6 +232,8 @@ def _falls(source: str, grid: np.ndarray) -> np.ndarray:
 def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
     """(maker, its arguments) of a class; first counts in the whole run `at`."""
     steps = len(at.labels)
+    if isinstance(at.schedule, Table):
+        return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
     if name == "PNDMScheduler":
         return _pndm(config, at, first, compat)
     if name == "DDIMScheduler" and compat:

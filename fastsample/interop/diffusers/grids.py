@@ -32,6 +32,7 @@ from ...plan.given import edged, integer, numbers
 from ...schedules import DiscreteVP
 
 TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
+TOP = math.sqrt(2.0**24 - 1.0)  # sigma/alpha there
 # times or levels closer than this are one point: float64 rounding of the conversions is 1e-13
 SAME = 1e-9
 
@@ -86,7 +87,7 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
 
     With rescale_betas_zero_snr its last entry is 0; finite, for the sigma scale: 2^-24 there as
     diffusers has it (sigma/alpha = 4096), or less where the entry before is less already, as it is
-    with linear betas.
+    with linear betas (`own_levels` has diffusers' there too).
     """
     kind, size = config["beta_schedule"], config["num_train_timesteps"]
     low, high = config["beta_start"], config["beta_end"]
@@ -119,7 +120,8 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     if not finite:
         return table
     kept = table.alphas_cumprod[:-1]
-    return DiscreteVP(np.append(kept, min(TERMINAL, kept[-1] ** 2 / kept[-2])))
+    last = TERMINAL if kept[-1] > TERMINAL else kept[-1] ** 2 / kept[-2]
+    return DiscreteVP(np.append(kept, last))
 
 
 def points(
@@ -227,13 +229,16 @@ def _first(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The n points before the end, and their labels with their fraction."""
     times = _spaced(family, config, schedule, n) if times is None else times
-    rho = levels_of(schedule)
     if family.scale == "vp":
+        rho = levels_of(schedule)
         if converted:
             times = indices(schedule, convert(converted, config, rho[0], rho[-1], n))
         return times, times
     # linear in sigma between the table's entries, as Euler's own levels are
+    rho = own_levels(config, schedule)
     levels = np.interp(times, np.arange(len(rho)), rho)
+    if not converted and (np.diff(levels) > 0.0).any():  # from the last entry to one beside it
+        levels = np.interp(times, np.arange(len(rho)), levels_of(schedule))
     if config.get("interpolation_type") == "log_linear":
         levels = _exponential(rho[0], rho[-1], n + 1)
     if converted:
@@ -297,6 +302,16 @@ def levels_of(schedule: DiscreteVP) -> np.ndarray:
     """sigma/alpha of every entry of the table."""
     with np.errstate(over="ignore"):
         return np.exp(-schedule.half_log_snr(np.arange(schedule.t_max + 1.0)))
+
+
+def own_levels(config: dict, schedule: DiscreteVP) -> np.ndarray:
+    """Those that a class on sigma scale has, with a `finite` schedule: at the last entry of zero
+    terminal SNR 4096, whatever the one before.
+    """
+    rho = levels_of(schedule)
+    if config.get("rescale_betas_zero_snr"):
+        rho[-1] = TOP
+    return rho
 
 
 def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:

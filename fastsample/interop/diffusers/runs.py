@@ -99,7 +99,7 @@ class Runs:
 
     def training(self, compat: bool, **about: object) -> Loop:
         """The loop of the class as it is made, before its set_timesteps: over every training
-        timestep, but for those at the noise end where levels rise (zero terminal SNR's 2^-24).
+        timestep.
         """
         key, peer = ("training", compat), copy.copy(self._made())
         loop = self._loops.get(key)
@@ -107,7 +107,7 @@ class Runs:
             said = getattr(peer, "sigmas", None)
             if said is not None and len(said) == len(peer.timesteps):
                 peer.sigmas = torch.cat([said, torch.zeros(1)])
-            loop = self._standing(peer, key, compat, about, said, tail=True)
+            loop = self._standing(peer, key, compat, about, said, standing=True)
             loop.steps = getattr(peer, "num_inference_steps", None)
             _keep(self._loops, key, loop)
         return loop
@@ -150,13 +150,13 @@ class Runs:
         compat: bool,
         about: dict,
         sigmas: Tensor | None = None,
-        tail: bool = False,
+        standing: bool = False,
     ) -> Loop:
-        """On the levels and timesteps that a scheduler of the class has (tail: see `peer_layout`);
-        sigmas: as it says the levels.
+        """On the levels and timesteps that a scheduler of the class has (standing: see
+        `peer_layout`); sigmas: as it says the levels.
         """
         name = self.source.__name__
-        points = diffusers_config.peer_layout(name, self.settings, peer, tail)
+        points = diffusers_config.peer_layout(name, self.settings, peer, standing)
         about = about | {"manner": manner(name, self.settings, compat)}
         about["sigmas"] = getattr(peer, "sigmas", None) if sigmas is None else sigmas
         if compat:
