@@ -65,6 +65,19 @@ def select(
     return choice
 
 
+def filling(dtype: torch.dtype) -> Choice:
+    """The backend that fills noise on the host, for a device that gets it as a copy, or for a part
+    of it. A wish by FASTSAMPLE_BACKEND that does not run on the host is one for the device, and the
+    best of the others fills here: the bits are the same.
+    """
+    host, wish = torch.device("cpu"), os.environ.get(VARIABLE)
+    covers = lambda name: _module(name).covers("step", host, dtype) is None
+    if wish not in BACKENDS or covers(wish):
+        return select("step", host, dtype)
+    unasked = [name for name in BACKENDS if "cpu" not in getattr(_module(name), "WISHED", ())]
+    return select("step", host, dtype, next(filter(covers, unasked)))
+
+
 def chosen() -> dict[tuple, Choice]:
     """Every choice made so far: (kernel, device, dtype, wish) -> Choice."""
     return dict(_chosen)
@@ -81,7 +94,7 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, wish: str | None) -> C
         )
     refused, asked = [], [f"asked for (from {source})"] if wish else []
     for name in BACKENDS if wish is None else [wish]:
-        module = import_module(f".{name}", __package__)
+        module = _module(name)
         refusal = module.covers(kernel, torch.device(device), dtype)
         if refusal is None and wish is None and device in getattr(module, "WISHED", ()):
             refusal = f"runs on {device} only where asked for"
@@ -93,6 +106,10 @@ def _choose(kernel: str, device: str, dtype: torch.dtype, wish: str | None) -> C
         f"select: backend {wish} was asked for (from {source}) and cannot be used: {refusal}; "
         f"{BACKENDS[-1]} always can"
     )
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f".{name}", __package__)
 
 
 def bound(choice: Choice, pool):

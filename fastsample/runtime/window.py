@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..kernels import native, reference
+from ..kernels.backend import filling
 from .arguments import integer
 
 
@@ -54,7 +54,7 @@ class Window:
         """The noise id_ of samples with these seeds and stages [B], as like [B,*]; drawn on the
         host, by the whole sample, which costs it 1.5 ns a number.
         """
-        fill = reference.fill if native.MISSING else native.fill
+        fill = filling(like.dtype).module.fill
         seed, stage = seed.cpu(), None if stage is None else stage.cpu()
         out = torch.empty(like.shape, dtype=like.dtype, device="cpu")
         whole = torch.empty(1, math.prod(self.whole), dtype=like.dtype, device="cpu")

@@ -10,7 +10,9 @@ import torch
 
 import fastsample
 from fastsample.kernels import native, reference, select, triton
-from fastsample.kernels.backend import BACKENDS, KERNELS, VARIABLE, _chosen, chosen
+from fastsample.kernels.backend import BACKENDS, KERNELS, VARIABLE, _chosen, chosen, filling
+from fastsample.kernels.reference import noise
+from fastsample.runtime.window import window
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,32 @@ def test_a_wish_that_cannot_be_granted_is_an_error():
     with pytest.raises(RuntimeError, match="native was asked for .* tensors are on meta"):
         select("step", "meta", torch.float32, "native")
     assert select("step", "meta", torch.float32).name == "reference"
+
+
+@pytest.mark.parametrize("wish", [None, *BACKENDS])
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_host_fills_noise_whatever_is_wished_of_a_device(monkeypatch, wish, binary):
+    """A window's and a device's without float64, in one way: the wish where it runs on the host,
+    else the best that does; always the same bits.
+    """
+    seed = torch.tensor([7, 8])
+    right = noise.normal(seed, torch.full_like(seed, 3), 12).view(2, 3, 4)
+    monkeypatch.setenv(VARIABLE, wish or "")
+    if not binary:
+        monkeypatch.setattr(native, "MISSING", "fastsample._C is not built")
+    runs = {"native": binary, "triton": triton.INTERPRETED, "reference": True}
+    others = ["native", "reference"] if binary else ["reference"]
+    assert filling(torch.float32).name == (wish if runs.get(wish) else others[0])
+    part = window((2, 3, 4), (..., slice(1, 3))).over((2, 3, 2))
+    assert torch.equal(part.noise(seed, None, 3, torch.empty(2, 3, 2)), right[..., 1:3])
+    ids = torch.full_like(seed, 3)
+    assert torch.equal(noise._by_kernel(seed, ids, 12, 0), right.flatten(1))
+
+
+def test_a_word_that_is_no_backend_fills_nothing(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "fortran")
+    with pytest.raises(ValueError, match="'fortran' .* is unknown"):
+        filling(torch.float32)
 
 
 def test_without_the_binary(monkeypatch):

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..backend import select
+from ..backend import filling
 from ..narrow import has_float64, hosted
 
 MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
@@ -155,8 +155,7 @@ def _by_kernel(seed: Tensor, noise_id: Tensor, elements: int, stage: int | Tenso
         return normal(seed, noise_id, elements, stage)
     out = torch.empty(len(seed), elements)
     stage = stage if isinstance(stage, Tensor) else torch.full_like(seed, stage)
-    kernel = select("step", out.device, out.dtype).module
-    kernel.fill(out, seed, int(noise_id[0]), stage.int())
+    filling(out.dtype).module.fill(out, seed, int(noise_id[0]), stage.int())
     return out
 
 
