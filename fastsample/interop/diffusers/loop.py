@@ -35,7 +35,7 @@ from .edits import anchored, aside
 from .gradients import Traced
 from .lookup import Lookup
 from .manners import Manner
-from .moments import Moments
+from .moments import Moments, terms
 from .plan import bare, number
 
 
@@ -211,7 +211,7 @@ class Loop(Lookup):
         if not run.carries(f, sample, x):
             self.spares.give(key, run)
             return False
-        self._run, self._key, self._eta, self.index = run, key, eta, 0
+        self._run, self._key, self._eta, self.index, self.moments = run, key, eta, 0, None
         self._anchored = anchored(self.plan)
         self._carried = self._still = self._quick = True
         return True
@@ -278,7 +278,8 @@ class Loop(Lookup):
         finally:
             now.draw = None
         deviation = getattr(draw.func, "deviation", None)
-        self.moments = Moments(self._run.plan, row, fresh, deviation) if fresh else None
+        summed = partial(terms, self._run.plan, range(row, self._run.row), fresh)
+        self.moments = Moments(summed, deviation) if fresh else None
         owed = self._draws_at is not None and not now.drawn
         if owed and self._draws_at(self._labels[self.index], self._eta):
             # and leaves the generator where the source does, for whatever is drawn from it next
@@ -314,7 +315,7 @@ class Loop(Lookup):
         plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
         if x.is_cpu:
             arguments.check_values("latent", x)
-        self._anchored, self._handed = anchored(plan), None
+        self._anchored, self._handed, self.moments = anchored(plan), None, None
         state, (own, joined) = arguments.state_dtype(sample), bare(plan)
         self._carried = joined and sample.dtype == state == self._dtype(model_output, sample)
         self._key = self.spares.key(own, sample, model_output.dtype)

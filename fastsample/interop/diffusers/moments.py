@@ -5,7 +5,9 @@ diffusers.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
 from ...kernels.narrow import wide
@@ -14,31 +16,28 @@ from ...runtime import arguments, density
 
 
 class Moments:
-    """x' = mean + std n of one row of a plan. drawn: noise id -> the noise [B,*] that the row was
-    the first to draw; deviation [B,*]: what that noise was multiplied by already, if anything.
+    """x' = mean + std n. terms(): (c, v [B,*]) of each noise that the step was the first to draw,
+    x' - mean = sum c v; deviation [B,*]: what v was multiplied by already, if anything.
     """
 
-    def __init__(self, plan: Plan, row: int, drawn: dict, deviation: Tensor | None):
-        self._plan, self._row, self._drawn, self._deviation = plan, row, drawn, deviation
+    def __init__(self, terms: Callable[[], list[tuple[float, Tensor]]], deviation: Tensor | None):
+        self._terms, self._deviation = terms, deviation
 
     def mean(self, x: Tensor) -> Tensor:
         """[B,*] in the dtype of x, the state that was drawn; gradients reach it through x."""
         return self._exact(x).to(x)
 
     def std(self, x: Tensor) -> Tensor:
-        """[B] in the dtype of x; [B,*] where the model says it for every element."""
-        squares = {}
-        for c, name in self._terms():
-            squares[name] = squares.get(name, 0.0) + c
-        std = math.hypot(*squares.values())
+        """[B] in the dtype of x; [B,*] where it differs within a sample."""
+        std = math.hypot(*(c for c, _ in self._terms()))
         return x.new_full((len(x),), std) if self._deviation is None else std * self._deviation
 
     def log_prob(self, x: Tensor) -> Tensor | None:
-        """log-density [B] float64 of x, summed over a sample; None where nothing was drawn.
+        """log-density [B] float64 of x, summed over a sample; None where a part of it has std 0.
         Gradients reach the mean and the std, and x counts as a number.
         """
         std, mean = wide(self.std(x)), self._exact(x)
-        if not self._drawn or not bool((std > 0.0).all()):
+        if not bool((std > 0.0).all()):
             return None
         if self._deviation is None:
             return density.log_prob(x.detach(), mean, std)
@@ -49,11 +48,20 @@ class Moments:
     # -- inside ------------------------------------------------------------------------------------
     def _exact(self, x: Tensor) -> Tensor:
         """The mean in float64, so that x less its mean is the noise to the last digit."""
-        return wide(x) - sum(c * wide(self._drawn[name]) for c, name in self._terms())
+        return wide(x) - sum(c * wide(v) for c, v in self._terms())
 
-    def _terms(self) -> list[tuple[float, int]]:
-        """(coefficient in x', noise id) of every fresh noise that the row reads."""
-        at = self._plan.layout
-        ids = enumerate(arguments.drawn(self._plan, self._row, masked=False))
-        weights = self._plan.M[self._row, 0]
-        return [(float(weights[at.noise(k)]), name) for k, name in ids if name in self._drawn]
+
+def terms(plan: Plan, rows: range, drawn: dict[int, Tensor]) -> list[tuple[float, Tensor]]:
+    """Of the noises, by id, that these rows, run one after the other, were the first to draw."""
+    at, names = plan.layout, list(drawn)
+    held = np.zeros((1 + at.S, len(names)))  # weights of the noises in x and in every slot
+    for row in rows:
+        written = plan.M[row][:, : 1 + at.S] @ held
+        for k, name in enumerate(arguments.drawn(plan, row, masked=False)):
+            if name in drawn:
+                written[:, names.index(name)] += plan.M[row][:, at.noise(k)]
+        held[0] = written[0]
+        for slot, weights in zip(plan.dst[row], written[1:], strict=True):
+            if slot >= 0:
+                held[1 + slot] = weights
+    return [(c, drawn[name]) for c, name in zip(held[0].tolist(), names, strict=True)]

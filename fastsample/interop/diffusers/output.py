@@ -18,9 +18,9 @@ class FsSchedulerOutput(BaseOutput):
 
     mean [B,*], std [B], log_prob [B]: of the normal distribution that prev_sample was drawn from,
     formed when they are read, so before prev_sample is written to. log_prob is summed over a
-    sample's numbers, in float64 (DDPO and Flow-GRPO divide by their count); None for a step that
-    draws nothing, whose mean is prev_sample and whose std is 0. Under learned variances std is
-    [B,*].
+    sample's numbers, in float64 (DDPO and Flow-GRPO divide by their count); None where std is 0,
+    which has no density. A step that draws nothing has std 0 and mean prev_sample. std is [B,*]
+    under learned variances and where tokens have levels of their own.
     """
 
     prev_sample: Tensor

@@ -274,8 +274,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             if per_token_timesteps is not None and self.config.source == MATCH:
                 draw = partial(self._noise, model_output, generator, variance_noise)
                 words = model_output, timestep, sample, per_token_timesteps, draw
-                sample = by_token(loop, self._settings, *words)
-                return FsSchedulerOutput(sample) if return_dict else (sample,)
+                sample, moments = by_token(loop, self._settings, *words)
+                return FsSchedulerOutput(sample, None, moments) if return_dict else (sample,)
             noise = self._drawing(loop, model_output, timestep, sample)
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
 

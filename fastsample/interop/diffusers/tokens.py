@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...runtime.arguments import state_dtype
 from .loop import Loop
+from .moments import Moments
 
 ALIKE = 1e-6  # a level closer below a token's own than this is the token's own
 
@@ -22,10 +23,11 @@ def by_token(
     sample: Tensor,
     tokens: Tensor,
     draw: Callable[[], Tensor],
-) -> Tensor:
+) -> tuple[Tensor, Moments | None]:
     """x' = x + (s - s') f for tokens [B,N] at the timesteps T·s, each going to s', the loop's next
     level below its own; where the config is stochastic x' = (1 - s') (x + s f) + s' n. x, f [B,N,C]
-    and n of draw(); f = x0 - eps, the other sign than in a step without tokens.
+    and n of draw(); f = x0 - eps, the other sign than in a step without tokens. Beside x' what it
+    was drawn from, if it was.
 
     x' is float32, or float64 where x is. compat: x0 = x - s f in the stochastic step, as diffusers
     has it. ValueError or TypeError for what does not fit.
@@ -39,9 +41,11 @@ def by_token(
     after = levels[(torch.bucketize(now - ALIKE, levels) - 1).clamp(min=0)]
     x, f, now, after = sample.to(kind), model_output.to(kind), now[..., None], after[..., None]
     if not config["stochastic_sampling"]:
-        return x + (now - after) * f
+        return x + (now - after) * f, None
     clean = x - now * f if loop.compat else x + now * f
-    return (1.0 - after) * clean + after * draw()
+    drawn = after * draw().to(kind)
+    moments = Moments(lambda: [(1.0, drawn)], after.expand_as(x))
+    return (1.0 - after) * clean + drawn, moments
 
 
 def check(tokens: Tensor, sample: Tensor) -> None:
