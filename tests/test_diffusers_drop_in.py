@@ -178,7 +178,7 @@ def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, wh
     copy.deepcopy(made)
 
 
-BOTH = {"num_inference_steps": 3, "timesteps": [900, 500, 100]}
+FLOWING = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ BOTH = {"num_inference_steps": 3, "timesteps": [900, 500, 100]}
     [
         ({}, {"sigmas": [14.0, 3.0, 0.5, 0.0]}, "takes no sigmas"),
         ({"source": "DDIMScheduler"}, {"timesteps": [900, 500, 100]}, "takes no timesteps"),
-        ({"source": "LCMScheduler"}, BOTH, "fails there .ValueError: Can only pass one"),
+        (FLOWING, {"timesteps": [900, 500, 100]}, "fails there .TypeError"),
     ],
 )
 def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps, what):

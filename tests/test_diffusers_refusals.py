@@ -60,7 +60,7 @@ def refused():
     yield timed(sigmas=[1.0, 1.0, 0.0]), "strictly falling"
     yield timed(sigmas=[NAN, 0.0]), "sigmas = nan; a number"
     yield timed(sigmas=[]), "-1 steps"
-    yield timed(4, sigmas=[1.0, 0.5, 0.0]), "steps [2, 4]"
+    yield timed(4, sigmas=[1.0, 0.5, 0.0]), "num_inference_steps beside sigmas"
     yield timed(timesteps=[9, 5], use_karras_sigmas=True), "use_karras_sigmas"
     yield timed(sigmas=[1.0, 0.0], compat="diffusers"), "takes no sigmas"
     shifting = {"source": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}

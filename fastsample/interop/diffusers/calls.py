@@ -107,6 +107,36 @@ def check_set_timesteps(source: type | None, others: dict, exact: bool) -> None:
             )
 
 
+def check_together(source: type, settings: dict, asked: tuple) -> None:
+    """ValueError for arguments of set_timesteps (`Runs.made`) that contradict each other, or that
+    nothing of this source reads: in every mode, by what the class itself refuses.
+
+    FlowMatchEuler takes a number, timesteps and sigmas of one length beside each other, UniPC a
+    number and sigmas; both take a mu without dynamic shifting, which pipelines give them.
+    """
+    steps, timesteps, sigmas, mu, original, _ = asked
+    name = source.__name__
+    lists = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
+    given = [key for key, value in lists.items() if value is not None]
+    matched = name.startswith("FlowMatch") or (name.startswith("UniPC") and timesteps is None)
+    if len(given) > 1 and not matched:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {' beside '.join(given)} were given to {name}; one of "
+            "them is accepted"
+        )
+    shifts = settings.get("use_dynamic_shifting")
+    if mu is not None and (shifts is None or (name.startswith("DPM") and not shifts)):
+        raise ValueError(
+            f"FsScheduler.set_timesteps: mu = {mu!r:.40} and {name} shifts by none; None, or "
+            "use_dynamic_shifting=True where the class has it, is accepted"
+        )
+    if original is not None and "original_inference_steps" not in settings:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: original_inference_steps = {original!r:.40} and {name} "
+            "was not distilled to any; None, or LCMScheduler, is accepted"
+        )
+
+
 def check_step(eta, generator, variance_noise) -> float:
     """eta as a float; TypeError for one that is no number, and for a generator or a noise that is
     none: arguments out of place.

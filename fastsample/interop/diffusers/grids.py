@@ -142,10 +142,10 @@ def points(
         None if sigmas is None else len(sigmas) - 1,
     )
     converted = next((key for key in CONVERSIONS if config.get(key)), None)
-    if timesteps is not None and (sigmas is not None or converted):
+    if timesteps is not None and converted:
         raise ValueError(
-            f"FsScheduler.set_timesteps: timesteps were given beside {converted or 'sigmas'}; one "
-            "of the two is accepted"
+            f"FsScheduler.set_timesteps: timesteps were given beside {converted}; one of the two "
+            "is accepted"
         )
     if sigmas is not None:
         levels = falling("sigmas", sigmas, math.inf)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...plan import Plan
 from . import config as diffusers_config
-from .calls import check_set_timesteps
+from .calls import check_set_timesteps, check_together
 from .grids import Points
 from .loop import Loop
 from .manners import manner
@@ -72,6 +72,8 @@ class Runs:
         what else the source takes; about: what a Loop is told besides.
         """
         check_set_timesteps(self.source, dict(asked[-1]), exact=False)
+        if self.given is None:
+            check_together(self.source, self.settings, asked)
         try:
             loop = self._loop(asked, compat, about)
         except ValueError as error:
