@@ -4,15 +4,20 @@ nothing wrote or named.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import prod
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .row import CAPS, FIELDS, FLOATS, INTS, PlanError
+from .row import CAPS, FIELDS, FLOATS, INTS, Layout, PlanError, shapes
 
 if TYPE_CHECKING:
     from .plan import Plan
 
+NAMES = [field.name for field in FIELDS]
+arrays_of = attrgetter(*NAMES)
 STORED = ("x0", "eps", "flow", "d")  # kinds of the prediction m
 
 
@@ -34,11 +39,12 @@ def _check_shapes(plan: Plan) -> None:
         low = {"R": 2, "G": 1, "E": 1}.get(name, 0)
         if not low <= size <= CAPS[name]:
             raise PlanError(f"plan: {name}={size}; {low} to {CAPS[name]} is accepted")
-    rows, at = plan.rows, plan.layout
-    for field in FIELDS:
-        shape, want = getattr(plan, field.name).shape, (rows, *at.shape(field))
-        if shape != want:
-            raise PlanError(f"plan: {field.name} has shape {list(shape)}; {list(want)} is needed")
+    rows, wanted = plan.rows, shapes(plan.layout)
+    for name, array, shape in zip(NAMES, arrays_of(plan), wanted, strict=True):
+        if array.shape[:1] != (rows,) or array.shape[1:] != shape:
+            raise PlanError(
+                f"plan: {name} has shape {list(array.shape)}; {[rows, *shape]} is needed"
+            )
     check_note(plan.note)
 
 
@@ -52,49 +58,62 @@ def check_note(note: object) -> None:
 
 
 def _check_values(plan: Plan) -> None:
-    for field in FLOATS:
-        array = getattr(plan, field.name)
-        if not np.isfinite(array).all():
-            where = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
-            raise PlanError(
-                f"plan: {field.name}{list(where)} is {array[where]}; every number must be finite"
-            )
-    for field in INTS:
-        array, (low, high) = getattr(plan, field.name), field.within(plan.layout)
-        bad = array[(array < low) | (array > high)]
-        if bad.size:
-            raise PlanError(f"plan: {field.name} holds {bad[0]}; {low} to {high} is accepted")
-    negative = any((array < 0).any() for array in (plan.clip, plan.alpha, plan.sigma))
-    if negative or (plan.alpha + plan.sigma <= 0).any():
+    if not np.isfinite(
+        np.concatenate([getattr(plan, field.name).ravel() for field in FLOATS])
+    ).all():
+        for field in FLOATS:
+            array = getattr(plan, field.name)
+            for where in map(tuple, np.argwhere(~np.isfinite(array))[:1].tolist()):
+                raise PlanError(
+                    f"plan: {field.name}{list(where)} is {array[where]}; every number must be "
+                    "finite"
+                )
+    words = np.concatenate([getattr(plan, f.name).reshape(plan.rows, -1) for f in INTS], axis=1)
+    low, high, names = _ranges(plan.layout)
+    out = (words < low) | (words > high)
+    if out.any():
+        row, k = np.argwhere(out)[0]
+        raise PlanError(
+            f"plan: {names[k]} holds {words[row, k]}; {low[k]} to {high[k]} is accepted"
+        )
+    negative = min(plan.clip.min(), plan.alpha.min(), plan.sigma.min()) < 0.0
+    if negative or (plan.alpha + plan.sigma).min() <= 0.0:
         raise PlanError(
             "plan: clip, alpha or sigma is negative, or alpha = sigma = 0; levels and bounds are 0 "
             "or more"
         )
 
 
+@lru_cache(maxsize=256)
+def _ranges(at: Layout) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(least, largest, name) of every word of a row."""
+    ends = [(*field.within(at), field.name) for field in INTS for _ in range(prod(at.shape(field)))]
+    low, high, names = zip(*ends, strict=True)
+    return np.array(low), np.array(high), list(names)
+
+
 def _check_reads(plan: Plan) -> None:
-    at = plan.layout
-    slots, written = (1 << at.S) - 1, 0  # a bit for each slot
-    for i, row in enumerate(plan.program.rows):
-        unwritten = row.reads >> at.slot(0) & slots & ~written
-        if unwritten:
-            last = unwritten.bit_length() - 1
-            raise PlanError(f"plan: row {i} reads slot {last} that no earlier row wrote")
-        if row.du == row.dv >= 0:
-            raise PlanError(
-                f"plan: row {i} writes slot {row.du} twice; u and v need slots of their own"
-            )
-        draws = row.draws(at, masked=True) if at.L else ()
-        if any(drawn and name < 0 for drawn, name in zip(draws, plan.ids[i], strict=True)):
-            raise PlanError(
-                f"plan: row {i} reads a noise that has no id; give it an id of 0 to 2**32-1"
-            )
-        written |= sum(1 << slot for slot in row.dst if slot >= 0)
-    last = plan.program.rows[-1]
-    if plan.call[0] >= 0 or last.call >= 0:
+    at, (du, dv) = plan.layout, plan.dst.T
+    # a bit for each slot; -1, no slot, is none
+    writes = (1 << (du + 1) >> 1) | (1 << (dv + 1) >> 1)
+    written = np.bitwise_or.accumulate(np.append(0, writes[:-1]))
+    unwritten = plan.reads >> at.slot(0) & (1 << at.S) - 1 & ~written
+    for i in np.flatnonzero(unwritten)[:1].tolist():
+        last = int(unwritten[i]).bit_length() - 1
+        raise PlanError(f"plan: row {i} reads slot {last} that no earlier row wrote")
+    for i in np.flatnonzero((du == dv) & (du >= 0))[:1].tolist():
+        raise PlanError(f"plan: row {i} writes slot {du[i]} twice; u and v need slots of their own")
+    drawn = plan.reads >> at.noise(0) | plan.known_reads >> 1
+    nameless = (plan.ids < 0) & (drawn[:, None] >> np.arange(at.L) & 1 == 1)
+    for i in np.flatnonzero(nameless.any(1))[:1].tolist():
+        raise PlanError(
+            f"plan: row {i} reads a noise that has no id; give it an id of 0 to 2**32-1"
+        )
+    if plan.call[0] >= 0 or plan.call[-1] >= 0:
         raise PlanError(
             "plan: the first and the last row call no model; row 0 starts the run and the last row "
             "holds"
         )
-    if last.reads != 1 or plan.M[-1, 0, 0] != 1 or max(last.du, last.dv) >= 0 or last.known_reads:
+    idle = plan.reads[-1] == 1 and plan.M[-1, 0, 0] == 1.0 and plan.known_reads[-1] == 0
+    if not idle or plan.dst[-1].max() >= 0:
         raise PlanError("plan: the last row must hold (x' = x, nothing written)")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,22 +24,32 @@ def accepted(plan: Plan) -> float:
 def defect(plan: Plan) -> float:
     """Largest deviation of (alpha, sigma) from the plan's, relative to alpha + sigma."""
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]
+    start, drawn = complex(alpha[0], sigma[0]), _drawn(plan)
     # a foreign table may hold any finite number; its defect is then inf
     with np.errstate(all="ignore"):
-        exact = np.zeros(plan.rows, int), np.array([plan.alpha[1], plan.sigma[1]])
-        states = _states(plan, *exact)
+        if drawn:
+            data, unit, *others = np.eye(2 + len(drawn))
+            noises = dict(zip(drawn, others, strict=True))
+            start = start.real * data + start.imag * unit
+            states = np.array(_states(plan, start, [data] * plan.rows, noises))
+        else:  # as complex numbers, which Python adds up sooner than NumPy does short arrays
+            states = np.array(_states(plan, start, [1.0] * plan.rows, {}), complex)
+            states = states[:, None].view(float)
         spread = np.sqrt((states[:, 1:] ** 2).sum(1))
         off = np.maximum(np.abs(states[:, 0] - alpha), np.abs(spread - sigma)) / (alpha + sigma)
-    return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))
+        worst = float(off.max())
+    return worst if worst == worst else np.inf
 
 
 def over_predictions(plan: Plan) -> np.ndarray:
     """x at every row from 1 on [R - 1, nfe + 1 + noises], over what the model says at each call, as
     x0, then the state at row 1, then every drawn noise. Branches are taken to agree.
     """
-    start = np.zeros(plan.nfe + 1)
-    start[-1] = 1.0
-    return _states(plan, np.maximum(np.cumsum(plan.call >= 0) - 1, 0), start)
+    n, drawn = plan.nfe, _drawn(plan)
+    units = np.eye(n + 1 + len(drawn))
+    answers = units[np.maximum(np.cumsum(plan.call >= 0) - 1, 0)]
+    noises = dict(zip(drawn, units[n + 1 :], strict=True))
+    return np.array(_states(plan, units[n], answers, noises))
 
 
 def rows(plan: Plan) -> np.ndarray:
@@ -61,44 +72,49 @@ def heaviest(plan: Plan) -> float:
     return float(weights(plan).max(initial=0.0))
 
 
-def _states(plan: Plan, answer: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """x at every row from 1 on, over n predictions x0, of which row i is given number answer[i],
-    the noise of the start, and every drawn noise; it is start [n+1] at row 1.
+def _drawn(plan: Plan) -> list[int]:
+    """Ids of the noises that rows draw."""
+    return sorted({*plan.ids.ravel().tolist()} - {-1})
+
+
+def _states(plan: Plan, start: Any, answers: Sequence, noises: dict[int, Any]) -> list:
+    """x at every row from 1 on, where it is `start`, over what the model says at row i, answers[i]
+    as x0, and the noises: numbers or arrays, whatever can be added and multiplied by a number.
     """
-    at, ids, dst, n = plan.layout, plan.ids.tolist(), plan.dst.tolist(), len(start) - 1
-    drawn_ids = sorted({k for row in ids for k in row if k >= 0})
-    noises = {k: n + 1 + i for i, k in enumerate(drawn_ids)}
-    states, drawn = np.zeros((plan.rows, n + 1 + len(noises))), at.noise(0)
-    x0 = np.eye(n, states.shape[1])[answer]
-    read = plan.M * ((plan.reads[:, None] >> np.arange(at.W)) & 1)[:, None]
-    q = plan.q * (plan.reads >> at.f & (2 << at.G) - 1 != 0)  # 0 where no output is read
-    # an answer that nothing reads is not looked for: at sigma = 0 there may be none
-    call = np.where(plan.reads >> at.m & (4 << at.G) - 1, plan.call, -1)
-    words = (call, plan.alpha, plan.sigma, plan.p, q)
-    rows = zip(*(v[:-1].tolist() for v in words), strict=True)  # the last one holds
-    operands = np.zeros((at.W, states.shape[1]))  # of the row at hand
-    for i, row in enumerate(rows):
-        operands[0] = states[i]
-        operands[at.m], operands[at.f : drawn] = _prediction(plan.stored, states[i], x0[i], *row)
-        operands[drawn:] = 0.0
-        for k, noise in enumerate(ids[i]):
-            if noise >= 0:
-                operands[drawn + k, noises[noise]] = 1.0
-        states[i + 1], *kept = read[i] @ operands
-        if i == 0:  # the run starts there, whatever label its noise was given
-            states[1] = 0.0
-            states[1, : n + 1] = start
+    at, ids, dst = plan.layout, plan.ids.tolist(), plan.dst.tolist()
+    terms, outputs, states = _terms(plan), range(at.f, at.noise(0)), []
+    x = zero = 0.0 * start
+    part = plan.alpha + plan.sigma if plan.stored == "flow" else plan.alpha
+    answered = plan.reads >> at.f & (2 << at.G) - 1 != 0  # 0 where no output is read
+    with np.errstate(divide="ignore"):
+        share, per_sigma = np.where(answered & (plan.q != 0.0), 1.0 / plan.q, 0.0), 1.0 / plan.sigma
+    words = (v[:-1].tolist() for v in (plan.call, part, per_sigma, plan.p, share))
+    held = {}  # operands of the row at hand
+    for i, (call, a, per_s, p, per_q) in enumerate(zip(*words, strict=True)):  # the last one holds
+        if call < 0:
+            m, f = p * x, 0.0 * x
+        else:
+            m = answers[i] if plan.stored == "x0" else (x - a * answers[i]) * per_s
+            f = (m - p * x) * per_q
+        held[0], held[at.m] = x, m
+        for k in outputs:
+            held[k] = f
+        for k, name in enumerate(ids[i], at.noise(0)):
+            held[k] = noises.get(name)
+        x, *kept = [sum([c * held[k] for k, c in line], zero) for line in terms[i]]
+        x = x if i else start  # the run starts there, whatever label its noise was given
         for slot, value in zip(dst[i], kept, strict=True):
             if slot >= 0:
-                operands[at.slot(slot)] = value
-    return states[1:]
+                held[at.slot(slot)] = value
+        states.append(x)
+    return states
 
 
-def _prediction(
-    stored: str, x: np.ndarray, x0: np.ndarray, call: int, a: float, s: float, p: float, q: float
-) -> tuple[np.ndarray, np.ndarray | float]:
-    """m, and the output f that gives it, m = p x + q f; 0 where q is 0."""
-    if call < 0:
-        return p * x, 0.0
-    m = x0 if stored == "x0" else (x - (a + s if stored == "flow" else a) * x0) / s
-    return m, (m - p * x) / q if q else 0.0
+def _terms(plan: Plan) -> list[list[list[tuple[int, float]]]]:
+    """(column, number) of what is read for x', u and v of every row."""
+    read = plan.M * ((plan.reads[:, None] >> np.arange(plan.W)) & 1)[:, None]
+    terms = [[[], [], []] for _ in range(plan.rows)]
+    where = np.nonzero(read)
+    for row, o, k, c in zip(*(v.tolist() for v in (*where, read[where])), strict=True):
+        terms[row][o].append((k, c))
+    return terms

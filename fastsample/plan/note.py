@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from .row import PlanError
 
 DEPTH_CAP = 32
+PLAIN = {float, int, str, bool, type(None)}
 
 
 def _refuse(self: object, *args: object, **words: object) -> NoReturn:
@@ -53,7 +54,10 @@ def _frozen(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return Note((key, _frozen(inner)) for key, inner in value.items())
-    return _Items(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    plain = {*map(type, value)} <= PLAIN  # grids and tables, of thousands of numbers
+    return _Items(value if plain else map(_frozen, value))
 
 
 def dump_note(note: dict) -> str:

@@ -48,6 +48,10 @@ class Field(NamedTuple):
         """value as a read-only array of this kind, in memory of its own; PlanError, which begins
         with `where`, for what is not numbers or not whole.
         """
+        if isinstance(value, np.ndarray) and value.dtype == self.kind:
+            array = np.array(value, order="C")
+            array.setflags(write=False)
+            return array
         found = reals(value)
         if found is None:
             raise PlanError(
@@ -64,7 +68,7 @@ class Field(NamedTuple):
                     "of a row are whole"
                 )
             array = array.astype(np.int64)
-        array.flags.writeable = False
+        array.setflags(write=False)
         return array
 
 
@@ -90,6 +94,7 @@ FIELDS = (
 )
 FLOATS = tuple(field for field in FIELDS if field.kind is float)
 INTS = tuple(field for field in FIELDS if field.kind is int)
+FILLED = tuple(field for field in FIELDS if field.fill)
 
 
 class Layout(NamedTuple):
@@ -138,7 +143,7 @@ class Layout(NamedTuple):
 
     def shape(self, field: Field) -> tuple[int, ...]:
         """Shape of the field in one row."""
-        return tuple(self.size(axis) for axis in field.shape)
+        return tuple(map(self.size, field.shape))
 
     def at(self, name: str) -> int:
         """Where a field begins: in the float record, or in the record of words."""
@@ -167,9 +172,19 @@ class Layout(NamedTuple):
         return [*x_and_slots, *m_and_f, *(wider.noise(k) for k in noises)]
 
 
+@lru_cache(maxsize=256)
+def shapes(layout: Layout) -> list[tuple[int, ...]]:
+    """The shape of every field in one row."""
+    return [layout.shape(field) for field in FIELDS]
+
+
 def blank(layout: Layout, rows: int) -> dict[str, np.ndarray]:
     """Every array of a plan of so many rows, filled with what stands where nothing was said."""
-    return {f.name: np.full((rows, *layout.shape(f)), f.fill, f.kind) for f in FIELDS}
+    pairs = zip(FIELDS, shapes(layout), strict=True)
+    arrays = {field.name: np.zeros((rows, *shape), field.kind) for field, shape in pairs}
+    for field in FILLED:
+        arrays[field.name].fill(field.fill)
+    return arrays
 
 
 def moved(masks: np.ndarray, places: Iterable[tuple[int, int]]) -> np.ndarray:

@@ -29,16 +29,16 @@ operands that are read all the same: those whose coefficients are still to be le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from ..grids import edges
-from ..model import Model, to_kind
+from ..model import Model
 from ..plan import Plan, PlanError
 from ..plan.consistency import accepted
 from ..plan.given import integer, reals
-from ._pack import INITIAL_NOISE, Row, allocate, pack
+from ._pack import INITIAL_NOISE, Row, pack
 
 ROUNDED = 1e-6  # relative: a time this close to the schedule's noise end is that end
 
@@ -47,6 +47,8 @@ class Lin(dict):
     """A linear combination {operand: coefficient}; operands are "x", "m", "f", ("f", g), ("n", id),
     ("r", name).
     """
+
+    __array_ufunc__ = None  # a number of NumPy leaves a product with one to __rmul__ at once
 
     def __add__(self, other: Lin) -> Lin:
         out = Lin(self)
@@ -70,8 +72,9 @@ class Lin(dict):
 
     def put(self, name: object, value: Lin) -> Lin:
         """This combination with `value` in place of operand `name`."""
-        rest = Lin({k: c for k, c in self.items() if k != name})
-        return rest + self[name] * value if name in self else rest
+        rest = Lin(self)
+        scale = rest.pop(name, None)
+        return rest if scale is None else rest + scale * value
 
 
 X, M, ZERO = Lin({"x": 1.0}), Lin({"m": 1.0}), Lin()
@@ -150,14 +153,12 @@ class Builder:
         self._levels = dict(zip(self.t.tolist(), levels, strict=True))
         a, s = self.level(self.t[0])
         if self.start is None:
-            first = Row({"x": s * X}, target=(a, s))
+            first = Row({"x": s * X}, (a, s))
         else:
-            first = Row({"x": a * X + s * N(INITIAL_NOISE)}, point=(1.0, 0.0), target=(a, s))
+            first = Row({"x": a * X + s * N(INITIAL_NOISE)}, (a, s), point=(1.0, 0.0))
         self._rows: list[Row] = [first]
-        # of each model, the rows that ask it, and when
-        self._asked: list[list[tuple[Row, float]]] = [[] for _ in self.models]
 
-    @property
+    @cached_property
     def half_log_snr(self) -> np.ndarray:
         """lambda = log(alpha / sigma) at the grid's points [n+1]; -inf where alpha = 0,
         +inf where sigma = 0.
@@ -205,19 +206,16 @@ class Builder:
                 f"row: U weighs {len(U)} branches and V {len(V)}; one or more, and as many in V or "
                 "none, are accepted"
             )
-        before = len(self._rows[-1].told) - 1
+        before = len(self._rows[-1].scalars)
         if len(self._rows) > 1 and len(scalars) != before:
             raise ValueError(
                 f"row: {len(scalars)} scalars beside the time, where the row before has {before}; "
                 "as many in every row are accepted"
             )
-        point = self.level(t)
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
-        row = Row(out, call, point, (t, *map(float, scalars)))
-        row.clip, row.U, row.V, row.reads = self.clip, U, V, reads
-        row.preview, row.target = _preview(self.stored, *point), self._point(to)
+        told = tuple(map(float, scalars))
+        row = Row(out, self._point(to), self.level(t), call, t, told, U, V, reads)
         self._rows.append(row)
-        self._asked[call].append((row, t))
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:
         """A change of the state without a call (churn, restart), multiplied into the row before
@@ -226,21 +224,6 @@ class Builder:
         last = self._rows[-1]
         last.out["x"] = x.put("x", last.out["x"])
         last.target = self._point(to)
-
-    def _tell(self) -> None:
-        """What the models are told at their rows, and what their outputs are as the stored kind:
-        for all rows of one at once, which takes little longer than for a single row.
-        """
-        for model, asked in zip(self.models, self._asked, strict=True):
-            if not asked:
-                continue
-            rows, t = zip(*asked, strict=True)
-            levels = np.transpose([row.point for row in rows])
-            p, q = to_kind(self.stored, model.prediction, *levels, model.sigma_data)
-            numbers = (v.tolist() for v in (model.times(t), model.scales(t), p, q))
-            for row, time, *others in zip(rows, *numbers, strict=True):
-                row.told = (time, *row.told[1:])
-                row.scale, row.p, row.q = others
 
     def _point(self, to: float | tuple[float, float]) -> tuple[float, float]:
         return to if isinstance(to, tuple) else self.level(to)
@@ -252,12 +235,11 @@ class Builder:
         remake calls the solver of that name with those arguments. PlanError where rows leave the
         schedule though every prediction is exact, unless they are meant to: consistent=False.
         """
-        self._tell()
-        rows = self._rows if self.inpaint else eliminate_anchor(self._rows)
-        arrays = pack(rows, allocate(rows), self.inpaint)
+        if not self.inpaint:
+            eliminate_anchor(self._rows)
+        arrays = pack(self._rows, self.models, self.stored, self.clip, self.inpaint)
         plan = Plan(**arrays, note=self._note(solver, arguments, consistent, note))
-        defect, most = plan.consistency(), accepted(plan)
-        if consistent and not defect <= most:
+        if consistent and not (defect := plan.consistency()) <= (most := accepted(plan)):
             raise PlanError(
                 f"{solver}: rows leave the schedule by {defect:.1e} with exact predictions; "
                 f"{most:.0e} is accepted"
@@ -328,7 +310,7 @@ def start_index(steps: int, start: int | None) -> int | None:
     )
 
 
-def eliminate_anchor(rows: list[Row]) -> list[Row]:
+def eliminate_anchor(rows: list[Row]) -> None:
     """Write R("anchor") as a combination of the state, kept values and noises wherever it is read,
     and keep it in no slot.
 
@@ -337,34 +319,34 @@ def eliminate_anchor(rows: list[Row]) -> list[Row]:
     with masks edit x, which breaks it: they keep the anchor in a slot instead.
     """
     at: Lin | None = None  # the anchor, over "x", ("r", name) and ("n", id)
-    done = []
     for i, row in enumerate(rows):
-        if at is None and any(ANCHOR in v for v in row.out.values()):
-            raise PlanError(
-                f"row {i} comes back to an anchor that is gone; make the plan with inpaint=True to "
-                "keep it in a slot"
-            )
-        out = {k: _trim(v.put(ANCHOR, at) if ANCHOR in v else v) for k, v in row.out.items()}
-        new = out.pop("anchor", at)
+        for name, value in row.out.items():
+            if ANCHOR in value:
+                if at is None:
+                    raise PlanError(
+                        f"row {i} comes back to an anchor that is gone; make the plan with "
+                        "inpaint=True to keep it in a slot"
+                    )
+                value = value.put(ANCHOR, at)
+            row.out[name] = _trim(value)
+        new = row.out.pop("anchor", at)
         if new is not None:
-            at = _after(new, out, i)
-        done.append(row if out == row.out else replace(row, out=out))
-    return done
+            at = _after(new, row.out, i)
 
 
 def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
     """`value`, over the operands a row reads, written over what stands after the row; None where
     that is impossible.
     """
-    step, c = out["x"], value.get("x", 0.0)
+    value, step = Lin(value), out["x"]
+    c = value.pop("x", 0.0)
     if c:
         a = step.get("x", 0.0)
         if not a:
             return None
-        rest = Lin({k: v for k, v in step.items() if k != "x"})
-        value = (value - c * X).put("x", ZERO) + (c / a) * X - (c / a) * rest
-    else:
-        value = Lin(value)
+        rest = Lin(step)
+        del rest["x"]
+        value = value + (c / a) * X - (c / a) * rest
     value = _trim(value)
     if "m" in value:  # only a kept m has a name after the row
         name = next((k for k, v in out.items() if k != "x" and v == M), None)
@@ -377,14 +359,7 @@ def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
 
 def _trim(value: Lin) -> Lin:
     """Drop terms that cancelled: what is left of them is rounding."""
-    big = max((abs(c) for c in value.values()), default=0.0)
-    return Lin({k: c for k, c in value.items() if abs(c) > 1e-13 * big})
-
-
-def _preview(stored: str, a: float, s: float) -> tuple[float, float]:
-    """(dx, dm) with x0 = dx x + dm m."""
-    if stored == "x0":
-        return 0.0, 1.0
-    if stored == "flow":
-        return 1.0 / (a + s), -s / (a + s)
-    return 1.0 / a, -s / a
+    sizes = [*map(abs, value.values())]
+    if not sizes or min(sizes) > (least := 1e-13 * max(sizes)):
+        return value
+    return Lin({k: c for k, c in value.items() if abs(c) > least})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..model import Model, to_kind
 from ..plan import PlanError
 from ..plan.row import Layout, blank
 
@@ -23,25 +24,20 @@ INITIAL_NOISE = 0  # id of the noise a run starts from; makers draw ids from 1
 class Row:
     """What one row of a Plan does, over operands by name."""
 
-    out: dict[str, Lin]  # "x" and the names of kept values
-    call: int = -1
+    out: dict[str, Lin]  # "x", first, and the names of kept values
+    target: tuple[float, float]  # alpha, sigma of x'
     point: tuple[float, float] = (0.0, 1.0)  # alpha, sigma where the model is asked
-    told: tuple[float, ...] = (0.0,)  # the model's scalars, its time first
-    scale: float = 1.0
-    p: float = 0.0
-    q: float = 0.0
-    clip: float = 0.0
+    call: int = -1
+    t: float = 0.0  # when the model is asked
+    scalars: tuple[float, ...] = ()  # what it is told beside its time
     U: Sequence[float] = (1.0,)  # weights of the branches that enter f
     V: Sequence[Sequence[float]] = ()
     reads: Collection = ()  # operands that are read whatever their coefficients
-    preview: tuple[float, float] = (0.0, 0.0)
-    target: tuple[float, float] = (1.0, 0.0)  # alpha, sigma of x'
+    # of `allocate`: the operands read, names of kept values ("r"), ids of noises ("n") and branches
+    # ("f") among them, and the slots written
+    operands: set = field(default_factory=set)
+    named: dict[str, set] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
-
-    def indices(self, kind: str) -> set:
-        """Of the operands read: names of kept values ("r"), ids of noises ("n"), branches ("f")."""
-        read = (operand for value in (*self.out.values(), self.reads) for operand in value)
-        return {name[1] for name in read if name.__class__ is tuple and name[0] == kind}
 
 
 def allocate(rows: list[Row]) -> int:
@@ -52,9 +48,13 @@ def allocate(rows: list[Row]) -> int:
     after: list[set[str]] = []
     for row in reversed(rows):
         row.out = {k: v for k, v in row.out.items() if k == "x" or k in live}
-        after.append(set(live))
-        live -= set(row.out)
-        live |= row.indices("r")
+        row.operands = {*row.reads}.union(*row.out.values())
+        row.named = {"r": set(), "n": set(), "f": set()}
+        for operand in row.operands:
+            if operand.__class__ is tuple:
+                row.named[operand[0]].add(operand[1])
+        after.append(live)
+        live = live.difference(row.out) | row.named["r"]
     if live:
         raise PlanError(f"rows read {sorted(live)} before any row kept it")
     held: dict[str, int] = {}
@@ -74,40 +74,75 @@ def allocate(rows: list[Row]) -> int:
     return size
 
 
-def pack(rows: list[Row], S: int, inpaint: bool) -> dict[str, np.ndarray]:
-    """The arrays of the Plan of these rows and of a last one that holds; S: the slots that
-    `allocate` gave out.
-    """
-    end = rows[-1]
-    hold = Row({"x": {"x": 1.0}}, point=end.target, told=end.told, preview=(1.0, 0.0))
-    ids = [*(sorted(_noises(row, inpaint)) for row in rows), []]
+def pack(
+    rows: list[Row], models: Sequence[Model], stored: str, clip: float, inpaint: bool
+) -> dict[str, np.ndarray]:
+    """The arrays of the Plan of these rows and of a last one that holds."""
+    S, end = allocate(rows), rows[-1]
+    hold = Row({"x": {"x": 1.0}}, end.target, end.target, scalars=end.scalars, operands={"x"})
+    ids = [sorted(_noises(row, inpaint)) for row in rows]
+    G = max(max(len(row.U), *(1 + g for g in row.named["f"]), 1) for row in rows)
+    K = max(len(scales) for row in rows for scales in (*row.V, ()))
+    E = 1 + len(end.scalars)
     rows = [*rows, hold]
-    layout = Layout(
-        S,
-        G=max(max(len(row.U), *(1 + g for g in row.indices("f")), 1) for row in rows),
-        L=max(map(len, ids)),
-        K=max((len(scales) for row in rows for scales in row.V), default=0),
-        E=max(len(row.told) for row in rows),
-    )
+    layout = Layout(S, G, max(map(len, ids)), K, E)
     arrays = blank(layout, len(rows))
-    for name in ("p", "q", "clip", "preview", "call"):
-        arrays[name][:] = [getattr(row, name) for row in rows]
-    arrays["alpha"][:], arrays["sigma"][:] = np.transpose([row.point for row in rows])
-    told = [*rows[1:], hold]  # a row keeps what the next one's model is told
-    arrays["c"][:], arrays["t"][:] = [row.scale for row in told], [row.told for row in told]
-    for i, row in enumerate(rows):
-        if ids[i]:
-            arrays["ids"][i, : len(ids[i])] = ids[i]
-        if row.call >= 0:
-            arrays["branches"][i] = (1 << len(row.U)) - 1
-        if row.call >= 0 or layout.G == 1:
-            arrays["U"][i, : len(row.U)] = row.U
+    _tell(arrays, rows, models, stored, clip)
+    arrays["U"][:] = [[*row.U, *[0.0] * (G - len(row.U))] for row in rows]
+    asked = arrays["call"] >= 0
+    if G > 1:
+        arrays["U"][~asked] = 0.0
+    arrays["branches"][asked] = [(1 << len(row.U)) - 1 for row in rows if row.call >= 0]
+    for i, row in enumerate(rows if K else ()):
         for g, scales in enumerate(row.V):
             arrays["V"][i, g, : len(scales)] = scales
-        if inpaint and row is not hold:
-            _aim(arrays, i, row, ids[i])
-    _update(arrays, layout, rows, ids)
+    for i, names in enumerate(ids):
+        if names:
+            arrays["ids"][i, : len(names)] = names
+        if inpaint:
+            _aim(arrays, i, rows[i], names)
+    _update(arrays, layout, rows, [*ids, []])
     return arrays
+
+
+def _tell(
+    arrays: dict[str, np.ndarray],
+    rows: list[Row],
+    models: Sequence[Model],
+    stored: str,
+    clip: float,
+) -> None:
+    """The levels, what the models are told, and what their outputs are as the stored kind: for all
+    rows of a model at once, which takes little longer than for a single row.
+    """
+    arrays["call"][:] = call = np.array([row.call for row in rows])
+    arrays["alpha"][:], arrays["sigma"][:] = levels = np.array([row.point for row in rows]).T
+    t, c = np.array([row.t for row in rows]), arrays["c"]
+    c[:] = 1.0
+    if rows[-1].scalars:
+        arrays["t"][:-1, 1:] = [row.scalars for row in rows[1:]]
+    for k, model in enumerate(models):
+        at = np.flatnonzero(call == k)
+        if len(at):
+            p, q = to_kind(stored, model.prediction, *levels[:, at], model.sigma_data)
+            arrays["p"][at], arrays["q"][at] = p, q
+            # a row keeps what the next one's model is told
+            arrays["t"][at - 1, 0], c[at - 1] = model.times(t[at]), model.scales(t[at])
+    at = call >= 0
+    arrays["clip"][at] = clip
+    with np.errstate(divide="ignore", invalid="ignore"):
+        arrays["preview"][at] = np.transpose(_preview(stored, *levels[:, at]))
+    arrays["preview"][-1, 0] = 1.0
+    arrays["t"][-2:] = arrays["t"][-3:][0]  # the last row's, where no model is asked any more
+
+
+def _preview(stored: str, a: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(dx, dm) with x0 = dx x + dm m."""
+    if stored == "x0":
+        return np.zeros_like(a), np.ones_like(a)
+    if stored == "flow":
+        return 1.0 / (a + s), -s / (a + s)
+    return 1.0 / a, -s / a
 
 
 def _update(
@@ -116,19 +151,21 @@ def _update(
     """M, reads and dst: the values a row writes, over its operands, and the slots it writes them
     to.
     """
-    M, reads, dst = arrays["M"], arrays["reads"], arrays["dst"]
     column = {"x": 0, "m": layout.m, "f": layout.f}
     column |= {("f", g): layout.branch(g) for g in range(layout.G)}
-    for i, row in enumerate(rows):
-        column |= {("n", name): layout.noise(k) for k, name in enumerate(ids[i])}
-        kept, read = [name for name in row.out if name != "x"], set(row.reads)
-        for o, name in enumerate(["x", *kept]):
-            for operand, number in row.out[name].items():
-                M[i, o, column[operand]] += number
-            read |= row.out[name].keys()
-        reads[i] = sum(1 << column[operand] for operand in read)
-        dst[i, : len(kept)] = [row.slots[name] for name in kept]
-        column |= {("r", name): layout.slot(slot) for name, slot in row.slots.items()}
+    places, numbers, reads, dst = [], [], [], []
+    for i, (row, names) in enumerate(zip(rows, ids, strict=True)):
+        for k, name in enumerate(names, layout.noise(0)):
+            column["n", name] = k
+        for o, value in enumerate(row.out.values(), 3 * i):
+            places += [o * layout.W + column[operand] for operand in value]
+            numbers += value.values()
+        reads.append(sum([1 << column[operand] for operand in row.operands]))
+        dst.append([*row.slots.values(), -1, -1][:2])
+        for name, slot in row.slots.items():
+            column["r", name] = layout.slot(slot)
+    arrays["M"].reshape(-1)[places] = numbers
+    arrays["reads"][:], arrays["dst"][:] = reads, dst
 
 
 def _aim(arrays: dict[str, np.ndarray], i: int, row: Row, ids: list[int]) -> None:
@@ -144,4 +181,5 @@ def _aim(arrays: dict[str, np.ndarray], i: int, row: Row, ids: list[int]) -> Non
 
 
 def _noises(row: Row, inpaint: bool) -> set[int]:
-    return row.indices("n") | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
+    """Ids of the noises a row draws, that of the known image among them."""
+    return row.named["n"] | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
