@@ -36,6 +36,9 @@ class EulerTest(Common):
     def test_unknown_word(self):
         EulerDiscreteScheduler(no_such_word=1)
 
+    def test_betas(self):
+        EulerDiscreteScheduler(beta_end=2.0)
+
     @unittest.skip("no reason")
     def test_left_out(self):
         pass
@@ -80,17 +83,17 @@ def test_our_class_in_place_of_theirs(tmp_path):
         "compat = none",
         "| class | passed | failed | skipped |",
         "|---|---|---|---|",
-        "| EulerTest | 3 | 1 | 1 |",
+        "| EulerTest | 3 | 2 | 1 |",
         "| test_scheduler_broken | 0 | 1 | 0 |",
-        "| all | 3 | 2 | 1 |",
+        "| all | 3 | 3 | 1 |",
     ]
     failures = done.stdout.splitlines()[6:]
-    assert [line.split("::")[-1].split("/")[-1] for line in failures[::2]] == [
-        "test_scheduler_broken.py",
-        "test_unknown_word",
-    ]
-    assert failures[1].endswith("No module named 'no_such_module'")
-    assert failures[3].strip() == "TypeError: got an unexpected keyword argument 'no_such_word'"
+    broken, error, betas, refused, reason, unknown, said = failures
+    assert broken.endswith("test_scheduler_broken.py") and "'no_such_module'" in error
+    assert betas.endswith("::test_betas") and "beta_end = 2" in refused
+    assert reason.strip().startswith("asks for a beta of 2, which is refused")
+    assert unknown.endswith("::test_unknown_word")  # which nobody has a reason for
+    assert said.strip() == "TypeError: got an unexpected keyword argument 'no_such_word'"
 
 
 def test_a_folder_without_such_tests(tmp_path):
