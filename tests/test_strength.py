@@ -351,3 +351,25 @@ def test_the_state_of_float64_noise_is_float64():
     assert fs.Sampler(plan, half, state_dtype=torch.float32)(noise=z).dtype == torch.float32
     x = own_loop(0.0 * z, z, plan.sigma[1:].tolist(), half)
     assert (sampler(noise=z) - x).abs().max() < 1e-13 * 80
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [float, np.float32, np.float16, torch.tensor]
+    + [partial(torch.tensor, dtype=dtype) for dtype in (torch.float32, torch.half, torch.bfloat16)],
+)
+def test_a_strength_of_few_bits_is_what_pipelines_count_or_the_exact_share(kind):
+    """min(int(n·strength), n) in the strength's own arithmetic, but where its rounding alone lost a
+    step: never a third number.
+    """
+    alike = 0
+    for n in (1, 2, 4, 7, 13, 20, 28, 30, 50, 51, 100, 1000):
+        for k in range(1, 101):
+            strength, exact = kind(k / 100), k * n // 100
+            counted = min(int(n * strength), n)
+            if exact == counted == 0:
+                continue
+            found = n - solvers._start.index_of(n, strength)
+            assert found in (exact, counted), (n, k)
+            alike += found == counted
+    assert alike > 900

@@ -13,15 +13,23 @@ from typing import Any
 import numpy as np
 
 DIGITS = 6  # of a published number: 1.57080 for pi/2; float32 has one more
+BITS = {"bfloat16": 8, "float16": 11}
 EDGE_AT_0 = 2.0**-21  # four ulp of float32 at 1
 
 
 def rounding(value: Any) -> float:
     """How far a number of this type may be, relatively, from one it stands for: half a unit of the
-    last of DIGITS, or of a type of 16 bits.
+    last of DIGITS, or of its own last bit in a type of 16.
     """
-    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
-    return {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(kind, 0.5 * 10.0 ** (1 - DIGITS))
+    kept = bits(value)
+    if kept is None:
+        return 0.5 * 10.0 ** (1 - DIGITS)
+    return 2.0 ** (-1 - kept) / (abs(math.frexp(value)[0]) or 1.0)
+
+
+def bits(value: Any) -> int | None:
+    """How many bits of a number its type of 16 keeps; None for any other type."""
+    return BITS.get(str(getattr(value, "dtype", "")).removeprefix("torch."))
 
 
 def plain(value: Any) -> Any:

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from fractions import Fraction
 from functools import wraps
-
-import numpy as np
 
 from ..grids import check, starting_at
 from ..plan import Plan
@@ -80,15 +79,14 @@ def only_one(start, strength, level) -> None:
 
 
 def index_of(steps: int, strength: float) -> int:
-    """The index at which the last floor(strength·steps) of the steps begin. A product that is a
-    whole number but for rounding is that number: .29 of 100 steps are 29.
+    """The index at which the last floor(strength·steps) of the steps begin, as pipelines count
+    them, but that a product which is a whole number but for rounding is that number: .29 of 100
+    steps are 29.
     """
     share = within(strength, 0.0, 1.0)
     if share is None:
         raise ValueError(f"strength: {strength!r:.60}; a number above 0 up to 1 is accepted")
-    count = share * steps
-    near = round(count)
-    count = near if abs(count - near) <= rounding(strength) * near else int(np.floor(count))
+    count = _count(steps, strength, share)
     if share == 0.0:
         raise ValueError(
             "strength: 0 leaves the image as it is and there is nothing to run; a number above 0 "
@@ -101,3 +99,18 @@ def index_of(steps: int, strength: float) -> int:
             f"which all {steps} step(s) run, is accepted"
         )
     return steps - count
+
+
+def _count(steps: int, strength: float, share: float) -> int:
+    """floor(strength·steps) in the strength's own arithmetic, which is what a pipeline computes,
+    unless the strength stands for another share: it may be the nearest of its type to a fraction of
+    the steps, and to hundredths.
+    """
+    off = rounding(strength)
+    plain = min(int(strength * steps), steps) if share < 1.0 else steps
+    meant = [
+        int(part * steps)
+        for part in (Fraction(round(share * steps), steps), Fraction(round(100.0 * share), 100))
+        if abs(share - part) <= off * part
+    ]
+    return plain if plain in meant or not meant else meant[-1]

@@ -18,6 +18,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
+from ...plan.given import bits
 from .lookup import ROUNDING
 
 
@@ -200,7 +201,9 @@ def check_tokens(per_token: Tensor, timestep) -> None:
             "generator= are accepted"
         )
     low, high = (float(v) for v in per_token.aminmax())
-    if max(abs(low - at), abs(high - at)) > ROUNDING * max(1.0, abs(at)):
+    kept = [k for k in (bits(per_token), bits(timestep)) if k is not None]
+    off = max([ROUNDING, *(2.0**-k for k in kept)])
+    if max(abs(low - at), abs(high - at)) > off * max(1.0, abs(at)):
         raise ValueError(
             f"FsScheduler.step: per_token_timesteps from {low:g} to {high:g} at timestep {at:g} "
             "are not reproduced; the timestep for every token is accepted"

@@ -20,6 +20,7 @@ from .grids import (
     Points,
     distilled_points,
     indices,
+    labelled,
     levels_of,
     noise_schedule,
     own_levels,
@@ -40,8 +41,9 @@ STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to 
 MATCH = "FlowMatchEulerDiscreteScheduler"
 
 
-def trained_levels(where: str, config: dict, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, sigma) [n] that a training timestep stands for."""
+def trained_levels(where: str, config: dict, timesteps) -> tuple[np.ndarray, np.ndarray]:
+    """(alpha, sigma) [n] that training timesteps stand for, a number or n."""
+    labels = labelled(timesteps, config["num_train_timesteps"] - (where != "flow"))
     if where == "flow":
         return 1.0 - labels / config["num_train_timesteps"], labels / config["num_train_timesteps"]
     if told_log(config):

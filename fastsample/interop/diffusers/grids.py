@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...plan.given import edged, integer, numbers
+from ...plan.given import bits, edged, integer, numbers
 from ...schedules import DiscreteVP
 
 TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
@@ -322,6 +322,22 @@ def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:
         times = schedule.time(-np.log(np.minimum(levels, levels_of(schedule)[-1])))
     whole = np.round(times)
     return np.where(np.abs(times - whole) < SAME, whole, times)
+
+
+def listed(values, top: float) -> tuple | None:
+    """A list of numbers as a key; one in a type of 16 bits with its edge, top, as `labelled`."""
+    if values is None or not hasattr(values, "tolist"):
+        return None if values is None else tuple(values)
+    return tuple(values.tolist() if bits(values) is None else labelled(values, top).tolist())
+
+
+def labelled(timesteps, top: float) -> np.ndarray:
+    """Timesteps as float64 [n], the last of all, top, in place of what its type's rounding put
+    beyond it: 999 is 1000 in bfloat16.
+    """
+    kept, times = bits(timesteps), numbers("FsScheduler: timesteps", timesteps).ravel()
+    near = 0.0 if kept is None else top * 2.0**-kept
+    return edged(np.where((times > top) & (times - top <= near), top, times), 0.0, top)
 
 
 def count(*given: int | None) -> int:

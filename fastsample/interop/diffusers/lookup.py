@@ -14,6 +14,17 @@ from .manners import Manner
 from .plan import init_scale, number
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
+COARSE = {torch.bfloat16: torch.bfloat16, torch.half: torch.half, np.dtype("float16"): torch.half}
+
+
+def alike(labels: np.ndarray, timestep: object) -> np.ndarray:
+    """Which of the labels [n] a timestep may stand for: to ROUNDING, or in a type of 16 bits those
+    that are the timestep when held in it (999 is 1000 in bfloat16).
+    """
+    value, kind = number(timestep), getattr(timestep, "dtype", None)
+    if kind in COARSE:
+        return torch.from_numpy(labels).to(COARSE[kind]).double().numpy() == value
+    return np.abs(labels - value) <= ROUNDING * np.maximum(1.0, np.abs(labels))
 
 
 class Lookup:
@@ -92,7 +103,8 @@ class Lookup:
         if by_index and self.begin is not None:
             at = [self.find(None)] * timesteps.numel()
         else:
-            at = [self._told(t) for t in timesteps.flatten().tolist()]
+            told = timesteps.flatten()
+            at = [self._told(t) for t in (told if told.dtype in COARSE else told.tolist())]
             if self._manner.last:
                 at = [len(self) - 1 if k is None else k for k in at]
         if None in at:
@@ -125,13 +137,18 @@ class Lookup:
                 return timestep.storage_offset() - self.timesteps.storage_offset()
             if expected is not None and timestep.device.type != "cpu":
                 return expected
-        value = number(timestep)
-        same = np.abs(self._labels - value) <= ROUNDING * np.maximum(1.0, np.abs(self._labels))
+        same = alike(self._labels, timestep)
         if expected is not None and expected < len(same) and same[expected]:
             return expected
         found = np.flatnonzero(same)
         if not len(found):
             return None
+        if self._labels[found[0]] != self._labels[found[-1]]:  # of a type of 16 bits
+            either = " and ".join(f"{self._labels[k]:g}" for k in found[[0, -1]])
+            raise ValueError(
+                f"FsScheduler: timestep {number(timestep):g} in {timestep.dtype} stands for "
+                f"{either} of the schedule; scheduler.timesteps themselves are accepted"
+            )
         # Heun's second of two equal timesteps starts a step
         return int(found[-1 if self._per_point == 2 else 0])
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from ...model import to_x0
 from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
 from .config import trained_levels
-from .plan import number
 from .sources import PREDICTIONS
 from .steps import variances
 
@@ -111,7 +109,7 @@ def with_clipped(settings: dict, f: Tensor, timestep, sample: Tensor) -> Tensor:
     """
     if not (isinstance(f, Tensor) and isinstance(sample, Tensor)) or f.shape != sample.shape:
         return f  # for the loop to refuse
-    levels = trained_levels("vp", settings, np.array([number(timestep)]))
+    levels = trained_levels("vp", settings, timestep)
     p, q = (float(v[0]) for v in to_x0(PREDICTIONS[settings["prediction_type"]], *levels))
     x = sample.to(state_dtype(sample))
     x0 = p * x + q * f.to(x.dtype)

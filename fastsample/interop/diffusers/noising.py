@@ -67,7 +67,7 @@ class Noising:
         """alpha·noise - sigma·sample, alpha² + sigma² = 1, at the training timesteps [B], or at
         one: what a model that predicts v learns (Salimans, Ho 2022, arXiv:2202.00512, App. D).
         """
-        levels = trained_levels("vp", self._settings, _labels(timesteps))
+        levels = trained_levels("vp", self._settings, timesteps)
         alpha, sigma = self._like("get_velocity", sample, noise, levels)
         return alpha * noise - sigma * sample
 
@@ -98,8 +98,4 @@ class Noising:
             )
         if loop is None and indexed and self._begin is not None:
             timesteps = self.timesteps[self._begin].expand(timesteps.shape)
-        return trained_levels(self._scale, self._settings, _labels(timesteps))
-
-
-def _labels(timesteps: Tensor) -> np.ndarray:
-    return torch.as_tensor(timesteps).double().flatten().cpu().numpy()
+        return trained_levels(self._scale, self._settings, timesteps)

@@ -29,6 +29,7 @@ from ...plan import Plan
 from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
+from .grids import listed
 from .loop import Loop
 from .loops import Loops, too_early
 from .manners import with_clipped, with_learned
@@ -213,10 +214,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """
         if self._seen is not self._internal_dict:
             self._read()
-        lists = (
-            None if v is None else tuple(v.tolist() if hasattr(v, "tolist") else v)
-            for v in (timesteps, sigmas)
-        )
+        last = self.config.num_train_timesteps - (self._scale != "flow")
+        lists = (listed(v, top) for v, top in ((timesteps, last), (sigmas, math.inf)))
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
         compat = self.config.compat is not None
         made = self._runs.kept(asked, compat) or self._runs.made(
