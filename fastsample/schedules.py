@@ -61,13 +61,13 @@ class Schedule:
     t_finite = property(lambda self: self.t_max)
 
     def alpha(self, t):
-        return self._at(t, "alpha")[0][()]
+        return self.levels_at(t, "alpha")[0][()]
 
     def sigma(self, t):
-        return self._at(t, "sigma")[1][()]
+        return self.levels_at(t, "sigma")[1][()]
 
     def half_log_snr(self, t):
-        return self._at(t, "half_log_snr")[2][()]
+        return self.levels_at(t, "half_log_snr")[2][()]
 
     def label(self, t):
         return self._inside(t, "label")[()]
@@ -88,10 +88,11 @@ class Schedule:
                 raise ValueError(f"{where} = {out[0]:g}; {low:g} <= t <= {high:g} is accepted")
         return found
 
-    def _at(self, t, what: str) -> tuple[np.ndarray, ...]:
+    def levels_at(self, t, what: str = "levels_at") -> tuple[np.ndarray, ...]:
+        """(alpha, sigma, half_log_snr); what: the method that a refused time is said by."""
         t = self._inside(t, what)
         with np.errstate(over="ignore", divide="ignore"):
-            return tuple(np.asarray(value) for value in self._point(t))
+            return tuple(map(np.asarray, self._point(t)))
 
     def to_json(self) -> dict:
         """Name and parameters, JSON-able; from_json gives an equal schedule back."""
@@ -378,9 +379,8 @@ class DiscreteVP(Schedule):
         return {"name": "DiscreteVP", **recipe}
 
     def __eq__(self, other) -> bool:
-        if not isinstance(other, DiscreteVP):
-            return False
-        return np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
+        same = isinstance(other, DiscreteVP)
+        return same and np.array_equal(self.alphas_cumprod, other.alphas_cumprod)
 
     def __hash__(self) -> int:
         return hash(self.alphas_cumprod.tobytes())

@@ -29,7 +29,6 @@ operands that are read all the same: those whose coefficients are still to be le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -38,6 +37,7 @@ from ..model import Model
 from ..plan import Plan, PlanError
 from ..plan.consistency import accepted
 from ..plan.given import integer, reals
+from ..schedules import Schedule
 from ._pack import INITIAL_NOISE, Row, pack
 
 ROUNDED = 1e-6  # relative: a time this close to the schedule's noise end is that end
@@ -98,6 +98,7 @@ def N(noise_id: int) -> Lin:
 
 
 ANCHOR = ("r", "anchor")
+LEVELS = "alpha", "sigma", "half_log_snr"
 # what else says where an image begins, in sentences about start=
 MEANT = "strength= the share of the steps, level= a noise level sigma/alpha"
 
@@ -112,7 +113,7 @@ class Builder:
     start, inpaint, clip   as `fastsample.solvers` says
 
     `t` [n+1] is the grid from start on, `n` its steps; `alpha`, `sigma` and `half_log_snr` [n+1]
-    are the levels there.
+    are the levels there, lambda = ln(alpha/sigma) = -inf where alpha = 0 and inf where sigma = 0.
     """
 
     def __init__(
@@ -144,13 +145,12 @@ class Builder:
         self.start = start_index(len(full) - 1, start)
         self.grid, self.t = full, full[self.start or 0 :]
         self.n = len(self.t) - 1
-        self.alpha, self.sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
         if self.n < 1:
             raise ValueError(
                 f"grid: {len(full)} times leave {self.n} steps; at least one step is needed"
             )
-        levels = zip(self.alpha.tolist(), self.sigma.tolist(), strict=True)
-        self._levels = dict(zip(self.t.tolist(), levels, strict=True))
+        self._levels: dict[float, tuple[float, float, float]] = {}
+        self.alpha, self.sigma, self.half_log_snr = self.visit(self.t)
         a, s = self.level(self.t[0])
         if self.start is None:
             first = Row({"x": s * X}, (a, s))
@@ -158,23 +158,37 @@ class Builder:
             first = Row({"x": a * X + s * N(INITIAL_NOISE)}, (a, s), point=(1.0, 0.0))
         self._rows: list[Row] = [first]
 
-    @cached_property
-    def half_log_snr(self) -> np.ndarray:
-        """lambda = log(alpha / sigma) at the grid's points [n+1]; -inf where alpha = 0,
-        +inf where sigma = 0.
-        """
-        return self.schedule.half_log_snr(self.t)
-
     def noise(self, i: int) -> Lin:
         """The noise of step i, counted from 0, with the step's place in the whole grid, from 1, for
         its id: a plan made with start= draws what the whole plan draws there.
         """
         return N((self.start or 0) + i + 1)
 
+    def visit(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """alpha, sigma and half_log_snr at times [n]: at all of them at once, which takes little
+        longer than at one.
+        """
+        if isinstance(self.schedule, Schedule):
+            found = self.schedule.levels_at(times, "alpha")
+        else:
+            found = tuple(getattr(self.schedule, name)(times) for name in LEVELS)
+        levels = zip(*(values.tolist() for values in found), strict=True)
+        self._levels.update(zip(times.tolist(), levels, strict=True))
+        return found
+
     def level(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
-        found = self._levels.get(float(t))
-        return found or (float(self.schedule.alpha(t)), float(self.schedule.sigma(t)))
+        return self._at(t)[:2]
+
+    def rise(self, t: float, to: float) -> float:
+        """half_log_snr at time to less that at t; 0 for a step of length 0."""
+        return self._at(to)[2] - self._at(t)[2] if t != to else 0.0
+
+    def _at(self, t: float) -> tuple[float, float, float]:
+        if (found := self._levels.get(t)) is None:
+            self.visit(np.array([float(t)]))
+            found = self._levels[t]
+        return found
 
     def row(
         self,
@@ -274,7 +288,7 @@ def _falling(schedule: object, grid: object) -> np.ndarray:
     """The grid as float64 [n+1], or a ValueError."""
     full = reals(grid)
     listed = full is not None and full.ndim == 1 and bool(np.isfinite(full).all())
-    if not listed or (np.diff(full) > 0).any():
+    if not listed or (full[1:] > full[:-1]).any():
         raise ValueError(
             f"grid: {grid!s:.60} is not one list of finite times that never rise; such a list, "
             "noise to data, is accepted"

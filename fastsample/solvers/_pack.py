@@ -35,9 +35,9 @@ class Row:
     reads: Collection = ()  # operands that are read whatever their coefficients
     # of `allocate`: the operands read, names of kept values ("r"), ids of noises ("n") and branches
     # ("f") among them, and the slots written
-    operands: set = field(default_factory=set)
-    named: dict[str, set] = field(default_factory=dict)
-    slots: dict[str, int] = field(default_factory=dict)
+    operands: set = field(init=False)
+    named: dict[str, set] = field(init=False)
+    slots: dict[str, int] = field(init=False)
 
 
 def allocate(rows: list[Row]) -> int:
@@ -79,7 +79,8 @@ def pack(
 ) -> dict[str, np.ndarray]:
     """The arrays of the Plan of these rows and of a last one that holds."""
     S, end = allocate(rows), rows[-1]
-    hold = Row({"x": {"x": 1.0}}, end.target, end.target, scalars=end.scalars, operands={"x"})
+    hold = Row({"x": {"x": 1.0}}, end.target, end.target, scalars=end.scalars)
+    hold.operands, hold.slots = {"x"}, {}
     ids = [sorted(_noises(row, inpaint)) for row in rows]
     G = max(max(len(row.U), *(1 + g for g in row.named["f"]), 1) for row in rows)
     K = max(len(scales) for row in rows for scales in (*row.V, ()))

@@ -111,13 +111,15 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     if scale(source, config) == "flow":
         return None
     table = np.sort(_alphas(config, peer))[::-1]
-    falls = np.append(True, np.diff(table) < 0.0)  # np.unique imports for a tenth of a second
+    falls = np.append(True, table[1:] < table[:-1])  # np.unique imports for a tenth of a second
     return DiscreteVP(table[falls & (table < 1.0)])
 
 
-def peer_layout(source: str, config: dict, peer, standing: bool = False) -> Points:
-    """Levels and labels on the table of `peer`, the class itself after its set_timesteps, or
-    before it (standing).
+def peer_layout(
+    source: str, config: dict, peer, schedule: DiscreteVP | None, standing: bool = False
+) -> Points:
+    """Levels and labels of `peer`, the class itself after its set_timesteps, or before it
+    (standing); schedule: its `peer_table`.
 
     ValueError where no plan has them, which standing levels of zero terminal SNR have (`Table`).
     """
@@ -128,7 +130,7 @@ def peer_layout(source: str, config: dict, peer, standing: bool = False) -> Poin
         # every point but the first and the end stands there twice
         labels = labels[np.r_[0, 1 : len(labels) : 2]]
         levels = levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]]
-    schedule, legs = peer_table(source, config, peer), None
+    legs = None
     if levels is not None:
         levels = levels[: len(labels) + 1]
         levels = 1.0 - levels if config.get("invert_sigmas") else levels

@@ -319,7 +319,8 @@ def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:
     rounding alone makes the difference.
     """
     with np.errstate(divide="ignore"):
-        times = schedule.time(-np.log(np.minimum(levels, levels_of(schedule)[-1])))
+        top = np.exp(-schedule.half_log_snr(schedule.t_max))
+        times = schedule.time(-np.log(np.minimum(levels, top)))
     whole = np.round(times)
     return np.where(np.abs(times - whole) < SAME, whole, times)
 

@@ -49,8 +49,8 @@ class Lookup:
         """unit: a run begins with unit noise, for its first step to multiply by init_scale."""
         rows, self._manner = np.flatnonzero(plan.call >= 0), manner
         self.plan, self._per_point, self._labels = plan, calls_per_point, plan.t[rows - 1, 0]
-        self.alpha = np.append(plan.alpha[rows], plan.alpha[-1])
-        self.sigma = np.append(plan.sigma[rows], plan.sigma[-1])
+        points = np.append(rows, plan.rows - 1)
+        self.alpha, self.sigma = plan.alpha[points], plan.sigma[points]
         self._scales = plan.c[rows - 1].tolist()
         self._factor = init_scale(plan) if unit and plan.sigma[0] else 1.0
         self._unscaled = self._factor == 1.0 and set(self._scales) == {1.0}

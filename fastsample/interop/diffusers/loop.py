@@ -88,7 +88,7 @@ class Loop(Lookup):
     def fresh(self, device=None) -> Loop:
         """The loop at its start, with timesteps of its own; all that was looked up is shared."""
         twin = self._twin()
-        twin.timesteps = times = torch.tensor(self._labels, dtype=self._kind, device=device)
+        twin.timesteps = times = torch.from_numpy(self._labels).to(device, self._kind)
         twin._next, twin._bytes = times.data_ptr(), times.element_size()
         return twin
 

@@ -4,28 +4,27 @@ it can be. Imports no diffusers.
 
 from __future__ import annotations
 
-import copy
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 
 from ...plan.given import numbers
 from .calls import takes
-from .config import peer_table
 from .grids import count, falling
 from .sources import BOUNDING
 
 
-def uncovered(source: type, settings: dict) -> str | None:
+def uncovered(source: type, settings: dict, table: Callable[[], object]) -> str | None:
     """Why no run of the class with these settings can be reproduced, in words; None where runs can.
-    Some runs may still not be.
+    Some runs may still not be. table(): the noise schedule of the class, or a ValueError.
     """
     known = inspect.signature(source.__init__).parameters.keys() | BOUNDING
     if not settings.keys() <= known:
         unknown = ", ".join(k for k in settings if k not in known)
         return f"FsScheduler: {source.__name__} itself has no {unknown}"
     try:
-        peer_table(source.__name__, settings, made(source, settings))
+        table()
     except ValueError as error:
         return words(error)
     return None
@@ -45,7 +44,7 @@ def set_peer(
     """A copy of the class's own scheduler after its set_timesteps with these arguments; ValueError
     for what it, or a plan, does not take.
     """
-    source, peer = type(peer), copy.copy(peer)
+    source, peer = type(peer), twin(peer)
     asked = {
         "num_inference_steps": steps,
         "timesteps": timesteps and list(timesteps),
@@ -73,6 +72,13 @@ def set_peer(
         where = f"FsScheduler.set_timesteps: {source.__name__} itself fails there"
         raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None
     return peer
+
+
+def twin(peer: object) -> object:
+    """Another scheduler of the class with the same attributes."""
+    other = object.__new__(type(peer))
+    other.__dict__.update(peer.__dict__)
+    return other
 
 
 def made(source: type, settings: dict) -> object:

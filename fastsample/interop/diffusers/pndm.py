@@ -27,7 +27,7 @@ from ...model import Model, to_eps
 from ...plan import Plan
 from ...solvers._build import Builder, Lin, M, R, X
 from ...solvers._exponential import gain
-from .steps import RAW, rise
+from .steps import RAW
 
 # Adams-Bashforth, newest first
 PLMS = (
@@ -166,7 +166,7 @@ def _phi(b: Builder, begin: float, to: float, source: Lin, combined: Lin, raw: b
     (alpha, sigma), at = b.level(begin), b.level(to)
     p, q = to_eps(b.model.prediction, alpha, sigma) if raw else (0.0, 1.0)
     eps = float(p) * source + float(q) * combined if p else float(q) * combined
-    return (at[0] / alpha) * source - (at[0] / alpha * sigma * gain(rise(b, begin, to))) * eps
+    return (at[0] / alpha) * source - (at[0] / alpha * sigma * gain(b.rise(begin, to))) * eps
 
 
 def _legs(

@@ -4,23 +4,23 @@ one plan.
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...plan import Plan
+from ...schedules import DiscreteVP
 from . import config as diffusers_config
 from .calls import check_set_timesteps, check_together
 from .grids import Points
 from .loop import Loop
 from .manners import manner
-from .peer import made, set_peer, words
+from .peer import made, set_peer, twin, words
 from .plan import check_length, from_point, is_whole
 from .sources import find
 
@@ -103,7 +103,7 @@ class Runs:
         """The loop of the class as it is made, before its set_timesteps: over every training
         timestep.
         """
-        key, peer = ("training", compat), copy.copy(self._made())
+        key, peer = ("training", compat), twin(self._made())
         loop = self._loops.get(key)
         if loop is None:
             said = getattr(peer, "sigmas", None)
@@ -113,6 +113,13 @@ class Runs:
             loop.steps = getattr(peer, "num_inference_steps", None)
             _keep(self._loops, key, loop)
         return loop
+
+    @cached_property
+    def table(self) -> DiscreteVP | None:
+        """The noise schedule that the class has; ValueError where no plan has it, None for a
+        flow.
+        """
+        return diffusers_config.peer_table(self.source.__name__, self.settings, self._made())
 
     def shifted(self, shift: float) -> Runs:
         """With another flow shift than the config's, as the class's set_shift has it."""
@@ -158,7 +165,7 @@ class Runs:
         `peer_layout`); sigmas: as it says the levels.
         """
         name = self.source.__name__
-        points = diffusers_config.peer_layout(name, self.settings, peer, standing)
+        points = diffusers_config.peer_layout(name, self.settings, peer, self.table, standing)
         about = about | {"manner": manner(name, self.settings, compat)}
         about["sigmas"] = getattr(peer, "sigmas", None) if sigmas is None else sigmas
         if compat:

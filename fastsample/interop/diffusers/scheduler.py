@@ -302,7 +302,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._loops, self._auto = Loops(), compat == "auto"
         self._read()
         if self._auto:
-            why = None if plan else uncovered(self._source, self._settings)
+            why = (
+                None if plan else uncovered(self._source, self._settings, lambda: self._runs.table)
+            )
             self.register_to_config(compat=None if plan or why else "diffusers")
             if why:
                 warnings.warn(

@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...model import Model, to_eps
 from ...plan import Plan
 from ...solvers._begin import number
@@ -27,17 +29,19 @@ def strided(
     evaluation a step. Song et al. 2021, arXiv:2010.02502, eq. 12 and 16.
     """
     eta, b = number("ddim: eta", eta, 0.0, 1.0), Builder(model, grid, stored="x0", clip=clip)
-    for i, (t, to) in enumerate(zip(b.t[:-1], map(float, ends), strict=True)):
-        (alpha, sigma), at = b.level(t), b.level(to)
-        p, q = to_eps(b.model.prediction, alpha, sigma)
-        left = math.exp(-2.0 * rise(b, t, to))
+    ends = np.asarray(ends, dtype=np.float64)
+    b.visit(ends)
+    p, q = to_eps(b.model.prediction, b.alpha[:-1], b.sigma[:-1])
+    legs = zip(*(v.tolist() for v in (b.t[:-1], ends, p, q)), strict=True)
+    for i, (t, to, of_x, of_raw) in enumerate(legs):
+        left, at = math.exp(-2.0 * b.rise(t, to)), b.level(to)
         k = math.sqrt((1.0 - eta) * (1.0 + eta) + eta**2 * left)
-        x = at[0] * M + (k * at[1]) * (float(p) * X + float(q) * RAW)
+        x = at[0] * M + (k * at[1]) * (of_x * X + of_raw * RAW)
         b.row(t, to=at, x=x + eta * at[1] * math.sqrt(1.0 - left) * b.noise(i) if eta else x)
     cite = ["Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"]
     return b.build(
         "ddim with ends of its own",
-        arguments={"ends": list(map(float, ends)), "eta": eta},
+        arguments={"ends": ends.tolist(), "eta": eta},
         consistent=False,
         order=1,
         orders=[1] * b.n,
@@ -58,7 +62,7 @@ def posterior(model: Model, grid, *, variance: str, clip: float = 0.0) -> Plan:
     """
     b = Builder(model, grid, stored="x0", clip=clip)
     for i, t in enumerate(b.t[:-1]):
-        x, _ = ancestral(b, i, rise(b, t, b.t[i + 1]), 1.0)
+        x, _ = ancestral(b, i, b.rise(t, b.t[i + 1]), 1.0)
         small, large = variances(b.level(t), b.level(b.t[i + 1]))
         of = {"fixed_large": large, "learned": 1.0}.get(variance, small)
         b.row(t, to=b.t[i + 1], x=0.0 * X + x + (math.sqrt(of) * b.noise(i) if t > 0.0 else Lin()))
@@ -76,8 +80,3 @@ def variances(at: tuple[float, float], to: tuple[float, float]) -> tuple[float, 
     """DDPM's small and large variance of the step between two (alpha, sigma)."""
     beta = 1.0 - (at[0] / to[0]) ** 2 if to[0] else 0.0
     return max(1e-20, (to[1] / at[1]) ** 2 * beta), beta
-
-
-def rise(b: Builder, t: float, to: float) -> float:
-    """lambda(to) - lambda(t); 0 for a step of length 0."""
-    return float(b.schedule.half_log_snr(to) - b.schedule.half_log_snr(t)) if t != to else 0.0
