@@ -30,7 +30,7 @@ from .grids import (
 from .matching import matching
 from .plan import scale_of
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms, with_repeats
-from .sources import PREDICTIONS, VARIANCES, find, scale
+from .sources import PREDICTIONS, VARIANCES, find, flow_of, scale
 from .steps import posterior, strided
 from .table import Table, along
 from .unipc import unipc
@@ -88,7 +88,7 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     if "sigma_data" in config:
         return edm_points(config, steps, timesteps, sigmas)
     if where == "flow":
-        family = replace(family, flow=family.flow or "match")
+        family = replace(family, flow=flow_of(source, config))
         return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
     if source == "LCMScheduler":
         return replace(

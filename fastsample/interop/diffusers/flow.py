@@ -93,7 +93,7 @@ def _shift(family: Family, config: dict, mu: float | None) -> float:
     time_shift_type is linear.
     """
     if not config["use_dynamic_shifting"]:
-        own = config["shift" if family.flow == "match" else "flow_shift"]
+        own = config["flow_shift" if "flow_shift" in config else "shift"]
         return config.get("set_shift", own)
     linear = config["time_shift_type"] == "linear"
     if mu is None or not math.isfinite(mu) or (linear and mu <= 0.0):
@@ -126,11 +126,7 @@ def _converted(family: Family, config: dict, key: str | None, s: np.ndarray) -> 
         return s
     if family.flow == "match":
         return convert(key, config, s[-1], s[0], n) if s[-1] < s[0] else s
-    if family.flow == "unipc" and key == "use_karras_sigmas":
-        # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
-        rho = levels_of(noise_schedule(config))
-        rho = convert(key, config, rho[0], rho[-1], n)
-        return rho / (1.0 + rho)
-    raise ValueError(
-        f"FsScheduler: {key}=True with use_flow_sigmas=True; one of the two is accepted"
-    )
+    # Karras on the beta table's levels rho, as sigma = rho/(1 + rho)
+    rho = levels_of(noise_schedule(config))
+    rho = convert(key, config, rho[0], rho[-1], n)
+    return rho / (1.0 + rho)

@@ -12,7 +12,8 @@ default, in whatever words the new class has for it:
 What the new class has no option for (a clip, Karras's levels on DDIM) goes into `moved`, which is
 read beside its own options; levels that no betas of its own give go into trained_betas. How a grid
 is laid out over the levels (timestep_spacing, steps_offset, set_alpha_to_one) and what belongs to
-the solver goes by name, as in diffusers: what nobody set is the new class's own.
+the solver goes by name, as in diffusers: what nobody set is the new class's own. On a flow a class
+that has none of its own keeps the old one's grid.
 
 Then old and new are compared, the old one as diffusers' own object has it, and what differs is
 refused.
@@ -29,7 +30,17 @@ import numpy as np
 from .edm import as_ours
 from .grids import CONVERSIONS
 from .saving import restored
-from .sources import BOUNDING, CLOSEST, OURS, SOURCES, class_of, defaults, said, settings
+from .sources import (
+    BOUNDING,
+    CLOSEST,
+    OURS,
+    SOURCES,
+    class_of,
+    defaults,
+    flow_of,
+    said,
+    settings,
+)
 from .training import (
     EDMS,
     FLOW_MATCH,
@@ -162,6 +173,8 @@ class Origin:
             }
         elif "flow_shift" in usual and flow:
             want["flow_shift"] = want.pop("shift")
+        elif flow and source in FLOWING:  # which has no grid of its own there
+            want["flow_sigmas"] = flow_of(self.name, self.words)
         stands = {**NEUTRAL, **usual, **{k: v for k, v in words.items() if k in usual}}
         want = {k: v for k, v in want.items() if k not in stands or not _same(v, stands[k])}
         carried = {k: v for k, v in want.items() if k not in usual and _carries(source, k)}
@@ -289,7 +302,7 @@ def _carries(source: str, key: str) -> bool:
         return SOURCES[source].family.scale == "sigma"
     if key in GRIDS:  # these two have timesteps of their own
         return source not in ("PNDMScheduler", "LCMScheduler")
-    if key in ("use_flow_sigmas", "shift", *SHIFTS):
+    if key in ("use_flow_sigmas", "flow_sigmas", "shift", *SHIFTS):
         return source in FLOWING and key != "invert_sigmas"
     if key == "sigma_data":
         return source not in ("PNDMScheduler", "LCMScheduler", FLOW_MATCH)

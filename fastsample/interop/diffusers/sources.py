@@ -32,12 +32,12 @@ class, left in a config, is ignored, as there.)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .grids import Family, noise_schedule
+from .grids import CONVERSIONS, Family, noise_schedule
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -126,7 +126,7 @@ UNTIMED = (
     "HeunDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )
-# a flow of a class that has none of its own, as FlowMatchEuler has it
+# a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
 FLOW = {"shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
 # what pipelines find mu by, wherever a config has it
 SHIFTED_BY = {
@@ -215,6 +215,7 @@ def settings(source: str, config: dict) -> dict:
     if where == "flow":
         kinds = [k for k in (*kinds, "flow_prediction") if k != "v_prediction"]
         config = config if found.family.flow else FLOW | config
+        _check_spacing(flow_of(source, config), config)
     if "sigma_data" in config:
         kinds = [k for k in kinds if k != "sample"]
     if found.predictions and config["prediction_type"] not in kinds:
@@ -243,6 +244,7 @@ def _check_words(config: dict) -> None:
         ("time_shift_type", ("exponential", "linear")),
         ("timestep_spacing", ("linspace", "leading", "trailing")),
         ("variance_type", tuple(VARIANCES)),
+        ("flow_sigmas", ("match", "unipc", "dpm")),
     ):
         if key in config and config[key] not in accepted:
             raise ValueError(
@@ -265,6 +267,23 @@ def _check_words(config: dict) -> None:
             f"FsScheduler: shift_terminal = {last!r}; a number from 0 up to, but not, 1, or None, "
             "is accepted"
         )
+
+
+def _check_spacing(flow: str, config: dict) -> None:
+    """ValueError for sigmas spaced in a way that these flow sigmas cannot be."""
+    for key in CONVERSIONS:
+        if config.get(key) and not (flow == "match" or (flow == "unipc" and "karras" in key)):
+            raise ValueError(
+                f"FsScheduler: {key}=True with use_flow_sigmas=True; one of the two is accepted"
+            )
+
+
+def flow_of(name: str, config: Mapping) -> str:
+    """Which flow sigmas a class has (`grids.Family`): one that has none of its own those of the
+    class that it was moved from, or FlowMatchEuler's.
+    """
+    own = SOURCES[name].family.flow if name in SOURCES else ""
+    return own or config.get("flow_sigmas", "match")
 
 
 def scale(source: str, config: dict) -> str:

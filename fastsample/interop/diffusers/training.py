@@ -46,6 +46,7 @@ NEUTRAL = {
     "prediction_type": "epsilon",
     "timestep_type": "discrete",
     "use_flow_sigmas": False,
+    "flow_sigmas": "match",
     **dict.fromkeys(BOUNDS, False),
     **GRIDS,
     **SHIFTS,
@@ -69,6 +70,8 @@ def training(name: str, words: Mapping) -> dict:
         found["shift"] = words.get("shift", words.get("flow_shift", 1.0))
         if not found["use_dynamic_shifting"]:
             found["time_shift_type"] = SHIFTS["time_shift_type"]
+        end = words.get("final_sigmas_type", "zero")
+        found |= {"final_sigmas_type": end} if end != "zero" else {}
         return found | {k: True for k in CONVERSIONS if words.get(k)}
     found["rescale_betas_zero_snr"] = words.get("rescale_betas_zero_snr", False)
     continuous = words.get("timestep_type") == "continuous" and kind == "v_prediction"
