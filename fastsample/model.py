@@ -120,7 +120,8 @@ class Model:
                   atan2(sigma/sd, alpha)); a number, that many times schedule.label(t), which is t,
                   for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); or a callable t [n] -> [n]
     input_scale   fn sees input_scale·x: None, 1 (edm: 1/sqrt(sigma² + alpha²sd²); trigflow: the
-                  same); "vp", 1/sqrt(alpha² + sigma²); or a callable t [n] -> [n]
+                  same); "vp", 1/sqrt(alpha² + sigma²); "flow", 1/(alpha + sigma); or a callable
+                  t [n] -> [n]
     sigma_data    standard deviation of x0 for edm and trigflow; None: the schedule's, else 0.5
     model_id      name written into plans; None: a hash of fn's parameters where it has any, else
                   "unknown"
@@ -173,12 +174,12 @@ class Model:
         named = any(_is(self.prediction, word) for word in PREDICTIONS)
         told = time is None or _is(time, "log_sigma") or callable(time)
         told = told or real(time) is not None
-        scaled = scale is None or _is(scale, "vp") or callable(scale)
+        scaled = scale is None or _is(scale, "vp") or _is(scale, "flow") or callable(scale)
         cast = _is_number_type(self.time_dtype)
         for word, right, accepted in (
             ("prediction", named, f"one of {', '.join(PREDICTIONS)}"),
             ("time", told, "None, a finite number, 'log_sigma' or a callable"),
-            ("input_scale", scaled, "None, 'vp' or a callable"),
+            ("input_scale", scaled, "None, 'vp', 'flow' or a callable"),
             ("time_dtype", cast, "None, or a torch or NumPy dtype of numbers,"),
         ):
             if not right:
@@ -227,6 +228,9 @@ class Model:
         t = numbers("Model.scales: t", t)
         if callable(self.input_scale):
             return _finite("scales", "input_scale", self.input_scale(t), t)
+        if self.input_scale == "flow":
+            total = self.schedule.alpha(t) + self.schedule.sigma(t)
+            return _finite("scales", "input_scale", 1.0 / total, t)
         if self.input_scale == "vp":
             spread = 1.0
         elif self.prediction in ("edm", "trigflow"):

@@ -6,7 +6,18 @@ import mpmath
 import numpy as np
 import pytest
 
-from fastsample.schedules import EDM, SCHEDULES, VE, VP, DiscreteVP, Flow, TrigFlow, from_json
+from fastsample.schedules import (
+    EDM,
+    SCHEDULES,
+    VE,
+    VP,
+    Cosine,
+    CosmosRFlow,
+    DiscreteVP,
+    Flow,
+    TrigFlow,
+    from_json,
+)
 
 EPS = np.finfo(np.float64).eps
 TABLE = DiscreteVP([0.75, 0.25])
@@ -23,6 +34,17 @@ ALL = {
     "cosine": DiscreteVP.cosine(),
     "zero_snr": DiscreteVP.scaled_linear().zero_terminal_snr(),
     "table": TABLE,
+    "Cosine": Cosine(),
+    "CosmosRFlow": CosmosRFlow(),
+    "exp": DiscreteVP.exp(),
+    "sigmoid": DiscreteVP.sigmoid(),
+    "laplace": DiscreteVP.laplace(),
+    "VP shifted": VP().shifted(-2.0),
+    "VE shifted": VE().shifted(-1.5),
+    "TrigFlow shifted": TrigFlow(0.5).shifted(1.0),
+    "Cosine shifted": Cosine().shifted(2.0),
+    "SD shifted": DiscreteVP.scaled_linear().shifted(-np.log(3.0)),
+    "SD shifted, zero_snr": DiscreteVP.scaled_linear().shifted(-1.0).zero_terminal_snr(),
 }
 every_schedule = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL.keys())
 
@@ -46,6 +68,14 @@ def close(value, wanted, ulps=8.0):
         (Flow(), 0.25, 0.75, 0.25),
         (Flow(3.0), 0.25, 0.5, 0.5),  # 3·0.25/(1 + 2·0.25)
         (TrigFlow(0.5), np.pi / 6, np.sqrt(0.75), 0.25),
+        # the cosine of 5/8 of pi/2 over that of a half: its square is ½
+        (Cosine(1.0), 1 / 3, 1 / np.sqrt(2.0), 1 / np.sqrt(2.0)),
+        # alpha/sigma of a half, halved
+        (Cosine(1.0).shifted(-2 * np.log(2.0)), 1 / 3, np.sqrt(0.2), np.sqrt(0.8)),
+        (Flow().shifted(-2 * np.log(3.0)), 0.25, 0.5, 0.5),
+        (EDM().shifted(2 * np.log(4.0)), 3.0, 1.0, 3.0),
+        (VE(0.01, 100.0).shifted(2 * np.log(4.0)), 0.5, 1.0, 0.25),
+        (TABLE.shifted(np.log(3.0)), 1.0, np.sqrt(0.5), np.sqrt(0.5)),
         (TABLE, 0.0, np.sqrt(0.75), 0.5),
         (TABLE, 1.0, 0.5, np.sqrt(0.75)),
         (TABLE, 0.5, np.sqrt(0.5), np.sqrt(0.5)),  # lambda from ln(3)/2 to -ln(3)/2

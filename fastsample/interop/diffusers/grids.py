@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...grids import _rules as rules
 from ...plan.given import bits, edged, integer, numbers
 from ...schedules import DiscreteVP
 
@@ -71,14 +72,11 @@ class Points:
     legs: np.ndarray | None = None
 
 
-def _laplace(u: np.ndarray) -> np.ndarray:
-    """sqrt(snr/(1 + snr)), log snr = -0.5 sign(0.5 - u) log(1 - 2 |0.5 - u| + 1e-6)."""
-    log_snr = -0.5 * np.copysign(1.0, 0.5 - u) * np.log(1.0 - 2.0 * np.abs(0.5 - u) + 1e-6)
-    return np.sqrt(1.0 / (1.0 + np.exp(-log_snr)))
-
-
-# alpha_bar(u), u in [0, 1], whose ratios, 0.001 at least, are 1 - beta
-CONTINUOUS = {"exp": lambda u: np.exp(-12.0 * u), "laplace": _laplace}
+# beta_schedule and the table of `fastsample.schedules` that it is
+TABLES = {
+    **{kind: kind for kind in ("linear", "scaled_linear", "sigmoid", "exp", "laplace")},
+    "squaredcos_cap_v2": "cosine",
+}
 
 
 def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
@@ -101,19 +99,14 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
                 "inside (0, 1), the last of which may be 1, is accepted"
             )
         table = DiscreteVP(np.cumprod(1.0 - betas))
-    elif kind == "squaredcos_cap_v2":
-        table = DiscreteVP.cosine(size)
-    elif kind in ("linear", "scaled_linear"):
-        table = getattr(DiscreteVP, kind)(size, low, high)
-    elif kind == "sigmoid":
-        betas = low + (high - low) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size)))
-        table = DiscreteVP(np.cumprod(1.0 - betas))
-    elif kind in ("exp", "laplace"):
-        alpha_bar = CONTINUOUS[kind](np.arange(size + 1) / size)
-        table = DiscreteVP(np.cumprod(np.maximum(alpha_bar[1:] / alpha_bar[:-1], 1e-3)))
+    elif kind in TABLES:
+        ends = (low, high) if kind in ("linear", "scaled_linear", "sigmoid") else ()
+        table = getattr(DiscreteVP, TABLES[kind])(size, *ends)
     else:
-        words = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, exp, laplace or trained_betas"
-        raise ValueError(f"FsScheduler: beta_schedule = {kind!r}; {words} is accepted")
+        raise ValueError(
+            f"FsScheduler: beta_schedule = {kind!r}; {', '.join(TABLES)} or trained_betas is "
+            "accepted"
+        )
     if not config.get("rescale_betas_zero_snr"):
         return table
     table = table.zero_terminal_snr()
@@ -196,25 +189,11 @@ def distilled_points(
 
 
 # -- conversions: (lowest level, highest level, n) -> n falling levels -----------------------------
-def _karras(low: float, high: float, n: int) -> np.ndarray:
-    return np.linspace(high ** (1 / 7.0), low ** (1 / 7.0), n) ** 7.0
-
-
-def _exponential(low: float, high: float, n: int) -> np.ndarray:
-    return np.exp(np.linspace(math.log(high), math.log(low), n))
-
-
-def _beta(low: float, high: float, n: int) -> np.ndarray:
-    from scipy.stats import beta  # an optional dependency, of this option alone
-
-    return low + beta.ppf(1.0 - np.linspace(0.0, 1.0, n), 0.6, 0.6) * (high - low)
-
-
 CONVERSIONS = {
-    "use_karras_sigmas": _karras,
-    "use_lu_lambdas": _exponential,
-    "use_exponential_sigmas": _exponential,
-    "use_beta_sigmas": _beta,
+    "use_karras_sigmas": rules.karras,
+    "use_lu_lambdas": rules.exponential,
+    "use_exponential_sigmas": rules.exponential,
+    "use_beta_sigmas": rules.beta,
 }
 
 
@@ -240,7 +219,7 @@ def _first(
     if not converted and (np.diff(levels) > 0.0).any():  # from the last entry to one beside it
         levels = np.interp(times, np.arange(len(rho)), levels_of(schedule))
     if config.get("interpolation_type") == "log_linear":
-        levels = _exponential(rho[0], rho[-1], n + 1)
+        levels = rules.exponential(rho[0], rho[-1], n + 1)
     if converted:
         levels = convert(converted, config, levels[-1], levels[0], n)
         times = indices(schedule, levels)
@@ -257,15 +236,13 @@ def _spaced(family: Family, config: dict, schedule: DiscreteVP, n: int) -> np.nd
     lowest = config.get("lambda_min_clipped", -math.inf)
     last = size - int((schedule.half_log_snr(np.arange(float(size))) < lowest).sum())
     kind = config.get("timestep_spacing", "linspace") if family.spaced else "linspace"
-    asked = n + family.extra
     if kind == "linspace":
-        times = np.linspace(last - 1.0, 0.0, asked)[:n]
+        times = rules.linspace(last, n, family.extra)
     elif kind == "leading":
-        stride = float(last // asked)
-        times = np.arange(asked)[::-1][:n] * stride + config.get("steps_offset", 0)
+        times = rules.leading(last, n, family.extra, config.get("steps_offset", 0))
     elif kind == "trailing":
-        times = last - np.arange(n) * (size / n)
-        times = times[times > 0.0] - 1.0
+        times = rules.trailing(size, n, last)
+        times = times[times > -1.0]
     else:
         raise ValueError(
             f"FsScheduler: timestep_spacing = {kind!r}; linspace, leading or trailing is accepted"
