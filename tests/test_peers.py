@@ -36,9 +36,9 @@ SIGMAS = np.array([14.6, 9.7, 4.1, 1.7, 0.6, 0.2, 0.05, 0.0])
 KIND = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 
 
-def compare(plan, trace, *, scaled: bool = False) -> None:
+def compare(plan, trace, *, scaled: bool = False, known: float = 0.0) -> None:
     """Every state of the plan against the peer's, with the start normalised to 1; scaled: the
-    peer's state is x/alpha.
+    peer's state is x/alpha; known: what the peer adds that is no rounding.
 
     Rounding: both know lambda to eps (1 + |lambda|), hence weights to that over the shortest step,
     and add a few terms a step.
@@ -57,7 +57,7 @@ def compare(plan, trace, *, scaled: bool = False) -> None:
         lam = np.log(plan.alpha) - np.log(plan.sigma)
     lam = np.unique(lam[1:][np.isfinite(lam[1:])])
     shortest = np.min(np.diff(lam)[np.diff(lam) > 1e-9], initial=1.0)
-    room = 32 * EPS * len(theirs) * (1 + np.abs(lam).max()) / shortest
+    room = known + 32 * EPS * len(theirs) * (1 + np.abs(lam).max()) / shortest
     assert gap.max() <= room, (
         f"state {gap.argmax()} of {len(gap) - 1} differs by {gap.max():.1e}; {room:.1e} is rounding"
     )

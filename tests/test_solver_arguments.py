@@ -8,6 +8,7 @@ from fastsample.model import Model
 from fastsample.plan import PlanError
 from fastsample.schedules import EDM, VP, DiscreteVP, Flow, TrigFlow
 from fastsample.solvers import JUMPS, SOLVERS, jump
+from fastsample.solvers._begin import COMPAT
 
 EPS = np.finfo(np.float64).eps
 SD = DiscreteVP.scaled_linear()
@@ -49,19 +50,20 @@ def test_jump_broadcasts():
     assert np.isfinite(np.array(jump(Flow(), 1.0, [1.0, 0.5, 0.0]))).all()
 
 
+# of each solver, the libraries whose rows are not the exact ones
+DIFFERS = {
+    "dpmpp_3m": {"diffusers", "k-diffusion", "comfyui"},
+    "dpmpp_2m": {"diffusers"},
+    "dpmpp_sde": {"diffusers", "k-diffusion", "comfyui"},
+}
+
+
 def test_compat_changes_what_it_says():
     grid = grids.karras(EDM(), 6, end="min")
     for name in SOLVERS:
-        rows = {
-            c: SOLVERS[name](EDM(), grid, prediction="v", compat=c).M
-            for c in ("exact", "diffusers", "k-diffusion")
-        }
-        differs = {
-            c for c in ("diffusers", "k-diffusion") if not np.array_equal(rows[c], rows["exact"])
-        }
-        assert differs == {"dpmpp_3m": {"diffusers", "k-diffusion"}, "dpmpp_2m": {"diffusers"}}.get(
-            name, set()
-        )
+        rows = {c: SOLVERS[name](EDM(), grid, prediction="v", compat=c).M for c in COMPAT}
+        differs = {c for c in COMPAT if not np.array_equal(rows[c], rows["exact"])}
+        assert differs == DIFFERS.get(name, set()), name
 
 
 @pytest.mark.parametrize("end", ["zero", "min"])
@@ -204,6 +206,14 @@ BAD = [
     ("unipc", {"order": True}, "unipc: order = True"),
     ("unipc", {"variant": "bh3"}, "unipc: variant = 'bh3'"),
     ("lcm", {"boundary": True}, "lcm: boundary = True on EDM"),
+    ("dpm_2_ancestral", {"eta": -1.0}, "dpm_2_ancestral: eta = -1.0; a number from 0 up"),
+    ("dpmpp_2s_ancestral", {"s_noise": "x"}, "dpmpp_2s_ancestral: s_noise = 'x'"),
+    ("dpmpp_sde", {"r": 0.0}, "dpmpp_sde: r = 0.0; a number above 0 and up to 1"),
+    ("dpmpp_sde", {"eta": -1.0}, "dpmpp_sde: eta = -1.0"),
+    ("seeds_2", {"r": 1.5}, "seeds_2: r = 1.5; a number above 0 and up to 1"),
+    ("seeds_2", {"variant": "phi_3"}, "seeds_2: variant = 'phi_3'; one of phi_1, phi_2"),
+    ("seeds_3", {"r1": 0.7}, "seeds_3: r1 = 0.7; a number above 0 and below 0.666667"),
+    ("seeds_3", {"r2": 1.0}, "seeds_3: r2 = 1.0; a number above 0 and below 1"),
 ]
 
 

@@ -263,7 +263,8 @@ def test_rows(name, options, schedule):
         assert np.array_equal(asked, grid[:-1])
         assert np.array_equal(plan.alpha[1:-1], schedule.alpha(grid[:-1]))
     ids = plan.ids[plan.ids >= 0]
-    assert len(set(ids.tolist())) == len(ids)
+    if options.get("compat") != "k-diffusion" or name != "dpmpp_sde":  # one path, read twice
+        assert len(set(ids.tolist())) == len(ids)
     assert (ids >= 1).all()
     last = terms(plan, plan.rows - 2)
     assert not any(key.startswith("n") for key in last)

@@ -44,12 +44,14 @@ from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
 from .dpmpp_2s import dpmpp_2s
+from .dpmpp_2s_ancestral import dpm_2_ancestral, dpmpp_2s_ancestral
 from .dpmpp_3m import dpmpp_3m
 from .dpmpp_3m import step as _step_of_3m
 from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .heun import heun
 from .lcm import lcm
+from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .unipc import step as _step_of_unipc
 from .unipc import unipc
 
@@ -66,6 +68,11 @@ SOLVERS = {
         dpmpp_2m_sde,
         unipc,
         lcm,
+        dpm_2_ancestral,
+        dpmpp_2s_ancestral,
+        dpmpp_sde,
+        seeds_2,
+        seeds_3,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

@@ -11,7 +11,7 @@ from ..plan import Plan
 from ..plan.given import real, within
 from ._build import Builder, resolve
 
-COMPAT = ("exact", "diffusers", "k-diffusion")
+COMPAT = ("exact", "diffusers", "k-diffusion", "comfyui")
 
 
 def begin(

@@ -158,11 +158,12 @@ class Builder:
             first = Row({"x": a * X + s * N(INITIAL_NOISE)}, (a, s), point=(1.0, 0.0))
         self._rows: list[Row] = [first]
 
-    def noise(self, i: int) -> Lin:
+    def noise(self, i: int, draw: int = 0, of: int = 1) -> Lin:
         """The noise of step i, counted from 0, with the step's place in the whole grid, from 1, for
-        its id: a plan made with start= draws what the whole plan draws there.
+        its id: a plan made with start= draws what the whole plan draws there. A solver that draws
+        several times a step says which draw it is, from 0, `of` how many.
         """
-        return N((self.start or 0) + i + 1)
+        return N(((self.start or 0) + i) * of + draw + 1)
 
     def visit(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """alpha, sigma and half_log_snr at times [n]: at all of them at once, which takes little
@@ -203,7 +204,6 @@ class Builder:
         U: Sequence[float] = (1.0,),
         V: Sequence[Sequence[float]] = (),
         reads: Lin = ZERO,
-        spares: Sequence[str] = (),
     ) -> None:
         """One evaluation of the model at time `t`, where x stands; `x` is the next state, standing
         at `to` (a time, or (alpha, sigma)).
@@ -213,7 +213,6 @@ class Builder:
         U, V        weights of its branches in f, w_g = U[g] + sum_k scale_k V[g][k] with the
                     scales of a run: U [G], V [G][K] or nothing; all G branches are read
         reads       operands read whatever their coefficients: a sum of them, R("m0") + N(3)
-        spares      kept values whose slots no row writes to before this one has run
         """
         if not 0 <= call < len(self.models):
             raise ValueError(f"row: call = {call}; 0 to {len(self.models) - 1} is accepted")
@@ -230,7 +229,7 @@ class Builder:
             )
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
         told = tuple(map(float, scalars))
-        row = Row(out, self._point(to), self.level(t), call, t, told, U, V, reads, spares)
+        row = Row(out, self._point(to), self.level(t), call, t, told, U, V, reads)
         self._rows.append(row)
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from ..plan import Plan
 from ..schedules import Flow
 from ._begin import begin, build, number
-from ._build import Builder, Lin, M, X
-from ._exponential import ancestral
+from ._renoise import Level, Step, falls
 from ._start import solver
 
 
 @solver(
     "A",
-    diffusers="EulerAncestralDiscreteScheduler",
+    diffusers="EulerAncestralDiscreteScheduler, LTXEulerAncestralRFScheduler",
     k_diffusion="sample_euler_ancestral",
     comfyui="euler_ancestral",
 )
@@ -45,13 +42,12 @@ def euler_ancestral(
     """
     eta, s_noise = number("euler_ancestral: eta", eta), number("euler_ancestral: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    flow, level = isinstance(b.schedule, Flow), b.half_log_snr
-    if flow:
+    if isinstance(b.schedule, Flow):
         number("euler_ancestral: eta on Flow", eta, 0.0, 1.0)
-    for i in range(b.n):
-        move = _flow_step if flow and b.sigma[i + 1] > 0.0 else ancestral
-        step, up = move(b, i, float(level[i + 1] - level[i]), eta)
-        b.row(b.t[i], to=b.t[i + 1], x=step + up * s_noise * b.noise(i) if up else step)
+    at = Level.on(b)
+    for i, kappa in enumerate(falls(b, at, eta)):
+        step = Step.of(at[i], at[i + 1], kappa)
+        b.row(b.t[i], to=b.t[i + 1], x=step.over(s_noise * b.noise(i)))
     cite = (
         "Song et al. 2021, Score-Based Generative Modeling through SDEs, app. F (ancestral "
         "sampling), arXiv:2011.13456"
@@ -59,17 +55,3 @@ def euler_ancestral(
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     consistent = s_noise == 1.0 or not eta
     return build(b, "euler_ancestral", words, [1] * b.n, cite, consistent=consistent)
-
-
-def _flow_step(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
-    """The step and its noise on Flow; every difference is written over g = sigma - sigma', which
-    the levels give without cancelling.
-    """
-    sigma, target, alpha = b.sigma[i], b.sigma[i + 1], b.alpha[i + 1]
-    g = alpha * sigma * -math.expm1(-h)
-    lift = target * eta * g / sigma  # sigma' - down
-    down, room = target - lift, alpha + lift  # room = 1 - down
-    q = alpha / room
-    # up² = (sigma' - q down)(sigma' + q down), sigma' - q down = lift/room
-    up = math.sqrt(lift / room * (target + q * down))
-    return (q * down / sigma) * X + q * (g / sigma) * (1.0 + eta * target / sigma) * M, up

@@ -148,9 +148,11 @@ class Method:
 
     @property
     def as_run(self) -> int:
-        """The order a run started at order 1 reaches: its first step leaves an error of h^2, after
-        a corrector of h^3.
+        """The order a run reaches: that of its rows where they need no history; started at order 1
+        its first step leaves an error of h^2, after a corrector of h^3.
         """
+        if self.history == 1:
+            return self.order
         return min(self.order, 3 if self.corrects else 2)
 
 

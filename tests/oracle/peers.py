@@ -57,9 +57,25 @@ class Basis:
         self.outputs += 1
         return self.vector(self.outputs)
 
-    def noise(self) -> np.ndarray:
+    def noise(self, *levels) -> np.ndarray:
         self.noises += 1
         return self.vector(self.calls + self.noises)
+
+
+class Brownian(Basis):
+    """Noises as normalised increments between two levels of a path whose variance grows with them:
+    of two from one level, the longer is made up of the shorter and of what comes after.
+    """
+
+    begun: tuple = ()
+
+    def noise(self, *levels) -> np.ndarray:
+        start, end = map(float, levels)
+        if not self.begun or self.begun[0] != start:
+            self.begun = (start, end, super().noise())
+            return self.begun[2]
+        share = (start - self.begun[1]) / (start - end)
+        return np.sqrt(share) * self.begun[2] + np.sqrt(1 - share) * super().noise()
 
 
 def scheduler(module: str, name: str, **config) -> object:
@@ -96,28 +112,31 @@ def _replaced(module: object, **changes: object) -> Iterator[None]:
             setattr(module, k, v)
 
 
-def probe(peer: object, steps: int, draws: int = 0, **settings) -> tuple[Trace, Basis]:
+def probe(
+    peer: object, steps: int, draws: int = 0, basis: type[Basis] = Basis, **settings
+) -> tuple[Trace, Basis]:
     """Drive a diffusers scheduler with basis vectors; its start is e_0 as it stands (no
-    init_noise_sigma).
+    init_noise_sigma). basis: how its noises hang together.
     """
     import torch
 
     code = sys.modules[type(peer).set_timesteps.__module__]
     tensor = lambda v: torch.from_numpy(v)[None]
-    basis = None
-    noise = lambda *a, **k: tensor(basis.noise())
-    with _replaced(code, randn_tensor=noise, **_in_double()):
+    noise = lambda *a, **k: tensor(vectors.noise())
+    path = lambda *a: lambda *levels: tensor(vectors.noise(*levels))
+    changes = {"randn_tensor": noise, "BrownianTreeNoiseSampler": path}
+    with _replaced(code, **changes, **_in_double()):
         peer.set_timesteps(steps, **settings)
-        basis, trace = Basis(len(peer.timesteps), draws), Trace()
-        x = tensor(basis.vector(0))
+        vectors, trace = basis(len(peer.timesteps), draws), Trace()
+        x = tensor(vectors.vector(0))
         for t in peer.timesteps:
             if hasattr(type(peer), "scale_model_input"):  # some count their steps here
                 peer.scale_model_input(x, t)
             trace.states.append(x[0].numpy().copy())
             trace.asked.append(float(t))
-            x = peer.step(tensor(basis.output()), t, x)[0]
+            x = peer.step(tensor(vectors.output()), t, x)[0]
         trace.states.append(x[0].numpy().copy())
-    return trace, basis
+    return trace, vectors
 
 
 def k_diffusion() -> object:
@@ -147,29 +166,34 @@ def k_diffusion() -> object:
 
 
 def probe_k(
-    name: str, sigmas: np.ndarray, calls: int, draws: int = 0, **options
+    name: str,
+    sigmas: np.ndarray,
+    calls: int,
+    draws: int = 0,
+    basis: type[Basis] = Basis,
+    **options,
 ) -> tuple[Trace, Basis]:
     """Drive k_diffusion.sampling.sample_<name> with denoised outputs e_1, e_2, ..; start e_0, noise
-    injected.
+    injected, which hangs together as `basis` says.
     """
     import torch
 
     code = k_diffusion()
-    basis, trace = Basis(calls, draws), Trace()
+    vectors, trace = basis(calls, draws), Trace()
     tensor = lambda v: torch.from_numpy(v)[None]
 
     def model(x, sigma):
         trace.states.append(x[0].numpy().copy())
         trace.asked.append(float(sigma[0]))
-        return tensor(basis.output())
+        return tensor(vectors.output())
 
     sample: Callable = getattr(code, f"sample_{name}")
     if "noise_sampler" in inspect.signature(sample).parameters:
-        options["noise_sampler"] = lambda *a: tensor(basis.noise())
+        options["noise_sampler"] = lambda *levels: tensor(vectors.noise(*levels))
     # euler and heun draw even when they add none
-    draw = (lambda x: tensor(basis.noise())) if options.get("s_churn") else torch.zeros_like
+    draw = (lambda x: tensor(vectors.noise())) if options.get("s_churn") else torch.zeros_like
     levels = torch.from_numpy(np.asarray(sigmas, float))
     with _replaced(code, torch=_Instead(torch, randn_like=draw)):
-        end = sample(model, tensor(basis.vector(0)), levels, disable=True, **options)
+        end = sample(model, tensor(vectors.vector(0)), levels, disable=True, **options)
     trace.states.append(end[0].numpy().copy())
-    return trace, basis
+    return trace, vectors
