@@ -100,12 +100,12 @@ CLIPS = ("DDIM", "DDPM", "LCM")
 DEEP = {"thresholding": True, "sample_max_value": 1.6, "dynamic_thresholding_ratio": 0.9}
 
 
-def walk(scheduler, steps, model=network, edit=None, times=None, **given):
+def walk(scheduler, steps, model=network, edit=None, times=None, kind=X.dtype, **given):
     """The states of a loop: from X, at `times` (by default the scheduler's own), each handed on as
     edit(state) leaves it.
     """
     scheduler.set_timesteps(steps)
-    x, states = X.clone() * float(getattr(scheduler, "init_noise_sigma", 1.0)), []
+    x, states = X.to(kind, copy=True) * float(getattr(scheduler, "init_noise_sigma", 1.0)), []
     for t in scheduler.timesteps if times is None else times:
         asked = scheduler.scale_model_input(x, t)
         x = scheduler.step(model(asked, t), t, x, **given, return_dict=False)[0]
@@ -114,8 +114,11 @@ def walk(scheduler, steps, model=network, edit=None, times=None, **given):
     return torch.stack(states)
 
 
-def assert_alike(name, config, steps=6, tolerance=1e-9, **given):
-    """Ours and the class's own states of one loop; to rounding, as a stiff model enlarges it."""
+def assert_alike(name, config, steps=6, kind=X.dtype, tolerance=1e-9, **given):
+    """Ours, of this dtype, and the class's own states of one loop; to rounding, as a stiff model
+    enlarges it.
+    """
+    tolerance = tolerance if kind == X.dtype else 1e-5
     with test_diffusers.in_double(name):
         peer = getattr(diffusers, f"{name}Scheduler")(**SD | config)
         ours = FsScheduler.from_config(peer, compat="diffusers")
@@ -124,7 +127,8 @@ def assert_alike(name, config, steps=6, tolerance=1e-9, **given):
         for scheduler in (ours, peer):
             if drawn:
                 drawn["generator"].manual_seed(0)
-            states.append(walk(scheduler, steps, **drawn, **given))
+            kinds = {} if scheduler is peer else {"kind": kind}
+            states.append(walk(scheduler, steps, **kinds, **drawn, **given))
     apart = (states[0] - states[1]).abs().max() / states[1].abs().max()
     assert torch.isfinite(states[1]).all() and apart <= tolerance
     return states[0]
@@ -188,13 +192,57 @@ def test_ddpm_draws_with_the_variance_that_the_model_says(kind):
     ],
 )
 def test_an_edit_by_a_callback_means_the_same(name, config):
-    """What diffusers keeps stays where it was; the model is asked at what the callback left."""
+    """What diffusers keeps stays where it was, also under an edit in place; the model is asked at
+    what the callback left.
+    """
     edited = assert_alike(name, config, edit=lambda x: 0.98 * x)
-    if name != MULTI:  # one in place has lost what it was
-        ours = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD | config))
-        with pytest.warns(UserWarning, match="written to in place"):
-            walk(ours, 6, edit=lambda x: x.mul_(0.98))
+    for kind in (torch.float64, torch.float32):
+        for in_place in (lambda x: x.mul_(0.98), _painted):
+            assert_alike(name, config, edit=in_place, kind=kind)
     assert (edited - assert_alike(name, config)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["HeunDiscrete", UNIPC, SINGLE])
+def test_an_edit_in_inference_mode_means_the_same(name):
+    """Where tensors count no writes, but for ours."""
+    assert_alike(name, {}, edit=_painted)
+    with torch.inference_mode():
+        assert_alike(name, {}, edit=_painted)
+
+
+def _painted(x):
+    x[:, 0, :2] = 0.3
+    return x
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+def test_an_edit_of_a_singlestep_sde_means_the_same(kind, monkeypatch):
+    """Where the noise of the step before belongs to what is kept."""
+    config = SD | order(3, {"algorithm_type": "sde-dpmsolver++", "solver_type": kind})
+    ends = []
+    with test_diffusers.in_double(SINGLE):
+        peer = diffusers.DPMSolverSinglestepScheduler(**config)
+        for scheduler in (peer, FsScheduler.from_config(peer, compat="diffusers")):
+            scheduler.set_timesteps(7)
+            x, generator = X.clone(), torch.Generator().manual_seed(3)
+            draw = lambda *_, g=generator, **__: torch.randn(X.shape, generator=g, dtype=X.dtype)
+            monkeypatch.setattr(f"{type(peer).__module__}.randn_tensor", draw)
+            for t in scheduler.timesteps:
+                given = {} if scheduler is peer else {"variance_noise": draw()}
+                x = _painted(scheduler.step(network(x, t), t, x, **given).prev_sample)
+            ends.append(x)
+    assert (ends[0] - ends[1]).abs().max() <= 1e-12 * ends[0].abs().max()
+
+
+@pytest.mark.parametrize("name", ["HeunDiscrete", UNIPC, SINGLE])
+def test_where_the_state_before_is_gone_too_it_is_said(name):
+    """One buffer for every sample, and an edit in place before it is copied there."""
+    scheduler = FsScheduler.from_config(getattr(diffusers, f"{name}Scheduler")(**SD))
+    scheduler.set_timesteps(4)
+    x = X.clone()
+    with pytest.warns(UserWarning, match=r"in place, and so was .*; a new tensor .* is taken"):
+        for t in scheduler.timesteps:
+            x.copy_(scheduler.step(0.3 * x, t, x).prev_sample.mul_(0.98))
 
 
 def test_ddim_steps_from_any_timestep_in_any_order():

@@ -204,6 +204,7 @@ class Builder:
         U: Sequence[float] = (1.0,),
         V: Sequence[Sequence[float]] = (),
         reads: Lin = ZERO,
+        spares: Sequence[str] = (),
     ) -> None:
         """One evaluation of the model at time `t`, where x stands; `x` is the next state, standing
         at `to` (a time, or (alpha, sigma)).
@@ -213,6 +214,7 @@ class Builder:
         U, V        weights of its branches in f, w_g = U[g] + sum_k scale_k V[g][k] with the
                     scales of a run: U [G], V [G][K] or nothing; all G branches are read
         reads       operands read whatever their coefficients: a sum of them, R("m0") + N(3)
+        spares      kept values whose slots no row writes to before this one has run
         """
         if not 0 <= call < len(self.models):
             raise ValueError(f"row: call = {call}; 0 to {len(self.models) - 1} is accepted")
@@ -229,7 +231,7 @@ class Builder:
             )
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
         told = tuple(map(float, scalars))
-        row = Row(out, self._point(to), self.level(t), call, t, told, U, V, reads)
+        row = Row(out, self._point(to), self.level(t), call, t, told, U, V, reads, spares)
         self._rows.append(row)
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:

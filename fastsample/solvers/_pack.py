@@ -33,6 +33,7 @@ class Row:
     U: Sequence[float] = (1.0,)  # weights of the branches that enter f
     V: Sequence[Sequence[float]] = ()
     reads: Collection = ()  # operands that are read whatever their coefficients
+    spares: Collection[str] = ()  # kept values that stay until this row, which need not read them
     # of `allocate`: the operands read, names of kept values ("r"), ids of noises ("n") and branches
     # ("f") among them, and the slots written
     operands: set = field(init=False)
@@ -54,7 +55,7 @@ def allocate(rows: list[Row]) -> int:
             if operand.__class__ is tuple:
                 row.named[operand[0]].add(operand[1])
         after.append(live)
-        live = live.difference(row.out) | row.named["r"]
+        live = live.difference(row.out) | row.named["r"].union(row.spares)
     if live:
         raise PlanError(f"rows read {sorted(live)} before any row kept it")
     held: dict[str, int] = {}

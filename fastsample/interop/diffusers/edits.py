@@ -9,11 +9,15 @@ moves m - k·x alone, m the row's prediction: the model's answer (k = 0), or Heu
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ...plan import Plan
-from ...runtime.run import Run
+from ...runtime import arguments
+
+if TYPE_CHECKING:
+    from .loop import Loop
 
 
 def anchored(plan: Plan) -> dict[int, float]:
@@ -21,25 +25,51 @@ def anchored(plan: Plan) -> dict[int, float]:
     return dict(plan.note.get("anchored") or ())
 
 
+def counted(x: Tensor) -> tuple[Tensor, int]:
+    """x, or of an inference tensor a copy, and how often it was written to, which is counted."""
+    x = x.clone() if x.is_inference() else x
+    return x, x._version
+
+
 def aside(
-    run: Run, f: Tensor, x: Tensor, sample: Tensor, handed: tuple[Tensor, int, bool], k: float
+    loop: Loop, f: Tensor, x: Tensor, sample: Tensor, k: float
 ) -> tuple[Tensor, Tensor] | None:
     """(output, state) that stand for an edited sample of state x at an anchored row: the state
     before the edit, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x.
 
-    handed: the tensor handed back last, its version then, and whether it was the state itself. None
-    for that very tensor, and, with one warning, where a state was written to in place.
+    None for the very tensor that was handed back, unwritten, and, with one warning, where it and
+    the state that it was made from were written to.
     """
-    last, version, carried = handed
-    unwritten, before = last._version == version, last if carried else run.x
-    if sample is last and unwritten:
+    run, unwritten = loop._run, loop._handed._version == loop._written
+    if sample is loop._handed and unwritten:
         return None
-    if carried and not unwritten:
+    before = run.x if not loop._carried else loop._handed if unwritten else _again(loop)
+    if before is None:
         warnings.warn(
-            "FsScheduler: the sample was written to in place, and the earlier one that the source "
-            "keeps moved with it; a new tensor (x = 0.9 * x) is taken as in diffusers",
+            "FsScheduler: the sample was written to in place, and so was the one before it, so "
+            "that the earlier one that the source keeps moved with it; a new tensor (x = 0.9 * x) "
+            "is taken as in diffusers",
             stacklevel=5,
         )
         return None
     p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
     return f + ((p - k) / q * (x.to(before.dtype) - before)).to(f.dtype), before
+
+
+# -- inside ----------------------------------------------------------------------------------------
+def _again(loop: Loop) -> Tensor | None:
+    """x' of the row before once more, from the x that it read and from what the run keeps; None
+    where that x was written to since. Of the row's own m there is what the row kept of it.
+    """
+    if loop._read._version != loop._read_written:
+        return None
+    plan, row, slots = loop._run.plan, loop._run.row - 1, loop._run._pool.slots
+    at, M = plan.layout, plan.M[row].tolist()
+    known = {at.slot(s): slots[s] for s in plan.program.rows[row].slots_read(at)}
+    ids = enumerate(arguments.drawn(plan, row, masked=False))
+    known |= {at.noise(k): loop._draws(name, None) for k, name in ids if name is not None}
+    known[0] = loop._read
+    kept = next(i for i in (1, 2) if plan.dst[row, i - 1] >= 0 and M[i][at.m])
+    summed = lambda out: sum(M[out][c] * v for c, v in known.items() if M[out][c])
+    m = (slots[plan.dst[row, kept - 1]] - summed(kept)) / M[kept][at.m]
+    return summed(0) + M[0][at.m] * m

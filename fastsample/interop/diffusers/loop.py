@@ -31,10 +31,10 @@ from ...runtime.run import Run
 from ...runtime.select import chosen
 from ...runtime.spares import Spares
 from ..draws import Draws, drawn_now, now
-from .edits import anchored, aside
+from .edits import anchored, aside, counted
 from .gradients import Traced
 from .lookup import Lookup
-from .manners import Manner
+from .manners import PLAIN, Manner
 from .moments import Moments, terms
 from .plan import bare, number
 
@@ -57,11 +57,10 @@ class Loop(Lookup):
     _draws: Draws | None = None
     _returned: weakref.ref | None = None
     _anchored: dict[int, float] = {}  # noqa: RUF012 (never written to)
-    # of a plan with anchored rows the sample handed back last, and how often it was written to
-    _handed: Tensor | None = None
-    _written = 0
+    # of a plan with anchored rows: what was handed back last, and what it was made from (`edits`)
+    _handed = _read = None
+    _version = _written = _read_written = 0
     _quick = _chosen = False
-    _version = 0
 
     def __init__(
         self,
@@ -73,14 +72,13 @@ class Loop(Lookup):
         preview: bool = True,
         compat: bool = False,
         unit: bool = False,
-        manner: Manner | None = None,
+        manner: Manner = PLAIN,
         apart: Callable[[float], Loop | None] | None = None,
         result: str = "sample",
         sigmas: Tensor | None = None,
     ):
         self.compat, self._compile = compat, compile
         self._preview, self._apart, self._result = preview, apart, result
-        manner = manner or Manner()
         self._points_of(plan, calls_per_point, unit and not compat, manner)
         self._draws_at, self._bounds = manner.draws, manner.thresholding
         self._kind, self.own_sigmas = torch.int64 if whole else torch.float32, sigmas
@@ -213,6 +211,7 @@ class Loop(Lookup):
             return False
         self._run, self._key, self._eta, self.index, self.moments = run, key, eta, 0, None
         self._anchored = anchored(self.plan)
+        self._handed, self._written = counted(sample) if self._anchored else (None, 0)
         self._carried = self._still = self._quick = True
         return True
 
@@ -244,8 +243,7 @@ class Loop(Lookup):
             model_output, begun = model_output.detach(), begun.detach()
         edited, k = None, self._anchored.get(run.row)
         if k is not None and self._handed is not None:
-            handed = self._handed, self._written, self._carried
-            edited = aside(run, model_output, begun, sample, handed, k)
+            edited = aside(self, model_output, begun, sample, k)
             model_output, begun = edited or (model_output, begun)
         self._carried = self._carried and sample.dtype == run.x.dtype and not traced
         if self._carried:
@@ -260,6 +258,8 @@ class Loop(Lookup):
             self._drawing(model_output, x_in, x, draw)
         self._quick = self._carried and self._still and self._bounds is None
         kind = self._dtype(model_output, sample)
+        if self._anchored and x_in is not None:
+            self._handed, self._written = counted(x_in)
         return self._stepped(run.x.to(kind, copy=True) if x is None else x)
 
     def _drawing(self, model_output: Tensor, x_in, x, draw: Callable[[], Tensor]) -> None:
@@ -277,9 +277,8 @@ class Loop(Lookup):
             self._run.carry(model_output, x_in, x)
         finally:
             now.draw = None
-        deviation = getattr(draw.func, "deviation", None)
         summed = partial(terms, self._run.plan, range(row, self._run.row), fresh)
-        self.moments = Moments(summed, deviation) if fresh else None
+        self.moments = Moments(summed, getattr(draw.func, "deviation", None)) if fresh else None
         owed = self._draws_at is not None and not now.drawn
         if owed and self._draws_at(self._labels[self.index], self._eta):
             # and leaves the generator where the source does, for whatever is drawn from it next
@@ -298,11 +297,12 @@ class Loop(Lookup):
             )
         x0 = run.x0.to(x.dtype, copy=True) if self._preview else None
         if self._anchored:
-            self._handed, self._written = None if done else x, x._version
+            self._read, self._read_written = self._handed, self._written
+            self._handed, self._written = x, x._version
         if done:
             if self._key is not None:
                 self.spares.give(self._key, run)
-            self._run, self._quick = None, False
+            self._run, self._handed, self._read, self._quick = None, None, None, False
         elif self._carried:
             self._next += self._bytes
         else:

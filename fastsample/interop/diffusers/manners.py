@@ -54,6 +54,9 @@ class Manner:
     last: bool = False
 
 
+PLAIN = Manner()
+
+
 def manner(source: str, config: dict, compat: bool) -> Manner:
     """Of a class with this config; compat: as diffusers has it, else no more than its rows need."""
     bound = None

@@ -30,7 +30,8 @@ def unipc(
     noise        m is eps, and alpha and sigma change places, and lambda its sign
     uncorrected  the numbers, in the whole run, of the steps that no corrector comes back to
 
-    A step of length 0 changes nothing, and an output at one level with a newer one is left out.
+    A step of length 0 changes nothing, and an output at one level with a newer one is left out. All
+    that x was predicted from stays until x is corrected, for `edits`.
     Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8.
     """
     b = Builder(model, grid, stored="eps" if noise else "x0", clip=clip)
@@ -49,7 +50,8 @@ def unipc(
         if level[i + 1] > level[i]:
             x, reached = predicted(at, i, asked[-1], variant, here)
         orders.append(reached)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here)
+        read = [f"m{j}" for j in range(max(0, i - 1 - order), i)] if ANCHOR in here else []
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here, spares=read)
     return b.build(
         "unipc of diffusers",
         arguments={"order": order, "variant": variant, "uncorrected": sorted(uncorrected)},
