@@ -314,8 +314,8 @@ def refused():
     linear = dynamic | {"time_shift_type": "linear"}
     yield linear, {"num_inference_steps": 4, "mu": -1.0}, "mu = -1.0 with use_dynamic_shifting=True"
     rising = "numbers that never rise from 1 down to 0 are accepted"
-    yield {}, {"sigmas": [0.5, 0.6]}, rising
-    yield {}, {"timesteps": [500, 600]}, "numbers that never rise from 1000 down to 0"
+    yield {}, {"sigmas": [0.5, 0.6, 0.1]}, rising
+    yield {}, {"timesteps": [500, 600, 1]}, "numbers that never rise from 1000 down to 0"
     yield {}, {"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "steps [2, 3] were asked"
     log = "use_exponential_sigmas=True from sigma 0.5 to 0; finite levels"
     yield {"use_exponential_sigmas": True}, {"sigmas": [0.5, 0.0]}, log

@@ -55,7 +55,7 @@ def refused():
     yield timed(2.5), "2.5 steps"
     yield timed(), "one number of steps"
     yield timed(2000, compat=None), "at most 1000"
-    yield timed(timesteps=[1, 500]), "falling"
+    yield timed(timesteps=[1, 500, 9]), "falling"
     yield timed(timesteps=[5000, 10]), "from 999 down"
     yield timed(sigmas=[1.0, 1.0, 0.0]), "strictly falling"
     yield timed(sigmas=[NAN, 0.0]), "sigmas = nan; a number"

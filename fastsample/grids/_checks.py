@@ -62,8 +62,10 @@ def endless(schedule: Schedule) -> bool:
     return schedule.half_log_snr(schedule.t_max) == -np.inf
 
 
-def decreasing(where: str, values: np.ndarray) -> None:
-    steps = values[1:] < values[:-1]
+def refuse_rising(where: str, values: np.ndarray) -> None:
+    """ValueError, with the list the other way round, for numbers [n] of which each is more than
+    the one before.
+    """
     if len(values) > 1 and (values[1:] > values[:-1]).all():
         shown = ", ".join(f"{v:g}" for v in values[: -SHOWN - 1 : -1])
         more = ", ..." if len(values) > SHOWN else ""
@@ -71,6 +73,11 @@ def decreasing(where: str, values: np.ndarray) -> None:
             f"{where}: the numbers rise from {values[0]:g} to {values[-1]:g}; the same list from "
             f"noise to data is accepted, [{shown}{more}]"
         )
+
+
+def decreasing(where: str, values: np.ndarray) -> None:
+    refuse_rising(where, values)
+    steps = values[1:] < values[:-1]
     if not steps.all():
         at = int(np.argmin(steps))
         raise ValueError(

@@ -91,6 +91,11 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
         family = replace(family, flow=flow_of(source, config))
         return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
     if source == "LCMScheduler":
+        if sigmas is not None:
+            raise ValueError(
+                "FsScheduler.set_timesteps: sigmas of LCMScheduler, which stands on timesteps of "
+                "its own; timesteps=, or a number of steps, is accepted"
+            )
         return replace(
             distilled_points(config, steps, timesteps, original_steps),
             schedule=noise_schedule(config),

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...grids import _rules as rules
+from ...grids._checks import refuse_rising
 from ...plan.given import bits, edged, integer, numbers
 from ...schedules import DiscreteVP
 
@@ -338,6 +339,8 @@ def falling(what: str, values, top: float, repeats: bool = False) -> np.ndarray:
     """values as float64 [n], from `top` down to 0, strictly falling, or never rising (repeats)."""
     values = edged(numbers(f"FsScheduler.set_timesteps: {what}", values), 0.0)
     listed = values.ndim == 1 and values.size > 0 and bool((values >= 0.0).all())
+    if listed and values[-1] <= top * 1.001:
+        refuse_rising(f"FsScheduler.set_timesteps: {what}", values)
     falls = np.diff(values) <= 0.0 if repeats else np.diff(values) < 0.0
     if not listed or not values[0] <= top * 1.001 or not falls.all():
         kind = "numbers that never rise" if repeats else "strictly falling numbers"

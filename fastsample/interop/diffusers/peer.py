@@ -5,6 +5,7 @@ it can be. Imports no diffusers.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -65,7 +66,9 @@ def set_peer(
     if timesteps is not None:
         size = settings["num_train_timesteps"]
         match = source.__name__.startswith("FlowMatch")
-        falling("timesteps", timesteps, size if match else size - 1.0, repeats=match)
+        falling("timesteps", timesteps, size if match else size - 1.0, repeats=True)
+    if sigmas is not None:
+        falling("sigmas", sigmas, math.inf, repeats=True)
     try:
         peer.set_timesteps(**asked)
     except Exception as error:
