@@ -178,26 +178,53 @@ def test_a_pickle_of_an_earlier_version_runs(source):
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_pickle_has_the_timesteps_that_were_set(source):
-    """As the class's own has; of a run that is under way it begins again, and says so."""
-    ours, x = FsScheduler.from_config(PEERS[source]), start(1, 3, 4, 4)
+def test_a_pickle_goes_on_where_it_stood(source, dtype):
+    """As the class's own does: at its start, and of a run that is under way, in half precision from
+    the state itself. A shallow copy is as deep, for a run in two hands would be stepped by both.
+    """
+    ours, x = FsScheduler.from_config(PEERS[source]), start(1, 3, 4, 4, dtype=dtype)
     ours.set_timesteps(5)
     ours.set_begin_index(1)
-    twin = pickle.loads(pickle.dumps(ours))
+    generator = torch.Generator()
+
+    def walk(scheduler, y, times):
+        for t in times:
+            y = scheduler.step(
+                0.1 * scheduler.scale_model_input(y, t), t, y, generator=generator
+            ).prev_sample
+        return y
+
+    times, send = ours.timesteps[1:], lambda value: pickle.loads(pickle.dumps(value))
+    twin = send(ours)
     assert torch.equal(twin.timesteps, ours.timesteps) and twin.begin_index == 1
-    ends = []
-    for scheduler in (ours, twin):
-        y = x
-        torch.manual_seed(0)
-        for t in scheduler.timesteps[1:]:
-            y = scheduler.step(0.1 * scheduler.scale_model_input(y, t), t, y).prev_sample
-            if scheduler is ours and t == ours.timesteps[2]:
-                with pytest.warns(UserWarning, match="a run is under way and stays here"):
-                    begun = pickle.loads(pickle.dumps(ours))
-                assert begun.step_index is None and torch.equal(begun.timesteps, ours.timesteps)
-        ends.append(y)
-    assert torch.equal(*ends)
+    for k in range(len(times)):
+        y = walk(ours, x, times[:k])
+        drawn = generator.get_state()
+        roads = (lambda s, y: (copy.copy(s), y), lambda *both: send(both))
+        roads += (lambda *both: copy.deepcopy(both), lambda *both: both)
+        edits = (lambda y: y, lambda y: 0.9 * y)
+        held = [[road(copy.copy(ours), y) for road in roads] for _ in edits]
+        for edit, others in zip(edits, held, strict=True):
+            ends = []
+            for scheduler, sample in others:
+                generator.set_state(drawn)
+                assert scheduler.step_index == ours.step_index
+                ends.append(walk(scheduler, edit(sample), times[k:]))
+            assert all(torch.equal(end, ends[-1]) for end in ends)
+        ours.set_timesteps(5)
+        ours.set_begin_index(1)
+
+
+def test_a_run_with_gradients_stays_in_its_process():
+    ours = FsScheduler.from_config(PEERS["DDIMScheduler"])
+    ours.set_timesteps(5)
+    x = start(1, 3, 4, 4).requires_grad_()
+    ours.step(0.1 * x, ours.timesteps[0], x)
+    with pytest.warns(UserWarning, match="a run with gradients is under way and stays here"):
+        begun = pickle.loads(pickle.dumps(ours))
+    assert begun.step_index is None and torch.equal(begun.timesteps, ours.timesteps)
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"])

@@ -13,7 +13,8 @@ from cases import same
 from choosing import FLOW, finish, inpainting, net, plan_of, unit
 
 import fastsample as fs
-from fastsample import guidance, schedules
+from fastsample import guidance, models, schedules
+from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 
 
 def by_torch(value):
@@ -186,6 +187,22 @@ def test_what_has_no_name_is_refused_in_one_sentence(kind):
             assert text.startswith(f"{where} is ") and "top level of a module is accepted" in text
             assert "\n" not in text
         copy.deepcopy(value), copy.copy(value)  # in one process it needs no name
+
+
+@pytest.mark.parametrize("road", [by_pickle, by_torch])
+def test_models_of_the_package_travel(road):
+    """The embedded ones on every schedule, and the analytic ones in every word."""
+    every = EDM(), VP(), DiscreteVP.linear(), VE(), Flow(3.0), TrigFlow(), DiscreteVP.cosine()
+    ring = models.analytic.ring()
+    made = [models.fashion(schedule=s, prediction="x0") for s in every] + [models.fashion_flow()]
+    made += [ring.model(s, word) for s in every for word in ("x0", "edm", "trigflow")]
+    for model in made:
+        other, x = road(model), unit(2, *((2,) if model.identity[:4] == "anal" else (1, 28, 28)))
+        t = np.array([0.3, 0.7]) * model.schedule.t_max
+        assert same(torch.tensor(other.times(t)), torch.tensor(model.times(t)))
+        assert same(torch.tensor(other.scales(t)), torch.tensor(model.scales(t)))
+        told = torch.tensor(model.times(t))
+        assert same(other(x, told), model(x, told))
 
 
 def test_a_pickler_that_takes_lambdas_is_left_to(monkeypatch):

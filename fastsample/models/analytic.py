@@ -18,6 +18,7 @@ NumPy arrays and torch tensors give results of their own kind.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,32 +132,31 @@ class GaussianMixture:
                 f"{', '.join(PREDICTIONS)} is accepted"
             )
         spread = getattr(schedule, "sigma_data", None) or self.std() or 0.5
-        torch_levels = levels(schedule)
-
-        def fn(x: Any, t: Any) -> Any:
-            is_torch = isinstance(x, torch.Tensor)
-            if is_torch:
-                alpha, sigma = torch_levels(torch.as_tensor(t, device=x.device).reshape(-1))
-            else:
-                alpha, sigma = np.reshape(schedule.alpha(t), -1), np.reshape(schedule.sigma(t), -1)
-            halves = self.posterior(x, alpha, sigma)
-            x0, eps = hosted(halves) if is_torch else halves
-            column = (-1,) + (1,) * (x.ndim - 1)
-            alpha, sigma = (value.reshape(column) for value in (alpha, sigma))
-            out = spoken(prediction, x0, eps, alpha, sigma, spread)
-            return out.to(x) if is_torch else out.astype(x.dtype)
-
-        plain = {}
-        if prediction in ("edm", "trigflow"):
-            plain = {"time": lambda t: t, "input_scale": lambda t: np.ones_like(t)}
+        plain = {"time": np.asarray, "input_scale": np.ones_like}
         return Model(
-            fn,
+            partial(self._predicted, schedule, levels(schedule), prediction, spread),
             schedule=schedule,
             prediction=prediction,
             sigma_data=spread,
             model_id=f"analytic-{type(self).__name__}",
-            **plain,
+            **(plain if prediction in ("edm", "trigflow") else {}),
         )
+
+    def _predicted(
+        self, schedule: Any, torch_levels: Callable, prediction: str, spread: float, x: Any, t: Any
+    ) -> Any:
+        """The prediction [B, *shape] at the schedule's own t, of x's kind and dtype."""
+        is_torch = isinstance(x, torch.Tensor)
+        if is_torch:
+            alpha, sigma = torch_levels(torch.as_tensor(t, device=x.device).reshape(-1))
+        else:
+            alpha, sigma = np.reshape(schedule.alpha(t), -1), np.reshape(schedule.sigma(t), -1)
+        halves = self.posterior(x, alpha, sigma)
+        x0, eps = hosted(halves) if is_torch else halves
+        column = (-1,) + (1,) * (x.ndim - 1)
+        alpha, sigma = (value.reshape(column) for value in (alpha, sigma))
+        out = spoken(prediction, x0, eps, alpha, sigma, spread)
+        return out.to(x) if is_torch else out.astype(x.dtype)
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """n draws of x0, float64 [n, *shape]; the same seed gives the same draws."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,22 @@ def levels(
     torch.compile cannot look into.
     """
     if isinstance(schedule, schedules.EDM):
-        return lambda t: (torch.ones_like(level := wide(t)), level)
+        return _edm
     low, high = float(schedule.t_zero), float(schedule.t_max)
     if isinstance(schedule, schedules.DiscreteVP):
-        point = _discrete_vp(schedule, device)
+        point = partial(_discrete_vp, _table(schedule, device))
     else:
         point = next((f for kind, f in _POINTS.items() if isinstance(schedule, kind)), _numpy)
-    return lambda t: point(schedule, wide(t).clamp(low, high))
+    return partial(_within, point, schedule, low, high)  # which a pickle can name
+
+
+def _edm(t: torch.Tensor):
+    level = wide(t)
+    return torch.ones_like(level), level
+
+
+def _within(point: Callable, schedule: Any, low: float, high: float, t: torch.Tensor):
+    return point(schedule, wide(t).clamp(low, high))
 
 
 def _numpy(schedule: Any, t: torch.Tensor):
@@ -74,23 +84,24 @@ _POINTS = {
 }
 
 
-def _discrete_vp(schedule: schedules.DiscreteVP, device: Any):
+def _table(schedule: schedules.DiscreteVP, device: Any) -> torch.Tensor:
+    """half_log_snr at the whole t that are finite, float64."""
+    whole = schedule.half_log_snr(np.arange(int(schedule.t_finite) + 1))
+    here = hosted(torch.empty(0, device=device)).device
+    return torch.tensor(whole, dtype=torch.float64, device=here)
+
+
+def _discrete_vp(levels_at: torch.Tensor, schedule: schedules.DiscreteVP, t: torch.Tensor):
     # half_log_snr is linear between whole t. In an interval with an infinite end sigma/alpha (or
     # alpha/sigma) is linear instead.
-    last, t_max = int(schedule.t_finite), schedule.t_max
-    whole = schedule.half_log_snr(np.arange(last + 1))
-    here = hosted(torch.empty(0, device=device)).device
-    levels_at = torch.tensor(whole, dtype=torch.float64, device=here)
-
-    def point(_: schedules.DiscreteVP, t: torch.Tensor):
-        table, inside = levels_at.to(t.device), t.clamp(0.0, last)
-        low = inside.long().clamp(max=last - 1)
-        level = torch.lerp(table[low], table[low + 1], inside - low)
-        level = torch.where(t < 0.0, table[0] - torch.log1p(t.clamp(-1.0, 0.0)), level)
-        level = torch.where(t > last, table[last] + torch.log((t_max - t).clamp(min=0.0)), level)
-        return torch.rsqrt(1.0 + torch.exp(-2.0 * level)), torch.rsqrt(1.0 + torch.exp(2.0 * level))
-
-    return point
+    last = len(levels_at) - 1
+    table, inside = levels_at.to(t.device), t.clamp(0.0, last)
+    low = inside.long().clamp(max=last - 1)
+    level = torch.lerp(table[low], table[low + 1], inside - low)
+    level = torch.where(t < 0.0, table[0] - torch.log1p(t.clamp(-1.0, 0.0)), level)
+    above = torch.log((schedule.t_max - t).clamp(min=0.0))
+    level = torch.where(t > last, table[last] + above, level)
+    return torch.rsqrt(1.0 + torch.exp(-2.0 * level)), torch.rsqrt(1.0 + torch.exp(2.0 * level))
 
 
 def spoken(prediction: str, x0, eps, alpha, sigma, sigma_data: float):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ...plan import Plan
@@ -37,11 +38,12 @@ def aside(
     """(output, state) that stand for an edited sample of state x at an anchored row: the state
     before the edit, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x.
 
-    None for the very tensor that was handed back, unwritten, and, with one warning, where it and
-    the state that it was made from were written to.
+    None for the very tensor that was handed back, unwritten, or in half precision a copy of it,
+    and, with one warning, where it and the state that it was made from were written to.
     """
     run, unwritten = loop._run, loop._handed._version == loop._written
-    if sample is loop._handed and unwritten:
+    copied = lambda: not loop._carried and torch.equal(sample, loop._handed)
+    if unwritten and (sample is loop._handed or copied()):
         return None
     before = run.x if not loop._carried else loop._handed if unwritten else _again(loop)
     if before is None:

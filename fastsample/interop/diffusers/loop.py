@@ -111,7 +111,7 @@ class Loop(Lookup):
         """A loop of its own from here on: the run's state copied, plan and tables shared."""
         with self._lock:
             twin = self._twin()
-            twin._run = copy.deepcopy(self._run)
+            twin._run, twin._chosen = copy.deepcopy(self._run), self._run is not None
             twin._draws = None if self._draws is None else self._draws.copy()
         return twin
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import threading
-import warnings
 import weakref
 from collections.abc import Callable
 
 from ...kernels import transforms
 from ...runtime.spares import Spares
 from .loop import Loop
+from .under_way import under_way
 
 
 class NoLoop(ValueError, AttributeError):
@@ -48,20 +48,15 @@ class Loops:
         return twin
 
     def __reduce__(self) -> tuple:
-        """Loops stay in their process; what this thread's was asked for goes along, for a scheduler
-        to ask again.
+        """Of all loops this thread's goes along: what it was asked for, for a scheduler to ask
+        again, and how far it is.
         """
         loop = self.get()
         asked = getattr(loop, "asked", None)
         if asked is None:
             return Loops, ()
-        if loop.index not in (None, len(loop)):
-            warnings.warn(
-                "FsScheduler: a run is under way and stays here; what was pickled begins again at "
-                "its first timestep",
-                stacklevel=2,
-            )
-        return Loops, (), {"asked": asked, "device": loop.timesteps.device, "begin": loop.begin}
+        state = {"asked": asked, "device": loop.timesteps.device, "begin": loop.begin}
+        return Loops, (), state | {"under_way": under_way(loop)}
 
     def set(self, loop: Loop) -> None:
         self._local.loop, loop.spares = loop, self.spares

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .loops import Loops
+from .under_way import go_on
 
 
 class Saving:
@@ -34,6 +35,9 @@ class Saving:
         """Writes the config; a file that stands there stays where it cannot be written."""
         text = self.to_json_string()
         Path(json_file_path).write_text(text, encoding="utf-8")
+
+    def __copy__(self) -> Saving:
+        return self.__deepcopy__({})  # a run in two hands would be stepped by both
 
     def __deepcopy__(self, memo: dict) -> Saving:
         """A scheduler of its own, with this thread's loop where it stands."""
@@ -61,7 +65,10 @@ class Saving:
             words |= {"original_inference_steps": original, **dict(others)}
             given = {k: v for k, v in words.items() if v is not None}
             self.set_timesteps(steps, self._loops.device, **given)
-            self._loops.get().begin = self._loops.begin
+            loop = self._loops.get()
+            loop.begin = self._loops.begin
+            if (state := self._loops.__dict__.pop("under_way", None)) is not None:
+                go_on(loop, state)
 
 
 def restored(options: Mapping, config: Mapping) -> dict:
