@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import report
+from .grids import GRIDS
 
 BUDGETS = (4, 6, 8, 10)
 SAMPLES, SEARCH_SAMPLES = 32, 208  # of a single search, and of the whole climb
@@ -36,6 +37,8 @@ def options(add: Callable, number: Callable, count: Callable) -> None:
     add("--rows", metavar="free|consistent|SOLVER", help=about)
     number(add, "--beam", 3, "of a fit: paths kept at every node")
     number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
+    about = f"its spacing (default: fine): {', '.join(GRIDS)}"
+    add("--grid", choices=GRIDS, metavar="NAME", help=about)
     about = "unseen noises to judge on; 0, in one search: no comparison with schedules made by hand"
     number = partial(count, low=0)
     add("--held-out", type=number, metavar="N", help=f"{about} (default: 64; in one search 16)")
@@ -73,6 +76,8 @@ def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
         **place(it.words(samples)),
     }
     z = place(it.noise(samples, args.seed))
+    if args.grid is not None:
+        given["teacher"] = GRIDS[args.grid](model.schedule, args.teacher)
     (_one if one else _climb)(args, model, z, given, _processes())
 
 

@@ -113,6 +113,21 @@ def test_optimize_with_fitted_rows(here, capsys):
     assert call("sample plans/plan-3.fsplan --out a.npy", *MINE) == 0
 
 
+def test_the_grid_that_is_searched_has_a_name(here, capsys):
+    options = "--budget 2 --teacher 8 --held-out 0"
+    assert call(f"optimize --grid kl_optimal {options}", *MINE) == 0
+    it = cli.subject(cli.parser().parse_args(["sample", "x", *MINE]))
+    searched = fs.grids.kl_optimal(it.model.schedule, 8)
+    grid = fs.Plan.load("plans/plan-2.fsplan").note["grid"]
+    assert np.isin(np.round(grid, 12), np.round(searched, 12)).all()
+    with pytest.raises(SystemExit):
+        cli.main(["optimize", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(name in said for name in fs.grids.GRIDS)
+    assert call(f"optimize --grid trailing {options}", *MINE) == 2
+    assert "schedule is a Flow; a DiscreteVP is accepted" in capsys.readouterr().err
+
+
 def test_the_shape_may_be_the_models_own(here, capsys):
     options = "--samples 2 --budget 1 --teacher 5 --held-out 0"
     assert call(f"optimize --model mine:shaped {options}") == 0

@@ -45,8 +45,9 @@ def quantiles(u: np.ndarray, a: float, b: float) -> np.ndarray:
 
 
 def linspace(size: float, n: int, extra: bool = False) -> np.ndarray:
-    """Evenly from size - 1 to 0. extra: of n + 1 the last is left out."""
-    return np.linspace(size - 1.0, 0.0, n + extra)[:n]
+    """Evenly from size - 1 to 0; one is size - 1. extra: of n + 1 the last is left out."""
+    # upwards, so that halves are rounded as diffusers rounds them: 499.5 of 999/30 lies below
+    return np.linspace(0.0 if n + extra > 1 else size - 1.0, size - 1.0, n + extra)[::-1][:n]
 
 
 def leading(size: float, n: int, extra: bool = False, offset: float = 0.0) -> np.ndarray:
@@ -88,10 +89,11 @@ def arctan_falls(n: int, middle: float, pivots: tuple, slopes: tuple) -> np.ndar
 
 
 def stretched(clean: np.ndarray, last: float) -> np.ndarray:
-    """1 - s, for levels s that are stretched from 1 down so that their last is `last`; clean is
+    """1 - s of levels s stretched so that their first stays and their last is `last`; clean is
     1 - s before.
     """
-    return clean * (1.0 - last) / clean[-1]
+    first = clean[0]
+    return first + (clean - first) * ((1.0 - last - first) / (clean[-1] - first))
 
 
 def vp(n: int, beta_d: float, beta_min: float, first: float) -> np.ndarray:

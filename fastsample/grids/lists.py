@@ -141,27 +141,28 @@ def shifted(schedule: Schedule, grid, log_snr: float) -> np.ndarray:
 
 
 def shift_terminal(schedule: Schedule, grid, level: float) -> np.ndarray:
-    """The grid stretched from its noise end so that its last level before sigma = 0 is `level`:
-    1 - s' = (1 - s)(1 - level)/(1 - s_last), s = sigma/(alpha + sigma), the sigma of a flow.
-    diffusers' shift_terminal (LTX-Video).
+    """The grid stretched from its first level s_0 so that its last before sigma = 0 is `level`:
+    s' = s_0 - (s_0 - s)(s_0 - level)/(s_0 - s_last), s = sigma/(alpha + sigma), the sigma of a
+    flow. diffusers' shift_terminal (LTX-Video), where s_0 = 1.
     """
-    grid, found = check(schedule, grid), real(level)
-    if found is None or not 0.0 < found < 1.0:
-        raise ValueError(
-            f"grids.shift_terminal: level = {level!r:.60}; a number inside (0, 1) is accepted"
-        )
+    grid = check(schedule, grid)
     end = len(grid) - (schedule.sigma(grid[-1]) == 0.0)
-    alpha, sigma = schedule.alpha(grid[:end]), schedule.sigma(grid[:end])
-    clean = alpha / (alpha + sigma)
-    if end < 2 or clean[-1] == 0.0:
+    if end < 2:
         raise ValueError(
             "grids.shift_terminal: a grid of one level before sigma = 0, which would be its first "
             "too; two or more are accepted"
         )
-    clean = rules.stretched(clean, found)
+    alpha, sigma = schedule.alpha(grid[:end]), schedule.sigma(grid[:end])
+    found, first = real(level), float(sigma[0] / (alpha[0] + sigma[0]))
+    if found is None or not 0.0 < found < first:
+        raise ValueError(
+            f"grids.shift_terminal: level = {level!r:.60}; a number inside (0, {first:g}) is "
+            "accepted"
+        )
+    clean = rules.stretched(alpha / (alpha + sigma), found)
     with np.errstate(divide="ignore"):
         times = schedule.time(np.log(clean) - np.log1p(-clean))
-    times = np.where(clean == 0.0, grid[:end], times)
+    times[0] = grid[0]
     return check(schedule, np.append(times, grid[end:]))
 
 
