@@ -229,7 +229,7 @@ def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
             plan = SOLVERS[name](schedule, grid, prediction=prediction, **options)
             largest = np.abs(plan.M[:, 0]).sum(axis=1).max()
             # v at the end of a step is (x - n·x0)/sigma': the rounding of x grows by 1/sigma'
-            if name == "heun" and plan.stored == "flow":
+            if name in ("heun", "rk") and plan.stored == "flow":
                 largest /= plan.sigma[plan.sigma > 0.0].min()
             assert plan.consistency() <= 8 * EPS * plan.rows * max(1.0, largest)
             assert plan.alpha[-1] == schedule.alpha(grid[-1])
@@ -268,7 +268,7 @@ def test_rows(name, options, schedule):
     assert (ids >= 1).all()
     last = terms(plan, plan.rows - 2)
     assert not any(key.startswith("n") for key in last)
-    if plan.stored == "x0":
+    if plan.stored == "x0" and plan.note["orders"][-1] == 1:
         assert last == {"m": 1.0}
     assert plan.sigma[-1] == 0.0
     assert (plan.dst[:, 1] == -1).all()  # one value kept a row: anchors are eliminated

@@ -40,6 +40,7 @@ from ._build import Builder, F, M, N, R, X, start_index
 from ._exponential import Levels, jump
 from ._fitted import fitted
 from ._start import index_of, only_one, starts
+from ._tableaux import Tableau
 from .ddim import ddim
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
@@ -51,6 +52,7 @@ from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .heun import heun
 from .lcm import lcm
+from .rk import rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .unipc import step as _step_of_unipc
 from .unipc import unipc
@@ -68,6 +70,7 @@ SOLVERS = {
         dpmpp_2m_sde,
         unipc,
         lcm,
+        rk,
         dpm_2_ancestral,
         dpmpp_2s_ancestral,
         dpmpp_sde,
@@ -84,7 +87,7 @@ JUMPS = {"ddim": jump, "euler": jump}
 STEPS = {"dpmpp_2m": _dpmpp_2m.step, "dpmpp_3m": _step_of_3m, "unipc": _step_of_unipc}
 
 __all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
-__all__ += ["Builder", "F", "M", "N", "R", "X"]
+__all__ += ["Builder", "F", "M", "N", "R", "Tableau", "X"]
 
 
 def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:

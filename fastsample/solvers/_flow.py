@@ -9,7 +9,9 @@ import math
 import numpy as np
 
 from ..grids import check
+from ..model import Model
 from ..schedules import Flow, TrigFlow
+from ._begin import begin, choice
 from ._build import Builder
 
 # alpha + sigma = 1 on Flow, but for the rounding of two quotients
@@ -31,3 +33,27 @@ def velocity_step(b: Builder, i: int, level: np.ndarray) -> tuple[float, float]:
     a = target / n
     e = float(b.alpha[i + 1] * b.sigma[i] / n) * math.expm1(level[i] - level[i + 1])
     return 1.0 if abs(a - 1.0) <= ROUNDING else float(a), e
+
+
+def begin_in(
+    name: str, space: str | None, model: Model, grid, *, s_churn: float = 0.0, **words
+) -> tuple[Builder, str]:
+    """A Builder for solver `name` in the space asked for, "rho" or "flow" (None: that of schedule
+    and grid), and that space. words: those of `begin`.
+    """
+    suited = "flow" if is_flow(model.schedule, grid) else "rho"
+    space = choice(f"{name}: space", space or suited, ("rho", "flow"))
+    if space == "flow" and s_churn:
+        raise ValueError(
+            f"{name}: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that "
+            "starts at alpha > 0, is accepted"
+        )
+    start = words.pop("start", None)
+    stored = "flow" if space == "flow" else "x0"
+    b = begin(model, grid, None, start, stored=stored, **words)
+    if space == "rho" and b.alpha[0] == 0.0:
+        raise ValueError(
+            f"{name}: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; "
+            "space = 'flow' is accepted"
+        )
+    return b, space

@@ -21,11 +21,10 @@ import math
 import numpy as np
 
 from ..grids import check
-from ..model import Model
 from ..plan import Plan
-from ._begin import begin, build, choice, number
+from ._begin import build, number
 from ._build import Builder, M, R, X, resolve
-from ._flow import is_flow, velocity_step
+from ._flow import begin_in, velocity_step
 from ._start import solver
 
 LARGEST_CHURN = math.sqrt(2.0) - 1.0  # Karras et al. 2022, Alg. 2
@@ -67,9 +66,8 @@ def heun(
     endless = s_tmax is None or (isinstance(s_tmax, float) and s_tmax == math.inf)
     top = math.inf if endless else number("heun: s_tmax", s_tmax)
     grid = check(found.schedule, grid)
-    b, space = _begin_in(
-        space, found, grid, s_churn, start=start, inpaint=inpaint, clip=clip, compat=compat
-    )
+    words = {"start": start, "inpaint": inpaint, "clip": clip, "compat": compat}
+    b, space = begin_in("heun", space, found, grid, s_churn=s_churn, **words)
     level = b.half_log_snr
     for i in range(b.n):
         if space == "flow":
@@ -83,26 +81,6 @@ def heun(
         "arXiv:2206.00364"
     )
     return build(b, "heun", words, orders, cite, consistent=s_noise == 1.0 or not s_churn)
-
-
-def _begin_in(
-    space: str | None, model: Model, grid: np.ndarray, s_churn: float, **words
-) -> tuple[Builder, str]:
-    """A Builder in the space asked for (None: that of schedule and grid), and that space."""
-    suited = "flow" if is_flow(model.schedule, grid) else "rho"
-    space = choice("heun: space", space or suited, ("rho", "flow"))
-    if space == "flow" and s_churn:
-        raise ValueError(
-            f"heun: s_churn = {s_churn:g} in flow space; 0, or space = 'rho' on a grid that starts "
-            "at alpha > 0, is accepted"
-        )
-    b = begin(model, grid, None, stored="flow" if space == "flow" else "x0", **words)
-    if space == "rho" and b.alpha[0] == 0.0:
-        raise ValueError(
-            "heun: space = 'rho' on a grid that starts at alpha = 0, where rho is infinite; space "
-            "= 'flow' is accepted"
-        )
-    return b, space
 
 
 def _churned(

@@ -1,7 +1,200 @@
-"""The Runge-Kutta solvers, exponential and classical: what each plan must be (case.py says how)."""
+"""The Runge-Kutta solvers, exponential and classical: what each plan must be (case.py says how).
+
+Classical tableaux are written here a second time, exponential ones as the papers print them,
+without phi functions; all tableaux are held to their order conditions in test_tableaux.py.
+"""
 
 from __future__ import annotations
 
-CASES: list = []
-LITERALS: list = []
-METHODS: list = []
+from itertools import pairwise
+
+from fastsample.schedules import EDM, Flow
+
+from . import derivations as d
+from . import loops
+from .case import Case
+from .linear import mp
+
+# (c, a, b)
+CLASSICAL = {
+    "midpoint": ([0, 0.5], [[0.5]], [0, 1]),
+    "rk4": (
+        [0, 0.5, 0.5, 1],
+        [[0.5], [0, 0.5], [0, 0, 1]],
+        [mp.mpf(k) / 6 for k in (1, 2, 2, 1)],
+    ),
+}
+
+
+def _line(schedule, grid) -> bool:
+    return type(schedule).__name__ in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
+
+
+def rk(points, x, ask, draw, *, stage, name, frame):
+    """y' = y + (u_t - u_s) sum_j b_j f_j in the slopes of a frame; Euler where a stage would stand
+    at sigma = 0.
+    """
+    nodes, rows, weights = CLASSICAL[name]
+    for s, t in pairwise(points):
+        x, m = ask(x, s)
+        (scale, u), (scale_t, u_t) = loops._frame(s, frame), loops._frame(t, frame)
+        y, width = (1 / scale) * x, u_t - u
+        slopes = [loops._slope(y, m, s, frame)]
+        if t.sigma == 0 and 1 in nodes:
+            x = scale_t * (y + width * slopes[0])
+            continue
+        for c, row in zip(nodes[1:], rows, strict=True):
+            at = u + mp.mpf(c) * width
+            mid = t if c == 1 else stage(-mp.log(at if frame == "rho" else at / (1 - at)))
+            there = loops._frame(mid, frame)[0]
+            guess = there * loops.combine(1, y, [width * mp.mpf(a) for a in row], slopes)
+            x, scale = guess.through((there / scale) * x), there  # a plan comes from there
+            guess, m = ask(x, mid)
+            slopes.append(loops._slope((1 / there) * guess, m, mid, frame))
+        end = scale_t * loops.combine(1, y, [width * mp.mpf(b) for b in weights], slopes)
+        x = end.through((scale_t / scale) * x)
+    return x
+
+
+def exponential(points, x, ask, draw, *, stage, nodes, step, limit=True):
+    """In y = x/alpha, dy/dlambda = -y + x0: step(z) -> the printed rows (factor of y, factors of
+    every x0) of the stages and of the end, z = -h.
+
+    From alpha = 0, h = 1e30 stands for infinity: a stage below node 1 is the beginning. Of first
+    order to sigma = 0, and from alpha = 0 without a limit.
+    """
+    for s, t in pairwise(points):
+        x, m = ask(x, s)
+        h, at, base, values = d.step(s, t), s, x, [m]
+        if t.sigma == 0 or not (s.alpha or limit):
+            x = (t.sigma / s.sigma) * x + (t.alpha * d.gain(s, t)) * m
+            continue
+        h = h if s.alpha else mp.mpf(10) ** 30
+        for c, (lead, row) in zip([*nodes, None], step(-h), strict=True):
+            if not s.alpha and c not in (1, None):
+                values.append(m)
+                continue
+            p = t if c in (1, None) else stage(s.lam + c * h)
+            to = p.alpha / s.alpha * lead if s.alpha else t.sigma / s.sigma
+            before, x = x, loops.combine(to, base, [p.alpha * h * w for w in row], values)
+            x = x.through((p.sigma / at.sigma) * before)  # a plan comes from there
+            if c is not None:
+                at, (_, late) = p, ask(x, p)
+                values.append(late)
+    return x
+
+
+def etdrk3(z):
+    """The rows (factor of y, factors of every x0) of the stages and of the end: Cox and Matthews
+    2002, eq. 23-25, with c h = z and F = h x0.
+    """
+    half, whole = mp.exp(z / 2), mp.exp(z)
+    return [
+        (half, [(half - 1) / z]),
+        (whole, [-(whole - 1) / z, 2 * (whole - 1) / z]),
+        (
+            whole,
+            [
+                (-4 - z + whole * (4 - 3 * z + z**2)) / z**3,
+                4 * (2 + z + whole * (-2 + z)) / z**3,
+                (-4 - 3 * z - z**2 + whole * (4 - z)) / z**3,
+            ],
+        ),
+    ]
+
+
+def etdrk4(z):
+    """Cox and Matthews 2002, eq. 26-29."""
+    half, whole = mp.exp(z / 2), mp.exp(z)
+    first, _, third = etdrk3(z)[2][1]
+    middle = 2 * (2 + z + whole * (-2 + z)) / z**3
+    g = (half - 1) / z
+    return [
+        (half, [g]),
+        (half, [0, g]),
+        # half·a_n + g (2 F(b_n) - F(u_n))
+        (whole, [half * g - g, 0, 2 * g]),
+        (whole, [first, middle, middle, third]),
+    ]
+
+
+def res_3s(z):
+    """Hochbruck and Ostermann 2005, the family with gamma, at c_2 = 1/2, c_3 = 1, where gamma = 4;
+    phi_2 in closed form.
+    """
+    phi1 = lambda v: (mp.exp(v) - 1) / v
+    phi2 = lambda v: (mp.exp(v) - 1 - v) / v**2
+    late = 4 * mp.mpf("0.5") * phi2(z / 2) + phi2(z) / mp.mpf("0.5")
+    share = phi2(z) / (4 * mp.mpf("0.5") + 1)
+    return [
+        (mp.exp(z / 2), [phi1(z / 2) / 2]),
+        (mp.exp(z), [phi1(z) - late, late]),
+        (mp.exp(z), [phi1(z) - 5 * share, 4 * share, share]),
+    ]
+
+
+def lawson4(z):
+    """RK4 on e^lambda·y, brought back to y: f_j = e^{c_j h}·x0_j, everything times e^{-c_k h}."""
+    c, a, b = CLASSICAL["rk4"]
+    factor = [mp.exp(-mp.mpf(v) * z) for v in (*c, 1)]
+    rows = [*a, b]
+    return [
+        (1 / to, [mp.mpf(w) * f / to for w, f in zip(row, factor, strict=False)])
+        for to, row in zip(factor[1:], rows, strict=True)
+    ]
+
+
+def _classical(options: dict, name: str) -> Case:
+    adds = lambda schedule, grid: {
+        "stage": "of the plan",
+        "frame": "line" if _line(schedule, grid) else "rho",
+    }
+    return Case("rk", rk, options, {"name": name}, adds)
+
+
+def _exponential(name: str, step, nodes, marginal: bool = True) -> Case:
+    adds = lambda schedule, grid: {"stage": "of the plan"}
+    words = {"nodes": nodes, "step": step, "limit": marginal}
+    return Case("rk", exponential, {"tableau": name}, words, adds, marginal)
+
+
+CASES: list = [
+    _classical({}, "rk4"),
+    _classical({"tableau": "midpoint"}, "midpoint"),
+    _exponential("etdrk4", etdrk4, [0.5, 0.5, 1]),
+    _exponential("lawson4", lawson4, [0.5, 0.5, 1], marginal=False),
+]
+
+LITERALS: list = [
+    # 4 -> 2 by way of 3: x' = x - 2 (x1 - m1)/3 with x = 4/3 x1 - m0/3; 2 -> 0 by way of 1:
+    # x' = x - 2 (x1 - m1) with x = 2 x1 - m0
+    (
+        "rk",
+        EDM(),
+        [4, 2, 0],
+        "x0",
+        {"tableau": "midpoint"},
+        {
+            1: {"x": 0.75, "m": 0.25},
+            2: {"x": 2 / 3, "m": 2 / 3, "r0": -1 / 3},
+            3: {"x": 0.5, "m": 0.5},
+            4: {"m": 2, "r0": -1},
+        },
+    ),
+    # x1 = x - v0/4, x2 = x - v1/4, x3 = x - v2/2, x' = x - (v0 + 2 v1 + 2 v2 + v3)/12
+    (
+        "rk",
+        Flow(),
+        [1, 0.5, 0],
+        "flow",
+        {},
+        {
+            1: {"x": 1, "m": -1 / 4},
+            2: {"x": 1, "m": -1 / 4, "r0": 1 / 4},
+            3: {"x": 1, "m": -1 / 2, "r1": 1 / 4},
+            4: {"x": 1, "m": -1 / 12, "r2": 1 / 3, "r1": -1 / 6, "r0": -1 / 12},
+            5: {"x": 1, "m": -1 / 2},
+        },
+    ),
+]
+METHODS: list = [("rk", {}, 4, 1)]
