@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..plan import Plan
 from ..schedules import DiscreteVP
 from ._begin import begin, build, number
-from ._build import M, X
+from ._build import Lin, M, X
 from ._start import solver
 
 TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models were trained
@@ -53,8 +53,7 @@ def lcm(
     for i in range(b.n):
         clean = M
         if boundary:
-            s = scaling * max(float(b.t[i]), 0.0)
-            clean = (spread**2 / (s * s + spread**2)) * X + (s / (s * s + spread**2) ** 0.5) * M
+            clean = bounded(scaling * max(float(b.t[i]), 0.0), spread)
         step = b.alpha[i + 1] * clean
         if b.sigma[i + 1] > 0.0:
             step = step + b.sigma[i + 1] * b.noise(i)
@@ -63,3 +62,8 @@ def lcm(
     cite = "Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, sec. 4, arXiv:2310.04378"
     words |= {"compat": compat}
     return build(b, "lcm", words, [1] * b.n, cite, consistent=not boundary)
+
+
+def bounded(s: float, spread: float = SIGMA_DATA) -> Lin:
+    """D = c_skip·x + c_out·x0 at the scaled time s."""
+    return (spread**2 / (s * s + spread**2)) * X + (s / (s * s + spread**2) ** 0.5) * M

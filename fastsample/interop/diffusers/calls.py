@@ -115,7 +115,7 @@ def check_together(source: type, settings: dict, asked: tuple) -> None:
     FlowMatchEuler takes a number, timesteps and sigmas of one length beside each other, UniPC a
     number and sigmas; both take a mu without dynamic shifting, which pipelines give them.
     """
-    steps, timesteps, sigmas, mu, original, _ = asked
+    steps, timesteps, sigmas, mu, original, others = asked
     name = source.__name__
     lists = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = [key for key, value in lists.items() if value is not None]
@@ -135,6 +135,13 @@ def check_together(source: type, settings: dict, asked: tuple) -> None:
         raise ValueError(
             f"FsScheduler.set_timesteps: original_inference_steps = {original!r:.40} and {name} "
             "was not distilled to any; None, or LCMScheduler, is accepted"
+        )
+
+    share = dict(others).get("strength")
+    if share is not None and timesteps is not None and not len(timesteps) * share >= 1.0:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: strength = {share!r:.40} leaves none of {len(timesteps)} "
+            "timesteps; a share that leaves one is accepted"
         )
 
 

@@ -31,7 +31,7 @@ from .matching import matching
 from .plan import scale_of
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms, with_repeats
 from .sources import PREDICTIONS, VARIANCES, find, flow_of, scale
-from .steps import posterior, strided
+from .steps import consistency, heun, posterior, strided
 from .table import Table, along
 from .unipc import unipc
 
@@ -142,19 +142,26 @@ def peer_layout(
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
         last = -1.0 if config.get("set_alpha_to_one", True) or source == "LCMScheduler" else 0.0
+        if source == "LCMScheduler" and len(labels) < peer.num_inference_steps:
+            last = labels[-1]  # the class takes the end of a list cut by strength for one more step
         places = _places(config, peer, schedule)
+        if source == "PNDMScheduler" and len(schedule.alphas_cumprod) < size:
+            raise ValueError(
+                "FsScheduler: PNDMScheduler's table repeats levels, over which no plan counts its "
+                "stride; compat=None is accepted"
+            )
         grid = places[np.append(labels, last).astype(int)]
         if source == "DDIMScheduler":
             to = np.arange(size) - size // peer.num_inference_steps
             legs = np.stack([places[:-1], places[np.where(to < 0, last, to).astype(int)]], 1)
-    stuck = [] if source in STRIDED else np.flatnonzero(~_falls(source, grid))
+    stuck = [] if source in STRIDED else np.flatnonzero(np.diff(grid) > 0.0)
     if len(stuck) and standing and where == "sigma" and config.get("rescale_betas_zero_snr"):
         table = Table(tuple(levels[-2::-1].tolist()))
         return Points(np.arange(table.t_max, -2.0, -1.0), labels, table)
     if len(stuck):
         raise ValueError(
-            f"FsScheduler: {source} repeats a noise level on this config's grid and divides by 0 "
-            "there; compat=None is accepted"
+            f"FsScheduler: {source}'s noise level rises in step {stuck[0]} of this config's grid; "
+            "compat=None is accepted"
         )
     return Points(grid, labels, schedule, whole, legs)
 
@@ -189,7 +196,13 @@ def _model(
 ) -> Model:
     """The model's words; its time is each point's label: a rule where one fits, else a lookup."""
 
+    every = labels  # of all calls: Heun asks twice at all points but the first
+    if source == "HeunDiscreteScheduler":
+        every = np.append(labels[:1], np.repeat(labels[1:], 2))
+
     def told(t: np.ndarray) -> np.ndarray:
+        if (np.diff(grid) == 0.0).any():  # two labels may stand at one level
+            return every
         return np.interp(t, grid[-2::-1], labels[::-1])
 
     if "sigma_data" in config:
@@ -229,18 +242,9 @@ def _places(config: dict, peer, schedule: DiscreteVP) -> np.ndarray:
     return np.append(places, schedule.t_zero)
 
 
-def _falls(source: str, grid: np.ndarray) -> np.ndarray:
-    """Does the class's level fall in each step of this grid, or stay where it takes steps of length
-    0?
-    """
-    steps = np.diff(grid)
-    still = source.startswith(("DPMSolver", "UniPC", "EulerDiscrete", "FlowMatch"))
-    return steps <= 0.0 if still else steps < 0.0
-
-
 def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
     """(maker, its arguments) of a class; first counts in the whole run `at`."""
-    steps = len(at.labels)
+    steps, still = len(at.labels), bool((np.diff(at.grid[first:]) == 0.0).any())
     if isinstance(at.schedule, Table):
         return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
     if name == "PNDMScheduler":
@@ -254,19 +258,20 @@ def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat:
         plain = kind == "fixed_small" and not compat
         return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
     if name == "LCMScheduler":
-        words = {"boundary": True, "timestep_scaling": config["timestep_scaling"]}
-        return solvers.lcm, words if scale(name, config) == "vp" else {}
+        words = {"timestep_scaling": config["timestep_scaling"]}
+        if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
+            return consistency, words | {"labels": at.labels[first:]}
+        return solvers.lcm, words | {"boundary": True} if scale(name, config) == "vp" else {}
     if name == "UniPCMultistepScheduler":
         return _unipc(config, first, compat)
     if name.startswith("DPMSolver"):
         return _dpm(name, config, at, first, compat)
     if name == "HeunDiscreteScheduler":
-        return solvers.heun, {}
-    if name == "EulerAncestralDiscreteScheduler":
-        return solvers.euler_ancestral, {}
-    if (np.diff(at.grid) == 0.0).any():  # Euler is DPM-Solver++ of order 1
-        return dpm, {"orders": [1] * (steps - first), "form": Form()}
-    return solvers.euler, {}
+        return heun if still else solvers.heun, {}
+    ancestral = name == "EulerAncestralDiscreteScheduler"
+    if still:  # Euler is DPM-Solver++ of order 1, and its ancestral form the SDE of that
+        return dpm, {"orders": [1] * (steps - first), "form": Form(sde=ancestral)}
+    return solvers.euler_ancestral if ancestral else solvers.euler, {}
 
 
 def _pndm_points(found: Points, skip: bool) -> Points:

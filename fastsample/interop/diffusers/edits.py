@@ -71,7 +71,9 @@ def _again(loop: Loop) -> Tensor | None:
     ids = enumerate(arguments.drawn(plan, row, masked=False))
     known |= {at.noise(k): loop._draws(name, None) for k, name in ids if name is not None}
     known[0] = loop._read
-    kept = next(i for i in (1, 2) if plan.dst[row, i - 1] >= 0 and M[i][at.m])
     summed = lambda out: sum(M[out][c] * v for c, v in known.items() if M[out][c])
+    if not M[0][at.m]:
+        return summed(0)
+    kept = next(i for i in (1, 2) if plan.dst[row, i - 1] >= 0 and M[i][at.m])
     m = (slots[plan.dst[row, kept - 1]] - summed(kept)) / M[kept][at.m]
     return summed(0) + M[0][at.m] * m

@@ -1,5 +1,5 @@
-"""Rows that only diffusers' classes make: DDIM's steps of a fixed stride, DDPM's variances. No
-torch, no diffusers.
+"""Rows that only diffusers' classes make: DDIM's steps of a fixed stride, DDPM's variances, Heun's
+and LCM's steps of length 0. No torch, no diffusers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 from ...model import Model, to_eps
 from ...plan import Plan
 from ...solvers._begin import number
-from ...solvers._build import Builder, Lin, M, X
-from ...solvers._exponential import ancestral
+from ...solvers._build import Builder, Lin, M, R, X
+from ...solvers._exponential import ancestral, gain
+from ...solvers.lcm import bounded
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
 
@@ -76,7 +77,40 @@ def posterior(model: Model, grid, *, variance: str, clip: float = 0.0) -> Plan:
     )
 
 
+def heun(model: Model, grid, *, clip: float = 0.0) -> Plan:
+    """`solvers.heun` in rho = sigma/alpha, on levels that may repeat: a step of length 0 changes
+    nothing, and asks the model twice like any other. Karras et al. 2022, arXiv:2206.00364, Alg. 1.
+    """
+    b = Builder(model, grid, stored="x0", clip=clip)
+    for i, (t, to) in enumerate(zip(b.t, b.t[1:], strict=False)):
+        h, (alpha, sigma), x = b.rise(t, to), b.level(to), X
+        if h:
+            x = alpha * gain(h) * M + ((sigma / b.sigma[i]) * X if sigma else Lin())
+        b.row(t, to=to, x=x, keep={f"m{i}": M})
+        if i < b.n - 1:
+            slope = 0.5 * alpha * math.expm1(h) * (M - R(f"m{i}")) if h and sigma else Lin()
+            b.row(to, to=to, x=X + slope)
+    cite = ["Karras, Aittala, Aila, Laine 2022, Alg. 1, arXiv:2206.00364"]
+    return b.build("heun of diffusers", order=2, orders=[2] * b.n, citations=cite)
+
+
+def consistency(
+    model: Model, grid, *, labels: Sequence[float], timestep_scaling: float, clip: float = 0.0
+) -> Plan:
+    """`solvers.lcm` with the boundary at the timesteps `labels` [n], on levels that may repeat: a
+    step to its own level noises x0 back up to it. Luo et al. 2023, arXiv:2310.04378, sec. 4.
+    """
+    b = Builder(model, grid, stored="x0", clip=clip)
+    for i, t in enumerate(b.t[:-1]):
+        (alpha, sigma), clean = b.level(b.t[i + 1]), bounded(timestep_scaling * labels[i])
+        drawn = b.noise(i) if sigma or i < b.n - 1 else Lin()
+        b.row(t, to=b.t[i + 1], x=alpha * clean + sigma * drawn, reads=drawn)
+    cite = ["Luo, Tan, Huang, Li, Zhao 2023, Latent Consistency Models, arXiv:2310.04378"]
+    words = {"consistent": False, "order": 1, "orders": [1] * b.n, "citations": cite}
+    return b.build("lcm of diffusers", **words)
+
+
 def variances(at: tuple[float, float], to: tuple[float, float]) -> tuple[float, float]:
     """DDPM's small and large variance of the step between two (alpha, sigma)."""
     beta = 1.0 - (at[0] / to[0]) ** 2 if to[0] else 0.0
-    return max(1e-20, (to[1] / at[1]) ** 2 * beta), beta
+    return max(1e-20, (to[1] / at[1]) ** 2 * beta if at[1] else 0.0), beta
