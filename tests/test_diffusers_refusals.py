@@ -68,7 +68,7 @@ def refused():
     x = torch.zeros(1, 3)
     yield lambda: FsScheduler().step(x, 999, x), "call set_timesteps first"
     zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "compat": None}
-    yield timed(8, **zero_snr), "'eps' at alpha = 0"
+    yield timed(8, **zero_snr), "alpha = 0, by which"
 
 
 @pytest.mark.parametrize(("make", "sentence"), list(refused()))

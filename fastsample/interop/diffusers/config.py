@@ -176,6 +176,8 @@ def plan(
     the fixed stride of DDIM included.
     """
     grid, labels = at.grid[first:], at.labels[first:]
+    if scale(source, config) == "vp":
+        _check_begin(source, config, grid[0], labels[0], at.schedule)
     if source == MATCH:
         model = _model(source, config, grid, labels, None)
         words = {"stochastic": config["stochastic_sampling"], "inverted": config["invert_sigmas"]}
@@ -191,6 +193,25 @@ def plan(
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _check_begin(source: str, config: dict, at: float, label: float, schedule: DiscreteVP) -> None:
+    """ValueError where no step begins at the first point: a timestep that the schedule has not, or
+    alpha = 0, by which an eps, and all that PNDM has, is divided.
+    """
+    size, where = config["num_train_timesteps"], f"FsScheduler.set_timesteps: timestep {label:g}"
+    if label > size - 1:
+        raise ValueError(
+            f"{where} of {source}, with steps_offset = {config['steps_offset']}, is beyond "
+            f"{size - 1}; fewer steps are accepted"
+        )
+    divides = source == "PNDMScheduler" or config["prediction_type"] == "epsilon"
+    if divides and float(schedule.alpha(at)) == 0.0:
+        raise ValueError(
+            f"{where} has zero terminal SNR, alpha = 0, by which {source} divides with "
+            f"prediction_type = {config['prediction_type']!r}; timestep_spacing='leading', which "
+            "begins below it, is accepted"
+        )
+
+
 def _model(
     source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None
 ) -> Model:

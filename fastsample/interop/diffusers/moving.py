@@ -13,7 +13,8 @@ What the new class has no option for (a clip, Karras's levels on DDIM) goes into
 read beside its own options; levels that no betas of its own give go into trained_betas. How a grid
 is laid out over the levels (timestep_spacing, steps_offset, set_alpha_to_one) and what belongs to
 the solver goes by name, as in diffusers: what nobody set is the new class's own. On a flow a class
-that has none of its own keeps the old one's grid.
+that has none of its own keeps the old one's grid. What the old class was told stays in the config,
+for the way back to it.
 
 Then old and new are compared, the old one as diffusers' own object has it, and what differs is
 refused.
@@ -29,7 +30,7 @@ import numpy as np
 
 from .edm import as_ours
 from .grids import CONVERSIONS
-from .saving import restored
+from .saving import restored, unbounded
 from .sources import (
     BOUNDING,
     CLOSEST,
@@ -38,6 +39,8 @@ from .sources import (
     class_of,
     defaults,
     flow_of,
+    kinds_of,
+    not_reproduced,
     said,
     settings,
 )
@@ -86,7 +89,8 @@ def arguments(
         config, name, kind = restored(own, config), config["source"], None
     source = given.pop("source", None)
     name = name or class_of(library, config, alone=source is None)
-    source = getattr(source, "__name__", source) or name
+    base = _base(kind, name)
+    source = getattr(source, "__name__", source) or _itself(name, base)
     usual = defaults(library, source)
     changed = name != source
     words = said(config, source, usual, own, changed)
@@ -95,30 +99,32 @@ def arguments(
     along = {"moved": again} if again and not changed else {}
     asked = {k: v for k, v in given.items() if k in usual or k in OURS}
     known, kind = {*asked, *again}, kind or getattr(library, name or "", None)
-    if changed and kind is not None:
-        old = Origin(kind, config, again, given)
-        along = old.along(source, usual, words)
-        known |= old.words.keys()
+    if changed and kind is None:
+        _check_told(name, source, words, {**usual, **asked})
+    elif changed:
+        old = Origin(kind, base, config, again, given)
+        along, known = old.along(source, usual, words), known | old.words.keys()
         option, why = old.differs(source, usual, {**words, **along, **asked})
         if why:
             follow = partial(arguments, library, own, config, theirs, advise=False)
             told = {**given, "source": source}
             instead = _instead(follow, old, told, option) if advise else "another"
             raise ValueError(f"FsScheduler.from_config: {why}; {instead} is accepted")
-    unset = set(config.get("_use_default_values", ()))
-    kept = {k: v for k, v in (words | along).items() if k not in own}
-    kept["_use_default_values"] = [
-        k for k in usual if not (k in asked or k in along or (k in words and k not in unset))
-    ]
     found = {**usual, **words, **along, **asked, "source": source}
+    kept = _left(source, found, usual, given)
+    asked_for = {*words} - set(config.get("_use_default_values", ())) | asked.keys() | along.keys()
+    kept["_use_default_values"] = [k for k in usual if k not in asked_for]
     unknown = {k: v for k, v in given.items() if k not in known}
     return {k: v for k, v in found.items() if k in own}, kept, unknown
 
 
 def closest(peer: object) -> str | None:
     """The class to read a scheduler, or its config, as, where its own is not reproduced."""
-    name = peer.get("_class_name") if isinstance(peer, Mapping) else type(peer).__name__
-    return CLOSEST.get(name)
+    if isinstance(peer, Mapping):
+        return CLOSEST.get(peer.get("_class_name"))
+    name = type(peer).__name__
+    base = _base(type(peer), name)
+    return CLOSEST.get(base, None if base == name else base)
 
 
 def beside(source: str, usual: Mapping, moved: Mapping | None) -> dict:
@@ -139,13 +145,14 @@ class Origin:
     what its model was trained for; `levels` [T] at its training timesteps.
     """
 
-    def __init__(self, kind: type, config: Mapping, moved: dict | None, given: dict):
-        """moved: what an FsScheduler has from an earlier move; given: keywords, of which those that
-        the class knows are its own.
+    def __init__(self, kind: type, name: str, config: Mapping, moved: dict | None, given: dict):
+        """name: of the class, or that of diffusers it is made of; moved: what an FsScheduler has
+        from an earlier move; given: keywords, of which those that the class knows are its own.
         """
-        self.name, self.given = kind.__name__, given
-        parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
-        words = {p.name: config.get(p.name, p.default) for p in parameters}
+        self.name, self.given = name, given
+        made = [c for c in kind.__mro__ if c is kind or c.__name__ == name]  # may hand on its own
+        options = [p for c in made[::-1] for p in inspect.signature(c).parameters.values()]
+        words = {p.name: config.get(p.name, p.default) for p in options}
         words = {k: v for k, v in words.items() if v is not inspect.Parameter.empty}
         for own, other in (("shift", "flow_shift"), ("flow_shift", "shift")):
             if own in words and other in given:
@@ -215,6 +222,12 @@ class Origin:
                 f"{self.name} has {key} = True between the ends of {kinds[0]} and {source} would "
                 f"have it between those of {kinds[1]}"
             )
+        kinds, kind = kinds_of(source, read), self.trained["prediction_type"]
+        if kinds and kind not in kinds and "prediction_type" not in self.given:
+            return None, (
+                f"{self.name} has prediction_type = {kind!r} and {source} takes "
+                f"{' or '.join(kinds)} there"
+            )
         found = settings(source, read)
         # what this class has no option for was asked for to change them
         if any(
@@ -277,6 +290,52 @@ class Origin:
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _base(kind: type | None, name: str | None) -> str | None:
+    """The name of the class; of somebody's own class that of diffusers it is made of, if any."""
+    made = kind.__mro__ if kind else ()
+    return next((c.__name__ for c in made if c.__name__ in (*SOURCES, *CLOSEST)), name)
+
+
+def _itself(name: str | None, base: str | None) -> str | None:
+    """The class that nobody asked to be read as another: the name; ValueError for somebody's own,
+    which may have changed what it likes.
+    """
+    if base != name:
+        raise not_reproduced(name, CLOSEST.get(base, base))
+    return name
+
+
+def _check_told(name: str | None, source: str, words: Mapping, read: dict) -> None:
+    """ValueError where the config of a class that nobody here knows (words) says something of the
+    model's training that is not what the source, told what it has a word for, takes it for. read:
+    what is said to the source beside.
+    """
+    new = {"shift": 1.0, "snr_shift_scale": 1.0, "sigma_data": None, "rho": None, **NEUTRAL}
+    new |= training(source, {k: words.get(k, v) for k, v in read.items()})
+    new["flow_shift"] = new["shift"]
+    for key in (words.keys() & new.keys()) - read.keys():
+        if not _same(words[key], new[key]):
+            raise ValueError(
+                f"FsScheduler.from_config: {name or 'a config without a class'} has {key} = "
+                f"{words[key]!r:.60} and {source} would have {new[key]!r}; a config in the words "
+                f"of {source} is accepted"
+            )
+
+
+def _left(source: str, found: Mapping, usual: Mapping, given: Mapping) -> dict:
+    """What a config says beside the source's own options, which diffusers keeps there too: a
+    scheduler that is made from it, of the class it came from, has its options again, and the shift
+    that stands now.
+    """
+    left = {k: given.get(k, v) for k, v in found.items() if k not in usual and k not in OURS}
+    left = {k: v for k, v in left.items() if not unbounded(v)}  # nobody's: no file can say it
+    stands = {**found, **(left.pop("moved", None) or {})}
+    if source == FLOW_MATCH or stands.get("use_flow_sigmas"):
+        shift = stands.get("flow_shift" if "flow_shift" in usual else "shift", 1.0)
+        left |= {k: shift for k in ("shift", "flow_shift") if k in left}
+    return left
+
+
 def _instead(follow: Callable, old: Origin, given: dict, option: dict | None) -> str:
     """What is accepted, in words: the option asked for, or a source that takes all of it over."""
     sources = [s for s in (old.name, CLOSEST.get(old.name), *SOURCES) if s in SOURCES]

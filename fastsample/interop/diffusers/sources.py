@@ -175,13 +175,17 @@ def find(source: str) -> Source:
     if source in SOURCES:
         return SOURCES[source]
     if source in CLOSEST:
-        raise ValueError(
-            f"FsScheduler: {source} is not reproduced; from_config with "
-            f"source={CLOSEST[source]!r}, which runs on its noise schedule, is accepted"
-        )
+        raise not_reproduced(source, CLOSEST[source])
     raise ValueError(
         f"FsScheduler: {source} is not reproduced, nor is a class that runs on its noise schedule; "
         f"one of {', '.join(SOURCES)}, or a plan for this model by from_plan, is accepted"
+    )
+
+
+def not_reproduced(name: str, closest: str) -> ValueError:
+    return ValueError(
+        f"FsScheduler: {name} is not reproduced; from_config with source={closest!r}, which runs "
+        "on its noise schedule, is accepted"
     )
 
 
@@ -211,14 +215,11 @@ def settings(source: str, config: dict) -> dict:
             f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 1 to 100000 is "
             "accepted"
         )
-    kinds = [k for k in found.predictions if k != "flow_prediction"]
     if where == "flow":
-        kinds = [k for k in (*kinds, "flow_prediction") if k != "v_prediction"]
         config = config if found.family.flow else FLOW | config
         _check_spacing(flow_of(source, config), config)
-    if "sigma_data" in config:
-        kinds = [k for k in kinds if k != "sample"]
-    if found.predictions and config["prediction_type"] not in kinds:
+    kinds = kinds_of(source, config)
+    if kinds and config["prediction_type"] not in kinds:
         raise ValueError(
             f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
             f"{' or '.join(kinds)} is accepted"
@@ -229,6 +230,17 @@ def settings(source: str, config: dict) -> dict:
     if where != "flow":
         noise_schedule(config)
     return config
+
+
+def kinds_of(source: str, config: dict) -> list[str]:
+    """The values of prediction_type that a class takes with this config; none where it has no such
+    option.
+    """
+    found, flow = find(source), scale(source, config) == "flow"
+    kinds = [k for k in found.predictions if k != "flow_prediction"]
+    if found.predictions and flow:
+        kinds = [k for k in (*kinds, "flow_prediction") if k != "v_prediction"]
+    return [k for k in kinds if not (k == "sample" and "sigma_data" in config)]
 
 
 def _check_words(config: dict) -> None:
