@@ -48,6 +48,7 @@ from .dpmpp_2s import dpmpp_2s
 from .dpmpp_2s_ancestral import dpm_2_ancestral, dpmpp_2s_ancestral
 from .dpmpp_3m import dpmpp_3m
 from .dpmpp_3m import step as _step_of_3m
+from .er_sde import er_sde
 from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .heun import heun
@@ -76,6 +77,7 @@ SOLVERS = {
         dpmpp_sde,
         seeds_2,
         seeds_3,
+        er_sde,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid
