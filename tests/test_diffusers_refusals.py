@@ -68,7 +68,13 @@ def refused():
     x = torch.zeros(1, 3)
     yield lambda: FsScheduler().step(x, 999, x), "call set_timesteps first"
     zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "compat": None}
-    yield timed(8, **zero_snr), "alpha = 0, by which"
+
+    def first_step():
+        scheduler = FsScheduler(**zero_snr)
+        scheduler.set_timesteps(8)
+        scheduler.scale_model_input(x, scheduler.timesteps[0])
+
+    yield first_step, "epsilon at timestep 999, where alpha = 0 and a sample holds no trace of the"
 
 
 @pytest.mark.parametrize(("make", "sentence"), list(refused()))

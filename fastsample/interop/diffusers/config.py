@@ -166,6 +166,16 @@ def peer_layout(
     return Points(grid, labels, schedule, whole, legs)
 
 
+def is_blind(source: str, config: dict, at: Points) -> bool:
+    """Does a model that predicts epsilon say nothing of the data at the first of these points?"""
+    eps = source != "PNDMScheduler" and config.get("prediction_type") == "epsilon"
+    return bool(
+        eps
+        and scale(source, config) == "vp"
+        and at.schedule.t_finite < at.schedule.t_max == at.grid[0]
+    )
+
+
 def plan(
     source: str, config: dict, at: Points, *, first: int = 0, eta: float = 0.0, compat: bool = False
 ) -> Plan:

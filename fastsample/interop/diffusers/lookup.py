@@ -30,7 +30,8 @@ def alike(labels: np.ndarray, timestep: object) -> np.ndarray:
 class Lookup:
     """Labels and input scales [calls] of a plan, timesteps [calls] as a tensor; alpha, sigma
     [calls + 1] of x at every call and at the end. begin: where a pipeline said that it begins;
-    index: of the step that runs next, None before the first. manner: how the source goes by them.
+    index: of the step that runs next, None before the first. manner: how the source goes by them;
+    where it is blind the plan is no more than its labels and levels.
 
     A first sample was made by add_noise where this loop took anything to its first level before its
     first step: pipelines pack, cast and cut what add_noise gave them, so the tensor itself cannot
@@ -43,6 +44,7 @@ class Lookup:
     begin: int | None = None
     index: int | None = None
     _noised = False
+    _compile: Callable[[int, float], Plan]
     _apart: Callable[[float], Lookup | None] | None
 
     def _points_of(self, plan: Plan, calls_per_point: int, unit: bool, manner: Manner) -> None:
@@ -53,7 +55,7 @@ class Lookup:
         self.alpha, self.sigma = plan.alpha[points], plan.sigma[points]
         self._scales = plan.c[rows - 1].tolist()
         self._factor = init_scale(plan) if unit and plan.sigma[0] else 1.0
-        self._unscaled = self._factor == 1.0 and set(self._scales) == {1.0}
+        self._unscaled = self._factor == 1.0 and set(self._scales) == {1.0} and not manner.blind
         self.steps = (len(self) + calls_per_point - 1) // calls_per_point
 
     def __len__(self) -> int:
@@ -74,6 +76,20 @@ class Lookup:
             )
         return len(self) - 1 if at is None else at
 
+    def check_seen(self, at: int | None) -> None:
+        """ValueError for a step from where the model says nothing of the data."""
+        if self._manner.blind and at == 0:
+            raise ValueError(
+                f"FsScheduler: epsilon at timestep {self._labels[0]:g}, where alpha = 0 and a "
+                "sample holds no trace of the data; a run that begins below it, with "
+                "set_begin_index(1) or from an image, or another prediction_type is accepted"
+            )
+
+    def begun(self, point: int, eta: float) -> Plan:
+        """The plan from a point of the grid on."""
+        self.check_seen(point)
+        return self.plan if not point and eta == 0.0 else self._compile(point, eta)
+
     def check_told(self) -> None:
         """ValueError where somebody wrote to the sigmas that a reader was told."""
         if self.sigmas is not None and not torch.equal(self.sigmas, self._as_told):
@@ -91,6 +107,9 @@ class Lookup:
     def input_scale(self, timestep: int | float | Tensor | None) -> float:
         """What the sample that comes to the timestep is multiplied by for the model."""
         if self._unscaled:
+            return 1.0
+        if self._manner.blind:
+            self.check_seen(self.where(timestep, self.begin if self.index is None else self.index))
             return 1.0
         at = min(self.find(timestep), len(self) - 1)
         return self._scales[at] * self.factor(at)

@@ -194,7 +194,7 @@ class Loop(Lookup):
         """
         plain = self.index is None and not self.begin and self._factor == 1.0 and eta == 0.0
         plain = plain and self._bounds is self.sigmas is None  # or somebody may have written there
-        plain = plain and f.__class__ is Tensor and not watched()
+        plain = plain and f.__class__ is Tensor and not (watched() or self._manner.blind)
         plain = plain and self._dtype(f, sample) == sample.dtype
         if not (plain and self._draws_nothing(self.plan, eta)):
             return False
@@ -312,7 +312,7 @@ class Loop(Lookup):
     def _start(self, model_output: Tensor, sample: Tensor, x: Tensor, at: int, eta: float) -> None:
         """A run from step `at` on, at the state x that the sample stands for."""
         point = (at + self._per_point - 1) // self._per_point
-        plan = self.plan if not point and eta == 0.0 else self._compile(point, eta)
+        plan = self.begun(point, eta)
         if x.is_cpu:
             arguments.check_values("latent", x)
         self._anchored, self._handed, self.moments = anchored(plan), None, None

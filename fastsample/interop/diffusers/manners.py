@@ -45,13 +45,15 @@ class Thresholding:
 class Manner:
     """draws(label, eta): a step draws, also where its noise is multiplied by 0. free: a step is
     that of its timestep, in any order. last: a timestep that is not in the schedule is taken for
-    the last one.
+    the last one. blind: at the first alpha is 0, and the model predicts epsilon, which says nothing
+    of the data there.
     """
 
     draws: Callable[[float, float], bool] | None = None
     thresholding: Thresholding | None = None
     free: bool = False
     last: bool = False
+    blind: bool = False
 
 
 PLAIN = Manner()

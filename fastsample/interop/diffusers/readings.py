@@ -69,7 +69,7 @@ class Readings:
         does it. compat, and before set_timesteps: diffusers' rules. A 0-d tensor where the source's
         is one.
         """
-        plan = self.plan
+        plan = getattr(self._loops.get(), "plan", self._given)
         if self._given is not None:
             return 1.0 if self._scale == "flow" or plan is None else init_scale(plan)
         if self._loops.get() is not None and self._exact and self._scale != "flow":
@@ -113,9 +113,13 @@ class Readings:
     @property
     def plan(self) -> Plan | None:
         """The plan of this thread's loop, from its first timestep on; before set_timesteps the one
-        that was given, or None.
+        that was given, or None. AttributeError where no run can begin at the first timestep.
         """
-        return getattr(self._loops.get(), "plan", self._given)
+        loop = self._loops.get()
+        try:
+            return self._given if loop is None else loop.begun(0, 0.0)
+        except ValueError as error:
+            raise AttributeError(str(error)) from None
 
     @property
     def _exact(self) -> bool:

@@ -176,7 +176,14 @@ class Runs:
 
     def _through(self, points: Points, asked: tuple, compat: bool, about: dict) -> Loop:
         compile = partial(self._compile, asked, points, compat)
-        return Loop(compile(0, 0.0), compile, points.whole, compat=compat, **about)
+        name, shown = getattr(self.source, "__name__", None), self.settings
+        if name and diffusers_config.is_blind(name, shown, points):
+            shown = shown | {"prediction_type": "sample"}
+            plan = diffusers_config.plan(name, shown, points, compat=compat)
+            about = about | {"manner": replace(about["manner"], blind=True)}
+        else:
+            plan = compile(0, 0.0)
+        return Loop(plan, compile, points.whole, compat=compat, **about)
 
     def _apart(self, asked: tuple, points: Points, about: dict, timestep: float) -> Loop | None:
         """The loop of the one step from a timestep of the table that is none of these points, where
