@@ -12,8 +12,17 @@ SHOWN = 12  # numbers of a list, in a sentence
 
 
 def check(schedule: Schedule, grid) -> np.ndarray:
+    """The grid as float64 [n+1], or a ValueError: what is `falling`, inside the schedule, with no
+    two times at one noise level.
+    """
+    grid = falling(schedule, grid)
+    apart(grid, schedule.half_log_snr(grid))  # refuses a time outside the schedule
+    return grid
+
+
+def falling(schedule: Schedule, grid) -> np.ndarray:
     """The grid as float64 [n+1], or a ValueError: one axis, 2 to 65,535 finite times, strictly
-    decreasing, inside the schedule.
+    decreasing.
     """
     schedule_or_refuse("check", schedule)
     grid = edges(schedule, listed("check", grid))
@@ -24,8 +33,12 @@ def check(schedule: Schedule, grid) -> np.ndarray:
     if not np.isfinite(grid).all():
         at = int(np.argmin(np.isfinite(grid)))
         raise ValueError(f"grid: entry {at} is {grid[at]:g}; finite times are accepted")
-    levels = schedule.half_log_snr(grid)  # refuses a time outside the schedule
     decreasing("grid", grid)
+    return grid
+
+
+def apart(grid: np.ndarray, levels: np.ndarray) -> None:
+    """ValueError for two times of a grid whose half_log_snr, levels [n+1], is the same."""
     steps = levels[1:] > levels[:-1]
     if not steps.all():
         at = int(np.argmin(steps))
@@ -33,7 +46,6 @@ def check(schedule: Schedule, grid) -> np.ndarray:
             f"grid: times {grid[at]!r} and {grid[at + 1]!r} are one noise level in float64; times "
             "further apart are accepted"
         )
-    return grid
 
 
 def edges(schedule: Schedule, times: np.ndarray) -> np.ndarray:

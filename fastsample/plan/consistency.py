@@ -81,29 +81,26 @@ def _states(plan: Plan, start: Any, answers: Sequence, noises: dict[int, Any]) -
     """x at every row from 1 on, where it is `start`, over what the model says at row i, answers[i]
     as x0, and the noises: numbers or arrays, whatever can be added and multiplied by a number.
     """
-    at, ids, dst = plan.layout, plan.ids.tolist(), plan.dst.tolist()
-    terms, outputs, states = _terms(plan), range(at.f, at.noise(0)), []
+    at, ids, terms, states = plan.layout, plan.ids.tolist(), _terms(plan), []
     x = zero = 0.0 * start
     part = plan.alpha + plan.sigma if plan.stored == "flow" else plan.alpha
     answered = plan.reads >> at.f & (2 << at.G) - 1 != 0  # 0 where no output is read
     with np.errstate(divide="ignore"):
         share, per_sigma = np.where(answered & (plan.q != 0.0), 1.0 / plan.q, 0.0), 1.0 / plan.sigma
-    words = (v[:-1].tolist() for v in (plan.call, part, per_sigma, plan.p, share))
-    held = {}  # operands of the row at hand
-    for i, (call, a, per_s, p, per_q) in enumerate(zip(*words, strict=True)):  # the last one holds
+    words = (v[:-1].tolist() for v in (plan.call, part, per_sigma, plan.p, share, plan.dst))
+    held = [zero] * at.W  # operands of the row at hand
+    for i, (call, a, per_s, p, per_q, slots) in enumerate(zip(*words, strict=True)):
         if call < 0:
-            m, f = p * x, 0.0 * x
+            m, f = p * x, zero
         else:
             m = answers[i] if plan.stored == "x0" else (x - a * answers[i]) * per_s
             f = (m - p * x) * per_q
         held[0], held[at.m] = x, m
-        for k in outputs:
-            held[k] = f
-        for k, name in enumerate(ids[i], at.noise(0)):
-            held[k] = noises.get(name)
+        held[at.f : at.noise(0)] = [f] * (1 + at.G)
+        held[at.noise(0) :] = [noises.get(name, zero) for name in ids[i]]
         x, *kept = [sum([c * held[k] for k, c in line], zero) for line in terms[i]]
         x = x if i else start  # the run starts there, whatever label its noise was given
-        for slot, value in zip(dst[i], kept, strict=True):
+        for slot, value in zip(slots, kept, strict=True):
             if slot >= 0:
                 held[at.slot(slot)] = value
         states.append(x)

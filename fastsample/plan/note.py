@@ -53,7 +53,7 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, (Note, _Items)):
         return value
     if isinstance(value, dict):
-        return Note((key, _frozen(inner)) for key, inner in value.items())
+        return Note({k: v if v.__class__ in PLAIN else _frozen(v) for k, v in value.items()})
     if not isinstance(value, (list, tuple)):
         return value
     plain = {*map(type, value)} <= PLAIN  # grids and tables, of thousands of numbers

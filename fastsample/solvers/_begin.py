@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from ..grids import check
+from ..grids._checks import apart, falling
 from ..plan import Plan
 from ..plan.given import real, within
 from ._build import Builder, resolve
@@ -21,8 +21,10 @@ def begin(
     if compat not in COMPAT:
         raise ValueError(f"compat = {compat!r}; one of {', '.join(COMPAT)} is accepted")
     model = resolve(model, prediction)
-    grid, clip = check(model.schedule, grid), number("clip", clip)
-    return Builder(model, grid, stored=stored, start=start, inpaint=inpaint, clip=clip)
+    grid, clip = falling(model.schedule, grid), number("clip", clip)
+    b = Builder(model, grid, stored=stored, start=start, inpaint=inpaint, clip=clip)
+    apart(b.t, b.half_log_snr)
+    return b
 
 
 def build(

@@ -165,7 +165,7 @@ class Builder:
         """
         return N(((self.start or 0) + i) * of + draw + 1)
 
-    def visit(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def visit(self, times: np.ndarray | float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """alpha, sigma and half_log_snr at times [n]: at all of them at once, which takes little
         longer than at one.
         """
@@ -173,8 +173,8 @@ class Builder:
             found = self.schedule.levels_at(times, "alpha")
         else:
             found = tuple(getattr(self.schedule, name)(times) for name in LEVELS)
-        levels = zip(*(values.tolist() for values in found), strict=True)
-        self._levels.update(zip(times.tolist(), levels, strict=True))
+        levels = zip(*(np.ravel(values).tolist() for values in found), strict=True)
+        self._levels.update(zip(np.ravel(times).tolist(), levels, strict=True))
         return found
 
     def level(self, t: float) -> tuple[float, float]:
@@ -187,7 +187,7 @@ class Builder:
 
     def _at(self, t: float) -> tuple[float, float, float]:
         if (found := self._levels.get(t)) is None:
-            self.visit(np.array([float(t)]))
+            self.visit(float(t))
             found = self._levels[t]
         return found
 

@@ -83,18 +83,20 @@ def pack(
     hold = Row({"x": {"x": 1.0}}, end.target, end.target, scalars=end.scalars)
     hold.operands, hold.slots = {"x"}, {}
     ids = [sorted(_noises(row, inpaint)) for row in rows]
-    G = max(max(len(row.U), *(1 + g for g in row.named["f"]), 1) for row in rows)
-    K = max(len(scales) for row in rows for scales in (*row.V, ()))
+    branches = set().union(*(row.named["f"] for row in rows))
+    G = max(*(len(row.U) for row in rows), *(1 + g for g in branches))
+    K = max((len(scales) for row in rows for scales in row.V), default=0)
     E = 1 + len(end.scalars)
     rows = [*rows, hold]
     layout = Layout(S, G, max(map(len, ids)), K, E)
     arrays = blank(layout, len(rows))
     _tell(arrays, rows, models, stored, clip)
-    arrays["U"][:] = [[*row.U, *[0.0] * (G - len(row.U))] for row in rows]
-    asked = arrays["call"] >= 0
+    arrays["U"][:] = [
+        row.U if len(row.U) == G else [*row.U, *[0.0] * (G - len(row.U))] for row in rows
+    ]
     if G > 1:
-        arrays["U"][~asked] = 0.0
-    arrays["branches"][asked] = [(1 << len(row.U)) - 1 for row in rows if row.call >= 0]
+        arrays["U"][[0, -1]] = 0.0
+    arrays["branches"][1:-1] = [(1 << len(row.U)) - 1 for row in rows[1:-1]]
     for i, row in enumerate(rows if K else ()):
         for g, scales in enumerate(row.V):
             arrays["V"][i, g, : len(scales)] = scales
@@ -123,25 +125,26 @@ def _tell(
     c[:] = 1.0
     if rows[-1].scalars:
         arrays["t"][:-1, 1:] = [row.scalars for row in rows[1:]]
+    asking = slice(1, -1)  # every row but the first and the last
     for k, model in enumerate(models):
-        at = np.flatnonzero(call == k)
+        at = np.flatnonzero(call == k) if len(models) > 1 else np.arange(len(rows))[asking]
         if len(at):
             p, q = to_kind(stored, model.prediction, *levels[:, at], model.sigma_data)
             arrays["p"][at], arrays["q"][at] = p, q
             # a row keeps what the next one's model is told
             arrays["t"][at - 1, 0], c[at - 1] = model.times(t[at]), model.scales(t[at])
-    at = call >= 0
-    arrays["clip"][at] = clip
+    arrays["clip"][asking] = clip
     with np.errstate(divide="ignore", invalid="ignore"):
-        arrays["preview"][at] = np.transpose(_preview(stored, *levels[:, at]))
+        dx, dm = _preview(stored, *levels[:, asking])
+    arrays["preview"][asking, 0], arrays["preview"][asking, 1] = dx, dm
     arrays["preview"][-1, 0] = 1.0
     arrays["t"][-2:] = arrays["t"][-3:][0]  # the last row's, where no model is asked any more
 
 
-def _preview(stored: str, a: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _preview(stored: str, a: np.ndarray, s: np.ndarray) -> tuple:
     """(dx, dm) with x0 = dx x + dm m."""
     if stored == "x0":
-        return np.zeros_like(a), np.ones_like(a)
+        return 0.0, 1.0
     if stored == "flow":
         return 1.0 / (a + s), -s / (a + s)
     return 1.0 / a, -s / a
