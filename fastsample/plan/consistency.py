@@ -31,9 +31,9 @@ def defect(plan: Plan) -> float:
             data, unit, *others = np.eye(2 + len(drawn))
             noises = dict(zip(drawn, others, strict=True))
             start = start.real * data + start.imag * unit
-            states = np.array(_states(plan, start, [data] * plan.rows, noises))
+            states = np.array(_states(plan, start, [data] * plan.rows, noises, unit))
         else:  # as complex numbers, which Python adds up sooner than NumPy does short arrays
-            states = np.array(_states(plan, start, [1.0] * plan.rows, {}), complex)
+            states = np.array(_states(plan, start, [1.0] * plan.rows, {}, 1.0j), complex)
             states = states[:, None].view(float)
         spread = np.sqrt((states[:, 1:] ** 2).sum(1))
         off = np.maximum(np.abs(states[:, 0] - alpha), np.abs(spread - sigma)) / (alpha + sigma)
@@ -77,9 +77,12 @@ def _drawn(plan: Plan) -> list[int]:
     return sorted({*plan.ids.ravel().tolist()} - {-1})
 
 
-def _states(plan: Plan, start: Any, answers: Sequence, noises: dict[int, Any]) -> list:
+def _states(
+    plan: Plan, start: Any, answers: Sequence, noises: dict[int, Any], eps: Any = None
+) -> list:
     """x at every row from 1 on, where it is `start`, over what the model says at row i, answers[i]
     as x0, and the noises: numbers or arrays, whatever can be added and multiplied by a number.
+    eps: what it says where the run begins at sigma = 0, where x and x0 do not tell.
     """
     at, ids, terms, states = plan.layout, plan.ids.tolist(), _terms(plan), []
     x = zero = 0.0 * start
@@ -94,6 +97,8 @@ def _states(plan: Plan, start: Any, answers: Sequence, noises: dict[int, Any]) -
             m, f = p * x, zero
         else:
             m = answers[i] if plan.stored == "x0" else (x - a * answers[i]) * per_s
+            if i == 1 and eps is not None and per_s == np.inf and plan.stored != "x0":
+                m = eps - answers[i] if plan.stored == "flow" else eps
             f = (m - p * x) * per_q
         held[0], held[at.m] = x, m
         held[at.f : at.noise(0)] = [f] * (1 + at.G)

@@ -16,6 +16,8 @@ clip        bound of |x0|, 0 for none
 compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion");
             each solver's docstring says which
 
+`inverted` makes the plan that takes an image up to noise, by the steps of one of them.
+
 The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
 arguments raise ValueError.
 
@@ -52,6 +54,7 @@ from .er_sde import er_sde
 from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .heun import heun
+from .inverted import inverted
 from .lcm import lcm
 from .rk import rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
@@ -89,7 +92,7 @@ JUMPS = {"ddim": jump, "euler": jump}
 STEPS = {"dpmpp_2m": _dpmpp_2m.step, "dpmpp_3m": _step_of_3m, "unipc": _step_of_unipc}
 
 __all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
-__all__ += ["Builder", "F", "M", "N", "R", "Tableau", "X"]
+__all__ += ["inverted", "Builder", "F", "M", "N", "R", "Tableau", "X"]
 
 
 def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:

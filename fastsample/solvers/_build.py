@@ -111,6 +111,8 @@ class Builder:
     grid        [n+1] times of the schedule that never rise, noise to data
     stored      what M is: "x0", "eps", "flow" (eps - x0), "d" ((x/alpha - x0)/(sigma/alpha))
     start, inpaint, clip   as `fastsample.solvers` says
+    rising      the grid rises instead, data to noise, and a run begins with the state at its first
+                point (`solvers.inverted`)
 
     `t` [n+1] is the grid from start on, `n` its steps; `alpha`, `sigma` and `half_log_snr` [n+1]
     are the levels there, lambda = ln(alpha/sigma) = -inf where alpha = 0 and inf where sigma = 0.
@@ -126,6 +128,7 @@ class Builder:
         start: int | None = None,
         inpaint: bool = False,
         clip: float = 0.0,
+        rising: bool = False,
     ):
         several = model if isinstance(model, (list, tuple)) else [model]
         if not several:
@@ -141,7 +144,8 @@ class Builder:
                 f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers "
                 "that store x0 is accepted"
             )
-        full = _falling(self.schedule, grid)
+        full = _falling(self.schedule, grid[::-1] if rising else grid)
+        full = full[::-1] if rising else full
         self.start = start_index(len(full) - 1, start)
         self.grid, self.t = full, full[self.start or 0 :]
         self.n = len(self.t) - 1
@@ -152,7 +156,9 @@ class Builder:
         self._levels: dict[float, tuple[float, float, float]] = {}
         self.alpha, self.sigma, self.half_log_snr = self.visit(self.t)
         a, s = self.level(self.t[0])
-        if self.start is None:
+        if rising:
+            first = Row({"x": X}, (a, s), point=(1.0, 0.0))
+        elif self.start is None:
             first = Row({"x": s * X}, (a, s))
         else:
             first = Row({"x": a * X + s * N(INITIAL_NOISE)}, (a, s), point=(1.0, 0.0))
@@ -282,7 +288,7 @@ class Builder:
         if len(self.models) > 1:
             out["models"] = [model.to_json() for model in self.models]
         end = float(getattr(self.schedule, "t_finite", self.schedule.t_max))
-        if self.grid[0] < end * (1.0 - ROUNDED):
+        if self.grid[-1] < self.grid[0] < end * (1.0 - ROUNDED):
             out["noise_end"] = end  # a state at the first point is what another run left there
         return out | note
 
