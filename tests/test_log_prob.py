@@ -243,10 +243,30 @@ def test_noise_that_an_earlier_row_drew_belongs_to_the_mean():
     plan = solvers.ddim(VP, grids.uniform(VP.schedule, 5), eta=1.0, inpaint=True)
     mask, known = torch.zeros(2, 3), unit(2, 3)
     run = Run(plan, noise=unit(2, 3), seed=1, mask=mask.double(), known=known)
-    with pytest.raises(ValueError, match="row 1 re-uses noise of an earlier row"):
-        run.log_prob(0.1 * run.model_input)
     right = by_numbers(plan, 1, 0.0, 0.0, {})[1]
     assert run.std.tolist() == pytest.approx([right] * 2, rel=1e-6)
+    for row in range(1, 5):
+        words = rf"row {row} noises the known image with noise 0 of an earlier row, .*; .*accepted"
+        for ask in (run.mean, run.log_prob):
+            with pytest.raises(ValueError, match=words):
+                ask(0.1 * run.model_input)
+        run.step(0.1 * run.model_input)
+    expected = run.mean(0.1 * run.model_input)  # at the end there is no noise to put there
+    run.step(0.1 * run.model_input)
+    assert torch.equal(expected, run.x)
+    Run(plan, noise=unit(2, 3), seed=1).log_prob(unit(2, 3))  # as the sentence has it
+
+
+def test_a_row_that_draws_an_earlier_noise_again_is_refused_in_words_of_its_own():
+    plan = solvers.ddim(VP, grids.uniform(VP.schedule, 5), eta=1.0)
+    ids = plan.ids.copy()
+    ids[3] = ids[1]
+    run = Run(plan.with_numbers(ids=ids), noise=unit(2, 3), seed=1)
+    for _ in range(2):
+        run.log_prob(0.1 * run.model_input)
+        run.step(0.1 * run.model_input)
+    with pytest.raises(ValueError, match="row 3 re-uses noise 1 of an earlier row, and its mean"):
+        run.mean(0.1 * run.model_input)
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "trace"])

@@ -39,16 +39,21 @@ class Density(Cursor):
 
     def mean(self, f: Tensor | Sequence[Tensor | None]) -> Tensor:
         """x' [B,*] of the current row at noise scale 0, without advancing; gradients reach f.
-        Refused where the row re-uses an earlier draw, which belongs to the mean.
+        Refused where the row re-uses an earlier draw, which belongs to the mean: in most rows of an
+        inpainting run, for the noise of the known image.
         """
         transforms.refuse("Run.mean", *(f if isinstance(f, (list, tuple)) else (f,)))
         if self.done:
             raise IndexError("Run.mean: the run is done; there is no row left to take the mean of")
         own, row = self._pool, self.row
-        if _again(own, self.plan, row):
+        if again := _again(own, self.plan, row):
+            name = min(again)
+            what = f"re-uses noise {name} of an earlier row"
+            if own.mask is not None and name not in _again(own, self.plan, row, masked=False):
+                what = f"noises the known image with noise {name} of an earlier row"
             raise ValueError(
-                f"Run.mean: row {row} re-uses noise of an earlier row; its mean at noise scale 0 "
-                "would leave that draw out"
+                f"Run.mean: row {row} {what}, and its mean at noise scale 0 would leave that draw "
+                "out; a row, or a run without mask=, that draws all its noise anew is accepted"
             )
         f = self._outputs(f, gradients=True)
         if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in f):
@@ -145,7 +150,9 @@ def _earlier(plan: Plan, row: int, masked: bool) -> set[int]:
     return {k for i in range(row) for k in arguments.drawn(plan, i, masked)} - {None}
 
 
-def _again(pool: Pool, plan: Plan, row: int) -> bool:
-    """Does the row read noise that an earlier one drew?"""
-    masked = pool.mask is not None
-    return bool(_earlier(plan, row, masked) & set(arguments.drawn(plan, row, masked)))
+def _again(pool: Pool, plan: Plan, row: int, masked: bool | None = None) -> set[int]:
+    """Noise ids that the row reads and an earlier one drew; masked: the known image's among them,
+    by default where the pool has one.
+    """
+    masked = pool.mask is not None if masked is None else masked
+    return _earlier(plan, row, masked) & set(arguments.drawn(plan, row, masked))
