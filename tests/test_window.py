@@ -184,3 +184,57 @@ def test_a_window_that_does_not_fit_or_has_no_seed_is_refused(roads, road):  # n
     still = plan_of("dpmpp_2m", 4, EDM)
     words = {"noise": unit(3, 4, 4, 5)}
     assert same(roads[road](still, **words, noise_source=source), roads[road](still, **words))
+
+
+# -- requests of an Engine -------------------------------------------------------------------------
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["euler_ancestral", "ddim", "lcm", "heun", "euler"])
+def test_a_request_that_is_a_window_draws_the_wholes_noise_in_any_company(name, backend):
+    """Beside requests of other plans and other rows, whose noise is the kernel's."""
+    options = {"ddim": {"eta": 1.0}, "heun": {"s_churn": 3.0}}.get(name, {})
+    plan, right = plan_of(name, 4, EDM, **options), {}
+    part, sizes = s_[:, :, 2:5], (4, 3, 5)
+    for stage in (None, 2):
+        right[stage] = whole(plan, stage=stage)[part].contiguous()
+    engine = fs.Engine(net, sizes, 9, backend=backend)
+    first = engine.submit(PLAN, seed=3)
+    engine.tick()
+    windows = [fs.window(SIZE, s_[b : b + 1, :, 2:5]) for b in range(3)]
+    tickets = {
+        stage: [engine.submit(plan, seed=7, stage=stage, noise_source=w) for w in windows]
+        for stage in right
+    }
+    last = engine.submit(PLAN, seed=4)
+    engine.run()
+    for stage, own in tickets.items():
+        assert same(torch.cat([ticket.result() for ticket in own]), right[stage])
+    for ticket, seed in ((first, 3), (last, 4)):
+        assert same(ticket.result(), whole(shape=(1, *sizes), seed=seed))
+
+
+def test_a_window_of_a_request_with_a_mask_and_copies_of_it():
+    plan, part = plan_of("euler_ancestral", 4, EDM, inpaint=True), s_[:1, :, :2]
+    mask = torch.zeros(3, 1, 6, 5)
+    mask[..., :2] = 1.0
+    words = {"mask": mask, "known": torch.ones(SIZE)}
+    right = whole(plan, **words)[part]
+    engine = fs.Engine(net, (4, 2, 5), 4)
+    words = {name: value[part] for name, value in words.items()}
+    engine.submit(plan, seed=7, noise_source=fs.window(SIZE, part), **words)
+    engine.tick()
+    with pytest.warns(UserWarning, match="names a sample"):
+        tickets = engine.select([0, 0])
+    engine.run()
+    assert all(same(ticket.result(), right.contiguous()) for ticket in tickets)
+
+
+def test_what_a_request_cannot_have_of_a_window():
+    engine = fs.Engine(net, SIZE[1:])
+    for words, error, said in (
+        ({"noise_source": fs.window(SIZE, s_[:1])}, ValueError, "a window and no seed is given"),
+        ({"noise_source": fs.window(SIZE, s_[:]), "seed": 1}, ValueError, "for a batch of"),
+        ({"noise_source": lambda row, id_: None, "seed": 1}, TypeError, "by a Run"),
+    ):
+        with pytest.raises(error, match=rf"Engine.submit: .*{said}"):
+            engine.submit(PLAN, **words)
+    assert not engine.running

@@ -27,6 +27,7 @@ from .sampler import Sampler
 from .select import ALIKE, chosen
 from .stack import Stack
 from .ticket import Ticket
+from .window import Window, parted
 
 
 class Engine:
@@ -109,11 +110,13 @@ class Engine:
         guidance=None,
         mask: Tensor | None = None,
         known: Tensor | None = None,
+        noise_source: Window | None = None,
     ) -> Ticket:
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
         [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
-        the noise is drawn from the seed. Its first row runs in the next tick. Raises ValueError,
-        TypeError or RuntimeError, one sentence, and is then as if not called.
+        the noise is drawn from the seed; noise_source: in the `fastsample.window` that the sample
+        is. Its first row runs in the next tick. Raises ValueError, TypeError or RuntimeError, one
+        sentence, and is then as if not called.
         """
         where, masked = "Engine.submit", mask is not None
         with self._alone(where), arguments.named(where):
@@ -123,23 +126,21 @@ class Engine:
                 raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
             sampler = self._sampler(images.plan_for(where, plan, latent, start, strength, level))
             plan, guidance = sampler._plan_for(len(trees), guidance)
-            like = self._like if self.running else next(iter(trees.values()))
-            elsewhere = "the requests in flight" if self.running else next(iter(trees))
-            told = [leaves_like(where, elsewhere, like, *branch) for branch in trees.items()]
-            first, given = self._given(plan, noise, latent, start, masked)
+            like, told = self._conditions(where, trees)
+            begin = noise, latent, start, seed, noise_source
+            first, given, window, seed = self._given(plan, masked, *begin)
             sizes, dtype = (1, *self.shape), self._dtypes[0]
             blend = inpainting.blend(plan, mask, known, sizes, dtype, self._device)
             scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
             sampler._warn(where, self.shape, guidance, stacklevel=3)
-            drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
-            stage = sources.stages(stage, plan, first, 1, "cpu")
-            words = sources.seeds(seed, 1, "cpu", drawn), stage, scale
+            words = seed, sources.stages(stage, plan, first, 1, "cpu"), scale
             self._check_room(where, self.running, plan.G)
             place, rows = self._free(), self._stack.rows(plan, masked)
             batch = self.pad_to or self.capacity * self._stack.table.layout.G
             self._places.fit(self._stack.table, batch, masked)
-            self._places.seat(place, given, blend, words, rows.first + first - 1 if first else None)
-            ticket = self._seats[place] = Ticket(self, rows, place, first, told)
+            before = rows.first + first - 1 if first else None
+            self._places.seat(place, given, blend, words, before, window)
+            ticket = self._seats[place] = Ticket(self, rows, place, first, told, window)
             self.running, self._like = (*self.running, ticket), like
             return ticket
 
@@ -186,7 +187,7 @@ class Engine:
                 return []
             places = self._upload()
             f = [self._ask(places)] * self._places.pool.table.layout.G if places else ()
-            self._places.launch(None, f)
+            self._places.launch(None, f, self._noise())
             return self._advance()
 
     def run(self) -> None:
@@ -201,8 +202,18 @@ class Engine:
         )
 
     # -- a request comes ---------------------------------------------------------------------------
-    def _given(self, plan: Plan, noise, latent, start, masked: bool) -> tuple[int, Tensor | None]:
-        """The first row and what the request starts from (None: noise of its seed)."""
+    def _conditions(self, where: str, trees: dict[str, dict]) -> tuple[dict, list[list]]:
+        """What the conditions in flight are like, and the leaves of these, which must be, too."""
+        like = self._like if self.running else next(iter(trees.values()))
+        elsewhere = "the requests in flight" if self.running else next(iter(trees))
+        return like, [leaves_like(where, elsewhere, like, *branch) for branch in trees.items()]
+
+    def _given(
+        self, plan: Plan, masked: bool, noise, latent, start, seed, source
+    ) -> tuple[int, Tensor | None, Window | None, Tensor]:
+        """The first row, what the request starts from (None: noise of its seed), the window that it
+        is, and its seed [1].
+        """
         one, image = (1, *self.shape), plan.sigma[0] == 0
         drawn = one if noise is None and latent is None else None
         begin = noise, latent, drawn, self._device
@@ -218,7 +229,15 @@ class Engine:
                 "Engine.submit: noise= is given and the plan draws its first noise again (for a "
                 "mask or an image); seed= is accepted"
             )
-        return first, given
+        window, other = parted(source, one)
+        if other is not None:
+            raise TypeError(
+                f"Engine.submit: noise_source is a {type(other).__name__}; a fastsample.window is "
+                "accepted, and draws of one's own by a Run"
+            )
+        drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
+        samples = None if window is None else window.samples
+        return first, given, window, sources.seeds(seed, 1, "cpu", drawn, samples)
 
     def _check_room(self, where: str, tickets: Sequence[Ticket], branches: int = 0) -> None:
         """Refuse more than these requests, and a further one of so many branches, can be."""
@@ -274,6 +293,13 @@ class Engine:
         if x._version + t._version != version:
             raise ValueError("Engine.tick: the model changed its input in place; let it copy first")
         return f.contiguous()
+
+    def _noise(self) -> Sequence[Tensor | None]:
+        """What the launch is handed of noise: all of an operand where a request is a window."""
+        if all(ticket._window is None for ticket in self.running):
+            return ()
+        drawn = lambda ticket: arguments.drawn(ticket.plan, ticket.row, ticket._rows.masked)
+        return self._places.noise([(t._place, drawn(t), t._window) for t in self.running])
 
     def _advance(self) -> list[Ticket]:
         """Every request one row on; those that ended."""

@@ -15,6 +15,7 @@ from ..kernels.backend import Choice, bound
 from ..kernels.reference.step import NOT_FINITE
 from . import pool
 from .pool import Table
+from .window import Window
 
 REST = -1  # row number of a place that sits a launch out: outside the table, so left untouched
 NOTHING = -0.0  # a guidance scale that adds nothing, not even to the sign of a zero
@@ -83,11 +84,17 @@ class Places:
         self._status = new.status.numpy() if here else np.zeros(P, np.int32)
 
     def seat(
-        self, k: int, given: Tensor | None, blend: Sequence, words: Sequence, before: int | None
+        self,
+        k: int,
+        given: Tensor | None,
+        blend: Sequence,
+        words: Sequence,
+        before: int | None,
+        window: Window | None,
     ) -> None:
-        """Begin a sample in place k. given [1,*]: what it begins with, None: noise of its seed;
-        blend: its mask and known image, or None; words: seed [1], stage [1] and scale [1,K] or
-        None; before: None, or the table's row before the one where it enters.
+        """Begin a sample in place k. given [1,*]: what it begins with, None: noise of its seed, in
+        this window; blend: its mask and known image, or None; words: seed [1], stage [1] and scale
+        [1,K] or None; before: None, or the table's row before the one where it enters.
         """
         own, place, host = self.pool, slice(k, k + 1), self.host
         x, (seed, stage, scale) = own.x[place], words
@@ -96,8 +103,7 @@ class Places:
         if scale is not None:
             host["scale"][k, : scale.shape[1]] = scale
         if given is None:
-            stage = None if stage is None else stage.to(self._device)
-            self._choice.module.fill(x, seed.to(self._device), 0, stage)
+            self._philox(k, 0, window, x)
         else:
             x.copy_(given)
         for memory, value in zip((own.mask, own.known), blend, strict=True):
@@ -107,6 +113,30 @@ class Places:
             c = own.table.f[before, own.table.layout.at("c")]
             own.model_input[place].copy_(c * x)
         own.status[place].zero_()
+
+    def noise(self, drawing: Sequence[tuple]) -> list[Tensor | None]:
+        """The L noise operands of a launch, [P,*] where one of the samples that draw is a window,
+        else None, for the kernel to draw. drawing: for every sample of the launch its place, the
+        ids that its row draws, and its window, or None.
+        """
+        made: list[Tensor | None] = [None] * self.pool.table.layout.L
+        for k in range(len(made)):
+            read = [(place, ids[k], part) for place, ids, part in drawing if k < len(ids)]
+            read = [each for each in read if each[1] is not None]
+            if any(part is not None for *_, part in read):
+                made[k] = torch.zeros_like(self.pool.x)
+                for place, name, part in read:
+                    self._philox(place, name, part, made[k][place : place + 1])
+        return made
+
+    def _philox(self, k: int, name: int, window: Window | None, out: Tensor) -> None:
+        """Fill out [1,*] with the noise of this id of the sample in place k."""
+        here = slice(k, k + 1)
+        seed, stage = (torch.from_numpy(self.host[name][here]) for name in ("seed", "stage"))
+        if window is not None:
+            out.copy_(window.noise(seed, stage, name, out))
+        else:
+            self._choice.module.fill(out, seed.to(self._device), name, stage.to(self._device))
 
     def copy(self, k: int, to: int) -> None:
         """Place `to` holds the sample of place k, as it is now."""

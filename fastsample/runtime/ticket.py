@@ -9,6 +9,7 @@ from torch import Tensor
 from ..kernels.reference.step import NOT_FINITE
 from . import arguments, outputs
 from .stack import Rows
+from .window import Window
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -21,9 +22,18 @@ class Ticket:
     ended, by itself, by a fault, or by cancel().
     """
 
-    def __init__(self, engine: Engine, rows: Rows, place: int, row: int, told: list[list]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        rows: Rows,
+        place: int,
+        row: int,
+        told: list[list],
+        window: Window | None,
+    ) -> None:
         self.plan, self.row, self.done = rows.plan, row, False
         self._engine, self._rows, self._place, self._told = engine, rows, place, told
+        self._window = window
         self._first = next((k for k in range(row, rows.end) if rows.asks[k]), rows.end)
         self._copies, self._cancelled = None, False
         rows.users += 1
@@ -78,7 +88,7 @@ class Ticket:
     def _copied(self, place: int) -> Ticket:
         """A ticket for another request that stands where this one does, in another place."""
         self._engine._places.copy(self._place, place)
-        twin = Ticket(self._engine, self._rows, place, self.row, self._told)
+        twin = Ticket(self._engine, self._rows, place, self.row, self._told, self._window)
         twin._first = self._first
         return twin
 
