@@ -330,11 +330,44 @@ def test_the_bounds_are_wider_for_few_numbers(n):
         k_sample(plan, x0, noise_of(n, high * (1 + 1e-9)), disable=True)
 
 
-def test_neither_low_levels_nor_images_nor_empty_batches_are_checked():
-    quiet = euler([3.99, 1.0, 0.0])
-    assert torch.isfinite(k_sample(quiet, x0, noise_of(10_000, 40.0), disable=True)).all()
+def test_at_low_levels_data_may_be_eight_times_as_large():
+    """But not the noise of another plan: that of sigma_max, or a unit normal as it is."""
     with pytest.raises(ValueError, match="where 4 is meant"):
         k_sample(euler([4.0, 1.0, 0.0]), x0, noise_of(10_000, 5.0), disable=True)
+    quiet = euler([2.9, 1.0, 0.0])
+    for rms in (2.9, math.hypot(2.9, 1.0), math.hypot(2.9, 8.0)):
+        assert torch.isfinite(k_sample(quiet, x0, noise_of(10_000, rms), disable=True)).all()
+    for rms in (1.0, 2.6, 9.2, 14.6, 152.0):
+        with pytest.raises(ValueError, match=f"square of {rms:.4g} where 2.9 is meant"):
+            k_sample(quiet, x0, noise_of(10_000, rms), disable=True)
+
+
+@pytest.mark.parametrize("top", [5.0, 20.0, 63.0, 160.0, 2560.0])
+def test_data_has_the_variance_that_the_model_was_made_for(top):
+    """Coordinates in angstrom, sigma_data = 16: a second plan from `top` on."""
+    schedule = EDM(sigma_max=2560.0, sigma_data=16.0)
+    plan = solvers.euler(schedule, [top, top / 4, 0.0], prediction="edm")
+    x = noise_of(10_000, math.hypot(top, 16.0))
+    assert torch.isfinite(k_sample(plan, x0, x, disable=True)).all()
+    with pytest.raises(ValueError, match=f"where {top:.4g} is meant"):
+        k_sample(plan, x0, noise_of(10_000, 0.9 * top), disable=True)
+
+
+def test_what_a_plan_that_draws_no_noise_has_anyway_is_taken():
+    """eta = 0, and s_noise = 1 of any plan, as a front end says them to every sampler."""
+    still, drawing = euler(LEVELS), solvers.lcm(EDM(sigma_max=80.0), LEVELS, prediction="edm")
+    x = noise_of(64, 80.0)
+    end = k_sample(still, x0, x, disable=True)
+    assert torch.equal(k_sample(still, x0, x, disable=True, eta=0.0, s_noise=1.0), end)
+    words = {"disable": True, "seed": 3}
+    end = k_sample(drawing, x0, x, **words)
+    assert torch.equal(k_sample(drawing, x0, x, s_noise=1.0, **words), end)
+    for plan, more in ((still, {"eta": 0.5}), (still, {"s_noise": 1.1}), (drawing, {"eta": 0.0})):
+        with pytest.raises(ValueError, match="which has none"):
+            k_sample(plan, x0, x, **words, **more)
+
+
+def test_neither_images_nor_empty_batches_are_checked():
     image, usual = euler(LEVELS, start=0), euler(LEVELS)
     assert torch.isfinite(k_sample(image, x0, noise_of(10_000, 300.0), disable=True)).all()
     empty = torch.zeros(0, 1, 4, 4)

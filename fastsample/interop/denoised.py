@@ -78,8 +78,9 @@ def denoised(plan: Plan, state: str, eta: float | None, s_noise: float | None) -
 
 def _noisier(plan: Plan, asked: dict[str, float | None]) -> Plan:
     """The plan, made again where its solver is asked for other arguments than it was made with."""
-    asked = {word: value for word, value in asked.items() if value is not None}
-    own = plan.note.get("arguments") or {}
+    own, still = plan.note.get("arguments") or {}, not arguments.drawn_from(plan, 0, masked=False)
+    usual = {"eta": 0.0 if still else None, "s_noise": 1.0}  # what a solver without them does
+    asked = {k: v for k, v in asked.items() if v is not None and (k in own or v != usual[k])}
     for word, value in asked.items():
         if word not in own:
             raise ValueError(
@@ -101,6 +102,7 @@ def _made(plan: Plan, unit: Callable) -> Denoised:
     if churn:  # x has less noise than row 1 begins with, and as much data
         added = sum(w * w for w, _ in churn)
         entry = float(unit(plan.alpha[1], math.sqrt(plan.sigma[1] ** 2 - added)))
+    spread = (plan.note.get("model") or {}).get("sigma_data") or 1.0
     return Denoised(
         own,
         units.tolist(),
@@ -110,7 +112,7 @@ def _made(plan: Plan, unit: Callable) -> Denoised:
         churn,
         entry,
         plan.init_scale / entry if plan.sigma[0] else 0.0,
-        float(plan.alpha[1]) / entry,
+        max(1.0, spread) * float(plan.alpha[1]) / entry,
         bool(arguments.drawn_from(own, 0, masked=False)),
         Spares(),
     )

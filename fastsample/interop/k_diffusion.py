@@ -34,8 +34,9 @@ from ..runtime.select import Select
 from .denoised import Denoised, denoised
 from .draws import Draws
 
-# sigma/alpha below which data may be as large as the noise, and rms(x) tells nothing
-LEAST_CHECKED = 4.0
+# sigma/alpha below which data may be as large as the noise, up to LARGEST times what the plan takes
+# it for
+LEAST_CHECKED, LARGEST = 4.0, 8.0
 
 
 @torch.no_grad()
@@ -63,8 +64,8 @@ def k_sample(
     model: it must leave x and sigma as they are; x may be the state itself. An fs.Model must be
     such a denoiser by its words.
     x [B,*]: already scaled: s·noise, s = plan.init_scale / u[1], which is sigma_max times the
-    amplitude that a search found; where sigma >= 4 alpha its size is checked. For a plan made with
-    start=: the noised image, of any size. The state is float32, float64 for a float64 x.
+    amplitude that a search found; its size is checked. For a plan made with start=: the noised
+    image, of any size. The state is float32, float64 for a float64 x.
     callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat,
     denoised; its tensors are its to keep. disable: tqdm's. noise_sampler(sigma, sigma_next) ->
     [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
@@ -191,20 +192,22 @@ def _check_model(own: Denoised, model: Model) -> None:
 
 def _check_scale(own: Denoised, x: Tensor) -> None:
     """Refuse noise that was scaled by another number than the plan's s: a root mean square from
-    .97 s to 1.03 times that of noise with data of unit variance mixed in is accepted, each end
-    widened by 4/sqrt(2n) of it, 4 standard errors for n numbers. How large an image is, only its
-    owner knows.
+    .97 s to 1.03 times that of noise with data mixed in, of unit variance or sigma_data, is
+    accepted, each end widened by 4/sqrt(2n) of it, 4 standard errors for n numbers. How large a
+    plan's own image is, only its owner knows.
     """
     n, energy, scale = max(x.numel(), 1), float(arguments.sum_of_squares(x)), own.scale
     arguments.check_values("x", x, energy)
-    slack = 4 / math.sqrt(2 * n)
-    low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, own.data) * (1 + slack)
-    unsure = scale == 0.0 or scale < LEAST_CHECKED * own.data
-    if unsure or 1.001 * low <= math.sqrt(energy / n) <= 0.999 * high:
+    slack, data = 4 / math.sqrt(2 * n), own.data
+    if scale < LEAST_CHECKED * data:
+        data *= LARGEST
+    low, high = 0.97 * scale * (1 - slack), 1.03 * math.hypot(scale, data) * (1 + slack)
+    if scale == 0.0 or 1.001 * low <= math.sqrt(energy / n) <= 0.999 * high:
         return
     rms = float(x.double().square().mean().sqrt())  # a closer look
     if rms < low or rms > high:
-        unit = "plan.alpha[1]" if own.data == 1.0 else "(plan.alpha[1] + plan.sigma[1])"
+        alone = own.units[1] == own.plan.alpha[1]
+        unit = "plan.alpha[1]" if alone else "(plan.alpha[1] + plan.sigma[1])"
         raise ValueError(
             f"k_sample: x has a root mean square of {rms:.4g} where {scale:.4g} is meant; unit "
             f"noise times plan.init_scale / {unit} = {scale:.6g} is accepted"

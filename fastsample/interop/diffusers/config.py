@@ -42,18 +42,28 @@ MATCH = "FlowMatchEulerDiscreteScheduler"
 
 
 def trained_levels(where: str, config: dict, timesteps) -> tuple[np.ndarray, np.ndarray]:
-    """(alpha, sigma) [n] that training timesteps stand for, a number or n."""
-    labels = labelled(timesteps, config["num_train_timesteps"] - (where != "flow"))
-    if where == "flow":
-        return 1.0 - labels / config["num_train_timesteps"], labels / config["num_train_timesteps"]
-    if told_log(config):
+    """(alpha, sigma) [n] that training timesteps stand for, a number or n; ValueError for one that
+    the model was not trained at.
+    """
+    size = config["num_train_timesteps"]
+    last = float(size if where == "flow" else size - 1)
+    labels = labelled(timesteps, last)
+    if where != "flow" and told_log(config):
         return np.ones_like(labels), np.exp(4.0 * labels)
+    first = 0.0 if where == "flow" else -1.0  # one before the first: no noise
+    outside = (labels < first) | (labels > last)
+    if outside.any():
+        raise ValueError(
+            f"FsScheduler: timestep {labels[outside].flat[0]:.10g}; 0 to {last:g} is accepted"
+        )
+    if where == "flow":
+        return 1.0 - labels / size, labels / size
     schedule = noise_schedule(config, finite=where == "sigma")
     alpha, sigma = schedule.alpha(labels), schedule.sigma(labels)
     if where == "vp":
         return alpha, sigma
-    last = own_levels(config, schedule)[-1]
-    return np.ones_like(alpha), np.where(labels == schedule.t_max, last, sigma / alpha)
+    end = own_levels(config, schedule)[-1]
+    return np.ones_like(alpha), np.where(labels == schedule.t_max, end, sigma / alpha)
 
 
 def trained(source: str, config: dict, plan: Plan) -> Model:

@@ -72,14 +72,22 @@ class Noising:
         return alpha * noise - sigma * sample
 
     def _like(self, name: str, sample: Tensor, noise: Tensor, levels) -> list[Tensor]:
-        """(alpha, sigma) as tensors [B,1,..] that fit the two samples, or a ValueError."""
-        if sample.shape != noise.shape:
+        """(alpha, sigma) as tensors [n,1,..] in the dtype that both samples fit in, or a ValueError
+        where the three do not broadcast.
+        """
+        axes = [len(levels[0]), *[1] * (noise.dim() - 1)]
+        try:
+            fits = sample.dim() == noise.dim()
+            torch.broadcast_shapes(sample.shape, noise.shape, axes)
+        except RuntimeError:
+            fits = False
+        if not fits:
             raise ValueError(
-                f"FsScheduler.{name}: noise {list(noise.shape)}, samples {list(sample.shape)}; one "
-                "shape is accepted"
+                f"FsScheduler.{name}: noise {list(noise.shape)}, samples {list(sample.shape)} and "
+                f"{axes[0]} timesteps; shapes that broadcast, and a timestep for each sample or "
+                "one for all, are accepted"
             )
-        axes = [-1, *[1] * (noise.dim() - 1)]
-        kept = {"device": noise.device, "dtype": noise.dtype}
+        kept = {"device": noise.device, "dtype": torch.result_type(sample, noise)}
         return [torch.tensor(v, **kept).view(axes) for v in levels]
 
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
