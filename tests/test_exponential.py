@@ -6,7 +6,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from fastsample.solvers._exponential import gain, history, moments, nodes, phi, weights
+from fastsample.solvers._exponential import gain, phi
+from fastsample.solvers._multistep import Form, Levels, history, lagrange, moments, place
 
 EPS = np.finfo(np.float64).eps
 STEPS = [1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.999, 1.0, 1.5, 3.0, 10.0, 40.0]
@@ -62,6 +63,13 @@ def test_moments(h):
         assert abs(found - wanted) <= 4 * EPS * np.prod(np.arange(1, j + 2)) * abs(wanted)
 
 
+def weights(at, h):
+    """Of every output, the newest's, at 0, first."""
+    whole = moments(h, len(at))
+    others = lagrange(at[1:], whole)
+    return [whole[0] - sum(others), *others]
+
+
 @pytest.mark.parametrize("h", STEPS)
 @pytest.mark.parametrize("at", NODES)
 def test_weights(at, h):
@@ -111,11 +119,29 @@ def test_phi(k, z, wanted):
     assert abs(phi(k, z) - wanted) <= 4 * EPS * wanted
 
 
-def test_history_and_nodes():
-    levels = np.array([-np.inf, -1.0, 0.0, 2.0])
-    assert history(levels, 0, 3) == [0]
-    assert history(levels, 1, 3) == [1]
-    assert history(levels, 2, 3) == [2, 1]
-    assert history(levels, 3, 2) == [3, 2]
-    assert nodes(levels, [3, 2, 1], 4.0) == [0.0, -0.5, -0.75]
-    assert nodes(levels, [0], np.inf) == [0.0]
+def test_history_and_places():
+    level = [-np.inf, -1.0, 0.0, 2.0, 2.0, 6.0]
+    at = Levels([0.0, *[1.0] * 5], [1.0, *np.exp(-np.array(level[1:]))], level, [9, 5, 4, 3, 3, 1])
+    data, slope, even = Form(), Form("eps", "level"), Form("eps", "index")
+    for form in (data, slope):
+        assert history(at, form, 0, 3) == [0]
+        assert history(at, form, 1, 3) == [1]
+        assert history(at, form, 2, 3) == [2, 1]
+        assert history(at, form, 4, 3) == [4, 2]
+    assert history(at, even, 2, 3) == history(at, Form("eps", "time"), 2, 3) == [2, 1, 0]
+    assert [place(at, data, 4, j) for j in (3, 2, 1)] == [0.0, -0.5, -0.75]
+    assert [place(at, even, 4, j) for j in (3, 2, 1)] == [-1.0, -2.0, -3.0]
+    assert [place(at, Form("eps", "time"), 4, j) for j in (2, 1)] == [-0.5, -1.0]
+    rho = np.exp(-np.array(level))
+    found = [place(at, slope, 4, j) for j in (2, 1)]
+    assert np.allclose(found, (rho[[2, 1]] - rho[4]) / (rho[5] - rho[4]), rtol=1e-14)
+
+
+def test_places_on_a_flow_from_its_noise_end():
+    s = np.array([1.0, 0.7, 0.4, 0.3])
+    with np.errstate(divide="ignore"):
+        at = Levels((1 - s).tolist(), s.tolist(), np.log((1 - s) / s).tolist())
+    form = Form("v", "level")
+    for i, older in ((2, (1, 0)), (1, (0,))):
+        found = [place(at, form, i, j) for j in older]
+        assert np.allclose(found, [(s[j] - s[i]) / (s[i + 1] - s[i]) for j in older], rtol=1e-14)

@@ -36,26 +36,28 @@ from ..model import Model
 from ..plan import Plan, PlanError
 from ..plan.provenance import on_schedule
 from ..schedules import from_json
-from . import _dpmpp_2m
 from ._begin import number
 from ._build import Builder, F, M, N, R, X, start_index
-from ._exponential import Levels, jump
+from ._exponential import jump
 from ._fitted import fitted
+from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
 from .ddim import ddim
+from .deis import deis
+from .dpm_solver import dpm_solver
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
 from .dpmpp_2s import dpmpp_2s
 from .dpmpp_2s_ancestral import dpm_2_ancestral, dpmpp_2s_ancestral
-from .dpmpp_3m import dpmpp_3m
-from .dpmpp_3m import step as _step_of_3m
+from .dpmpp_3m import dpmpp_3m, dpmpp_3m_sde
 from .er_sde import er_sde
 from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .heun import heun
 from .inverted import inverted
 from .lcm import lcm
+from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
 from .rk import rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .unipc import step as _step_of_unipc
@@ -72,6 +74,7 @@ SOLVERS = {
         dpmpp_2m,
         dpmpp_3m,
         dpmpp_2m_sde,
+        dpmpp_3m_sde,
         unipc,
         lcm,
         rk,
@@ -81,6 +84,13 @@ SOLVERS = {
         seeds_2,
         seeds_3,
         er_sde,
+        dpm_solver,
+        deis,
+        lms,
+        adams_bashforth,
+        ipndm,
+        ipndm_v,
+        gradient_estimation,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid
@@ -89,7 +99,11 @@ MAKERS = {"fitted": fitted}
 JUMPS = {"ddim": jump, "euler": jump}
 # (Levels of a path, i) -> (x' at point i + 1 over X, M and R("m<point>"), order): the steps of
 # multistep solvers, of full order whatever follows, without the plan
-STEPS = {"dpmpp_2m": _dpmpp_2m.step, "dpmpp_3m": _step_of_3m, "unipc": _step_of_unipc}
+STEPS = {
+    "dpmpp_2m": lambda at, i: predicted(at, Form(), i, 2, weigh=halved),
+    "dpmpp_3m": lambda at, i: predicted(at, Form(), i, 3),
+    "unipc": _step_of_unipc,
+}
 
 __all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
 __all__ += ["inverted", "Builder", "F", "M", "N", "R", "Tableau", "X"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, choice
-from ._dpmpp_2m import rows
+from ._multistep import VARIANTS, Form, rows
 from ._start import solver
 
 
@@ -38,9 +38,10 @@ def dpmpp_2m(
     compat="diffusers": lower_order_final for n < 15, as its default configuration. k-diffusion's
     rows are the exact ones.
     """
-    choice("dpmpp_2m: variant", variant, ("midpoint", "heun"))
+    choice("dpmpp_2m: variant", variant, tuple(VARIANTS))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
     words = {"variant": variant, "lower_order_final": bool(lower_order_final), "compat": compat}
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"
-    return build(b, "dpmpp_2m", words, rows(b, variant, low=low), cite)
+    reached = rows(b, Form(), 2, low=low, weigh=VARIANTS[variant])
+    return build(b, "dpmpp_2m", words, reached, cite)

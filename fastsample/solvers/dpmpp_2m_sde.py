@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, choice, number
-from ._dpmpp_2m import rows
+from ._multistep import VARIANTS, Form, rows
 from ._start import solver
 
 
@@ -37,9 +37,9 @@ def dpmpp_2m_sde(
     k-diffusion's eta. s_noise other than 1 leaves the schedule by design; compat changes nothing.
     """
     eta, s_noise = number("dpmpp_2m_sde: eta", eta), number("dpmpp_2m_sde: s_noise", s_noise)
-    choice("dpmpp_2m_sde: variant", variant, ("midpoint", "heun"))
+    choice("dpmpp_2m_sde: variant", variant, tuple(VARIANTS))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    orders = rows(b, variant, eta=eta, s_noise=s_noise)
+    orders = rows(b, Form(eta=eta), 2, s_noise=s_noise, weigh=VARIANTS[variant])
     words = {"eta": eta, "s_noise": s_noise, "variant": variant, "compat": compat}
     cite = (
         "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, eq. 19 (SDE-DPM-Solver++ 2M), "

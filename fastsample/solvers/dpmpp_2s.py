@@ -7,7 +7,8 @@ import math
 from ..plan import Plan
 from ._begin import begin, build, number
 from ._build import M, R, X
-from ._exponential import gain, multistep
+from ._exponential import gain
+from ._multistep import Form, Levels, predicted
 from ._start import solver
 
 BASE = R("anchor")  # the x a step starts from
@@ -35,12 +36,12 @@ def dpmpp_2s(
     if r in (0.0, 1.0):
         raise ValueError(f"dpmpp_2s: r = {r:g}; a number inside (0, 1) is accepted")
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    level, orders = b.half_log_snr, []
+    at, level, orders = Levels.of(b), b.half_log_snr, []
     for i in range(b.n):
         h = float(level[i + 1] - level[i])
         orders.append(1 if math.isinf(h) else 2)
         if math.isinf(h):
-            b.row(b.t[i], to=b.t[i + 1], x=multistep(b, i, [i], [gain(h)]))
+            b.row(b.t[i], to=b.t[i + 1], x=predicted(at, Form(), i, 1)[0])
             continue
         mid = float(b.schedule.time(level[i] + r * h))
         stage = float(b.schedule.half_log_snr(mid) - level[i])  # of the time as rounded

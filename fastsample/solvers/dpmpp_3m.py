@@ -1,11 +1,10 @@
-"""DPM-Solver++(3M)."""
+"""DPM-Solver++(3M), and its SDE."""
 
 from __future__ import annotations
 
 from ..plan import Plan
-from ._begin import begin, build
-from ._build import Lin, M
-from ._exponential import Levels, gain, history, moments, multistep, nodes, weights
+from ._begin import begin, build, number
+from ._multistep import Form, halved, lagrange, rows
 from ._start import solver
 
 
@@ -40,40 +39,59 @@ def dpmpp_3m(
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
-    at, orders = Levels.of(b), []
-    for i in range(b.n):
-        x, order = step(at, i, b.n - i if low else 3, compat)
-        orders.append(order)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M})
+    orders = rows(b, Form(), 3, low=low, weigh=WEIGHED[compat])
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"
     words = {"lower_order_final": bool(lower_order_final), "compat": compat}
     return build(b, "dpmpp_3m", words, orders, cite, order=min(2, max(orders)))
 
 
-def step(at: Levels, i: int, most: int = 3, compat: str = "exact") -> tuple[Lin, int]:
-    """(x', order) of the step from point i, of order `most` at most."""
-    level = at.half_log_snr
-    asked = 1 if at.sigma[i + 1] == 0.0 else min(3, i + 1, most)
-    seen = history(level, i, asked)
-    h = float(level[i + 1] - level[i])
-    places = nodes(level, seen, h)
-    if compat == "exact" or len(seen) == 1:
-        found = weights(places, h)
-    else:
-        found = _as_published(places, h, asked == 2 and compat == "diffusers")
-    return multistep(at, i, seen, found), len(seen)
+@solver("A", k_diffusion="sample_dpmpp_3m_sde", comfyui="dpmpp_3m_sde, dpmpp_3m_sde_gpu")
+def dpmpp_3m_sde(
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    eta=1.0,
+    s_noise=1.0,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
+) -> Plan:
+    """`dpmpp_3m` with the noise of `dpmpp_2m_sde`: H = (1 + eta) h in place of h in the weights,
+    e^{-eta h} beside x, and sigma' sqrt(1 - e^{-2 eta h}) s_noise·n.
 
+    eta >= 0 is the strength of the SDE's noise (0: dpmpp_3m). One evaluation a step, two outputs
+    kept; no noise in a step to sigma = 0. Lu et al. 2022, arXiv:2211.01095, app. B, in the form of
+    k-diffusion. s_noise other than 1 leaves the schedule by design.
 
-def _as_published(at: list[float], h: float, midpoint: bool) -> list[float]:
-    """The weights as implementations have them: half that of D2 (which leaves a second-order step),
-    diffusers' midpoint at order 2.
+    compat="k-diffusion" or "comfyui": half of the second difference's weight, as in `dpmpp_3m`.
     """
-    total, first, second = moments(h, 3)  # h phi_1, h phi_2, 2 h phi_3
-    r0 = -at[1]
-    if len(at) == 2:
-        w = (0.5 * gain(h) if midpoint else first) / r0
-        return [total + w, -w]
-    r1 = at[1] - at[2]
-    k = first * r0 / (r0 + r1) + 0.5 * second / (r0 + r1)  # of D10 - D11
-    of_10, of_11 = (first + k) / r0, -k / r1
-    return [total + of_10, -of_10 + of_11, -of_11]
+    eta, s_noise = number("dpmpp_3m_sde: eta", eta), number("dpmpp_3m_sde: s_noise", s_noise)
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    orders = rows(b, Form(eta=eta), 3, s_noise=s_noise, weigh=WEIGHED[compat])
+    words = {"eta": eta, "s_noise": s_noise, "compat": compat}
+    cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"
+    order, consistent = 1 if eta else min(2, max(orders)), s_noise == 1.0 or not eta
+    return build(b, "dpmpp_3m_sde", words, orders, cite, order=order, consistent=consistent)
+
+
+def _published(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+    """The weights as implementations have them: half that of D2, which leaves a step of second
+    order.
+    """
+    if len(places) == 1:
+        return lagrange(places, integrals)
+    r0, r1 = -places[0], places[0] - places[1]
+    k = (integrals[1] * r0 + 0.5 * integrals[2]) / (r0 + r1)  # of D10 - D11
+    of_10, of_11 = (integrals[1] + k) / r0, -k / r1
+    return [of_11 - of_10, -of_11]
+
+
+def _of_diffusers(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+    """The midpoint of DPM-Solver++(2M) in the second-order step beside that."""
+    return (halved if asked == 2 else _published)(places, integrals, h, asked)
+
+
+WEIGHED = {"exact": None, "k-diffusion": _published, "comfyui": _published}
+WEIGHED |= {"diffusers": _of_diffusers}

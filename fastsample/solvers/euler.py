@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build
-from ._build import M, X, resolve
-from ._exponential import gain, multistep
-from ._flow import is_flow, velocity_step
+from ._build import resolve
+from ._flow import is_flow
+from ._multistep import Form, rows
 from ._start import solver
 
 
@@ -32,17 +32,10 @@ def euler(
     flow = is_flow(found.schedule, grid) and not clip
     stored = "flow" if flow else "x0"
     b = begin(found, grid, None, start, stored=stored, inpaint=inpaint, clip=clip, compat=compat)
-    level = b.half_log_snr
-    for i in range(b.n):
-        if flow:
-            a, v = velocity_step(b, i, level)
-            step = a * X + v * M
-        else:
-            step = multistep(b, i, [i], [gain(level[i + 1] - level[i])])
-        b.row(b.t[i], to=b.t[i + 1], x=step)
+    orders = rows(b, Form("v" if flow else "x0"), 1)
     cite = (
         "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, Alg. 1, arXiv:2206.00364"
     )
     if flow:
         cite = "Liu, Gong, Liu 2023, Flow Straight and Fast, Alg. 1, arXiv:2209.03003"
-    return build(b, "euler", {"compat": compat}, [1] * b.n, cite)
+    return build(b, "euler", {"compat": compat}, orders, cite)

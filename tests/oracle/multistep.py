@@ -1,7 +1,284 @@
-"""The multistep solvers: what each plan must be (case.py says how)."""
+"""The multistep solvers on the generator: what each plan must be (case.py says how).
+
+One loop says it all: the last outputs are carried as x0, eps or v = eps - x0, and the polynomial
+through them, in lambda, in the level (rho = sigma/alpha, or s = sigma/(alpha + sigma) for v), in
+time or in the index, is integrated: in time by quadrature, else by parts.
+"""
 
 from __future__ import annotations
 
-CASES: list = []
-LITERALS: list = []
-METHODS: list = []
+import math
+from itertools import pairwise
+
+import numpy as np
+
+from fastsample.schedules import EDM, DiscreteVP, Flow
+
+from . import derivations as d
+from . import loops
+from .case import Case
+from .linear import extended, mp
+from .marginals import Point, point
+
+
+def scale(p: Point, carry: str):
+    return p.alpha + p.sigma if carry == "v" else p.alpha
+
+
+def level(p: Point, carry: str):
+    """rho, or s."""
+    return p.sigma / scale(p, carry) if scale(p, carry) else mp.inf
+
+
+def value(x, m, p: Point, carry: str):
+    """What the output x0 = m at x is carried as."""
+    if carry == "x0":
+        return m
+    eps = (1 / p.sigma) * x - (p.alpha / p.sigma) * m
+    return eps if carry == "eps" else eps - m
+
+
+def weights(s: Point, t: Point, past, carry, variable, rate, schedule):
+    """W_k = ∫_s^t l_k against the measure of what is carried, in units of x; past: the points of
+    the outputs read, the newest, s, first.
+    """
+    if variable == "lambda":  # d rho = -e^{-lambda} d lambda is the measure of rate -1
+        nodes, data = [p.lam for p in past], carry == "x0"
+        found = d.exact_weights(nodes, s.lam, t.lam, rate if data else -1)
+        return [(t.alpha if data else rate * t.sigma) * w for w in found]
+    begin, end, n = level(s, carry), level(t, carry), scale(t, carry)
+    if variable == "time":
+        return [n * w for w in _over_time(s, t, past, carry, schedule)]
+    nodes = [level(p, carry) for p in past]
+    if variable == "index":  # as if the levels of the past lay as far apart as this step
+        nodes = [begin - k * (end - begin) for k in range(len(past))]
+    if len(past) == 1:
+        return [n * (end - begin)]
+    whole = [(end - begin) ** (j + 1) / (j + 1) for j in range(len(past))]
+    each = [d.lagrange(nodes, k, begin) for k in range(len(past))]
+    return [n * sum(c * w for c, w in zip(poly, whole, strict=True)) for poly in each]
+
+
+def _over_time(s, t, past, carry, schedule):
+    """By parts, over u = level less its value at t: -u_s of the newest, and -∫ l_k' u dtime, by
+    Gauss's rule in long double; time from t on as a square, since u may begin as a root there.
+    """
+    span = np.longdouble(s.t) - np.longdouble(t.t)
+    knots = [schedule.t_min]
+    if isinstance(schedule, DiscreteVP):
+        knots = range(math.ceil(t.t), math.ceil(s.t))
+    inside = [np.sqrt(share) for k in knots if 0 < (share := (k - np.longdouble(t.t)) / span) < 1]
+    edges = np.array([0, *inside, 1], np.longdouble)
+    z, w = np.polynomial.legendre.leggauss(12 if inside[1:] else 60)
+    half = np.diff(edges)[:, None] / 2
+    z, w = (edges[:-1, None] + half * (1 + z)).ravel(), (half * w).ravel()
+    time = t.t + span * z * z
+    whole = level(s, carry) - level(t, carry)
+    rise = (_levels(schedule, time, carry) - extended(level(t, carry))) * 2 * z * span * w
+    nodes = [np.longdouble(p.t) for p in past]
+    out = []
+    for k, own in enumerate(nodes):
+        others = [node for j, node in enumerate(nodes) if j != k]
+        slope = sum(
+            np.prod([(time - c) / (own - c) for c in others if c is not left], axis=0)
+            / (own - left)
+            for left in others
+        )
+        inner = mp.mpf(float(np.sum(slope * rise)))
+        out.append(inner - (whole if k == 0 else 0))
+    return out
+
+
+def _levels(schedule, time, carry):
+    """rho or s at many times, in long double where a table has many entries, else one by one."""
+    if not isinstance(schedule, DiscreteVP):
+        return np.array([extended(level(point(schedule, float(v)), carry)) for v in time])
+    table = np.asarray(schedule.alphas_cumprod, np.longdouble)
+    log = 0.5 * (np.log1p(-table[table > 0]) - np.log(table[table > 0]))  # ln rho
+    last = len(log) - 1
+    k = np.clip(np.floor(time).astype(int), 0, last - 1)
+    rho = np.exp(log[k] + (time - k) * (log[k + 1] - log[k]))
+    rho = np.where(time < 0, np.exp(log[0]) * (1 + time), rho)
+    rho = np.where(
+        (time > last) & (len(table) > len(log)), np.exp(log[last]) / (last + 1 - time), rho
+    )
+    root = np.sqrt(1 + rho * rho)  # alpha = 1/root
+    return rho if carry == "eps" else rho / root / (rho / root + 1 / root)
+
+
+def multistep(
+    points,
+    x,
+    ask,
+    draw,
+    *,
+    carry="x0",
+    variable="lambda",
+    order=3,
+    eta=0,
+    low=False,
+    schedule=None,
+    change=None,
+):
+    """low: order at most the steps left. change(W, past, t, asked, carry): other weights in
+    their place, of a step that asked for so many outputs."""
+    if carry == "flow":
+        line = type(schedule).__name__ in ("Flow", "TrigFlow") or points[0].alpha == 0
+        carry = "v" if line else "eps"
+    rate, n, history = 1 + mp.mpf(eta), len(points) - 1, []
+    for i, (s, t) in enumerate(pairwise(points)):
+        x, m = ask(x, s)
+        history = [(s, value(x, m, s, carry)), *history]
+        if t.sigma == 0 and (variable == "lambda" or carry != "v" and eta):
+            x = t.alpha * m
+            continue
+        if s.alpha == 0 and carry != "v":
+            kept = t.sigma if not eta else 0
+            x = (kept / s.sigma) * x + t.alpha * m
+            x = x + t.sigma * draw() if eta else x
+            continue
+        asked = min(order, i + 1, n - i if low else order)
+        far = variable == "lambda" or (variable == "level" and carry != "v")
+        used = [(p, y) for p, y in history[:asked] if p.alpha or not far]
+        past = [p for p, _ in used]
+        W = weights(s, t, past, carry, variable, rate, schedule)
+        W = change(W, past, t, asked, carry) if change else W
+        a = t.sigma / s.sigma * mp.exp(-(rate - 1) * (t.lam - s.lam)) if carry == "x0" else None
+        a = scale(t, carry) / scale(s, carry) if a is None else a
+        x = loops.combine(a, x, W, [y for _, y in used])
+        if eta:
+            up = 1 - mp.exp(-2 * (rate - 1) * (t.lam - s.lam))
+            up = up if carry == "x0" else (rate - 1) * (mp.exp(2 * (t.lam - s.lam)) - 1)
+            x = x + t.sigma * mp.sqrt(up) * draw()
+    return x
+
+
+def halved(W, past, t, asked, carry):
+    """The published half of the whole weight for the difference of two outputs."""
+    if not asked == len(past) == 2:
+        return W
+    back = (past[1].lam - past[0].lam) / (t.lam - past[0].lam)
+    w = sum(W) / 2 / back
+    return [sum(W) - w, w]
+
+
+def gradient(gamma):
+    """gamma d + (1 - gamma) d_1, but the newest alone into sigma = 0."""
+
+    def change(W, past, t, asked, carry):
+        more = mp.mpf(gamma) if len(past) == 2 and t.sigma else 1
+        return [sum(W) * more, sum(W) * (1 - more)][: len(past)]
+
+    return change
+
+
+def misplaced(W, past, t, asked, carry):
+    """iPNDM_v as its implementations have it: the factor of the second sum's 1/2 left out of the
+    product with h (h + h_1)/(h_1 (h_1 + h_2)).
+    """
+    if len(past) < 3:
+        return W
+    u = [level(p, carry) for p in (t, *past)]
+    h, h1, h2, *more = [b - a for b, a in pairwise(u)]
+    bend = (1 - h / (3 * (h + h1)) * (h * (h + h1)) / (h1 * (h1 + h2))) / 2
+    found = [(2 + h / h1) / 2 + bend, -(h / h1) / 2 - (1 + h1 / h2) * bend, bend * h1 / h2, 0]
+    if more:
+        h3 = more[0]
+        late = (1 - h / (3 * (h + h1))) / 2 + (1 - h / (2 * (h + h1))) * h / (6 * (h + h1 + h2))
+        late *= h * (h + h1) * (h + h1 + h2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
+        q = h1 * (h1 + h2) / (h2 * (h2 + h3))
+        more = [1, -(1 + h1 / h2 + q), h1 / h2 + q * (1 + h2 / h3), -q * h1 / h2]
+        found = [a + late * b for a, b in zip(found, more, strict=True)]
+    return [sum(W) * w for w in found[: len(past)]]
+
+
+def _case(name: str, options: dict, marginal: bool = True, **expect) -> Case:
+    return Case(
+        name,
+        multistep,
+        options,
+        expect,
+        adds=lambda schedule, grid: {"schedule": schedule},
+        marginal=marginal,
+    )
+
+
+EPS, SLOPE = {"carry": "eps"}, {"carry": "flow", "variable": "level"}
+CASES: list = [
+    _case("dpmpp_3m_sde", {}, eta=1),
+    _case("dpmpp_3m_sde", {"eta": 0.4}, eta=0.4),
+    _case("dpm_solver", {}, **EPS, order=2, change=halved),
+    _case("dpm_solver", {"variant": "heun"}, **EPS, order=2),
+    _case("dpm_solver", {"order": 3, "lower_order_final": True}, **EPS, low=True, change=halved),
+    _case("dpm_solver", {"eta": 1.0}, marginal=False, **EPS, order=2, change=halved, eta=1),
+    _case("deis", {}, **EPS),
+    _case("deis", {"variant": "tab", "order": 2}, **EPS, order=2, variable="time"),
+    _case("deis", {"variant": "rhoab", "order": 4}, **EPS, order=4, variable="level"),
+    _case("lms", {}, **SLOPE, order=4),
+    _case("adams_bashforth", {}, carry="flow", variable="time"),
+    _case("ipndm", {}, carry="flow", variable="index", order=4),
+    _case("ipndm_v", {}, **SLOPE, order=4),
+    _case("ipndm_v", {"compat": "comfyui"}, False, **SLOPE, order=4, change=misplaced),
+    _case("gradient_estimation", {}, **SLOPE, order=2, change=gradient(2)),
+]
+LN2 = math.log(2.0)
+LINE, RISE = 1 - 0.75 / (2 * LN2), 2 / LN2 - 2
+# from 4 to 2 after 8: e = (x - m)/4; AB2 over -2 after -4 is -5/2 e + e_1/2, of even steps
+# -3 e + e_1
+BENT, AS_EVEN = {"x": 0.375, "m": 0.625, "r0": 0.5}, {"x": 0.25, "m": 0.75, "r0": 1}
+BEND = 0.5 - 1 / 72  # of iPNDM_v over -1 after -2, -4
+LITERALS: list = [
+    (
+        "dpmpp_3m_sde",
+        EDM(),
+        [8, 4, 2, 0],
+        "x0",
+        {},
+        {2: {"x": 0.25, "m": 0.75 + LINE, "r0": -LINE, "n0": 3**0.5}, 3: {"m": 1}},
+    ),
+    ("dpm_solver", EDM(), [8, 4, 2, 0], "eps", {}, {2: AS_EVEN, 3: {"m": 1}}),
+    (
+        "deis",
+        EDM(),
+        [8, 4, 2, 0],
+        "eps",
+        {},
+        {2: {"x": 0.5 - RISE / 4, "m": 0.5 + RISE / 4, "r0": RISE}, 3: {"m": 1}},
+    ),
+    ("deis", EDM(), [8, 4, 2], "eps", {"variant": "tab"}, {2: BENT}),
+    ("lms", EDM(), [8, 4, 2], "eps", {}, {1: {"x": 0.5, "m": 0.5}, 2: BENT}),
+    ("lms", Flow(), [0.8, 0.4, 0.2], "flow", {}, {2: {"x": 1, "m": -0.25, "r0": 0.05}}),
+    ("adams_bashforth", EDM(), [8, 4, 2], "eps", {}, {2: BENT}),
+    ("ipndm", EDM(), [8, 4, 2], "eps", {}, {2: AS_EVEN}),
+    ("ipndm_v", EDM(), [8, 4, 2], "eps", {}, {2: BENT}),
+    (
+        "ipndm_v",
+        EDM(),
+        [8, 4, 2, 1],
+        "eps",
+        {"compat": "comfyui"},
+        {
+            3: {
+                "x": 1 - (1.25 + BEND) / 2,
+                "m": (1.25 + BEND) / 2,
+                "r1": 0.25 + 1.5 * BEND,
+                "r0": -0.5 * BEND,
+            }
+        },
+    ),
+    # DDIM's 1/4 and 3/4, and 3 (e_1 - e)
+    ("gradient_estimation", EDM(), [8, 4, 1], "eps", {}, {2: {"x": -0.5, "m": 1.5, "r0": 3}}),
+]
+METHODS: list = [
+    ("dpmpp_3m_sde", {"eta": 0.0}, 3, 3),
+    ("dpm_solver", {}, 2, 2),
+    ("dpm_solver", {"order": 3}, 3, 3),
+    ("deis", {}, 3, 3),
+    ("deis", {"variant": "tab", "order": 4}, 4, 4),
+    ("lms", {}, 4, 4),
+    ("lms", {"order": 3}, 3, 3, {"schedule": Flow(3.0)}),
+    ("adams_bashforth", {}, 3, 3, {"schedule": Flow(3.0)}),
+    ("ipndm", {}, 1, 4),
+    ("ipndm_v", {}, 4, 4),
+    ("gradient_estimation", {}, 1, 2),
+]

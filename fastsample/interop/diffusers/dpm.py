@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from ...model import Model
 from ...plan import Plan
 from ...solvers._build import ANCHOR, ZERO, Builder, Lin, M, R, X
-from ...solvers._exponential import gain, history, moments
+from ...solvers._exponential import gain
+from ...solvers._multistep import Form as Carried
+from ...solvers._multistep import Levels, history, moments
 
 CITE = [
     "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver, arXiv:2206.00927",
@@ -57,9 +59,10 @@ def dpm(model: Model, grid, orders: Sequence[int], form: Form, clip: float = 0.0
     x0 = form.as_x0 or not form.noise
     anchored: list[tuple[int, float]] = []
     b, reached = Builder(model, grid, stored="x0" if x0 else "eps", clip=clip), []
+    at = Levels.of(b)
     for i, order in enumerate(orders):
         here = (X - b.alpha[i] * M) / b.sigma[i] if x0 and form.noise else M
-        seen = [i] if b.sigma[i + 1] == 0.0 else history(b.half_log_snr, i, order)
+        seen = history(at, Carried(), i, order)
         begins = form.single and len(seen) == 1
         if form.single and len(seen) > 1:
             anchored.append((i + 1, 0.0 if here is M else 1.0 / b.alpha[i]))

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from ...model import Model
 from ...plan import Plan
 from ...solvers._build import ANCHOR, Builder, Lin, M, X
-from ...solvers._exponential import Levels
-from ...solvers.unipc import corrected, predicted
+from ...solvers._multistep import Form, Levels, predicted
+from ...solvers.unipc import WEIGHED, correction
 
 
 def unipc(
@@ -35,20 +35,21 @@ def unipc(
     Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8.
     """
     b = Builder(model, grid, stored="eps" if noise else "x0", clip=clip)
-    level = b.half_log_snr
-    at = Levels(b.sigma, b.alpha, -level) if noise else Levels(b.alpha, b.sigma, level)
+    level, at, weigh = b.half_log_snr, Levels.of(b), WEIGHED[variant]
+    if noise:
+        at = at._replace(alpha=at.sigma, sigma=at.alpha, half_log_snr=(-level).tolist())
     asked, orders, anchored = [], [], []
     for i in range(b.n):
         here = Lin(X)
         if i and level[i] > level[i - 1] and i - 1 + first not in uncorrected:
-            here = corrected(at, i, asked[-1], variant)
+            here = correction(at, Form(), i, asked[-1], variant)
             if ANCHOR in here:
                 anchored.append((i + 1, 0.0))
         most = min(order, b.n - i) if lower_order_final else order
         asked.append(1 if b.sigma[i + 1] == 0.0 else min(most, i + 1))
         x, reached = here, 1
         if level[i + 1] > level[i]:
-            x, reached = predicted(at, i, asked[-1], variant, here)
+            x, reached = predicted(at, Form(), i, asked[-1], weigh=weigh, here=here)
         orders.append(reached)
         read = [f"m{j}" for j in range(max(0, i - 1 - order), i)] if ANCHOR in here else []
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here, spares=read)

@@ -1,0 +1,309 @@
+"""Multistep steps: a polynomial through the outputs of the last points, integrated exactly.
+
+What the model says is carried from point to point as y; the exact step from point s to t adds up y
+along the way, and a solver of order p puts the polynomial through p outputs in its place. Three
+choices make the solver (`Form`): what y is, which variable the polynomial is in, and how much noise
+the step renews. With h = lambda_t - lambda_s, lambda = ln(alpha/sigma), and v running from 0 to 1,
+
+    carry "x0"   x_t = (sigma_t/sigma_s) e^{-eta h} x_s + alpha_t ∫ H e^{-(1-v)H} x0 dv + noise,
+                 H = (1 + eta) h, noise = sigma_t sqrt(1 - e^{-2 eta h}) n
+    carry "eps"  x_t = (alpha_t/alpha_s) x_s + alpha_t (1 + eta) ∫ eps d rho + noise,
+                 rho = sigma/alpha, noise = sigma_t sqrt(eta (e^{2h} - 1)) n
+    carry "v"    x_t = (n_t/n_s) x_s + n_t ∫ v ds,  v = eps - x0, n = alpha + sigma, s = sigma/n
+
+(Lu et al. 2022, arXiv:2206.00927 and 2211.01095; Xue et al. 2023, arXiv:2309.05019, eq. 6 with
+eta = tau².) The polynomial is in
+
+    "lambda"   DPM-Solver, UniPC, SA-Solver, DEIS in log rho
+    "level"    rho, or s where v is carried: linear multistep, DEIS in rho
+    "time"     the schedule's own time: DEIS's tAB
+    "index"    the number of the step, as if all were equal: PNDM, iPNDM
+
+The first-order step is DDIM's whatever is carried, so a step is written as that one and what the
+older outputs add to it, sum_k w_k (y_k - y_0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..schedules import DiscreteVP
+from ._build import ZERO, Builder, Lin, M, R, X
+from ._exponential import gain, phi
+
+BASE = R("anchor")  # the x that a corrector comes back to
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
+PANEL, TAIL = 0.5, 40.0  # of lambda: a quadrature's panels, and where an infinite step is cut
+# alpha + sigma = 1 on Flow, but for the rounding of two quotients
+ROUNDING = 4.0 * np.finfo(np.float64).eps
+
+
+class Form(NamedTuple):
+    """What is carried, the polynomial's variable, and eta >= 0, the strength of the step's noise
+    (0: the ODE), as the module's docstring has them.
+    """
+
+    carry: str = "x0"
+    variable: str = "lambda"
+    eta: float = 0.0
+
+
+class Levels(NamedTuple):
+    """alpha, sigma and half_log_snr at the points of a path, noise to data; with times and their
+    schedule where a polynomial in time is asked for.
+    """
+
+    alpha: Sequence[float]
+    sigma: Sequence[float]
+    half_log_snr: Sequence[float]
+    t: Sequence[float] = ()
+    schedule: object = None
+    stored: str = "x0"  # what m is
+
+    @classmethod
+    def of(cls, b: Builder) -> Levels:
+        found = (b.alpha, b.sigma, b.half_log_snr, b.t)
+        return cls(*(np.asarray(v, float).tolist() for v in found), b.schedule, b.stored)
+
+
+# (places of the outputs beside the newest, integrals, the h of the gain(h) in them, number of
+# outputs asked for with the newest) -> weights of those outputs, in place of the exact ones; and
+# what all weights together have too much, where they do not add up to the integral of 1
+Weigh = Callable[[list[float], list[float], float, int], list[float]]
+
+
+def halved(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+    """Half of the whole weight for the one difference of a step that is asked for two outputs, as
+    published: "midpoint" of DPM-Solver, bh2 of UniPC. The exact weights otherwise.
+    """
+    if asked == 2 == len(places) + 1:
+        return [0.5 * integrals[0] / places[0]]
+    return lagrange(places, integrals)
+
+
+def plain(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+    """As `halved`, with h for 1 - e^{-h}: bh1 of UniPC, SA-Solver of second order as published."""
+    if asked == 2 == len(places) + 1:
+        return [0.5 * integrals[0] * (h / gain(h)) / places[0]]
+    return lagrange(places, integrals)
+
+
+# how DPM-Solver's variants weigh the one older output
+VARIANTS: dict[str, Weigh | None] = {"midpoint": halved, "heun": None}
+
+
+def rows(
+    b: Builder,
+    form: Form | Sequence[Form],
+    order: int,
+    *,
+    low: bool = False,
+    s_noise: float = 1.0,
+    weigh: Weigh | None = None,
+) -> list[int]:
+    """The rows of every step, of order `order` at most; returns the orders reached. low: order
+    n - i at most in step i, counted from 0. form: of all steps, or of each.
+    """
+    at, reached = Levels.of(b), []
+    forms = [form] * b.n if isinstance(form, Form) else form
+    for i, each in enumerate(forms):
+        most = min(order, b.n - i) if low else order
+        x, found = predicted(at, each, i, most, weigh=weigh, noise=s_noise * b.noise(i))
+        reached.append(found)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": carried(at, each, i)})
+    return reached
+
+
+def carried(at: Levels, form: Form, i: int) -> Lin:
+    """What point i's output is carried as, over x and m there."""
+    if form.carry == "x0" or (form.carry == "v" and at.stored == "flow"):
+        return M
+    scale = at.alpha[i] if form.carry == "eps" else at.alpha[i] + at.sigma[i]
+    return (X - scale * M) / at.sigma[i]
+
+
+def predicted(
+    at: Levels,
+    form: Form,
+    i: int,
+    order: int,
+    *,
+    weigh: Weigh | None = None,
+    here: Lin = X,
+    noise: Lin = ZERO,
+) -> tuple[Lin, int]:
+    """(x', order reached) of the step from point i, where x is `here`, over the outputs of points
+    i, i - 1, ..., `order` of them at most. A step of length 0 changes nothing.
+    """
+    if at.half_log_snr[i] == at.half_log_snr[i + 1]:
+        return here, 1
+    order = min(order, i + 1)
+    seen = history(at, form, i, order)
+    newest = carried(at, form, i)
+    x = first(at, form, i, here, newest, noise)
+    if len(seen) == 1:
+        return x, 1
+    places = [place(at, form, i, j) for j in seen[1:]]
+    older = [*(R(f"m{j}") - newest for j in seen[1:]), newest]
+    return _sum(x, weights(at, form, i, places, order, weigh), older), len(seen)
+
+
+def corrected(
+    at: Levels, form: Form, i: int, order: int, *, weigh: Weigh | None = None, noise: Lin = ZERO
+) -> Lin:
+    """x at point i from the corrected x of the point before, R("anchor"): over the outputs of
+    points i - 1, i - 2, ..., `order` of them at most, and of point i itself. noise: the one that
+    the step there drew.
+    """
+    last = i - 1
+    newest, own = R(f"m{last}"), carried(at, form, i)
+    x = first(at, form, last, BASE, newest, noise)
+    seen = history(at, form, last, order)
+    places = [1.0, *(place(at, form, last, j) for j in seen[1:])]
+    others = [own - newest, *(R(f"m{j}") - newest for j in seen[1:])]
+    return _sum(x, weights(at, form, last, places, order + 1, weigh), others)
+
+
+def history(at: Levels, form: Form, i: int, order: int) -> list[int]:
+    """The points whose outputs a step from point i reads, newest first: i, i - 1, ...
+
+    A step to sigma = 0 has no limit of higher order in lambda: it reads the newest alone. A point
+    whose variable is infinite drops out: as its place goes to infinity its weight goes to 0, and
+    the rest become those of one order less. So does one at the level of the next.
+    """
+    level = at.half_log_snr
+    if at.sigma[i + 1] == 0.0 and form.variable == "lambda":
+        order = 1
+    far = form.variable == "lambda" or form == ("eps", "level", form.eta)
+    older = range(i - 1, max(-1, i - order), -1)
+    return [
+        i,
+        *(j for j in older if level[j] != level[j + 1] and not (far and math.isinf(level[j]))),
+    ]
+
+
+def place(at: Levels, form: Form, i: int, j: int) -> float:
+    """Where the output of point j stands, in steps of the variable from point i to i + 1."""
+    level = at.half_log_snr
+    if form.variable == "lambda":
+        return (level[j] - level[i]) / (level[i + 1] - level[i])
+    if form.variable == "time":
+        return (at.t[j] - at.t[i]) / (at.t[i + 1] - at.t[i])
+    if form.variable == "index":
+        return float(j - i)
+    if form.carry == "eps":  # rho_j - rho_i = rho_i expm1(lambda_i - lambda_j)
+        return math.expm1(level[i] - level[j]) / math.expm1(level[i] - level[i + 1])
+    # s_j - s_i = s_i (1 - s_j) expm1(lambda_i - lambda_j), for j before i from the other end
+    s = lambda k: at.sigma[k] / (at.alpha[k] + at.sigma[k])
+    r = lambda k: at.alpha[k] / (at.alpha[k] + at.sigma[k])
+    back = -s(j) * r(i) * math.expm1(level[j] - level[i])
+    return back / (s(i) * r(i + 1) * math.expm1(level[i] - level[i + 1]))
+
+
+def weights(
+    at: Levels, form: Form, i: int, places: list[float], asked: int, weigh: Weigh | None = None
+) -> list[float]:
+    """w_k of the step from point i, for outputs at these places beside the newest at 0, of as many
+    as were asked for; in the units of x'.
+    """
+    total = integrals(at, form, i, len(places) + 1)
+    if weigh is not None:
+        h = at.half_log_snr[i + 1] - at.half_log_snr[i]
+        return weigh(places, total, -h if form.carry == "eps" else (1.0 + form.eta) * h, asked)
+    return lagrange(places, total)
+
+
+def lagrange(places: Sequence[float], integrals: Sequence[float]) -> list[float]:
+    """w_k = ∫ ℓ_k, ℓ_k the polynomial that is 1 at place k and 0 at 0 and at the others, from the
+    integrals of v^j.
+    """
+    found = []
+    for k, own in enumerate(places):
+        basis = [0.0, 1.0 / own]  # lowest power first
+        for other in (*places[:k], *places[k + 1 :]):
+            scale = 1.0 / (own - other)
+            pairs = zip([0.0, *basis], [*basis, 0.0], strict=True)
+            basis = [scale * (lower - other * same) for lower, same in pairs]
+        found.append(sum(c * total for c, total in zip(basis, integrals, strict=True)))
+    return found
+
+
+def moments(h: float, count: int) -> list[float]:
+    """I_j = ∫_0^1 h e^{-(1-v)h} v^j dv = h·j!·phi_{j+1}(-h), j = 0..count-1; 1 for h = inf."""
+    if h == math.inf:
+        return [1.0] * count
+    return [gain(h)] + [h * math.factorial(j) * phi(j + 1, -h) for j in range(1, count)]
+
+
+def integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
+    """∫ v^j over the step from point i against the measure of what is carried, j = 0..count-1,
+    v the variable in steps from there; in the units of x'.
+    """
+    h = at.half_log_snr[i + 1] - at.half_log_snr[i]
+    if form.carry == "x0":
+        return [at.alpha[i + 1] * each for each in moments((1.0 + form.eta) * h, count)]
+    if form.carry == "eps" and form.variable == "lambda":
+        return [(1.0 + form.eta) * at.sigma[i + 1] * each for each in moments(-h, count)]
+    if form.variable == "time":
+        return _over_time(at, form, i, count)
+    whole = (1.0 + form.eta) * _whole(at, form, i)
+    return [whole / (j + 1) for j in range(count)]
+
+
+def _whole(at: Levels, form: Form, i: int) -> float:
+    """n_t (u_t - u_s) of the step from point i: u = rho, n = alpha, or u = s where v is carried."""
+    gone = at.alpha[i + 1] * at.sigma[i] * gain(at.half_log_snr[i + 1] - at.half_log_snr[i])
+    return -gone / (at.alpha[i] if form.carry == "eps" else at.alpha[i] + at.sigma[i])
+
+
+def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = ZERO) -> Lin:
+    """The first-order step from point i, where x is `here` and `newest` is carried; with noise."""
+    alpha, sigma = at.alpha[i + 1], at.sigma[i + 1]
+    h, eta = at.half_log_snr[i + 1] - at.half_log_snr[i], form.eta
+    if at.stored == "flow":
+        a = (alpha + sigma) / (at.alpha[i] + at.sigma[i])
+        return (1.0 if abs(a - 1.0) <= ROUNDING else a) * here + _whole(at, form, i) * newest
+    if sigma == 0.0:
+        return alpha * M
+    if form.carry == "eps" and here != X:
+        return (alpha / at.alpha[i]) * here + _whole(at, form, i) * newest
+    if form.carry == "eps" and eta and at.alpha[i]:
+        renewed = alpha * at.sigma[i] / at.alpha[i] * math.sqrt(eta * gain(2.0 * h))
+        kept = alpha / at.alpha[i] * (math.exp(-h) - eta * gain(h))
+        return kept * X + ((1.0 + eta) * alpha * gain(h)) * M + renewed * noise
+    kept = sigma / at.sigma[i] * (math.exp(-eta * h) if eta else 1.0)
+    x = kept * here + (alpha * gain((1.0 + eta) * h)) * (M if here == X else newest)
+    return x + (sigma * math.sqrt(gain(2.0 * eta * h))) * noise if eta and noise else x
+
+
+def _sum(x: Lin, w: Sequence[float], terms: Sequence[Lin]) -> Lin:
+    for weight, term in zip(w, terms, strict=False):
+        x = x + weight * term
+    return x
+
+
+def _over_time(at: Levels, form: Form, i: int, count: int) -> list[float]:
+    """`integrals` for a polynomial in time: by Gauss's rule over lambda, in which both times and
+    measure are smooth, in panels that end where a table's entries join.
+    """
+    low, high = at.half_log_snr[i], at.half_log_snr[i + 1]
+    top = max(low, min(high, 0.0) - TAIL)
+    end = min(high, max(top, 0.0) + TAIL)
+    edges = np.linspace(top, end, 1 + math.ceil((end - top) / PANEL))
+    joints = [at.schedule.t_min]
+    if isinstance(at.schedule, DiscreteVP):
+        joints += range(max(math.ceil(at.t[i + 1]), 0), math.ceil(at.t[i]))
+    joints = at.schedule.half_log_snr(np.array(joints))
+    edges = np.union1d(edges, joints[(joints > top) & (joints < end)])
+    half = np.diff(edges)[:, None] / 2
+    level = (edges[:-1, None] + half * (1.0 + NODES)).ravel()
+    v = (at.schedule.time(level) - at.t[i]) / (at.t[i + 1] - at.t[i])
+    # -d rho = rho d lambda, -ds = s (1 - s) d lambda
+    scale = at.alpha[i + 1] if form.carry == "eps" else at.alpha[i + 1] + at.sigma[i + 1]
+    slope = np.exp(-level) if form.carry == "eps" else 0.25 / np.cosh(level / 2) ** 2
+    measure = -scale * slope * (half * WEIGHTS).ravel()
+    return [float(measure @ v**j) for j in range(count)]
