@@ -16,6 +16,7 @@ from oracle.linear import EPS
 from oracle.probe import states
 
 from fastsample.model import PREDICTIONS, to_x0
+from fastsample.plan.consistency import heaviest
 from fastsample.schedules import EDM, VE, VP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
@@ -112,7 +113,7 @@ def test_a_perfect_model_lands_on_the_schedule(schedule, prediction):
                 1e-6
                 if case.name in ("heun", "rk", "dpm_2_ancestral")
                 else 1e-12 * (1 + plan.sigma[1] / plan.alpha[1] if prediction == "eps" else 1)
-            )
+            ) * max(1.0, heaviest(plan))
             assert room < limit and plan.consistency() <= max(1e-12, room), (
                 f"{case.id}, {n} steps: room {room:.1e}"
             )

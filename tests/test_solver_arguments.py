@@ -55,6 +55,10 @@ DIFFERS = {
     "dpmpp_3m": {"diffusers", "k-diffusion", "comfyui"},
     "dpmpp_2m": {"diffusers"},
     "er_sde": {"comfyui"},
+    "dpmpp_3m_sde": {"diffusers", "k-diffusion", "comfyui"},
+    "dpm_solver": {"diffusers"},
+    "deis": {"diffusers"},
+    "ipndm_v": {"comfyui"},
     "dpmpp_sde": {"diffusers", "k-diffusion", "comfyui"},
 }
 
@@ -203,7 +207,7 @@ BAD = [
     ("dpmpp_2s", {"r": -0.5}, "dpmpp_2s: r = -0.5"),
     ("dpmpp_2m", {"variant": "bh1"}, "dpmpp_2m: variant = 'bh1'; one of midpoint, heun"),
     ("dpmpp_2m_sde", {"eta": "1"}, "dpmpp_2m_sde: eta = '1'"),
-    ("unipc", {"order": 4}, "unipc: order = 4; one of 1, 2, 3"),
+    ("unipc", {"order": 5}, "unipc: order = 5; one of 1, 2, 3, 4"),
     ("unipc", {"order": True}, "unipc: order = True"),
     ("unipc", {"variant": "bh3"}, "unipc: variant = 'bh3'"),
     ("lcm", {"boundary": True}, "lcm: boundary = True on EDM"),

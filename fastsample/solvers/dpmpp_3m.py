@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, number
+from ._exponential import gain
 from ._multistep import Form, halved, lagrange, rows
 from ._start import solver
 
@@ -66,32 +67,49 @@ def dpmpp_3m_sde(
     k-diffusion. s_noise other than 1 leaves the schedule by design.
 
     compat="k-diffusion" or "comfyui": half of the second difference's weight, as in `dpmpp_3m`.
+    compat="diffusers": that with a sign the wrong way, which leaves a step of first order, the
+    midpoint in the second-order step, and orders 2 and 1 in the last two for n < 15.
     """
     eta, s_noise = number("dpmpp_3m_sde: eta", eta), number("dpmpp_3m_sde: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    orders = rows(b, Form(eta=eta), 3, s_noise=s_noise, weigh=WEIGHED[compat])
+    low = compat == "diffusers" and b.n < 15
+    orders = rows(b, Form(eta=eta), 3, low=low, s_noise=s_noise, weigh=WEIGHED_SDE[compat])
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, app. B (3M), arXiv:2211.01095"
     order, consistent = 1 if eta else min(2, max(orders)), s_noise == 1.0 or not eta
     return build(b, "dpmpp_3m_sde", words, orders, cite, order=order, consistent=consistent)
 
 
-def _published(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+def _published(
+    places: list[float], integrals: list[float], h: float, asked: int, less: float = 0.0
+) -> list[float]:
     """The weights as implementations have them: half that of D2, which leaves a step of second
-    order.
+    order. less: what is taken off that.
     """
     if len(places) == 1:
         return lagrange(places, integrals)
     r0, r1 = -places[0], places[0] - places[1]
-    k = (integrals[1] * r0 + 0.5 * integrals[2]) / (r0 + r1)  # of D10 - D11
+    k = (integrals[1] * r0 + 0.5 * integrals[2] - less) / (r0 + r1)  # of D10 - D11
     of_10, of_11 = (integrals[1] + k) / r0, -k / r1
     return [of_11 - of_10, -of_11]
 
 
-def _of_diffusers(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+def _of_diffusers(
+    places: list[float], integrals: list[float], h: float, asked: int, less: float = 0.0
+) -> list[float]:
     """The midpoint of DPM-Solver++(2M) in the second-order step beside that."""
-    return (halved if asked == 2 else _published)(places, integrals, h, asked)
+    if asked == 2:
+        return halved(places, integrals, h, asked)
+    return _published(places, integrals, h, asked, less)
+
+
+def _of_diffusers_sde(
+    places: list[float], integrals: list[float], h: float, asked: int
+) -> list[float]:
+    """1/2 taken off where it is added: first order, in a step of the third."""
+    return _of_diffusers(places, integrals, h, asked, integrals[0] / gain(h))
 
 
 WEIGHED = {"exact": None, "k-diffusion": _published, "comfyui": _published}
+WEIGHED_SDE = WEIGHED | {"diffusers": _of_diffusers_sde}
 WEIGHED |= {"diffusers": _of_diffusers}

@@ -162,6 +162,12 @@ def halved(W, past, t, asked, carry):
     return [sum(W) - w, w]
 
 
+def half(W, past, t, asked, carry):
+    """Half of the second difference's weight, as published, at eta = 1."""
+    found = d.half_third_weights(past, t, rate=2) if len(past) == 3 else None
+    return [t.alpha * w for w in found] if found else W
+
+
 def gradient(gamma):
     """gamma d + (1 - gamma) d_1, but the newest alone into sigma = 0."""
 
@@ -207,6 +213,7 @@ EPS, SLOPE = {"carry": "eps"}, {"carry": "flow", "variable": "level"}
 CASES: list = [
     _case("dpmpp_3m_sde", {}, eta=1),
     _case("dpmpp_3m_sde", {"eta": 0.4}, eta=0.4),
+    _case("dpmpp_3m_sde", {"compat": "k-diffusion"}, eta=1, change=half),
     _case("dpm_solver", {}, **EPS, order=2, change=halved),
     _case("dpm_solver", {"variant": "heun"}, **EPS, order=2),
     _case("dpm_solver", {"order": 3, "lower_order_final": True}, **EPS, low=True, change=halved),
