@@ -22,7 +22,8 @@ import numpy as np
 from ..plan import Plan
 from ._begin import begin, build, choice, number
 from ._build import Builder, Lin, M, R
-from ._exponential import gain, history
+from ._exponential import gain
+from ._multistep import Form, Levels, history
 from ._renoise import Level, Step, rise
 from ._start import solver
 
@@ -73,12 +74,12 @@ def er_sde(
 def _rows(b: Builder, most: int, eta: float | None, s_noise: float, summed: bool) -> list[int]:
     """The rows of every step; returns their orders."""
     grows: Rise = _er5 if eta is None else lambda low, x: (1.0 + eta) * x
-    at, levels, orders = Level.on(b), b.half_log_snr, []
+    at, levels, orders = Level.on(b), Levels.of(b), []
     for i in range(b.n):
         s, t = at[i], at[i + 1]
         h = rise(s, t)
         still = t.sigma == 0.0 or math.isinf(h) or h == 0.0
-        seen = history(levels, i, 1 if still else most)
+        seen = history(levels, Form(), i, 1 if still else most)
         x = Step.of(s, t, _kappa(grows, h, t, eta)).over(s_noise * b.noise(i))
         if len(seen) > 1:
             x = x + t.alpha * _correction(grows, at, i, seen, summed)

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..plan import Plan
 from ._begin import begin, build
-from ._build import Builder, M, X, resolve
-from ._exponential import gain, multistep
+from ._build import Builder, resolve
+from ._exponential import gain
 from ._flow import begin_in, velocity_step
+from ._multistep import Form, Levels, predicted
 from ._stages import between, endless, of_slopes, of_x0, shrunk, stages
 from ._start import solver
 from ._tableau import Tableau, checked, coefficient, exact_on_constants, limit, listed
@@ -88,12 +89,8 @@ def _rows(b: Builder, tableau: Tableau, space: str | None) -> list[int]:
 
 
 def _first_order(b: Builder, i: int) -> None:
-    if b.stored == "flow":
-        a, e = velocity_step(b, i, b.half_log_snr)
-        b.row(b.t[i], to=b.t[i + 1], x=a * X + e * M)
-    else:
-        h = float(b.half_log_snr[i + 1] - b.half_log_snr[i])
-        b.row(b.t[i], to=b.t[i + 1], x=multistep(b, i, [i], [gain(h)]))
+    form = Form("v" if b.stored == "flow" else "x0")
+    b.row(b.t[i], to=b.t[i + 1], x=predicted(Levels.of(b), form, i, 1)[0])
 
 
 def _lambda_levels(b: Builder, i: int, nodes: Sequence[float]) -> list[float]:
