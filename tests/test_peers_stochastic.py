@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracle.linear import EPS
 from oracle.peers import Basis, Brownian, probe, probe_k, scheduler
-from test_peers import KIND, SIGMAS, VP, compare
+from test_peers import KIND, SIGMAS, VP, compare, discrete, own_times
 
 from fastsample import grids
 from fastsample.schedules import EDM, DiscreteVP, Flow
@@ -77,3 +77,23 @@ def test_equals_diffusers_ltx_ancestral(options):
     grid = grids.from_sigmas(Flow(), peer.sigmas.numpy())
     plan = SOLVERS["euler_ancestral"](Flow(), grid, prediction="flow", **options)
     compare(plan, trace, known=known.sum())
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_equals_diffusers_ddpm(variance):
+    config = VP | {"variance_type": variance, "clip_sample": False, "steps_offset": 1}
+    peer = scheduler("ddpm", "DDPMScheduler", **config, timestep_spacing="leading")
+    words = {"draws": 7, "times": own_times, "variance": variance, "compat": "diffusers"}
+    discrete(peer, "ddpm", "epsilon", **words)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_equals_diffusers_tcd(prediction, gamma):
+    """Its last step goes to entry 0 of the table."""
+    peer = scheduler("tcd", "TCDScheduler", **VP, prediction_type=prediction)
+    step = peer.step
+    peer.step = lambda out, t, x: step(out, t, x, eta=gamma, return_dict=False)
+    to_first = lambda schedule, peer: np.append(peer.timesteps.numpy().astype(float), 0.0)
+    words = {"times": to_first, "gamma": gamma, "compat": "diffusers"}
+    discrete(peer, "tcd", prediction, steps=4, draws=4 if gamma else 0, **words)

@@ -218,6 +218,13 @@ BAD = [
     ("seeds_2", {"r": 1.5}, "seeds_2: r = 1.5; a number above 0 and up to 1"),
     ("seeds_2", {"variant": "phi_3"}, "seeds_2: variant = 'phi_3'; one of phi_1, phi_2"),
     ("seeds_3", {"r1": 0.7}, "seeds_3: r1 = 0.7; a number above 0 and below 0.666667"),
+    (
+        "ddpm",
+        {"variance": "learned"},
+        "ddpm: variance = 'learned'; one of fixed_small, fixed_large",
+    ),
+    ("tcd", {"gamma": 1.5}, "tcd: gamma = 1.5; a number from 0 to 1"),
+    ("flow_sde", {"a": -0.1}, "flow_sde: a = -0.1; a number from 0 up"),
     ("er_sde", {"order": 4}, "er_sde: order = 4; one of 1, 2, 3"),
     ("er_sde", {"eta": -1.0}, "er_sde: eta = -1.0; a number from 0 up"),
     ("seeds_3", {"r2": 1.0}, "seeds_3: r2 = 1.0; a number above 0 and below 1"),

@@ -46,6 +46,7 @@ from ._tableaux import Tableau
 from .ddim import ddim
 from .deis import deis
 from .dpm_solver import dpm_solver
+from .ddpm import ddpm
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
 from .dpmpp_2s import dpmpp_2s
@@ -54,12 +55,14 @@ from .dpmpp_3m import dpmpp_3m, dpmpp_3m_sde
 from .er_sde import er_sde
 from .euler import euler
 from .euler_ancestral import euler_ancestral
+from .flow_sde import flow_sde
 from .heun import heun
 from .inverted import inverted
 from .lcm import lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
 from .rk import rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
+from .tcd import tcd
 from .unipc import step as _step_of_unipc
 from .unipc import unipc
 
@@ -91,6 +94,9 @@ SOLVERS = {
         ipndm,
         ipndm_v,
         gradient_estimation,
+        ddpm,
+        tcd,
+        flow_sde,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

@@ -7,7 +7,9 @@ from functools import partial
 
 from fastsample.schedules import EDM, Flow
 
+from . import stochastic_loops as loops
 from .case import Case
+from .marginals import point
 from .stochastic_loops import ancestral, brownian, dpmpp_sde, er_sde, seeds_2, seeds_3
 
 LN2, ROOT3 = math.log(2.0), math.sqrt(3.0)
@@ -15,6 +17,21 @@ LN2, ROOT3 = math.log(2.0), math.sqrt(3.0)
 
 def _form(schedule) -> str:
     return "rf" if isinstance(schedule, Flow) else "ve"
+
+
+def _tcd(options: dict, down, whole: bool = False) -> Case:
+    """whole: of the table's entries."""
+
+    def adds(schedule, grid):
+        floor = whole and type(schedule).__name__ == "DiscreteVP"
+
+        def lower(p):
+            t = p.t if p.t <= 0 else math.floor(down(p.t)) if floor else down(p.t)
+            return p if t == p.t else point(schedule, t)
+
+        return {"lower": lower}
+
+    return Case("tcd", loops.tcd, options, adds=adds)
 
 
 STAGED = {"stage": "of the plan"}
@@ -53,6 +70,18 @@ CASES: list = [
     Case("er_sde", er_sde),
     Case("er_sde", er_sde, {"order": 2, "eta": 1.0}, {"order": 2, "eta": 1.0}),
     Case("er_sde", er_sde, {"compat": "comfyui"}, {"published": True}),
+    Case("ddpm", loops.ddpm),
+    Case("ddpm", loops.ddpm, {"variance": "fixed_large"}, {"large": True}, marginal=False),
+    Case(
+        "ddpm",
+        loops.ddpm,
+        {"variance": "fixed_large", "compat": "diffusers"},
+        {"large": True, "published": True},
+        marginal=False,
+    ),
+    _tcd({}, lambda t: (1.0 - 0.3) * t),
+    _tcd({"gamma": 0.8, "compat": "diffusers"}, lambda t: (1.0 - 0.8) * t, whole=True),
+    Case("flow_sde", loops.flow_sde, marginal=False),
 ]
 
 # from sigma to half of it; a flow from .8 to .4 goes down to .2 (q = .6/.8), then back up
@@ -166,6 +195,42 @@ LITERALS: list = [
             4: {"m": 1},
         },
     ),
+    ("ddpm", EDM(), [4, 2, 0], "x0", {}, {1: {"x": 0.25, "m": 0.75, "n0": ROOT3}, 2: {"m": 1}}),
+    (
+        "ddpm",
+        EDM(),
+        [4, 2, 0],
+        "x0",
+        {"variance": "fixed_large"},
+        {1: {"x": 0.25, "m": 0.75, "n0": 2 * ROOT3}, 2: {"m": 1}},
+    ),
+    # .8 to .2, then up to .4: q = .6/.8
+    (
+        "tcd",
+        Flow(),
+        [0.8, 0.4, 0],
+        "flow",
+        {"gamma": 0.5},
+        {1: {"x": 0.1875, "m": 0.5625, "n0": FLOW_UP}, 2: {"m": 1}},
+    ),
+    # D = 1/3, a²/(2 (1 - s)) = 1/2: 1 - 1/3 - 1/6, (1 + 1/8)/3, 3/8 sqrt(4/3)
+    (
+        "flow_sde",
+        Flow(),
+        [0.75, 0.5, 0],
+        "flow",
+        {"a": 0.5},
+        {1: {"x": 0.5, "m": 0.375, "n0": ROOT3 / 4}, 2: {"m": 1}},
+    ),
+    # from s = 1 with the next point's 1 - s = 1/2: D = 1/2, a²/(2/2) = 1/4
+    (
+        "flow_sde",
+        Flow(),
+        [1, 0.5, 0],
+        "flow",
+        {"a": 0.5},
+        {1: {"x": 0.375, "m": 0.5, "n0": 0.5}, 2: {"m": 1}},
+    ),
 ]
 METHODS: list = [
     ("dpm_2_ancestral", {"eta": 0.0}, 2, 1),
@@ -175,4 +240,6 @@ METHODS: list = [
     ("seeds_3", {"eta": 0.0}, 3, 1),
     ("er_sde", {"eta": 0.0, "order": 2}, 2, 2),
     ("er_sde", {"eta": 0.0}, 3, 3),
+    ("tcd", {"gamma": 0.0}, 1, 1),
+    ("flow_sde", {"a": 0.0}, 1, 1),
 ]

@@ -268,3 +268,51 @@ def _er_published(history, t, phi, density):
         for k, difference in enumerate([1 / gap, -1 / gap - 1 / older, 1 / older]):
             weights[k] += curve * difference / half
     return weights[: len(history)]
+
+
+# -- first order -----------------------------------------------------------------------------------
+def ddpm(points, x, ask, draw, *, large=False, published=False):
+    """The posterior of x_t' given x_t and x0 in the chain q(x_t|x_t') = N(r x_t', beta), by Bayes;
+    large: with the variance beta. published: noise in every step but from t = 0.
+    """
+    for s, t in pairwise(points):
+        x, m = ask(x, s)
+        r = s.alpha / t.alpha
+        beta = s.sigma**2 - r**2 * t.sigma**2
+        trust = r * t.sigma**2 / s.sigma**2
+        x = trust * x + (t.alpha * (1 - r * trust)) * m
+        variance = beta if large else t.sigma**2 * beta / s.sigma**2
+        if (s.t > 0) if published else t.sigma:
+            x = x + mp.sqrt(max(variance, mp.mpf(1e-10) ** 2 if published else 0)) * draw()
+    return x
+
+
+def tcd(points, x, ask, draw, *, lower):
+    """DDIM to lower(t) -> Point, then the forward kernel up to t."""
+    for s, t in pairwise(points):
+        x, m = ask(x, s)
+        p = lower(t)
+        x = p.alpha * m + (p.sigma / s.sigma) * (x - s.alpha * m)
+        if p is not t:
+            up = t.sigma**2 - (t.alpha / p.alpha * p.sigma) ** 2
+            x = (t.alpha / p.alpha) * x + mp.sqrt(up) * draw()
+    return x
+
+
+def flow_sde(points, x, ask, draw, *, a=0.7):
+    """Euler-Maruyama in a flow's time s with the velocity, as the paper states it."""
+    a = mp.mpf(a)
+    for start, end in pairwise(points):
+        x, m = ask(x, start)
+        n, target = start.alpha + start.sigma, end.alpha + end.sigma
+        s, ds = start.sigma / n, end.sigma / target - start.sigma / n
+        y = (1 / n) * x
+        v = (1 / s) * (y - m)
+        if end.sigma == 0:
+            x = end.alpha * m
+            continue
+        rest = start.alpha / n if start.alpha else end.alpha / target
+        g = a * mp.sqrt(s / rest)
+        y = y + ds * (v + (g**2 / (2 * s)) * (y + (1 - s) * v))
+        x = target * (y + (g * mp.sqrt(-ds)) * draw() if g else y)
+    return x

@@ -13,7 +13,8 @@ from ...model import Model, to_eps
 from ...plan import Plan
 from ...solvers._begin import number
 from ...solvers._build import Builder, Lin, M, R, X
-from ...solvers._exponential import ancestral, gain
+from ...solvers._exponential import gain
+from ...solvers.ddpm import rows
 from ...solvers.lcm import bounded
 
 RAW = Lin({"f": 1.0})  # the model's output as it is
@@ -51,22 +52,16 @@ def strided(
 
 
 def posterior(model: Model, grid, *, variance: str, clip: float = 0.0) -> Plan:
-    """DDPM's posterior: the mean of `solvers.ddim` with eta = 1, and a noise of variance
+    """`solvers.ddpm` as diffusers has it, on levels that may repeat; variance beside its own
 
-        small = max(1e-20, (sigma'/sigma)² beta),  beta = 1 - (alpha/alpha')²: "fixed_small", and
-                "learned_range", whose noise is multiplied by what the model says (`learned`)
-        large = beta: "fixed_large"
-        1     "learned", as above
+        "learned_range"   the small one, whose noise is multiplied by what the model says
+        "learned"         1, as above
 
     None in a step from t = 0. One evaluation a step. Ho et al. 2020, arXiv:2006.11239, eq. 7 and
     sec. 3.2.
     """
     b = Builder(model, grid, stored="x0", clip=clip)
-    for i, t in enumerate(b.t[:-1]):
-        x, _ = ancestral(b, i, b.rise(t, b.t[i + 1]), 1.0)
-        small, large = variances(b.level(t), b.level(b.t[i + 1]))
-        of = {"fixed_large": large, "learned": 1.0}.get(variance, small)
-        b.row(t, to=b.t[i + 1], x=0.0 * X + x + (math.sqrt(of) * b.noise(i) if t > 0.0 else Lin()))
+    rows(b, variance, published=True)
     cite = ["Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239"]
     return b.build(
         f"ddpm, {variance}",
