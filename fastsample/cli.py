@@ -244,7 +244,7 @@ def sample(args: argparse.Namespace) -> None:
     plan, outs = _load(args.plan), args.out or []
     for out in outs:
         place(out)
-        if Path(out).suffix not in (".png", ".npy"):
+        if _suffix(out) not in (".png", ".npy"):
             raise ValueError(f"--out {out}: a .png or a .npy file is accepted")
     from . import metrics, report
 
@@ -252,7 +252,7 @@ def sample(args: argparse.Namespace) -> None:
         args.guidance = _found_guidance(plan)
     it = subject(args)
     picture = report.is_image(it.shape)
-    drawn = [] if picture else [out for out in outs if Path(out).suffix == ".png"]
+    drawn = [] if picture else [out for out in outs if _suffix(out) == ".png"]
     if drawn:
         raise ValueError(
             f"--out {drawn[0]}: samples of shape {list(it.shape)} are no images, [1 or 3,H,W] or "
@@ -269,11 +269,15 @@ def sample(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begin
     print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
     for out in outs:
-        if Path(out).suffix == ".png":
+        if _suffix(out) == ".png":
             report.save_images(out, end)
         else:
             write_whole(out, report.npy(end))
         print(f"wrote {out}")
+
+
+def _suffix(path: str) -> str:
+    return Path(path).suffix.lower()
 
 
 def _begun(plan: Plan, args: argparse.Namespace, shape: Sequence[int]) -> tuple[Plan, dict]:
@@ -328,7 +332,7 @@ def _found_guidance(plan: Plan) -> float | None:
 
 def show(args: argparse.Namespace) -> None:
     plan = _load(args.plan)
-    if args.picture and Path(args.picture).suffix != ".png":
+    if args.picture and _suffix(args.picture) != ".png":
         raise ValueError(f"--picture {args.picture}: a .png file is accepted")
     print(plan.to_json() if args.json else plan.describe())
     if args.picture:

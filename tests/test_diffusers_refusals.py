@@ -124,5 +124,7 @@ def test_steps_past_the_end_and_other_shapes_are_refused():
         scheduler.step(x, scheduler.timesteps[-1], x)
     scheduler.set_timesteps(3)
     scheduler.step(x, scheduler.timesteps[0], x)
-    with pytest.raises(ValueError, match="one shape for the whole run"):
+    with pytest.raises(ValueError, match="that is accepted, or other samples after select.index."):
         scheduler.step(x[:1], scheduler.timesteps[1], x[:1])
+    scheduler.select([0])
+    scheduler.step(x[:1], scheduler.timesteps[1], x[:1])

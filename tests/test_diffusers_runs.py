@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_refused_after_steps_that_did():
         x = scheduler.step(0.1 * x, t, x).prev_sample
     for f, sample, error, sentence in (
         (x[:1], x, ValueError, "nothing is broadcast"),
-        (x[:1], x[:1], ValueError, "one shape for the whole run"),
+        (x[:1], x[:1], ValueError, "other samples after select.index."),
         (x.double(), x, TypeError, "asked in torch.float32"),
         (x, [1.0], TypeError, "sample is list"),
     ):

@@ -36,14 +36,14 @@ def lost(tmp_path, monkeypatch):
 
 def test_latents_are_no_picture_before_the_run(lost, capsys):
     run = ["sample", "p.fsplan", "--model", "m:m", "--samples", "3"]
-    assert cli.main([*run, "--out", "a.npy", "--out", "a.png"]) == 2
-    told = (
-        "--out a.png: samples of shape [4, 8, 8] are no images, [1 or 3,H,W] or [H,W]; a .npy file"
-    )
-    assert told in capsys.readouterr().err and not Path("a.npy").exists()
+    for picture in ("a.png", "a.PNG"):
+        assert cli.main([*run, "--out", "a.npy", "--out", picture]) == 2
+        told = "samples of shape [4, 8, 8] are no images, [1 or 3,H,W] or [H,W]; a .npy file"
+        assert f"--out {picture}: {told}" in capsys.readouterr().err
+        assert not Path("a.npy").exists()
     lost.asked = True
-    assert cli.main(run) == 0 and cli.main([*run, "--out", "b.npy"]) == 0
-    assert np.load("samples.npy").shape == (3, 4, 8, 8) == np.load("b.npy").shape
+    assert cli.main(run) == 0 and cli.main([*run, "--out", "b.NPY"]) == 0
+    assert np.load("samples.npy").shape == (3, 4, 8, 8) == np.load("b.NPY").shape
     assert not Path("samples.png").exists()
 
 

@@ -94,6 +94,9 @@ GOOD = {"noise": unit(1, 32, 32)}
         ({"guidance": 3.0}, ValueError, "the plan has no guidance scale; .*guided"),
         ({"noise_scale": [1.0, 2.0]}, ValueError, "noise_scale has shape"),
         ({"noise_scale": math.nan}, ValueError, "noise_scale is not finite"),
+        ({"noise_scale": True}, TypeError, "noise_scale is True; a number or a tensor is accepted"),
+        ({"noise_scale": torch.tensor([True])}, TypeError, r"noise_scale is tensor.\[True\]"),
+        ({"noise_scale": np.array([False])}, TypeError, r"noise_scale is array.\[False\]"),
         (
             {"noise_scale": torch.ones(1, requires_grad=True)},
             RuntimeError,

@@ -275,6 +275,9 @@ def _per_sample(
     """
     here = not isinstance(value, Tensor) or torch.device(device).type == "cpu"
     try:
+        # True is no scale of 1: whoever wrote it meant another argument
+        if _truth(value):
+            raise TypeError
         value = torch.as_tensor(value, dtype=dtype, device="cpu" if here else value.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"Run: {name} is {value!r}; a number or a tensor is accepted") from error
@@ -290,6 +293,11 @@ def _per_sample(
     if look and not bool(torch.isfinite(value).all()):
         raise ValueError(f"Run: {name} is not finite; finite numbers are accepted")
     return uploaded(value.expand(shape), device)
+
+
+def _truth(value: object) -> bool:
+    """Is it True or False, or a tensor or an array of them?"""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("torch.bool", "bool")
 
 
 def uploaded(value: Tensor, device) -> Tensor:

@@ -87,9 +87,9 @@ def _fitting(
             f"{where}: the model returned {f.dtype}, asked in {dtype}; a real output is accepted"
         )
     if f.dtype != dtype and f.dtype not in EXACT.get(dtype, ()):
+        other = f" or pass model_dtype={f.dtype}" if f.is_floating_point() else ""
         raise TypeError(
-            f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output or pass "
-            f"model_dtype={f.dtype}"
+            f"{where}: the model returned {f.dtype}, asked in {dtype}; cast its output{other}"
         )
     if f.device != like.device:
         raise ValueError(

@@ -379,7 +379,7 @@ class Loop(Lookup):
         if told and self._run is not None and sample.shape != self._run.x.shape:
             raise ValueError(
                 f"FsScheduler.step: sample is {list(sample.shape)} after "
-                f"{list(self._run.x.shape)}; one shape for the whole run is accepted"
+                f"{list(self._run.x.shape)}; that is accepted, or other samples after select(index)"
             )
         told = told and (self.index is not None or self.begin is not None)
         if told and self.where(timestep, expected) != expected:
