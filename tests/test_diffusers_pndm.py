@@ -228,31 +228,61 @@ def test_the_exact_steps_by_name_from_the_middle():
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_history_that_was_written(skip):
-    """The class goes on from it, from any timestep; a deep copy stands where it stood; the next
-    set_timesteps forgets it. Not in the middle of a run, and not without compat.
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_history_that_was_written(skip, prediction):
+    """It goes on from it as the class does, from any timestep; a deep copy stands where it stood;
+    the next set_timesteps forgets it. Not in the middle of a run, and not without compat.
     """
-    peer = diffusers.PNDMScheduler(skip_prk_steps=skip)
-    ours, past = FsScheduler.from_config(peer), [X + k for k in range(4)]
+    peer, ours = beside({"skip_prk_steps": skip, "prediction_type": prediction})
+    past = [X + k for k in range(4)]
     for scheduler in (peer, ours):
         scheduler.set_timesteps(10)
         scheduler.ets = past[:]
     name = "step_plms" if skip else "step_prk"
-    steps = ((name, 5), ("step_plms", 7), ("step", 800))
+    steps, x = [(name, 5), ("step_plms", 7), *(("step", t) for t in range(800, 130, -50))], X
     for called, t in steps:
-        twin = copy.deepcopy(ours)
-        want, a, b = (getattr(s, called)(0.1 * X, t, X).prev_sample for s in (peer, ours, twin))
-        assert torch.equal(want, a) and torch.equal(want, b)
-    assert ours.step_index == 3
+        twin, given = copy.deepcopy(ours), (model(x, t), t, x)
+        want, a, b = (getattr(s, called)(*given).prev_sample for s in (peer, ours, twin))
+        assert apart(want, a) < 1e-12 and torch.equal(a, b)
+        x = want
+    assert ours.step_index == len(steps)
     with pytest.raises(ValueError, match=r"ets were written to this run"):
         ours.select([0])
-    plain = FsScheduler.from_config(peer)
+    plain = FsScheduler.from_config(diffusers.PNDMScheduler(**peer.config))
     assert torch.equal(walk(ours, 10), walk(plain, 10))
     plain.set_timesteps(10)
     plain.step(X, plain.timesteps[0], X)
     for scheduler in (plain, exact()):
         with pytest.raises(AttributeError, match="ets cannot be set"):
             scheduler.ets = past
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_history_of_any_dtype_keeps_the_samples(kind):
+    peer = diffusers.PNDMScheduler(skip_prk_steps=True)
+    ours, ends = FsScheduler.from_config(peer), []
+    for scheduler in (peer, ours):
+        scheduler.set_timesteps(10)
+        scheduler.ets = [(X + k).to(kind) for k in range(3)]
+        ends.append(scheduler.step(0.1 * X.to(kind), 700, X.to(kind)).prev_sample)
+    assert ends[0].dtype == ends[1].dtype == kind
+    assert apart(ends[0].double(), ends[1].double()) < 8 * torch.finfo(kind).eps
+
+
+def test_what_a_written_history_cannot_do_is_a_sentence():
+    ours = FsScheduler.from_config(diffusers.PNDMScheduler())
+    ours.set_timesteps(10)
+    ours.ets = [X]
+    with pytest.raises(ValueError, match=r"step_plms: the history has 1 .*; step is accepted"):
+        ours.step_plms(X, 500, X)
+    assert torch.isfinite(ours.step(X, 500, X).prev_sample).all()
+    with pytest.raises(IndexError, match=r"from timestep .*; one inside, .* is accepted"):
+        ours.step(X, 5000, X)
+    for _ in range(11):
+        ours.step(X, 500, X)
+    with pytest.raises(ValueError, match=r"step_prk: 12 steps were made, .*; step is accepted"):
+        ours.step_prk(X, 500, X)
+    assert torch.isfinite(ours.step(X, 500, X).prev_sample).all()
 
 
 def test_steps_by_name_need_timesteps():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from .loop import Loop
 from .loops import Loops
 from .plan import number
-from .pndm import WARM
+from .pndm import KUTTA, PLMS, STEP, WARM
 from .runs import Runs
 
 # what a scheduler has in its own name where the source has it
@@ -73,29 +73,48 @@ class Named:
         fits = fits and isinstance(outputs, (list, tuple))
         fits = fits and all(isinstance(each, Tensor) for each in outputs)
         if fits:
-            self._owned().set(Handed(loop, peer, self.num_inference_steps, outputs))
+            stride = self._settings["num_train_timesteps"] // self.num_inference_steps
+            words = loop, self._runs.leg, stride, self._warm, outputs
+            self._owned().set(Handed(*words))
         return fits
 
 
 class Handed(Loop):
-    """A loop whose history somebody else wrote. What its steps then are no plan says (one of PNDM's
-    with a history is no first one, whatever its timestep), so an object of the class makes them.
+    """A loop whose history somebody else wrote: PNDM's own count of steps, from any timestep. What
+    each sums of the outputs goes through one row, from the timestep to the one the count says.
+
+    leg(t, to): the loop of such a step. stride: of a linear multistep step. warm: how many
+    Runge-Kutta's first steps ask. outputs: the history, the newest last.
     """
 
-    by = "step"  # the class's method that makes the next step
+    by = "step"  # by what name the next step is asked for
+    _start: Tensor | None = None  # where a Runge-Kutta step, or the step made twice, begins
+    _sum: Tensor | float = 0.0
 
-    def __init__(self, loop: Loop, peer: object, steps: int, outputs: object):
+    def __init__(
+        self,
+        loop: Loop,
+        leg: Callable[[float, float], Loop],
+        stride: int,
+        warm: int,
+        outputs: Sequence[Tensor],
+    ):
         self.__dict__.update(loop._twin().__dict__)
-        self._peer = copy.copy(peer)
-        self._peer.set_timesteps(steps, device=loop.timesteps.device)
-        self._peer.ets = list(outputs)
+        self._leg, self._stride, self._warm, self._outputs = leg, stride, warm, [*outputs]
 
     def step(self, model_output, timestep, sample, *others) -> tuple[Tensor, None]:
-        """(next sample, None), by the class's method that is asked for."""
+        """(next sample, None), by the name that is asked for."""
         with self._lock:
-            step, self.by = getattr(self._peer, self.by), "step"
-            ends = step(model_output, timestep, sample, return_dict=False)[0]
-            self.index = self._peer.counter
+            name, self.by, made = self.by, "step", self.index or 0
+            if name == "step":
+                name = "step_prk" if made < self._warm else "step_plms"
+            form = self._kutta if name == "step_prk" else self._multistep
+            self._check(name, made)
+            t, to, x, e = form(made, model_output, number(timestep), sample)
+            loop = self._leg(t, to).fresh(sample.device)
+            loop.spares = self.spares
+            ends, _ = loop.step(e.to(model_output.dtype), t, x, *others)
+            self.index = made + 1
         return ends, None
 
     def again(self) -> Loop:
@@ -109,6 +128,40 @@ class Handed(Loop):
 
     def __deepcopy__(self, memo: dict) -> Handed:
         twin = object.__new__(Handed)
-        twin.__dict__.update(self._twin().__dict__)
-        twin._peer = copy.deepcopy(self._peer)
+        twin.__dict__.update(self._twin().__dict__)  # nothing of it is ever written to
         return twin
+
+    # -- inside ------------------------------------------------------------------------------------
+    def _check(self, name: str, made: int) -> None:
+        """ValueError where the class's count of steps leaves no such step."""
+        kept, why = len(self._outputs), ""
+        if name == "step_prk" and made >= self._warm:
+            why = f"{made} steps were made, of which the first {self._warm} are Runge-Kutta's"
+        elif name == "step_plms" and self._warm and kept < 3:
+            why = f"the history has {kept} outputs, and three come before a multistep step here"
+        if why:
+            raise ValueError(f"FsScheduler.{name}: {why}; step is accepted there")
+
+    def _kutta(self, made: int, f: Tensor, t: float, x: Tensor) -> tuple:
+        """(t, to, x, e) of phi(x, t, to, e), see `pndm`, of a Runge-Kutta evaluation."""
+        to, k = t - (0 if made % 2 else self._stride // 2), made % STEP
+        if k == 0:
+            self._outputs, self._start = [*self._outputs, f], x
+        summed = self._sum + KUTTA[k] * f
+        self._sum = summed if k < STEP - 1 else 0.0
+        x = x if self._start is None else self._start
+        return float(self._labels[made - k]), to, x, f if k < STEP - 1 else summed
+
+    def _multistep(self, made: int, f: Tensor, t: float, x: Tensor) -> tuple:
+        """The same of a linear multistep one."""
+        to = t - self._stride
+        if made == 1:
+            to, t = t, t + self._stride
+        else:
+            self._outputs = [*self._outputs[-3:], f]
+        seen = self._outputs[::-1][: len(PLMS)]
+        if len(seen) == 1 and made == 0:
+            self._start = x
+        elif len(seen) == 1:
+            return t, to, self._start, (f + seen[0]) / 2
+        return t, to, x, sum(w * each for w, each in zip(PLMS[len(seen) - 1], seen, strict=True))

@@ -19,7 +19,7 @@ from . import config as diffusers_config
 from .calls import check_set_timesteps, check_together
 from .grids import Points
 from .loop import Loop
-from .manners import manner
+from .manners import PLAIN, manner
 from .peer import made, set_peer, twin, words
 from .plan import check_length, from_point, is_whole
 from .sources import find
@@ -120,6 +120,22 @@ class Runs:
         flow.
         """
         return diffusers_config.peer_table(self.source.__name__, self.settings, self._made())
+
+    def leg(self, t: float, to: float) -> Loop:
+        """The loop of one first-order step between two timesteps of the table; below 0 lies its
+        end. IndexError for others.
+        """
+        end = -1.0 if self.settings.get("set_alpha_to_one", True) else 0.0
+        size = len(self.table.alphas_cumprod)
+        if not (0.0 <= t < size and to <= t):
+            raise IndexError(
+                f"FsScheduler.step: from timestep {t:g} to {to:g} of {size}; one inside, to a "
+                "lower one, is accepted"
+            )
+        grid, labels = np.array([t, to if to >= 0.0 else end]), np.array([t])
+        points = Points(grid, labels, self.table, whole=True)
+        about = {"preview": False, "manner": PLAIN, "result": find(self.source.__name__).result}
+        return self._through(points, ("leg", t, to), False, about)
 
     def shifted(self, shift: float) -> Runs:
         """With another flow shift than the config's, as the class's set_shift has it."""
