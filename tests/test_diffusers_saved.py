@@ -217,6 +217,21 @@ def test_a_pickle_goes_on_where_it_stood(source, dtype):
         ours.set_begin_index(1)
 
 
+def test_a_pickle_goes_on_under_inference_mode():
+    """In which tensors do not count what is written to them."""
+    ours, x = FsScheduler.from_config(PEERS["UniPCMultistepScheduler"]), start(1, 3, 4, 4)
+    ours.set_timesteps(5)
+    ends = []
+    with torch.inference_mode():
+        for t in ours.timesteps[:2]:
+            x = ours.step(0.1 * x, t, x).prev_sample
+        for scheduler, y in (pickle.loads(pickle.dumps((ours, x))), (ours, x)):
+            for t in scheduler.timesteps[2:]:
+                y = scheduler.step(0.1 * y, t, 0.9 * y).prev_sample
+            ends.append(y)
+    assert torch.equal(*ends)
+
+
 def test_a_run_with_gradients_stays_in_its_process():
     ours = FsScheduler.from_config(PEERS["DDIMScheduler"])
     ours.set_timesteps(5)

@@ -185,6 +185,14 @@ def test_extra_args_are_keywords(extra):
         k_sample(PLAN, HALF, Z * 80, extra_args=extra)
 
 
+def test_a_callback_is_looked_at_before_the_run():
+    def never(x, sigma):
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="^k_sample: callback is a int; a callable.dict., or None"):
+        k_sample(PLAN, never, Z * 80, callback=3)
+
+
 def test_a_noise_sampler_goes_by_its_own_name():
     for bad in (5, torch.ones(3)):
         with pytest.raises(TypeError, match="^k_sample: noise_sampler is a .*; a callable"):

@@ -79,7 +79,7 @@ def k_sample(
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence, and
     FloatingPointError if a state became non-finite.
     """
-    _check_input(x, extra_args, noise_sampler)
+    _check_input(x, extra_args, noise_sampler, callback)
     own, x, look = _checked(denoised(plan, state, eta, s_noise), model, x, check)
     draw = _source(own, noise_sampler, seed, stage, x)
     key = own.spares.key(own.plan, x, look)
@@ -141,7 +141,7 @@ def _asker(
     return ask
 
 
-def _check_input(x: Tensor, extra: object, sampler: object) -> None:
+def _check_input(x: Tensor, extra: object, sampler: object, callback: object) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(
             f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating "
@@ -163,6 +163,11 @@ def _check_input(x: Tensor, extra: object, sampler: object) -> None:
         raise TypeError(
             f"k_sample: noise_sampler is a {type(sampler).__name__}; a callable(sigma, sigma_next) "
             "-> noise, or None, is accepted"
+        )
+    if not (callback is None or callable(callback)):
+        raise TypeError(
+            f"k_sample: callback is a {type(callback).__name__}; a callable(dict), or None, is "
+            "accepted"
         )
     transforms.refuse("k_sample", x)
 

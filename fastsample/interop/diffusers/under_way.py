@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+import torch
+
 from ...runtime.run import Run
+from .edits import counted
 from .loop import Loop
 
 # what a loop has only since its first step, but for what it finds again by itself
@@ -38,7 +41,9 @@ def go_on(loop: Loop, state: dict) -> None:
     """
     state = dict(state)
     for name, (x, written) in state.pop("counted").items():
-        state[name] = x
         if x is not None:  # its version counts what this process writes
-            state[COUNTED[name]] = x._version - written
+            with torch.inference_mode(False):
+                x, version = counted(x)
+            state[COUNTED[name]] = version - written
+        state[name] = x
     loop.__dict__.update(state, _key=None, _chosen=state["_run"] is not None)
