@@ -1,5 +1,5 @@
-"""add_noise and get_velocity of an FsScheduler: shapes and dtypes that diffusers broadcasts, and
-timesteps that no model was trained at.
+"""add_noise and get_velocity of an FsScheduler: shapes and dtypes that diffusers broadcasts,
+timesteps that no model was trained at, losses under torch.func.
 """
 
 import numpy as np
@@ -102,3 +102,61 @@ def test_a_timestep_that_no_model_was_trained_at_is_refused(name, config, outsid
         ours.add_noise(X, N, torch.tensor([5, 5, outside, 5]))
     assert str(refused.value) == f"FsScheduler: timestep {outside}; 0 to {last} is accepted"
     assert torch.isfinite(ours.add_noise(X, N, torch.tensor([0, 5, 500, last]))).all()
+
+
+@pytest.mark.parametrize("name, config", SCALES)
+def test_a_loss_under_torch_func_draws_its_timesteps_there(name, config):
+    """d/dx, and by forward mode; diffusers' DDIM does it."""
+    peer, ours = pair(name, **config)
+    x, n = X.double(), N.double()
+
+    def drawn():
+        return torch.randint(0, 1000, (4,), generator=torch.Generator().manual_seed(2))
+
+    def loss(scheduler, x):
+        return (torch.tanh(scheduler.add_noise(x, n, drawn())) ** 2).sum()
+
+    alpha, sigma = levels(name, drawn())
+    state = torch.tanh(alpha * x + sigma * n)
+    right = 2 * alpha * state * (1 - state**2)
+    for steps in (None, 8):
+        if steps is not None:
+            ours.set_timesteps(steps)
+        found = torch.func.grad(lambda x: loss(ours, x))(x)
+        assert torch.allclose(found, right, atol=1e-6)
+        along = torch.func.jvp(lambda x: loss(ours, x), (x,), (n,))[1]
+        assert torch.allclose(along, (right * n).sum(), rtol=1e-6)
+    if name == "DDIM":
+        assert torch.allclose(torch.func.grad(lambda x: loss(peer, x))(x), right, atol=1e-4)
+    each = torch.func.vmap(lambda x: ours.add_noise(x, n, T))(torch.stack([x, 2 * x]))
+    assert torch.equal(each[1], ours.add_noise(2 * x, n, T))
+
+
+@pytest.mark.parametrize("name, config", SCALES)
+@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_a_loop_under_torch_func_is_refused_in_a_sentence(name, config, where, transform):
+    ours, x = pair(name, **config)[1], X.double()
+
+    def end(x):
+        if where == "inside":
+            ours.set_timesteps(4)
+        for t in ours.timesteps:
+            x = ours.step(torch.tanh(x), t, x, return_dict=False)[0]
+        return x.sum()
+
+    ours.set_timesteps(4)
+    func = torch.func
+    with pytest.raises(RuntimeError) as refused:
+        func.jvp(end, (x,), (x,)) if transform == "jvp" else getattr(func, transform)(end)(x)
+    assert str(refused.value) == (
+        f"FsScheduler.step: called under torch.func ({transform}), which cannot see the steps; "
+        "Sampler(..., differentiable=True) is accepted there"
+    )
+
+
+def test_timesteps_under_vmap_are_refused_in_a_sentence():
+    ours = pair("DDIM")[1]
+    for door in ("add_noise", "get_velocity"):
+        with pytest.raises(RuntimeError, match=f"FsScheduler.{door}: timesteps under torch.func"):
+            torch.func.vmap(lambda x, t, door=door: getattr(ours, door)(x[None], x[None], t))(X, T)

@@ -19,6 +19,8 @@ tracing, innermost, modes = (
     torch._C._len_torch_dispatch_stack,
 )
 
+beneath = torch._C._DisableFuncTorch  # in it tensors are made, and read, as outside torch.func
+
 MODES = {
     torch._C._TorchDispatchModeKey.PROXY: "make_fx",
     torch._C._TorchDispatchModeKey.FUNCTIONAL: "functionalization",
@@ -81,6 +83,21 @@ def tangents(given: object) -> bool:
         isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None
         for v in tree_leaves(given)
     )
+
+
+def bare(where: str, value: Tensor) -> Tensor:
+    """The tensor beneath the gradients of torch.func, whose numbers are read under `beneath`;
+    RuntimeError, one sentence, for one that vmap gives each call another part of.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(value):
+        value = functorch.get_unwrapped(value)
+    if functorch.is_batchedtensor(value):
+        raise RuntimeError(
+            f"{where}: timesteps under torch.func (vmap), where they cannot be read; samples alone "
+            "under it are accepted"
+        )
+    return value
 
 
 def refuse(where: str, *given: object) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import transforms
 from ...plan import Plan
 from ...plan.provenance import on_schedule
 from .manners import Manner
@@ -147,6 +148,7 @@ class Lookup:
         read.
         """
         if isinstance(timestep, Tensor):
+            timestep = transforms.bare("FsScheduler", timestep)
             if timestep.numel() != 1:
                 raise ValueError(
                     f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels import transforms
 from ...plan import Plan
 from ...plan.provenance import on_schedule
 from .config import trained_levels
@@ -36,7 +37,10 @@ class Noising:
         Before set_timesteps, and at timesteps that are not the run's, the levels of the source's
         noise schedule.
         """
-        alpha, sigma = self._like("add_noise", original_samples, noise, self._levels_at(timesteps))
+        timesteps = transforms.bare("FsScheduler.add_noise", torch.as_tensor(timesteps))
+        with transforms.beneath():
+            levels = self._levels_at(timesteps)
+        alpha, sigma = self._like("add_noise", original_samples, noise, levels)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -67,7 +71,9 @@ class Noising:
         """alpha·noise - sigma·sample, alpha² + sigma² = 1, at the training timesteps [B], or at
         one: what a model that predicts v learns (Salimans, Ho 2022, arXiv:2202.00512, App. D).
         """
-        levels = trained_levels("vp", self._settings, timesteps)
+        timesteps = transforms.bare("FsScheduler.get_velocity", torch.as_tensor(timesteps))
+        with transforms.beneath():
+            levels = trained_levels("vp", self._settings, timesteps)
         alpha, sigma = self._like("get_velocity", sample, noise, levels)
         return alpha * noise - sigma * sample
 
@@ -92,7 +98,7 @@ class Noising:
 
     def _levels_at(self, timesteps: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma) for add_noise, [n] each."""
-        loop, timesteps = self._loops.get(), torch.as_tensor(timesteps)
+        loop = self._loops.get()
         indexed = self._given is not None or self.config.source not in UNINDEXED
         found = None if loop is None else loop.levels(timesteps, by_index=indexed)
         if found is not None:

@@ -25,6 +25,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ...kernels.transforms import beneath
 from ...plan import Plan
 from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
@@ -218,13 +219,14 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         lists = (listed(v, top) for v, top in ((timesteps, last), (sigmas, math.inf)))
         asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
         compat = self.config.compat is not None
-        made = self._runs.kept(asked, compat) or self._runs.made(
-            asked,
-            compat,
-            self._auto,
-            **self._about(),
-        )
-        loop = made.fresh(device)
+        with beneath():
+            made = self._runs.kept(asked, compat) or self._runs.made(
+                asked,
+                compat,
+                self._auto,
+                **self._about(),
+            )
+            loop = made.fresh(device)
         loop.asked = asked
         self._owned().set(loop)
 
