@@ -58,10 +58,10 @@ class Step(NamedTuple):
     @classmethod
     def of(cls, s: Level, t: Level, kappa: float) -> Step:
         """Finite at both ends: from alpha = 0, where h is infinite, and to sigma = 0, where x' is
-        alpha'·x0.
+        alpha'·x0; from there only a step of length 0 leads on.
         """
         h = rise(s, t)
-        kept = math.exp(-kappa) * t.sigma / s.sigma
+        kept = math.exp(-kappa) * (1.0 if s == t else t.sigma / s.sigma)
         return cls(kept, t.alpha * gain(h + kappa), t.sigma * math.sqrt(gain(2.0 * kappa)))
 
     def over(self, noise: Lin = ZERO, x: Lin = X, x0: Lin = M) -> Lin:

@@ -94,7 +94,7 @@ def plms(model: Model, grid, *, stride: float | None = None, first: int = 0) -> 
         "plms",
         arguments={"stride": stride},
         consistent=not raw,
-        order=min(2, max(orders)),
+        order=min(2, max(orders, default=1)),
         orders=orders,
         citations=CITE,
     )
