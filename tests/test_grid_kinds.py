@@ -17,6 +17,7 @@ from oracle import peers
 from fastsample import grids, solvers
 from fastsample.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow, TrigFlow, from_functions
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own
 EPS = float(np.finfo(np.float64).eps)
 SD = DiscreteVP.scaled_linear()
 ALL = {

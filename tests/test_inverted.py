@@ -204,7 +204,7 @@ def there_and_back(solver, schedule, n, prediction):
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
 def test_a_round_trip_returns_at_the_solvers_order(solver, schedule, prediction, order):
-    coarse, fine = (there_and_back(solver, schedule, n, prediction) for n in (200, 400))
+    coarse, fine = (there_and_back(solver, schedule, n, prediction) for n in (100, 200))
     assert fine < 0.02 and math.log2(coarse / fine) >= order - 0.2
 
 

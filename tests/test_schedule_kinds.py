@@ -296,3 +296,26 @@ def test_what_is_no_schedule_is_refused(make, sentence):
 
 def test_the_sentence_about_t_zero_can_be_followed():
     assert LINEAR().sigma(-1.0) == 0.0 and LINEAR().sigma(-0.5) == 0.005
+
+
+NEW = {
+    "Cosine": Cosine(),
+    "Stable Cascade": Cosine().shifted(-2.0 * math.log(2.0)),
+    "CosmosRFlow": CosmosRFlow(),
+    "VP shifted": VP().shifted(-2.0),
+    "exp": DiscreteVP.exp(),
+    "laplace": DiscreteVP.laplace(),
+    "CogVideoX": DiscreteVP.scaled_linear().shifted(-math.log(3.0)).zero_terminal_snr(),
+    "functions": from_functions(lambda t: 1.0 - t, lambda t: t),
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_every_solver_on_every_schedule(name):
+    """Finite rows that stand on the schedule, or say that they do not, on uneven grids to 0."""
+    schedule = NEW[name]
+    for maker in solvers.SOLVERS.values():
+        for n in (1, 2, 3, 10):
+            plan = maker(schedule, grids.kl_optimal(schedule, n), prediction="v")
+            assert np.isfinite(plan.M).all() and plan.nfe >= n
+            assert plan.consistency() <= 1e-9 or not plan.note["consistent"]
