@@ -54,6 +54,9 @@ def test_jump_broadcasts():
 DIFFERS = {
     "dpmpp_3m": {"diffusers", "k-diffusion", "comfyui"},
     "dpmpp_2m": {"diffusers"},
+    "dpmpp_2s": {"diffusers"},
+    "dpmpp_3s": {"diffusers"},
+    "dpm_solver_singlestep": {"diffusers"},
     "er_sde": {"comfyui"},
     "dpmpp_3m_sde": {"diffusers", "k-diffusion", "comfyui"},
     "dpm_solver": {"diffusers"},
@@ -205,6 +208,24 @@ BAD = [
     ("heun", {"space": "flow", "clip": 1.0}, "clip: 1.0 on the stored kind 'flow'"),
     ("dpmpp_2s", {"r": 1.0}, "dpmpp_2s: r = 1"),
     ("dpmpp_2s", {"r": -0.5}, "dpmpp_2s: r = -0.5"),
+    ("dpmpp_2s", {"variant": "heun"}, "dpmpp_2s: variant = 'heun'; one of dpmsolver, taylor"),
+    ("dpmpp_3s", {"r1": 0.7}, "dpmpp_3s: r1 = 0.7 beside r2 = 0.666667; r1 < r2 is accepted"),
+    ("dpmpp_3s", {"r2": 1.0}, r"dpmpp_3s: r2 = 1; a number inside \(0, 1\) is accepted"),
+    ("dpm_solver_singlestep", {"order": 4}, "dpm_solver_singlestep: order = 4; one of 1, 2, 3"),
+    ("dpm_solver_singlestep", {"nfe": 0}, "nfe = 0; a whole number from 1 up is accepted"),
+    (
+        "dpm_solver_singlestep",
+        {"nfe": 9},
+        "nfe = 9 of order 3 takes a grid of 4 steps, not 2; nfe = 3 to 5 is accepted",
+    ),
+    ("dpm_solver_singlestep", {"nfe": 2, "order": 2}, "of 1 steps, not 2; nfe = 3 to 4 is acc"),
+    ("dpm_solver_singlestep", {"nfe": 3, "order": 1}, "of 3 steps, not 2; nfe = 2 is accepted"),
+    (
+        "dpm_solver_singlestep",
+        {"nfe": 2, "compat": "diffusers"},
+        "nfe = 2 with compat = 'diffusers', which makes one evaluation a step; None is accepted",
+    ),
+    ("dpm_fast", {"nfe": 2.5}, "dpm_fast: nfe = 2.5; a whole number from 1 up is accepted"),
     ("dpmpp_2m", {"variant": "bh1"}, "dpmpp_2m: variant = 'bh1'; one of midpoint, heun"),
     ("dpmpp_2m_sde", {"eta": "1"}, "dpmpp_2m_sde: eta = '1'"),
     ("unipc", {"order": 5}, "unipc: order = 5; one of 1, 2, 3, 4"),
@@ -236,6 +257,17 @@ def test_bad_input_is_refused(name, options, sentence):
     options = {"prediction": "x0", "grid": [4.0, 2.0, 0.0], **options}
     with pytest.raises(ValueError, match=sentence):
         SOLVERS[name](EDM(), **options)
+
+
+@pytest.mark.parametrize("order, budgets", [(1, [2]), (2, [3, 4]), (3, [3, 4, 5])])
+def test_the_budgets_that_a_sentence_accepts_are(order, budgets):
+    """And are met, on a grid without an end of infinite h."""
+    for nfe in budgets:
+        for name, words in (("dpm_solver_singlestep", {"order": order}), ("dpm_fast", {})):
+            if name == "dpm_solver_singlestep" or order == 3:
+                plan = SOLVERS[name](EDM(), [4.0, 2.0, 1.0], prediction="x0", nfe=nfe, **words)
+                assert plan.nfe == sum(plan.note["orders"]) == nfe
+                assert plan.remake(1).nfe == plan.note["orders"][1]
 
 
 def test_refused_at_alpha_zero():

@@ -46,12 +46,13 @@ from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
 from .ddim import ddim
+from .ddpm import ddpm
 from .deis import deis
 from .dpm_solver import dpm_solver
-from .ddpm import ddpm
+from .dpm_solver_singlestep import dpm_fast, dpm_solver_singlestep
 from .dpmpp_2m import dpmpp_2m
 from .dpmpp_2m_sde import dpmpp_2m_sde
-from .dpmpp_2s import dpmpp_2s
+from .dpmpp_2s import dpmpp_2s, dpmpp_3s
 from .dpmpp_2s_ancestral import dpm_2_ancestral, dpmpp_2s_ancestral
 from .dpmpp_3m import dpmpp_3m, dpmpp_3m_sde
 from .er_sde import er_sde
@@ -83,6 +84,9 @@ SOLVERS = {
         unipc,
         lcm,
         rk,
+        dpmpp_3s,
+        dpm_solver_singlestep,
+        dpm_fast,
         dpm_2_ancestral,
         dpmpp_2s_ancestral,
         dpmpp_sde,

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ..grids import check
 from ..plan import Plan
 from ._begin import build, number
 from ._build import Builder, M, R, X, resolve
-from ._flow import begin_in, velocity_step
+from ._flow import begin_in
+from ._stages import of_velocity
 from ._start import solver
 
 LARGEST_CHURN = math.sqrt(2.0) - 1.0  # Karras et al. 2022, Alg. 2
@@ -71,7 +70,7 @@ def heun(
     level = b.half_log_snr
     for i in range(b.n):
         if space == "flow":
-            _flow_step(b, i, level)
+            _flow_step(b, i)
         else:
             _step(b, i, _churned(b, i, **churn, s_tmax=top), level[i + 1])
     words = {"space": space, **churn, "s_tmax": None if top == math.inf else top, "compat": compat}
@@ -116,9 +115,9 @@ def _step(b: Builder, i: int, t: float, target: float) -> None:
     b.row(b.t[i + 1], to=b.t[i + 1], x=X + 0.5 * alpha * math.expm1(h) * (M - R(f"m{i}")))
 
 
-def _flow_step(b: Builder, i: int, level: np.ndarray) -> None:
+def _flow_step(b: Builder, i: int) -> None:
     """One step in flow coordinates."""
-    a, e = velocity_step(b, i, level)
+    a, e = of_velocity(b, b.t[i], b.t[i + 1])
     if b.sigma[i + 1] == 0.0:
         b.row(b.t[i], to=b.t[i + 1], x=a * X + e * M)
         return

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-
-import numpy as np
 
 from ..plan import Plan
 from ._begin import begin, build
 from ._build import Builder, resolve
 from ._exponential import gain
-from ._flow import begin_in, velocity_step
-from ._multistep import Form, Levels, predicted
-from ._stages import between, endless, of_slopes, of_x0, shrunk, stages
+from ._flow import begin_in
+from ._stages import between, first_order, of_slopes, stages
 from ._start import solver
-from ._tableau import Tableau, checked, coefficient, exact_on_constants, limit, listed
+from ._tableau import Tableau, checked, exact_on_constants, listed
+from ._tableau_steps import rows as exponential_rows
 
 
 @solver("B", comfyui="exp_heun_2_x0 (tableau='exp_heun')")
@@ -62,101 +59,49 @@ def rk(
         b = begin(known, grid, None, **words)
     else:
         b, space = begin_in("rk", space, known, grid, **words)
-    orders = _rows(b, found, space)
+    orders = exponential_rows(b, [found] * b.n)[0] if space is None else _rows(b, found, space)
     arguments = {"tableau": listed(tableau, found), "space": space, "compat": compat}
     return build(b, "rk", arguments, orders, found.source, consistent=exact_on_constants(found))
 
 
-def _rows(b: Builder, tableau: Tableau, space: str | None) -> list[int]:
+def _rows(b: Builder, tableau: Tableau, space: str) -> list[int]:
     """The rows of every step; returns their orders."""
-    levels, step = {
-        None: (_lambda_levels, partial(_lambda_step, whole=exact_on_constants(tableau))),
-        "rho": (_rho_levels, _rho_step),
-        "flow": (_flow_levels, _flow_step),
-    }[space]
-    nodes = tableau.nodes[1:]
-    if tableau.exponential:
-        full = [i for i in range(b.n) if not endless(b, i)]
-    else:  # the model is not asked at sigma = 0
-        full = [i for i in range(b.n) if b.sigma[i + 1] > 0.0 or 1.0 not in nodes]
-    at = between(b, nodes, {i: levels(b, i, nodes) for i in full})
+    levels = {"rho": _rho_levels, "flow": _flow_levels}[space]
+    rows, nodes = (*tableau.stages, tableau.weights), tableau.nodes[1:]
+    # the model is not asked at sigma = 0
+    full = [i for i in range(b.n) if b.sigma[i + 1] > 0.0 or 1.0 not in nodes]
+    at = between(b, {i: levels(b, i, nodes) for i in full})
+    # of velocities: the weights of a stage over its own share of the step
+    shares = [[a / c for a in row] for row, c in zip(rows, (*nodes, 1.0), strict=True)]
     for i in range(b.n):
-        if i in at:
-            step(b, i, tableau, at[i])
-        elif not (tableau.exponential and b.alpha[i] == 0.0 and _limit_step(b, i, tableau)):
-            _first_order(b, i)
+        if i not in at:
+            first_order(b, i)
+        elif space == "flow":
+            stages(b, i, at[i], shares)
+        else:  # (rho' - rho)/rho_j·a
+            h = b.rise(b.t[i], b.t[i + 1])
+            left = [_shrunk(h, c) for c in tableau.nodes]
+            slopes = [[-gain(h) * a / c for a, c in zip(row, left, strict=False)] for row in rows]
+            stages(b, i, at[i], of_slopes(slopes))
     return [tableau.order if i in at else 1 for i in range(b.n)]
 
 
-def _first_order(b: Builder, i: int) -> None:
-    form = Form("v" if b.stored == "flow" else "x0")
-    b.row(b.t[i], to=b.t[i + 1], x=predicted(Levels.of(b), form, i, 1)[0])
-
-
-def _lambda_levels(b: Builder, i: int, nodes: Sequence[float]) -> list[float]:
-    h = b.half_log_snr[i + 1] - b.half_log_snr[i]
-    return [b.half_log_snr[i] + c * h for c in nodes]
+def _shrunk(h: float, node: float) -> float:
+    """rho_c/rho at rho + c (rho' - rho): 1 - c + c e^{-h}."""
+    return 1.0 - node + node * math.exp(-h)
 
 
 def _rho_levels(b: Builder, i: int, nodes: Sequence[float]) -> list[float]:
-    h = b.half_log_snr[i + 1] - b.half_log_snr[i]
-    return [b.half_log_snr[i] - math.log(shrunk(h, c)) for c in nodes]
+    here, end = b.half_log_snr[i : i + 2]
+    return [end if c == 1.0 else here - math.log(_shrunk(end - here, c)) for c in nodes]
 
 
 def _flow_levels(b: Builder, i: int, nodes: Sequence[float]) -> list[float]:
     """ln((1 - s)/s), 1 - s and s means of numbers >= 0: neither cancels near its end."""
-    (a, a_next), (s, s_next) = b.alpha[i : i + 2], b.sigma[i : i + 2]
-    n, n_next = a + s, a_next + s_next
+    n = b.alpha[i : i + 2] + b.sigma[i : i + 2]
+    (far, near), (noisy, clean) = b.sigma[i : i + 2] / n, b.alpha[i : i + 2] / n
+    mean = lambda c, first, second: (1.0 - c) * first + c * second
     return [
-        math.log(((1 - c) * a / n + c * a_next / n_next) / ((1 - c) * s / n + c * s_next / n_next))
+        b.half_log_snr[i + 1] if c == 1.0 else math.log(mean(c, noisy, clean) / mean(c, far, near))
         for c in nodes
     ]
-
-
-def _lambda_step(
-    b: Builder, i: int, tableau: Tableau, asked: Sequence[float], *, whole: bool
-) -> None:
-    """In lambda: the weights of x0 are h·a(-h)."""
-    h = float(b.half_log_snr[i + 1] - b.half_log_snr[i])
-    rows = [[h * coefficient(a, -h) for a in row] for row in (*tableau.stages, tableau.weights)]
-    of_x0(b, i, asked, rows, whole)
-
-
-def _limit_step(b: Builder, i: int, tableau: Tableau) -> bool:
-    """`_lambda_step` from alpha = 0, where h is infinite and every stage before the end stands at
-    the beginning; False where there is no such limit.
-    """
-    late = [c == 1.0 for c in tableau.nodes]
-    rows = []
-    for row, c in zip((*tableau.stages, tableau.weights), (*tableau.nodes[1:], 1.0), strict=True):
-        if c == 1.0:
-            w = [limit(a) for a in row]
-            kept = [v for v, at_end in zip(w, late, strict=False) if at_end]
-            rows.append([math.fsum(w) - math.fsum(kept), *kept])
-    if b.sigma[i + 1] == 0.0 or not np.isfinite(np.concatenate(rows)).all():
-        return False
-    count = len(rows) - 1
-    of_x0(b, i, [float(b.t[i + 1])] * count, rows)
-    return True
-
-
-def _rho_step(b: Builder, i: int, tableau: Tableau, asked: Sequence[float]) -> None:
-    """In rho: (rho' - rho)/rho_j·a."""
-    h = float(b.half_log_snr[i + 1] - b.half_log_snr[i])
-    left = [shrunk(h, c) for c in tableau.nodes]
-    slopes = [
-        [-gain(h) * a / c for a, c in zip(row, left, strict=False)]
-        for row in (*tableau.stages, tableau.weights)
-    ]
-    of_x0(b, i, asked, of_slopes(slopes))
-
-
-def _flow_step(b: Builder, i: int, tableau: Tableau, asked: Sequence[float]) -> None:
-    """In s = sigma/(alpha + sigma): x_k/n_k = x/n + (s_k - s) sum_j (a_kj/c_k)·v_j."""
-    n, numbers = b.alpha[i] + b.sigma[i], []
-    for t, c, row in zip(asked, tableau.nodes[1:], tableau.stages, strict=True):
-        alpha, sigma = b.level(t)
-        step = alpha * b.sigma[i] / n * -gain(b.rise(b.t[i], t))  # of the time as rounded
-        numbers.append(((alpha + sigma) / n, [step * a / c for a in row]))
-    lead, step = velocity_step(b, i, b.half_log_snr)
-    stages(b, i, asked, [*numbers, (lead, [step * w for w in tableau.weights])])

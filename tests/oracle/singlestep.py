@@ -6,6 +6,7 @@ without phi functions; all tableaux are held to their order conditions in test_t
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from fastsample.schedules import EDM, Flow
@@ -15,6 +16,11 @@ from . import loops
 from .case import Case
 from .linear import mp
 
+TAYLOR, SHARES = {"variant": "taylor"}, {"r1": 0.25, "r2": 0.8}
+SECOND = {"order": 2} | TAYLOR
+LN2 = math.log(2.0)
+LINE, WIDE = 2 - 0.75 / LN2, 1.5 - 0.4375 / LN2  # of the literal case of dpmpp_3s
+BACK = 1.5 / LN2 - 1  # of that of dpm_fast
 # (c, a, b)
 CLASSICAL = {
     "midpoint": ([0, 0.5], [[0.5]], [0, 1]),
@@ -144,6 +150,108 @@ def lawson4(z):
     ]
 
 
+def dpm_solver(points, x, ask, draw, *, stage, orders, noise=False, variant="dpmsolver", r=None):
+    """DPM-Solver in single steps of orders(n) (Lu et al. 2022a, algorithms 1 and 2; 2022b, app. B);
+    of first order where h is infinite.
+    """
+    for order, (s, t) in zip(orders(len(points) - 1), pairwise(points), strict=True):
+        x, m = ask(x, s)
+        if order == 1 or d.step(s, t) == mp.inf:
+            x = (t.sigma / s.sigma) * x + (t.alpha * d.gain(s, t)) * m
+        else:
+            share = r or {2: [0.5], 3: [mp.mpf(1) / 3, mp.mpf(2) / 3]}[order]
+            x = _dpm_step(order, s, t, x, m, ask, stage, noise, variant, *map(mp.mpf, share))
+    return x
+
+
+def _dpm_step(order, s, t, x, m, ask, stage, noise, variant, r1, r2=None):
+    """In expm1, as the authors' code has it, over eps or x0."""
+    h, base, at = d.step(s, t), x, s
+    z = h if noise else -h
+
+    def said(x, m, p):
+        return (1 / p.sigma) * x - (p.alpha / p.sigma) * m if noise else m
+
+    def first(p, c):
+        keep, part = (p.alpha / s.alpha, p.sigma) if noise else (p.sigma / s.sigma, p.alpha)
+        return keep * base - part * mp.expm1(c * z) * own
+
+    def line(p, c):
+        return -(p.sigma if noise else p.alpha) * (mp.expm1(c * z) / (c * z) - 1)
+
+    def through(x, p, before):  # a plan comes from there
+        return x.through((p.sigma / at.sigma) * before)
+
+    own, mid = said(x, m, s), stage(s.lam + r1 * h)
+    x = through(first(mid, r1), mid, x)
+    asked, late = ask(x, mid)
+    at, other = mid, said(asked, late, mid)
+    if order == 2:
+        half = -(t.sigma if noise else t.alpha) * mp.expm1(z) / 2
+        weight = half if variant == "dpmsolver" else line(t, 1)
+        return through(first(t, 1) + weight / r1 * (other - own), t, x)
+    mid = stage(s.lam + r2 * h)
+    x = through(first(mid, r2) + r2 / r1 * line(mid, r2) * (other - own), mid, x)
+    asked, late = ask(x, mid)
+    at, last = mid, said(asked, late, mid)
+    one, two = (1 / r1) * (other - own), (1 / r2) * (last - own)
+    if variant == "dpmsolver":
+        return through(first(t, 1) + line(t, 1) * two, t, x)
+    D1 = (1 / (r2 - r1)) * (r2 * one - r1 * two)
+    D2 = (2 / (r2 - r1)) * (two - one)
+    phi3 = (mp.expm1(z) / z - 1) / z - mp.mpf(1) / 2
+    return through(
+        first(t, 1) + line(t, 1) * D1 - ((t.sigma if noise else t.alpha) * phi3) * D2, t, x
+    )
+
+
+def walk(points, x, ask, draw, *, order, noise=False, variant="dpmsolver"):
+    """diffusers' walk over the grid: every step starts again at the first point of its group and
+    reads the outputs from there on; a last step of first order, and one to sigma = 0 or from
+    alpha = 0 is a group of its own.
+    """
+    n, group = len(points) - 1, []
+    for i, (s, t) in enumerate(pairwise(points)):
+        way, (x, m) = x, ask(x, s)
+        said = (1 / s.sigma) * x - (s.alpha / s.sigma) * m if noise and s.alpha else m
+        last = t.sigma == 0 or (n % order == 0 and i == n - 1)
+        if i % order == 0 or last or (group and not group[0][0].alpha):
+            group, base = [], x
+        group.append((s, said))
+        if d.step(s, t) == mp.inf:
+            x = (t.sigma / s.sigma) * x + (t.alpha * d.gain(s, t)) * m
+            continue
+        start, own = group[0]
+        h = t.lam - start.lam
+        z, part = (h, t.sigma) if noise else (-h, t.alpha)
+        x = (t.alpha / start.alpha if noise else t.sigma / start.sigma) * base
+        x = x - part * mp.expm1(z) * own
+        share = [(p.lam - start.lam) / h for p, _ in group[1:]]
+        slopes = [(1 / c) * (y - own) for c, (_, y) in zip(share, group[1:], strict=True)]
+        line = -part * (mp.expm1(z) / z - 1)
+        if len(group) == 2:
+            x = x + (line if variant == "taylor" else -part * mp.expm1(z) / 2) * slopes[0]
+        elif len(group) == 3 and variant == "dpmsolver":
+            x = x + line * slopes[1]
+        elif len(group) == 3:
+            wide = share[1] - share[0]
+            bend = (2 / wide) * (slopes[1] - slopes[0])
+            slope = (1 / wide) * (share[1] * slopes[0] - share[0] * slopes[1])
+            x = x + line * slope - part * ((mp.expm1(z) / z - 1) / z - mp.mpf(1) / 2) * bend
+        if len(group) > 1:
+            x = x.through((t.sigma / s.sigma) * way)
+    return x
+
+
+def _single(name: str, options: dict, orders, **expect) -> Case:
+    adds = lambda schedule, grid: {"stage": "of the plan"}
+    return Case(name, dpm_solver, options, {"orders": orders} | expect, adds)
+
+
+def _walk(name: str, options: dict, order: int, **expect) -> Case:
+    return Case(name, walk, options | {"compat": "diffusers"}, {"order": order} | expect)
+
+
 def _classical(options: dict, name: str) -> Case:
     adds = lambda schedule, grid: {
         "stage": "of the plan",
@@ -163,6 +271,20 @@ CASES: list = [
     _classical({"tableau": "midpoint"}, "midpoint"),
     _exponential("etdrk4", etdrk4, [0.5, 0.5, 1]),
     _exponential("lawson4", lawson4, [0.5, 0.5, 1], marginal=False),
+    _single("dpmpp_2s", {"variant": "taylor"}, lambda n: [2] * n, **TAYLOR),
+    _walk("dpmpp_2s", {}, 2),
+    _single("dpmpp_3s", {}, lambda n: [3] * n),
+    _single(
+        "dpmpp_3s", {"r1": 0.25, "r2": 0.8} | TAYLOR, lambda n: [3] * n, r=(0.25, 0.8), **TAYLOR
+    ),
+    _walk("dpmpp_3s", {}, 3),
+    _walk("dpmpp_3s", TAYLOR, 3, **TAYLOR),
+    _single("dpm_solver_singlestep", {}, lambda n: [3] * n, noise=True),
+    _single(
+        "dpm_solver_singlestep", {"order": 2} | TAYLOR, lambda n: [2] * n, noise=True, **TAYLOR
+    ),
+    _walk("dpm_solver_singlestep", {}, 3, noise=True),
+    _single("dpm_fast", {}, lambda n: [3] * (n - 1) + [1], noise=True),
 ]
 
 LITERALS: list = [
@@ -196,5 +318,51 @@ LITERALS: list = [
             5: {"x": 1, "m": -1 / 2},
         },
     ),
+    # 8 -> 1 by way of 4 and 2, h = 3 ln 2. x2 = x/4 + 3/4 m + LINE (m1 - m) with x = 2 x1 - m,
+    # LINE = (r2²/r1) h phi_2(-2 ln 2); x' = x/8 + 7/8 m + WIDE (m2 - m), WIDE = h phi_2(-h)/r2
+    (
+        "dpmpp_3s",
+        EDM(),
+        [8, 1, 0],
+        "x0",
+        {},
+        {
+            1: {"x": 0.5, "m": 0.5},
+            2: {"x": 0.5, "m": LINE, "r0": 0.5 - LINE},
+            3: {"x": 0.5, "m": WIDE, "r1": -LINE / 2, "r0": 0.5 + LINE / 2 - WIDE},
+            4: {"m": 1},
+        },
+    ),
+    # 4 -> 1 by way of 2: x' = x - 3 e1, e1 = (x1 - m1)/2, with x = 2 x1 - m
+    (
+        "dpm_solver_singlestep",
+        EDM(),
+        [4, 1, 0],
+        "x0",
+        {"order": 2},
+        {1: {"x": 0.5, "m": 0.5}, 2: {"x": 0.5, "m": 1.5, "r0": -1}, 3: {"m": 1}},
+    ),
+    # x2 = x - 6 e - 4 BACK (e1 - e), BACK = (e^{2 ln 2} - 1)/(2 ln 2) - 1; e1 - e = (m - m1)/4
+    (
+        "dpm_fast",
+        EDM(),
+        [8, 1, 0.5],
+        "x0",
+        {},
+        {
+            1: {"x": 0.5, "m": 0.5},
+            2: {"x": 0.5, "m": BACK, "r0": 0.5 - BACK},
+            4: {"x": 0.5, "m": 0.5},
+        },
+    ),
 ]
-METHODS: list = [("rk", {}, 4, 1)]
+METHODS: list = [
+    ("rk", {}, 4, 1),
+    ("dpmpp_2s", TAYLOR, 2, 1),
+    ("dpmpp_3s", {}, 3, 1),
+    ("dpmpp_3s", TAYLOR, 3, 1),
+    ("dpmpp_3s", {"r2": 0.5}, 2, 1),
+    ("dpm_solver_singlestep", {}, 3, 1),
+    ("dpm_solver_singlestep", {"order": 2}, 2, 1),
+    ("dpm_fast", {}, 2, 1),
+]

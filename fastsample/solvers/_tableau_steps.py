@@ -1,0 +1,161 @@
+"""Steps of exponential tableaux, in data and in noise form, and the tableaux of DPM-Solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._build import Builder
+from ._stages import between, endless, first_order, of_slopes, stages
+from ._tableau import Tableau, coefficient, exact_on_constants, limit
+
+VARIANTS = ("dpmsolver", "taylor")
+ROUNDING = 1e-12
+
+
+def rows(b: Builder, tableaux: Sequence[Tableau], *, noise: bool = False) -> tuple[list[int], int]:
+    """The rows of every step by the tableau of each; returns their orders and that of the run. In
+    data form x0 is taken as a polynomial, in noise form eps: the coefficients are those at z = h.
+
+    A step of infinite h is of first order, in data form from alpha = 0 the limit.
+    """
+    level = b.half_log_snr
+    at = between(
+        b,
+        {
+            i: [
+                level[i + 1] if c == 1.0 else level[i] + c * (level[i + 1] - level[i])
+                for c in tableaux[i].nodes[1:]
+            ]
+            for i in range(b.n)
+            if not endless(b, i)
+        },
+    )
+    constants = {id(each): exact_on_constants(each) for each in tableaux}
+    for i, tableau in enumerate(tableaux):
+        if i not in at:
+            if noise or not _limit_step(b, i, tableau):
+                first_order(b, i)
+        elif noise:
+            stages(b, i, at[i], _noise_weights(b, tableau, at[i]))
+        else:
+            stages(b, i, at[i], _weights(b, tableau, at[i]), constants[id(tableau)])
+    orders = [tableau.order if i in at else 1 for i, tableau in enumerate(tableaux)]
+    return orders, _of_run(orders, [orders[i] for i in at])
+
+
+def _of_run(orders: Sequence[int], finite: Sequence[int]) -> int:
+    """The order that steps reach together: a single one of order p leaves an error of h^{p+1}, one
+    of infinite h the same whatever the number of steps.
+    """
+    return min(max(orders), min(finite, default=max(orders)) + 1)
+
+
+def dpm_solver(
+    order: int, variant: str, r1: float = 0.5, r2: float = 1.0, *, halved: bool = False
+) -> Tableau:
+    """DPM-Solver of order 1 to 3, stages at r1 and r2. The weight of the one difference is half of
+    a constant's (order 2, "dpmsolver"), else that of the line through it; "taylor" of order 3 has
+    the parabola's too. halved: a constant's half in x2 of "dpmsolver", as diffusers has it.
+    """
+    if order == 1:
+        return Tableau(1, [0.0], [], [[(1.0, 1, 1.0)]], True)
+    published = variant == "dpmsolver"
+    first = [[(r1, 1, r1)]]
+    if order == 2:
+        end = _over_difference(1.0, r1, published)
+        return Tableau(2, [0.0, r1], [first], end, True)
+    second = _over_difference(r2, r1, published and halved)
+    # whatever the weights, the third order asks for the second stage at 2/3 of the step
+    reached = 3 if abs(r2 - 2.0 / 3.0) <= ROUNDING else 2
+    if published:
+        rest, late = _over_difference(1.0, r2, False)
+        return Tableau(reached, [0.0, r1, r2], [first, second], [rest, [], late], True)
+    early = [(r2 / (r1 * (r2 - r1)), 2, 1.0), (-2.0 / (r1 * (r2 - r1)), 3, 1.0)]
+    late = [(-r1 / (r2 * (r2 - r1)), 2, 1.0), (2.0 / (r2 * (r2 - r1)), 3, 1.0)]
+    rest = [(1.0, 1, 1.0), *((-factor, k, at) for factor, k, at in (*early, *late))]
+    return Tableau(reached, [0.0, r1, r2], [first, second], [rest, early, late], True)
+
+
+def _over_difference(c: float, r: float, half: bool) -> list[list[tuple]]:
+    """Coefficients of m_0 and m_r in c phi_1(cz)·m_0 + w·(m_r - m_0)/r, w = c² phi_2(cz), or half:
+    c² phi_1(cz)/2.
+    """
+    w, k = (0.5 * c * c / r, 1) if half else (c * c / r, 2)
+    return [[(c, 1, c), (-w, k, c)], [(w, k, c)]]
+
+
+def _weights(
+    b: Builder, tableau: Tableau, points: Sequence[float], sign: float = -1.0
+) -> list[list[float]]:
+    """h·a(z), then h·b(z), z = sign·h."""
+    h = b.rise(points[0], points[-1])
+    rows = (*tableau.stages, tableau.weights)
+    return [[h * coefficient(a, sign * h) for a in row] for row in rows]
+
+
+def _noise_weights(b: Builder, tableau: Tableau, points: Sequence[float]) -> list[list[float]]:
+    """y_k = (..)·y - rho_k h sum_j a_kj(h)·eps_j as weights of x0: rho_k/rho_j = e^{-rise}."""
+    found = _weights(b, tableau, points, 1.0)
+    slopes = [
+        [-w * math.exp(-b.rise(s, t)) for w, s in zip(row, points, strict=False)]
+        for row, t in zip(found, points[1:], strict=True)
+    ]
+    return of_slopes(slopes)
+
+
+def _limit_step(b: Builder, i: int, tableau: Tableau) -> bool:
+    """A step in data form from alpha = 0, where h is infinite and every stage before the end stands
+    at the beginning; False where there is no such limit.
+    """
+    late = [c == 1.0 for c in tableau.nodes]
+    found = []
+    for row, c in zip((*tableau.stages, tableau.weights), (*tableau.nodes[1:], 1.0), strict=True):
+        if c == 1.0:
+            w = [limit(a) for a in row]
+            kept = [v for v, at_end in zip(w, late, strict=False) if at_end]
+            found.append([math.fsum(w) - math.fsum(kept), *kept])
+    if b.sigma[i + 1] == 0.0 or not np.isfinite(np.concatenate(found)).all():
+        return False
+    stages(b, i, [b.t[i], *[b.t[i + 1]] * len(found)], found)
+    return True
+
+
+def walk(b: Builder, order: int, variant: str, *, noise: bool = False) -> tuple[list[int], int]:
+    """Rows of one evaluation a step, as diffusers' DPMSolverSinglestepScheduler has them: the steps
+    stand in groups of so many as the order, stages are grid points, r1 and r2 what the grid gives.
+    Returns the orders, 1, 2, .., over and over, and 1 in the last step, and that of the run.
+
+    A step from alpha = 0 or to sigma = 0, which has no limit there, is a group of its own.
+    """
+    sizes = [order] * (b.n // order) + [b.n % order] * (b.n % order > 0)
+    if b.n % order == 0 and order > 1:
+        sizes[-1:] = [order - 1, 1]
+    level, i = b.half_log_snr, 0
+    orders: list[int] = []
+    finite: list[int] = []
+    for size in sizes:
+        for count in _whole(b, i, size):
+            points, end = b.t[i : i + count + 1].tolist(), i + count
+            shares = (level[i + 1 : end] - level[i]) / (level[end] - level[i])
+            tableau = dpm_solver(count, variant, *shares.tolist(), halved=True)
+            if count == 1:
+                first_order(b, i)
+            else:
+                stages(b, i, points, (_noise_weights if noise else _weights)(b, tableau, points))
+            orders += [*range(1, count), tableau.order]
+            if not (b.alpha[i] == 0.0 or b.sigma[end] == 0.0):
+                finite.append(tableau.order)
+            i = end
+    return orders, _of_run(orders, finite)
+
+
+def _whole(b: Builder, i: int, size: int) -> list[int]:
+    """The group of so many steps from point i, without those of infinite h."""
+    ends = [1] * bool(b.alpha[i] == 0.0), [1] * bool(b.sigma[i + size] == 0.0)
+    if size == 1:
+        return [1]
+    middle = size - len(ends[0]) - len(ends[1])
+    return [*ends[0], *[middle] * (middle > 0), *ends[1]]

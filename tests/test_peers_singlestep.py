@@ -1,0 +1,73 @@
+"""Our Runge-Kutta plans against other libraries' samplers, by superposition, as test_peers.py has
+it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle.linear import EPS
+from oracle.peers import k_diffusion, probe_k, scheduler
+from test_peers import VP, compare, discrete
+
+from fastsample import grids
+from fastsample.schedules import EDM
+from fastsample.solvers import SOLVERS
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own
+SINGLE = [  # solver, its options; the class' options
+    ("dpmpp_2s", {}, {"solver_order": 2}),
+    ("dpmpp_2s", {"variant": "taylor"}, {"solver_order": 2, "solver_type": "heun"}),
+    ("dpmpp_3s", {}, {"solver_order": 3}),
+    ("dpmpp_3s", {"variant": "taylor"}, {"solver_order": 3, "solver_type": "heun"}),
+    *(
+        (
+            "dpm_solver_singlestep",
+            {"order": order, "variant": variant},
+            {"solver_order": order, "solver_type": kind, "algorithm_type": "dpmsolver"},
+        )
+        for order in (1, 2, 3)
+        for variant, kind in (("dpmsolver", "midpoint"), ("taylor", "heun"))
+    ),
+]
+
+
+def single(**config):
+    module, name = "dpmsolver_singlestep", "DPMSolverSinglestepScheduler"
+    return scheduler(module, name, lower_order_final=True, **config)
+
+
+@pytest.mark.parametrize("solver, options, theirs", SINGLE, ids=[f"{c[0]}-{c[1]}" for c in SINGLE])
+@pytest.mark.parametrize("prediction, steps", [("epsilon", 7), ("v_prediction", 8), ("sample", 9)])
+def test_equals_diffusers_singlestep(solver, options, theirs, prediction, steps):
+    """Steps that leave every remainder, so every end of its list of orders. It takes noise-form
+    steps to sigma_min alone.
+    """
+    end = "sigma_min" if "algorithm_type" in theirs else "zero"
+    words = {"prediction_type": prediction, "final_sigmas_type": end, "use_karras_sigmas": True}
+    peer = single(**VP, **words, **theirs)
+    discrete(peer, solver, prediction, steps=steps, compat="diffusers", **options)
+
+
+def fast(n: int):
+    """k-diffusion's dpm_fast of n evaluations, with the call of its other samplers."""
+    code = k_diffusion()
+
+    def sample(model, x, sigmas, disable=None):
+        return code.sample_dpm_fast(model, x, float(sigmas[-1]), float(sigmas[0]), n, disable=True)
+
+    return sample
+
+
+@pytest.mark.parametrize("nfe", [5, 6, 7, 8, 12])
+def test_equals_k_diffusion_dpm_fast(nfe, monkeypatch):
+    sigmas = np.exp(np.linspace(np.log(14.0), np.log(0.03), nfe // 3 + 2))
+    monkeypatch.setattr(k_diffusion(), "sample_fast", fast(nfe), raising=False)
+    trace, _ = probe_k("fast", sigmas, nfe)
+    grid = grids.from_sigmas(EDM(), sigmas)
+    plan = SOLVERS["dpm_fast"](EDM(), grid, prediction="x0", nfe=nfe)
+    asked = [float(plan.sigma[i]) for i in range(plan.rows) if plan.call[i] >= 0]
+    np.testing.assert_allclose(asked, trace.asked, rtol=64 * EPS)
+    compare(plan, trace)
+    same = SOLVERS["dpm_solver_singlestep"](EDM(), grid, prediction="x0", nfe=nfe)
+    assert np.array_equal(plan.M, same.M)
