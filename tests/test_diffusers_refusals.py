@@ -128,3 +128,14 @@ def test_steps_past_the_end_and_other_shapes_are_refused():
         scheduler.step(x[:1], scheduler.timesteps[1], x[:1])
     scheduler.select([0])
     scheduler.step(x[:1], scheduler.timesteps[1], x[:1])
+
+
+@pytest.mark.parametrize("index", [2.5, 1.0, "1", True, torch.tensor(1.0)])
+def test_a_begin_index_is_whole(index):
+    scheduler = FsScheduler.from_config(diffusers.UniPCMultistepScheduler())
+    for _ in range(2):  # before set_timesteps and after
+        with pytest.raises(TypeError, match="set_begin_index: .*; a whole number is accepted"):
+            scheduler.set_begin_index(index)
+        scheduler.set_timesteps(3)
+    scheduler.set_begin_index(torch.tensor(1))
+    assert scheduler.begin_index == 1

@@ -16,6 +16,7 @@ SOURCES = {
     "DPMSolverMultistep": {"solver_order": 3},
     "UniPCMultistep": {},
     "HeunDiscrete": {},
+    "DPMSolverSinglestep": {},
     "FlowMatchEulerDiscrete": {"shift": 3.0},
     "EulerAncestralDiscrete": {},
     "LCM": {},
@@ -95,6 +96,34 @@ def test_an_edit_beside_it_is_a_new_state():
                 y = y[[1, 2]] + edit
         ends.append(y)
     assert (ends[0] - ends[1]).abs().min() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("source", ["UniPCMultistep", "HeunDiscrete", "DPMSolverSinglestep"])
+def test_an_edit_beside_it_means_what_it_means_without(source, dtype):
+    """Where a class keeps an earlier sample: before the choice, after it, and in place."""
+    scheduler = scheduler_of(source)
+    index, edits = torch.tensor([2, 0, 0]), (lambda x: 0.9 * x, lambda x: x.mul_(0.9))
+
+    def end(edit, at, choose, before):
+        scheduler.set_timesteps(6)
+        x = start(dtype) * scheduler.init_noise_sigma
+        for i, t in enumerate(scheduler.timesteps):
+            if i == at:
+                x = edit(x) if before else x
+                if choose:
+                    scheduler.select(index)
+                    x = x[index]
+                x = x if before else edit(x)
+            x = scheduler.step(0.3 * scheduler.scale_model_input(x, t), t, x).prev_sample
+        return x
+
+    for edit in edits:
+        for at in (3, 4):
+            whole = end(edit, at, False, True)[index]
+            for before in (True, False):
+                found = end(edit, at, True, before)
+                torch.testing.assert_close(found, whole, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_what_does_not_fit_is_refused():

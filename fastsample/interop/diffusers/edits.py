@@ -58,6 +58,20 @@ def aside(
     return f + ((p - k) / q * (x.to(before.dtype) - before)).to(f.dtype), before
 
 
+def selected(loop: Loop, index: Tensor) -> None:
+    """What the next sample is compared with, of these samples [n]; it was written to if it was
+    before.
+    """
+    loop._chosen, loop._returned = True, None
+    for name, at in (("_handed", "_written"), ("_read", "_read_written")):
+        x = getattr(loop, name)
+        if x is not None:
+            with torch.inference_mode(False):
+                chosen = x[index.to(x.device)]
+            setattr(loop, at, chosen._version - (x._version != getattr(loop, at)))
+            setattr(loop, name, chosen)
+
+
 # -- inside ----------------------------------------------------------------------------------------
 def _again(loop: Loop) -> Tensor | None:
     """x' of the row before once more, from the x that it read and from what the run keeps; None

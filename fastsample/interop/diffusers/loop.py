@@ -31,7 +31,7 @@ from ...runtime.run import Run
 from ...runtime.select import chosen
 from ...runtime.spares import Spares
 from ..draws import Draws, drawn_now, now
-from .edits import anchored, aside, counted
+from .edits import anchored, aside, counted, selected
 from .gradients import Traced
 from .lookup import Lookup
 from .manners import PLAIN, Manner
@@ -185,7 +185,7 @@ class Loop(Lookup):
             if self._draws is not None:
                 self._draws.select(index)
             self._key = None  # it is no run of that shape any more
-            self._chosen, self._returned, self._handed = True, None, None
+            selected(self, index)
 
     # -- inside ------------------------------------------------------------------------------------
     def _again(self, f: Tensor, sample: Tensor, eta: float, x: Tensor) -> bool:

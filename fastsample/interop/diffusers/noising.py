@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels import transforms
 from ...plan import Plan
+from ...plan.given import integer
 from ...plan.provenance import on_schedule
 from .config import trained_levels
 from .loops import Loops
@@ -51,7 +52,11 @@ class Noising:
         """Where the run begins (img2img): the plan is compiled from there when the first step
         comes.
         """
-        loop, begin = self._owned().get(), int(begin_index)
+        loop, begin = self._owned().get(), integer(begin_index)
+        if begin is None:
+            raise TypeError(
+                f"FsScheduler.set_begin_index: {begin_index!r}; a whole number is accepted"
+            )
         if loop is None:
             self._begin = begin
             return
