@@ -270,6 +270,16 @@ def test_a_history_of_any_dtype_keeps_the_samples(kind):
     assert apart(ends[0].double(), ends[1].double()) < 8 * torch.finfo(kind).eps
 
 
+def test_a_written_history_of_another_shape_is_not_broadcast():
+    ours = FsScheduler.from_config(diffusers.PNDMScheduler())
+    ours.set_timesteps(10)
+    ours.ets = [X[:, :1]] * 3
+    for given in ((X, 500, X), (X[:1, :1], 500, X), ((X,), 500, X)):
+        with pytest.raises(ValueError, match=r"are \[\[.*; tensors of one shape are accepted"):
+            ours.step(*given)
+    assert ours.step_index is None
+
+
 def test_what_a_written_history_cannot_do_is_a_sentence():
     ours = FsScheduler.from_config(diffusers.PNDMScheduler())
     ours.set_timesteps(10)

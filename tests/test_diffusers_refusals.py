@@ -94,6 +94,8 @@ def bad_steps():
     yield "output of one channel", (f[:, :1], 0, x), "nothing is broadcast"
     yield "integer latents", (f, 0, x.long()), "sample is torch.int64"
     yield "a number for an output", (0.0, 0, x), "model_output is float"
+    yield "a model's tuple", ((x, None), 0, x), "model_output is tuple; .*the first, is accepted"
+    yield "a model's dict", ({"sample": x}, 0, x), "model_output is dict"
     yield "out of order", (f, 2, x), None
     yield "no such timestep", (f, None, x), "not in the schedule"
     yield "a batch of timesteps", (f, "batch", x), "one timestep for the whole batch"

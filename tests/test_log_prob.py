@@ -3,6 +3,7 @@ here, against numerical derivatives, and against what a whole training step need
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -267,6 +268,22 @@ def test_a_row_that_draws_an_earlier_noise_again_is_refused_in_words_of_its_own(
         run.step(0.1 * run.model_input)
     with pytest.raises(ValueError, match="row 3 re-uses noise 1 of an earlier row, and its mean"):
         run.mean(0.1 * run.model_input)
+
+
+def test_a_row_that_no_call_stands_before_is_refused():
+    """Row 2 runs in one step with row 1, whose x' nobody sees."""
+    plan = solvers.ddim(VP, grids.uniform(VP.schedule, 5), eta=1.0)
+    names = ("M", "call", "reads", "branches", "preview")
+    M, call, reads, branches, preview = (getattr(plan, name).copy() for name in names)
+    M[2], call[2], reads[2], branches[2], preview[2] = 0.0, -1, 1, 0, (1.0, 0.0)
+    M[2, 0, 0] = 2.0
+    arrays = dict(zip(names, (M, call, reads, branches, preview), strict=True))
+    run = Run(replace(plan, **arrays), noise=unit(2, 3), seed=1)
+    for ask in (run.mean, run.log_prob):
+        with pytest.raises(ValueError, match=r"row 2 asks no model .* row 1, .*; .* is accepted"):
+            ask(0.1 * run.model_input)
+    run.step(0.1 * run.model_input)
+    assert run.row == 3 and run.log_prob(0.1 * run.model_input).shape == (2,)
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "trace"])

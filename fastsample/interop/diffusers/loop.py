@@ -358,8 +358,8 @@ class Loop(Lookup):
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 what = f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(
-                    f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *] is "
-                    "accepted"
+                    f"FsScheduler.step: {name} is {what}; a floating torch tensor [B, *], of a "
+                    "model's tuple the first, is accepted"
                 )
         if model_output.shape != sample.shape or model_output.device != sample.device:
             got, want = (f"{list(v.shape)} on {v.device}" for v in (model_output, sample))

@@ -109,7 +109,7 @@ class Handed(Loop):
             if name == "step":
                 name = "step_prk" if made < self._warm else "step_plms"
             form = self._kutta if name == "step_prk" else self._multistep
-            self._check(name, made)
+            self._check(name, made, (model_output, sample))
             t, to, x, e = form(made, model_output, number(timestep), sample)
             loop = self._leg(t, to).fresh(sample.device)
             loop.spares = self.spares
@@ -132,8 +132,16 @@ class Handed(Loop):
         return twin
 
     # -- inside ------------------------------------------------------------------------------------
-    def _check(self, name: str, made: int) -> None:
-        """ValueError where the class's count of steps leaves no such step."""
+    def _check(self, name: str, made: int, given: tuple) -> None:
+        """ValueError where the class's count of steps leaves no such step, or a tensor does not fit
+        the others.
+        """
+        shapes = [list(getattr(v, "shape", [type(v).__name__])) for v in (*given, *self._outputs)]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ValueError(
+                f"FsScheduler.{name}: model_output, sample and the ets before are {shapes}; "
+                "tensors of one shape are accepted, nothing is broadcast"
+            )
         kept, why = len(self._outputs), ""
         if name == "step_prk" and made >= self._warm:
             why = f"{made} steps were made, of which the first {self._warm} are Runge-Kutta's"
