@@ -35,7 +35,7 @@ ALL = {
 }
 OF_A_TABLE = ("trailing", "leading", "linspace")
 FEWER, MORE = ("beta_comfyui", "beta57", "laplace"), ("ddim_uniform",)
-BELOW_TOP = ("leading", "ddim_uniform", "vp")  # whose first level is not the noisiest
+BELOW_TOP = ("leading", "ddim_uniform", "vp", "rfd4")  # whose first level is not the noisiest
 
 
 def rho(schedule, grid):
@@ -62,9 +62,10 @@ def test_every_grid_on_every_schedule(name):
     for schedule in ALL.values():
         if name in OF_A_TABLE and not isinstance(schedule, DiscreteVP):
             continue
-        small = rho(schedule, schedule.t_max) < 152.0 and not isinstance(schedule, EDM)
-        if name == "vp" and small:  # EDM goes above its sigma_max
-            with pytest.raises(ValueError, match="grids.vp: 152.* is above the schedule's largest"):
+        top = {"vp": 152.0, "rfd4": 998.0}.get(name, 0.0)
+        # EDM goes above its sigma_max
+        if rho(schedule, schedule.t_max) < top and not isinstance(schedule, EDM):
+            with pytest.raises(ValueError, match=f"grids.{name}: .* above the schedule's largest"):
                 make(schedule, 4)
             continue
         for n in (1, 2, 3, 10, 57):
@@ -164,7 +165,7 @@ def of_source(module, name):
     """A function of a module, without what importing the module brings."""
     tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
     found = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-    space = {}
+    space = {"torch": torch}
     exec(compile(ast.Module([found], []), module, "exec"), space)
     return space[name]
 
@@ -184,6 +185,15 @@ def test_linear_quadratic_of_mochi(n, linear):
     np.testing.assert_allclose(
         scaled, scaled[0] * grids.linear_quadratic(Flow(), n), rtol=2**14 * EPS
     )
+
+
+@pytest.mark.parametrize("mode", ["log", "power"])
+@pytest.mark.parametrize(("n", "tail", "finer"), [(1, 0, 2), (8, 0, 2), (30, 10, 2), (30, 4, 5)])
+def test_rfd4_of_diffusers(mode, n, tail, finer, in_float64):
+    theirs = of_source("diffusers.schedulers.scheduling_rfd4_proteina", "_schedule")
+    t = theirs(mode, n, start=1e-3, tail_steps=tail, tail_multiplier=finer).numpy()
+    ours = grids.rfd4(Flow(), n, mode, tail, finer)
+    np.testing.assert_allclose(ours, 1.0 - t, atol=16 * EPS)
 
 
 @pytest.mark.parametrize("last", [0.1, 0.02])
@@ -284,6 +294,9 @@ def test_the_plan_of_segments_ends_with_noise_left():
         (lambda: grids.bong_tangent(VP(), 4, slopes=(0, 1)), "slopes = 0; a number > 0"),
         (lambda: grids.vp(VP(), 4, eps_s=0), "grids.vp: eps_s = 0; a number > 0"),
         (lambda: grids.laplace(VP(), 4, mu=None), "grids.laplace: mu = None; a number"),
+        (lambda: grids.rfd4(VP(), 4, "root"), "grids.rfd4: mode = 'root'; 'log' or 'power'"),
+        (lambda: grids.rfd4(Flow(), 9, tail_steps=5), "n = 9 with tail_steps = 5 and tail_multi"),
+        (lambda: grids.rfd4(Flow(), 9, tail_steps=2, tail_multiplier=1), "a multiplier of 2 or"),
         (lambda: grids.simple(SD, 2000), "grid: entry 1 is 999 after 999"),
         (
             lambda: grids.leading(SD, 1000, extra=True),

@@ -35,6 +35,7 @@ from .lists import (
     from_sigmas,
     from_timesteps,
     laplace,
+    rfd4,
     shift_terminal,
     shifted,
     vp,
@@ -78,6 +79,7 @@ GRIDS = {
         beta57,
         vp,
         laplace,
+        rfd4,
         fine,
     )
 }

@@ -108,3 +108,21 @@ def laplace(n: int, mu: float, beta: float) -> np.ndarray:
     """
     u = np.linspace(0.0, 1.0, n)
     return np.exp(mu - beta * np.sign(0.5 - u) * np.log1p(1e-5 - 2.0 * np.abs(0.5 - u)))
+
+
+def falls_to_data(n: int, mode: str, tail: int, finer: int, first: float = 1e-3) -> np.ndarray:
+    """Levels s [n+1] of a flow, 1 - first to 0: 1 - t with t even in t^(1/2) ("power"), or with
+    t + s_0 even in a logarithm from 10^first to 1/100 ("log"); the last `tail` steps are `finer`
+    times as fine as the others.
+    """
+    coarse = n - (finer - 1) * tail
+    fine = coarse * finer if tail else n
+    if mode == "power":
+        levels = 1.0 - np.linspace(first**0.5, 1.0, fine + 1) ** 2
+    else:
+        u = 10.0 ** np.linspace(first, -2.0, fine + 1)
+        levels = (u - u[-1]) / (u[0] - u[-1] + first)
+    if not tail:
+        return levels
+    split = (coarse - tail) * finer
+    return np.concatenate([levels[:split:finer], levels[split:]])

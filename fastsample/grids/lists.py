@@ -87,6 +87,27 @@ def laplace(schedule: Schedule, n: int, mu: float = 0.0, beta: float = 0.5) -> n
     return check(schedule, np.append(times, schedule.t_zero))
 
 
+def rfd4(
+    schedule: Schedule, n: int, mode: str = "log", tail_steps: int = 0, tail_multiplier: int = 2
+) -> np.ndarray:
+    """s = sigma/(alpha + sigma) from .999 to 0: s = (u - .01)/(u_0 - .01 + .001) with u from
+    u_0 = 10^.001 to .01 evenly in ln u ("log"), or 1 - s evenly in its root ("power"). The last
+    tail_steps of the n steps are tail_multiplier times as fine as the rest. diffusers'
+    RFD4ProteinaScheduler, whose own tail_steps is 10.
+    """
+    n, finer = steps("rfd4", schedule, n), steps("rfd4", schedule, tail_multiplier)
+    tail = steps("rfd4", schedule, tail_steps) if tail_steps else 0
+    if mode not in ("log", "power"):
+        raise ValueError(f"grids.rfd4: mode = {mode!r:.60}; 'log' or 'power' is accepted")
+    if tail and not (finer > 1 and n >= finer * tail):
+        raise ValueError(
+            f"grids.rfd4: n = {n} with tail_steps = {tail} and tail_multiplier = {finer}; n of "
+            "their product or more, and a multiplier of 2 or more, are accepted"
+        )
+    levels = rules.falls_to_data(n, mode, tail, finer)
+    return _of_ratios("rfd4", schedule, levels / (1.0 - levels))
+
+
 def f_scheduler(schedule: Schedule, segments) -> np.ndarray:
     """The grid of the levels of several segments, one after the other, each (rule, n, high, low):
     n steps from level high to level low by "karras" (rho 7), "exponential" or "linear" spacing of
