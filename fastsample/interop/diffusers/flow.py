@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 
-from ...grids import _rules as rules
 from .grids import (
     CONVERSIONS,
     SAME,
@@ -111,14 +110,14 @@ def _shifted(shift: float, s):
 
 
 def _stretched(s: np.ndarray, last: float) -> np.ndarray:
-    """s stretched from 1 down so that it ends at this level."""
+    """s stretched from 1 down, wherever it begins, so that it ends at this level."""
     if s[-1] > 1.0 - SAME:
         raise ValueError(
             f"FsScheduler.set_timesteps: shift_terminal = {last:g} and {len(s)} step"
             f"{'s' * (len(s) > 1)} from sigma 1 to 1, which cannot end at {last:g}; two levels or "
             "more, or shift_terminal=None, are accepted"
         )
-    return 1.0 - rules.stretched(1.0 - s, last)
+    return 1.0 - (1.0 - s) * (1.0 - last) / (1.0 - s[-1])
 
 
 def _converted(family: Family, config: dict, key: str | None, s: np.ndarray) -> np.ndarray:
