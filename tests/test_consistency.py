@@ -111,7 +111,7 @@ def test_a_perfect_model_lands_on_the_schedule(schedule, prediction):
             # rounded by the ratio of the levels; eps, by sigma/alpha
             limit = (
                 1e-6
-                if case.name in ("heun", "rk", "dpm_2_ancestral")
+                if case.name in ("heun", "restart", "rk", "dpm_2_ancestral")
                 else 1e-12 * (1 + plan.sigma[1] / plan.alpha[1] if prediction == "eps" else 1)
             ) * max(1.0, heaviest(plan))
             assert room < limit and plan.consistency() <= max(1e-12, room), (

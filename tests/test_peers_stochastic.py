@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracle.linear import EPS
 from oracle.peers import Basis, Brownian, probe, probe_k, scheduler
-from test_peers import KIND, SIGMAS, VP, compare, discrete, own_times
+from test_peers import CHURN, KIND, SIGMAS, VP, compare, discrete, own_times
 
 from fastsample import grids
 from fastsample.schedules import EDM, DiscreteVP, Flow
@@ -36,6 +36,13 @@ def test_equals_k_diffusion(name, options, draws):
     plan = SOLVERS[name](EDM(), grid, prediction="x0", compat="k-diffusion", **options)
     asked = [float(plan.sigma[i]) for i in range(plan.rows) if plan.call[i] >= 0]
     np.testing.assert_allclose(asked, trace.asked, rtol=64 * EPS)
+    compare(plan, trace)
+
+
+@pytest.mark.parametrize("options", [CHURN, {"s_churn": 40.0}], ids=["CHURN", "bounded"])
+def test_equals_k_diffusion_euler_with_churn(options):
+    trace, _ = probe_k("euler", SIGMAS, STEPS, STEPS, **options)
+    plan = SOLVERS["euler"](EDM(), grids.from_sigmas(EDM(), SIGMAS), prediction="x0", **options)
     compare(plan, trace)
 
 

@@ -63,6 +63,7 @@ from .heun import heun
 from .inverted import inverted
 from .lcm import lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
+from .restart import restart
 from .rk import rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .tcd import tcd
@@ -103,6 +104,7 @@ SOLVERS = {
         ddpm,
         tcd,
         flow_sde,
+        restart,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

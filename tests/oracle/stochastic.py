@@ -19,6 +19,12 @@ def _form(schedule) -> str:
     return "rf" if isinstance(schedule, Flow) else "ve"
 
 
+def frame(schedule, grid) -> str:
+    """Where Heun steps: in rho, or on the line of a flow."""
+    on_line = type(schedule).__name__ in ("Flow", "TrigFlow") or schedule.alpha(grid[0]) == 0
+    return "line" if on_line else "rho"
+
+
 def _tcd(options: dict, down, whole: bool = False) -> Case:
     """whole: of the table's entries."""
 
@@ -82,6 +88,11 @@ CASES: list = [
     _tcd({}, lambda t: (1.0 - 0.3) * t),
     _tcd({"gamma": 0.8, "compat": "diffusers"}, lambda t: (1.0 - 0.8) * t, whole=True),
     Case("flow_sde", loops.flow_sde, marginal=False),
+    Case(
+        "restart",
+        loops.restart,
+        adds=lambda schedule, grid: STAGED | {"frame": frame(schedule, grid), "places": {}},
+    ),
 ]
 
 # from sigma to half of it; a flow from .8 to .4 goes down to .2 (q = .6/.8), then back up
@@ -230,6 +241,22 @@ LITERALS: list = [
         "flow",
         {"a": 0.5},
         {1: {"x": 0.375, "m": 0.5, "n0": 0.5}, 2: {"m": 1}},
+    ),
+    # from 2 back up to 4, sqrt(16 - 4) of noise, and down again in one step
+    (
+        "restart",
+        EDM(),
+        [4, 2, 1, 0],
+        "x0",
+        {"intervals": [(1, 1, 2.0, 4.0)]},
+        {
+            1: HALF,
+            2: {"x": 1, "m": 0.5, "r0": -0.5, "n0": 2 * ROOT3},
+            3: HALF,
+            4: {"x": 1, "m": 0.5, "r0": -0.5},
+            5: HALF,
+            7: {"m": 1},
+        },
     ),
 ]
 METHODS: list = [

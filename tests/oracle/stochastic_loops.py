@@ -13,6 +13,7 @@ from fastsample.schedules import EDM
 
 from . import derivations as d
 from .linear import extended, mp
+from .loops import _frame, _slope
 from .marginals import level
 
 
@@ -315,4 +316,56 @@ def flow_sde(points, x, ask, draw, *, a=0.7):
         g = a * mp.sqrt(s / rest)
         y = y + ds * (v + (g**2 / (2 * s)) * (y + (1 - s) * v))
         x = target * (y + (g * mp.sqrt(-ds)) * draw() if g else y)
+    return x
+
+
+# -- Heun and Euler that go back up ----------------------------------------------------------------
+def restart(points, x, ask, draw, *, stage, frame, places, s_noise=1.0):
+    """Heun; at point i of `places`, {i: [(half log-SNRs from the highest down, times)]}, noise up
+    and Heun steps down again.
+    """
+
+    def heun(x, s, t, lam=None):
+        x, m = ask(x, s)
+        if t is not None and t.sigma == 0:
+            return t.alpha * m, t
+        p = t if lam is None else stage(lam)
+        y, slope = trapezoid(x, m, s, frame)
+        scale, u = _frame(p, frame)
+        first = _frame(s, frame)[1]
+        guess, late = ask(scale * (y + (u - first) * slope), p)
+        _, other = trapezoid(guess, late, p, frame)
+        return scale * (y + ((u - first) / 2) * (slope + other)), p
+
+    for i, (s, t) in enumerate(pairwise(points), 1):
+        x, _ = heun(x, s, t)
+        for lams, times in places.get(i, ()):
+            for _ in range(times):
+                top = stage(lams[0])
+                up = top.alpha * mp.sqrt(top.rho**2 - t.rho**2)
+                x, p = (top.alpha / t.alpha) * x + (mp.mpf(s_noise) * up) * draw(), top
+                for lam in lams[1:]:
+                    x, p = heun(x, p, None, lam)
+                x, p = heun(x, p, t)
+    return x
+
+
+def trapezoid(x, m, p, frame):
+    """(y, dy/du) at a point."""
+    y = (1 / _frame(p, frame)[0]) * x
+    return y, _slope(y, m, p, frame)
+
+
+def alphafold(points, x, ask, draw, *, stage, gamma=0.8, low=1.0, noise=1.003, scale=1.5):
+    """Algorithm 18 of AlphaFold 3's supplement, without its random rotations, in y and rho."""
+    for s, t in pairwise(points):
+        hat = s
+        if t.rho > low:
+            hat = stage(s.lam - mp.log(1 + mp.mpf(gamma)))
+            up = mp.mpf(noise) * mp.sqrt(hat.rho**2 - s.rho**2)
+            x = hat.alpha * ((1 / s.alpha) * x + up * draw())
+        x, m = ask(x, hat)
+        y = (1 / hat.alpha) * x
+        delta = (1 / hat.rho) * (y - m)
+        x = t.alpha * (y + (mp.mpf(scale) * (t.rho - hat.rho)) * delta)
     return x
