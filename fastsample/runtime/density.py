@@ -48,8 +48,8 @@ class Density(Cursor):
         own, row = self._pool, self.row
         if row + 1 < self.end and self._stops[row + 1]:
             raise ValueError(
-                f"Run.mean: row {row + 1} asks no model and runs in one step with row {row}, so that "
-                "x' of that is no state of the run; a row before another call is accepted"
+                f"Run.mean: row {row + 1} asks no model and runs in one step with row {row}, whose "
+                "x' no run shows; a row before another call is accepted"
             )
         if again := _again(own, self.plan, row):
             name = min(again)

@@ -136,7 +136,6 @@ def check_together(source: type, settings: dict, asked: tuple) -> None:
             f"FsScheduler.set_timesteps: original_inference_steps = {original!r:.40} and {name} "
             "was not distilled to any; None, or LCMScheduler, is accepted"
         )
-
     share = dict(others).get("strength")
     if share is not None and timesteps is not None and not len(timesteps) * share >= 1.0:
         raise ValueError(
