@@ -95,7 +95,8 @@ def check(scheduler, step, noise):
     eps = torch.finfo(x.dtype).eps * float(x.abs().max() + noise.abs().max())
     near = lambda a, b: float((a - b).abs().max()) <= 8 * eps
     assert near(mean, still) and near(wide.expand_as(x), moved - still)
-    assert near(mean + wide * noise, x) and mean.dtype == std.dtype == x.dtype
+    assert near(mean + wide * noise, x) and mean.dtype == x.dtype
+    assert std.dtype == torch.promote_types(x.dtype, torch.float32)
     if bool((std > 0).all()):
         right = density(mean.double() + wide.double() * noise, mean.double(), wide.double())
         assert out.log_prob.dtype == torch.float64
@@ -201,3 +202,19 @@ def test_rows_that_ask_no_model_add_their_noise():
     still = zero.step(0.1 * x, t, x, variance_noise=0 * N).prev_sample
     assert torch.allclose(out.mean, still, rtol=0, atol=1e-12)
     assert torch.allclose(out.prev_sample, still + (2.0 * first - second) * N, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_deviation_is_not_rounded_to_half_precision(dtype):
+    """Euler ancestral's, by its formula in float64; so that a trainer's own density has it too."""
+    peer = diffusers.EulerAncestralDiscreteScheduler()
+    scheduler = fs.FsScheduler.from_config(peer)
+    scheduler.set_timesteps(5)
+    high, low = scheduler.sigmas[:2].double().tolist()
+    right = low * math.sqrt(1.0 - (low / high) ** 2)
+    x = torch.ones(2, 3, 8, 8, dtype=dtype)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    out = scheduler.step(0.1 * x, scheduler.timesteps[0], x, variance_noise=noise)
+    assert out.std.tolist() == pytest.approx([right, right], rel=1e-6)
+    normal = -0.5 * noise.double().square() - math.log(right * math.sqrt(2.0 * math.pi))
+    assert out.log_prob.tolist() == pytest.approx(normal.flatten(1).sum(1).tolist(), rel=1e-6)

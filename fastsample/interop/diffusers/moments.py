@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...kernels.narrow import wide
@@ -28,15 +29,16 @@ class Moments:
         return self._exact(x).to(x)
 
     def std(self, x: Tensor) -> Tensor:
-        """[B] in the dtype of x; [B,*] where it differs within a sample."""
-        std = math.hypot(*(c for c, _ in self._terms()))
-        return x.new_full((len(x),), std) if self._deviation is None else std * self._deviation
+        """[B] in the dtype of x, at least float32; [B,*] where it differs within a sample."""
+        return unrounded(x, self._spread(), self._deviation)
 
     def log_prob(self, x: Tensor) -> Tensor | None:
         """log-density [B] float64 of x, summed over a sample; None where a part of it has std 0.
         Gradients reach the mean and the std, and x counts as a number.
         """
         std, mean = wide(self.std(x)), self._exact(x)
+        if self._deviation is None:
+            std = torch.full_like(std, self._spread())  # not rounded to float32 first
         if not bool((std > 0.0).all()):
             return None
         if self._deviation is None:
@@ -46,9 +48,20 @@ class Moments:
         return each.flatten(1).sum(1)
 
     # -- inside ------------------------------------------------------------------------------------
+    def _spread(self) -> float:
+        return math.hypot(*(c for c, _ in self._terms()))
+
     def _exact(self, x: Tensor) -> Tensor:
         """The mean in float64, so that x less its mean is the noise to the last digit."""
         return wide(x) - sum(c * wide(v) for c, v in self._terms())
+
+
+def unrounded(x: Tensor, std: float, deviation: Tensor | None = None) -> Tensor:
+    """std [B], or std times the deviation [B,*], in the dtype of x, at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if deviation is not None:
+        return std * deviation.to(dtype)
+    return x.new_full((len(x),), std, dtype=dtype)
 
 
 def terms(plan: Plan, rows: range, drawn: dict[int, Tensor]) -> list[tuple[float, Tensor]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from .moments import Moments
+from .moments import Moments, unrounded
 
 
 @dataclass(init=False)
@@ -20,7 +20,7 @@ class FsSchedulerOutput(BaseOutput):
     formed when they are read, so before prev_sample is written to. log_prob is summed over a
     sample's numbers, in float64 (DDPO and Flow-GRPO divide by their count); None where std is 0,
     which has no density. A step that draws nothing has std 0 and mean prev_sample. std is [B,*]
-    under learned variances and where tokens have levels of their own.
+    under learned variances and where tokens have levels of their own, and at least float32.
     """
 
     prev_sample: Tensor
@@ -49,7 +49,7 @@ class FsSchedulerOutput(BaseOutput):
     @property
     def std(self) -> Tensor:
         x, moments = self.prev_sample, self.__dict__.get("_moments")
-        return x.new_zeros(len(x)) if moments is None else moments.std(x)
+        return unrounded(x, 0.0) if moments is None else moments.std(x)
 
     @property
     def log_prob(self) -> Tensor | None:
