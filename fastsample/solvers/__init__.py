@@ -65,6 +65,7 @@ from .lcm import lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
 from .restart import restart
 from .rk import rk
+from .sa_solver import sa_solver
 from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .tcd import tcd
 from .unipc import step as _step_of_unipc
@@ -105,6 +106,7 @@ SOLVERS = {
         tcd,
         flow_sde,
         restart,
+        sa_solver,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

@@ -153,6 +153,45 @@ def multistep(
     return x
 
 
+def sa_solver(points, x, ask, draw, *, p=2, c=2, tau=1, between=None, twice=False, simple=False):
+    """Predict, evaluate, correct (and evaluate again): the corrector comes back to the corrected x
+    of the point before and to the noise drawn there (Xue et al. 2023, algorithm 1).
+    """
+    rate_of = lambda s: 1 + (mp.mpf(tau) ** 2 if inside(s) else 0)
+    inside = lambda s: between is None or between[0] <= s.rho <= between[1]
+    history, anchor, noise = [], None, None
+
+    def moved(x, past, values, s, t):
+        rate = rate_of(s)
+        W = d.exact_weights([q.lam for q in past], s.lam, t.lam, rate)
+        if simple and len(past) == 2:
+            w = rate * (t.lam - s.lam) / 2
+            w *= 1 if past[0] is t else (t.lam - s.lam) / (past[1].lam - s.lam)
+            W = [w, sum(W) - w] if past[0] is t else [sum(W) - w, w]
+        return loops.combine(d.transfer(s, t, rate)[0], x, [t.alpha * w for w in W], values)
+
+    for s, t in pairwise(points):
+        x, m = ask(x, s)
+        corrected = x
+        if c and history and not (simple and history[0][0].alpha == 0):
+            last, used = history[0][0], history[: c - 1]
+            past, values = [s, *(q for q, _ in used)], [m, *(y for _, y in used)]
+            pairs = [(q, y) for q, y in zip(past, values, strict=True) if q.alpha]
+            corrected = moved(anchor, [q for q, _ in pairs], [y for _, y in pairs], last, s)
+            corrected = (corrected + noise if noise is not None else corrected).through(x)
+            if twice:
+                corrected, m = ask(corrected, s)
+        history = [(s, m), *history]
+        used = history[:p] if t.sigma else history[:1]
+        used = [used[0], *(pair for pair in used[1:] if pair[0].alpha)]
+        up = d.transfer(s, t, rate_of(s))[1]
+        noise = up * draw() if up else None
+        anchor = corrected
+        x = moved(corrected, [q for q, _ in used], [y for _, y in used], s, t)
+        x = x + noise if noise is not None else x
+    return x
+
+
 def halved(W, past, t, asked, carry):
     """The published half of the whole weight for the difference of two outputs."""
     if not asked == len(past) == 2:
@@ -226,6 +265,15 @@ CASES: list = [
     _case("ipndm", {}, carry="flow", variable="index", order=4),
     _case("ipndm_v", {}, **SLOPE, order=4),
     _case("ipndm_v", {"compat": "comfyui"}, False, **SLOPE, order=4, change=misplaced),
+    Case("sa_solver", sa_solver),
+    Case(
+        "sa_solver",
+        sa_solver,
+        {"predictor_order": 3, "corrector_order": 4, "between": (0.2, 3.0), "evaluations": 2},
+        {"p": 3, "c": 4, "between": (0.2, 3.0), "twice": True},
+    ),
+    Case("sa_solver", sa_solver, {"corrector_order": 0, "tau": 0.7}, {"c": 0, "tau": 0.7}),
+    Case("sa_solver", sa_solver, {"compat": "diffusers"}, {"simple": True}),
     _case("gradient_estimation", {}, **SLOPE, order=2, change=gradient(2)),
 ]
 LN2 = math.log(2.0)
@@ -273,6 +321,20 @@ LITERALS: list = [
             }
         },
     ),
+    # from 8, to 4 by x_0/4 + 3/4 m_0 + sqrt(12) n; corrected by the line through m_0 and m, which
+    # weighs H·phi_2(-H) = LINE at the newer one, H = 2 ln 2, before x_c/4 + (3/4 + LINE)·m - ...
+    (
+        "sa_solver",
+        EDM(),
+        [8, 4, 2, 0],
+        "x0",
+        {},
+        {
+            1: {"x": 0.25, "m": 0.75, "n0": 12**0.5},
+            2: {"x": 0.25, "m": 0.75 + 1.25 * LINE, "r0": -1.25 * LINE, "n0": 3**0.5},
+            3: {"m": 1},
+        },
+    ),
     # DDIM's 1/4 and 3/4, and 3 (e_1 - e)
     ("gradient_estimation", EDM(), [8, 4, 1], "eps", {}, {2: {"x": -0.5, "m": 1.5, "r0": 3}}),
 ]
@@ -288,4 +350,5 @@ METHODS: list = [
     ("ipndm", {}, 1, 4),
     ("ipndm_v", {}, 4, 4),
     ("gradient_estimation", {}, 1, 2),
+    ("sa_solver", {"tau": 0.0}, 2, 1),
 ]

@@ -1,0 +1,129 @@
+"""SA-Solver: Adams steps of an SDE, with a corrector."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..plan import Plan
+from ..plan.given import reals
+from ._begin import begin, build, choice, number
+from ._build import Builder, Lin, M, R, X
+from ._multistep import Form, Levels, Weigh, corrected, plain, predicted
+from ._start import solver
+
+
+@solver("A", diffusers="SASolverScheduler", comfyui="sa_solver, sa_solver_pece")
+def sa_solver(
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    predictor_order=2,
+    corrector_order=2,
+    tau=1.0,
+    between=None,
+    s_noise=1.0,
+    evaluations=1,
+    lower_order_final=False,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
+) -> Plan:
+    """Predictor: x' = (sigma'/sigma) e^{-tau² h}·x_c + alpha' sum_k w_k·m_k
+                      + sigma' sqrt(1 - e^{-2 tau² h}) s_noise·n,  h = lambda' - lambda; m is x0.
+
+    The w_k integrate the polynomial in lambda through the last predictor_order outputs against
+    (1 + tau²) e^{-(1 + tau²)(lambda' - l)}. Corrector, one point later: the same from the corrected
+    x_c of the point before, through corrector_order outputs, the new one among them, and with the
+    noise that the predictor drew. predictor_order 1..4; corrector_order 2..5, or 0 for none.
+
+    tau >= 0 is the strength of the noise (0: the ODE); between = (low, high): the levels
+    sigma/alpha, at a step's start, between which it is so, and 0 outside; None: everywhere.
+    evaluations 1: PEC, one evaluation a step; 2: PECE, which asks again at every corrected point.
+    lower_order_final: the predictor's order at most n - i in step i, the corrector's one more. A
+    step to sigma = 0 is of first order without noise, and outputs at alpha = 0 drop out (the
+    limits). x_c is eliminated, so a row keeps one output. s_noise other than 1 leaves the schedule
+    by design. Xue et al. 2023, arXiv:2309.05019, Alg. 1.
+
+    compat="diffusers": the published weight of the one difference in a step, or a correction, of
+    second order, H/2·alpha' in the newest's place, H = (1 + tau²) h.
+    """
+    p = choice("sa_solver: predictor_order", predictor_order, (1, 2, 3, 4))
+    c = choice("sa_solver: corrector_order", corrector_order, (0, 2, 3, 4, 5))
+    tau, s_noise = number("sa_solver: tau", tau), number("sa_solver: s_noise", s_noise)
+    twice = choice("sa_solver: evaluations", evaluations, (1, 2)) == 2
+    low, high = _between(between)
+    if twice and not c:
+        raise ValueError(
+            "sa_solver: evaluations = 2 with corrector_order = 0; a corrector, whose points are "
+            "asked again, or evaluations = 1 is accepted"
+        )
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    with np.errstate(divide="ignore"):
+        level = b.sigma / b.alpha
+    forms = [Form(eta=tau**2 if low <= each <= high else 0.0) for each in level]
+    weigh = plain if compat == "diffusers" else None
+    lowered = bool(lower_order_final)
+    orders = _rows(b, forms, p, c, weigh, s_noise=s_noise, twice=twice, low=lowered)
+    words = {"predictor_order": p, "corrector_order": c, "tau": tau}
+    words |= {"between": None if between is None else [low, high], "s_noise": s_noise}
+    words |= {"evaluations": 1 + twice, "lower_order_final": lowered, "compat": compat}
+    cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
+    noisy = any(form.eta for form in forms[:-1])
+    order = 1 if noisy else min(max(p, c, 1), 3 if c else 2)
+    consistent = s_noise == 1.0 or not noisy
+    return build(b, "sa_solver", words, orders, cite, order=order, consistent=consistent)
+
+
+def _rows(
+    b: Builder,
+    forms: list[Form],
+    p: int,
+    c: int,
+    weigh: Weigh | None,
+    *,
+    s_noise: float,
+    twice: bool,
+    low: bool,
+) -> list[int]:
+    """The rows of every step; returns the predictor's orders."""
+    at, orders, drawn = Levels.of(b), [], Lin()
+    for i in range(b.n):
+        here = X
+        if i and c:
+            most = min(c, b.n - (i - 1) + 1) if low else c
+            here = _correction(at, forms[i - 1], i, most, weigh, drawn)
+        if twice and here is not X:
+            b.row(b.t[i], to=b.t[i], x=here)
+            here = X
+        drawn = s_noise * b.noise(i)
+        most = min(p, b.n - i) if low else p
+        x, order = predicted(at, forms[i], i, most, weigh=weigh, here=here, noise=drawn)
+        orders.append(order)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here if c else None)
+    return orders
+
+
+def _correction(at: Levels, form: Form, i: int, order: int, weigh: Weigh | None, noise: Lin) -> Lin:
+    """x at point i, corrected; as it is where the published weight is infinite, and where a lowered
+    order leaves no difference.
+    """
+    if order < 2 or (weigh is not None and at.alpha[i - 1] == 0.0):
+        return X
+    if at.alpha[i - 1] == 0.0 and form.eta:  # nothing is left of x there: alpha m_0 + sigma n
+        return X + at.alpha[i] * (M - R(f"m{i - 1}"))
+    return corrected(at, form, i, min(order - 1, i), weigh=weigh, noise=noise)
+
+
+def _between(value) -> tuple[float, float]:
+    """The two levels, 0 and infinity for None."""
+    if value is None:
+        return 0.0, float("inf")
+    found = reals(value)
+    if found is None or found.shape != (2,) or not 0.0 <= found[0] <= found[1]:
+        raise ValueError(
+            f"sa_solver: between = {value!r:.60}; two levels sigma/alpha, the lower first, are "
+            "accepted"
+        )
+    return float(found[0]), float(found[1])
