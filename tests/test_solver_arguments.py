@@ -62,6 +62,7 @@ DIFFERS = {
     "dpm_solver": {"diffusers"},
     "deis": {"diffusers"},
     "ipndm_v": {"comfyui"},
+    "sa_solver": {"diffusers"},
     "dpmpp_sde": {"diffusers", "k-diffusion", "comfyui"},
 }
 

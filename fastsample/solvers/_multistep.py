@@ -92,6 +92,20 @@ def plain(places: list[float], integrals: list[float], h: float, asked: int) -> 
     return lagrange(places, integrals)
 
 
+def published(
+    places: list[float], integrals: list[float], h: float, asked: int, less: float = 0.0
+) -> list[float]:
+    """DPM-Solver of third order as implementations have it: half of the weight of D2, which leaves
+    a step of second order. less: what is taken off that.
+    """
+    if len(places) == 1:
+        return lagrange(places, integrals)
+    r0, r1 = -places[0], places[0] - places[1]
+    k = (integrals[1] * r0 + 0.5 * integrals[2] - less) / (r0 + r1)  # of D10 - D11
+    of_10, of_11 = (integrals[1] + k) / r0, -k / r1
+    return [of_11 - of_10, -of_11]
+
+
 # how DPM-Solver's variants weigh the one older output
 VARIANTS: dict[str, Weigh | None] = {"midpoint": halved, "heun": None}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..plan import Plan
 from ._begin import begin, build, choice, number
-from ._multistep import VARIANTS, Form, rows
+from ._multistep import VARIANTS, Form, Weigh, published, rows
 from ._start import solver
 
 
@@ -36,7 +38,8 @@ def dpm_solver(
     The data form is `dpmpp_2m`. Lu et al. 2022, arXiv:2206.00927, sec. 3; its noise: Lu et al.
     2022, arXiv:2211.01095, eq. 18.
 
-    compat="diffusers": lower_order_final for n < 15, as its default configuration.
+    compat="diffusers": lower_order_final for n < 15, as its default configuration, and half of the
+    second difference's weight in a third-order step, as in `dpmpp_3m`.
     """
     order = choice("dpm_solver: order", order, (1, 2, 3))
     choice("dpm_solver: variant", variant, tuple(VARIANTS))
@@ -44,9 +47,19 @@ def dpm_solver(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
     form = Form("eps", eta=eta)
-    orders = rows(b, form, order, low=low, s_noise=s_noise, weigh=VARIANTS[variant])
+    weigh = VARIANTS[variant]
+    if compat == "diffusers":
+        weigh = partial(_of_diffusers, VARIANTS[variant])
+    orders = rows(b, form, order, low=low, s_noise=s_noise, weigh=weigh)
     words = {"order": order, "variant": variant, "eta": eta, "s_noise": s_noise}
     words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver, sec. 3, arXiv:2206.00927"
     reached = 1 if eta else min(2, max(orders))
     return build(b, "dpm_solver", words, orders, cite, order=reached, consistent=not eta)
+
+
+def _of_diffusers(
+    own: Weigh | None, places: list[float], integrals: list[float], h: float, asked: int
+) -> list[float]:
+    """The variant's weight of one difference, the published ones of two."""
+    return (own if own and asked == 2 else published)(places, integrals, h, asked)

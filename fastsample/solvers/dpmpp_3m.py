@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..plan import Plan
 from ._begin import begin, build, number
 from ._exponential import gain
-from ._multistep import Form, halved, lagrange, rows
+from ._multistep import Form, halved, published, rows
 from ._start import solver
 
 
@@ -80,27 +80,13 @@ def dpmpp_3m_sde(
     return build(b, "dpmpp_3m_sde", words, orders, cite, order=order, consistent=consistent)
 
 
-def _published(
-    places: list[float], integrals: list[float], h: float, asked: int, less: float = 0.0
-) -> list[float]:
-    """The weights as implementations have them: half that of D2, which leaves a step of second
-    order. less: what is taken off that.
-    """
-    if len(places) == 1:
-        return lagrange(places, integrals)
-    r0, r1 = -places[0], places[0] - places[1]
-    k = (integrals[1] * r0 + 0.5 * integrals[2] - less) / (r0 + r1)  # of D10 - D11
-    of_10, of_11 = (integrals[1] + k) / r0, -k / r1
-    return [of_11 - of_10, -of_11]
-
-
 def _of_diffusers(
     places: list[float], integrals: list[float], h: float, asked: int, less: float = 0.0
 ) -> list[float]:
     """The midpoint of DPM-Solver++(2M) in the second-order step beside that."""
     if asked == 2:
         return halved(places, integrals, h, asked)
-    return _published(places, integrals, h, asked, less)
+    return published(places, integrals, h, asked, less)
 
 
 def _of_diffusers_sde(
@@ -110,6 +96,6 @@ def _of_diffusers_sde(
     return _of_diffusers(places, integrals, h, asked, integrals[0] / gain(h))
 
 
-WEIGHED = {"exact": None, "k-diffusion": _published, "comfyui": _published}
+WEIGHED = {"exact": None, "k-diffusion": published, "comfyui": published}
 WEIGHED_SDE = WEIGHED | {"diffusers": _of_diffusers_sde}
 WEIGHED |= {"diffusers": _of_diffusers}

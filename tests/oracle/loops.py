@@ -161,7 +161,7 @@ def multistep(points, x, ask, draw, weights, *, rate=1):
     history, values = [], []
     for s, t in pairwise(points):
         x, m = ask(x, s)
-        history, values = [s, *history][:3], [m, *values][:3]
+        history, values = [s, *history][:4], [m, *values][:4]
         W = weights(history, t)
         a, c = d.transfer(s, t, rate)
         x = combine(a, x, [t.alpha * w for w in W], values[: len(W)])
@@ -233,7 +233,7 @@ def unipc(points, x, ask, draw, *, order=3, variant="bh2", corrector=True, fall=
             corrected = corrected.through(x)  # a plan reaches it from x
         else:
             corrected = x
-        history, values = [s, *history][:3], [m, *values][:3]
+        history, values = [s, *history][:4], [m, *values][:4]
         used = min(order, i + 1, n - i if fall else order, 1 if t.sigma == 0 else order)
         W = d.unipc_weights(history[:used], t, variant, False)
         anchor = corrected

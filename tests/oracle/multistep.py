@@ -153,6 +153,36 @@ def multistep(
     return x
 
 
+def unipc_eps(points, x, ask, draw, *, order=3, variant="bh2"):
+    """UniPC on eps: alpha and sigma change places. Where alpha is 0 the first step is DDIM's and
+    nothing comes back to that point.
+    """
+    history, n, anchor, asked = [], len(points) - 1, None, 0
+    flip = lambda p: Point(p.t, p.sigma, p.alpha)
+
+    def moved(x, count, s, t, more=()):
+        used = [pair for pair in history[:count] if pair[0].alpha]
+        kind = variant if len(used) == count else "vary"
+        W = d.unipc_weights([flip(p) for p, _ in used], flip(t), kind, bool(more))
+        values = [*(e for _, e in used), *more]
+        return loops.combine(t.alpha / s.alpha, x, [t.sigma * w for w in W], values)
+
+    for i, (s, t) in enumerate(pairwise(points)):
+        x, m = ask(x, s)
+        eps, corrected = value(x, m, s, "eps"), x
+        if i and points[i - 1].alpha:
+            corrected = moved(anchor, asked, points[i - 1], s, (eps,)).through(x)
+        history, anchor = [(s, eps), *history], corrected
+        asked = min(order, i + 1, n - i, 1 if t.sigma == 0 else order)
+        if t.sigma == 0:
+            x = t.alpha * m
+        elif not s.alpha:
+            x = (t.sigma / s.sigma) * x + t.alpha * m
+        else:
+            x = moved(corrected, asked, s, t)
+    return x
+
+
 def sa_solver(points, x, ask, draw, *, p=2, c=2, tau=1, between=None, twice=False, simple=False):
     """Predict, evaluate, correct (and evaluate again): the corrector comes back to the corrected x
     of the point before and to the noise drawn there (Xue et al. 2023, algorithm 1).
@@ -257,7 +287,20 @@ CASES: list = [
     _case("dpm_solver", {"variant": "heun"}, **EPS, order=2),
     _case("dpm_solver", {"order": 3, "lower_order_final": True}, **EPS, low=True, change=halved),
     _case("dpm_solver", {"eta": 1.0}, marginal=False, **EPS, order=2, change=halved, eta=1),
+    Case("unipc", unipc_eps, {"carry": "eps"}),
+    Case(
+        "unipc",
+        unipc_eps,
+        {"carry": "eps", "order": 2, "variant": "bh1"},
+        {"order": 2, "variant": "bh1"},
+    ),
     _case("deis", {}, **EPS),
+    Case(
+        "unipc",
+        loops.unipc,
+        {"order": 4, "variant": "vary"},
+        {"order": 4, "fall": True, "variant": "vary"},
+    ),
     _case("deis", {"variant": "tab", "order": 2}, **EPS, order=2, variable="time"),
     _case("deis", {"variant": "rhoab", "order": 4}, **EPS, order=4, variable="level"),
     _case("lms", {}, **SLOPE, order=4),
