@@ -33,47 +33,53 @@ def sa_solver(
     """Predictor: x' = (sigma'/sigma) e^{-tau² h}·x_c + alpha' sum_k w_k·m_k
                       + sigma' sqrt(1 - e^{-2 tau² h}) s_noise·n,  h = lambda' - lambda; m is x0.
 
-    The w_k integrate the polynomial in lambda through the last predictor_order outputs against
-    (1 + tau²) e^{-(1 + tau²)(lambda' - l)}. Corrector, one point later: the same from the corrected
-    x_c of the point before, through corrector_order outputs, the new one among them, and with the
-    noise that the predictor drew. predictor_order 1..4; corrector_order 2..5, or 0 for none.
+    The w_k integrate the polynomial in lambda through the last predictor_order (1..4) outputs
+    against (1 + tau²) e^{-(1 + tau²)(lambda' - l)}. Corrector, one point later: the same from the
+    corrected x_c of the point before, through corrector_order (2..5; 0: none) outputs, the new one
+    among them, with the noise that the predictor drew.
 
-    tau >= 0 is the strength of the noise (0: the ODE); between = (low, high): the levels
-    sigma/alpha, at a step's start, between which it is so, and 0 outside; None: everywhere.
-    evaluations 1: PEC, one evaluation a step; 2: PECE, which asks again at every corrected point.
-    lower_order_final: the predictor's order at most n - i in step i, the corrector's one more. A
-    step to sigma = 0 is of first order without noise, and outputs at alpha = 0 drop out (the
-    limits). x_c is eliminated, so a row keeps one output. s_noise other than 1 leaves the schedule
-    by design. Xue et al. 2023, arXiv:2309.05019, Alg. 1.
+    tau >= 0 is the strength of the noise (0: the ODE) in steps that start between = (low, high),
+    levels sigma/alpha, and 0 outside; None: everywhere. evaluations 1: PEC, one a step; 2: PECE,
+    which asks again at corrected points. lower_order_final: the predictor's order at most n - i in
+    step i, the corrector's one more. A step to sigma = 0 is of first order without noise, outputs
+    at alpha = 0 drop out (the limits). x_c is eliminated: a row keeps one output. s_noise other
+    than 1 leaves the schedule by design. Xue et al. 2023, arXiv:2309.05019, Alg. 1.
 
-    compat="diffusers": the published weight of the one difference in a step, or a correction, of
-    second order, H/2·alpha' in the newest's place, H = (1 + tau²) h.
+    compat="diffusers": alpha' (1 + tau²) h/2 for the one difference of a second-order step.
     """
     p = choice("sa_solver: predictor_order", predictor_order, (1, 2, 3, 4))
     c = choice("sa_solver: corrector_order", corrector_order, (0, 2, 3, 4, 5))
     tau, s_noise = number("sa_solver: tau", tau), number("sa_solver: s_noise", s_noise)
-    twice = choice("sa_solver: evaluations", evaluations, (1, 2)) == 2
-    low, high = _between(between)
-    if twice and not c:
+    asks, levels = _asks(evaluations, c), _between(between)
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    forms, low = _forms(b, tau, *levels), bool(lower_order_final)
+    weigh = plain if compat == "diffusers" else None
+    orders = _rows(b, forms, p, c, weigh, s_noise=s_noise, twice=asks == 2, low=low)
+    words = {"predictor_order": p, "corrector_order": c, "tau": tau, "s_noise": s_noise}
+    words |= {"between": None if between is None else list(levels), "evaluations": asks}
+    words |= {"lower_order_final": low, "compat": compat}
+    cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
+    noisy = any(form.eta for form in forms)
+    order = 1 if noisy else min(max(p, c), 3 if c else 2)
+    consistent = s_noise == 1.0 or not noisy
+    return build(b, "sa_solver", words, orders, cite, order=order, consistent=consistent)
+
+
+def _asks(evaluations, corrector_order: int) -> int:
+    asks = choice("sa_solver: evaluations", evaluations, (1, 2))
+    if asks == 2 and not corrector_order:
         raise ValueError(
             "sa_solver: evaluations = 2 with corrector_order = 0; a corrector, whose points are "
             "asked again, or evaluations = 1 is accepted"
         )
-    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    return asks
+
+
+def _forms(b: Builder, tau: float, low: float, high: float) -> list[Form]:
+    """What is carried in every step: x0, with noise where the step starts between the levels."""
     with np.errstate(divide="ignore"):
-        level = b.sigma / b.alpha
-    forms = [Form(eta=tau**2 if low <= each <= high else 0.0) for each in level]
-    weigh = plain if compat == "diffusers" else None
-    lowered = bool(lower_order_final)
-    orders = _rows(b, forms, p, c, weigh, s_noise=s_noise, twice=twice, low=lowered)
-    words = {"predictor_order": p, "corrector_order": c, "tau": tau}
-    words |= {"between": None if between is None else [low, high], "s_noise": s_noise}
-    words |= {"evaluations": 1 + twice, "lower_order_final": lowered, "compat": compat}
-    cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
-    noisy = any(form.eta for form in forms[:-1])
-    order = 1 if noisy else min(max(p, c, 1), 3 if c else 2)
-    consistent = s_noise == 1.0 or not noisy
-    return build(b, "sa_solver", words, orders, cite, order=order, consistent=consistent)
+        level = b.sigma[:-1] / b.alpha[:-1]
+    return [Form(eta=tau**2 if low <= each <= high else 0.0) for each in level]
 
 
 def _rows(
