@@ -55,7 +55,7 @@ class Schedule:
     def shifted(self, log_snr: float) -> Schedule:
         """This schedule with `log_snr` added to ln(alpha²/sigma²) at every time: noisier where it
         is negative. How alpha and sigma share the level stays (alpha² + sigma² = 1 on VP,
-        alpha + sigma = 1 on Flow, alpha = 1 on EDM).
+        alpha + sigma = 1 on Flow, alpha = 1 on EDM, whose ends move as its time is sigma itself).
 
         For a network trained so, which is told the time as before; `grids.shifted` moves the times
         of a grid along one schedule instead, for a network that is told its level. On Flow both are

@@ -12,6 +12,7 @@ from ..plan.given import edged, real, reals
 from ._schedule import Schedule
 
 PROBES = 1025  # times at which the functions are looked at first
+NEAR = 1e-9  # of alpha at t_zero to 1, hence of the image that a run returns
 # of alpha at t_max and of sigma at t_zero, where they end in 0 but for rounding: cos(pi/2) = 6e-17
 ROUNDED = 4.0 * float(np.finfo(np.float64).eps)
 SHOWN = 5  # levels in the JSON form
@@ -56,24 +57,21 @@ class FromFunctions(Schedule):
     def t_finite(self) -> float:
         """As far from an end with alpha = 0 as t_min is from sigma = 0."""
         first, span = self.t_min - self._low, self.t_max - self._low
-        return self.t_max if self._inside_at(self.t_max)[0] else self.t_max - (first or span / 1000)
+        return self.t_max if self._values(self.t_max)[0] else self.t_max - (first or span / 1000)
 
     def __post_init__(self):
         for name in ("alpha_at", "sigma_at"):
             if not callable(getattr(self, name)):
                 _refuse(f"{name[:5]} is a {type(getattr(self, name)).__name__}; a function")
-        times = {name: real(getattr(self, name)) for name in ("t_min", "t_max")}
-        times["zero"] = None if self.zero is None else real(self.zero)
-        below = times["t_min"] if self.zero is None else times["zero"]
-        if None in (below, *list(times.values())[:2]) or not (
-            below <= times["t_min"] < times["t_max"]
-            and (self.zero is None or below < times["t_min"])
-        ):
+        times = [real(v) for v in (self._low, self.t_min, self.t_max)]
+        rise = None not in times and times[0] <= times[1] < times[2]
+        if not rise or times[0] == times[1] and self.zero is not None:
             _refuse(
                 f"t_zero = {self.zero!r:.40}, t_min = {self.t_min!r:.40}, t_max = "
                 f"{self.t_max!r:.40}; numbers that rise, or t_zero=None,"
             )
-        for name, value in times.items():
+        kept = {"zero": self.zero if self.zero is None else times[0]}
+        for name, value in (kept | {"t_min": times[1], "t_max": times[2]}).items():
             object.__setattr__(self, name, value)
         self._look()
 
@@ -83,12 +81,12 @@ class FromFunctions(Schedule):
         near = 2.0 ** -np.arange(2.0, 30.0)  # towards both ends
         even = np.linspace(0.0, 1.0, PROBES)
         t = low + (high - low) * np.unique(np.concatenate([even, near, 1.0 - near]))
-        alpha, sigma = self._inside_at(t)
+        alpha, sigma = self._values(t)
         for name, values in (("alpha", alpha), ("sigma", sigma)):
             if not (np.isfinite(values) & (values >= 0.0)).all():
                 at = int(np.argmin(np.isfinite(values) & (values >= 0.0)))
                 _refuse(f"{name}({t[at]:g}) = {values[at]:g}; finite numbers from 0 up")
-        if self.zero is not None and (sigma[0] != 0.0 or abs(alpha[0] - 1.0) > ROUNDED):
+        if self.zero is not None and (sigma[0] != 0.0 or abs(alpha[0] - 1.0) > NEAR):
             _refuse(
                 f"alpha = {alpha[0]:g} and sigma = {sigma[0]:g} at t_zero = {low:g}; 1 and 0 "
                 "there, or t_zero=None,"
@@ -103,13 +101,13 @@ class FromFunctions(Schedule):
                 f"{t[at + 1]:g}; a signal that falls strictly against the noise"
             )
 
-    def _inside_at(self, t) -> tuple[np.ndarray, np.ndarray]:
+    def _values(self, t) -> tuple[np.ndarray, np.ndarray]:
         """alpha and sigma at times from t_zero, or t_min where there is none, to t_max."""
         t = np.asarray(t, dtype=np.float64)
         flat, found = t.reshape(-1), []
         with np.errstate(all="ignore"):
             for name, function in (("alpha", self.alpha_at), ("sigma", self.sigma_at)):
-                values = reals(function(flat))
+                values = reals(function(flat.copy()))
                 if values is None or values.shape != flat.shape:
                     shape = "no numbers" if values is None else f"shape {list(values.shape)}"
                     _refuse(f"{name} of {flat.size} times gives {shape}; as many numbers")
@@ -119,7 +117,7 @@ class FromFunctions(Schedule):
         return alpha, np.where((t == self.zero) & (np.abs(sigma) <= ROUNDED * alpha), 0.0, sigma)
 
     def _point(self, t):
-        alpha, sigma = self._inside_at(np.maximum(t, self._low))
+        alpha, sigma = self._values(np.maximum(t, self._low))
         part = np.minimum(t - self.t_zero, 1.0) if self.zero is None else np.ones_like(t)
         level = np.log(alpha) - np.log(sigma) - np.log(part)
         ratio, alpha = part * sigma / np.where(part < 1.0, alpha, 1.0), 1.0 + part * (alpha - 1.0)
@@ -145,7 +143,7 @@ class FromFunctions(Schedule):
     def to_json(self) -> dict:
         """What it is, and no way back: from_json refuses it."""
         t = np.linspace(self._low, self.t_max, SHOWN)
-        levels = np.transpose(self._inside_at(t)).tolist()
+        levels = np.transpose(self._values(t)).tolist()
         times = {name: getattr(self, name) for name in ("t_min", "t_max", "t_zero")}
         return {"name": "FromFunctions", **times, "levels": levels}
 
