@@ -205,6 +205,9 @@ def test_shift_terminal_of_diffusers(last):
     made = grids.shift_terminal(schedule, grid, last)
     near(schedule.sigma(made), [*wanted, 0.0], ulps=64)
     assert (made[0], made[-1]) == (1.0, 0.0)
+    part = grid[3:]  # one that begins below the noise end is stretched from there too
+    wanted = peer.stretch_shift_to_terminal(torch.from_numpy(schedule.sigma(part[:-1]))).numpy()
+    near(schedule.sigma(grids.shift_terminal(schedule, part, last))[:-1], wanted, ulps=64)
     for other in (VP(), SD, EDM(), TrigFlow(0.5), Cosine()):
         grid = grids.karras(other, 5)
         before, s = (
@@ -324,7 +327,10 @@ def test_the_plan_of_segments_ends_with_noise_left():
         ),
         (lambda: grids.shifted(VP(), [1, 0], None), "grids.shifted: log_snr = None; a number"),
         (lambda: grids.shift_terminal(Flow(), [1, 0.5, 0], 0), "level = 0; a number inside .0, 1."),
-        (lambda: grids.shift_terminal(Flow(), [1, 0], 0.1), "a grid of one level before sigma = 0"),
+        (
+            lambda: grids.shift_terminal(Flow(), [1, 0], 0.1),
+            "a grid of the noise end alone before sigma = 0",
+        ),
     ],
 )
 def test_a_bad_grid_is_refused(make, sentence):

@@ -88,11 +88,10 @@ def arctan_falls(n: int, middle: float, pivots: tuple, slopes: tuple) -> np.ndar
     return np.concatenate([parts[0][:-1], parts[1]])
 
 
-def stretched(clean: np.ndarray, last: float) -> np.ndarray:
-    """1 - s of levels s stretched so that their first stays and their last is `last`; clean is
-    1 - s before.
+def stretched(clean: np.ndarray, last: float, first: float = 0.0) -> np.ndarray:
+    """1 - s of levels s stretched from 1 - first down so that their last is `last`; clean is 1 - s
+    before.
     """
-    first = clean[0]
     return first + (clean - first) * ((1.0 - last - first) / (clean[-1] - first))
 
 

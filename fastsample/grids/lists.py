@@ -162,28 +162,31 @@ def shifted(schedule: Schedule, grid, log_snr: float) -> np.ndarray:
 
 
 def shift_terminal(schedule: Schedule, grid, level: float) -> np.ndarray:
-    """The grid stretched from its first level s_0 so that its last before sigma = 0 is `level`:
-    s' = s_0 - (s_0 - s)(s_0 - level)/(s_0 - s_last), s = sigma/(alpha + sigma), the sigma of a
-    flow. diffusers' shift_terminal (LTX-Video), where s_0 = 1.
+    """The grid stretched from the schedule's noise end s_max so that its last level before
+    sigma = 0 is `level`: s' = s_max - (s_max - s)(s_max - level)/(s_max - s_last),
+    s = sigma/(alpha + sigma), the sigma of a flow. diffusers' shift_terminal (LTX-Video), where
+    s_max = 1.
     """
     grid = check(schedule, grid)
     end = len(grid) - (schedule.sigma(grid[-1]) == 0.0)
-    if end < 2:
+    times = np.append(schedule.t_max, grid[:end])
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    first, *clean = alpha / (alpha + sigma)
+    found = real(level)
+    if found is None or not 0.0 < found < 1.0 - first:
         raise ValueError(
-            "grids.shift_terminal: a grid of one level before sigma = 0, which would be its first "
-            "too; two or more are accepted"
-        )
-    alpha, sigma = schedule.alpha(grid[:end]), schedule.sigma(grid[:end])
-    found, first = real(level), float(sigma[0] / (alpha[0] + sigma[0]))
-    if found is None or not 0.0 < found < first:
-        raise ValueError(
-            f"grids.shift_terminal: level = {level!r:.60}; a number inside (0, {first:g}) is "
+            f"grids.shift_terminal: level = {level!r:.60}; a number inside (0, {1.0 - first:g}) is "
             "accepted"
         )
-    clean = rules.stretched(alpha / (alpha + sigma), found)
+    if clean[-1] <= first:
+        raise ValueError(
+            "grids.shift_terminal: a grid of the noise end alone before sigma = 0, which stays "
+            "where it is; two levels or more are accepted"
+        )
+    clean = rules.stretched(np.array(clean), found, first)
     with np.errstate(divide="ignore"):
         times = schedule.time(np.log(clean) - np.log1p(-clean))
-    times[0] = grid[0]
+    times = np.where(clean <= first, schedule.t_max, times)
     return check(schedule, np.append(times, grid[end:]))
 
 

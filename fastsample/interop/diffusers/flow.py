@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from ...grids import _rules as rules
 from .grids import (
     CONVERSIONS,
     SAME,
@@ -117,7 +118,7 @@ def _stretched(s: np.ndarray, last: float) -> np.ndarray:
             f"{'s' * (len(s) > 1)} from sigma 1 to 1, which cannot end at {last:g}; two levels or "
             "more, or shift_terminal=None, are accepted"
         )
-    return 1.0 - (1.0 - s) * (1.0 - last) / (1.0 - s[-1])
+    return 1.0 - rules.stretched(1.0 - s, last)
 
 
 def _converted(family: Family, config: dict, key: str | None, s: np.ndarray) -> np.ndarray:
