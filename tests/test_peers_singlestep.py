@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from oracle.linear import EPS
 from oracle.peers import k_diffusion, probe_k, scheduler
+from oracle.probe import states
 from test_peers import VP, compare, discrete
 
 from fastsample import grids
-from fastsample.schedules import EDM
+from fastsample.schedules import EDM, Flow
 from fastsample.solvers import SOLVERS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own
@@ -71,3 +72,41 @@ def test_equals_k_diffusion_dpm_fast(nfe, monkeypatch):
     compare(plan, trace)
     same = SOLVERS["dpm_solver_singlestep"](EDM(), grid, prediction="x0", nfe=nfe)
     assert np.array_equal(plan.M, same.M)
+
+
+SIGMAS = np.array([14.6, 9.7, 4.1, 1.7, 0.6, 0.2, 0.05, 0.0])
+CHURN = {"s_churn": 2.0, "s_tmin": 0.1, "s_tmax": 50.0, "s_noise": 1.003}
+
+
+@pytest.mark.parametrize("options", [{}, CHURN], ids=["", "churn"])
+def test_equals_k_diffusion_dpm_2(options):
+    trace, _ = probe_k("dpm_2", SIGMAS, 13, 7 if options else 0, **options)
+    plan = SOLVERS["dpm_2"](EDM(), grids.from_sigmas(EDM(), SIGMAS), prediction="x0", **options)
+    asked = [float(plan.sigma[i]) for i in range(plan.rows) if plan.call[i] >= 0]
+    np.testing.assert_allclose(asked, trace.asked, rtol=64 * EPS)
+    compare(plan, trace)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("karras", [False, True])
+def test_equals_diffusers_kdpm2(prediction, karras):
+    words = {"prediction_type": prediction, "use_karras_sigmas": karras}
+    peer = scheduler("k_dpm_2_discrete", "KDPM2DiscreteScheduler", **VP, **words)
+
+    def each(schedule, peer):  # it lists every level but the first and the end twice
+        levels = peer.sigmas.numpy()
+        return grids.from_sigmas(schedule, np.append(levels[0], levels[1::2]))
+
+    discrete(peer, "dpm_2", prediction, scaled=True, times=each)
+
+
+def test_dpm_2_is_dpm_solver_of_order_2():
+    """In rho; on a flow it is another method, that of its own sigma."""
+    grid = grids.from_sigmas(EDM(), SIGMAS)
+    ours = SOLVERS["dpm_2"](EDM(), grid, prediction="x0")
+    same = SOLVERS["dpm_solver_singlestep"](EDM(), grid, prediction="x0", order=2)
+    np.testing.assert_allclose(ours.M, same.M, rtol=64 * EPS, atol=64 * EPS)
+    grid = grids.uniform(Flow(), 4, end="min")[1:]
+    ours = SOLVERS["dpm_2"](Flow(), grid, prediction="x0")
+    same = SOLVERS["dpm_solver_singlestep"](Flow(), grid, prediction="x0", order=2)
+    assert np.abs(states(ours).states - states(same).states).max() > 1e-3

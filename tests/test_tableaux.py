@@ -23,7 +23,7 @@ from interpreter import run
 from oracle import orders
 from oracle.linear import EPS, mp
 from oracle.probe import states
-from oracle.singlestep import etdrk3, etdrk4, lawson4, res_3s
+from oracle.stages import etdrk3, etdrk4, lawson4, res_3s
 from scipy.integrate import RK23, RK45
 
 from fastsample import grids

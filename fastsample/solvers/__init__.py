@@ -48,6 +48,7 @@ from ._tableaux import Tableau
 from .ddim import ddim
 from .ddpm import ddpm
 from .deis import deis
+from .dpm_2 import dpm_2
 from .dpm_solver import dpm_solver
 from .dpm_solver_singlestep import dpm_fast, dpm_solver_singlestep
 from .dpmpp_2m import dpmpp_2m
@@ -60,6 +61,7 @@ from .euler import euler
 from .euler_ancestral import euler_ancestral
 from .flow_sde import flow_sde
 from .heun import heun
+from .heunpp2 import heunpp2
 from .inverted import inverted
 from .lcm import lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
@@ -89,6 +91,8 @@ SOLVERS = {
         dpmpp_3s,
         dpm_solver_singlestep,
         dpm_fast,
+        dpm_2,
+        heunpp2,
         dpm_2_ancestral,
         dpmpp_2s_ancestral,
         dpmpp_sde,
