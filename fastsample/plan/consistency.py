@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,19 +24,26 @@ def accepted(plan: Plan) -> float:
 def defect(plan: Plan) -> float:
     """Largest deviation of (alpha, sigma) from the plan's, relative to alpha + sigma."""
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]
-    start, drawn = complex(alpha[0], sigma[0]), _drawn(plan)
+    places = {name: k for k, name in enumerate(_drawn(plan), 2)}
+
+    def unit(k: int) -> np.ndarray:
+        """One part of x alone: the data, the noise of the start, or a drawn noise."""
+        part = np.zeros(2 + len(places))
+        part[k] = 1.0
+        return part
+
     # a foreign table may hold any finite number; its defect is then inf
     with np.errstate(all="ignore"):
-        if drawn:
-            data, unit, *others = np.eye(2 + len(drawn))
-            noises = dict(zip(drawn, others, strict=True))
-            start = start.real * data + start.imag * unit
-            states = np.array(_states(plan, start, [data] * plan.rows, noises, unit))
+        if places:
+            start = alpha[0] * unit(0) + sigma[0] * unit(1)
+            noise = lambda name: unit(places[name])
+            states = _states(plan, start, [unit(0)] * plan.rows, noise, unit(1))
+            parts = np.array([(x[0], np.sqrt((x[1:] ** 2).sum())) for x in states])
         else:  # as complex numbers, which Python adds up sooner than NumPy does short arrays
-            states = np.array(_states(plan, start, [1.0] * plan.rows, {}, 1.0j), complex)
-            states = states[:, None].view(float)
-        spread = np.sqrt((states[:, 1:] ** 2).sum(1))
-        off = np.maximum(np.abs(states[:, 0] - alpha), np.abs(spread - sigma)) / (alpha + sigma)
+            start = complex(alpha[0], sigma[0])
+            states = np.array([*_states(plan, start, [1.0] * plan.rows, eps=1.0j)], complex)
+            parts = np.stack([states.real, np.abs(states.imag)], axis=1)
+        off = np.abs(parts - np.stack([alpha, sigma], axis=1)).max(1) / (alpha + sigma)
         worst = float(off.max())
     return worst if worst == worst else np.inf
 
@@ -49,7 +56,7 @@ def over_predictions(plan: Plan) -> np.ndarray:
     units = np.eye(n + 1 + len(drawn))
     answers = units[np.maximum(np.cumsum(plan.call >= 0) - 1, 0)]
     noises = dict(zip(drawn, units[n + 1 :], strict=True))
-    return np.array(_states(plan, units[n], answers, noises))
+    return np.array([*_states(plan, units[n], answers, noises.get)])
 
 
 def rows(plan: Plan) -> np.ndarray:
@@ -78,13 +85,17 @@ def _drawn(plan: Plan) -> list[int]:
 
 
 def _states(
-    plan: Plan, start: Any, answers: Sequence, noises: dict[int, Any], eps: Any = None
-) -> list:
+    plan: Plan,
+    start: Any,
+    answers: Sequence,
+    noise: Callable[[int], Any] | None = None,
+    eps: Any = None,
+) -> Iterator[Any]:
     """x at every row from 1 on, where it is `start`, over what the model says at row i, answers[i]
-    as x0, and the noises: numbers or arrays, whatever can be added and multiplied by a number.
+    as x0, and noise(id): numbers or arrays, whatever can be added and multiplied by a number.
     eps: what it says where the run begins at sigma = 0, where x and x0 do not tell.
     """
-    at, ids, terms, states = plan.layout, plan.ids.tolist(), _terms(plan), []
+    at, ids, terms = plan.layout, plan.ids.tolist(), _terms(plan)
     x = zero = 0.0 * start
     part = plan.alpha + plan.sigma if plan.stored == "flow" else plan.alpha
     answered = plan.reads >> at.f & (2 << at.G) - 1 != 0  # 0 where no output is read
@@ -102,14 +113,13 @@ def _states(
             f = (m - p * x) * per_q
         held[0], held[at.m] = x, m
         held[at.f : at.noise(0)] = [f] * (1 + at.G)
-        held[at.noise(0) :] = [noises.get(name, zero) for name in ids[i]]
+        held[at.noise(0) :] = [noise(name) if name >= 0 else zero for name in ids[i]]
         x, *kept = [sum([c * held[k] for k, c in line], zero) for line in terms[i]]
         x = x if i else start  # the run starts there, whatever label its noise was given
         for slot, value in zip(slots, kept, strict=True):
             if slot >= 0:
                 held[at.slot(slot)] = value
-        states.append(x)
-    return states
+        yield x
 
 
 def _terms(plan: Plan) -> list[list[list[tuple[int, float]]]]:
