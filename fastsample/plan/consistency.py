@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,15 +96,16 @@ def _states(
     as x0, and noise(id): numbers or arrays, whatever can be added and multiplied by a number.
     eps: what it says where the run begins at sigma = 0, where x and x0 do not tell.
     """
-    at, ids, terms = plan.layout, plan.ids.tolist(), _terms(plan)
+    at = plan.layout
     x = zero = 0.0 * start
     part = plan.alpha + plan.sigma if plan.stored == "flow" else plan.alpha
     answered = plan.reads >> at.f & (2 << at.G) - 1 != 0  # 0 where no output is read
     with np.errstate(divide="ignore"):
         share, per_sigma = np.where(answered & (plan.q != 0.0), 1.0 / plan.q, 0.0), 1.0 / plan.sigma
-    words = (v[:-1].tolist() for v in (plan.call, part, per_sigma, plan.p, share, plan.dst))
+    words = plan.call, part, per_sigma, plan.p, share, plan.ids, plan.dst
+    rows = zip(_terms(plan), *(v.tolist() for v in words), strict=True)
     held = [zero] * at.W  # operands of the row at hand
-    for i, (call, a, per_s, p, per_q, slots) in enumerate(zip(*words, strict=True)):
+    for i, (terms, call, a, per_s, p, per_q, ids, slots) in enumerate(islice(rows, plan.rows - 1)):
         if call < 0:
             m, f = p * x, zero
         else:
@@ -113,8 +115,8 @@ def _states(
             f = (m - p * x) * per_q
         held[0], held[at.m] = x, m
         held[at.f : at.noise(0)] = [f] * (1 + at.G)
-        held[at.noise(0) :] = [noise(name) if name >= 0 else zero for name in ids[i]]
-        x, *kept = [sum([c * held[k] for k, c in line], zero) for line in terms[i]]
+        held[at.noise(0) :] = [noise(name) if name >= 0 else zero for name in ids]
+        x, *kept = [sum([c * held[k] for k, c in line], zero) for line in terms]
         x = x if i else start  # the run starts there, whatever label its noise was given
         for slot, value in zip(slots, kept, strict=True):
             if slot >= 0:
@@ -122,11 +124,10 @@ def _states(
         yield x
 
 
-def _terms(plan: Plan) -> list[list[list[tuple[int, float]]]]:
+def _terms(plan: Plan) -> Iterator[list[list[tuple[int, float]]]]:
     """(column, number) of what is read for x', u and v of every row."""
     read = plan.M * ((plan.reads[:, None] >> np.arange(plan.W)) & 1)[:, None]
-    terms = [[[], [], []] for _ in range(plan.rows)]
-    where = np.nonzero(read)
-    for row, o, k, c in zip(*(v.tolist() for v in (*where, read[where])), strict=True):
-        terms[row][o].append((k, c))
-    return terms
+    where, ends = np.nonzero(read), np.cumsum(np.count_nonzero(read, axis=2)).tolist()
+    pairs = list(zip(where[2].tolist(), read[where].tolist(), strict=True))
+    lines = [pairs[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return (lines[i : i + 3] for i in range(0, len(lines), 3))

@@ -57,12 +57,18 @@ class Lin(dict):
         return out
 
     def __mul__(self, scale: float) -> Lin:
-        return Lin({k: float(scale) * c for k, c in self.items()})
+        out, scale = Lin(), float(scale)
+        for k, c in self.items():
+            out[k] = scale * c
+        return out
 
     __rmul__ = __mul__
 
     def __sub__(self, other: Lin) -> Lin:
-        return self + (-1.0) * other
+        out = Lin(self)
+        for k, c in other.items():
+            out[k] = out.get(k, 0.0) - c
+        return out
 
     def __neg__(self) -> Lin:
         return -1.0 * self
@@ -153,7 +159,7 @@ class Builder:
             raise ValueError(
                 f"grid: {len(full)} times leave {self.n} steps; at least one step is needed"
             )
-        self._levels: dict[float, tuple[float, float, float]] = {}
+        self._levels: dict[float, tuple[tuple[float, float], float]] = {}
         self.alpha, self.sigma, self.half_log_snr = self.visit(self.t)
         a, s = self.level(self.t[0])
         if rising:
@@ -179,19 +185,20 @@ class Builder:
             found = self.schedule.levels_at(times, "alpha")
         else:
             found = tuple(getattr(self.schedule, name)(times) for name in LEVELS)
-        levels = zip(*(np.ravel(values).tolist() for values in found), strict=True)
-        self._levels.update(zip(np.ravel(times).tolist(), levels, strict=True))
+        known = (np.ravel(values).tolist() for values in (times, *found))
+        for t, alpha, sigma, half_log_snr in zip(*known, strict=True):
+            self._levels[t] = (alpha, sigma), half_log_snr
         return found
 
     def level(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
-        return self._at(t)[:2]
+        return self._at(t)[0]
 
     def rise(self, t: float, to: float) -> float:
         """half_log_snr at time to less that at t; 0 for a step of length 0."""
-        return self._at(to)[2] - self._at(t)[2] if t != to else 0.0
+        return self._at(to)[1] - self._at(t)[1] if t != to else 0.0
 
-    def _at(self, t: float) -> tuple[float, float, float]:
+    def _at(self, t: float) -> tuple[tuple[float, float], float]:
         if (found := self._levels.get(t)) is None:
             self.visit(float(t))
             found = self._levels[t]
@@ -367,9 +374,8 @@ def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
         a = step.get("x", 0.0)
         if not a:
             return None
-        rest = Lin(step)
-        del rest["x"]
-        value = value + (c / a) * X - (c / a) * rest
+        for k, v in step.items():
+            value[k] = c / a if k == "x" else value.get(k, 0.0) - c / a * v
     value = _trim(value)
     if "m" in value:  # only a kept m has a name after the row
         name = next((k for k, v in out.items() if k != "x" and v == M), None)

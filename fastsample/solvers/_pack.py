@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INITIAL_NOISE = 0  # id of the noise a run starts from; makers draw ids from 1
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """What one row of a Plan does, over operands by name."""
 
@@ -34,11 +34,13 @@ class Row:
     V: Sequence[Sequence[float]] = ()
     reads: Collection = ()  # operands that are read whatever their coefficients
     spares: Collection[str] = ()  # kept values that stay until this row, which need not read them
-    # of `allocate`: the operands read, names of kept values ("r"), ids of noises ("n") and branches
-    # ("f") among them, and the slots written
+    # of `allocate`: the operands read, and the slots written
     operands: set = field(init=False)
-    named: dict[str, set] = field(init=False)
     slots: dict[str, int] = field(init=False)
+
+    def named(self, kind: str) -> set:
+        """Of the operands read, names of kept values ("r") or ids of noises ("n")."""
+        return {operand[1] for operand in self.operands if operand[0] == kind}
 
 
 def allocate(rows: list[Row]) -> int:
@@ -50,12 +52,8 @@ def allocate(rows: list[Row]) -> int:
     for row in reversed(rows):
         row.out = {k: v for k, v in row.out.items() if k == "x" or k in live}
         row.operands = {*row.reads}.union(*row.out.values())
-        row.named = {"r": set(), "n": set(), "f": set()}
-        for operand in row.operands:
-            if operand.__class__ is tuple:
-                row.named[operand[0]].add(operand[1])
         after.append(live)
-        live = live.difference(row.out) | row.named["r"].union(row.spares)
+        live = live.difference(row.out) | row.named("r").union(row.spares)
     if live:
         raise PlanError(f"rows read {sorted(live)} before any row kept it")
     held: dict[str, int] = {}
@@ -82,9 +80,11 @@ def pack(
     S, end = allocate(rows), rows[-1]
     hold = Row({"x": {"x": 1.0}}, end.target, end.target, scalars=end.scalars)
     hold.operands, hold.slots = {"x"}, {}
-    ids = [sorted(_noises(row, inpaint)) for row in rows]
-    branches = set().union(*(row.named["f"] for row in rows))
-    G = max(*(len(row.U) for row in rows), *(1 + g for g in branches))
+    read = set().union(*(row.operands for row in rows))
+    draws = inpaint or any(operand[0] == "n" for operand in read)
+    ids = [sorted(_noises(row, inpaint)) if draws else [] for row in rows]
+    branches = (1 + operand[1] for operand in read - {"f"} if operand[0] == "f")
+    G = max(*(len(row.U) for row in rows), *branches)
     K = max((len(scales) for row in rows for scales in row.V), default=0)
     E = 1 + len(end.scalars)
     rows = [*rows, hold]
@@ -187,4 +187,4 @@ def _aim(arrays: dict[str, np.ndarray], i: int, row: Row, ids: list[int]) -> Non
 
 def _noises(row: Row, inpaint: bool) -> set[int]:
     """Ids of the noises a row draws, that of the known image among them."""
-    return row.named["n"] | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
+    return row.named("n") | ({INITIAL_NOISE} if inpaint and row.target[1] else set())
