@@ -47,11 +47,6 @@ REASONS = (
         "of the class before it (DDIM and DDPM clip unless told), or is refused",
     ),
     (
-        "::test_custom_timesteps_passing_both",
-        ("none", "auto"),
-        "a count beside timesteps is taken where they agree; auto gives one warning",
-    ),
-    (
         "PNDM.*::test_full_loop",
         EXACT,
         "expects a sum of the class's leading strides; exact ones go from its first timestep to 0",
