@@ -105,10 +105,12 @@ def _float64(a: Any) -> np.ndarray:
 
 def decibel(error: float, data_range: float = DATA_RANGE) -> float:
     """10 log10(data_range^2 / error) of a mean squared error; inf at 0, -inf at inf, nan at nan."""
-    if not (data_range > 0 and math.isfinite(data_range)):
-        raise ValueError(f"psnr: data_range={data_range}; a finite number above 0 is needed")
+    truth = "bool" in str(getattr(data_range, "dtype", type(data_range)))
+    span = math.nan if truth or np.ndim(data_range) else float(data_range)
+    if not (span > 0 and math.isfinite(span)):
+        raise ValueError(f"psnr: data_range={data_range!r:.60}; a finite number above 0 is needed")
     if error == 0:
         return math.inf
     if not math.isfinite(error):
         return -math.inf if error == math.inf else math.nan
-    return 10 * math.log10(data_range**2 / error)
+    return 10 * math.log10(span**2 / error)

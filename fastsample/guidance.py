@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from .plan import Plan, PlanError
-from .plan.given import integer
+from .plan.given import integer, plain, reals
 from .plan.row import moved
 
 
@@ -89,10 +89,9 @@ Plan._makers["unguided"] = unguided
 
 def _ends(interval: object) -> tuple[float, float]:
     """Both ends of an interval as numbers."""
-    try:
-        low, high = map(float, interval)
-    except (TypeError, ValueError):
-        low = high = np.nan
+    ends = reals(interval) if isinstance(interval, (list, tuple, np.ndarray)) else None
+    truths = ends is None or any(isinstance(plain(end), bool) for end in interval)
+    low, high = (np.nan, np.nan) if truths or ends.shape != (2,) else ends.tolist()
     if not low < high:
         raise PlanError(
             f"guided: interval={interval!r}; (low, high) in half_log_snr with low < high is "

@@ -343,6 +343,7 @@ def run(
         raise TypeError(f"metrics.run: noise is a {type(noise).__name__}; a tensor [B,*] is needed")
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
+    seed = arguments.first_seed("metrics.run", seed)
     state = state_dtype or arguments.state_dtype(noise)
     sampler = Sampler(plan, model, state_dtype=state, model_dtype=model_dtype)
     end = torch.empty_like(noise, dtype=state)

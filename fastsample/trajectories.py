@@ -128,6 +128,7 @@ def visits(
     dtype = state_dtype or arguments.state_dtype(noise)
     if seed is None:
         seed = seed_of(noise) if (plan.ids >= 0).any() else 0
+    seed = arguments.first_seed("trajectories", seed)
     for samples in arguments.chunks("trajectories", len(noise), batch_size):
         words = [told(take(branch, samples)) for branch in branches]
         run = Run(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..plan import Plan
+from ..plan.given import integer, plain
 from ..runtime import arguments
 from ..runtime.conditions import take
 
@@ -117,9 +118,9 @@ def call(where: str, z: Any, own: Mapping[str, Any], given: Given) -> str:
 
 
 def _said(value: Any) -> str:
-    plain = isinstance(value, (str, int, float, torch.dtype, type(None)))
+    short = isinstance(value, (str, int, float, torch.dtype, type(None)))
     listed = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-    return repr(value) if plain or listed else "..."
+    return repr(value) if short or listed else "..."
 
 
 def cut(words: Mapping[str, Any], index: slice | Tensor) -> dict[str, Any]:
@@ -129,10 +130,20 @@ def cut(words: Mapping[str, Any], index: slice | Tensor) -> dict[str, Any]:
     return given
 
 
+def numbered(search: Callable[..., Any]) -> Callable[..., Any]:
+    """The search, told every number of NumPy or torch as Python's own."""
+
+    @wraps(search)
+    def told(*args: Any, **words: Any) -> Any:
+        return search(*map(plain, args), **{name: plain(value) for name, value in words.items()})
+
+    return told
+
+
 def whole(where: str, **counts: Any) -> None:
     """Refuse what is no whole number of at least 1."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        if (integer(value) or 0) < 1:
             raise ValueError(f"{where}: {name}={value!r}; an integer of at least 1 is needed")
 
 

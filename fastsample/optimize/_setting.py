@@ -226,6 +226,9 @@ def _noise(
     where: str, z: Tensor | Sequence[int], seed: int | None, ranks: Ranks
 ) -> tuple[Tensor, Tensor, int | None]:
     """The unit noise, the same on the CPU, and the seed it was drawn from."""
+    if seed is not None and arguments.integer(seed) is None:
+        why = f"{where}: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
+        raise TypeError(why)
     if not isinstance(z, Tensor):
         shape = tuple(int(n) for n in z)
         if len(shape) < 2 or min(shape) < 1:
@@ -233,9 +236,6 @@ def _noise(
                 f"{where}: z={list(shape)}; unit noise [B,*], or such a shape of 2 or more "
                 "dimensions, is needed"
             )
-        if seed is not None and arguments.integer(seed) is None:
-            why = f"{where}: seed is {seed!r:.80}; an int, or None for a fresh one, is accepted"
-            raise TypeError(why)
         seed = ranks.told(drawn_seed) if seed is None else arguments.integer(seed)
         seeds = seeds_of(seed, shape[0], torch.device("cpu"), needed=True)
         z = normal(seeds, torch.zeros_like(seeds), int(np.prod(shape[1:]))).reshape(shape)

@@ -75,7 +75,7 @@ from torch import Tensor
 from .. import grids, metrics, solvers
 from ..model import Model
 from ..plan import Plan
-from ..plan.given import plain, real, within
+from ..plan.given import real, within
 from ..runtime import arguments
 from ..runtime.drive import bar
 from ..runtime.sources import seed_of
@@ -83,7 +83,7 @@ from ..schedules import DiscreteVP, Schedule
 from ..trajectories import Denoiser, visits
 from . import _klub, _teacher
 from ._frechet import frechet
-from ._given import cut, one_of, whole
+from ._given import cut, numbered, one_of, whole
 from ._search import Search, figure
 from ._setting import Found, Setting, _known
 from ._shortest import shortest
@@ -122,6 +122,7 @@ class Aligned(Search):
         )
 
 
+@numbered
 def ays(
     model: Model,
     z: Tensor | Sequence[int],
@@ -143,8 +144,8 @@ def ays(
     search. Raises ValueError or TypeError, one sentence, for bad input.
     """
     _check(method, solver, power, c, budget, steps, sweeps, features)
-    own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": plain(c)}
-    own |= {"sigma_min": sigma_min, "power": plain(power), "steps": steps, "sweeps": sweeps}
+    own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": c}
+    own |= {"sigma_min": sigma_min, "power": power, "steps": steps, "sweeps": sweeps}
     setting = _Noised.of("ays", model, z, 1, given, own)  # more than the teacher's are accepted
     setting.budgets = range(1, budget + 1) if setting.given.all_budgets else [budget]
     setting.data = _clean(setting, data)

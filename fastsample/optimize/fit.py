@@ -57,12 +57,13 @@ from ..model import Model
 from ..plan.given import real, reals
 from ..trajectories import Denoiser
 from ._families import ROWS, rows_of, words_of
-from ._given import one_of, whole
+from ._given import numbered, one_of, whole
 from ._paths import AGGREGATE, Options, Path, Paths
 from ._search import Search
 from ._setting import Found, Setting
 
 
+@numbered
 def fit(
     model: Model,
     z: Tensor | Sequence[int],

@@ -39,10 +39,10 @@ from .. import metrics, solvers
 from ..kernels import cost_matrix
 from ..model import Model
 from ..plan import Plan
-from ..plan.given import plain, within
+from ..plan.given import within
 from ..runtime.arguments import uploaded
 from ..trajectories import Denoiser
-from ._given import one_of
+from ._given import numbered, one_of
 from ._jumps import table_of
 from ._search import Search
 from ._setting import Found, Setting
@@ -51,6 +51,7 @@ from ._shortest import shortest
 BLOCK = 16  # samples whose costs are taken together
 
 
+@numbered
 def gits(
     model: Model,
     z: Tensor | Sequence[int],
@@ -67,7 +68,6 @@ def gits(
     """
     one_of("gits", solver, "solver", solvers.SOLVERS)
     one_of("gits", measure, "measure", ("chord", "l1", "l2"))
-    gamma = plain(gamma)
     if within(gamma, 0.1, 10) is None:
         raise ValueError(f"gits: gamma={gamma!r:.60}; a number from 0.1 to 10 is accepted")
     own = {"budget": budget, "solver": solver, "measure": measure, "gamma": gamma}

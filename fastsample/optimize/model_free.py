@@ -44,14 +44,15 @@ from ..grids import SAME_LEVEL
 from ..metrics import hand_made
 from ..model import Model
 from ..plan import Plan
-from ..plan.given import integer, plain, real
+from ..plan.given import integer, real
 from ..schedules import Schedule
 from ._bound import STEPS, Bound
-from ._given import one_of, whole
+from ._given import numbered, one_of, whole
 
 STARTS = 2  # hand-made grids that the search begins at
 
 
+@numbered
 def model_free(
     model: Model | Schedule,
     n: int,
@@ -75,7 +76,6 @@ def model_free(
     or TypeError, one sentence, for bad input; ImportError without scipy.
     """
     one_of("model_free", solver, "solver", STEPS)
-    power, sigma_max = plain(power), plain(sigma_max)
     schedule = _checked(model, n, power, alone)
     usual = _usual(schedule, n, sigma_max)
     levels = {name: schedule.half_log_snr(times) for name, times in usual.items()}

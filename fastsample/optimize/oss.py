@@ -57,15 +57,17 @@ from torch import Tensor
 from .. import solvers
 from ..model import Model
 from ..plan import Plan
+from ..plan.given import real
 from ..trajectories import Denoiser
 from ._families import words_of
-from ._given import one_of
+from ._given import numbered, one_of
 from ._jumps import Jumps
 from ._layers import Layers, Options
 from ._search import Search
 from ._setting import Found, Setting
 
 
+@numbered
 def oss(
     model: Model,
     z: Tensor | Sequence[int],
@@ -86,8 +88,8 @@ def oss(
     one_of("oss", solver, "solver", solvers.SOLVERS)
     one_of("oss", start, "start", ("fixed", "free"))
     one_of("oss", aggregate, "aggregate", ("joint", "median"))
-    if not (np.isfinite(p) and p > 0):
-        raise ValueError(f"oss: p={p}; a finite exponent above 0 is needed")
+    if (real(p) or 0.0) <= 0.0:
+        raise ValueError(f"oss: p={p!r:.60}; a finite exponent above 0 is accepted")
     if aggregate == "median" and solver not in solvers.JUMPS:
         listed = " or ".join(map(repr, solvers.JUMPS))
         raise ValueError(

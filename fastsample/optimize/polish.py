@@ -73,7 +73,7 @@ from ..plan import Plan
 from ..plan.given import real
 from ..runtime import arguments
 from ..trajectories import Denoiser
-from ._given import one_of, whole
+from ._given import numbered, one_of, whole
 from ._newton import Options, Polisher
 from ._numbers import Numbers
 from ._search import Search
@@ -84,6 +84,7 @@ LOSSES = ("log", "l2", "trajectory")
 NEAR = 1e-6  # of alpha + sigma, or of a time: a row that stands so near to a node stands there
 
 
+@numbered
 def polish(
     model: Model,
     z: Tensor | Sequence[int],

@@ -53,7 +53,7 @@ from ._bound import STEPS
 from ._checkpoint import Checkpoint
 from ._climb import Climb, TimeUp, limit_of
 from ._families import ROWS
-from ._given import one_of, whole
+from ._given import numbered, one_of, whole
 from ._newton import Options as Newton
 from ._paths import Options
 from ._search import Rung, Search, figure
@@ -69,6 +69,7 @@ class Stopped(RuntimeError):
     search: Search
 
 
+@numbered
 def search(
     model: Model,
     z: Tensor | Sequence[int],

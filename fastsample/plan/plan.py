@@ -205,15 +205,16 @@ class Plan:
         """The same plan with larger S, G, L, K, E, for a pool of one width; padding is not read."""
         if not set(dims) <= set(Layout._fields):
             raise PlanError(f"padded: {', '.join(sorted(dims))} given; S, G, L, K and E can grow")
+        counts = {name: integer(size) for name, size in dims.items()}
         for name, size in dims.items():
-            count = integer(size)
+            count = counts[name]
             if count is None or count < self.dims[name]:
                 is_no = "no whole number, beside" if count is None else "less than"
                 raise PlanError(
                     f"padded: {name}={size!r:.60} is {is_no} the plan's own {self.dims[name]}; "
                     "pass at least that"
                 )
-        wide = self.layout._replace(**dims)
+        wide = self.layout._replace(**counts)
         columns, arrays = self.layout.columns_in(wide), blank(wide, self.rows)
         for field in FIELDS:
             old = getattr(self, field.name)

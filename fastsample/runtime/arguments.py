@@ -53,7 +53,16 @@ def chunks(where: str, count: int, size: object) -> list[slice]:
         raise ValueError(
             f"{where}: batch_size={size!r:.60}; a whole number of at least 1 is accepted"
         )
+    size = integer(size)
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def first_seed(where: str, seed: object) -> int:
+    """The seed of a first sample, from which the others count."""
+    number = integer(seed)
+    if number is None:
+        raise TypeError(f"{where}: seed is {seed!r:.60}; a whole number, or None, is accepted")
+    return number
 
 
 def start(
@@ -274,6 +283,8 @@ def _per_sample(
     on the device is not looked at, which would wait for it: what is not finite ends in the status.
     """
     here = not isinstance(value, Tensor) or torch.device(device).type == "cpu"
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError(f"Run: {name} is {value!r:.60}; a number or a tensor is accepted")
     try:
         # True is no scale of 1: whoever wrote it meant another argument
         if _truth(value):

@@ -77,11 +77,12 @@ def seeds(seed, batch: int, device, needed: bool, samples: Sequence[int] | None 
             return torch.compiler.disable(seeds)(seed, batch, device, needed)
         seed = drawn_seed()
     if isinstance(seed, Tensor) and seed.dim():
-        if seed.dtype != torch.int64 or seed.shape != (batch,):
+        whole = not (seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool)
+        if not whole or seed.shape != (batch,):
             raise ValueError(
                 f"Run: seed is {seed.dtype} {list(seed.shape)}; int64 [{batch}] is accepted"
             )
-        return uploaded(seed, device)
+        return uploaded(seed.long(), device)
     first = integer(seed)
     if first is None and (
         not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, (str, bytes))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ...kernels.transforms import beneath
 from ...plan import Plan
+from ...plan.given import plain
 from ...plan.provenance import agree
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
@@ -217,7 +218,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             self._read()
         last = self.config.num_train_timesteps - (self._scale != "flow")
         lists = (listed(v, top) for v, top in ((timesteps, last), (sigmas, math.inf)))
-        asked = (num_inference_steps, *lists, mu, original_inference_steps, tuple(others.items()))
+        steps, mu, original = map(plain, (num_inference_steps, mu, original_inference_steps))
+        asked = (steps, *lists, mu, original, tuple(others.items()))
         compat = self.config.compat is not None
         with beneath():
             made = self._runs.kept(asked, compat) or self._runs.made(

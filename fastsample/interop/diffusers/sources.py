@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...plan.given import plain
 from .grids import CONVERSIONS, Family, noise_schedule
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
@@ -331,9 +332,23 @@ def own_config(config: dict, usual: dict) -> dict:
     """
     unset = config.get("_use_default_values", ())
     kept = {k: v for k, v in config.items() if k in usual or k in OURS or (k == "moved" and v)}
+    kept |= {k: _number(k, kept[k], usual[k]) for k in kept.keys() & usual.keys()}
     kept |= {k: config[k] for k, v in SHIFTED_BY.items() if config.get(k, v) != v}
     unset = [k for k in unset if k in usual and config[k] == usual[k]]
     return kept | ({"_use_default_values": unset} if unset else {})
+
+
+def _number(key: str, value: object, usual: object) -> object:
+    """An option whose default (usual) is a number, or that may be one in place of None, as Python's
+    own; any other as it is. ValueError for what is no number there.
+    """
+    value = plain(value)
+    counted = isinstance(usual, (int, float)) and not isinstance(usual, bool)
+    if not counted and key not in ("sigma_min", "sigma_max", "shift_terminal"):
+        return value
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"FsScheduler: {key} = {value!r:.60}; a number is accepted")
 
 
 def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
