@@ -4,7 +4,9 @@ number a sample in another way.
 
 import re
 from collections import OrderedDict, UserDict, namedtuple
-from types import MappingProxyType
+from dataclasses import make_dataclass
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -341,6 +343,23 @@ def test_cut_leaves_keep_their_kind():
         assert got["n"] == tuple(numbers) and got["w"] is SAID and got["k"] == cond["k"]
         assert isinstance(got["m"], Maps) and same(got["m"].low, SAID[numbers])
     assert told(take(take(tree, slice(0, 2)), slice(1, 2)))["w"] is SAID
+
+
+@pytest.mark.parametrize("kind", [make_dataclass("Record", ["v"]), SimpleNamespace])
+def test_a_record_of_tensors_is_not_told_whole_to_a_part_of_the_samples(kind):
+    """Nor is a sample that a callback moves told another's; the advice is followed."""
+    some = lambda step, x, x0: fs.Select([4, 0]) if step == 1 else None
+    record, model = kind(v=SAID), model_of(lambda c: c.v)
+    assert same(sampled(model, cond={"c": record}), sampled(FLAT, cond={"v": SAID}))
+    said = f"condition: a {kind.__name__} holds tensors and would be told whole to a part"
+    for road in (partial(metrics.run, PLAN, noise=unit()), partial(sampled, callback=some)):
+        with pytest.raises(TypeError, match=said):
+            road(model, cond={"c": record})
+    want, nested = sampled(FLAT, cond={"v": SAID}, callback=some), model_of(lambda c: c["v"])
+    assert same(sampled(nested, cond={"c": {"v": SAID}}, callback=some), want)
+    heard = model_of(lambda v, c: (c.v, v)[1])
+    for alone in (kind(v=7), fs.shared(record)):  # of no tensor, or of no sample
+        assert same(sampled(heard, cond={"v": SAID, "c": alone}, callback=some), want)
 
 
 def test_a_shared_value_is_passed_on_as_it_is():

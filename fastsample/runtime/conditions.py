@@ -6,7 +6,8 @@ A condition is a dict of keywords; under each, dicts, lists, tuples and named tu
 
     tensor [B,*] of one axis or more               goes with its samples: cut, indexed, joined
     list or tuple of strings, numbers and None     is one leaf, B long, and goes with its samples
-    0-d tensor, number, string, None, any object   is shared: every sample is told it as it is
+    0-d tensor, number, string, None, any object   is shared: every sample is told it as it is; a
+                                                   dataclass with tensors is not cut, but refused
     shared(value)                                  never travels, whatever it holds; the model sees
                                                    the value
 
@@ -19,8 +20,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from numbers import Number
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,6 +88,7 @@ def take(tree: dict, index: slice | Tensor) -> dict:
 
     def part(value):
         if not _travels(value):
+            _check_whole(value)
             return value
         if isinstance(value, Tensor):
             return value[_there(index, value.device) if isinstance(index, Tensor) else index]
@@ -94,6 +97,18 @@ def take(tree: dict, index: slice | Tensor) -> dict:
         return _list_like(value, value[index])
 
     return pytree.tree_map(part, tree, is_leaf=_is_leaf)
+
+
+def _check_whole(value: object) -> None:
+    """TypeError for a record of tensors, which cannot be cut with its samples."""
+    record = is_dataclass(value) or isinstance(value, SimpleNamespace)
+    if not record or isinstance(value, (Shared, type)):
+        return
+    if any(isinstance(v, Tensor) and v.dim() > 0 for v in vars(value).values()):
+        raise TypeError(
+            f"condition: a {type(value).__name__} holds tensors and would be told whole to a part "
+            "of the samples; a dict or a named tuple in its place, or fs.shared(value), is accepted"
+        )
 
 
 def _there(index: Tensor, device: torch.device) -> Tensor:
