@@ -355,7 +355,8 @@ def test_data_has_the_variance_that_the_model_was_made_for(top):
 
 def test_what_a_plan_that_draws_no_noise_has_anyway_is_taken():
     """eta = 0, and s_noise = 1 of any plan, as a front end says them to every sampler."""
-    still, drawing = euler(LEVELS), solvers.lcm(EDM(sigma_max=80.0), LEVELS, prediction="edm")
+    words = {"model": EDM(sigma_max=80.0), "grid": LEVELS, "prediction": "edm"}
+    still, drawing = solvers.dpmpp_2m(**words), solvers.lcm(**words)
     x = noise_of(64, 80.0)
     end = k_sample(still, x0, x, disable=True)
     assert torch.equal(k_sample(still, x0, x, disable=True, eta=0.0, s_noise=1.0), end)
