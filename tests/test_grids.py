@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastsample import grids
 from fastsample.model import Model
-from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
+from fastsample.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow, TrigFlow, from_functions
 
 EPS = np.finfo(np.float64).eps
 SD = DiscreteVP.scaled_linear()
@@ -22,6 +22,9 @@ ALL = {
     "SD": SD,
     "cosine": DiscreteVP.cosine(),
     "zero_snr": SD.zero_terminal_snr(),
+    "Cosine": Cosine(),
+    "VP shifted": VP().shifted(-1.0),
+    "functions": from_functions(lambda t: 1.0 - t, lambda t: t),
 }
 EVERY = (grids.uniform, grids.uniform_half_log_snr, grids.karras, grids.exponential)
 INDEXED = (grids.trailing, grids.leading, grids.linspace)
