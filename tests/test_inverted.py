@@ -142,6 +142,29 @@ def test_ddim_inverse_of_diffusers(kind):
     np.testing.assert_allclose(ours, np.delete(theirs[1:], 1, axis=1), atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("one", [True, False])
+def test_ddim_inverse_with_what_the_network_is_told(kind, one):
+    """compat: from alpha = 1 (t = -1), or from the table's first level, where a step stays."""
+    words = {"clip_sample": False, "set_alpha_to_one": one, "prediction_type": kind}
+    peer = scheduler("ddim_inverse", "DDIMInverseScheduler", **TABLE, **words)
+    trace, _ = probe(peer, 10)
+    theirs, asked = np.array(trace.states), trace.asked
+    if not one:
+        theirs, asked = np.delete(theirs[1:], 1, axis=1), asked[1:]
+    grid = [-1.0 if one else 0.0, *asked]
+    prediction = {"epsilon": "eps", "v_prediction": "v"}[kind]
+    plan = solvers.inverted("ddim", SD, grid, prediction=prediction, compat="diffusers")
+    np.testing.assert_allclose(states(plan, raw=True).states, theirs, atol=1e-11)
+    assert plan.t[: plan.nfe, 0].tolist() == asked
+    assert plan.note["compat"] == "diffusers" and plan.note["order"] == 1
+    model = Model(lambda x, t: x, SD, prediction)
+    fs.Sampler(plan, model)(latent=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="made for another|time"):
+        other = plan.with_note(changed=[])  # the exact plan tells the time where x stands
+        fs.Sampler(other, model)
+
+
 def test_dpm_solver_inverse_of_diffusers():
     words = {"lower_order_final": False, "algorithm_type": "dpmsolver++"}
     peer = scheduler(
@@ -272,6 +295,10 @@ def test_runs_and_notes():
             "prediction 'x0' at sigma = 0",
         ),
         (lambda: solvers.inverted("ddim", VP(), [0.1, 0.5, 0.3], prediction="eps"), "grid: entry"),
+        (
+            lambda: solvers.inverted("ddim", VP(), [0.1, 0.5], prediction="eps", compat="k"),
+            "inverted: compat = 'k'; one of exact, diffusers is accepted",
+        ),
         (lambda: solvers.inverted("ddim", VP(), [0.1], prediction="eps"), "grid: 1 times"),
         (lambda: solvers.inverted("ddim", VP(), "a", prediction="eps"), "'a'; a list of numbers"),
         (lambda: solvers.inverted("ddim", VP(), [0.5, 2.0], prediction="eps"), "t = 2; 0 <= t"),

@@ -23,7 +23,7 @@ CITATIONS = {
 }
 
 
-def inverted(solver: str, model, grid, *, prediction=None) -> Plan:
+def inverted(solver: str, model, grid, *, prediction=None, compat="exact") -> Plan:
     """The plan that takes an image up a rising grid, data to noise, by the steps of `solver`:
     "ddim", "euler", "heun" or "dpmpp_2m", with h = lambda' - lambda < 0.
 
@@ -43,15 +43,21 @@ def inverted(solver: str, model, grid, *, prediction=None) -> Plan:
 
     The image is taken as the state at the first point. That may be sigma = 0 where the step is
     finite and the time one of the network's: VP, Flow and TrigFlow, but for dpmpp_2m or a network
-    that predicts x0. Returns to the image as the sampler's order says: first-order steps ask at
-    the other end of the same interval. diffusers' DDIMInverseScheduler and
-    DPMSolverMultistepInverseScheduler have these rows; the former tells the network the time at
-    which each step ends. ValueError, one sentence, for what is refused. Plans have no `remake`.
+    that predicts x0. There and back returns to the image to the solver's order: each way asks at
+    its own end of an interval.
+
+    compat="diffusers", of ddim: the network is told the time at which each step ends, as by
+    DDIMInverseScheduler, so that a table's -1 may be the first point. Its
+    DPMSolverMultistepInverseScheduler has the rows of dpmpp_2m as they are. ValueError, one
+    sentence, for what is refused. Plans have no `remake`.
     """
     choice("inverted: solver", solver, tuple(CITATIONS))
+    choice("inverted: compat", compat, ("exact", "diffusers"))
+    ahead = compat == "diffusers" and solver == "ddim"
     model = resolve(model, prediction)
     schedule, grid = model.schedule, _rising(model.schedule, grid)
-    if schedule.sigma(grid[0]) == 0.0 and (solver == "dpmpp_2m" or schedule.t_zero < 0.0):
+    untold = schedule.t_zero < 0.0 and not ahead
+    if schedule.sigma(grid[0]) == 0.0 and (solver == "dpmpp_2m" or untold):
         why = "where x says nothing of eps" if solver == "dpmpp_2m" else "which no network is told"
         raise ValueError(
             f"inverted: {solver} from sigma = 0 at t = {grid[0]:g}, {why}; a grid from t_min = "
@@ -61,8 +67,12 @@ def inverted(solver: str, model, grid, *, prediction=None) -> Plan:
     stored = "x0" if solver == "dpmpp_2m" else "flow" if flow else "eps"
     b = Builder(model, grid, stored=stored, rising=True)
     orders = [_step(b, i, solver) for i in range(b.n)]
-    note = {"order": max(orders), "orders": orders, "citations": [CITATIONS[solver]]}
-    return b.build("inverted", arguments={"solver": solver}, **note)
+    words = {"compat": compat, "order": max(orders), "citations": [CITATIONS[solver]]}
+    plan = b.build("inverted", arguments={"solver": solver}, orders=orders, **words)
+    if ahead:
+        told = np.append(model.times(grid[1:]), plan.t[b.n :, 0])[:, None]
+        plan = plan.with_numbers(t=told).with_note(order=1, orders=orders)
+    return plan
 
 
 def _rising(schedule, grid) -> np.ndarray:
