@@ -23,6 +23,8 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     plan: one branch. branches: 2..8. interval: (low, high) in half_log_snr = log(alpha / sigma) of
     the row's point; rows outside it use f_1 alone (Kynkaanniemi et al. 2024). Raises TypeError for
     anything but a Plan, PlanError for a plan that has branches, and where not low < high.
+    A plan of CFG++ (`solvers.euler_cfgpp`) reads the base's own output beside f, inside the
+    interval.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"guided: plan is a {type(plan).__name__}; a fastsample.Plan is needed")
@@ -35,15 +37,15 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     if branches is None or not 2 <= branches <= 8:
         raise PlanError(f"guided: branches={given!r:.60}; 2 to 8 is accepted")
     low, high = (-np.inf, np.inf) if interval is None else _ends(interval)
-    raw = plan.layout.branch(0)
-    if any(row.reads_operand(raw) for row in plan.program.rows):
+    raw, wide = plan.layout.branch(0), plan.padded(G=branches, K=branches - 1)
+    reads_base = any(row.reads_operand(raw) for row in plan.program.rows)
+    if reads_base and plan.note.get("direction") is None:
         raise PlanError(
             "guided: the plan reads a single branch's raw output; compile it for guidance instead"
         )
     with np.errstate(divide="ignore"):
         half_log_snr = np.log(plan.alpha) - np.log(plan.sigma)
     inside = (half_log_snr >= low) & (half_log_snr <= high)
-    wide = plan.padded(G=branches, K=branches - 1)
     called = plan.branches != 0
     U, V = np.zeros_like(wide.U), np.zeros_like(wide.V)
     on, base = called & inside, plan.U[:, 0]
@@ -54,7 +56,20 @@ def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None =
     bits = np.where(on, (1 << branches) - 1, np.where(called, 1, 0))
     span = None if interval is None else [low, high]
     note = {"form": "linear", "branches": branches, "interval": span}
-    return replace(wide, U=U, V=V, branches=bits, note={**plan.note, "guidance": note})
+    arrays = {"U": U, "V": V, "branches": bits}
+    if reads_base:
+        first, last = wide.layout.branch(0), wide.layout.branch(branches - 1)
+        arrays["M"], arrays["reads"] = _from(wide.M, wide.reads, on, first, last)
+    return replace(wide, **arrays, note={**plan.note, "guidance": note})
+
+
+def _from(
+    M: np.ndarray, reads: np.ndarray, rows: np.ndarray, old: int, new: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """M and reads, with column `old` of the rows at `new`."""
+    M, bit = M.copy(), (reads >> old) & 1
+    M[rows, :, new], M[rows, :, old] = M[rows, :, old], 0.0
+    return M, np.where(rows, reads & ~(1 << old) | bit << new, reads)
 
 
 def unguided(plan: Plan) -> Plan:
@@ -64,9 +79,12 @@ def unguided(plan: Plan) -> Plan:
     narrow = plan.layout._replace(G=1, K=0)
     columns = narrow.columns_in(plan.layout)
     called, on = plan.branches != 0, plan.branches == (1 << plan.G) - 1
+    M, reads, base = plan.M, plan.reads, plan.layout.branch(plan.G - 1)
+    if plan.note.get("direction") is not None:
+        M, reads = _from(M, reads, on, base, plan.layout.branch(0))
     arrays = {
-        "M": plan.M[:, :, columns],
-        "reads": moved(plan.reads, ((old, new) for new, old in enumerate(columns))),
+        "M": M[:, :, columns],
+        "reads": moved(reads, ((old, new) for new, old in enumerate(columns))),
         "U": np.select([on, called], [plan.U[:, -1], plan.U[:, 0]], 1.0)[:, None],
         "V": np.zeros((plan.rows, 1, 0)),
         "branches": called,

@@ -216,8 +216,8 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
                     plan = solvers.SOLVERS[name](model, times)
                 except ValueError:  # eps where alpha = 0: the grids from below are left
                     continue
-                if plan.L or abs(plan.nfe - nfe) > 2:
-                    break  # draws noise, or spends another number of evaluations a step
+                if plan.L or abs(plan.nfe - nfe) > 2 or (not solver and "direction" in plan.note):
+                    break  # noise, another number of evaluations a step, guidance of its own
                 if plan.nfe == nfe:
                     found.setdefault((plan.M.tobytes(), plan.t.tobytes()), (name, grid, plan))
     return list(found.values())

@@ -233,7 +233,7 @@ def test_any_solver_makes_the_plans(solver):
     law, model = subject()
     search = ays(model, noise(4), 6, solver=solver, data=torch.from_numpy(law.sample(4)), steps=20)
     assert all(plan.nfe == m and plan.note["solver"] == solver for m, plan in search.plans.items())
-    assert max(search.plans) >= 5
+    assert max(search.plans) >= 4  # of three evaluations a step: 1, 4, 7
     lengths = [len(search.indices[m]) - 1 for m in search.plans]
     assert lengths == list(range(1, len(lengths) + 1))
 

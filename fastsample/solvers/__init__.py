@@ -45,6 +45,7 @@ from ._fitted import fitted
 from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
+from .cfgpp import dpmpp_2m_cfgpp, euler_cfgpp
 from .ddim import ddim
 from .ddpm import ddpm
 from .deis import deis
@@ -111,6 +112,8 @@ SOLVERS = {
         flow_sde,
         restart,
         sa_solver,
+        euler_cfgpp,
+        dpmpp_2m_cfgpp,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

@@ -9,6 +9,7 @@ from fastsample.schedules import EDM, Flow
 
 from . import stochastic_loops as loops
 from .case import Case
+from .loops import ddim, dpmpp_2m
 from .marginals import point
 from .stochastic_loops import ancestral, brownian, dpmpp_sde, er_sde, seeds_2, seeds_3
 
@@ -88,6 +89,10 @@ CASES: list = [
     _tcd({}, lambda t: (1.0 - 0.3) * t),
     _tcd({"gamma": 0.8, "compat": "diffusers"}, lambda t: (1.0 - 0.8) * t, whole=True),
     Case("flow_sde", loops.flow_sde, marginal=False),
+    # with one branch; test_cfgpp.py has two
+    Case("euler_cfgpp", ddim),
+    Case("euler_cfgpp", ddim, {"eta": 0.6}, {"eta": 0.6}),
+    Case("dpmpp_2m_cfgpp", dpmpp_2m),
     Case(
         "restart",
         loops.restart,
@@ -96,6 +101,7 @@ CASES: list = [
 ]
 
 # from sigma to half of it; a flow from .8 to .4 goes down to .2 (q = .6/.8), then back up
+CFGPP = {"x": 0.5, "m": 1.0, "f0": -0.5}
 HALF, FLOW_UP = {"x": 0.5, "m": 0.5}, math.sqrt(0.16 - 0.0225)
 # H phi_2(-H) = 1 - (1 - e^{-H})/H of H = ln 2, ln 4, ln 8
 SECOND = [1 - (1 - 0.5**k) / (k * LN2) for k in (1, 2, 3)]
@@ -242,6 +248,16 @@ LITERALS: list = [
         {"a": 0.5},
         {1: {"x": 0.375, "m": 0.5, "n0": 0.5}, 2: {"m": 1}},
     ),
+    # half of x, D, and half of D_u less: with the model's output as the base's too
+    ("euler_cfgpp", EDM(), [4, 2, 0], "x0", {}, {1: CFGPP, 2: {"m": 1}}),
+    (
+        "dpmpp_2m_cfgpp",
+        EDM(),
+        [8, 4, 2, 0],
+        "x0",
+        {},
+        {1: CFGPP, 2: {"x": 0.5, "m": 1.25, "f0": -0.5, "r0": -0.25}, 3: {"m": 1}},
+    ),
     # from 2 back up to 4, sqrt(16 - 4) of noise, and down again in one step
     (
         "restart",
@@ -269,4 +285,6 @@ METHODS: list = [
     ("er_sde", {"eta": 0.0}, 3, 3),
     ("tcd", {"gamma": 0.0}, 1, 1),
     ("flow_sde", {"a": 0.0}, 1, 1),
+    ("euler_cfgpp", {}, 1, 1),
+    ("dpmpp_2m_cfgpp", {}, 2, 2),
 ]
