@@ -7,6 +7,8 @@ torch runs under all of them.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -19,7 +21,7 @@ tracing, innermost, modes = (
     torch._C._len_torch_dispatch_stack,
 )
 
-beneath = torch._C._DisableFuncTorch  # in it tensors are made, and read, as outside torch.func
+UNMOVED = nullcontext()
 
 MODES = {
     torch._C._TorchDispatchModeKey.PROXY: "make_fx",
@@ -83,6 +85,11 @@ def tangents(given: object) -> bool:
         isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None
         for v in tree_leaves(given)
     )
+
+
+def beneath() -> AbstractContextManager:
+    """In it tensors are made, and read, as outside torch.func."""
+    return UNMOVED if innermost() is None else torch._C._DisableFuncTorch()
 
 
 def bare(where: str, value: Tensor) -> Tensor:
