@@ -38,6 +38,8 @@ PLANS = {
     ),
     "dpmpp_2m_sde": lambda: solvers.dpmpp_2m_sde(EDM, grids.karras(EDM.schedule, 6)),
     "lcm": lambda: solvers.lcm(VP, grids.uniform(VP.schedule, 4)),
+    "flow_sde": lambda: solvers.flow_sde(FLOW, grids.uniform(FLOW.schedule, 6)),
+    "dpmpp_sde": lambda: solvers.dpmpp_sde(EDM, grids.karras(EDM.schedule, 4)),
 }
 
 

@@ -8,8 +8,6 @@ import math
 
 import numpy as np
 
-from ._build import Builder, Lin, M, X
-
 # The recurrence for phi loses about k digits per power of ten below this; the series needs under
 # 20 terms there.
 SERIES_BELOW = 1.0
@@ -33,21 +31,6 @@ def phi(k: int, z: float) -> float:
 def gain(h: float) -> float:
     """I_0 = 1 - e^{-h}, the whole weight of the predictions; 1 for h = inf."""
     return -math.expm1(-h)
-
-
-def ancestral(b: Builder, i: int, h: float, eta: float) -> tuple[Lin, float]:
-    """The step (k sigma'/sigma)·x + alpha' (1 - k e^{-h})·x0 from grid point i to i+1, and the
-    noise it leaves room for, sigma' sqrt(1 - k²); k² = max(0, 1 - eta² (1 - e^{-2h})).
-    """
-    left = math.exp(-2.0 * h)
-    alpha, sigma = b.alpha[i + 1], b.sigma[i + 1]
-    rest = (1.0 - eta) * (1.0 + eta) + eta**2 * left
-    if sigma == 0.0 or rest <= 0.0:
-        return alpha * M, sigma
-    k = math.sqrt(rest)
-    # alpha' (1 - k e^{-h}), rationalised
-    of_x0 = alpha * -math.expm1(-2.0 * h) * (1.0 + eta**2 * left) / (1.0 + k * math.exp(-h))
-    return (k * sigma / b.sigma[i]) * X + of_x0 * M, sigma * eta * math.sqrt(-math.expm1(-2.0 * h))
 
 
 def jump(schedule, t_from, t_to):

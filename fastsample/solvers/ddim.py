@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ..plan import Plan
 from ._begin import begin, build, number
-from ._build import X
-from ._exponential import ancestral
+from ._build import ZERO, X
+from ._renoise import Level, Step, ancestral
 from ._start import solver
 
 
@@ -28,10 +30,9 @@ def ddim(
     """
     eta = number("ddim: eta", eta, 0.0, 1.0)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    level = b.half_log_snr
-    for i in range(b.n):
-        step, up = ancestral(b, i, float(level[i + 1] - level[i]), eta)
-        # x is read also where nothing of it is left: from alpha = 0, with eta = 1
-        b.row(b.t[i], to=b.t[i + 1], x=0.0 * X + step + up * b.noise(i) if up else step)
+    for i, (s, t) in enumerate(pairwise(Level.on(b))):
+        step = Step.of(s, t, ancestral(s, t, eta))
+        # with noise x is read also where nothing of it is left: from alpha = 0, with eta = 1
+        b.row(b.t[i], to=b.t[i + 1], x=(0.0 * X if step.c else ZERO) + step.over(b.noise(i)))
     cite = "Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, eq. 12, arXiv:2010.02502"
     return build(b, "ddim", {"eta": eta, "compat": compat}, [1] * b.n, cite)

@@ -49,8 +49,9 @@ def dpmpp_2s_ancestral(
     the noise of `euler_ancestral` back up; on Flow its rectified-flow form.
 
     eta >= 0 (on Flow at most 1), 0: dpmpp_2s; s_noise scales the noise, and other values than 1
-    leave the schedule by design. Two evaluations a step. A step from alpha = 0, to sigma = 0, or
-    that keeps no noise (a great eta) is euler_ancestral's, with one: its limit. Keeps one output.
+    leave the schedule by design. Of weak order 2; two evaluations a step. A step from alpha = 0, to
+    sigma = 0, or that keeps no noise (a great eta) is euler_ancestral's, with one: its limit. Keeps
+    one output.
     Lu et al. 2022, arXiv:2211.01095, Alg. 1, in the form of k-diffusion's
     sample_dpmpp_2s_ancestral. compat="comfyui" takes a stage at sigma = .9999 from a flow's
     sigma = 1; else it changes nothing here.
@@ -85,16 +86,15 @@ def dpm_2_ancestral(
     sqrt(sigma·sigma_d), w = sigma/sigma_s.
 
     eta >= 0 (on Flow at most 1); s_noise scales the noise, and other values than 1 leave the
-    schedule by design. Two evaluations a step. A step from alpha = 0 (but on Flow), to sigma = 0,
-    or that keeps no noise (a great eta) is euler_ancestral's, with one. Keeps one output; w is
-    large in a step over decades. Karras et al. 2022, arXiv:2206.00364, sec. 3 (a second-order step
-    by a stage between), in the form of k-diffusion's sample_dpm_2_ancestral. compat changes nothing
-    here.
+    schedule by design. Of weak order 2; two evaluations a step. A step from alpha = 0 (but on
+    Flow), to sigma = 0, or that keeps no noise (a great eta) is euler_ancestral's, with one. Keeps
+    one output; w is large in a step over decades. Karras et al. 2022, arXiv:2206.00364, app. D.2,
+    in the form of k-diffusion's sample_dpm_2_ancestral. compat changes nothing here.
     """
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     given = {"prediction": prediction, "start": start, "inpaint": inpaint, "clip": clip}
     cite = (
-        "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, sec. 3 and app. D.2, "
+        "Karras, Aittala, Aila, Laine 2022, Elucidating the Design Space, app. D.2, "
         "arXiv:2206.00364"
     )
     return _plan("dpm_2_ancestral", model, grid, words, given, _midpoint, cite)

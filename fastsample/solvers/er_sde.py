@@ -54,7 +54,8 @@ def er_sde(
     rho (exp(rho^.3) + 10) as published; eta >= 0 given: phi = rho^(1+eta), whose noise is
     that of the reverse SDE for 1 and none, an ODE, for 0. order 1 to 3: outputs read; steps start
     at 1, and one from alpha = 0 or to sigma = 0 is of order 1. s_noise scales the noise, and other
-    values than 1 leave the schedule by design. One evaluation a step, two outputs kept.
+    values than 1 leave the schedule by design. With noise of weak order 2 at most. One evaluation a
+    step, two outputs kept.
 
     The paper's order 3 leaves out u_1 J_1: it takes the difference f_01 for the slope at rho, and
     is of second order. compat="comfyui" does so, and puts its sums of 200 points for J_1 and J_2.

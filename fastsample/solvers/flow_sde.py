@@ -25,9 +25,9 @@ def flow_sde(
 
     a >= 0, the paper's noise level; 0: euler. From alpha = 0, where g is infinite, 1 - s is that of
     the next point, as in the paper's code; a step to sigma = 0 is Euler's, without noise, where the
-    code would leave g sqrt(s) of it in the sample. First order; the step follows the schedule to
-    that order only (note: consistent). One evaluation a step, stores nothing; `Run.log_prob` gives
-    the density of each step. Liu et al. 2025, arXiv:2505.05470. compat changes nothing here.
+    code would leave g sqrt(s) of it in the sample. Of weak order 1; the step follows the schedule
+    to that order only (note: consistent). One evaluation a step, stores nothing; `Run.log_prob`
+    gives the density of each step. Liu et al. 2025, arXiv:2505.05470. compat changes nothing here.
     """
     a = number("flow_sde: a", a)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)

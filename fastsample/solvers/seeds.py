@@ -8,7 +8,8 @@ h_j = lambda_j - lambda (j = s the last, at lambda')::
     z_1 = sqrt(1 - k_1²)·n_1,  z_j = (k_j/k_{j-1}) z_{j-1} + sqrt(1 - k_j²/k_{j-1}²)·n_j
 
 whose weights sum to 1 - e^{-H_j}, H_j = h_j + kappa_j. z is one Ornstein-Uhlenbeck noise along the
-step, as the equation has it; n_1, n_2, .. are independent.
+step, as the equation has it; n_1, n_2, .. are independent. With noise all are of weak order 2 and
+strong order 1.
 """
 
 from __future__ import annotations
