@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from ..plan.given import integer, real, reals
 from ._exponential import phi
@@ -11,6 +12,7 @@ from ._tableaux import HAIRER, TABLEAUX, Tableau
 
 SUMS = 1e-12  # how far a sum of numbers near 1 may be from what it must be
 TRIED = (-0.3, -2.0)  # z where it is seen whether a constant x0 is integrated exactly
+_phi = lru_cache(maxsize=256)(phi)  # tableaux name the same few again and again
 
 
 def checked(given: str | Tableau | Mapping) -> Tableau:
@@ -54,7 +56,7 @@ def coefficient(entry: float | Sequence, z: float) -> float:
     """The number of a classical tableau; sum factor·phi_k(at·z) of an exponential one."""
     if isinstance(entry, float):
         return entry
-    return math.fsum(factor * phi(k, at * z) for factor, k, at in entry)
+    return math.fsum(factor * _phi(k, at * z) for factor, k, at in entry)
 
 
 def limit(entry: Sequence) -> float:

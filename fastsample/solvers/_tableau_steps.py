@@ -33,7 +33,8 @@ def rows(b: Builder, tableaux: Sequence[Tableau], *, noise: bool = False) -> tup
             if not endless(b, i)
         },
     )
-    constants = {id(each): exact_on_constants(each) for each in tableaux}
+    unlike = {id(each): each for each in tableaux}
+    whole = {key: noise or exact_on_constants(each) for key, each in unlike.items()}
     for i, tableau in enumerate(tableaux):
         if i not in at:
             if noise or not _limit_step(b, i, tableau):
@@ -41,7 +42,7 @@ def rows(b: Builder, tableaux: Sequence[Tableau], *, noise: bool = False) -> tup
         elif noise:
             stages(b, i, at[i], _noise_weights(b, tableau, at[i]))
         else:
-            stages(b, i, at[i], _weights(b, tableau, at[i]), constants[id(tableau)])
+            stages(b, i, at[i], _weights(b, tableau, at[i]), whole[id(tableau)])
     orders = [tableau.order if i in at else 1 for i, tableau in enumerate(tableaux)]
     return orders, _of_run(orders, [orders[i] for i in at])
 
