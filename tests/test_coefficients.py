@@ -67,6 +67,9 @@ def test_rows_that_keep_their_anchor_for_a_mask_are_the_same(schedule):
         "dpmpp_3m",
         "unipc-order=2-variant=bh1",
         "unipc-order=3-variant=bh2",
+        "rk",
+        "dpmpp_3s",
+        "dpm_solver_singlestep",
     ):
         case = by_id[name]
         for t in grids(case, schedule, (2, 5)):

@@ -12,6 +12,8 @@ from oracle.probe import states
 from test_peers import VP, compare, discrete
 
 from fastsample import grids
+from fastsample.interop.diffusers.dpm import Form, dpm, singlestep_orders
+from fastsample.model import Model
 from fastsample.schedules import EDM, Flow
 from fastsample.solvers import SOLVERS
 
@@ -110,3 +112,19 @@ def test_dpm_2_is_dpm_solver_of_order_2():
     ours = SOLVERS["dpm_2"](Flow(), grid, prediction="x0")
     same = SOLVERS["dpm_solver_singlestep"](Flow(), grid, prediction="x0", order=2)
     assert np.abs(states(ours).states - states(same).states).max() > 1e-3
+
+
+@pytest.mark.parametrize("variant, theirs", [("dpmsolver", "midpoint"), ("taylor", "heun")])
+@pytest.mark.parametrize("order, noise", [(2, False), (3, False), (2, True), (3, True)])
+def test_the_walk_is_that_of_fs_scheduler(order, noise, variant, theirs):
+    """Rows written step by step over the outputs of a group, SDE and steps of length 0 included."""
+    for n in (6, 7, 8):
+        grid = grids.karras(EDM(), n, end="min" if noise else "zero")
+        form = Form(noise=noise, variant=theirs, single=True, as_x0=True)
+        orders = singlestep_orders(n, 0, order, True)
+        other = states(dpm(Model(None, EDM(), "x0"), grid, orders, form)).states
+        words = {"order": order} if noise else {}
+        name = "dpm_solver_singlestep" if noise else f"dpmpp_{order}s"
+        words |= {"variant": variant, "compat": "diffusers"}
+        ours = states(SOLVERS[name](EDM(), grid, prediction="x0", **words)).states
+        assert np.abs(ours - other).max() <= 1e-12 * np.abs(other).max()

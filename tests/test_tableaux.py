@@ -31,6 +31,7 @@ from fastsample.plan import Plan
 from fastsample.schedules import EDM, VP, Flow
 from fastsample.solvers import SOLVERS, Tableau, rk
 from fastsample.solvers._tableau import checked, coefficient
+from fastsample.solvers._tableau_steps import dpm_solver
 from fastsample.solvers._tableaux import TABLEAUX
 
 CLASSICAL = [name for name, tableau in TABLEAUX.items() if not tableau.exponential]
@@ -116,11 +117,10 @@ def weight(tree, stages: list, values: list, nodes: list, one: Series) -> list:
     return out
 
 
-def defects(name: str, order: int) -> list[Series]:
+def defects(tableau: Tableau, order: int) -> list[Series]:
     """sum_j B_j weight_j - 1/density for every tree of so many nodes, as series in h; of classical
     ones, whose rows sum to c, as numbers and without the leaf lambda.
     """
-    tableau = TABLEAUX[name]
     length, leaves = (tableau.order + 1, (LAMBDA,)) if tableau.exponential else (1, ())
     nodes = [Fraction(c) for c in tableau.nodes]
     one = Series([Fraction(1)] + [Fraction(0)] * (length - 1))
@@ -138,14 +138,35 @@ def defects(name: str, order: int) -> list[Series]:
     return out
 
 
+def order_of(tableau: Tableau) -> int:
+    """The order up to which all conditions hold, at most one above that it claims."""
+    most = tableau.order + 1
+    found = {q: defects(tableau, q) for q in range(1, most + 1)}
+    held = lambda p, q: all(abs(c) <= 1e-12 for each in found[q] for c in each[: p - q + 1])
+    return max(p for p in range(most + 1) if all(held(p, q) for q in range(1, p + 1)))
+
+
 @pytest.mark.parametrize("name", TABLEAUX)
 def test_order_conditions(name):
     """All of them up to the order, and not all of the next: the order is no higher than claimed."""
-    p = TABLEAUX[name].order
-    for q in range(1, p + 1):
-        for found in defects(name, q):
-            assert not any(found[: p - q + 1]), f"a tree of {q} nodes: {found}"
-    assert any(any(found[: p - q + 2]) for q in range(1, p + 2) for found in defects(name, q))
+    assert order_of(TABLEAUX[name]) == TABLEAUX[name].order
+    for q in range(1, TABLEAUX[name].order + 1):
+        for found in defects(TABLEAUX[name], q):
+            assert not any(found[: TABLEAUX[name].order - q + 1]), f"a tree of {q} nodes: {found}"
+
+
+@pytest.mark.parametrize("variant", ["dpmsolver", "taylor"])
+@pytest.mark.parametrize(
+    "order, shares, reached",
+    [(1, [], 1), (2, [0.5], 2), (2, [0.3], 2)]
+    + [(3, [1 / 3, 2 / 3], 3), (3, [0.5, 2 / 3], 3), (3, [0.25, 0.8], 2), (3, [1 / 3, 0.5], 2)],
+)
+def test_order_of_dpm_solver(order, shares, reached, variant):
+    """The third asks for r2 = 2/3, whatever r1 and the variant; in noise form alike, whose
+    conditions are those of z = h.
+    """
+    tableau = dpm_solver(order, variant, *shares)
+    assert tableau.order == order_of(tableau) == reached
 
 
 def phi_mp(k: int, z):

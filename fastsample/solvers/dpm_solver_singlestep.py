@@ -40,7 +40,7 @@ def dpm_solver_singlestep(
     and 1 last where it is odd); None: all steps of `order`. A step that starts at alpha = 0, where
     there is no limit, or ends at sigma = 0 is of first order, with one evaluation. x0 is stored (e
     of a stage is a combination of those): order - 1 outputs. Lu et al. 2022, arXiv:2206.00927,
-    Alg. 1, 2 and app. D.
+    Alg. 1 and 2, and its DPM-Solver-fast.
 
     compat="diffusers": one evaluation a step, the grid walked in groups of `order` steps whose
     inner points are the stages, as `dpmpp_3s` has it.
@@ -81,7 +81,7 @@ def dpm_fast(
     nfe: None is 3n - 2 for a grid of n steps, whose last is of first order. k-diffusion's
     sample_dpm_fast with eta = 0 on a grid even in lambda. A step from alpha = 0 or to sigma = 0
     makes one evaluation whatever its order, so that a plan may have fewer. Lu et al. 2022,
-    arXiv:2206.00927, app. D (DPM-Solver-fast). compat changes nothing here.
+    arXiv:2206.00927 (DPM-Solver-fast). compat changes nothing here.
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     budget = 3 * len(b.grid) - 5 if nfe is None else nfe

@@ -7,7 +7,11 @@ from ._begin import begin, build, choice, number
 from ._start import solver
 from ._tableau_steps import VARIANTS, dpm_solver, rows, walk
 
-CITE = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, {}, arXiv:2211.01095"
+CITE = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"
+CITE_3S = (
+    "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver, Alg. 2, arXiv:2206.00927, in the data form of "
+    "arXiv:2211.01095"
+)
 
 
 @solver(
@@ -48,7 +52,7 @@ def dpmpp_2s(
     else:
         orders, order = rows(b, [dpm_solver(2, variant, r)] * b.n)
     words = {"r": r, "variant": variant, "compat": compat}
-    return build(b, "dpmpp_2s", words, orders, CITE.format("Alg. 1 (2S)"), order=order)
+    return build(b, "dpmpp_2s", words, orders, CITE, order=order)
 
 
 @solver("A", diffusers="DPMSolverSinglestepScheduler (solver_order=3)")
@@ -73,7 +77,7 @@ def dpmpp_3s(
     the parabola through all three outputs. Three evaluations a step; third order where r2 = 2/3,
     whatever r1 and the variant, else second. A step that starts at alpha = 0 or ends at sigma = 0
     is of first order, with one evaluation (the first is the limit). Keeps two outputs. Lu et al.
-    2022, arXiv:2211.01095, app. B, and arXiv:2206.00927, Alg. 2, in data form.
+    2022, arXiv:2206.00927, Alg. 2, in the data form of arXiv:2211.01095.
 
     compat="diffusers": one evaluation a step, the grid walked in threes whose inner points are the
     stages, half of phi_1 for phi_2 in x2 of "dpmsolver", and a last step of first order; r1 and r2
@@ -89,7 +93,7 @@ def dpmpp_3s(
     else:
         orders, order = rows(b, [dpm_solver(3, variant, r1, r2)] * b.n)
     words = {"r1": r1, "r2": r2, "variant": variant, "compat": compat}
-    return build(b, "dpmpp_3s", words, orders, CITE.format("app. B (3S)"), order=order)
+    return build(b, "dpmpp_3s", words, orders, CITE_3S, order=order)
 
 
 def _share(name: str, value: float) -> float:

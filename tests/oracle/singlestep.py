@@ -190,10 +190,8 @@ LITERALS: list = [
 ]
 METHODS: list = [
     ("rk", {}, 4, 1),
-    ("dpmpp_2s", TAYLOR, 2, 1),
     ("dpmpp_3s", {}, 3, 1),
     ("dpmpp_3s", TAYLOR, 3, 1),
-    ("dpmpp_3s", {"r2": 0.5}, 2, 1),
     ("dpm_solver_singlestep", {}, 3, 1),
     ("dpm_solver_singlestep", {"order": 2}, 2, 1),
     ("dpm_fast", {}, 2, 1),
