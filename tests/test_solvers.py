@@ -228,7 +228,9 @@ def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
             if prediction in ("eps", "edm") and schedule.alpha(grid[0]) == 0.0:
                 continue
             plan = SOLVERS[name](schedule, grid, prediction=prediction, **options)
-            largest = np.abs(plan.M[:, 0]).sum(axis=1).max()
+            largest = np.abs(plan.M).sum(axis=2).max()
+            if options.get("carry") == "eps":  # alpha'/alpha of eps and of x nearly cancel
+                largest /= plan.alpha[plan.alpha > 0.0].min()
             # v at the end of a step is (x - n·x0)/sigma': the rounding of x grows by 1/sigma'
             if name in ("heun", "rk", "restart") and plan.stored == "flow":
                 largest /= plan.sigma[plan.sigma > 0.0].min()
@@ -275,8 +277,8 @@ def test_rows(name, options, schedule):
         assert last == {"m": 1.0}
     assert plan.sigma[-1] == 0.0
     assert (plan.dst[:, 1] == -1).all()  # one value kept a row: anchors are eliminated
-    asked = max(*plan.note["orders"], plan.note["arguments"].get("order", 1))
-    assert max(asked, math.ceil(plan.nfe / n) - 1) >= plan.S
+    asked = {"pndm": 5}.get(name, plan.note["arguments"].get("order", 1))
+    assert max(*plan.note["orders"], asked, math.ceil(plan.nfe / n) - 1) >= plan.S
     assert len(plan.note["orders"]) == n
 
 
@@ -348,7 +350,7 @@ def test_inpainting_plans_make_the_same_steps(name, options):
     grid = grids.karras(VP(), 5)
     plan = SOLVERS[name](VP(), grid, prediction="v", inpaint=True, **options)
     assert (plan.known_reads[1:-1] > 0).all()
-    assert plan.consistency() <= 1e-13
+    assert plan.consistency() <= 1e-13 * max(1.0, np.abs(plan.M).sum(axis=2).max())
 
 
 LIMITS = [  # not the corrector of bh1: its first weight h/2 has no limit

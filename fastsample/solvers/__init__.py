@@ -39,9 +39,10 @@ from ..plan import Plan, PlanError
 from ..plan.provenance import on_schedule
 from ..schedules import from_json
 from ._begin import number
-from ._build import Builder, F, M, N, R, X, start_index
+from ._build import Builder, F, M, N, R, X
 from ._exponential import jump
 from ._fitted import fitted
+from ._given import start_index
 from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
@@ -66,6 +67,7 @@ from .heunpp2 import heunpp2
 from .inverted import inverted
 from .lcm import lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
+from .pndm import pndm
 from .restart import restart
 from .rk import rk
 from .sa_solver import sa_solver
@@ -114,6 +116,7 @@ SOLVERS = {
         sa_solver,
         euler_cfgpp,
         dpmpp_2m_cfgpp,
+        pndm,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

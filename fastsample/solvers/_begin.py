@@ -9,7 +9,8 @@ import math
 from ..grids._checks import apart, falling
 from ..plan import Plan
 from ..plan.given import real, within
-from ._build import Builder, resolve
+from ._build import Builder
+from ._given import resolve
 
 COMPAT = ("exact", "diffusers", "k-diffusion", "comfyui")
 

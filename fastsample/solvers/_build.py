@@ -32,12 +32,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..grids import edges
-from ..model import Model
 from ..plan import Plan, PlanError
 from ..plan.consistency import accepted
-from ..plan.given import integer, reals
 from ..schedules import Schedule
+from ._given import falling, resolve, start_index
 from ._pack import INITIAL_NOISE, Row, pack
 
 ROUNDED = 1e-6  # relative: a time this close to the schedule's noise end is that end
@@ -105,8 +103,6 @@ def N(noise_id: int) -> Lin:
 
 ANCHOR = ("r", "anchor")
 LEVELS = "alpha", "sigma", "half_log_snr"
-# what else says where an image begins, in sentences about start=
-MEANT = "strength= the share of the steps, level= a noise level sigma/alpha"
 
 
 class Builder:
@@ -150,7 +146,7 @@ class Builder:
                 f"clip: {clip} on the stored kind {stored!r}; a bound >= 0 (0 = none) on solvers "
                 "that store x0 is accepted"
             )
-        full = _falling(self.schedule, grid[::-1] if rising else grid)
+        full = falling(self.schedule, grid[::-1] if rising else grid)
         full = full[::-1] if rising else full
         self.start = start_index(len(full) - 1, start)
         self.grid, self.t = full, full[self.start or 0 :]
@@ -300,46 +296,6 @@ class Builder:
         return out | note
 
 
-def _falling(schedule: object, grid: object) -> np.ndarray:
-    """The grid as float64 [n+1], or a ValueError."""
-    full = reals(grid)
-    listed = full is not None and full.ndim == 1 and bool(np.isfinite(full).all())
-    if not listed or (full[1:] > full[:-1]).any():
-        raise ValueError(
-            f"grid: {grid!s:.60} is not one list of finite times that never rise; such a list, "
-            "noise to data, is accepted"
-        )
-    return edges(schedule, full)
-
-
-def resolve(model: object, prediction: str | None) -> Model:
-    """A Model from a Model, or from a bare noise schedule and the kind of its prediction."""
-    if isinstance(model, Model):
-        if prediction is not None and prediction != model.prediction:
-            raise ValueError(
-                f"prediction: {prediction!r} given beside a Model that predicts "
-                f"{model.prediction!r}; leave prediction out"
-            )
-        return model
-    if prediction is None:
-        raise ValueError(
-            "prediction: none given with a schedule; pass prediction= (x0, eps, v, flow, edm or "
-            "trigflow), or an fs.Model"
-        )
-    return Model(None, schedule=model, prediction=prediction)
-
-
-def start_index(steps: int, start: int | None) -> int | None:
-    """The index of an image-to-image start in a grid of so many steps, checked."""
-    index = integer(start)
-    if start is None or (index is not None and 0 <= index < steps):
-        return index
-    raise ValueError(
-        f"start: {start!r:.60} for a grid of {steps} steps; an index 0..{steps - 1} is accepted "
-        f"({MEANT})"
-    )
-
-
 def eliminate_anchor(rows: list[Row]) -> None:
     """Write R("anchor") as a combination of the state, kept values and noises wherever it is read,
     and keep it in no slot.
@@ -368,6 +324,8 @@ def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
     """`value`, over the operands a row reads, written over what stands after the row; None where
     that is impossible.
     """
+    if (found := _off_both(value, out)) is not None:
+        return _trim(found)
     value, step = Lin(value), out["x"]
     c = value.pop("x", 0.0)
     if c:
@@ -384,6 +342,23 @@ def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
             out[name] = Lin(M)
         value = value.put("m", R(name))
     return value
+
+
+def _off_both(value: Lin, out: dict[str, Lin]) -> Lin | None:
+    """The same where the row keeps a sum of its x and m (eps, on plans that store x0): both are
+    read off x' and off that sum. None where it keeps none.
+    """
+    kept = next((k for k, v in out.items() if k != "x" and v.keys() == {"x", "m"}), None)
+    if kept is None or not value.keys() & {"x", "m"}:
+        return None
+    (c, d), rest = (out[kept][k] for k in "xm"), Lin(out["x"])
+    a, b = rest.pop("x", 0.0), rest.pop("m", 0.0)
+    if not (whole := a * d - b * c):
+        return None
+    x = (d / whole) * (X - rest) - (b / whole) * R(kept)
+    m = (a / whole) * R(kept) - (c / whole) * (X - rest)
+    others = Lin({k: v for k, v in value.items() if k not in ("x", "m")})
+    return others + value.get("x", 0.0) * x + value.get("m", 0.0) * m
 
 
 def _trim(value: Lin) -> Lin:

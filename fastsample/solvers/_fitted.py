@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..plan import Plan
-from ._build import Builder, M, R, X, resolve
+from ._build import Builder, M, R, X
+from ._given import resolve
 
 KINDS = ("free", "consistent")
 

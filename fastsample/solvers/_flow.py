@@ -9,6 +9,7 @@ from ..model import Model
 from ..schedules import Flow, TrigFlow
 from ._begin import begin, choice
 from ._build import Builder
+from ._given import resolve
 
 
 def is_flow(schedule, grid) -> bool:
@@ -40,3 +41,13 @@ def begin_in(
             "space = 'flow' is accepted"
         )
     return b, space
+
+
+def on_slopes(model, grid, prediction, start, **words) -> tuple[Builder, str]:
+    """A Builder for what carries a slope, and which: "v" on a flow, "eps" elsewhere. words: those
+    of `begin`.
+    """
+    found = resolve(model, prediction)
+    flow = is_flow(found.schedule, grid)
+    stored = "flow" if flow and not words["clip"] else "x0"  # a bound is one of x0
+    return begin(found, grid, None, start, stored=stored, **words), "v" if flow else "eps"

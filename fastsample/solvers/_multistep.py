@@ -264,11 +264,11 @@ def integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
         return [(1.0 + form.eta) * at.sigma[i + 1] * each for each in moments(-h, count)]
     if form.variable == "time":
         return _over_time(at, form, i, count)
-    whole = (1.0 + form.eta) * _whole(at, form, i)
-    return [whole / (j + 1) for j in range(count)]
+    total = (1.0 + form.eta) * whole(at, form, i)
+    return [total / (j + 1) for j in range(count)]
 
 
-def _whole(at: Levels, form: Form, i: int) -> float:
+def whole(at: Levels, form: Form, i: int) -> float:
     """n_t (u_t - u_s) of the step from point i: u = rho, n = alpha, or u = s where v is carried."""
     gone = at.alpha[i + 1] * at.sigma[i] * gain(at.half_log_snr[i + 1] - at.half_log_snr[i])
     return -gone / (at.alpha[i] if form.carry == "eps" else at.alpha[i] + at.sigma[i])
@@ -280,11 +280,11 @@ def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = Z
     h, eta = at.half_log_snr[i + 1] - at.half_log_snr[i], form.eta
     if at.stored == "flow":
         a = (alpha + sigma) / (at.alpha[i] + at.sigma[i])
-        return (1.0 if abs(a - 1.0) <= ROUNDING else a) * here + _whole(at, form, i) * newest
+        return (1.0 if abs(a - 1.0) <= ROUNDING else a) * here + whole(at, form, i) * newest
     if sigma == 0.0:
         return alpha * M
     if form.carry == "eps" and here != X:
-        return (alpha / at.alpha[i]) * here + _whole(at, form, i) * newest
+        return (alpha / at.alpha[i]) * here + whole(at, form, i) * newest
     if form.carry == "eps" and eta and at.alpha[i]:
         renewed = alpha * at.sigma[i] / at.alpha[i] * math.sqrt(eta * gain(2.0 * h))
         kept = alpha / at.alpha[i] * (math.exp(-h) - eta * gain(h))

@@ -12,7 +12,7 @@ from functools import wraps
 from ..grids import check, starting_at
 from ..plan import Plan
 from ..plan.given import real, rounding, within
-from ._build import MEANT, resolve
+from ._given import MEANT, resolve
 
 TIERS = {
     "A": "as other libraries have it: a literal case, a second derivation and a peer probe",

@@ -6,10 +6,11 @@ import math
 
 from ..plan import Plan
 from ._begin import build
-from ._build import Builder, resolve
+from ._build import Builder
 from ._churn import LARGEST, Churn
 from ._exponential import gain
 from ._flow import begin_in
+from ._given import resolve
 from ._stages import first_order, of_slopes, stages
 from ._start import solver
 

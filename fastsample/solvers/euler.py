@@ -6,10 +6,11 @@ import math
 
 from ..plan import Plan
 from ._begin import begin, build, number
-from ._build import ZERO, Builder, M, X, resolve
+from ._build import ZERO, Builder, M, X
 from ._churn import LARGEST, Churn
 from ._exponential import gain
 from ._flow import is_flow
+from ._given import resolve
 from ._multistep import Form, rows
 from ._start import solver
 

@@ -20,9 +20,9 @@ import math
 from ..grids import check
 from ..plan import Plan
 from ._begin import build
-from ._build import resolve
 from ._churn import LARGEST, Churn
 from ._flow import begin_in
+from ._given import resolve
 from ._heun import flow_step, rho_step
 from ._start import solver
 

@@ -11,7 +11,8 @@ from ..plan import Plan
 from ..plan.given import reals
 from ..schedules import Flow, TrigFlow
 from ._begin import choice
-from ._build import Builder, M, R, X, resolve
+from ._build import Builder, M, R, X
+from ._given import resolve
 
 CITATIONS = {
     "ddim": "Song, Meng, Ermon 2021, Denoising Diffusion Implicit Models, sec. 4.3, "

@@ -13,9 +13,9 @@ evaluation a step, order - 1 outputs kept. All are finite into sigma = 0.
 from __future__ import annotations
 
 from ..plan import Plan
-from ._begin import begin, build, choice, number
-from ._build import Builder, resolve
-from ._flow import is_flow
+from ._begin import build, choice, number
+from ._build import Builder
+from ._flow import on_slopes
 from ._multistep import Form, Weigh, rows
 from ._start import solver
 
@@ -37,7 +37,7 @@ def lms(
     nothing here.
     """
     order = choice("lms: order", order, (1, 2, 3, 4))
-    b, carry = _begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     return _built(
         b, "lms", Form(carry, "level"), order, {"order": order, "compat": compat}, BUTCHER
     )
@@ -53,7 +53,7 @@ def adams_bashforth(
     taken by Gauss's rule, to rounding. Butcher 2016, ch. 24. compat changes nothing here.
     """
     order = choice("adams_bashforth: order", order, (1, 2, 3, 4))
-    b, carry = _begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     words = {"order": order, "compat": compat}
     return _built(b, "adams_bashforth", Form(carry, "time"), order, words, BUTCHER)
 
@@ -69,7 +69,7 @@ def ipndm(
     and Chen 2023, app. H, after Liu et al. 2022, arXiv:2202.09778. compat changes nothing here.
     """
     order = choice("ipndm: order", order, (1, 2, 3, 4))
-    b, carry = _begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     words = {"order": order, "compat": compat}
     return _built(b, "ipndm", Form(carry, "index"), order, words, IPNDM, even=True)
 
@@ -84,7 +84,7 @@ def ipndm_v(
     too late: of first order unless steps are even, where the third order is right.
     """
     order = choice("ipndm_v: order", order, (1, 2, 3, 4))
-    b, carry = _begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     words, theirs = {"order": order, "compat": compat}, compat == "comfyui"
     weigh = _misplaced if theirs else None
     form = Form(carry, "level")
@@ -101,7 +101,7 @@ def gradient_estimation(
     2024, arXiv:2306.04848, Alg. 1 (second order). compat changes nothing here.
     """
     gamma = number("gradient_estimation: gamma", gamma, 1.0, 5.0)
-    b, carry = _begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     cite = "Permenter, Yuan 2024, Interpreting and Improving Diffusion Models from an "
     cite += "Optimization Perspective, Alg. 1, arXiv:2306.04848"
     words = {"gamma": gamma, "compat": compat}
@@ -110,14 +110,6 @@ def gradient_estimation(
     low = b.sigma[-1] == 0.0
     rows(b, Form(carry, "level"), 2, low=bool(low), weigh=weigh)
     return build(b, "gradient_estimation", words, [1] * b.n, cite)
-
-
-def _begin(model, grid, prediction, start, **words) -> tuple[Builder, str]:
-    """A Builder, and what is carried: the velocity on a flow, eps elsewhere."""
-    found = resolve(model, prediction)
-    flow = is_flow(found.schedule, grid)
-    stored = "flow" if flow and not words["clip"] else "x0"  # a bound is one of x0
-    return begin(found, grid, None, start, stored=stored, **words), "v" if flow else "eps"
 
 
 def _built(

@@ -11,9 +11,10 @@ from ..grids import check
 from ..plan import Plan
 from ..plan.given import integer
 from ._begin import build, number
-from ._build import Builder, N, resolve
+from ._build import Builder, N
 from ._churn import raise_to
 from ._flow import begin_in
+from ._given import resolve
 from ._heun import flow_step, rho_step
 from ._start import solver
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from ..plan import Plan
 from ._begin import begin, build
-from ._build import Builder, resolve
+from ._build import Builder
 from ._exponential import gain
 from ._flow import begin_in
+from ._given import resolve
 from ._stages import between, first_order, of_slopes, stages
 from ._start import solver
 from ._tableau import Tableau, checked, exact_on_constants, listed

@@ -10,100 +10,14 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import numpy as np
-
-from fastsample.schedules import EDM, DiscreteVP, Flow
+from fastsample.schedules import EDM, Flow
 
 from . import derivations as d
 from . import loops
+from .carried import level, scale, value, weights
 from .case import Case
-from .linear import extended, mp
+from .linear import mp
 from .marginals import Point, point
-
-
-def scale(p: Point, carry: str):
-    return p.alpha + p.sigma if carry == "v" else p.alpha
-
-
-def level(p: Point, carry: str):
-    """rho, or s."""
-    return p.sigma / scale(p, carry) if scale(p, carry) else mp.inf
-
-
-def value(x, m, p: Point, carry: str):
-    """What the output x0 = m at x is carried as."""
-    if carry == "x0":
-        return m
-    eps = (1 / p.sigma) * x - (p.alpha / p.sigma) * m
-    return eps if carry == "eps" else eps - m
-
-
-def weights(s: Point, t: Point, past, carry, variable, rate, schedule):
-    """W_k = ∫_s^t l_k against the measure of what is carried, in units of x; past: the points of
-    the outputs read, the newest, s, first.
-    """
-    if variable == "lambda":  # d rho = -e^{-lambda} d lambda is the measure of rate -1
-        nodes, data = [p.lam for p in past], carry == "x0"
-        found = d.exact_weights(nodes, s.lam, t.lam, rate if data else -1)
-        return [(t.alpha if data else rate * t.sigma) * w for w in found]
-    begin, end, n = level(s, carry), level(t, carry), scale(t, carry)
-    if variable == "time":
-        return [n * w for w in _over_time(s, t, past, carry, schedule)]
-    nodes = [level(p, carry) for p in past]
-    if variable == "index":  # as if the levels of the past lay as far apart as this step
-        nodes = [begin - k * (end - begin) for k in range(len(past))]
-    if len(past) == 1:
-        return [n * (end - begin)]
-    whole = [(end - begin) ** (j + 1) / (j + 1) for j in range(len(past))]
-    each = [d.lagrange(nodes, k, begin) for k in range(len(past))]
-    return [n * sum(c * w for c, w in zip(poly, whole, strict=True)) for poly in each]
-
-
-def _over_time(s, t, past, carry, schedule):
-    """By parts, over u = level less its value at t: -u_s of the newest, and -∫ l_k' u dtime, by
-    Gauss's rule in long double; time from t on as a square, since u may begin as a root there.
-    """
-    span = np.longdouble(s.t) - np.longdouble(t.t)
-    knots = [schedule.t_min]
-    if isinstance(schedule, DiscreteVP):
-        knots = range(math.ceil(t.t), math.ceil(s.t))
-    inside = [np.sqrt(share) for k in knots if 0 < (share := (k - np.longdouble(t.t)) / span) < 1]
-    edges = np.array([0, *inside, 1], np.longdouble)
-    z, w = np.polynomial.legendre.leggauss(12 if inside[1:] else 60)
-    half = np.diff(edges)[:, None] / 2
-    z, w = (edges[:-1, None] + half * (1 + z)).ravel(), (half * w).ravel()
-    time = t.t + span * z * z
-    whole = level(s, carry) - level(t, carry)
-    rise = (_levels(schedule, time, carry) - extended(level(t, carry))) * 2 * z * span * w
-    nodes = [np.longdouble(p.t) for p in past]
-    out = []
-    for k, own in enumerate(nodes):
-        others = [node for j, node in enumerate(nodes) if j != k]
-        slope = sum(
-            np.prod([(time - c) / (own - c) for c in others if c is not left], axis=0)
-            / (own - left)
-            for left in others
-        )
-        inner = mp.mpf(float(np.sum(slope * rise)))
-        out.append(inner - (whole if k == 0 else 0))
-    return out
-
-
-def _levels(schedule, time, carry):
-    """rho or s at many times, in long double where a table has many entries, else one by one."""
-    if not isinstance(schedule, DiscreteVP):
-        return np.array([extended(level(point(schedule, float(v)), carry)) for v in time])
-    table = np.asarray(schedule.alphas_cumprod, np.longdouble)
-    log = 0.5 * (np.log1p(-table[table > 0]) - np.log(table[table > 0]))  # ln rho
-    last = len(log) - 1
-    k = np.clip(np.floor(time).astype(int), 0, last - 1)
-    rho = np.exp(log[k] + (time - k) * (log[k + 1] - log[k]))
-    rho = np.where(time < 0, np.exp(log[0]) * (1 + time), rho)
-    rho = np.where(
-        (time > last) & (len(table) > len(log)), np.exp(log[last]) / (last + 1 - time), rho
-    )
-    root = np.sqrt(1 + rho * rho)  # alpha = 1/root
-    return rho if carry == "eps" else rho / root / (rho / root + 1 / root)
 
 
 def multistep(
@@ -222,6 +136,43 @@ def sa_solver(points, x, ask, draw, *, p=2, c=2, tau=1, between=None, twice=Fals
     return x
 
 
+def pndm(points, x, ask, draw, *, schedule, kutta=False):
+    """The transfer along one slope, phi, and sums of four (Liu et al. 2022, eq. 9, 12, 13)."""
+    line = type(schedule).__name__ in ("Flow", "TrigFlow") or points[0].alpha == 0
+    carry, n, past = "v" if line else "eps", len(points) - 1, []
+    kutta = kutta and n > 3
+    adams = [(1,), (1.5, -0.5), (23, -16, 5), (55, -59, 37, -9)]
+
+    def phi(x, s, t, slope):
+        rise = scale(t, carry) * (level(t, carry) - level(s, carry))
+        return (scale(t, carry) / scale(s, carry)) * x + rise * slope
+
+    def slope_at(x, p):
+        x, m = ask(x, p)
+        return x, value(x, m, p, carry)
+
+    for i, (s, t) in enumerate(pairwise(points)):
+        x, d1 = slope_at(x, s)
+        base, past = x, [d1, *past][:4]
+        if kutta and i < 3:
+            middle = point(schedule, (s.t + t.t) / 2)
+            # a plan comes back to the base by way of where it went
+            y2, d2 = slope_at(phi(base, s, middle, d1), middle)
+            y3, d3 = slope_at(phi(base, s, middle, d2).through(y2), middle)
+            y4, d4 = slope_at(phi(base, s, t, d3).through(y2).through(y3), t)
+            mean = (mp.mpf(1) / 6) * (d1 + 2 * d2 + 2 * d3 + d4)
+            x = phi(base, s, t, mean).through(y2).through(y3).through(y4)
+            continue
+        w = adams[len(past) - 1]
+        shares = [mp.mpf(each) / mp.mpf(sum(w)) for each in w]
+        mean = loops.combine(shares[0], d1, shares[1:], past[1:])
+        x = phi(base, s, t, mean)
+        if not kutta and i == 0 and n > 1:
+            y, d2 = slope_at(x, t)
+            x = phi(base, s, t, mp.mpf(0.5) * (d1 + d2)).through(y)
+    return x
+
+
 def halved(W, past, t, asked, carry):
     """The published half of the whole weight for the difference of two outputs."""
     if not asked == len(past) == 2:
@@ -308,6 +259,14 @@ CASES: list = [
     _case("ipndm", {}, carry="flow", variable="index", order=4),
     _case("ipndm_v", {}, **SLOPE, order=4),
     _case("ipndm_v", {"compat": "comfyui"}, False, **SLOPE, order=4, change=misplaced),
+    Case("pndm", pndm, adds=lambda schedule, grid: {"schedule": schedule}),
+    Case(
+        "pndm",
+        pndm,
+        {"warm_up": "runge-kutta"},
+        {"kutta": True},
+        adds=lambda schedule, grid: {"schedule": schedule},
+    ),
     Case("sa_solver", sa_solver),
     Case(
         "sa_solver",
@@ -364,6 +323,16 @@ LITERALS: list = [
             }
         },
     ),
+    # from 8 to 4 along r0 = (x - m)/8; again with the mean of that and (x - m)/4: the base is
+    # x + 4 r0, so x' = x + 4 r0 - 2 (x - m)/4 - 2 r0
+    (
+        "pndm",
+        EDM(),
+        [8, 4, 2],
+        "eps",
+        {},
+        {1: {"x": 0.5, "m": 0.5}, 2: {"x": 0.5, "m": 0.5, "r0": 2}, 3: AS_EVEN},
+    ),
     # from 8, to 4 by x_0/4 + 3/4 m_0 + sqrt(12) n; corrected by the line through m_0 and m, which
     # weighs H·phi_2(-H) = LINE at the newer one, H = 2 ln 2, before x_c/4 + (3/4 + LINE)·m - ...
     (
@@ -394,4 +363,5 @@ METHODS: list = [
     ("ipndm_v", {}, 4, 4),
     ("gradient_estimation", {}, 1, 2),
     ("sa_solver", {"tau": 0.0}, 2, 1),
+    ("pndm", {}, 1, 1),
 ]
