@@ -113,14 +113,14 @@ def _correction(grows: Rise, at: list[Level], i: int, seen: list[int], summed: b
     """The terms of the row beyond J_0·m, over what is stored."""
     h, low = rise(at[i], at[i + 1]), at[i + 1].sigma / at[i + 1].alpha
     first, second = (_sums if summed else _integrals)(lambda x: grows(low, x), h)
-    # u of the points seen, (rho_j - rho_s)/(rho_s - rho_t)
-    u = [math.expm1(at[i].half_log_snr - at[j].half_log_snr) / gain(h) for j in seen]
-    out = [M, *(R(f"m{j}") for j in seen[1:])]
-    slope = (out[1] - M) / u[1]
-    if len(seen) == 2:
-        return first * slope
-    curve = ((out[2] - out[1]) / (u[2] - u[1]) - slope) / u[2]
-    return first * slope + (second - (0.0 if summed else u[1] * first)) * curve
+    back = [at[i].half_log_snr - at[j].half_log_snr for j in seen[1:]]
+    u = [math.expm1(b) / gain(h) for b in back]  # (rho_j - rho_s)/(rho_s - rho_t)
+    older = [R(f"m{j}") - M for j in seen[1:]]  # differences, whose weights need not cancel
+    if len(u) == 1:
+        return (first / u[0]) * older[0]
+    apart = math.exp(back[0]) * math.expm1(back[1] - back[0]) / gain(h)  # u_2 - u_1
+    second -= 0.0 if summed else u[0] * first
+    return (first - second / apart) / u[0] * older[0] + second / (u[1] * apart) * older[1]
 
 
 def _integrals(grows: Callable, h: float) -> tuple[float, float]:
