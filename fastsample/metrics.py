@@ -49,6 +49,7 @@ __all__ = [
 
 # sigma/alpha the noise is labelled with; None: the schedule's largest
 STARTS = (None, 40.0, 20.0, 10.0, 5.0, 2.5)
+MOST = 6  # evaluations a step, of a solver in comparisons
 
 
 def settled(
@@ -206,7 +207,9 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
     nfe = _whole("by_hand", "nfe", nfe)
     alike = {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}
     names = [solver] if solver else alike.values()
-    steps = sorted({nfe, nfe // 2, nfe // 2 + 1} & set(range(1, nfe + 1)))
+    # of up to MOST evaluations a step, and one in the first and the last
+    tried = {nfe // each + more for each in range(1, MOST + 1) for more in (0, 1, 2)}
+    steps = sorted(tried & set(range(1, nfe + 1)))
     usual = [hand_made(model.schedule, n) for n in steps]
     found = {}
     for name in names:

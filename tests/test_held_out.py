@@ -26,7 +26,7 @@ def by_hand(model, z, M, target, solvers=DETERMINISTIC):
     """
     figures = {}
     for name in solvers:
-        for n in {M, M // 2, M // 2 + 1} - {0}:
+        for n in range(1, M + 1):
             for label, grid in metrics.hand_made(model.schedule, n).items():
                 plan = fs.solvers.SOLVERS[name](model, grid)
                 if plan.nfe == M:
@@ -51,6 +51,14 @@ def test_the_best_by_hand_is_the_best_of_all(M, solver, monkeypatch):
     plans = [plan for _, _, plan in metrics.by_hand(model, M, solver)]
     tables = {plan.M.tobytes() + plan.t.tobytes() for plan in plans}
     assert found["evaluations"] == M * 4 * (len(tables) + min(5, len(tables)))
+
+
+@pytest.mark.parametrize("solver, M", [("dpmpp_3s", 13), ("heunpp2", 12), ("rk", 13), ("rk", 17)])
+def test_solvers_of_many_stages_are_compared(solver, M):
+    """3 (n - 1) + 1 evaluations of n steps, 3 (n - 2) + 3, 4 (n - 1) + 1."""
+    model, *_ = problem("vp", "eps", B=4)
+    found = metrics.by_hand(model, M, solver)
+    assert found and all(plan.nfe == M for _, _, plan in found)
 
 
 def test_what_makes_no_such_plan_is_named():
