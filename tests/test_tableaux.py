@@ -265,6 +265,15 @@ def test_a_tableau_of_ones_own_is_kept_in_the_note(tableau):
     assert rk(VP(), grids.karras(VP(), 3), prediction="v", tableau=kept) == plan
 
 
+def test_a_tableau_of_arrays():
+    given = Tableau(3, RK23.C, [row[:k] for k, row in enumerate(RK23.A) if k], RK23.B)
+    made = rk(VP(), grids.karras(VP(), 3), prediction="v", tableau=given)
+    named = rk(VP(), grids.karras(VP(), 3), prediction="v", tableau="bogacki_shampine")
+    assert np.array_equal(made.M, named.M)
+    with pytest.raises(ValueError, match=r"stages.0. = .0.0, 0.0, 0.0.; a list of 1, as"):
+        rk(VP(), grids.karras(VP(), 3), prediction="v", tableau=given._replace(stages=RK23.A))
+
+
 def test_lawson_leaves_the_schedule_and_says_so():
     """Simpson's rule on e^lambda: off by h^5/2880 of a constant x0."""
     h = 0.5

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from ..plan.given import integer, real, reals
+import numpy as np
+
+from ..plan.given import integer, real
 from ._exponential import phi
 from ._tableaux import HAIRER, TABLEAUX, Tableau
 
@@ -27,16 +29,16 @@ def checked(given: str | Tableau | Mapping) -> Tableau:
         given = Tableau(**{"order": None, "nodes": (), "stages": (), "weights": ()} | given)
     if not isinstance(given, Tableau):
         _refuse(f"is a {type(given).__name__}; a name, or a Tableau,")
-    order, nodes = integer(given.order), reals(_plain(given.nodes))
+    order, nodes = integer(given.order), [real(node) for node in _list(given.nodes) or ()]
     if order is None or order < 1:
         _refuse(f": order = {given.order!r:.40}; a whole number from 1 up")
-    if nodes is None or nodes.ndim != 1 or not len(nodes) or nodes[0] != 0.0:
+    if not nodes or None in nodes or nodes[0] != 0.0:
         _refuse(f": nodes = {given.nodes!s:.60}; numbers of which the first is 0")
-    if not ((nodes[1:] > 0.0) & (nodes[1:] <= 1.0)).all():
+    if not all(0.0 < node <= 1.0 for node in nodes[1:]):
         _refuse(f": nodes = {given.nodes!s:.60}; from the second on numbers above 0 up to 1")
     made = Tableau(
         order,
-        nodes.tolist(),
+        nodes,
         [_row(f"stages[{k}]", row, k + 1, given.exponential) for k, row in _each(given.stages)],
         _row("weights", given.weights, len(nodes), given.exponential),
         bool(given.exponential),
@@ -88,25 +90,25 @@ def _refuse(what: str) -> None:
     raise ValueError(f"rk: tableau{'' if what[0] == ':' else ' '}{what} is accepted")
 
 
+def _list(values: object) -> list | None:
+    """A list, a tuple or an array as a list; None for anything else."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    return list(values) if isinstance(values, (list, tuple)) else None
+
+
 def _each(rows: object) -> enumerate:
-    if not isinstance(rows, Sequence) or isinstance(rows, str):
+    if (found := _list(rows)) is None:
         _refuse(f": stages = {rows!s:.60}; a list of rows")
-    return enumerate(rows)
-
-
-def _plain(values: object) -> object:
-    """Numbers that may be fractions as floats."""
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        return values
-    return [real(value) for value in values]
+    return enumerate(found)
 
 
 def _row(name: str, row: object, length: int, exponential: bool) -> list:
     """A row of so many coefficients: explicit means that stage k reads the k before it."""
-    count = len(row) if isinstance(row, Sequence) and not isinstance(row, str) else None
-    if count != length:
+    found = _list(row)
+    if found is None or len(found) != length:
         _refuse(f": {name} = {row!s:.60}; a list of {length}, as an explicit method has,")
-    made = [_terms(entry) if exponential else real(entry) for entry in row]
+    made = [_terms(entry) if exponential else real(entry) for entry in found]
     if None in made:
         what = "lists of (factor, k, at), k from 0 up" if exponential else "finite numbers"
         _refuse(f": {name} = {row!s:.60}; {what}")

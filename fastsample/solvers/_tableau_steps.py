@@ -12,7 +12,7 @@ from ._stages import between, endless, first_order, of_slopes, stages
 from ._tableau import Tableau, coefficient, exact_on_constants, limit
 
 VARIANTS = ("dpmsolver", "taylor")
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # of a share of the step that may be 2/3
 
 
 def rows(b: Builder, tableaux: Sequence[Tableau], *, noise: bool = False) -> tuple[list[int], int]:

@@ -43,10 +43,9 @@ def rk(
     as stages, one output kept for each but the last. A step to sigma = 0 is the limit of the
     formula where every node is below 1; where the model would be asked at sigma = 0, and in every
     exponential step to there, it is of first order with one evaluation. An exponential step from
-    alpha = 0 is the limit: stages below node 1 stand at the beginning and take no evaluation; of
-    first order, too.
-    lawson4 integrates a constant x0 by Simpson's rule, so its plans leave the schedule by as much
-    (note: consistent). compat changes nothing here.
+    alpha = 0 is the limit, of first order too: stages below node 1 stand at the beginning and take
+    no evaluation. lawson4 integrates a constant x0 by Simpson's rule, so its plans leave the
+    schedule by as much (note: consistent). compat changes nothing here.
     """
     found = checked(tableau)
     known = resolve(model, prediction)
