@@ -313,8 +313,9 @@ def eliminate_anchor(rows: list[Row]) -> None:
                         f"row {i} comes back to an anchor that is gone; make the plan with "
                         "inpaint=True to keep it in a slot"
                     )
-                value = value.put(ANCHOR, at)
-            row.out[name] = _trim(value)
+                row.out[name] = _trim(value.put(ANCHOR, at))
+            elif 0.0 in value.values():
+                row.out[name] = Lin({k: c for k, c in value.items() if c})
         new = row.out.pop("anchor", at)
         if new is not None:
             at = _after(new, row.out, i)
