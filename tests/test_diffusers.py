@@ -35,6 +35,8 @@ MODULES = {
     "DDIM": "ddim",
     "DDPM": "ddpm",
     "EulerDiscrete": "euler_discrete",
+    "DEISMultistep": "deis_multistep",
+    "LMSDiscrete": "lms_discrete",
     "EulerAncestralDiscrete": "euler_ancestral_discrete",
     "HeunDiscrete": "heun_discrete",
     "DPMSolverMultistep": "dpmsolver_multistep",
@@ -73,6 +75,10 @@ CASES = [
     ("DDIM", {"set_alpha_to_one": False, "steps_offset": 1}),
     ("FlowMatchEulerDiscrete", {"shift": 3.0}),
     *(("PNDM", PLMS | {"prediction_type": kind}) for kind in ("epsilon", "v_prediction")),
+    ("DEISMultistep", {}),
+    ("DEISMultistep", {"solver_order": 3, "prediction_type": "v_prediction"}),
+    ("LMSDiscrete", {"timestep_spacing": "trailing"}),
+    ("LMSDiscrete", {"prediction_type": "v_prediction"} | KARRAS),
 ]
 THIRD, FULL = {"solver_order": 3} | TO_SIGMA_MIN, {"lower_order_final": False}
 # grids that only the class itself has: steps off the next timestep, or of length 0; orders that
@@ -93,6 +99,8 @@ PEERS_OWN = [
     (DPM, THIRD | FULL),
     (DPM, THIRD | FULL | {"solver_type": "heun"}),
     (DPM, THIRD | {"euler_at_final": True}),
+    ("DEISMultistep", {"solver_order": 3} | FULL | KARRAS),
+    ("DEISMultistep", {"solver_order": 3} | FLOW),
 ]
 
 
@@ -179,6 +187,8 @@ def test_coefficients_are_the_peers(name, config, steps):
         ("PNDM", 1),
         ("PNDM", 2),
         ("PNDM", 5),
+        ("DEISMultistep", 3),
+        ("LMSDiscrete", 3),
     ],
 )
 def test_a_run_from_the_middle_is_the_peers(name, begin):

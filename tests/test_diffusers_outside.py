@@ -84,7 +84,7 @@ def test_add_noise_goes_by_the_timestep(name, compat):
     config |= {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
     _, ours = both(name, config, compat=compat)
 
-    strays = compat is None or not name.startswith(("DPMSolver", "UniPC"))
+    strays = compat is None or not SOURCES[name].family.extra
 
     def check():
         times = torch.tensor([999, 361])

@@ -126,7 +126,7 @@ def check_together(source: type, settings: dict, asked: tuple) -> None:
             "them is accepted"
         )
     shifts = settings.get("use_dynamic_shifting")
-    if mu is not None and (shifts is None or (name.startswith("DPM") and not shifts)):
+    if mu is not None and (shifts is None or (name.startswith(("DPM", "DEIS")) and not shifts)):
         raise ValueError(
             f"FsScheduler.set_timesteps: mu = {mu!r:.40} and {name} shifts by none; None, or "
             "use_dynamic_shifting=True where the class has it, is accepted"
@@ -224,6 +224,7 @@ NEUTRAL = {
     "s_tmin": 0.0,
     "s_tmax": math.inf,
     "s_noise": 1.0,
+    "order": 4,  # LMS's
 }
 
 

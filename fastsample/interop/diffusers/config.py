@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ... import solvers
 from ...model import Model
 from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
-from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .edm import edm_model, edm_points
 from .flow import flow_points
 from .grids import (
@@ -27,16 +25,13 @@ from .grids import (
     points,
     told_log,
 )
+from .makers import maker
 from .matching import matching
 from .plan import scale_of
-from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms, with_repeats
-from .sources import PREDICTIONS, VARIANCES, find, flow_of, scale
-from .steps import consistency, heun, posterior, strided
-from .table import Table, along
-from .unipc import unipc
+from .pndm import STEP, repeats, with_repeats
+from .sources import PREDICTIONS, find, flow_of, scale
+from .table import Table
 
-# steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
-FULL_ORDER_FROM = 15
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
 MATCH = "FlowMatchEulerDiscreteScheduler"
 
@@ -203,7 +198,7 @@ def plan(
         words = {"stochastic": config["stochastic_sampling"], "inverted": config["invert_sigmas"]}
         made = matching(model, grid, labels, first=first, **words)
         return made.with_note(made_for=f"diffusers {source}")
-    solver, words = _solver(source, config, at, first, eta, compat)
+    solver, words = maker(source, config, at, first, eta, compat)
     if config.get("clip_sample") and not config.get("thresholding"):
         words["clip"] = float(config["clip_sample_range"])
     made = solver(_model(source, config, grid, labels, at.schedule), grid, **words)
@@ -283,38 +278,6 @@ def _places(config: dict, peer, schedule: DiscreteVP) -> np.ndarray:
     return np.append(places, schedule.t_zero)
 
 
-def _solver(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
-    """(maker, its arguments) of a class; first counts in the whole run `at`."""
-    steps, still = len(at.labels), bool((np.diff(at.grid[first:]) == 0.0).any())
-    if isinstance(at.schedule, Table):
-        return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
-    if name == "PNDMScheduler":
-        return _pndm(config, at, first, compat)
-    if name == "DDIMScheduler" and compat:
-        return strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta}
-    if name == "DDIMScheduler":
-        return solvers.ddim, {"eta": eta}
-    if name == "DDPMScheduler":
-        kind = VARIANCES[config["variance_type"]]
-        plain = kind == "fixed_small" and not compat
-        return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
-    if name == "LCMScheduler":
-        words = {"timestep_scaling": config["timestep_scaling"]}
-        if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
-            return consistency, words | {"labels": at.labels[first:]}
-        return solvers.lcm, words | {"boundary": True} if scale(name, config) == "vp" else {}
-    if name == "UniPCMultistepScheduler":
-        return _unipc(config, first, compat)
-    if name.startswith("DPMSolver"):
-        return _dpm(name, config, at, first, compat)
-    if name == "HeunDiscreteScheduler":
-        return heun if still else solvers.heun, {}
-    ancestral = name == "EulerAncestralDiscreteScheduler"
-    if still:  # Euler is DPM-Solver++ of order 1, and its ancestral form the SDE of that
-        return dpm, {"orders": [1] * (steps - first), "form": Form(sde=ancestral)}
-    return solvers.euler_ancestral if ancestral else solvers.euler, {}
-
-
 def _pndm_points(found: Points, skip: bool) -> Points:
     """The points with those that PNDM asks the model at again."""
     steps = len(found.labels)
@@ -326,45 +289,3 @@ def _pndm_points(found: Points, skip: bool) -> Points:
     if not repeats(skip, steps):
         return found
     return Points(*(with_repeats(values, skip) for values in (found.grid, found.labels)))
-
-
-def _pndm(config: dict, at: Points, first: int, compat: bool):
-    skip, size, calls = config["skip_prk_steps"], config["num_train_timesteps"], len(at.labels)
-    maker = plms if skip else runge_kutta_plms
-    if not compat:
-        return maker, {"first": first}
-    stride = size // (calls - repeats(skip, calls))
-    if skip:
-        return maker, {"stride": stride}
-    return maker, {"stride": stride, "half": stride // 2, "starts": at.grid[:WARM:STEP]}
-
-
-def _unipc(config: dict, first: int, compat: bool):
-    words = {"order": config["solver_order"], "variant": config["solver_type"]}
-    words["lower_order_final"] = bool(config["lower_order_final"])
-    noise, skipped = not config["predict_x0"], config["disable_corrector"]
-    if not (compat or noise or skipped):
-        return solvers.unipc, words
-    return unipc, words | {"noise": noise, "uncorrected": skipped, "first": first}
-
-
-def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
-    steps, order, kind = len(at.labels), config["solver_order"], config["algorithm_type"]
-    single, sde = name == "DPMSolverSinglestepScheduler", kind.startswith("sde")
-    noise, variant = not kind.endswith("++"), config["solver_type"]
-    bounded = bool(config["thresholding"] or config.get("clip_sample"))
-    form = Form(noise, sde, variant, single, bounded, exact=not compat)
-    low = bool(config["lower_order_final"])
-    if single:
-        return dpm, {"orders": singlestep_orders(steps, first, order, low), "form": form}
-    low, euler = low and steps < FULL_ORDER_FROM, bool(config.get("euler_at_final"))
-    deviates = order == 3 or (sde and (low or euler))
-    if noise or (sde and order == 3) or (compat and deviates) or (np.diff(at.grid) == 0.0).any():
-        return dpm, {"orders": multistep_orders(steps, first, order, low, euler), "form": form}
-    if order == 1:
-        return solvers.ddim, {"eta": 1.0 if sde else 0.0}
-    if sde:
-        return solvers.dpmpp_2m_sde, {"variant": variant}
-    if order == 2:
-        return solvers.dpmpp_2m, {"variant": variant, "lower_order_final": low or euler}
-    return solvers.dpmpp_3m, {"lower_order_final": low or euler}

@@ -46,7 +46,7 @@ def flow_points(
     dynamic shift.
     """
     size, match = config["num_train_timesteps"], family.flow == "match"
-    kept = config.get("final_sigmas_type", "zero") == "sigma_min"
+    kept = family.kept or config.get("final_sigmas_type", "zero") == "sigma_min"
     given = None if sigmas is None else falling("sigmas", sigmas, 1.0, repeats=match)
     told = (
         None if timesteps is None else falling("timesteps", timesteps, float(size), repeats=match)

@@ -48,6 +48,7 @@ class Family:
     whole   timesteps are whole numbers
     spaced  timestep_spacing is honoured (otherwise linspace)
     flow    which flow sigmas it has: "match" (FlowMatchEuler), "unipc", "dpm", or "" for none
+    kept    the run ends at the lowest level, not at 0, without a word of the config's
     """
 
     scale: str = "vp"
@@ -55,6 +56,7 @@ class Family:
     whole: bool = True
     spaced: bool = True
     flow: str = ""
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ def convert(key: str, config: dict, low: float, high: float, n: int) -> np.ndarr
 
 def _end(family: Family, config: dict, schedule: DiscreteVP, converted: str | None) -> float:
     """The grid's last point: no noise, or the table's first entry."""
-    kept = config.get("final_sigmas_type", "zero") == "sigma_min"
+    kept = family.kept or config.get("final_sigmas_type", "zero") == "sigma_min"
     kept |= not config.get("set_alpha_to_one", True)
     kept |= config.get("interpolation_type") == "log_linear" and not converted
     if family.scale == "vp":

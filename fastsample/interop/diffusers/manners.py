@@ -14,7 +14,7 @@ from ...model import to_x0
 from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
 from .config import trained_levels
-from .sources import PREDICTIONS
+from .sources import PREDICTIONS, find
 from .steps import variances
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def manner(source: str, config: dict, compat: bool) -> Manner:
         _draws(source, config),
         bound,
         free=source in ("DDIMScheduler", "DDPMScheduler"),
-        last=source.startswith(("DPMSolver", "UniPC")),
+        last=find(source).family.extra,
     )
 
 

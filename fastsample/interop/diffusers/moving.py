@@ -30,18 +30,16 @@ import numpy as np
 
 from .edm import as_ours
 from .grids import CONVERSIONS
+from .options import class_of, defaults, said
 from .saving import restored, unbounded
 from .sources import (
     BOUNDING,
     CLOSEST,
     OURS,
     SOURCES,
-    class_of,
-    defaults,
     flow_of,
     kinds_of,
     not_reproduced,
-    said,
     settings,
 )
 from .training import (
@@ -182,7 +180,12 @@ class Origin:
             want["flow_shift"] = want.pop("shift")
         elif flow and source in FLOWING:  # which has no grid of its own there
             want["flow_sigmas"] = flow_of(self.name, self.words)
-        stands = {**NEUTRAL, **usual, **{k: v for k, v in words.items() if k in usual}}
+        stands = {
+            **NEUTRAL,
+            **usual,
+            **_ends(source),
+            **{k: v for k, v in words.items() if k in usual},
+        }
         want = {k: v for k, v in want.items() if k not in stands or not _same(v, stands[k])}
         carried = {k: v for k, v in want.items() if k not in usual and _carries(source, k)}
         want = {k: v for k, v in want.items() if k in usual}
@@ -198,7 +201,7 @@ class Origin:
         may be asked for, in words); None where nothing differs.
         """
         read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
-        new = training(source, read)
+        new = {**_ends(source), **training(source, read)}
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:
             sides = ((self.name, self.trained, self.levels), (source, new, levels_at(source, read)))
             return None, " and ".join(
@@ -347,6 +350,11 @@ def _instead(follow: Callable, old: Origin, given: dict, option: dict | None) ->
         (key, value), beside = *more.items(), " beside it" if more is option else ""
         return f"{key}={value!r}{beside}"
     return "a plan for this model, by from_plan,"
+
+
+def _ends(source: str) -> dict:
+    """Where a class ends that has no word for it."""
+    return {"final_sigmas_type": "sigma_min"} if SOURCES[source].family.kept else {}
 
 
 def _same(a: object, b: object) -> bool:

@@ -37,6 +37,7 @@ from .loops import Loops, too_early
 from .manners import with_clipped, with_learned
 from .moving import arguments, beside, closest
 from .noising import Noising
+from .options import defaults, own_config
 from .output import FsSchedulerOutput
 from .outside import Outside
 from .peer import uncovered
@@ -49,9 +50,7 @@ from .sources import (
     PREDICTIONS,
     SOURCES,
     UNTIMED,
-    defaults,
     output_sign,
-    own_config,
     scale,
     settings,
 )

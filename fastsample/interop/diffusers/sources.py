@@ -15,11 +15,14 @@ data: no torch, no diffusers.
                                                                         lower_order_final,
                                                                         predict_x0,
                                                                         disable_corrector
+    DEISMultistep           vp, flow  deis, log rho; `multistep`        solver_order,
+                                                                        lower_order_final
     PNDM                    vp        `pndm` (Liu et al. 2022)          skip_prk_steps
     LCM                     vp        lcm                               timestep_scaling
     EulerDiscrete           sigma     euler
     EulerAncestralDiscrete  sigma     euler_ancestral
     HeunDiscrete            sigma     heun; compat: `steps.heun`
+    LMSDiscrete             sigma     lms; compat: `multistep`
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
 
@@ -31,13 +34,11 @@ class, left in a config, is ignored, as there.)
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...plan.given import plain
 from .grids import CONVERSIONS, Family, noise_schedule
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
@@ -74,6 +75,18 @@ VARIANCES = {
     "learned_range": "learned_range",
 }
 _SOLVER_TYPE = {"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)}
+# of what sister classes say, what a class takes for its own, and as what
+SISTER = {
+    "solver_type": (("logrho", "bh1", "bh2"), "midpoint"),
+    "algorithm_type": (("deis",), "dpmsolver++"),
+}
+SISTERS = {
+    "UniPCMultistepScheduler": {"solver_type": (("midpoint", "heun", "logrho"), "bh2")},
+    "DEISMultistepScheduler": {
+        "solver_type": (("midpoint", "heun", "bh1", "bh2"), "logrho"),
+        "algorithm_type": (("dpmsolver", "dpmsolver++"), "deis"),
+    },
+}
 _SINGLE = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
 _SIGMA = Family("sigma", whole=False)
 _WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -113,6 +126,13 @@ SOURCES = {
         _SIGMA, predictions=("epsilon", "v_prediction"), result="output"
     ),
     "HeunDiscreteScheduler": Source(_SIGMA),
+    "DEISMultistepScheduler": Source(
+        Family(extra=True, flow="dpm", kept=True),
+        {"solver_order": (1, 2, 3), "solver_type": ("logrho",), "algorithm_type": ("deis",)},
+        _WITH_FLOW,
+        pair=False,
+    ),
+    "LMSDiscreteScheduler": Source(_SIGMA),
     "FlowMatchEulerDiscreteScheduler": Source(
         Family("flow", whole=False, flow="match"), predictions=(), pair=False, result="output"
     ),
@@ -125,6 +145,7 @@ UNTIMED = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )
 # a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
@@ -152,10 +173,8 @@ CLOSEST = {
     "DDPMParallelScheduler": "DDPMScheduler",
     "UnCLIPScheduler": "DDPMScheduler",
     "RePaintScheduler": "DDIMScheduler",
-    "LMSDiscreteScheduler": "EulerDiscreteScheduler",
     "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
-    "DEISMultistepScheduler": "UniPCMultistepScheduler",
     "SASolverScheduler": "UniPCMultistepScheduler",
     "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler",
     "TCDScheduler": "LCMScheduler",
@@ -195,13 +214,9 @@ def settings(source: str, config: dict) -> dict:
     ValueError for what is not reproduced.
     """
     found, config = find(source), dict(config)
-    theirs, ours = ("logrho", "bh1", "bh2"), "midpoint"
-    if source.startswith("UniPC"):
-        theirs, ours = ("midpoint", "heun", "logrho"), "bh2"
-    if config.get("solver_type") in theirs:
-        config["solver_type"] = ours
-    if config.get("algorithm_type") == "deis":
-        config["algorithm_type"] = "dpmsolver++"
+    for key, (theirs, ours) in SISTERS.get(source, SISTER).items():
+        if config.get(key) in theirs:
+            config[key] = ours
     for key, accepted in found.only.items():
         if config[key] not in accepted:
             words = " or ".join(map(repr, accepted))
@@ -312,78 +327,3 @@ def output_sign(where: str, config: dict) -> float:
     of EDM with sigma_data = 1.
     """
     return -1.0 if where == "sigma" and config.get("prediction_type") == "v_prediction" else 1.0
-
-
-def defaults(library: object, source: str) -> dict:
-    """The arguments of a class of `library` (diffusers) and their defaults; ValueError for a class
-    that is not reproduced.
-    """
-    find(source)
-    arguments = inspect.signature(getattr(library, source).__init__).parameters.items()
-    return {name: p.default for name, p in arguments if p.default is not p.empty}
-
-
-def own_config(config: dict, usual: dict) -> dict:
-    """What an FsScheduler's config and its source's (with these defaults) both say, so that
-    pipelines and other classes read no more there.
-
-    _use_default_values, as diffusers has it: what nobody gave, and what another class has a default
-    of its own for.
-    """
-    unset = config.get("_use_default_values", ())
-    kept = {k: v for k, v in config.items() if k in usual or k in OURS or (k == "moved" and v)}
-    kept |= {k: _number(k, kept[k], usual[k]) for k in kept.keys() & usual.keys()}
-    kept |= {k: config[k] for k, v in SHIFTED_BY.items() if config.get(k, v) != v}
-    unset = [k for k in unset if k in usual and config[k] == usual[k]]
-    return kept | ({"_use_default_values": unset} if unset else {})
-
-
-def _number(key: str, value: object, usual: object) -> object:
-    """An option whose default (usual) is a number, or that may be one in place of None, as Python's
-    own; any other as it is. ValueError for what is no number there.
-    """
-    value = plain(value)
-    counted = isinstance(usual, (int, float)) and not isinstance(usual, bool)
-    if not counted and key not in ("sigma_min", "sigma_max", "shift_terminal"):
-        return value
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return value
-    raise ValueError(f"FsScheduler: {key} = {value!r:.60}; a number is accepted")
-
-
-def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool) -> dict:
-    """What a config says to the source. moved: it is another class's, and says nothing where nobody
-    gave it anything.
-
-    ValueError for an option of the source that is not among our own and not at its default (usual).
-    """
-    left_out = OURS | set(config.get("_use_default_values", ()) if moved else ())
-    given = {k: v for k, v in config.items() if not k.startswith("_") and k not in left_out}
-    for key in usual.keys() - own:
-        if given.get(key, usual[key]) != usual[key]:
-            raise ValueError(
-                f"FsScheduler: {key} = {given[key]!r} of {source} is not known here; "
-                f"{usual[key]!r} is accepted"
-            )
-    return given
-
-
-def class_of(library: object, config: dict, alone: bool) -> str | None:
-    """The class whose arguments a config has: one that was made here, and not loaded, does not
-    write its name into it. alone: nothing else says the source; ValueError where the arguments do
-    not. Otherwise None, or of several classes with one set of arguments one that is reproduced.
-    """
-    keys, found = {k for k in config if not k.startswith("_")}, []
-    for name in (n for n in dir(library) if n.endswith("Scheduler")):
-        made = getattr(library, name)
-        if isinstance(made, type) and hasattr(made, "config_name"):
-            arguments = inspect.signature(made.__init__).parameters.keys() - {"self"}
-            found += [name] * (keys == arguments)
-    # a Parallel one is the same scheduler, with one method more
-    found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]
-    if alone and len(found) != 1:
-        raise ValueError(
-            f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the "
-            "scheduler itself, or source=, is accepted"
-        )
-    return next((name for name in found if name in SOURCES), *found[:1] or [None])

@@ -1,0 +1,100 @@
+"""Which solver makes a class's rows, and with which arguments. No torch, no diffusers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import solvers
+from .dpm import Form, dpm, multistep_orders, singlestep_orders
+from .grids import Points
+from .multistep import deis, lms
+from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms
+from .sources import VARIANCES, scale
+from .steps import consistency, heun, posterior, strided
+from .table import Table, along
+from .unipc import unipc
+
+# steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
+FULL_ORDER_FROM = 15
+
+
+def maker(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
+    """(maker, its arguments) of a class; first counts in the whole run `at`."""
+    steps, still = len(at.labels), bool((np.diff(at.grid[first:]) == 0.0).any())
+    if isinstance(at.schedule, Table):
+        return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
+    if name == "PNDMScheduler":
+        return _pndm(config, at, first, compat)
+    if name == "DDIMScheduler" and compat:
+        return strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta}
+    if name == "DDIMScheduler":
+        return solvers.ddim, {"eta": eta}
+    if name == "DDPMScheduler":
+        kind = VARIANCES[config["variance_type"]]
+        plain = kind == "fixed_small" and not compat
+        return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
+    if name == "LCMScheduler":
+        words = {"timestep_scaling": config["timestep_scaling"]}
+        if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
+            return consistency, words | {"labels": at.labels[first:]}
+        return solvers.lcm, words | {"boundary": True} if scale(name, config) == "vp" else {}
+    if name == "UniPCMultistepScheduler":
+        return _unipc(config, first, compat)
+    if name.startswith("DPMSolver"):
+        return _dpm(name, config, at, first, compat)
+    if name == "DEISMultistepScheduler":
+        low = bool(config["lower_order_final"]) and steps < FULL_ORDER_FROM
+        words = {"order": config["solver_order"], "lower_order_final": low}
+        return deis if still else solvers.deis, words
+    if name == "LMSDiscreteScheduler":
+        exact = not (still or (compat and first))
+        return (solvers.lms, {}) if exact else (lms, {"run": at.grid, "first": first})
+    if name == "HeunDiscreteScheduler":
+        return heun if still else solvers.heun, {}
+    ancestral = name == "EulerAncestralDiscreteScheduler"
+    if still:  # Euler is DPM-Solver++ of order 1, and its ancestral form the SDE of that
+        return dpm, {"orders": [1] * (steps - first), "form": Form(sde=ancestral)}
+    return solvers.euler_ancestral if ancestral else solvers.euler, {}
+
+
+# -- inside ----------------------------------------------------------------------------------------
+def _pndm(config: dict, at: Points, first: int, compat: bool):
+    skip, size, calls = config["skip_prk_steps"], config["num_train_timesteps"], len(at.labels)
+    maker = plms if skip else runge_kutta_plms
+    if not compat:
+        return maker, {"first": first}
+    stride = size // (calls - repeats(skip, calls))
+    if skip:
+        return maker, {"stride": stride}
+    return maker, {"stride": stride, "half": stride // 2, "starts": at.grid[:WARM:STEP]}
+
+
+def _unipc(config: dict, first: int, compat: bool):
+    words = {"order": config["solver_order"], "variant": config["solver_type"]}
+    words["lower_order_final"] = bool(config["lower_order_final"])
+    noise, skipped = not config["predict_x0"], config["disable_corrector"]
+    if not (compat or noise or skipped):
+        return solvers.unipc, words
+    return unipc, words | {"noise": noise, "uncorrected": skipped, "first": first}
+
+
+def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
+    steps, order, kind = len(at.labels), config["solver_order"], config["algorithm_type"]
+    single, sde = name == "DPMSolverSinglestepScheduler", kind.startswith("sde")
+    noise, variant = not kind.endswith("++"), config["solver_type"]
+    bounded = bool(config["thresholding"] or config.get("clip_sample"))
+    form = Form(noise, sde, variant, single, bounded, exact=not compat)
+    low = bool(config["lower_order_final"])
+    if single:
+        return dpm, {"orders": singlestep_orders(steps, first, order, low), "form": form}
+    low, euler = low and steps < FULL_ORDER_FROM, bool(config.get("euler_at_final"))
+    deviates = order == 3 or (sde and (low or euler))
+    if noise or (sde and order == 3) or (compat and deviates) or (np.diff(at.grid) == 0.0).any():
+        return dpm, {"orders": multistep_orders(steps, first, order, low, euler), "form": form}
+    if order == 1:
+        return solvers.ddim, {"eta": 1.0 if sde else 0.0}
+    if sde:
+        return solvers.dpmpp_2m_sde, {"variant": variant}
+    if order == 2:
+        return solvers.dpmpp_2m, {"variant": variant, "lower_order_final": low or euler}
+    return solvers.dpmpp_3m, {"lower_order_final": low or euler}

@@ -1,0 +1,59 @@
+"""The rows of DEIS and LMS as diffusers has them: on levels that may repeat; of LMS also from the
+middle of a run. No torch, no diffusers.
+"""
+
+from __future__ import annotations
+
+from ...model import Model
+from ...plan import Plan
+from ...solvers._build import Builder, M, R, X
+from ...solvers._multistep import Form, Levels, carried, integrals, lagrange, place, rows
+
+LMS_ORDER = 4
+
+
+def deis(model: Model, grid, *, order: int, lower_order_final: bool, clip: float = 0.0) -> Plan:
+    """`solvers.deis` in log rho, on levels that may repeat: a step of length 0 changes nothing.
+    Zhang and Chen 2023, arXiv:2204.13902, eq. 15.
+    """
+    b = Builder(model, grid, stored="x0", clip=clip)
+    orders = rows(b, Form("eps", "lambda"), order, low=lower_order_final)
+    cite = ["Zhang, Chen 2023, Fast Sampling of Diffusion Models with Exponential Integrator, "]
+    cite[0] += "eq. 15, arXiv:2204.13902"
+    words = {"arguments": {"order": order}, "order": min(2, max(orders)), "orders": orders}
+    return b.build("deis of diffusers", citations=cite, **words)
+
+
+def lms(model: Model, grid, *, run, first: int, clip: float = 0.0) -> Plan:
+    """`solvers.lms` of fourth order from point `first` of the whole run [n+1] on, the weights of
+    whose steps are those of the whole run: of outputs that were asked before this run began there
+    are none, and their weights are left out. A step of length 0 changes nothing. Butcher 2016,
+    ch. 24.
+    """
+    b, whole = Builder(model, grid, stored="x0", clip=clip), Builder(model, run, stored="x0")
+    at, form = Levels.of(whole), Form("eps", "level")
+    for i in range(first, whole.n):
+        x, newest = X, carried(at, form, i)
+        if at.half_log_snr[i] != at.half_log_snr[i + 1]:
+            level = at.half_log_snr
+            older = [
+                j for j in range(i - 1, i - LMS_ORDER, -1) if j >= 0 and level[j] != level[j + 1]
+            ]
+            total = integrals(at, form, i, len(older) + 1)
+            w = lagrange([place(at, form, i, j) for j in older], total)
+            x = (at.alpha[i + 1] / at.alpha[i]) * X + (total[0] - sum(w)) * newest
+            x = x + sum(
+                (v * R(f"m{j}") for v, j in zip(w, older, strict=True) if j >= first), 0 * M
+            )
+        t, to = b.t[i - first], b.t[i - first + 1]
+        b.row(t, to=to, x=x, keep={f"m{i}": newest})
+    return b.build(
+        "lms of diffusers",
+        consistent=first == 0,
+        order=2 if first == 0 and whole.n > 1 else 1,
+        orders=[min(LMS_ORDER, i + 1) if first == 0 else 1 for i in range(b.n)],
+        citations=[
+            "Butcher 2016, Numerical Methods for Ordinary Differential Equations, ch. 24, "
+            "doi:10.1002/9781119121534"
+        ],
+    )
