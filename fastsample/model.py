@@ -118,7 +118,9 @@ class Model:
     prediction    what fn returns: x0 eps v flow edm trigflow (table above)
     time          what fn is told as t: None, the schedule's t (edm: ¼ ln(sigma/alpha); trigflow:
                   atan2(sigma/sd, alpha)); a number, that many times schedule.label(t), which is t,
-                  for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); or a callable t [n] -> [n]
+                  for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); a callable t [n] -> [n]; or a pair
+                  of these for an average velocity or a flow map, which is told t [B, 2]: the time
+                  of x, and that at which the step's x' stands (t, r; t - r is for fn to form)
     input_scale   fn sees input_scale·x: None, 1 (edm: 1/sqrt(sigma² + alpha²sd²); trigflow: the
                   same); "vp", 1/sqrt(alpha² + sigma²); "flow", 1/(alpha + sigma); or a callable
                   t [n] -> [n]
@@ -166,19 +168,28 @@ class Model:
         if found is None or found <= 0.0:
             raise ValueError(f"Model: sigma_data = {self.sigma_data!r}; a number > 0 is accepted")
         object.__setattr__(self, "sigma_data", found)
-        if not isinstance(self.time, (int, float)) and real(self.time) is not None:
-            object.__setattr__(self, "time", real(self.time))
+        plain = lambda word: isinstance(word, (int, float)) or real(word) is None
+        told = tuple(word if plain(word) else real(word) for word in self.told)
+        object.__setattr__(self, "time", told if len(told) > 1 else told[0])
+
+    @property
+    def told(self) -> tuple:
+        """Its word `time`, for each number that fn is told as t: one or two."""
+        return tuple(self.time) if isinstance(self.time, (list, tuple)) else (self.time,)
 
     def _check_words(self):
         time, scale = self.time, self.input_scale
         named = any(_is(self.prediction, word) for word in PREDICTIONS)
-        told = time is None or _is(time, "log_sigma") or callable(time)
-        told = told or real(time) is not None
+        each = self.told
+        told = len(each) == 2 if isinstance(time, (list, tuple)) else True
+        told = told and all(
+            w is None or _is(w, "log_sigma") or callable(w) or real(w) is not None for w in each
+        )
         scaled = scale is None or _is(scale, "vp") or _is(scale, "flow") or callable(scale)
         cast = _is_number_type(self.time_dtype)
         for word, right, accepted in (
             ("prediction", named, f"one of {', '.join(PREDICTIONS)}"),
-            ("time", told, "None, a finite number, 'log_sigma' or a callable"),
+            ("time", told, "None, a finite number, 'log_sigma', a callable or a pair of these"),
             ("input_scale", scaled, "None, 'vp', 'flow' or a callable"),
             ("time_dtype", cast, "None, or a torch or NumPy dtype of numbers,"),
         ):
@@ -206,21 +217,30 @@ class Model:
 
     def __getstate__(self) -> dict:
         """For a pickle: PicklingError, one sentence, for a callable that it cannot keep."""
-        for word in ("fn", "time", "input_scale"):
-            refuse_unnamed(f"Model: {word}", getattr(self, word))
+        words = [("fn", self.fn), *(("time", word) for word in self.told)]
+        for word, value in [*words, ("input_scale", self.input_scale)]:
+            refuse_unnamed(f"Model: {word}", value)
         return dict(self.__dict__)
 
     def times(self, t) -> np.ndarray:
-        """What fn is told at the schedule's times t [n]: float64 [n], finite."""
+        """What fn is told at the schedule's times t [n]: float64 [n], finite; the first of two."""
+        return self._times(self.told[0], t)
+
+    def scalars(self, t, to) -> np.ndarray:
+        """All that fn is told at times t [n] of a step to times `to` [n]: float64 [n, 1 or 2]."""
+        pairs = zip(self.told, (t, to), strict=False)
+        return np.stack([self._times(word, times) for word, times in pairs], -1)
+
+    def _times(self, word, t) -> np.ndarray:
         t = numbers("Model.times: t", t)
-        if callable(self.time):
-            told = self.time(t)
-        elif self.time == "log_sigma" or (self.time is None and self.prediction == "edm"):
+        if callable(word):
+            told = word(t)
+        elif word == "log_sigma" or (word is None and self.prediction == "edm"):
             told = -0.25 * self.schedule.half_log_snr(t)
-        elif self.time is None and self.prediction == "trigflow":
+        elif word is None and self.prediction == "trigflow":
             told = np.arctan2(self.schedule.sigma(t) / self.sigma_data, self.schedule.alpha(t))
         else:
-            told = t if self.time is None else float(self.time) * self.schedule.label(t)
+            told = t if word is None else float(word) * self.schedule.label(t)
         return _finite("times", "time", told, t)
 
     def scales(self, t) -> np.ndarray:
@@ -271,11 +291,10 @@ class Model:
 
     def to_json(self) -> dict:
         """The words, JSON-able, as a plan's note keeps them; a callable is "callable"."""
+        told = [*map(_written, self.told)]
         return {
             "prediction": self.prediction,
-            "time": float(self.time)
-            if isinstance(self.time, (int, float))
-            else _written(self.time),
+            "time": told if len(told) > 1 else told[0],
             "input_scale": _written(self.input_scale),
             "sigma_data": self.sigma_data,
             "model_id": self.identity,
@@ -351,7 +370,8 @@ def _is(value, word: str) -> bool:
 
 def _written(word):
     """A word of a Model as a note has it."""
-    return "callable" if callable(word) else word
+    number = isinstance(word, (int, float))
+    return "callable" if callable(word) else float(word) if number else word
 
 
 def _is_number_type(dtype) -> bool:

@@ -214,6 +214,11 @@ class Denoiser:
         asked: Callable[[int], Any] | None = None,
         ranks: Ranks = ALONE,
     ):
+        if len(model.told) > 1:
+            raise ValueError(
+                f"trajectories: the model is told two times, time = {model.time!r:.60}, and a "
+                "search asks at points, not over steps; a model that is told one is accepted"
+            )
         alpha, self.sigma = model.schedule.alpha(t), model.schedule.sigma(t)
         live = self.sigma > 0  # the model is never asked at the data end
         words = np.ones((4, len(t)))

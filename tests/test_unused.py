@@ -23,15 +23,14 @@ def low(x, t):
 def test_a_model_that_no_row_asks_is_refused_and_the_advice_makes_two_experts():
     plan, z = plan_of("euler", n=4, model=FLOW), unit(3, 8)
     for models in ([net, low], (net, low, low)):
-        with pytest.raises(ValueError, match=r"plan\.with_numbers\(call=\.\.\.\)") as error:
+        with pytest.raises(ValueError, match=r"fs\.solvers\.experts\(plan, boundary=") as error:
             fs.Sampler(plan, models)
     said = str(error.value)
     assert "3 models are given and the plan asks model 0 alone" in said and "\n" not in said
     call = json.loads(re.search(r"call=(\[.*?\])", said).group(1))
     assert call == plan.call.tolist()
-    late = [int(c == 0 and plan.sigma[k] < 0.875) if c >= 0 else c for k, c in enumerate(call)]
-    two = plan.with_numbers(call=late)
-    assert {*late} == {-1, 0, 1}
+    two = fs.solvers.experts(plan, boundary=0.875)
+    assert {*two.call.tolist()} == {-1, 0, 1}
     got = fs.Sampler(two, [net, low])(noise=z)
     run = fs.Run(plan, noise=z)
     while not run.done:

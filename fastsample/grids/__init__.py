@@ -40,7 +40,7 @@ from .lists import (
     shifted,
     vp,
 )
-from .made_again import fine, refined, starting_at
+from .made_again import fine, parted, refined, starting_at
 from .spaced import (
     beta_diffusers,
     bong_tangent,
@@ -85,4 +85,12 @@ GRIDS = {
 }
 
 __all__ = ["GRIDS", "MAX_STEPS", "SAME_LEVEL", "check", "edges", "f_scheduler", "from_sigmas"]
-__all__ += ["from_timesteps", "refined", "shift_terminal", "shifted", "starting_at", *GRIDS]
+__all__ += [
+    "from_timesteps",
+    "parted",
+    "refined",
+    "shift_terminal",
+    "shifted",
+    "starting_at",
+    *GRIDS,
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -78,9 +78,7 @@ def starting_at(schedule: Schedule, grid, level: float) -> np.ndarray:
     if found >= top * (1.0 - SAME_LEVEL):
         return grid
     first = float(schedule.time(-np.log(found)))
-    last = n if log[-1] < np.inf else n - 1  # no further is the grid divided
-    even = n > 1 and np.ptp(np.diff(grid)) <= SAME_LEVEL * np.abs(grid).max() * n
-    last = n if even else last
+    last, even = _divided(schedule, grid)
     if first <= grid[last] or last == 0:
         return check(schedule, np.linspace(first, grid[-1], n + 1))
     forward, back = (_same, _same) if even else _even_in(schedule, grid[: last + 1])
@@ -92,6 +90,42 @@ def starting_at(schedule: Schedule, grid, level: float) -> np.ndarray:
     times[whole] = grid[inside[whole].astype(int)]
     times[0] = first
     return check(schedule, np.append(times, grid[last + 1 :]))
+
+
+def parted(schedule: Schedule, grid, level: float, steps: Sequence[int]) -> np.ndarray:
+    """The grid made again with a point at the noise level sigma/alpha = level, steps[0] steps from
+    its start down to there and steps[1] from there to its end.
+
+    It is read as by `starting_at`; the interval to sigma = 0 stays one step.
+    """
+    grid = check(schedule, grid)
+    last, even = _divided(schedule, grid)
+    first = float(schedule.time(-np.log(level)))
+    if not grid[last] < first < grid[0]:
+        low, top = np.exp(-schedule.half_log_snr(grid[[last, 0]]))
+        raise ValueError(
+            f"level: {level:.6g}; a noise level sigma/alpha between {low:.6g} and {top:.6g}, where "
+            "the grid has steps to divide, is accepted"
+        )
+    forward, back = (_same, _same) if even else _even_in(schedule, grid[: last + 1])
+    values, places = forward(grid[: last + 1]), np.arange(last + 1.0)
+    at = np.interp(-forward(np.array([first])), -values, places)[0]
+    above = back(np.interp(np.linspace(0.0, at, steps[0] + 1), places, values))
+    whole = last == len(grid) - 1
+    below = back(np.interp(np.linspace(at, last, steps[1] + whole), places, values))
+    above[0], below[0] = grid[0], first
+    if len(below) > 1 or whole:
+        below[-1] = grid[last]
+    return check(schedule, np.concatenate([above[:-1], below, grid[last + 1 :]]))
+
+
+def _divided(schedule: Schedule, grid: np.ndarray) -> tuple[int, bool]:
+    """How many of its steps a grid is divided in, all but one to sigma = 0, or all where they are
+    even in t; and whether they are.
+    """
+    n = len(grid) - 1
+    even = bool(n > 1 and np.ptp(np.diff(grid)) <= SAME_LEVEL * np.abs(grid).max() * n)
+    return n if even or schedule.half_log_snr(grid[-1]) < np.inf else n - 1, even
 
 
 def _same(values: np.ndarray) -> np.ndarray:

@@ -87,6 +87,9 @@ def _unlike(plan: Plan, model: Any, rows: np.ndarray, note: dict) -> Iterator[st
         yield "sigma_data" if note.get("prediction") else "prediction"
     if "t" not in changed and _apart(model.times(t), plan.t[rows - 1, 0]):
         yield "time"
+    ours, theirs = getattr(model, "told", ()), note.get("time")
+    if (len(ours) > 1 or isinstance(theirs, list)) and theirs != model.to_json()["time"]:
+        yield "time"
     if "c" not in changed and _apart(model.scales(t), plan.c[rows - 1]):
         yield "input_scale"
 

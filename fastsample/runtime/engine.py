@@ -9,7 +9,7 @@ ticket.result()       # [1, 4, 64, 64]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import RLock
@@ -122,8 +122,7 @@ class Engine:
         with self._alone(where), arguments.named(where):
             transforms.refuse(where, noise, latent, seed, guidance, mask, known)
             trees = branches_of(where, cond, uncond, branches, 1, self._device)
-            if not isinstance(plan, Plan):
-                raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
+            _refuse_plan(where, plan)
             sampler = self._sampler(images.plan_for(where, plan, latent, start, strength, level))
             plan, guidance = sampler._plan_for(len(trees), guidance)
             like, told = self._conditions(where, trees)
@@ -336,3 +335,19 @@ def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
             "an image); without seeds= is accepted"
         )
     return sources.seeds(seeds, len(tickets), "cpu", needed=True).tolist()
+
+
+def _refuse_plan(where: str, plan: object) -> None:
+    """Refuse what is no plan of one tensor and one model."""
+    if isinstance(plan, Mapping):
+        raise TypeError(
+            f"{where}: plan is a dict of tracks, and one call of an Engine's model packs one "
+            "tensor of each request; a Plan, or fs.Sampler(plans, model), is accepted"
+        )
+    if not isinstance(plan, Plan):
+        raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
+    if plan.call.max() > 0:
+        raise TypeError(
+            f"{where}: the plan asks model {plan.call.max()}, and an Engine asks one model for all "
+            "requests of a tick; a plan of one model, or fs.Sampler(plan, [high, low]), is accepted"
+        )

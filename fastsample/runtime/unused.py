@@ -25,7 +25,7 @@ def refuse_models(plan: Plan, models: Sequence) -> None:
         raise ValueError(
             f"Sampler: {len(models)} models are given and the plan asks model "
             f"{', '.join(map(str, asked))} alone, by call={rows}; one model a number is accepted, "
-            "and plan.with_numbers(call=...) says which one each row asks"
+            "and fs.solvers.experts(plan, boundary=...) has two asked, either side of a noise level"
         )
 
 

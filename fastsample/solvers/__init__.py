@@ -18,7 +18,8 @@ clip        bound of |x0|, 0 for none
 compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion");
             each solver's docstring says which
 
-`inverted` makes the plan that takes an image up to noise, by the steps of one of them.
+`inverted` makes the plan that takes an image up to noise, by the steps of one of them. `experts`
+has a plan ask two models, either side of a noise level; `held` adds calls that leave the state.
 
 The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
 arguments raise ValueError.
@@ -61,7 +62,10 @@ from .dpmpp_3m import dpmpp_3m, dpmpp_3m_sde
 from .er_sde import er_sde
 from .euler import euler
 from .euler_ancestral import euler_ancestral
+from .experts import asked as _asked_by_level
+from .experts import experts
 from .flow_sde import flow_sde
+from .held import held
 from .heun import heun
 from .heunpp2 import heunpp2
 from .inverted import inverted
@@ -132,7 +136,7 @@ STEPS = {
 }
 
 __all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
-__all__ += ["inverted", "Builder", "F", "M", "N", "R", "Tableau", "X"]
+__all__ += ["experts", "held", "inverted", "Builder", "F", "M", "N", "R", "Tableau", "X"]
 
 
 def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:
@@ -190,7 +194,7 @@ def remake(plan: Plan, start: int | None = None, *, strength=None, level=None) -
         words = begin | {"inpaint": inpaint or None, "clip": clip or None}
         words = {word: value for word, value in words.items() if value is not None}
         maker = starts((SOLVERS | MAKERS)[name])
-        return _read("arguments", lambda: maker(model, grid, **words, **arguments))
+        return _again(note, _read("arguments", lambda: maker(model, grid, **words, **arguments)))
 
     made = make(**asked)
     if plan.sigma[0]:  # made for noise: its own row says how it scales it, whoever wrote the note
@@ -204,6 +208,16 @@ def remake(plan: Plan, start: int | None = None, *, strength=None, level=None) -
         table[0, 0, 0] = plan.init_scale if plan.sigma[0] else amplitude * made.init_scale
         made = replace(made, M=table)
     return made.with_note(found={"amplitude": amplitude})
+
+
+def _again(note: dict, made: Plan) -> Plan:
+    """What was done to the plan that the solver made, done to it again."""
+    if "experts" in note:
+        made = _read("experts", lambda: _asked_by_level(made, note["experts"]))
+    if "held" in note:
+        before, after = _read("held", lambda: note["held"])
+        made = _read("held", lambda: held(made, before=before, after=after))
+    return made
 
 
 def _heard(name: str, schedule, grid, start=None, strength=None, level=None) -> None:
@@ -233,7 +247,7 @@ def _sound(note: dict) -> tuple[dict, dict]:
         raise ValueError(
             "remake: the plan has guidance; the plan from before guidance was added is accepted"
         )
-    if "models" in note:
+    if "models" in note and "experts" not in note:
         raise ValueError("remake: the plan asks several models; the solver with start= is accepted")
     if note.get("changed"):
         raise ValueError(
@@ -253,7 +267,8 @@ def _sound(note: dict) -> tuple[dict, dict]:
                 "it, is accepted"
             )
     for word in ("time", "input_scale"):
-        if words.get(word) == "callable":
+        said = words.get(word)
+        if "callable" in (said if isinstance(said, list) else [said]):
             raise ValueError(
                 f"remake: the model's {word} was a callable, which no note keeps; solvers.{name} "
                 "with start= is accepted"

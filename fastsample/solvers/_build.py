@@ -140,6 +140,8 @@ class Builder:
         self.schedule, self.stored = self.model.schedule, stored
         if any(each.schedule.to_json() != self.schedule.to_json() for each in self.models[1:]):
             raise ValueError("model: several on unlike schedules; models on one are accepted")
+        if len({len(each.told) for each in self.models}) > 1:
+            raise ValueError("model: some are told one time and some two; one number is accepted")
         self.inpaint, self.clip = bool(inpaint), float(clip)
         if self.clip < 0 or (self.clip and stored != "x0"):
             raise ValueError(
@@ -240,7 +242,7 @@ class Builder:
             )
         out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
         told = tuple(map(float, scalars))
-        row = Row(out, self._point(to), self.level(t), call, t, told, U, V, reads, spares)
+        row = Row(out, self._point(to), self.level(t), call, t, to, told, U, V, reads, spares)
         self._rows.append(row)
 
     def pre(self, *, to: float | tuple[float, float], x: Lin) -> None:

@@ -29,6 +29,7 @@ class Row:
     point: tuple[float, float] = (0.0, 1.0)  # alpha, sigma where the model is asked
     call: int = -1
     t: float = 0.0  # when the model is asked
+    to: float | tuple[float, float] = 0.0  # where its x' stands: a time, or (alpha, sigma)
     scalars: tuple[float, ...] = ()  # what it is told beside its time
     U: Sequence[float] = (1.0,)  # weights of the branches that enter f
     V: Sequence[Sequence[float]] = ()
@@ -86,7 +87,7 @@ def pack(
     branches = (1 + operand[1] for operand in read - {"f"} if operand[0] == "f")
     G = max(*(len(row.U) for row in rows), *branches)
     K = max((len(scales) for row in rows for scales in row.V), default=0)
-    E = 1 + len(end.scalars)
+    E = len(models[0].told) + len(end.scalars)
     rows = [*rows, hold]
     layout = Layout(S, G, max(map(len, ids)), K, E)
     arrays = blank(layout, len(rows))
@@ -124,7 +125,8 @@ def _tell(
     t, c = np.array([row.t for row in rows]), arrays["c"]
     c[:] = 1.0
     if rows[-1].scalars:
-        arrays["t"][:-1, 1:] = [row.scalars for row in rows[1:]]
+        own = len(models[0].told)
+        arrays["t"][:-1, own:] = [row.scalars for row in rows[1:]]
     asking = slice(1, -1)  # every row but the first and the last
     for k, model in enumerate(models):
         at = np.flatnonzero(call == k) if len(models) > 1 else np.arange(len(rows))[asking]
@@ -133,15 +135,26 @@ def _tell(
             arrays["p"][at], arrays["q"][at] = p, q
             # a row keeps what the next one's model is told
             arrays["t"][at - 1, 0], c[at - 1] = model.times(t[at]), model.scales(t[at])
+            if len(model.told) > 1:
+                arrays["t"][at - 1, 1] = model.scalars(t[at], _ends(rows, at, model))[:, 1]
     arrays["clip"][asking] = clip
     with np.errstate(divide="ignore", invalid="ignore"):
-        dx, dm = _preview(stored, *levels[:, asking])
+        dx, dm = shown(stored, *levels[:, asking])
     arrays["preview"][asking, 0], arrays["preview"][asking, 1] = dx, dm
     arrays["preview"][-1, 0] = 1.0
     arrays["t"][-2:] = arrays["t"][-3:][0]  # the last row's, where no model is asked any more
 
 
-def _preview(stored: str, a: np.ndarray, s: np.ndarray) -> tuple:
+def _ends(rows: list[Row], at: np.ndarray, model: Model) -> np.ndarray:
+    """The times at which x' of these rows stands."""
+    ends = [rows[i].to for i in at]
+    pairs = np.array([end for end in ends if isinstance(end, tuple)]).reshape(-1, 2)
+    with np.errstate(divide="ignore"):
+        times = iter(model.schedule.time(np.log(pairs[:, 0]) - np.log(pairs[:, 1])))
+    return np.array([next(times) if isinstance(end, tuple) else end for end in ends])
+
+
+def shown(stored: str, a: np.ndarray, s: np.ndarray) -> tuple:
     """(dx, dm) with x0 = dx x + dm m."""
     if stored == "x0":
         return 0.0, 1.0
