@@ -75,6 +75,12 @@ class Cursor:
 
     @x.setter
     def x(self, value: Tensor) -> None:
+        self.takes(value)
+        self._pool.x.copy_(value.detach())
+        self._refresh()
+
+    def takes(self, value: Tensor) -> None:
+        """Refuse what is no state: the sentences of an assignment to `x`."""
         fits = isinstance(value, Tensor) and value.shape == self.x.shape
         if not fits or not value.is_floating_point():
             raise ValueError(
@@ -83,8 +89,6 @@ class Cursor:
             )
         transforms.refuse("Run.x", value)
         arguments.check_values("x", value)
-        self._pool.x.copy_(value.detach())
-        self._refresh()
 
     def bounds(self) -> Tensor:
         """s [B], for the caller to write before every step: from the first call on the prediction

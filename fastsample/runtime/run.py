@@ -25,11 +25,12 @@ from ..kernels.narrow import has_float64
 from ..kernels.transforms import watched
 from ..plan import Plan
 from . import arguments, images, inpainting, outputs, pickles, pool, sources, unused
+from .by_track import Several
 from .select import Selectable
 from .window import Window, parted
 
 
-class Run(Selectable):
+class Run(Several, Selectable):
     """One batch of B samples, advanced one row a call.
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds

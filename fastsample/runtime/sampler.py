@@ -38,6 +38,7 @@ from ..kernels import transforms
 from ..model import Model, refuse_unnamed
 from ..plan import Plan, provenance
 from . import arguments, capturable, differentiable, modes, unused
+from .by_track import Several
 from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, told
 from .drive import asker, bar, drive, watching
@@ -51,7 +52,7 @@ from .warm import warm
 _NOTHING: dict = {"cond": {}}  # what a model without conditions is told
 
 
-class Sampler:
+class Sampler(Several):
     """Immutable to those who use it, safe from any number of threads: what changes in a call lives
     in its Run. Idle runs are kept for the next call of the same kind; `release()` frees them.
 
