@@ -13,7 +13,7 @@ from fastsample.guidance import guided
 from fastsample.interop.k_diffusion import k_sample
 from fastsample.plan import PlanError
 from fastsample.schedules import EDM, VP, Flow
-from fastsample.solvers import SOLVERS, Builder, F, X
+from fastsample.solvers import SOLVERS, Builder, F, M, R, X
 
 SCALE = 0.6
 NOISE = np.random.default_rng(5).standard_normal((9, 12))
@@ -62,6 +62,26 @@ def two_steps(schedule, t):
     return x
 
 
+def two_stages(schedule, t, eta):
+    """dpmpp_2s_ancestral in y = x/alpha and rho, from y + D - D_u (ComfyUI's form)."""
+    x = START * schedule.sigma(t[0])
+    for i, (s, e) in enumerate(zip(t[:-1], t[1:], strict=True)):
+        alpha, sigma = schedule.alpha(s), schedule.sigma(s)
+        D, free = denoised(x, alpha, sigma)
+        rho, lower = sigma / alpha if alpha else np.inf, schedule.sigma(e) / schedule.alpha(e)
+        up = min(lower, eta * lower * np.sqrt(1 - (lower / rho) ** 2))
+        down = np.sqrt(lower**2 - up**2)
+        if down == 0.0 or not alpha:
+            x = schedule.alpha(e) * (D + down * (x - alpha * free) / sigma + up * NOISE[i])
+            continue
+        y, middle = x / alpha + D - free, np.sqrt(rho * down)
+        a = schedule.time(-np.log(middle))
+        inner = middle / rho * y + (1 - middle / rho) * D
+        late, _ = denoised(schedule.alpha(a) * inner, schedule.alpha(a), schedule.sigma(a))
+        x = schedule.alpha(e) * (down / rho * y + (1 - down / rho) * late + up * NOISE[i])
+    return x
+
+
 def run(plan, schedule):
     """The guided plan on the same model; it predicts x0."""
 
@@ -76,6 +96,8 @@ CASES = [
     ("euler_cfgpp", {}, lambda schedule, t: euler(schedule, t, 0.0)),
     ("euler_cfgpp", {"eta": 1.0}, lambda schedule, t: euler(schedule, t, 1.0)),
     ("dpmpp_2m_cfgpp", {}, two_steps),
+    ("dpmpp_2s_ancestral_cfgpp", {}, lambda schedule, t: two_stages(schedule, t, 1.0)),
+    ("dpmpp_2s_ancestral_cfgpp", {"eta": 0.5}, lambda schedule, t: two_stages(schedule, t, 0.5)),
 ]
 
 
@@ -131,3 +153,16 @@ def test_other_plans_that_read_one_branch_are_refused_as_before():
     plan = SOLVERS["euler_cfgpp"](EDM(), [4.0, 2.0, 0.0], prediction="x0")
     with pytest.raises(ValueError, match="reads the model's raw output"):
         k_sample(plan, lambda x, sigma: x, torch.zeros(1, 4))
+
+
+def test_an_anchor_is_not_written_over_an_output_that_is_gone():
+    """After the row F(0) is the next row's output: the anchor would be made of that."""
+    b = Builder(EDM(), [4.0, 2.0, 0.0], prediction="x0")
+    b.row(4.0, to=2.0, x=0.5 * X + 0.5 * F(0), anchor=X)
+    b.row(2.0, to=0.0, x=R("anchor") + M)
+    with pytest.raises(PlanError, match="comes back to an anchor that is gone"):
+        b.build("mine", order=1, consistent=False)
+    b = Builder(EDM(), [4.0, 2.0, 0.0], prediction="x0", inpaint=True)
+    b.row(4.0, to=2.0, x=0.5 * X + 0.5 * F(0), anchor=X)
+    b.row(2.0, to=0.0, x=R("anchor") + M)
+    assert b.build("mine", order=1, consistent=False).S == 1

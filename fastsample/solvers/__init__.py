@@ -47,7 +47,7 @@ from ._given import start_index
 from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
-from .cfgpp import dpmpp_2m_cfgpp, euler_cfgpp
+from .cfgpp import dpmpp_2m_cfgpp, dpmpp_2s_ancestral_cfgpp, euler_cfgpp
 from .ddim import ddim
 from .ddpm import ddpm
 from .deis import deis
@@ -120,6 +120,7 @@ SOLVERS = {
         sa_solver,
         euler_cfgpp,
         dpmpp_2m_cfgpp,
+        dpmpp_2s_ancestral_cfgpp,
         pndm,
     )
 }

@@ -338,6 +338,8 @@ def _after(value: Lin, out: dict[str, Lin], i: int) -> Lin | None:
         for k, v in step.items():
             value[k] = c / a if k == "x" else value.get(k, 0.0) - c / a * v
     value = _trim(value)
+    if any(k[0] == "f" for k in value):  # the next row's output has that name
+        return None
     if "m" in value:  # only a kept m has a name after the row
         name = next((k for k, v in out.items() if k != "x" and v == M), None)
         if name is None:

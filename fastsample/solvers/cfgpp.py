@@ -12,11 +12,13 @@ one branch D = D_u and the step is the other solver's. Chung et al. 2024, arXiv:
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from ..model import to_kind
 from ..plan import Plan
 from ._begin import begin, build, number
-from ._build import ZERO, Builder, F, Lin, M, X
+from ._build import ZERO, Builder, F, Lin, M, R, X
+from ._exponential import gain
 from ._multistep import Form, Levels, halved, predicted
 from ._renoise import Level, Step, ancestral, rise
 from ._start import solver
@@ -80,6 +82,53 @@ def dpmpp_2m_cfgpp(
         x = x + _turned(b, i, rise(at[i], at[i + 1]))
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": _unguided(b, i)})
     return build(b, "dpmpp_2m_cfgpp", {"compat": compat}, orders, CITE, direction=BASE)
+
+
+@solver("A", comfyui="dpmpp_2s_ancestral_cfg_pp")
+def dpmpp_2s_ancestral_cfgpp(
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    eta=1.0,
+    s_noise=1.0,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
+) -> Plan:
+    """u = x + alpha·(D - D_u);  x_s = (sigma_s/sigma)·u + alpha_s (1 - e^{lambda - lambda_s})·D,
+    x' = (k sigma'/sigma)·u + alpha' (1 - e^{-H})·D_s + sigma' sqrt(1 - k²) s_noise·n
+
+    D guided, D_u of the base branch, D_s guided at the stage, half-way from lambda to lambda + H,
+    H = h - ln k, k as in `euler_cfgpp`, on every schedule: dpmpp_2s_ancestral in rho = sigma/alpha
+    where D_u = D. A step from alpha = 0, to sigma = 0, or that keeps no noise (a great eta) is
+    euler_cfgpp's. The scale of a run is classifier-free guidance's; clip bounds D and D_s alone.
+    Two evaluations a step, keeps one value. s_noise other than 1 leaves the schedule by design;
+    compat changes nothing here. Chung et al. 2024, arXiv:2406.08070, with ComfyUI's second order.
+    """
+    name = "dpmpp_2s_ancestral_cfgpp"
+    eta, s_noise = number(f"{name}: eta", eta), number(f"{name}: s_noise", s_noise)
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    at, orders = Level.on(b), []
+    kappas = [ancestral(s, t, eta) for s, t in pairwise(at)]
+    widths = [rise(*ends) + kappa for ends, kappa in zip(pairwise(at), kappas, strict=True)]
+    halves = [at[i].half_log_snr + 0.5 * H for i, H in enumerate(widths) if 0.0 < H < math.inf]
+    middles = iter(Level.between(b, halves))
+    for i, (H, kappa) in enumerate(zip(widths, kappas, strict=True)):
+        step, noise = Step.of(at[i], at[i + 1], kappa), s_noise * b.noise(i)
+        orders.append(2 if 0.0 < H < math.inf else 1)
+        if orders[-1] == 1:
+            b.row(b.t[i], to=b.t[i + 1], x=step.over(noise) + _turned(b, i, H))
+            continue
+        time, mid = next(middles)
+        u = X + at[i].alpha * (M - _unguided(b, i))
+        half = (mid.sigma / at[i].sigma) * u + mid.alpha * gain(rise(at[i], mid)) * M
+        b.row(b.t[i], to=time, x=half, keep={"u": u})
+        b.row(time, to=b.t[i + 1], x=step.over(noise, R("u")))
+    words = {"eta": eta, "s_noise": s_noise, "compat": compat}
+    said = {"order": 1 if eta else max(orders), "consistent": s_noise == 1.0 or not eta}
+    return build(b, name, words, orders, CITE, direction=BASE, **said)
 
 
 def _turned(b: Builder, i: int, H: float) -> Lin:

@@ -93,6 +93,7 @@ CASES: list = [
     Case("euler_cfgpp", ddim),
     Case("euler_cfgpp", ddim, {"eta": 0.6}, {"eta": 0.6}),
     Case("dpmpp_2m_cfgpp", dpmpp_2m),
+    _staged("dpmpp_2s_ancestral_cfgpp", ancestral, {}, {"method": "2s", "form": "ve"}),
     Case(
         "restart",
         loops.restart,
@@ -258,6 +259,15 @@ LITERALS: list = [
         {},
         {1: CFGPP, 2: {"x": 0.5, "m": 1.25, "f0": -0.5, "r0": -0.25}, 3: {"m": 1}},
     ),
+    # down to 1 by way of 2: u = x + D - D_u, x1 = u/2 + D/2, x' = u/4 + 3/4 D1
+    (
+        "dpmpp_2s_ancestral_cfgpp",
+        EDM(),
+        [4, 2, 0],
+        "x0",
+        {},
+        {1: CFGPP, 2: {"r0": 0.25, "m": 0.75, "n0": ROOT3}, 3: {"m": 1}},
+    ),
     # from 2 back up to 4, sqrt(16 - 4) of noise, and down again in one step
     (
         "restart",
@@ -287,4 +297,5 @@ METHODS: list = [
     ("flow_sde", {"a": 0.0}, 1, 1),
     ("euler_cfgpp", {}, 1, 1),
     ("dpmpp_2m_cfgpp", {}, 2, 2),
+    ("dpmpp_2s_ancestral_cfgpp", {"eta": 0.0}, 2, 1),
 ]
