@@ -114,6 +114,19 @@ LITERALS: list = [
             5: {"x": 1, "m": -1 / 2},
         },
     ),
+    # x' = x/2 + (1/2 - I_1) m + I_1 m1, I_1 = h phi_2(-h), with x = 2 x1 - m
+    (
+        "rk",
+        EDM(),
+        [4, 2, 0],
+        "x0",
+        {"tableau": "exp_heun"},
+        {
+            1: {"x": 0.5, "m": 0.5},
+            2: {"x": 1, "m": 1 - 0.5 / LN2, "r0": 0.5 / LN2 - 1},
+            3: {"m": 1},
+        },
+    ),
     # 8 -> 1 by way of 4 and 2, h = 3 ln 2. x2 = x/4 + 3/4 m + LINE (m1 - m) with x = 2 x1 - m,
     # LINE = (r2²/r1) h phi_2(-2 ln 2); x' = x/8 + 7/8 m + WIDE (m2 - m), WIDE = h phi_2(-h)/r2
     (
