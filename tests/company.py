@@ -45,16 +45,22 @@ def normal(seed, *shape):
 
 
 def requests():
-    """64 of them, [(plan, words of submit)]: every solver, two lengths, with and without guidance,
-    a mask, an image, noise given and drawn, stages, and an order of its own where there is one.
+    """[(plan, words of submit)]: every solver at two lengths, by turns with noise given, guided
+    with noise drawn and a stage, or with a mask, guided or not; an image, and an order of its own
+    where there is one.
     """
     made = []
-    for k, (solver, n) in enumerate((s, n) for n in (3, 7) for s in fs.solvers.SOLVERS):
-        alone, words = plan(solver, n), {"seed": 100 + k, "cond": told(k)}
+    for k, (solver, n) in enumerate((s, n) for s in fs.solvers.SOLVERS for n in (3, 7)):
+        words = {"seed": 100 + k, "cond": told(k)}
         two = {"uncond": told(0), "guidance": 1.5 + k}
-        made += [(alone, words | {"noise": normal(k)}), (alone, words | two | {"stage": k})]
-        masked = {"mask": (normal(k) > 0).float(), "known": normal(50 + k)}
-        made.append((plan(solver, n, inpaint=True), words | (two if k % 2 else {}) | masked))
+        kind = (k // 2 + k % 2) % 3  # the other length of a solver has another
+        if kind == 0:
+            made.append((plan(solver, n), words | {"noise": normal(k)}))
+        elif kind == 1:
+            made.append((plan(solver, n), words | two | {"stage": k}))
+        else:
+            masked = {"mask": (normal(k) > 0).float(), "known": normal(50 + k)}
+            made.append((plan(solver, n, inpaint=True), words | (two if k % 2 else {}) | masked))
     image = plan("unipc", 6, start=2)
     made.append((image, {"latent": normal(1), "seed": 9, "cond": told(1)}))
     late = plan("euler", 6)
