@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   fastsample optimize --budgets 4,6,8 --out plans    the best plans of 4, 6 and 8 evaluations
   fastsample sample plans/plan-8.fsplan --out a.png  64 images with one of them
   fastsample show plans/plan-8.fsplan                the plan as a table
+  fastsample show solvers                            the solvers and their measured orders
   fastsample doctor                                  versions, the backends, and what is missing"""
 FORM = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 UNSEEN = 1_000_000  # seeds of noises no search has seen begin here
@@ -90,8 +91,10 @@ def parser() -> argparse.ArgumentParser:
     about = "the noise level sigma/alpha the images are noised to, from which every step is run"
     add("--level", type=float, metavar="L", help=about)
     add("--start", type=int, metavar="K", help="the index into the plan's grid to begin at")
-    add = command(show, "print a plan as a table", "plans/plan-8.fsplan --picture plan.png")
-    add("plan", help="a .fsplan file")
+    about = "print a plan as a table, or the solvers with their measured orders, or one of them"
+    add = command(show, about, "plans/plan-8.fsplan --picture plan.png")
+    add("plan", help="a .fsplan file, or the word solvers")
+    add("solver", nargs="?", help="behind solvers: a name, for its options and formula")
     add("--json", action="store_true", help="the whole plan as JSON")
     add("--picture", metavar="FILE", help="also draw its noise levels to a .png")
     about = "print versions, the backends with the reason for each, and what is missing"
@@ -331,6 +334,12 @@ def _found_guidance(plan: Plan) -> float | None:
 
 
 def show(args: argparse.Namespace) -> None:
+    if args.plan == "solvers":
+        from .report import registry
+
+        return registry.show(args.solver, {"--json": args.json, "--picture": args.picture})
+    if args.solver is not None:
+        raise ValueError(f"{args.solver} behind {args.plan}; a name is accepted behind solvers")
     plan = _load(args.plan)
     if args.picture and _suffix(args.picture) != ".png":
         raise ValueError(f"--picture {args.picture}: a .png file is accepted")

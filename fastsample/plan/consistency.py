@@ -25,7 +25,7 @@ def accepted(plan: Plan) -> float:
 def defect(plan: Plan) -> float:
     """Largest deviation of (alpha, sigma) from the plan's, relative to alpha + sigma."""
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]
-    places = {name: k for k, name in enumerate(_drawn(plan), 2)}
+    places = {name: k for k, name in enumerate(drawn(plan), 2)}
 
     def unit(k: int) -> np.ndarray:
         """One part of x alone: the data, the noise of the start, or a drawn noise."""
@@ -53,11 +53,31 @@ def over_predictions(plan: Plan) -> np.ndarray:
     """x at every row from 1 on [R - 1, nfe + 1 + noises], over what the model says at each call, as
     x0, then the state at row 1, then every drawn noise. Branches are taken to agree.
     """
-    n, drawn = plan.nfe, _drawn(plan)
-    units = np.eye(n + 1 + len(drawn))
+    n, ids = plan.nfe, drawn(plan)
+    units = np.eye(n + 1 + len(ids))
     answers = units[np.maximum(np.cumsum(plan.call >= 0) - 1, 0)]
-    noises = dict(zip(drawn, units[n + 1 :], strict=True))
+    noises = dict(zip(ids, units[n + 1 :], strict=True))
     return np.array([*_states(plan, units[n], answers, noises.get)])
+
+
+def over_law(plan: Plan, start: np.ndarray, denoise: Callable, noise: Callable) -> np.ndarray:
+    """x after the last row of a run that stands at `start` at row 1: the model says
+    denoise(x, alpha, sigma) = E[x0|x], a row draws noise(id). Guidance is left out.
+    """
+    asked = _Asked(plan, denoise)
+    for x in _states(plan, start, asked, noise):
+        asked.x = x
+    return asked.x
+
+
+class _Asked:
+    """What the model says at row i, of the x that was handed out last."""
+
+    def __init__(self, plan: Plan, denoise: Callable) -> None:
+        self.plan, self.denoise, self.x = plan, denoise, None
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.denoise(self.x, self.plan.alpha[i], self.plan.sigma[i])
 
 
 def rows(plan: Plan) -> np.ndarray:
@@ -80,7 +100,7 @@ def heaviest(plan: Plan) -> float:
     return float(weights(plan).max(initial=0.0))
 
 
-def _drawn(plan: Plan) -> list[int]:
+def drawn(plan: Plan) -> list[int]:
     """Ids of the noises that rows draw."""
     return sorted({*plan.ids.ravel().tolist()} - {-1})
 

@@ -8,8 +8,12 @@ from typing import Any
 from ..plan.text import printable
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False) -> str:
-    """A table as text, the first column to the left, others to the right; format floats before."""
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool = False, words: int = 0
+) -> str:
+    """A table as text, the first column and the last `words` ones to the left, others to the right;
+    format floats before.
+    """
     lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     if any(len(line) != len(header) for line in lines):
         raise ValueError(
@@ -18,9 +22,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], markdown: bool =
         )
     if markdown:
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        rule = ["---", *["---:"] * (len(header) - 1)]
+        rule = ["---", *["---:"] * (len(header) - 1 - words), *["---"] * words]
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
-    cells = lambda line: [cell.rjust(w) for cell, w in zip(line, others, strict=True)]
-    out = ["  ".join([line[0].ljust(first), *cells(line[1:])]) for line in lines]
-    return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = range(1, len(header) - words)
+    sides = [str.rjust if k in right else str.ljust for k in range(len(header))]
+    cells = lambda line: [side(c, w) for side, c, w in zip(sides, line, widths, strict=True)]
+    out = ["  ".join(cells(line)).rstrip() for line in lines]
+    return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])

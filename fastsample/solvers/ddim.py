@@ -13,7 +13,7 @@ from ._start import solver
 
 @solver(
     "A",
-    diffusers="DDIMScheduler, DDPMScheduler (eta=1)",
+    diffusers="DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler, DDPMScheduler (eta=1)",
     comfyui="ddim",
 )
 def ddim(

@@ -15,7 +15,11 @@ from ._start import solver
 FLOOR = 1e-10  # of diffusers' deviations
 
 
-@solver("A", diffusers="DDPMScheduler", comfyui="ddpm")
+@solver(
+    "A",
+    diffusers="DDPMScheduler, DDPMParallelScheduler, DDPMWuerstchenScheduler",
+    comfyui="ddpm",
+)
 def ddpm(
     model,
     grid,

@@ -20,6 +20,7 @@ from ._start import solver
     diffusers="KDPM2DiscreteScheduler",
     k_diffusion="sample_dpm_2",
     comfyui="dpm_2",
+    diff_sampler="dpm",
 )
 def dpm_2(
     model,

@@ -10,9 +10,10 @@ from ._start import solver
 
 @solver(
     "A",
-    diffusers="DPMSolverMultistepScheduler",
+    diffusers="DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler",
     k_diffusion="sample_dpmpp_2m",
-    comfyui="dpmpp_2m",
+    comfyui="dpmpp_2m, res_multistep (variant='heun')",
+    diff_sampler="dpmpp",
 )
 def dpmpp_2m(
     model,

@@ -10,9 +10,11 @@ from ._start import solver
 
 @solver(
     "A",
-    diffusers="DPMSolverMultistepScheduler (sde-dpmsolver++)",
+    diffusers="DPMSolverMultistepScheduler (sde-dpmsolver++), CogVideoXDPMScheduler, "
+    "CosineDPMSolverMultistepScheduler",
     k_diffusion="sample_dpmpp_2m_sde",
-    comfyui="dpmpp_2m_sde",
+    comfyui="dpmpp_2m_sde, dpmpp_2m_sde_gpu, dpmpp_2m_sde_heun (variant='heun'), "
+    "dpmpp_2m_sde_heun_gpu (variant='heun')",
 )
 def dpmpp_2m_sde(
     model,

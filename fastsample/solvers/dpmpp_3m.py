@@ -12,6 +12,7 @@ from ._start import solver
 @solver(
     "A",
     diffusers="DPMSolverMultistepScheduler (solver_order=3)",
+    diff_sampler="dpmpp (max_order=3)",
 )
 def dpmpp_3m(
     model,

@@ -17,9 +17,11 @@ from ._start import solver
 
 @solver(
     "A",
-    diffusers="EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler",
+    diffusers="EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler, "
+    "MiniMaxH3Scheduler (its velocity negated)",
     k_diffusion="sample_euler",
     comfyui="euler",
+    diff_sampler="euler",
 )
 def euler(
     model,

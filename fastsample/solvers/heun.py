@@ -29,9 +29,11 @@ from ._start import solver
 
 @solver(
     "A",
-    diffusers="HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler",
+    diffusers="HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler, KarrasVeScheduler "
+    "(s_churn=80, s_noise=1.007)",
     k_diffusion="sample_heun",
     comfyui="heun",
+    diff_sampler="heun",
 )
 def heun(
     model,

@@ -114,3 +114,8 @@ def _map(b: Builder, i: int) -> tuple[float, float]:
         return noise / sigma, alpha * noise / sigma * gained
     n = alpha + sigma
     return (target + noise) / n, -alpha * noise / n * gained
+
+
+inverted.elsewhere = {
+    "diffusers": "DDIMInverseScheduler (ddim), DPMSolverMultistepInverseScheduler (dpmpp_2m)"
+}

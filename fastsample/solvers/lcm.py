@@ -13,7 +13,7 @@ TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # Luo et al. 2023, as published models
 
 @solver(
     "A",
-    diffusers="LCMScheduler",
+    diffusers="LCMScheduler, FlowMatchLCMScheduler (boundary=False), SCMScheduler (boundary=False)",
     comfyui="lcm",
 )
 def lcm(

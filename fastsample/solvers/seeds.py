@@ -131,7 +131,7 @@ def seeds_3(
     "A",
     diffusers="DPMSolverSDEScheduler",
     k_diffusion="sample_dpmpp_sde",
-    comfyui="dpmpp_sde",
+    comfyui="dpmpp_sde, dpmpp_sde_gpu",
 )
 def dpmpp_sde(
     model,

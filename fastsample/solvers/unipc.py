@@ -17,6 +17,7 @@ FULL_ORDER_FROM = 15  # steps; fewer end better with their orders lowered, as di
     "A",
     diffusers="UniPCMultistepScheduler",
     comfyui="uni_pc, uni_pc_bh2",
+    diff_sampler="unipc",
 )
 def unipc(
     model,
