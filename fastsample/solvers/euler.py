@@ -18,7 +18,7 @@ from ._start import solver
 @solver(
     "A",
     diffusers="EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler, "
-    "MiniMaxH3Scheduler (its velocity negated)",
+    "FlowMapEulerDiscreteScheduler (a Model told two times), MiniMaxH3Scheduler (velocity negated)",
     k_diffusion="sample_euler",
     comfyui="euler",
     diff_sampler="euler",
