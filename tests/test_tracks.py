@@ -155,36 +155,6 @@ def test_a_track_that_ends_early_stays_and_one_that_begins_late_waits():
     assert alike(x, {k: run.x for k, run in runs.items()})
 
 
-@pytest.mark.parametrize("solver", ["unipc", "heun", "dpmpp_2m_sde"])
-def test_rows_that_hold_change_nothing_but_the_calls(solver):
-    plan, z = plan_of("audio", solver), noises()["audio"]
-    held = solvers.held(plan, before=2, after=3)
-    one = lambda x, t: velocity("audio", x, t)
-    assert held.nfe == plan.nfe + 5 and held.remake() == held and held.program != plan.program
-    assert same(fs.Sampler(held, one)(noise=z, seed=1), fs.Sampler(plan, one)(noise=z, seed=1))
-    assert held.t[:3, 0].tolist() == [1.0, 1.0, 1.0] and (held.t[-5:, 0] == 0.0).all()
-    assert held.consistency() == pytest.approx(plan.consistency(), abs=1e-14)
-    late = held.remake(start=4)
-    assert late.nfe == plan.remake(start=4).nfe + 5 and late.remake() == held
-    twice = solvers.held(solvers.held(plan, before=2), after=3)
-    assert (twice == held) and solvers.held(plan) == plan
-    with pytest.raises(ValueError, match="held: before = -1"):
-        solvers.held(plan, before=-1)
-
-
-def test_a_preview_of_a_row_that_holds_is_what_is_known_of_the_data():
-    plan = solvers.held(plan_of("audio", "euler", 4), before=1, after=1)
-    run, seen = fs.Run(plan, noise=noises()["audio"]), []
-    while not run.done:
-        run.step(velocity("audio", run.model_input, run.t))
-        seen.append(run.x0.clone())
-    assert same(seen[0], seen[1]) and same(seen[-1], run.x)
-    model = Model(None, schedules.Flow(), prediction="flow", time="log_sigma")
-    ends = solvers.euler(model, grids.from_sigmas(model.schedule, [0.9, 0.5, 0.0]))
-    with pytest.raises(ValueError, match="time gives -inf"):
-        solvers.held(ends, after=1)
-
-
 def test_experts_of_tracks_are_asked_together():
     edge = {name: solvers.experts(plan_of(name, "euler", 4), level=5.0) for name in SHIFTS}
     with pytest.raises(ValueError, match=r"track 'video' asks the models \[0, 0.*same one"):
@@ -279,6 +249,7 @@ def test_a_bad_answer_leaves_every_track_where_it_was():
     before, f = {k: v.clone() for k, v in run.x.items()}, apart(run.model_input, run.t)
     for bad, kind, sentence in (
         (f | {"audio": f["audio"][:1]}, ValueError, r"track 'audio': .*returned \[1, 7\]"),
+        (f | {"audio": f["audio"][:, :3]}, ValueError, r"track 'audio': .*returned \[2, 3\]"),
         ({"video": f["video"]}, TypeError, "a dict of 'video'; a dict of the tracks 'video', 'au"),
         (f["video"], TypeError, "a Tensor; a dict of the tracks"),
         (f | {"audio": f["audio"].double()}, TypeError, "track 'audio': .*returned torch.float64"),
@@ -368,9 +339,34 @@ def test_a_plan_alone_makes_what_it_made():
     assert type(fs.Run(plan=OWN, noise=Z)).__name__ == "TrackRun"
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same(monkeypatch):
     """Through dynamo, whose graphs are then run as they are."""
     whole = lambda model: compile_(model, backend="eager", fullgraph=True)
     compile_, want = torch.compile, fs.Sampler(OWN, coupled)(noise=Z)
     monkeypatch.setattr(torch, "compile", whole)
     assert alike(fs.Sampler(OWN, coupled, mode="compile-model")(noise=Z), want)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp_2m_sde"])
+def test_idle_runs_begin_again(solver):
+    own = plans(solver=solver)
+    kept = fs.Sampler(own, coupled)
+    for seed in (1, 2, 1):
+        z = {k: unit(*size, seed=seed) for k, size in SIZES.items()}
+        assert alike(kept(noise=z, seed=seed), fs.Sampler(own, coupled)(noise=z, seed=seed))
+    runs = [len(each._spares._idle) for each in kept._samplers.values()]
+    assert runs == [1, 1]
+    # a run whose model raised is not kept, nor one that a call gave more than noise
+    broken = fs.Sampler(own, lambda x, t: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken(noise=z)
+    assert not any(each._spares._idle for each in broken._samplers.values())
+    other = fs.Sampler(own, coupled)
+    told = {"noise": z, "seed": 1, "stage": {"video": 5}}
+    assert not alike(other(**told), other(noise=z, seed=1)) or solver == "unipc"
+    assert alike(other(**told), fs.Sampler(own, coupled)(**told))
+    told = {"noise": z, "seed": 1, "noise_scale": {"video": 0.5}}
+    if solver != "unipc":
+        assert not alike(other(**told), other(noise=z, seed=1))
+        assert alike(other(**told), fs.Sampler(own, coupled)(**told))

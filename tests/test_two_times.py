@@ -58,9 +58,18 @@ def test_every_row_is_told_where_it_goes():
 def test_scalars_of_a_row_come_after_both_times():
     b = solvers.Builder(told(1.0), [1.0, 0.5, 0.0])
     for i in range(2):
-        b.row(b.t[i], to=b.t[i + 1], x=solvers.X, scalars=[7.0 + i])
+        b.row(b.t[i], to=b.t[i + 1], x=solvers.X, scalars=[7.0 + i, 9.0])
     plan = b.build("mine", consistent=False)
-    assert plan.t[:2].tolist() == [[1.0, 0.5, 7.0], [0.5, 0.0, 8.0]] and plan.E == 3
+    assert plan.t[:2].tolist() == [[1.0, 0.5, 7.0, 9.0], [0.5, 0.0, 8.0, 9.0]]
+
+
+def test_a_row_that_holds_goes_nowhere():
+    model = told(3.0, (1000, 1))
+    plan = solvers.held(solvers.euler(model, [1.0, 0.4, 0.1]), before=2, after=1)
+    first, middle, end = model.schedule.sigma(np.array([1.0, 0.4, 0.1]))
+    goes = [[first, first], [first, first], [first, middle], [middle, end], [end, end]]
+    np.testing.assert_allclose(plan.t[:5], np.array(goes) * [1000, 1])
+    assert plan.remake() == plan
 
 
 def test_remake_and_the_file_keep_both_times():

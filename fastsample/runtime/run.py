@@ -31,7 +31,8 @@ from .window import Window, parted
 
 
 class Run(Several, Selectable):
-    """One batch of B samples, advanced one row a call.
+    """One batch of B samples, advanced one row a call; of a dict of plans, several tensors of each
+    (`fastsample.runtime.tracks`).
 
     noise         [B,*] unit normal to start from; or shape = (B,*): drawn from the seeds
     latent        [B,*] instead: the clean image for a plan made with start= (noise= may stand

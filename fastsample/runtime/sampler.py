@@ -56,8 +56,9 @@ class Sampler(Several):
     """Immutable to those who use it, safe from any number of threads: what changes in a call lives
     in its Run. Idle runs are kept for the next call of the same kind; `release()` frees them.
 
-    plan: a Plan.  model: callable(x, t, **cond) -> prediction of x's shape and dtype, batch first;
-    or a sequence of them where the plan asks several. mode: one of the above.
+    plan: a Plan, or a dict of one a track (`runtime.tracks`).  model: callable(x, t, **cond) ->
+    prediction of x's shape and dtype, batch first; or a sequence of them where the plan asks
+    several (`solvers.experts`). mode: one of the above.
     differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers; the
     definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in
     "eager", any derivative are right too (values are not checked). checkpoint=True with it: the

@@ -20,7 +20,7 @@ and another behind it changes none. stage= of a dict is taken as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,15 +50,16 @@ class TrackRun:
 
     def __init__(self, plans: Mapping[str, Plan], **words: Any) -> None:
         check_plans("Run", plans)
-        self._begin(plans, by_track("Run", plans, words))
-
-    def _begin(self, plans: Mapping[str, Plan], own: dict[str, dict]) -> None:
-        self.runs: dict[str, Run] = {}
+        own, runs = by_track("Run", plans, words), {}
         for name, plan in plans.items():
             with track("Run", name):
-                self.runs[name] = begun(plan, own[name])
-        alike("Run", "holds a batch of", {k: len(run.x) for k, run in self.runs.items()})
-        one_call("Run", {name: _calls(run) for name, run in self.runs.items()})
+                runs[name] = begun(plan, own[name])
+        self._set(runs)
+
+    def _set(self, runs: dict[str, Run]) -> None:
+        alike("Run", "holds a batch of", {k: len(run.x) for k, run in runs.items()})
+        one_call("Run", {name: _calls(run) for name, run in runs.items()})
+        self.runs = runs
 
     # -- what a loop reads -------------------------------------------------------------------------
     @property
@@ -108,14 +109,12 @@ class TrackRun:
                 raise TypeError(f"Run.step: the model returned {found(each)}; {wanted(self.runs)}")
         if self.done:
             raise IndexError(f"Run.step: all rows of {', '.join(self.runs)} have run")
-        fitting = {}
-        for name, run in self.runs.items():
-            own = [each and each[name] for each in answers]
-            with track("Run.step", name):
-                transforms.refuse("Run.step", *own)
-                fitting[name] = run._outputs(own if answers is f else own[0])
-        for name, run in self.runs.items():
-            run.step(fitting[name])
+        fitting = [
+            own if answers is not f and _fits(run, own := f[name]) else _fitting(run, name, f)
+            for name, run in self.runs.items()
+        ]
+        for run, own in zip(self.runs.values(), fitting, strict=True):
+            run.step(own)
 
     def check(self, where: str = "Sampler") -> None:
         """Read the status of every track; raises as `Run.check` does."""
@@ -201,20 +200,14 @@ class TrackSampler:
         modes.check_call(self.mode, False, callback, progress, words.pop("table", None), None)
         own = by_track("Sampler", self.plans, words)
         outs = {name: its.pop("out", None) for name, its in own.items()}
-        begin = ("noise", "latent", "shape", "device")
-        places = {}
-        for name, its in own.items():
-            with track("Sampler", name):
-                places[name] = arguments.place(*(its.get(word) for word in begin))
-        alike("Sampler", "holds a batch of", {name: batch for name, (batch, _) in places.items()})
-        batch, device = next(iter(places.values()))
+        batch, device = _place(own)
         trees = branches_of("Sampler", cond, uncond, branches, batch, device)
         joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
         copies = 1 if joint is None else len(trees)
         conditions = [told(tree) for tree in trees.values()]
         transforms.refuse("Sampler", conditions)
         with modes.quiet(False):
-            run = self._begun(own, len(trees), copies, callback is not None)
+            run, keys = self._begun(own, len(trees), copies, callback is not None)
             for name, out in outs.items():
                 if out is not None:
                     with track("Sampler", name):
@@ -225,14 +218,19 @@ class TrackSampler:
             with bar("Sampler", progress, len(_calls(run._first))) as shown:
                 self._drive(run, (conditions, joint, batch), callback, states, shown)
             run.check()
+            for name, key in keys.items():
+                if key is not None:
+                    self._samplers[name]._spares.give(key, run.runs[name])
             x0 = {k: v.clone() if outs[k] is None else outs[k].copy_(v) for k, v in run.x.items()}
         if not trajectory:
             return x0
         return x0, {name: torch.stack([each[name] for each in states]) for name in x0}
 
-    def _begun(self, own: dict[str, dict], branches: int, copies: int, preview: bool) -> TrackRun:
-        """The run that these words begin, by the plans for this many branches."""
-        plans = {}
+    def _begun(self, own: dict[str, dict], branches: int, copies: int, preview: bool) -> tuple:
+        """The run that these words begin, by the plans for this many branches, and for each track
+        the key of a spare.
+        """
+        runs, keys = {}, {}
         for name, its in own.items():
             with track("Sampler", name):
                 begin = [its.get(word) for word in ("latent", "start", "strength", "level")]
@@ -240,13 +238,26 @@ class TrackSampler:
                 if its.get("strength") is not None or its.get("level") is not None:
                     sampler = sampler._images.of(sampler, *begin)
                     its |= {"strength": None, "level": None}
-                plans[name], its["guidance"] = sampler._plan_for(branches, its.get("guidance"))
-            its |= {"copies": copies, "preview": preview, **self._options}
+                plan, its["guidance"] = sampler._plan_for(branches, its.get("guidance"))
+                its |= {"copies": copies, "preview": preview, "noise": its.get("noise")}
+                runs[name], keys[name] = self._run(sampler, plan, its)
         run = object.__new__(TrackRun)
-        run._begin(plans, own)
-        for name, each in run.runs.items():
-            self._samplers[name]._warn("Sampler", each.x.shape[1:], own[name]["guidance"], 4)
-        return run
+        run._set(runs)
+        return run, keys
+
+    def _run(self, sampler: Sampler, plan: Plan, its: dict[str, Any]) -> tuple[Run, Hashable]:
+        """A track's run, and the key by which it is one of its sampler's spares, if it may be."""
+        plain = its["noise"].__class__ is Tensor and "track" in its and its["stage"] is None
+        plain = plain and all(its[word] is None for word in its.keys() - ORDINARY)
+        kind = its["copies"], its["preview"], its.get("check", "end")
+        key = sampler._spares.key(plan, its["noise"], *kind) if plain else None
+        run = None if key is None else sampler._spares.take(key)
+        if run is not None:
+            run.restart(its["noise"], seed=its.get("seed"), guidance=its["guidance"])
+            return run, key
+        run = begun(plan, its | self._options)
+        sampler._warn("Sampler", run.x.shape[1:], its["guidance"], 5)
+        return run, key
 
     def _drive(self, run: TrackRun, conditions: tuple, callback, states, shown) -> None:
         """Every row of the run: `drive` has it for one tensor."""
@@ -273,7 +284,20 @@ class TrackSampler:
             step += 1
 
 
+# what a spare is begun with, and what it was made for; all else is None
+ORDINARY = {"noise", "seed", "guidance", "stage", "track", "copies", "preview", "check"}
 KINDS = {"Run": TrackRun, "Sampler": TrackSampler}
+
+
+def _place(own: dict[str, dict]) -> tuple[int, torch.device]:
+    """The batch of all tracks, and the device of the first."""
+    places = {}
+    for name, its in own.items():
+        with track("Sampler", name):
+            begin = (its.get(word) for word in ("noise", "latent", "shape", "device"))
+            places[name] = arguments.place(*begin)
+    alike("Sampler", "holds a batch of", {name: batch for name, (batch, _) in places.items()})
+    return next(iter(places.values()))
 
 
 # -- what is asked ---------------------------------------------------------------------------------
@@ -298,6 +322,29 @@ def _answer(model: Callable, x: dict, t: dict, needed, conditions, joint, batch:
         x, t = ({name: v[:batch] for name, v in part.items()} for part in (x, t))
     pairs = zip(needed, conditions, strict=True)
     return [model(dict(x), dict(t), **cond) if asked else None for asked, cond in pairs]
+
+
+def _fits(run: Run, f: object) -> bool:
+    """Is it seen at a look that a step takes this answer as it is?"""
+    own = run._pool
+    return (
+        f.__class__ is Tensor
+        and f.dtype == own.model_dtype
+        and f.device == own.x.device
+        and f.shape[1:] == own.x.shape[1:]
+        and f.shape[0] == run.plan.G * own.batch
+        and f.layout == torch.strided
+        and not (f.requires_grad or transforms.watched())
+    )
+
+
+def _fitting(run: Run, name: str, f: object) -> list[Tensor | None]:
+    """The answer of a track's G branches, checked."""
+    several = isinstance(f, (list, tuple))
+    with track("Run.step", name):
+        own = [each and each[name] for each in f] if several else f[name]
+        transforms.refuse("Run.step", own)
+        return run._outputs(own)
 
 
 def _calls(run: Run) -> list[int]:

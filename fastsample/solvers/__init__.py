@@ -216,8 +216,8 @@ def _again(note: dict, made: Plan) -> Plan:
     if "experts" in note:
         made = _read("experts", lambda: _asked_by_level(made, note["experts"]))
     if "held" in note:
-        before, after = _read("held", lambda: note["held"])
-        made = _read("held", lambda: held(made, before=before, after=after))
+        counts = _read("held", lambda: zip(("before", "after"), note["held"], strict=True))
+        made = _read("held", lambda: held(made, **dict(counts)))
     return made
 
 

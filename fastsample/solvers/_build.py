@@ -221,7 +221,7 @@ class Builder:
         at `to` (a time, or (alpha, sigma)).
 
         call        number of the model asked
-        scalars     what it is told beside its time, as it is: as many numbers in every row
+        scalars     what it is told beside its time or two, as it is: as many in every row
         U, V        weights of its branches in f, w_g = U[g] + sum_k scale_k V[g][k] with the
                     scales of a run: U [G], V [G][K] or nothing; all G branches are read
         reads       operands read whatever their coefficients: a sum of them, R("m0") + N(3)

@@ -40,25 +40,37 @@ def experts(
     and an image noised below it is the low-noise model's alone. ValueError, one sentence, for a
     plan with no row below the boundary; `remake`'s too where steps= makes the plan again.
     """
+    words = _words(plan, boundary, level)
+    if steps is not None:
+        plan, words["steps"] = _in_steps(plan, words["edge"], steps)
+    made = asked(plan, words)
+    if not (made.call == 1).any():
+        raise ValueError(
+            f"experts: no row of the plan stands below the boundary, sigma/alpha = "
+            f"{np.exp(words['edge']):.6g}; one that leaves the low-noise model a row is accepted"
+        )
+    return made
+
+
+def _words(plan: Plan, boundary: float | None, level: float | None) -> dict:
+    """The boundary as it was given, and as edge, ln(sigma/alpha)."""
     if (boundary is None) == (level is None):
         raise ValueError(
             f"experts: boundary={boundary!r:.40}, level={level!r:.40}; one of them is accepted: "
             "the share of the training timesteps, or the noise level sigma/alpha"
         )
-    if level is None:
-        edge = _log_level(plan, between("experts: boundary", boundary, 0.0, 1.0))
-    else:
-        edge = float(np.log(between("experts: level", level)))
-    words = {"boundary": boundary, "level": level, "edge": edge}
-    if steps is not None:
-        plan, words["steps"] = _in_steps(plan, edge, steps)
-    made = asked(plan, words)
-    if not (made.call == 1).any():
+    if plan.call.max() > 0 and "experts" not in plan.note:
         raise ValueError(
-            f"experts: no row of the plan stands below the boundary, sigma/alpha = "
-            f"{np.exp(edge):.6g}; one that leaves the low-noise model a row is accepted"
+            f"experts: the plan asks model {plan.call.max()} already; one that asks model 0 alone "
+            "is accepted"
         )
-    return made
+    if level is None:
+        boundary = between("experts: boundary", boundary, 0.0, 1.0)
+        edge = _log_level(plan, boundary)
+    else:
+        level = between("experts: level", level)
+        edge = float(np.log(level))
+    return {"boundary": boundary, "level": level, "edge": edge}
 
 
 def asked(plan: Plan, words: dict) -> Plan:

@@ -51,7 +51,9 @@ def held(plan: Plan, *, before: int = 0, after: int = 0) -> Plan:
         for name in ("t", "c"):
             arrays[name][early] = getattr(plan, name)[first - 1]
         if len(model.told) > 1:
-            begin = model.schedule.time(np.log(plan.alpha[first]) - np.log(plan.sigma[first]))
+            with np.errstate(divide="ignore"):
+                level = np.log(plan.alpha[first]) - np.log(plan.sigma[first])
+            begin = model.schedule.time(level)
             told = slice(early.start - 1, early.stop - 1)
             arrays["t"][told, :2] = model.scalars([begin], [begin])
     if counts[1]:
