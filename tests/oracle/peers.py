@@ -123,7 +123,7 @@ def probe(
     code = sys.modules[type(peer).set_timesteps.__module__]
     tensor = lambda v: torch.from_numpy(v)[None]
     noise = lambda *a, **k: tensor(vectors.noise())
-    path = lambda *a: lambda *levels: tensor(vectors.noise(*levels))
+    path = lambda *a, **k: lambda *levels: tensor(vectors.noise(*levels))
     changes = {"randn_tensor": noise, "BrownianTreeNoiseSampler": path}
     with _replaced(code, **changes, **_in_double()):
         peer.set_timesteps(steps, **settings)
