@@ -2,6 +2,7 @@
 
 import pickle
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -119,3 +120,18 @@ def test_engine_and_guidance_take_both_times():
     tickets = [engine.submit(plan, noise=z[k : k + 1], **one) for k in range(3)]
     engine.run()
     assert (torch.cat([ticket.result() for ticket in tickets]) == want).all()
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_euler_is_diffusers_flow_map_scheduler(n):
+    peer = diffusers.FlowMapEulerDiscreteScheduler(shift=3.0)
+    peer.set_timesteps(n)
+    z = unit(2, 8, dtype=torch.float64)
+    x, ends = z, [*peer.timesteps.tolist(), 0.0]
+    for t, r in zip(ends[:-1], ends[1:], strict=True):
+        f = average(x, torch.tensor([[t, r]] * 2, dtype=torch.float64) / 1000)
+        x = peer.step(f, t, x, r_timestep=r).prev_sample
+    model = Model(lambda x, t: average(x, t / 1000), FLOW.schedule, "flow", time=(1000, 1000))
+    plan = solvers.euler(model, grids.uniform(model.schedule, n))
+    np.testing.assert_allclose(plan.t[:-2], np.stack([ends[:-1], ends[1:]], 1), rtol=1e-12)
+    torch.testing.assert_close(fs.Sampler(plan, model)(noise=z), x, rtol=1e-12, atol=1e-12)
