@@ -83,6 +83,7 @@ bench: $(NATIVE)
 
 tables: $(READY)
 	$(PY) tools/readme_tables.py
+	$(PY) tools/solvers_page.py
 
 # --- native code and GPU: PYTHON's own torch, no pip, no network ---
 # The interpreter's own cmake comes first: in .venv that is the wheel's, elsewhere the system's.

@@ -268,7 +268,9 @@ def advice(blocks: dict[str, str]) -> str:
     warned = f"""`Plan.describe()` warns, with the figure, of a plan that ends more than
         {WORSE:g} times as far off as first-order steps through its levels do on Gaussian data,
         where the flow is known: of none in these tables that is nearer than ddim, and of most of
-        those that are 5 dB or more further off."""
+        those that are 5 dB or more further off. This is one small network; of another,
+        `metrics.best_hand_made` measures every solver on every such grid, and `optimize.search`
+        finds plans that are nearer than all of them."""
     nearest = [f"- {grid}: {best(of)}" for grid, of in at.items()]
     return "\n\n".join(
         [

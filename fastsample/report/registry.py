@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from textwrap import fill
 
 import numpy as np
 
@@ -153,4 +154,6 @@ def show(name: str | None, options: dict[str, object]) -> None:
     if name is not None:
         return print(solver(name))
     print(solvers())
-    print("\n".join(["", *(f"{key:11}  {said}" for key, said in LEGEND.items())]))
+    print()
+    for key, said in LEGEND.items():
+        print(fill(f"{key:11}  {said}", 100, subsequent_indent=13 * " "))
