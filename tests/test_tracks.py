@@ -9,61 +9,25 @@ import pytest
 import torch
 from cases import same
 from choosing import unit
+from tracked import (
+    DATA,
+    SHIFTS,
+    SIZES,
+    alike,
+    apart,
+    by_hand,
+    coupled,
+    noises,
+    plan_of,
+    plans,
+    velocity,
+)
 
 import fastsample as fs
 from fastsample import grids, schedules, solvers
 from fastsample.model import Model
 
-SHIFTS = {"video": 12.0, "audio": 3.0}
-SIZES = {"video": (2, 3, 4, 5), "audio": (2, 7)}
-DATA = {"video": (0.5, 0.2), "audio": (-1.0, 0.6)}  # mean and deviation
-
-
-def plan_of(name, solver="unipc", n=8, **words):
-    model = Model(None, schedules.Flow(shift=SHIFTS[name]), prediction="flow", time=1)
-    return solvers.SOLVERS[solver](model, grids.uniform(model.schedule, n), **words)
-
-
-def plans(**words):
-    return {name: plan_of(name, **words) for name in SHIFTS}
-
-
-def noises(dtype=torch.float32):
-    return {k: unit(*size, seed=len(size), dtype=dtype) for k, size in SIZES.items()}
-
-
-def apart(x, t):
-    """Each track by itself: the exact velocity of its data, N(mean, std²), on its flow."""
-    return {name: velocity(name, x[name], t[name]) for name in x}
-
-
-def velocity(name, x, t):
-    mean, std = DATA[name]
-    t = t.view(-1, *[1] * (x.dim() - 1))
-    spread = (1 - t) ** 2 * std**2 + t**2
-    # E[eps - x0 | x] of a normal: both are linear in x's distance from its mean
-    return (t - (1 - t) * std**2) / spread * (x - (1 - t) * mean) - mean
-
-
-def coupled(x, t, gain=None):
-    """The mean of either track moves the other."""
-    f, hear = apart(x, t), {"video": "audio", "audio": "video"}
-    level = {k: v.flatten(1).mean(1) * (1 if gain is None else gain) for k, v in x.items()}
-    return {k: v + level[hear[k]].view(-1, *[1] * (v.dim() - 1)) for k, v in f.items()}
-
-
-def by_hand(given, model, start, **words):
-    """The loop, on Runs of our own."""
-    runs = {k: fs.Run(plan, noise=start[k], **words) for k, plan in given.items()}
-    while not all(run.done for run in runs.values()):
-        f = model({k: r.model_input for k, r in runs.items()}, {k: r.t for k, r in runs.items()})
-        for name, run in runs.items():
-            run.step(f[name])
-    return {k: run.x for k, run in runs.items()}
-
-
-def alike(one, other):
-    return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+OWN, Z = plans(), noises()
 
 
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
@@ -279,56 +243,6 @@ def test_a_model_that_writes_into_a_state_or_returns_nan_is_refused():
     bad = lambda x, t: apart(x, t) | {"audio": torch.full_like(x["audio"], torch.nan)}
     with pytest.raises(FloatingPointError, match="Sampler: 'audio'"):
         fs.Sampler(plans(), bad)(noise=noises())
-
-
-OWN, Z = plans(), noises()
-REFUSED = {
-    "unlike counts": (
-        lambda: fs.Sampler({**OWN, "audio": plan_of("audio", n=5)}, apart),
-        "track 'video' asks the model 8 times and 'audio' 5; .*after=3",
-    ),
-    "noise of one": (lambda: fs.Run(OWN, noise=Z["video"]), "noise is a Tensor; a dict of the"),
-    "another track": (lambda: fs.Run(OWN, noise=Z | {"text": Z["audio"]}), "'text'; a dict of"),
-    "no noise": (lambda: fs.Run(OWN, noise={"video": Z["video"]}), "track 'audio': .*exactly one"),
-    "batches": (
-        lambda: fs.Run(OWN, noise=Z | {"audio": Z["audio"][:1]}),
-        "'video' holds a batch of 2, 'audio' holds a batch of 1; one number",
-    ),
-    "stage": (lambda: fs.Run(OWN, noise=Z, stage=2**24), "stage is 16777216 for tracks"),
-    "stages": (lambda: fs.Run(OWN, noise=Z, stage=[0, 1]), "stage is .*for tracks"),
-    "loop": (
-        lambda: fs.Sampler(OWN, apart, mode="compile-loop"),
-        "mode='compile-loop' with tracks",
-    ),
-    "graph": (lambda: fs.Sampler(OWN, apart, mode="graph"), "mode='graph' with tracks"),
-    "gradients": (lambda: fs.Sampler(OWN, apart, differentiable=True), "=True with tracks"),
-    "words": (
-        lambda: fs.Sampler(OWN, Model(apart, schedules.Flow(3.0), "flow")),
-        "an fs.Model, whose words are those of one tensor",
-    ),
-    "empty": (lambda: fs.Sampler({}, apart), "plan is a dict of nothing"),
-    "no plan": (lambda: fs.Run({"video": 3}, noise=Z), "plan is a dict of 'video': a int"),
-    "models": (lambda: fs.Sampler(OWN, [apart, apart]), "track 'video': .*2 models are given"),
-    "engine": (
-        lambda: fs.Engine(apart, shape=(7,)).submit(OWN, seed=1),
-        r"plan is a dict of tracks, .*fs\.Sampler\(plans, model\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_tracks_cannot_be_is_refused(case):
-    make, sentence = REFUSED[case]
-    with pytest.raises((ValueError, TypeError), match=sentence) as error:
-        make()
-    assert "\n" not in str(error.value)
-
-
-def test_the_advice_on_unlike_counts_holds():
-    few = {"video": plan_of("video"), "audio": solvers.held(plan_of("audio", n=5), after=3)}
-    x = fs.Sampler(few, apart)(noise=Z)
-    one = lambda x, t: velocity("audio", x, t)
-    assert same(x["audio"], fs.Sampler(plan_of("audio", n=5), one)(noise=Z["audio"]))
 
 
 def test_a_plan_alone_makes_what_it_made():

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
+from ..kernels import transforms
 from ..plan import Plan
 from ..plan.given import integer
 
@@ -40,6 +43,11 @@ def by_track(where: str, plans: Mapping, words: dict[str, Any]) -> dict[str, dic
             raise ValueError(f"{where}: {word} is {found(value)}; {wanted(own)}")
         for name, its in own.items():
             its[word] = value if shared else value.get(name)
+            if isinstance(its[word], Tensor) and its[word].requires_grad:
+                raise RuntimeError(
+                    f"{where}: {word} of track {name!r} requires grad, and tracks keep none; a "
+                    "detached one is accepted"
+                )
     stage = words.get("stage")
     if not isinstance(stage, Mapping):
         first = None if stage is None else integer(stage)
@@ -51,6 +59,16 @@ def by_track(where: str, plans: Mapping, words: dict[str, Any]) -> dict[str, dic
         for k, its in enumerate(own.values()):
             its["stage"], its["track"] = first, k  # which `tracks.begun` makes one of
     return own
+
+
+def outside(where: str, *given: object) -> None:
+    """RuntimeError, one sentence, under a transform."""
+    name = transforms.active(*given)
+    if name is not None:
+        raise RuntimeError(
+            f"{where}: called under {name}, which cannot see the steps of tracks; a call outside "
+            "it is accepted"
+        )
 
 
 def check_plans(where: str, plans: Mapping) -> None:

@@ -31,7 +31,7 @@ from ..model import Model
 from ..plan import Plan
 from ..plan.given import integer
 from . import arguments, images, modes, sources
-from .by_track import STAGES, alike, by_track, check_plans, found, one_call, track, wanted
+from .by_track import STAGES, alike, by_track, check_plans, found, one_call, outside, track, wanted
 from .compiled import distinct
 from .conditions import branches_of, merged, told
 from .drive import WRITTEN, bar
@@ -51,6 +51,7 @@ class TrackRun:
     def __init__(self, plans: Mapping[str, Plan], **words: Any) -> None:
         check_plans("Run", plans)
         own, runs = by_track("Run", plans, words), {}
+        outside("Run", own)
         for name, plan in plans.items():
             with track("Run", name):
                 runs[name] = begun(plan, own[name])
@@ -205,7 +206,7 @@ class TrackSampler:
         joint = merged("Sampler", trees) if batched_guidance and len(trees) > 1 else None
         copies = 1 if joint is None else len(trees)
         conditions = [told(tree) for tree in trees.values()]
-        transforms.refuse("Sampler", conditions)
+        outside("Sampler", conditions, own)
         with modes.quiet(False):
             run, keys = self._begun(own, len(trees), copies, callback is not None)
             for name, out in outs.items():
@@ -343,7 +344,7 @@ def _fitting(run: Run, name: str, f: object) -> list[Tensor | None]:
     several = isinstance(f, (list, tuple))
     with track("Run.step", name):
         own = [each and each[name] for each in f] if several else f[name]
-        transforms.refuse("Run.step", own)
+        outside("Run.step", own)
         return run._outputs(own)
 
 
