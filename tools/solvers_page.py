@@ -269,8 +269,8 @@ def advice(blocks: dict[str, str]) -> str:
         {WORSE:g} times as far off as first-order steps through its levels do on Gaussian data,
         where the flow is known: of none in these tables that is nearer than ddim, and of most of
         those that are 5 dB or more further off. This is one small network; of another,
-        `metrics.best_hand_made` measures every solver on every such grid, and `optimize.search`
-        finds plans that are nearer than all of them."""
+        `metrics.best_hand_made(..., solver=None)` compares all of these on all such grids, and
+        `optimize.search` looks for plans that are nearer (docs/searches.md)."""
     nearest = [f"- {grid}: {best(of)}" for grid, of in at.items()]
     return "\n\n".join(
         [
@@ -289,7 +289,7 @@ def best(at: dict[str, float]) -> str:
 
 
 def paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 100)
+    return textwrap.fill(" ".join(text.split()), 100, break_on_hyphens=False)
 
 
 def curves(blocks: dict[str, str]) -> str:
