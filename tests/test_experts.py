@@ -1,5 +1,6 @@
 """Two experts: a high-noise model above a noise level, a low-noise one below, one plan."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -49,6 +50,20 @@ def test_history_crosses_the_boundary_in_every_mode_and_loop():
     engine = fs.Engine(high, shape=(8,), capacity=2)
     with pytest.raises(TypeError, match=r"the plan asks model 1, .*fs\.Sampler\(plan, \[high"):
         engine.submit(plan, seed=1)
+
+
+@pytest.mark.parametrize("shift", [3.0, 12.0])
+@pytest.mark.parametrize("boundary", [0.875, 0.9])
+@pytest.mark.parametrize("n", [4, 40])
+def test_the_switch_is_where_diffusers_wan_pipeline_has_it(shift, boundary, n):
+    """It asks the first transformer where its timestep is boundary_ratio·1000 or more."""
+    words = {"use_flow_sigmas": True, "flow_shift": shift}
+    peer = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", **words)
+    peer.set_timesteps(n)
+    model = Model(None, schedules.Flow(shift=shift), prediction="flow", time=1000)
+    plan = solvers.unipc(model, grids.from_sigmas(model.schedule, peer.sigmas))
+    calls = solvers.experts(plan, boundary).call
+    assert calls[1:-1].tolist() == [int(t < boundary * 1000) for t in peer.timesteps.tolist()]
 
 
 @pytest.mark.parametrize(
