@@ -198,7 +198,8 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
     """(solver, grid, plan) of every plan of exactly nfe evaluations that a deterministic solver
     makes of a `hand_made` grid, each once; a grid that it refuses for this model is left out.
 
-    solver: a name, or None for all of them. Solvers that share a jump (ddim and euler) are one.
+    solver: a name, or None for the usual ones (`maker.usual`) and those you registered. Solvers
+    that share a jump (ddim and euler) are one.
     """
     if solver is not None and solver not in list(solvers.SOLVERS):
         raise ValueError(
@@ -206,14 +207,15 @@ def by_hand(model: Any, nfe: int, solver: str | None = None) -> list[tuple[str, 
         )
     nfe = _whole("by_hand", "nfe", nfe)
     alike = {solvers.JUMPS.get(name, name): name for name in solvers.SOLVERS}
-    names = [solver] if solver else alike.values()
+    usual = (name for name in alike.values() if getattr(solvers.SOLVERS[name], "usual", True))
+    names = [solver] if solver else list(usual)
     # of up to MOST evaluations a step, and one in the first and the last
     tried = {nfe // each + more for each in range(1, MOST + 1) for more in (0, 1, 2)}
     steps = sorted(tried & set(range(1, nfe + 1)))
-    usual = [hand_made(model.schedule, n) for n in steps]
+    grids_of = [hand_made(model.schedule, n) for n in steps]
     found = {}
     for name in names:
-        for spaced in usual:
+        for spaced in grids_of:
             for grid, times in spaced.items():
                 try:
                     plan = solvers.SOLVERS[name](model, times)
@@ -238,7 +240,7 @@ def best_hand_made(
     weight: Any = None,
     **words: Any,
 ) -> Plan:
-    """Of the plans `by_hand` of nfe evaluations (solver=None: of any solver) the one that ends
+    """Of the plans `by_hand` of nfe evaluations (solver=None: of the usual ones) the one that ends
     nearest to `target` [B,*] (PSNR).
 
     All are judged on the first `screen` noises, the best `finalists` of them on every noise; one

@@ -59,7 +59,7 @@ def test_a_fresh_scheduler_of_an_equal_config_compiles_nothing(made, compat):
     "other",
     [
         {"solver_order": 3},
-        {"solver_order": True},
+        {"solver_order": 1},
         {"beta_end": 0.0121},
         {"use_karras_sigmas": True},
         {"trained_betas": list(np.linspace(0.001, 0.02, 1000))},

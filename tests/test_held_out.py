@@ -15,8 +15,10 @@ from fastsample.optimize import oss
 pytestmark = pytest.mark.filterwarnings("ignore:oss. the teacher")  # these are of few steps
 EDM = [fs.schedules.EDM(), [4.0, 2.0, 1.0, 0.5]]
 MADE = {name: make(*EDM, prediction="x0") for name, make in fs.solvers.SOLVERS.items()}
-# without noise, without guidance of their own; ddim is euler
-DETERMINISTIC = [name for name, plan in MADE.items() if not plan.L and "direction" not in plan.note]
+# without noise; ddim is euler
+DETERMINISTIC = [
+    name for name, plan in MADE.items() if not plan.L and fs.solvers.SOLVERS[name].usual
+]
 DETERMINISTIC.remove("ddim")
 
 

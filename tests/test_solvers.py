@@ -246,7 +246,7 @@ def test_a_thousand_evaluations(name, schedule):
         schedule, grids.uniform(schedule, n), prediction="v", **EVERY[name][0]
     )
     plan = make(4000 // make(4).nfe)
-    assert plan.nfe >= 900 and plan.consistency() <= 1e-12
+    assert plan.nfe >= 800 and plan.consistency() <= 1e-12
     # small steps need no large weights; noise is in units of sigma
     assert np.abs(plan.M[1:-1, 0, : 4 + plan.S]).max() < 10.0
 

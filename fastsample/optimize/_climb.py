@@ -145,8 +145,8 @@ class Climb:
 
     # -- the rungs -----------------------------------------------------------------------------
     def by_hand(self) -> None:
-        """The best that any solver makes of the usual grids, chosen on the noises it is judged on,
-        which favours it.
+        """The best that the usual solvers make of the usual grids, chosen on the noises it is
+        judged on, which favours it.
         """
         it = self.setting
 

@@ -52,16 +52,19 @@ def starts(maker: Callable[..., Plan]) -> Callable[..., Plan]:
     return made
 
 
-def solver(tier: str, **elsewhere: str) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
+def solver(
+    tier: str, *, usual: bool = False, **elsewhere: str
+) -> Callable[[Callable[..., Plan]], Callable[..., Plan]]:
     """Marks a maker of the registry: with `starts`, a tier of TIERS, and what libraries call it,
-    library="name", which `fastsample show solvers` and docs/solvers.md print.
+    library="name", which `fastsample show solvers` and docs/solvers.md print. usual: comparisons by
+    hand try it.
     """
     if tier not in TIERS:
         raise ValueError(f"solver: tier = {tier!r}; one of {', '.join(TIERS)} is accepted")
 
     def mark(maker: Callable[..., Plan]) -> Callable[..., Plan]:
         made = starts(maker)
-        made.tier, made.elsewhere = tier, elsewhere
+        made.tier, made.usual, made.elsewhere = tier, usual, elsewhere
         return made
 
     return mark

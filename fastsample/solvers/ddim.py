@@ -13,6 +13,7 @@ from ._start import solver
 
 @solver(
     "A",
+    usual=True,
     diffusers="DDIMScheduler, DDIMParallelScheduler, CogVideoXDDIMScheduler, DDPMScheduler (eta=1)",
     comfyui="ddim",
 )

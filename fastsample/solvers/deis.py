@@ -10,7 +10,7 @@ from ._start import solver
 VARIANTS = {"logrho": "lambda", "tab": "time", "rhoab": "level"}
 
 
-@solver("A", diffusers="DEISMultistepScheduler", comfyui="deis", diff_sampler="deis")
+@solver("A", usual=True, diffusers="DEISMultistepScheduler", comfyui="deis", diff_sampler="deis")
 def deis(
     model,
     grid,

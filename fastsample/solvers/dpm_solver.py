@@ -10,7 +10,7 @@ from ._multistep import VARIANTS, Form, Weigh, published, rows
 from ._start import solver
 
 
-@solver("A", diffusers="DPMSolverMultistepScheduler (dpmsolver, sde-dpmsolver)")
+@solver("A", usual=True, diffusers="DPMSolverMultistepScheduler (dpmsolver, sde-dpmsolver)")
 def dpm_solver(
     model,
     grid,

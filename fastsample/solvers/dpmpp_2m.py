@@ -10,6 +10,7 @@ from ._start import solver
 
 @solver(
     "A",
+    usual=True,
     diffusers="DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler",
     k_diffusion="sample_dpmpp_2m",
     comfyui="dpmpp_2m, res_multistep (variant='heun')",

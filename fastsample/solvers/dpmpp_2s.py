@@ -16,6 +16,7 @@ CITE_3S = (
 
 @solver(
     "A",
+    usual=True,
     diffusers="DPMSolverSinglestepScheduler",
     k_diffusion="sample_dpmpp_2s_ancestral (eta=0)",
     comfyui="dpmpp_2s_ancestral (eta=0)",

@@ -11,6 +11,7 @@ from ._start import solver
 
 @solver(
     "A",
+    usual=True,
     diffusers="DPMSolverMultistepScheduler (solver_order=3)",
     diff_sampler="dpmpp (max_order=3)",
 )

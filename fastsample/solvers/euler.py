@@ -17,6 +17,7 @@ from ._start import solver
 
 @solver(
     "A",
+    usual=True,
     diffusers="EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, EDMEulerScheduler, "
     "FlowMapEulerDiscreteScheduler (a Model told two times), MiniMaxH3Scheduler (velocity negated)",
     k_diffusion="sample_euler",

@@ -29,6 +29,7 @@ from ._start import solver
 
 @solver(
     "A",
+    usual=True,
     diffusers="HeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler, KarrasVeScheduler "
     "(s_churn=80, s_noise=1.007)",
     k_diffusion="sample_heun",

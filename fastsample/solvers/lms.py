@@ -58,7 +58,7 @@ def adams_bashforth(
     return _built(b, "adams_bashforth", Form(carry, "time"), order, words, BUTCHER)
 
 
-@solver("A", diffusers="IPNDMScheduler", comfyui="ipndm", diff_sampler="ipndm")
+@solver("A", usual=True, diffusers="IPNDMScheduler", comfyui="ipndm", diff_sampler="ipndm")
 def ipndm(
     model, grid, *, prediction=None, start=None, order=4, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:
@@ -91,7 +91,7 @@ def ipndm_v(
     return _built(b, "ipndm_v", form, order, words, IPNDM, weigh=weigh, even=theirs)
 
 
-@solver("A", comfyui="gradient_estimation")
+@solver("A", usual=True, comfyui="gradient_estimation")
 def gradient_estimation(
     model, grid, *, prediction=None, start=None, gamma=2.0, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:

@@ -15,6 +15,7 @@ FULL_ORDER_FROM = 15  # steps; fewer end better with their orders lowered, as di
 
 @solver(
     "A",
+    usual=True,
     diffusers="UniPCMultistepScheduler",
     comfyui="uni_pc, uni_pc_bh2",
     diff_sampler="unipc",
