@@ -8,7 +8,11 @@ from fastsample.interop.diffusers.outside import TABLES
 from fastsample.interop.diffusers.sources import SOURCES
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-CONFIGS = [(name, {"skip_prk_steps": True} if "PNDM" in name else {}) for name in SOURCES] + [
+NEEDED = {
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "DPMSolverSDEScheduler": {"noise_sampler_seed": 3},
+}
+CONFIGS = [(name, NEEDED.get(name, {})) for name in SOURCES] + [
     ("EulerDiscreteScheduler", SD | {"timestep_spacing": "leading", "steps_offset": 1}),
     ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
     ("DDIMScheduler", SD | {"set_alpha_to_one": False}),

@@ -37,6 +37,13 @@ MODULES = {
     "EulerDiscrete": "euler_discrete",
     "DEISMultistep": "deis_multistep",
     "LMSDiscrete": "lms_discrete",
+    "SASolver": "sasolver",
+    "TCD": "tcd",
+    "EDMEuler": "edm_euler",
+    "EDMDPMSolverMultistep": "edm_dpmsolver_multistep",
+    "FlowMatchHeunDiscrete": "flow_match_heun_discrete",
+    "KDPM2Discrete": "k_dpm_2_discrete",
+    "KDPM2AncestralDiscrete": "k_dpm_2_ancestral_discrete",
     "EulerAncestralDiscrete": "euler_ancestral_discrete",
     "HeunDiscrete": "heun_discrete",
     "DPMSolverMultistep": "dpmsolver_multistep",
@@ -79,6 +86,22 @@ CASES = [
     ("DEISMultistep", {"solver_order": 3, "prediction_type": "v_prediction"}),
     ("LMSDiscrete", {"timestep_spacing": "trailing"}),
     ("LMSDiscrete", {"prediction_type": "v_prediction"} | KARRAS),
+    ("SASolver", {}),
+    ("SASolver", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}),
+    ("SASolver", {"predictor_order": 3, "corrector_order": 4}),
+    ("TCD", {}),
+    ("TCD", {"prediction_type": "v_prediction"}),
+    ("EDMEuler", {}),
+    ("EDMEuler", {"prediction_type": "v_prediction", "sigma_schedule": "exponential"}),
+    ("EDMDPMSolverMultistep", {"rho": 5.0}),
+    ("EDMDPMSolverMultistep", {"solver_order": 3, "prediction_type": "v_prediction"}),
+    ("EDMDPMSolverMultistep", SDE | {"solver_type": "heun"}),
+    ("FlowMatchHeunDiscrete", {"shift": 3.0}),
+    *((f"KDPM2{kind}Discrete", {}) for kind in ("", "Ancestral")),
+    *(
+        (f"KDPM2{kind}Discrete", {"prediction_type": "v_prediction"} | KARRAS)
+        for kind in ("", "Ancestral")
+    ),
 ]
 THIRD, FULL = {"solver_order": 3} | TO_SIGMA_MIN, {"lower_order_final": False}
 # grids that only the class itself has: steps off the next timestep, or of length 0; orders that
@@ -101,6 +124,9 @@ PEERS_OWN = [
     (DPM, THIRD | {"euler_at_final": True}),
     ("DEISMultistep", {"solver_order": 3} | FULL | KARRAS),
     ("DEISMultistep", {"solver_order": 3} | FLOW),
+    ("SASolver", {"algorithm_type": "noise_prediction"}),
+    ("SASolver", {"algorithm_type": "noise_prediction", "predictor_order": 3} | KARRAS),
+    ("SASolver", {"predictor_order": 4, "corrector_order": 3} | FULL | FLOW),
 ]
 
 
@@ -110,7 +136,7 @@ def ids(cases):
 
 def made(name, config):
     """The peer, and its config with what makes it linear."""
-    config = config if name == "FlowMatchEulerDiscrete" else SD | config
+    config = config if name.startswith(("FlowMatch", "EDM")) else SD | config
     return config | ({"clip_sample": False} if name in NO_CLIP else {})
 
 
@@ -189,6 +215,9 @@ def test_coefficients_are_the_peers(name, config, steps):
         ("PNDM", 5),
         ("DEISMultistep", 3),
         ("LMSDiscrete", 3),
+        ("SASolver", 3),
+        ("KDPM2Discrete", 6),
+        ("KDPM2AncestralDiscrete", 6),
     ],
 )
 def test_a_run_from_the_middle_is_the_peers(name, begin):

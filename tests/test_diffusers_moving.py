@@ -137,8 +137,11 @@ def test_a_solver_of_a_class_without_flows_runs_on_one(name, target):
 )
 def test_betas_move_along_whoever_set_them(name, config, target):
     peer = of(name, **config)
-    if target == "FlowMatchEulerDiscrete":
-        with pytest.raises(ValueError, match="stands on betas.*and FlowMatchEuler.* is a flow"):
+    if target.startswith(("FlowMatch", "EDM")):
+        said = (
+            f"stands on betas.*and {target}.* is a flow" if "Flow" in target else "has sigma/alpha"
+        )
+        with pytest.raises(ValueError, match=said):
             moved(peer, target)
         return
     if target == name:  # not moved
@@ -258,7 +261,7 @@ def refused():
     off = {"use_flow_sigmas": False}
     yield "FlowMatchEulerDiscrete", {}, "UniPCMultistep", off, said, None
     said = "has sigma_data = 0.5 and LCMScheduler would have None"
-    yield "EDMEuler", {}, "LCM", {}, said, {"source": "EulerDiscreteScheduler"}
+    yield "EDMEuler", {}, "LCM", {}, said, {"source": "EDMEulerScheduler"}
     said = "has rho = 5.0 and EulerDiscreteScheduler would have None"
     yield "EDMEuler", {"rho": 5.0}, "EulerDiscrete", {}, said, None
     last = {"final_sigmas_type": "sigma_min"}

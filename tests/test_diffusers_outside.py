@@ -11,6 +11,7 @@ import torch
 import fastsample as fs
 from fastsample.interop.diffusers.outside import FUNCTIONS
 from fastsample.interop.diffusers.sources import SOURCES, UNTIMED
+from fastsample.interop.diffusers.training import EDMS
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
@@ -73,7 +74,10 @@ def level(name, t):
     return vp if SOURCES[name].family.scale == "vp" else (1.0, vp[1] / vp[0])
 
 
-@pytest.mark.parametrize("name", [n for n, s in SOURCES.items() if s.family.scale != "flow"])
+ON_BETAS = [n for n, s in SOURCES.items() if s.family.scale != "flow" and n not in EDMS]
+
+
+@pytest.mark.parametrize("name", ON_BETAS)
 @pytest.mark.parametrize("compat", ["diffusers", None])
 def test_add_noise_goes_by_the_timestep(name, compat):
     """Before set_timesteps, half way and after a finished run; two samples at two timesteps; of the
@@ -133,9 +137,10 @@ def test_a_begin_index_counts_where_the_source_has_one(name, config):
     noising = "add_noise" if hasattr(peer, "add_noise") else "scale_noise"
     order = (lambda t: (X, N, t)) if noising == "add_noise" else (lambda t: (X, t, N))
     if hasattr(peer, "sigmas") and len(peer.sigmas) == len(peer.timesteps) + 1:
+        begin = 4 if "SDE" in name else 3  # a second call stands at no level of its list
         for scheduler in (peer, ours):
-            scheduler.set_begin_index(3)
-            assert scheduler.begin_index == 3
+            scheduler.set_begin_index(begin)
+            assert scheduler.begin_index == begin
         t = ours.timesteps[5:6]
         noisy = (getattr(s, noising)(*order(t)) for s in (ours, peer))
         assert torch.allclose(*noisy, rtol=1e-5)
@@ -238,7 +243,8 @@ def test_the_others_say_what_is_missing(name):
     _, ours = both(name, {"skip_prk_steps": True} if "PNDM" in name else {})
     with pytest.raises(ValueError, match="there are no timesteps yet; call set_timesteps first"):
         ours.step(X, 999, X)
-    assert ours.scale_model_input(X, 123.4) is X
+    if SOURCES[name].family.scale != "sigma":
+        assert ours.scale_model_input(X, 123.4) is X
 
 
 def test_scale_model_input_looks_nothing_up_where_it_scales_nothing():

@@ -33,7 +33,7 @@ def timed(*steps, timesteps=None, sigmas=None, **config):
 def refused():
     """(what is refused when called, sentence)"""
     yield of("IPNDM"), "IPNDMScheduler is not reproduced, nor is a class that runs on its noise"
-    yield of("TCD"), "source='LCMScheduler', which runs on its noise schedule"
+    yield of("FlowMatchLCM"), "source='LCMScheduler', which runs on its noise schedule"
     config = diffusers.LCMScheduler().config
     yield partial(FsScheduler.from_config, config), "fits ['LCMScheduler', 'TCDScheduler']"
     config = {"_class_name": "os.system"}

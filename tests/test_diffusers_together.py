@@ -45,7 +45,7 @@ def values(name, config):
 def answered(scheduler, given):
     try:
         scheduler.set_timesteps(**given)
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError, AttributeError) as error:
         return error
     return None
 

@@ -283,10 +283,13 @@ def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = Z
         return (1.0 if abs(a - 1.0) <= ROUNDING else a) * here + whole(at, form, i) * newest
     if sigma == 0.0:
         return alpha * M
-    if form.carry == "eps" and here != X:
-        return (alpha / at.alpha[i]) * here + whole(at, form, i) * newest
+    renewed = 0.0
     if form.carry == "eps" and eta and at.alpha[i]:
         renewed = alpha * at.sigma[i] / at.alpha[i] * math.sqrt(eta * gain(2.0 * h))
+    if form.carry == "eps" and here != X:
+        x = (alpha / at.alpha[i]) * here + (1.0 + eta) * whole(at, form, i) * newest
+        return x + renewed * noise if renewed and noise else x
+    if renewed:
         kept = alpha / at.alpha[i] * (math.exp(-h) - eta * gain(h))
         return kept * X + ((1.0 + eta) * alpha * gain(h)) * M + renewed * noise
     kept = sigma / at.sigma[i] * (math.exp(-eta * h) if eta else 1.0)

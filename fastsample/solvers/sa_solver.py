@@ -99,7 +99,7 @@ def _rows(
         here = X
         if i and c:
             most = min(c, b.n - (i - 1) + 1) if low else c
-            here = _correction(at, forms[i - 1], i, most, weigh, drawn)
+            here = correction(at, forms[i - 1], i, most, weigh, drawn)
         if twice and here is not X:
             b.row(b.t[i], to=b.t[i], x=here)
             here = X
@@ -111,7 +111,7 @@ def _rows(
     return orders
 
 
-def _correction(at: Levels, form: Form, i: int, order: int, weigh: Weigh | None, noise: Lin) -> Lin:
+def correction(at: Levels, form: Form, i: int, order: int, weigh: Weigh | None, noise: Lin) -> Lin:
     """x at point i, corrected; as it is where the published weight is infinite, and where a lowered
     order leaves no difference.
     """

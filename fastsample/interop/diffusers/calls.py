@@ -182,7 +182,9 @@ def check_others(others: dict, source: str) -> None:
                 f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, "
                 "return_dict and what the source's own step takes are accepted"
             )
-        idle = name in CHURN or (name == "s_churn" and source.startswith("FlowMatch"))
+        idle = (name in CHURN and source != "DPMSolverSDEScheduler") or (
+            name == "s_churn" and source.startswith("FlowMatchEuler")
+        )
         idle |= name == "use_clipped_model_output" and (value is True or value is False)
         if _is_generator(value):
             raise TypeError(
@@ -225,6 +227,7 @@ NEUTRAL = {
     "s_tmax": math.inf,
     "s_noise": 1.0,
     "order": 4,  # LMS's
+    "pred_original_sample": None,  # EDMEuler's
 }
 
 

@@ -29,10 +29,13 @@ from .makers import maker
 from .matching import matching
 from .plan import scale_of
 from .pndm import STEP, repeats, with_repeats
-from .sources import PREDICTIONS, find, flow_of, scale
+from .sources import PREDICTIONS, UNBOUNDED, find, flow_of, scale
 from .table import Table
 
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
+# whose timesteps are those of a distillation, and where they end, whatever set_alpha_to_one says
+DISTILLED = {"LCMScheduler": -1.0, "TCDScheduler": 0.0}
+BETWEEN = ("KDPM2", "DPMSolverSDE")  # ask half-way between two points
 MATCH = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -95,14 +98,14 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     if where == "flow":
         family = replace(family, flow=flow_of(source, config))
         return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
-    if source == "LCMScheduler":
+    if source in DISTILLED:
         if sigmas is not None:
             raise ValueError(
-                "FsScheduler.set_timesteps: sigmas of LCMScheduler, which stands on timesteps of "
+                f"FsScheduler.set_timesteps: sigmas of {source}, which stands on timesteps of "
                 "its own; timesteps=, or a number of steps, is accepted"
             )
         return replace(
-            distilled_points(config, steps, timesteps, original_steps),
+            distilled_points(config, steps, timesteps, original_steps, DISTILLED[source]),
             schedule=noise_schedule(config),
             whole=True,
         )
@@ -110,6 +113,8 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     found = points(family, config, schedule, steps, timesteps=timesteps, sigmas=sigmas)
     if source == "PNDMScheduler":
         found = _pndm_points(found, bool(config["skip_prk_steps"]))
+    if source.startswith(BETWEEN):
+        found = replace(found, asked=_asked(source, found, schedule))
     whole = where == "vp" and bool((found.labels == np.round(found.labels)).all())
     return replace(found, schedule=schedule, whole=whole)
 
@@ -118,7 +123,7 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     """The noise schedule that a diffusers scheduler has in float32, its levels in order and each
     once: with a last entry set to 2^-24 they may rise and repeat. None for a flow.
     """
-    if scale(source, config) == "flow":
+    if scale(source, config) == "flow" or "sigma_data" in config:
         return None
     table = np.sort(_alphas(config, peer))[::-1]
     falls = np.append(True, table[1:] < table[:-1])  # np.unique imports for a tenth of a second
@@ -134,19 +139,23 @@ def peer_layout(
     ValueError where no plan has them, which standing levels of zero terminal SNR have (`Table`).
     """
     labels, size = np.asarray(peer.timesteps.cpu(), np.float64), config["num_train_timesteps"]
+    found = find(source)
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
     levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64) if hasattr(peer, "sigmas") else None
-    if source == "HeunDiscreteScheduler":
-        # every point but the first and the end stands there twice
-        labels = labels[np.r_[0, 1 : len(labels) : 2]]
+    asked = legs = None
+    if found.calls == 2:
+        # every point but the first and the end stands there twice, or one between it and the next
+        between, levels = source.startswith(BETWEEN), levels[: len(labels) + 1]
+        asked = labels if between else None
+        labels = labels[::2] if between else labels[np.r_[0, 1 : len(labels) : 2]]
         levels = levels[np.r_[0, 1 : len(levels) - 1 : 2, len(levels) - 1]]
-    legs = None
     if levels is not None:
         levels = levels[: len(labels) + 1]
         levels = 1.0 - levels if config.get("invert_sigmas") else levels
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
-        last = -1.0 if config.get("set_alpha_to_one", True) or source == "LCMScheduler" else 0.0
+        last = -1.0 if config.get("set_alpha_to_one", True) else 0.0
+        last = DISTILLED.get(source, last)
         if source == "LCMScheduler" and len(labels) < peer.num_inference_steps:
             last = labels[-1]  # the class takes the end of a list cut by strength for one more step
         places = _places(config, peer, schedule)
@@ -168,7 +177,7 @@ def peer_layout(
             f"FsScheduler: {source}'s noise level rises in step {stuck[0]} of this config's grid; "
             "compat=None is accepted"
         )
-    return Points(grid, labels, schedule, whole, legs)
+    return Points(grid, labels, schedule, whole, legs, asked)
 
 
 def is_blind(source: str, config: dict, at: Points) -> bool:
@@ -199,11 +208,14 @@ def plan(
         made = matching(model, grid, labels, first=first, **words)
         return made.with_note(made_for=f"diffusers {source}")
     solver, words = maker(source, config, at, first, eta, compat)
-    if config.get("clip_sample") and not config.get("thresholding"):
+    read = source not in UNBOUNDED
+    if read and config.get("clip_sample") and not config.get("thresholding"):
         words["clip"] = float(config["clip_sample_range"])
-    made = solver(_model(source, config, grid, labels, at.schedule), grid, **words)
-    if compat and source == "HeunDiscreteScheduler":  # of each pair of rows the second
-        made = made.with_note(anchored=[(row, 1.0) for row in range(2, made.rows - 1, 2)])
+    every = None if at.asked is None else at.asked[2 * first :]
+    made = solver(_model(source, config, grid, labels, at.schedule, every), grid, **words)
+    if compat and find(source).calls == 2:  # of each pair of rows the second, whose slope counts
+        k = 0.0 if made.note["stored"] == "flow" else 1.0
+        made = made.with_note(anchored=[(row, k) for row in range(2, made.rows - 1, 2)])
     return made.with_note(made_for=f"diffusers {source}")
 
 
@@ -228,21 +240,31 @@ def _check_begin(source: str, config: dict, at: float, label: float, schedule: D
 
 
 def _model(
-    source: str, config: dict, grid: np.ndarray, labels: np.ndarray, schedule: DiscreteVP | None
+    source: str,
+    config: dict,
+    grid: np.ndarray,
+    labels: np.ndarray,
+    schedule: DiscreteVP | None,
+    asked: np.ndarray | None = None,
 ) -> Model:
-    """The model's words; its time is each point's label: a rule where one fits, else a lookup."""
+    """The model's words; its time is each point's label: a rule where one fits, else a lookup.
+    asked: the labels of all calls, where a step asks between two points.
+    """
 
-    every = labels  # of all calls: Heun asks twice at all points but the first
-    if source == "HeunDiscreteScheduler":
+    every = labels if asked is None else asked
+    if source.endswith("HeunDiscreteScheduler"):  # asks twice at all points but the first
         every = np.append(labels[:1], np.repeat(labels[1:], 2))
 
     def told(t: np.ndarray) -> np.ndarray:
-        if (np.diff(grid) == 0.0).any():  # two labels may stand at one level
+        if asked is not None or (np.diff(grid) == 0.0).any():  # two labels may stand at one level
             return every
         return np.interp(t, grid[-2::-1], labels[::-1])
 
     if "sigma_data" in config:
-        return edm_model(config)
+        exact = np.array_equal(
+            labels, 0.25 * np.log(grid[:-1])
+        )  # the class's have float32 rounding
+        return edm_model(config) if exact else replace(edm_model(config), time=told)
     where = scale(source, config)
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if where == "flow":
@@ -259,6 +281,19 @@ def _model(
     kind, low = "edm" if kind == "v" else kind, levels[0] * (1.0 - SAME)  # a table may have one
     edm = EDM(float(low), float(levels[1]), sigma_data=1.0)
     return Model(None, edm, kind, time=told, input_scale="vp", model_id="unknown")
+
+
+def _asked(source: str, found: Points, schedule: DiscreteVP) -> np.ndarray:
+    """The labels of all calls of BETWEEN, a second one in each step that ends above 0: half-way in
+    ln sigma to the step's end; of the ancestral one to the level it goes down to, s'^2/s, which
+    puts it at the end itself.
+    """
+    begins, ends = found.grid[:-1], found.grid[1:]
+    begins, ends = begins[ends > 0.0], ends[ends > 0.0]
+    middles = indices(schedule, np.sqrt(begins * ends))
+    if source == "KDPM2AncestralDiscreteScheduler":
+        middles = np.append(found.labels[1:], indices(schedule, ends[len(found.labels) - 1 :]))
+    return np.insert(found.labels, np.arange(1, len(middles) + 1), middles)
 
 
 def _alphas(config: dict, peer) -> np.ndarray:

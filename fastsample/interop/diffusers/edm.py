@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ...grids import _rules as rules
+from ...grids._checks import refuse_rising
 from ...model import Model
 from ...schedules import EDM
 from .grids import CONVERSIONS, Points, checked, convert, count, falling
@@ -31,6 +33,10 @@ def as_ours(words: Mapping) -> dict:
 
 def edm_levels(config: Mapping, n: int) -> np.ndarray:
     """sigma [n], falling."""
+    config = as_ours(config) if "sigma_schedule" in config else config
+    rho = config.get("rho", RHO)
+    if rho != RHO and config.get("use_karras_sigmas"):
+        return rules.karras(config["sigma_min"], config["sigma_max"], n, rho)
     key = next(key for key in CONVERSIONS if config.get(key))
     return convert(key, config, config["sigma_min"], config["sigma_max"], n)
 
@@ -40,13 +46,16 @@ def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) 
     [n+1], their end included.
     """
     if timesteps is not None:
+        refuse_rising("FsScheduler.set_timesteps: timesteps", np.asarray(timesteps, np.float64))
         grid = np.append(np.exp(4.0 * np.asarray(timesteps, dtype=np.float64)), 0.0)
         count(steps, len(grid) - 1)
     elif sigmas is not None:
         grid = falling("sigmas", sigmas, math.inf)
         count(steps, len(grid) - 1)
     else:
-        grid = np.append(edm_levels(config, count(steps)), 0.0)
+        kept = config.get("final_sigmas_type", "zero") == "sigma_min"
+        grid = edm_levels(config, count(steps) + kept)
+        grid = grid if kept else np.append(grid, 0.0)
     return checked(grid, 0.25 * np.log(grid[:-1]))
 
 

@@ -47,9 +47,10 @@ def flow_points(
     """
     size, match = config["num_train_timesteps"], family.flow == "match"
     kept = family.kept or config.get("final_sigmas_type", "zero") == "sigma_min"
-    given = None if sigmas is None else falling("sigmas", sigmas, 1.0, repeats=match)
+    still = match and not family.apart
+    given = None if sigmas is None else falling("sigmas", sigmas, 1.0, repeats=still)
     told = (
-        None if timesteps is None else falling("timesteps", timesteps, float(size), repeats=match)
+        None if timesteps is None else falling("timesteps", timesteps, float(size), repeats=still)
     )
     steps = count(steps, None if told is None else len(told), None if given is None else len(given))
     shift = _shift(family, config, mu)
@@ -68,13 +69,13 @@ def flow_points(
             "FsScheduler.set_timesteps: a list beside final_sigmas_type = 'sigma_min' repeats its "
             "last level; a number of steps, or 'zero', is accepted"
         )
-    if not match and steps > 1 and s[-1] == 0.0:  # multistep solvers end there
+    if not still and steps > 1 and s[-1] == 0.0:  # multistep solvers end there
         s = s[:-1]
     grid = s if kept else np.append(s, 0.0)
     if config.get("invert_sigmas"):
         told = (1.0 - s) * size
     labels = (s * size if told is None else told)[: len(grid) - 1]
-    return Points(grid, labels) if match else checked(grid, labels)
+    return Points(grid, labels) if still else checked(grid, labels)
 
 
 # -- inside ----------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def _own(family: Family, config: dict, n: int) -> np.ndarray:
     """s before the shift [n]."""
     size = config["num_train_timesteps"]
     if family.flow == "match":
-        shift = 1.0 if config["use_dynamic_shifting"] else config["shift"]
+        shift = 1.0 if config.get("use_dynamic_shifting") else config["shift"]
         return np.linspace(1.0, _shifted(shift, 1.0 / size), n)
     if family.flow == "unipc":
         return np.linspace(1.0, 1.0 / size, n + 1)[:-1]
@@ -93,7 +94,7 @@ def _shift(family: Family, config: dict, mu: float | None) -> float:
     """The factor of the shift: shift or flow_shift; with dynamic shifting e^mu, or mu where
     time_shift_type is linear.
     """
-    if not config["use_dynamic_shifting"]:
+    if not config.get("use_dynamic_shifting"):
         own = config["flow_shift" if "flow_shift" in config else "shift"]
         return config.get("set_shift", own)
     linear = config["time_shift_type"] == "linear"

@@ -49,6 +49,7 @@ class Family:
     spaced  timestep_spacing is honoured (otherwise linspace)
     flow    which flow sigmas it has: "match" (FlowMatchEuler), "unipc", "dpm", or "" for none
     kept    the run ends at the lowest level, not at 0, without a word of the config's
+    apart   no two levels of a flow are the same
     """
 
     scale: str = "vp"
@@ -57,6 +58,7 @@ class Family:
     spaced: bool = True
     flow: str = ""
     kept: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Points:
     stand on; whole: the labels are.
 
     legs [T, 2]: where each timestep of the table stands, and where a step from it ends, if that is
-    not the next point.
+    not the next point. asked: the label of every call, where a step asks between two points.
     """
 
     grid: np.ndarray
@@ -73,6 +75,7 @@ class Points:
     schedule: DiscreteVP | None = None
     whole: bool = False
     legs: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 # beta_schedule and the table of `fastsample.schedules` that it is
@@ -169,26 +172,28 @@ def told_log(config: dict) -> bool:
 
 
 def distilled_points(
-    config: dict, steps: int | None, timesteps=None, original_steps: int | None = None
+    config: dict, steps: int | None, timesteps=None, original_steps: int | None = None, end=-1.0
 ) -> Points:
-    """LCM: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly from the
-    noisiest, or these; then no noise.
+    """LCM and TCD: `steps` of the o timesteps T/o - 1, 2T/o - 1, .. of its distillation, evenly
+    from the noisiest, or these; then `end`: -1, no noise, or 0, TCD's, to which original_steps are
+    every timestep.
     """
     size = config["num_train_timesteps"]
     original = original_steps or config["original_inference_steps"]
     if timesteps is not None:
         times = falling("timesteps", timesteps, size - 1.0)
         count(steps, len(times))
-        return checked(np.append(times, -1.0), times)
+        return checked(np.append(times, end), times)
     steps = count(steps)
     if not steps <= original <= size:
         raise ValueError(
             f"FsScheduler.set_timesteps: {steps} steps of {original} original ones of {size}; "
             f"steps <= original <= {size} is accepted"
         )
+    original = size if end == 0.0 and original_steps else original
     taught = np.arange(original, 0, -1) * (size // original) - 1.0
     times = taught[np.floor(np.linspace(0, original, num=steps, endpoint=False)).astype(int)]
-    return checked(np.append(times, -1.0), times)
+    return checked(np.append(times, end), times)
 
 
 # -- conversions: (lowest level, highest level, n) -> n falling levels -----------------------------

@@ -164,7 +164,8 @@ class Lookup:
         found = np.flatnonzero(same)
         if not len(found):
             return None
-        if self._labels[found[0]] != self._labels[found[-1]]:  # of a type of 16 bits
+        ends = self._labels[found[[0, -1]]]
+        if not alike(ends[:1], ends[1]).all():  # of a type of 16 bits
             either = " and ".join(f"{self._labels[k]:g}" for k in found[[0, -1]])
             raise ValueError(
                 f"FsScheduler: timestep {number(timestep):g} in {timestep.dtype} stands for "

@@ -9,6 +9,7 @@ from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .grids import Points
 from .multistep import deis, lms
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms
+from .sa import sa, strengths
 from .sources import VARIANCES, scale
 from .steps import consistency, heun, posterior, strided
 from .table import Table, along
@@ -38,19 +39,29 @@ def maker(name: str, config: dict, at: Points, first: int, eta: float, compat: b
         if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
             return consistency, words | {"labels": at.labels[first:]}
         return solvers.lcm, words | {"boundary": True} if scale(name, config) == "vp" else {}
+    if name == "TCDScheduler":
+        return solvers.tcd, {"gamma": eta, "compat": "diffusers" if compat else "exact"}
     if name == "UniPCMultistepScheduler":
         return _unipc(config, first, compat)
-    if name.startswith("DPMSolver"):
+    if name == "DPMSolverSDEScheduler":
+        return solvers.dpmpp_sde, {"compat": "diffusers" if compat else "exact"}
+    if name.startswith(("DPMSolver", "EDMDPM")):
         return _dpm(name, config, at, first, compat)
     if name == "DEISMultistepScheduler":
         low = bool(config["lower_order_final"]) and steps < FULL_ORDER_FROM
         words = {"order": config["solver_order"], "lower_order_final": low}
         return deis if still else solvers.deis, words
+    if name == "SASolverScheduler":
+        return _sa(config, at, first, compat)
     if name == "LMSDiscreteScheduler":
         exact = not (still or (compat and first))
         return (solvers.lms, {}) if exact else (lms, {"run": at.grid, "first": first})
-    if name == "HeunDiscreteScheduler":
+    if name.endswith("HeunDiscreteScheduler"):
         return heun if still else solvers.heun, {}
+    if name == "KDPM2DiscreteScheduler":
+        return solvers.dpm_2, {}
+    if name == "KDPM2AncestralDiscreteScheduler":
+        return solvers.dpm_2_ancestral, {}
     ancestral = name == "EulerAncestralDiscreteScheduler"
     if still:  # Euler is DPM-Solver++ of order 1, and its ancestral form the SDE of that
         return dpm, {"orders": [1] * (steps - first), "form": Form(sde=ancestral)}
@@ -76,6 +87,17 @@ def _unipc(config: dict, first: int, compat: bool):
     if not (compat or noise or skipped):
         return solvers.unipc, words
     return unipc, words | {"noise": noise, "uncorrected": skipped, "first": first}
+
+
+def _sa(config: dict, at: Points, first: int, compat: bool):
+    return sa, {
+        "taus": strengths(config["tau_func"], at.labels[first:].tolist()),
+        "predictor_order": config["predictor_order"],
+        "corrector_order": config["corrector_order"],
+        "noise": config["algorithm_type"] == "noise_prediction",
+        "lower_order_final": bool(config["lower_order_final"]),
+        "published": compat,
+    }
 
 
 def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):

@@ -14,7 +14,7 @@ from ...model import to_x0
 from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
 from .config import trained_levels
-from .sources import PREDICTIONS, find
+from .sources import PREDICTIONS, UNBOUNDED, find
 from .steps import variances
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ PLAIN = Manner()
 def manner(source: str, config: dict, compat: bool) -> Manner:
     """Of a class with this config; compat: as diffusers has it, else no more than its rows need."""
     bound = None
-    if config.get("thresholding") and config.get("predict_x0", True):
+    reads = config.get("predict_x0", True) and source not in UNBOUNDED
+    if config.get("thresholding") and reads:
         bound = _thresholding(config)
     if not compat:
         return Manner(thresholding=bound)
@@ -70,7 +71,7 @@ def manner(source: str, config: dict, compat: bool) -> Manner:
         _draws(source, config),
         bound,
         free=source in ("DDIMScheduler", "DDPMScheduler"),
-        last=find(source).family.extra,
+        last=find(source).family.extra or source.startswith("EDMDPM"),
     )
 
 
@@ -108,10 +109,15 @@ def with_learned(
     return drawn
 
 
-def with_clipped(settings: dict, f: Tensor, timestep, sample: Tensor) -> Tensor:
+def with_clipped(
+    others: dict, loop: Lookup, settings: dict, f: Tensor, timestep, sample: Tensor
+) -> Tensor:
     """The model's output that predicts the bounded x0, where the step bounds it: DDIM's
     use_clipped_model_output, whose direction is that of the bounded x0.
     """
+    bounds = settings.get("clip_sample") or settings.get("thresholding")
+    if not (others.get("use_clipped_model_output") and loop.compat and bounds):
+        return f
     if not (isinstance(f, Tensor) and isinstance(sample, Tensor)) or f.shape != sample.shape:
         return f  # for the loop to refuse
     levels = trained_levels("vp", settings, timestep)
@@ -134,7 +140,7 @@ def _thresholding(config: dict) -> Thresholding:
 def _draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
     sde = config.get("algorithm_type", "").startswith("sde")
     sde |= bool(config.get("stochastic_sampling"))
-    if sde or source == "EulerAncestralDiscreteScheduler":
+    if sde or source in ("EulerAncestralDiscreteScheduler", "SASolverScheduler"):
         return lambda label, eta: True
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,

@@ -37,6 +37,7 @@ from .sources import (
     CLOSEST,
     OURS,
     SOURCES,
+    UNBOUNDED,
     flow_of,
     kinds_of,
     not_reproduced,
@@ -44,7 +45,6 @@ from .sources import (
 )
 from .training import (
     EDMS,
-    FLOW_MATCH,
     FLOWS,
     GRIDS,
     NEUTRAL,
@@ -172,10 +172,12 @@ class Origin:
         flow = self.trained["use_flow_sigmas"]
         betas = on_betas(self.trained)
         want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and betas}
-        if source == FLOW_MATCH:  # it is one, and predicts as one, without a word
+        if source in FLOWS:  # it is one, and predicts as one, without a word
             want = {
                 k: v for k, v in want.items() if k not in ("use_flow_sigmas", "prediction_type")
             }
+        elif source in EDMS:  # by name
+            want = {k: v for k, v in want.items() if k not in CONVERSIONS}
         elif "flow_shift" in usual and flow:
             want["flow_shift"] = want.pop("shift")
         elif flow and source in FLOWING:  # which has no grid of its own there
@@ -201,7 +203,7 @@ class Origin:
         may be asked for, in words); None where nothing differs.
         """
         read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
-        new = {**_ends(source), **training(source, read)}
+        new = _ends(source) | training(source, as_ours(read) if source in EDMS else read)
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:
             sides = ((self.name, self.trained, self.levels), (source, new, levels_at(source, read)))
             return None, " and ".join(
@@ -333,7 +335,7 @@ def _left(source: str, found: Mapping, usual: Mapping, given: Mapping) -> dict:
     left = {k: given.get(k, v) for k, v in found.items() if k not in usual and k not in OURS}
     left = {k: v for k, v in left.items() if not unbounded(v)}  # nobody's: no file can say it
     stands = {**found, **(left.pop("moved", None) or {})}
-    if source == FLOW_MATCH or stands.get("use_flow_sigmas"):
+    if source in FLOWS or stands.get("use_flow_sigmas"):
         shift = stands.get("flow_shift" if "flow_shift" in usual else "shift", 1.0)
         left |= {k: shift for k in ("shift", "flow_shift") if k in left}
     return left
@@ -363,14 +365,14 @@ def _same(a: object, b: object) -> bool:
 
 def _carries(source: str, key: str) -> bool:
     """Can a plan of this class do what it has no option for?"""
-    if key in BOUNDING:  # of predicted data, where it stores noise
-        return source != "PNDMScheduler"
+    if key in BOUNDING:  # of predicted data, where it stores noise, or nobody reads it
+        return source not in ("PNDMScheduler", *UNBOUNDED)
     if key == "timestep_type":
         return SOURCES[source].family.scale == "sigma"
     if key in GRIDS:  # these two have timesteps of their own
-        return source not in ("PNDMScheduler", "LCMScheduler")
+        return source not in ("PNDMScheduler", "LCMScheduler", "TCDScheduler")
     if key in ("use_flow_sigmas", "flow_sigmas", "shift", *SHIFTS):
         return source in FLOWING and key != "invert_sigmas"
     if key == "sigma_data":
-        return source not in ("PNDMScheduler", "LCMScheduler", FLOW_MATCH)
+        return source not in ("PNDMScheduler", "LCMScheduler", "TCDScheduler", *FLOWS)
     return key == "rescale_betas_zero_snr"

@@ -14,6 +14,7 @@ from .loops import Loops
 from .plan import init_scale
 from .pndm import repeats
 from .runs import Runs
+from .sources import find
 
 
 class Readings:
@@ -77,6 +78,8 @@ class Readings:
             return torch.tensor(scale, dtype=torch.float64) if self._scale == "sigma" else scale
         if self._scale != "sigma":
             return 1.0
+        if "sigma_schedule" in self._settings:  # EDM's, of its own ends
+            return (self._settings["sigma_max"] ** 2 + 1) ** 0.5
         top = self.sigmas.max()
         return (top**2 + 1) ** 0.5 if self._settings["timestep_spacing"] == "leading" else top
 
@@ -87,10 +90,10 @@ class Readings:
 
     @property
     def order(self) -> int:
-        """Model calls a step (the pipelines' word): 2 for Heun, whose first step of 2n - 1 calls
-        has one.
+        """Model calls a step (the pipelines' word): 2 for Heun and KDPM2, whose 2n - 1 calls of a
+        run count from the first as if that were a step of one.
         """
-        return 2 if self._given is None and self.config.source == "HeunDiscreteScheduler" else 1
+        return 1 if self._source is None else find(self._source.__name__).calls
 
     @property
     def num_inference_steps(self) -> int | None:

@@ -188,7 +188,9 @@ class Runs:
             about = about | {"result": find(name).result}
             if points.legs is not None:
                 about = about | {"apart": partial(self._apart, asked, points, about)}
-        return self._through(points, asked, compat, about)
+        loop = self._through(points, asked, compat, about)
+        loop._kind = torch.float64 if peer.timesteps.dtype == torch.float64 else loop._kind
+        return loop
 
     def _through(self, points: Points, asked: tuple, compat: bool, about: dict) -> Loop:
         compile = partial(self._compile, asked, points, compat)

@@ -40,12 +40,14 @@ from .noising import Noising
 from .options import defaults, own_config
 from .output import FsSchedulerOutput
 from .outside import Outside
+from .path import along
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
 from .runs import runs_of
 from .saving import Saving, told
 from .sources import (
+    ETA,
     OURS,
     PREDICTIONS,
     SOURCES,
@@ -73,7 +75,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
     inspect.signature says; eta, generator and variance_noise, timesteps and sigmas are taken by
     name from every source.
 
-    The state is float32 whatever the sample's dtype, see `loop`. eta is DDIM's, taken from
+    The state is float32 whatever the sample's dtype, see `loop`. eta is DDIM's and TCD's, of
     step(); other sources ignore it, as in diffusers. Noise is drawn as there: torch.randn from
     `generator`, or torch's own generator without one. A thread that calls set_timesteps has a loop
     of its own; one that never did is given the only loop there is, or a ValueError. A deep copy
@@ -101,6 +103,13 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         compat: str | None = "auto",
         plan: str | None = None,
         solver_order: int = 2,
+        predictor_order: int = 2,
+        corrector_order: int = 2,
+        tau_func: Callable | None = None,
+        noise_sampler_seed: int | None = None,
+        sigma_data: float | None = None,
+        sigma_schedule: str = "karras",
+        rho: float = 7.0,
         algorithm_type: str = "dpmsolver++",
         solver_type: str = "midpoint",
         lower_order_final: bool = True,
@@ -247,7 +256,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         per_token_timesteps: Tensor | None = None,
         **others,
     ) -> FsSchedulerOutput | tuple:
@@ -264,15 +273,16 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """
         loops = self._owned() if self._loops.shared else self._loops
         loop = loops.get("step", self._untimed)
+        if eta is None:
+            eta = self._eta or 0.0
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
         if others:
             check_others(others, self.config.source)
-            bounds = any(self._settings.get(k) for k in ("clip_sample", "thresholding"))
-            if others.get("use_clipped_model_output") and loop.compat and bounds:
-                model_output = with_clipped(self._settings, model_output, timestep, sample)
+            told = model_output, timestep, sample
+            model_output = with_clipped(others, loop, self._settings, *told)
         noise = self._noise
-        if self._learned or self._negative or per_token_timesteps is not None:
+        if self._learned or self._negative or self._paths or per_token_timesteps is not None:
             if per_token_timesteps is not None and self.config.source == MATCH:
                 draw = partial(self._noise, model_output, generator, variance_noise)
                 words = model_output, timestep, sample, per_token_timesteps, draw
@@ -280,8 +290,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
                 return FsSchedulerOutput(sample, None, moments) if return_dict else (sample,)
             noise = self._drawing(loop, model_output, timestep, sample)
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
-
-        eta = eta if self._source is diffusers.DDIMScheduler else 0.0
+        eta = 0.0 if self._eta is None else eta
         sample, data = loop.step(
             model_output, timestep, sample, eta, noise, generator, variance_noise
         )
@@ -329,8 +338,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._settings = {} if plan else settings(source, read)
         self._source = None if plan else getattr(diffusers, source)
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
+        self._eta = None if plan else ETA.get(source)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
+        self._paths = plan is None and source == "DPMSolverSDEScheduler"
         shift = getattr(self.__dict__.get("_runs"), "shift", None)
         self._runs = runs_of(self._source, self._settings, plan, shift)
         self._seen, self._said = seen, told
@@ -367,6 +378,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
 
     def _drawing(self, loop, model_output, timestep, sample) -> Callable[..., Tensor]:
         """`_noise`, of the deviation that the model predicts where DDPM has it from there."""
+        if self._paths and loop.compat:
+            return along(loop, self._source, self._settings, timestep, sample, self._noise)
         if not (self._learned and self._source is diffusers.DDPMScheduler):
             return self._noise
         variance = self._settings["variance_type"]

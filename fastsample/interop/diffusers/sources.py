@@ -19,12 +19,23 @@ data: no torch, no diffusers.
                                                                         lower_order_final
     PNDM                    vp        `pndm` (Liu et al. 2022)          skip_prk_steps
     LCM                     vp        lcm                               timestep_scaling
+    TCD                     vp        tcd                               eta at run time
     EulerDiscrete           sigma     euler
     EulerAncestralDiscrete  sigma     euler_ancestral
     HeunDiscrete            sigma     heun; compat: `steps.heun`
+    KDPM2Discrete           sigma     dpm_2
+    KDPM2AncestralDiscrete  sigma     dpm_2_ancestral
+    DPMSolverSDE            sigma     dpmpp_sde; compat: `path`         noise_sampler_seed
     LMSDiscrete             sigma     lms; compat: `multistep`
+    SASolver                vp, flow  `sa`                              predictor_order, tau_func,
+                                                                        corrector_order,
+                                                                        algorithm_type,
+                                                                        lower_order_final
+    EDMEuler                sigma     euler
+    EDMDPMSolverMultistep   sigma     as DPMSolverMultistep
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
+    FlowMatchHeunDiscrete   flow      heun
 
 Where a class has them: clip_sample, and thresholding (`manners.Thresholding`).
 
@@ -52,6 +63,7 @@ class Source:
     only         the values accepted of options that are honoured only in part
     predictions  prediction_type it takes (none: it has no such option)
     pair         without return_dict its step() returns (prev_sample, pred_original_sample)
+    calls        calls of the model a step, but the last, which has one
     result       whose dtype prev_sample has: the model "output"'s, the "sample"'s, or the one that
                  "both" fit in
     """
@@ -60,6 +72,7 @@ class Source:
     only: dict = field(default_factory=dict)
     predictions: tuple = ("epsilon", "sample", "v_prediction")
     pair: bool = True
+    calls: int = 1
     result: str = "both"
 
 
@@ -77,14 +90,29 @@ VARIANCES = {
 _SOLVER_TYPE = {"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)}
 # of what sister classes say, what a class takes for its own, and as what
 SISTER = {
-    "solver_type": (("logrho", "bh1", "bh2"), "midpoint"),
-    "algorithm_type": (("deis",), "dpmsolver++"),
+    "solver_type": {k: "midpoint" for k in ("logrho", "bh1", "bh2")},
+    "algorithm_type": {
+        "deis": "dpmsolver++",
+        "data_prediction": "dpmsolver++",
+        "noise_prediction": "dpmsolver",
+    },
 }
 SISTERS = {
-    "UniPCMultistepScheduler": {"solver_type": (("midpoint", "heun", "logrho"), "bh2")},
+    "UniPCMultistepScheduler": {"solver_type": {k: "bh2" for k in ("midpoint", "heun", "logrho")}},
     "DEISMultistepScheduler": {
-        "solver_type": (("midpoint", "heun", "bh1", "bh2"), "logrho"),
-        "algorithm_type": (("dpmsolver", "dpmsolver++"), "deis"),
+        "solver_type": {k: "logrho" for k in ("midpoint", "heun", "bh1", "bh2")},
+        "algorithm_type": {
+            k: "deis" for k in ("dpmsolver", "dpmsolver++", *SISTER["algorithm_type"])
+        },
+    },
+    "SASolverScheduler": {
+        "algorithm_type": {
+            "deis": "data_prediction",
+            "dpmsolver++": "data_prediction",
+            "sde-dpmsolver++": "data_prediction",
+            "dpmsolver": "noise_prediction",
+            "sde-dpmsolver": "noise_prediction",
+        }
     },
 }
 _SINGLE = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
@@ -125,7 +153,11 @@ SOURCES = {
     "EulerAncestralDiscreteScheduler": Source(
         _SIGMA, predictions=("epsilon", "v_prediction"), result="output"
     ),
-    "HeunDiscreteScheduler": Source(_SIGMA),
+    "HeunDiscreteScheduler": Source(_SIGMA, calls=2),
+    "KDPM2DiscreteScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction"), calls=2),
+    "KDPM2AncestralDiscreteScheduler": Source(
+        _SIGMA, predictions=("epsilon", "v_prediction"), calls=2
+    ),
     "DEISMultistepScheduler": Source(
         Family(extra=True, flow="dpm", kept=True),
         {"solver_order": (1, 2, 3), "solver_type": ("logrho",), "algorithm_type": ("deis",)},
@@ -133,19 +165,61 @@ SOURCES = {
         pair=False,
     ),
     "LMSDiscreteScheduler": Source(_SIGMA),
+    "DPMSolverSDEScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction"), calls=2),
+    "TCDScheduler": Source(Family(), pair=False),
+    "EDMEulerScheduler": Source(_SIGMA, predictions=("epsilon", "v_prediction"), result="output"),
+    "EDMDPMSolverMultistepScheduler": Source(
+        _SIGMA,
+        _SOLVER_TYPE | {"algorithm_type": ("dpmsolver++", "sde-dpmsolver++")},
+        predictions=("epsilon", "v_prediction"),
+        pair=False,
+    ),
+    "FlowMatchHeunDiscreteScheduler": Source(
+        Family("flow", whole=False, flow="match", apart=True),
+        predictions=(),
+        pair=False,
+        calls=2,
+        result="output",
+    ),
+    "SASolverScheduler": Source(
+        Family(extra=True, flow="dpm", kept=True),
+        {
+            "predictor_order": (1, 2, 3, 4),
+            "corrector_order": (2, 3, 4),
+            "algorithm_type": ("data_prediction", "noise_prediction"),
+        },
+        _WITH_FLOW,
+        pair=False,
+        result="sample",
+    ),
     "FlowMatchEulerDiscreteScheduler": Source(
         Family("flow", whole=False, flow="match"), predictions=(), pair=False, result="output"
     ),
 }
 # their add_noise goes by timesteps alone
-UNINDEXED = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler")
+UNINDEXED = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "SASolverScheduler",
+)
+# they have the words of BOUNDS and do not read them
+UNBOUNDED = ("TCDScheduler",)
+# the eta of a step where nobody says one, of those that have any
+ETA = {"DDIMScheduler": 0.0, "TCDScheduler": 0.3}
 # they step without set_timesteps, through every training timestep
 UNTIMED = (
     "DDPMScheduler",
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+    "EDMEulerScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )
 # a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
@@ -173,14 +247,6 @@ CLOSEST = {
     "DDPMParallelScheduler": "DDPMScheduler",
     "UnCLIPScheduler": "DDPMScheduler",
     "RePaintScheduler": "DDIMScheduler",
-    "KDPM2DiscreteScheduler": "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler": "EulerAncestralDiscreteScheduler",
-    "SASolverScheduler": "UniPCMultistepScheduler",
-    "DPMSolverSDEScheduler": "DPMSolverMultistepScheduler",
-    "TCDScheduler": "LCMScheduler",
-    "EDMEulerScheduler": "EulerDiscreteScheduler",
-    "EDMDPMSolverMultistepScheduler": "DPMSolverMultistepScheduler",
-    "FlowMatchHeunDiscreteScheduler": "HeunDiscreteScheduler",
     "FlowMatchLCMScheduler": "LCMScheduler",
     "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler",
 }
@@ -214,9 +280,9 @@ def settings(source: str, config: dict) -> dict:
     ValueError for what is not reproduced.
     """
     found, config = find(source), dict(config)
-    for key, (theirs, ours) in SISTERS.get(source, SISTER).items():
-        if config.get(key) in theirs:
-            config[key] = ours
+    for key, ours in SISTERS.get(source, SISTER).items():
+        if config.get(key) in ours:
+            config[key] = ours[config[key]]
     for key, accepted in found.only.items():
         if config[key] not in accepted:
             words = " or ".join(map(repr, accepted))
@@ -243,7 +309,7 @@ def settings(source: str, config: dict) -> dict:
     for key in ("shift", "flow_shift", "clip_sample_range"):
         if key in config and not 0.0 < float(config[key]) < np.inf:
             raise ValueError(f"FsScheduler: {key} = {config[key]!r}; a number > 0 is accepted")
-    if where != "flow":
+    if where != "flow" and "beta_schedule" in config:
         noise_schedule(config)
     return config
 
@@ -273,13 +339,15 @@ def _check_words(config: dict) -> None:
         ("timestep_spacing", ("linspace", "leading", "trailing")),
         ("variance_type", tuple(VARIANCES)),
         ("flow_sigmas", ("match", "unipc", "dpm")),
+        ("sigma_schedule", ("karras", "exponential")),
     ):
         if key in config and config[key] not in accepted:
             raise ValueError(
                 f"FsScheduler: {key} = {config[key]!r}; {' or '.join(map(repr, accepted))} is "
                 "accepted"
             )
-    if "sigma_data" in config and config.get("final_sigmas_type", "zero") != "zero":
+    moved = "sigma_data" in config and "sigma_schedule" not in config
+    if moved and config.get("final_sigmas_type", "zero") != "zero":
         raise ValueError(
             "FsScheduler: final_sigmas_type = 'sigma_min' with EDM's levels repeats the last one; "
             "'zero' is accepted"
