@@ -11,6 +11,7 @@ import numpy as np
 # The recurrence for phi loses about k digits per power of ten below this; the series needs under
 # 20 terms there.
 SERIES_BELOW = 1.0
+FACTORIAL = [math.factorial(k) for k in range(12)]
 
 
 def phi(k: int, z: float) -> float:
@@ -26,6 +27,19 @@ def phi(k: int, z: float) -> float:
     if k == 1:
         return math.expm1(z) / z
     return (phi(k - 1, z) - 1.0 / math.factorial(k - 1)) / z
+
+
+def phis(count: int, z: float) -> list[float]:
+    """phi_1 .. phi_count of z: downward from the series of the last where |z| < 1, else upward."""
+    if abs(z) < SERIES_BELOW:
+        found = [phi(count, z)]
+        for k in range(count - 1, 0, -1):
+            found.append(z * found[-1] + 1.0 / FACTORIAL[k])
+        return found[::-1]
+    found = [math.expm1(z) / z]
+    for k in range(1, count):
+        found.append((found[-1] - 1.0 / FACTORIAL[k]) / z)
+    return found
 
 
 def gain(h: float) -> float:

@@ -33,7 +33,7 @@ import numpy as np
 
 from ..schedules import DiscreteVP
 from ._build import ZERO, Builder, Lin, M, R, X
-from ._exponential import gain, phi
+from ._exponential import FACTORIAL, gain, phis
 
 BASE = R("anchor")  # the x that a corrector comes back to
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
@@ -112,7 +112,7 @@ VARIANTS: dict[str, Weigh | None] = {"midpoint": halved, "heun": None}
 
 def rows(
     b: Builder,
-    form: Form | Sequence[Form],
+    form: Form,
     order: int,
     *,
     low: bool = False,
@@ -120,15 +120,16 @@ def rows(
     weigh: Weigh | None = None,
 ) -> list[int]:
     """The rows of every step, of order `order` at most; returns the orders reached. low: order
-    n - i at most in step i, counted from 0. form: of all steps, or of each.
+    n - i at most in step i, counted from 0.
     """
     at, reached = Levels.of(b), []
-    forms = [form] * b.n if isinstance(form, Form) else form
-    for i, each in enumerate(forms):
-        most = min(order, b.n - i) if low else order
-        x, found = predicted(at, each, i, most, weigh=weigh, noise=s_noise * b.noise(i))
+    for i in range(b.n):
+        most, noise = min(order, b.n - i) if low else order, ZERO
+        if form.eta:
+            noise = s_noise * b.noise(i)
+        x, found = predicted(at, form, i, most, weigh=weigh, noise=noise)
         reached.append(found)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": carried(at, each, i)})
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": carried(at, form, i)})
     return reached
 
 
@@ -162,8 +163,8 @@ def predicted(
     if len(seen) == 1:
         return x, 1
     places = [place(at, form, i, j) for j in seen[1:]]
-    older = [*(R(f"m{j}") - newest for j in seen[1:]), newest]
-    return _sum(x, weights(at, form, i, places, order, weigh), older), len(seen)
+    older = [R(f"m{j}") for j in seen[1:]]
+    return _added(x, weights(at, form, i, places, order, weigh), older, newest), len(seen)
 
 
 def corrected(
@@ -178,8 +179,8 @@ def corrected(
     x = first(at, form, last, BASE, newest, noise)
     seen = history(at, form, last, order)
     places = [1.0, *(place(at, form, last, j) for j in seen[1:])]
-    others = [own - newest, *(R(f"m{j}") - newest for j in seen[1:])]
-    return _sum(x, weights(at, form, last, places, order + 1, weigh), others)
+    others = [own, *(R(f"m{j}") for j in seen[1:])]
+    return _added(x, weights(at, form, last, places, order + 1, weigh), others, newest)
 
 
 def history(at: Levels, form: Form, i: int, order: int) -> list[int]:
@@ -235,6 +236,12 @@ def lagrange(places: Sequence[float], integrals: Sequence[float]) -> list[float]
     """w_k = ∫ ℓ_k, ℓ_k the polynomial that is 1 at place k and 0 at 0 and at the others, from the
     integrals of v^j.
     """
+    if len(places) == 1:
+        return [integrals[1] / places[0]]
+    if len(places) == 2:
+        a, b = places
+        first, second = integrals[1:3]
+        return [(second - b * first) / (a * (a - b)), (second - a * first) / (b * (b - a))]
     found = []
     for k, own in enumerate(places):
         basis = [0.0, 1.0 / own]  # lowest power first
@@ -250,7 +257,9 @@ def moments(h: float, count: int) -> list[float]:
     """I_j = ∫_0^1 h e^{-(1-v)h} v^j dv = h·j!·phi_{j+1}(-h), j = 0..count-1; 1 for h = inf."""
     if h == math.inf:
         return [1.0] * count
-    return [gain(h)] + [h * math.factorial(j) * phi(j + 1, -h) for j in range(1, count)]
+    if count == 1:
+        return [gain(h)]
+    return [gain(h)] + [h * FACTORIAL[j] * each for j, each in enumerate(phis(count, -h)) if j]
 
 
 def integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
@@ -297,9 +306,12 @@ def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = Z
     return x + (sigma * math.sqrt(gain(2.0 * eta * h))) * noise if eta and noise else x
 
 
-def _sum(x: Lin, w: Sequence[float], terms: Sequence[Lin]) -> Lin:
-    for weight, term in zip(w, terms, strict=False):
-        x = x + weight * term
+def _added(x: Lin, w: Sequence[float], others: Sequence[Lin], newest: Lin) -> Lin:
+    """x + sum_k w_k·(other_k - newest), and what w has more, of the newest."""
+    x, rest = Lin(x), sum(w[len(others) :]) - sum(w[: len(others)])
+    for weight, other in zip((*w[: len(others)], rest), (*others, newest), strict=True):
+        for name, c in other.items():
+            x[name] = x.get(name, 0.0) + weight * c
     return x
 
 
