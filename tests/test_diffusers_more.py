@@ -104,3 +104,15 @@ def test_exact_runs_are_the_solvers_own(name, config, solver):
         calls = np.flatnonzero(plan.call >= 0)
         level = np.exp(-betas.half_log_snr(plan.t[calls - 1, 0]))
         assert np.allclose(level, plan.sigma[calls] / plan.alpha[calls], rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_a_parallel_class_is_the_one_it_is_made_of(name):
+    """Saved and loaded too; its batch_step_no_noise is none of ours."""
+    config = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    peer, ours = pair(f"{name}Parallel", **SD, **config)
+    assert ours.config.source == f"{name}Scheduler" and ours.config.timestep_spacing == "trailing"
+    x, ends = start(2, 3, 4, 4), []
+    for scheduler in (peer, ours, FsScheduler.from_config(ours.config)):
+        ends.append(loop(scheduler, x, 5, generator=torch.Generator().manual_seed(3)))
+    assert torch.allclose(*ends[:2], rtol=1e-4, atol=1e-5) and torch.equal(*ends[1:])

@@ -113,7 +113,8 @@ def on_its_schedule(old, new):
         if "flow_shift" not in words or old.config.get("shift_terminal"):
             # FlowMatchEuler's own grid has its shift in it twice
             return words.get("shift", words.get("flow_shift", 1.0)) == old_shift(old)
-        bare = FsScheduler.from_config(new.config, flow_shift=1.0, use_dynamic_shifting=False)
+        off = {"use_dynamic_shifting": False} if "use_dynamic_shifting" in words else {}
+        bare = FsScheduler.from_config(new.config, flow_shift=1.0, **off)
         shift = np.exp(MU) if old.config.get("use_dynamic_shifting") else old_shift(old)
         odds = [s / (1.0 - s) for s in (levels, laid_out(bare)[1])]
         return np.allclose(odds[0][1:], shift * odds[1][1:], rtol=1e-4)

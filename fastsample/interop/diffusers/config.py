@@ -152,6 +152,8 @@ def peer_layout(
     if levels is not None:
         levels = levels[: len(labels) + 1]
         levels = 1.0 - levels if config.get("invert_sigmas") else levels
+        if "sigma_schedule" in config:  # sigma_min after its float32 power, which may lie below
+            levels[-1] = min(levels[-2:])
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
         last = -1.0 if config.get("set_alpha_to_one", True) else 0.0

@@ -36,6 +36,7 @@ from .sources import (
     BOUNDING,
     CLOSEST,
     OURS,
+    SAME,
     SOURCES,
     UNBOUNDED,
     flow_of,
@@ -88,7 +89,7 @@ def arguments(
     source = given.pop("source", None)
     name = name or class_of(library, config, alone=source is None)
     base = _base(kind, name)
-    source = getattr(source, "__name__", source) or _itself(name, base)
+    source = getattr(source, "__name__", source) or SAME.get(name) or _itself(name, base)
     usual = defaults(library, source)
     changed = name != source
     words = said(config, source, usual, own, changed)

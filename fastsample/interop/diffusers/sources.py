@@ -239,12 +239,13 @@ BOUNDS = {
 BOUNDING = frozenset(BOUNDS).union(*BOUNDS.values())
 # what an FsScheduler's config says beside its source's
 OURS = frozenset({"source", "compat", "plan"})
+# classes that are another one with a method more, which no plan has
+SAME = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPMScheduler"}
 # classes on whose noise schedule, as on their own, one of SOURCES runs
 CLOSEST = {
-    "DDIMParallelScheduler": "DDIMScheduler",
+    **SAME,
     "CogVideoXDDIMScheduler": "DDIMScheduler",
     "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler",
-    "DDPMParallelScheduler": "DDPMScheduler",
     "UnCLIPScheduler": "DDPMScheduler",
     "RePaintScheduler": "DDIMScheduler",
     "FlowMatchLCMScheduler": "LCMScheduler",
