@@ -78,10 +78,11 @@ def training(name: str, words: Mapping) -> dict:
     found["timestep_type"] = "continuous" if continuous else "discrete"
     found |= {k: words[k] for k in ("sigma_data", "rho") if k in words}
     grid = {k: words[k] for k, usual in GRIDS.items() if words.get(k, usual) != usual}
-    converted = any(k in grid for k in CONVERSIONS)
-    return found | {
-        k: v for k, v in grid.items() if converted or k not in ("sigma_min", "sigma_max")
-    }
+    # a conversion spaces all of the table's levels, and alone reads other ends
+    idle = ("sigma_min", "sigma_max")
+    if any(k in grid for k in CONVERSIONS):
+        idle = ("lambda_min_clipped",)
+    return found | {k: v for k, v in grid.items() if k not in idle}
 
 
 def levels_at(name: str, words: Mapping) -> np.ndarray:
