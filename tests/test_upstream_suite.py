@@ -11,7 +11,7 @@ TESTS = """
 import tempfile
 import unittest
 
-from diffusers import DDIMScheduler, DEISMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, IPNDMScheduler, EulerDiscreteScheduler
 
 from .test_schedulers import Common
 
@@ -27,7 +27,7 @@ class EulerTest(Common):
         assert said["compat"] == None and "beta_start" in said["_use_default_values"]
 
     def test_moved(self):
-        moved = DDIMScheduler.from_config(DEISMultistepScheduler().config)
+        moved = DDIMScheduler.from_config(IPNDMScheduler().config)
         assert moved.config["source"] == "DDIMScheduler"
         with tempfile.TemporaryDirectory() as folder:
             EulerDiscreteScheduler(beta_end=0.012).save_pretrained(folder)
@@ -44,7 +44,7 @@ class EulerTest(Common):
         pass
 
 class OtherTest(Common):
-    scheduler_classes = (DEISMultistepScheduler,)
+    scheduler_classes = (IPNDMScheduler,)
 
     def test_fails(self):
         assert False
