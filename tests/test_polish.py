@@ -82,7 +82,8 @@ def test_every_solvers_plan_is_polished_and_never_worse_on_the_samples_held_out(
     held = z[16:], target[16:]
     assert p.state.begin == pytest.approx(loss_of(plan, model, *held), abs=1e-9)
     assert p.state.loss == pytest.approx(loss_of(p.plan, model, *held), abs=1e-6)
-    assert p.state.loss < p.state.begin - 1  # 4.3 dB; what begins nearer gains less
+    # gradient estimation begins nearer, and gains 5.6 dB where the others gain 8.7 and more
+    assert p.state.loss < p.state.begin - (1.25 if name == "gradient_estimation" else 2)
     assert (p.plan.consistency() > 1e-3) and p.plan.note["consistent"] is False
 
 

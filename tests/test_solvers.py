@@ -228,8 +228,9 @@ def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
             if prediction in ("eps", "edm") and schedule.alpha(grid[0]) == 0.0:
                 continue
             plan = SOLVERS[name](schedule, grid, prediction=prediction, **options)
-            largest = np.abs(plan.M).sum(axis=2).max()
-            if options.get("carry") == "eps":  # alpha'/alpha of eps and of x nearly cancel
+            eps = options.get("carry") == "eps"  # a kept eps is x and m over sigma
+            largest = np.abs(plan.M if eps else plan.M[:, :1]).sum(axis=2).max()
+            if eps:  # alpha'/alpha of eps and of x nearly cancel
                 largest /= plan.alpha[plan.alpha > 0.0].min()
             # v at the end of a step is (x - n·x0)/sigma': the rounding of x grows by 1/sigma'
             if name in ("heun", "rk", "restart") and plan.stored == "flow":
@@ -246,7 +247,7 @@ def test_a_thousand_evaluations(name, schedule):
         schedule, grids.uniform(schedule, n), prediction="v", **EVERY[name][0]
     )
     plan = make(4000 // make(4).nfe)
-    assert plan.nfe >= 800 and plan.consistency() <= 1e-12
+    assert plan.nfe >= (800 if name == "pndm" else 900) and plan.consistency() <= 1e-12
     # small steps need no large weights; noise is in units of sigma
     assert np.abs(plan.M[1:-1, 0, : 4 + plan.S]).max() < 10.0
 
@@ -350,7 +351,8 @@ def test_inpainting_plans_make_the_same_steps(name, options):
     grid = grids.karras(VP(), 5)
     plan = SOLVERS[name](VP(), grid, prediction="v", inpaint=True, **options)
     assert (plan.known_reads[1:-1] > 0).all()
-    assert plan.consistency() <= 1e-13 * max(1.0, np.abs(plan.M).sum(axis=2).max())
+    eps = options.get("carry") == "eps"
+    assert plan.consistency() <= 1e-13 * (np.abs(plan.M).sum(axis=2).max() if eps else 1.0)
 
 
 LIMITS = [  # not the corrector of bh1: its first weight h/2 has no limit

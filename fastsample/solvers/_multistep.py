@@ -193,7 +193,7 @@ def history(at: Levels, form: Form, i: int, order: int) -> list[int]:
     level = at.half_log_snr
     if at.sigma[i + 1] == 0.0 and form.variable == "lambda":
         order = 1
-    far = form.variable == "lambda" or form == ("eps", "level", form.eta)
+    far = form.variable == "lambda" or (form.carry, form.variable) == ("eps", "level")
     older = range(i - 1, max(-1, i - order), -1)
     return [
         i,

@@ -65,7 +65,8 @@ def ipndm(
     """y' = y + (u' - u)·(b_1 d + b_2 d_1 + ...), b = (1); (3, -1)/2; (23, -16, 5)/12;
     (55, -59, 37, -9)/24: the weights of even steps whatever the steps are.
 
-    order 1..4, reached on grids that are even in u (`lms` reaches it on any); elsewhere 1. Zhang
+    order 1..4: the outputs read. On grids even in u it is `lms`; on steps that change smoothly it
+    is of second order as measured (docs/orders.md), on others of first, as the note says. Zhang
     and Chen 2023, app. H, after Liu et al. 2022, arXiv:2202.09778. compat changes nothing here.
     """
     order = choice("ipndm: order", order, (1, 2, 3, 4))

@@ -38,9 +38,9 @@ def pndm(
         y' = y + (u' - u)·(d_1 + 2 d_2 + 2 d_3 + d_4)/6
 
     u_m at the middle of the two times; only their d_1 is kept; n + 9 evaluations. Fewer than four
-    steps begin as "plms" does. Fourth order on
-    grids that are even in u and in time after the latter, second after the former; elsewhere 1.
-    Liu et al. 2022, arXiv:2202.09778, eq. 9, 12, 13 and Alg. 2. compat changes nothing here.
+    steps begin as "plms" does. Second order as measured on steps that change smoothly
+    (docs/orders.md), first on others, as the note says. Liu et al. 2022, arXiv:2202.09778, eq. 9,
+    12, 13 and Alg. 2. compat changes nothing here.
     """
     choice("pndm: warm_up", warm_up, ("plms", "runge-kutta"))
     b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
@@ -81,6 +81,5 @@ def _runge_kutta(b: Builder, form: Form, i: int) -> None:
 
 
 def _between(b: Builder, begin: float, end: float) -> Levels:
-    (alpha, sigma), times = zip(b.level(begin), b.level(end), strict=True), [begin, end]
-    level = b.schedule.half_log_snr(np.array(times)).tolist()
-    return Levels(alpha, sigma, level, times, b.schedule, b.stored)
+    found = (each.tolist() for each in b.visit(np.array([begin, end])))
+    return Levels(*found, [begin, end], b.schedule, b.stored)
