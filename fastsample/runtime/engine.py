@@ -20,12 +20,13 @@ from torch import Tensor
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
-from . import arguments, images, inpainting, outputs, sources
-from .conditions import branches_of, leaves_like, together
-from .places import REST, Places
+from . import arguments, images, inpainting, sources
+from .conditions import branches_of, leaves_like
+from .places import Places
 from .sampler import Sampler
 from .select import ALIKE, chosen
 from .stack import Stack
+from .tick import Tick
 from .ticket import Ticket
 from .window import Window, parted
 
@@ -82,15 +83,16 @@ class Engine:
             self._judged = arguments.judged(check)
             _, self._device = arguments.place(None, None, (1,), device)
         self.shape, self.capacity, self.pad_to = tuple(numbers[2:]), numbers[0], pad_to
-        self._model, self._dtypes = model, (state_dtype, model_dtype or state_dtype)
+        self._dtypes = state_dtype, model_dtype or state_dtype
         choice = select("step", self._device, state_dtype, backend)
         self._sampler = lru_cache(self.capacity)(lambda plan: Sampler(plan, model))
-        self._lock, self._asking = RLock(), False
+        self._lock = RLock()
         self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
         self._stack = Stack(state_dtype, self._device)
         size = (self.capacity, *self.shape)
         self._places = Places(size, *self._dtypes, self._device, preview, choice)
-        self._company, self._told, self._like = [], {}, {}
+        self._tick = Tick(model, self._places, self._stack, pad_to, self._dtypes[1])
+        self._like: dict = {}  # what the conditions in flight are like
         self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
 
     def submit(
@@ -184,10 +186,13 @@ class Engine:
         with self._alone("Engine.tick"), torch.no_grad():
             if not self.running:
                 return []
-            places = self._upload()
-            f = [self._ask(places)] * self._places.pool.table.layout.G if places else ()
-            self._places.launch(None, f, self._noise())
-            return self._advance()
+            self._tick.launch(self.running, self._like)
+            ended = self._tick.advance(self.running, self._judged)
+            self.running = tuple(ticket for ticket in self.running if not ticket.done)
+            if not self.running:
+                self._like = {}
+                self._tick.forget()
+            return ended
 
     def run(self) -> None:
         """Tick until no request is in flight."""
@@ -254,69 +259,11 @@ class Engine:
             next(ticket for ticket in self._seats if ticket.done)._leave()
         return self._seats.index(None)
 
-    # -- a tick ------------------------------------------------------------------------------------
-    def _upload(self) -> list[int]:
-        """Tell the device every place's row; the place of each row of the model's batch."""
-        host, asked, before = self._places.host, [], []
-        host["row"].fill(REST)
-        host["f_index"].fill(-1)
-        for ticket in sorted(self.running, key=lambda ticket: ticket._place):
-            row = ticket._rows.first + ticket.row
-            host["row"][ticket._place] = row
-            for g in ticket._rows.asks[ticket.row]:
-                host["f_index"][g, ticket._place] = len(asked)
-                asked.append((ticket, g))
-                before.append(row - 1)
-        spare = (self.pad_to or 0) - len(asked)
-        asked, before = asked + asked[-1:] * spare, before + before[-1:] * spare
-        places = [ticket._place for ticket, _ in asked]
-        host["index"][: len(places)] = places
-        host["t"][: len(places)] = self._stack.times(before)
-        self._places.upload()
-        if asked and asked != self._company:
-            self._told = together([ticket._told[g] for ticket, g in asked], self._like)
-            self._company = asked
-        return places
-
-    def _ask(self, places: list[int]) -> Tensor:
-        """The model's output [N,*] for these places, checked."""
-        x, t = self._places.shown(places)
-        self._asking, version = True, x._version + t._version
-        try:
-            f = self._model(x, t, **self._told)
-        finally:
-            self._asking = False
-        (f,) = outputs.branches("Engine.tick", f, x, self._dtypes[1], (True,), 0)
-        if f.requires_grad:
-            raise RuntimeError("Engine.tick: the model's output requires grad; detach it")
-        if x._version + t._version != version:
-            raise ValueError("Engine.tick: the model changed its input in place; let it copy first")
-        return f.contiguous()
-
-    def _noise(self) -> Sequence[Tensor | None]:
-        """What the launch is handed of noise: all of an operand where a request is a window."""
-        if all(ticket._window is None for ticket in self.running):
-            return ()
-        drawn = lambda ticket: arguments.drawn(ticket.plan, ticket.row, ticket._rows.masked)
-        return self._places.noise([(t._place, drawn(t), t._window) for t in self.running])
-
-    def _advance(self) -> list[Ticket]:
-        """Every request one row on; those that ended."""
-        faults = self._places.faults()
-        for ticket in self.running:
-            ticket.row += 1
-            ticket.done = ticket.row >= ticket._rows.end or (self._judged and faults[ticket._place])
-        ended = [ticket for ticket in self.running if ticket.done]
-        self.running = tuple(ticket for ticket in self.running if not ticket.done)
-        if not self.running:
-            self._company, self._told, self._like = [], {}, {}
-        return ended
-
     @contextmanager
     def _alone(self, where: str) -> Iterator[None]:
         """One thread at a time, and never the model that a tick asks."""
         with self._lock:
-            if self._asking:
+            if self._tick.asking:
                 raise RuntimeError(f"{where}: called by the model; between ticks is accepted")
             yield
 
