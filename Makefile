@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
 TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 NATIVE := $(VENV)/.native
-C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
 .PHONY: help demo test test-slow soak lint bench tables native ptx mutate pictures gpu gpu-there clean

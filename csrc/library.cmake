@@ -27,7 +27,7 @@ foreach(target fastsample fastsample_static)
 endforeach()
 
 install(TARGETS fastsample fastsample_static EXPORT fastsample LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES include/fastsample/fastsample.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fastsample)
+install(FILES include/fastsample/fastsample.h include/fastsample/fastsample.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fastsample)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/fastsample)
 install(EXPORT fastsample FILE fastsampleTargets.cmake NAMESPACE fastsample:: DESTINATION ${package_dir})
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/fastsampleConfig.cmake

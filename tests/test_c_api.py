@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -44,12 +45,21 @@ def plan_files(tmp_path_factory):
 
 
 # -- header and binary -----------------------------------------------------------------------------
+COMPILERS = {
+    "fastsample.h": ["gcc -std=c99", "gcc -std=c17", "g++ -x c++ -std=c++11"],
+    "fastsample.hpp": ["g++ -x c++ -std=c++17", "g++ -x c++ -std=c++20"],
+}
+if shutil.which("clang++"):
+    COMPILERS["fastsample.h"] += ["clang -std=c99"]
+    COMPILERS["fastsample.hpp"] += ["clang++ -x c++ -std=c++17"]
+
+
 @pytest.mark.parametrize(
-    "command", ["gcc -std=c99", "gcc -std=c17", "g++ -x c++ -std=c++11", "g++ -x c++ -std=c++20"]
+    ("header", "command"), [(name, command) for name, all in COMPILERS.items() for command in all]
 )
-def test_header_is_plain_c_and_cpp(command, tmp_path):
+def test_headers_are_plain_c_and_cpp(header, command, tmp_path):
     source = tmp_path / "twice.c"
-    include = '#include "fastsample/fastsample.h"\n'
+    include = f'#include "fastsample/{header}"\n'
     source.write_text(
         f"{include}{include}int main(void) {{ return fs_abi_version() - FS_ABI_VERSION; }}\n"
     )

@@ -76,6 +76,15 @@ def test_the_same_run_in_python_has_the_same_bits(plan_files, name, backend):
     assert run.x.numpy().tobytes() == want[-1].tobytes()
 
 
+def test_plans_in_one_table_of_a_cpp_program_run_bit_for_bit(made, plan_files, tmp_path):
+    names = ["unipc", "dpmpp_2m", "dpmpp_2m_sde", "guided"]
+    paths = [plan_files[name][1] for name in names]
+    build.run(made[1] / "raii", tmp_path / "states.bin", D, SEED, *paths)
+    got = np.fromfile(tmp_path / "states.bin", np.float32).reshape(len(names), D)
+    for k, name in enumerate(names):
+        assert got[k].tobytes() == emulated(plan_files[name][0], SEED)[-1, 0].tobytes()
+
+
 def test_the_example_server_serves_each_request_as_if_alone(made, plan_files, tmp_path):
     plan, path = plan_files["dpmpp_2m_sde"]
     printed = build.run(made[1] / "server", path, 7, 3, D, tmp_path / "served.bin").splitlines()
