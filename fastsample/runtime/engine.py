@@ -187,8 +187,9 @@ class Engine:
             if not self.running:
                 return []
             self._tick.launch(self.running, self._like)
-            ended = self._tick.advance(self.running, self._judged)
-            self.running = tuple(ticket for ticket in self.running if not ticket.done)
+            ended = self._tick.advance(self._judged)
+            if ended:
+                self.running = tuple(ticket for ticket in self.running if not ticket.done)
             if not self.running:
                 self._like = {}
                 self._tick.forget()

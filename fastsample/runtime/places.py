@@ -152,23 +152,22 @@ class Places:
         pinned = self._host.pin_memory() if self._device.type == "cuda" else self._host
         self._block.copy_(pinned, non_blocking=True)
 
-    def shown(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        """The model's batch [n,*] of these places, as they lie where they follow one another, and
-        its times [n] or [n,E]. Valid until the next launch.
+    def shown(self, n: int, here: slice | None) -> tuple[Tensor, Tensor]:
+        """The model's batch [n,*], as it lies where its places follow one another, `here`, and its
+        times [n] or [n,E]. Valid until the next launch.
         """
-        n, x = len(places), self.pool.model_input
-        t, index = self._there["t"][:n], self._there["index"][:n]
-        if places == list(range(places[0], places[0] + n)):
-            x = x[places[0] : places[0] + n]
+        x, t = self.pool.model_input, self._there["t"][:n]
+        if here is not None:
+            x = x[here]
         else:
-            x = torch.index_select(x, 0, index, out=self._batch[:n])
+            x = torch.index_select(x, 0, self._there["index"][:n], out=self._batch[:n])
         return x, t[:, 0] if t.shape[1] == 1 else t
 
-    def faults(self) -> list[bool]:
-        """For each place, is its state known to be non-finite? On the CPU, where a look waits for
-        nothing; elsewhere nothing is known.
+    def faults(self) -> np.ndarray:
+        """For each place [P], not 0 where its state is known to be non-finite. On the CPU, where a
+        look waits for nothing; elsewhere nothing is known.
         """
-        return (self._status & NOT_FINITE != 0).tolist()
+        return self._status & NOT_FINITE
 
     def copies(self, k: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """State [1,*], preview [1,*] and status word [1] of a place, as they are now."""

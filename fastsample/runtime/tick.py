@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,53 @@ from .conditions import together
 from .places import REST, Places
 from .stack import Stack
 from .ticket import Ticket
+
+
+class Company:
+    """The requests of a tick, in the order of their places, and what of it stays for `left` ticks:
+    as long as none joins or ends, and each asks the model for the same branches.
+
+    rows [n]: the table's row that each runs next. places [n]. asked [N]: for each row of the
+    model's batch, its request and the branch that it is; the last one again up to pad_to. index
+    [N]: their places, and slice, too, where they follow one another. told: what the model is told.
+    windows: some request is one.
+    """
+
+    def __init__(self, tickets: tuple[Ticket, ...], pad_to: int | None) -> None:
+        self.tickets = tickets
+        ordered = sorted(tickets, key=lambda ticket: ticket._place)
+        self.left = min(ticket._rows.alike[ticket.row] for ticket in ordered)
+        self.rows = np.array([ticket._rows.first + ticket.row for ticket in ordered])
+        self.places = np.array([ticket._place for ticket in ordered])
+        asks = [(k, g) for k, t in enumerate(ordered) for g in t._rows.asks[t.row]]
+        self._branches = [(g, ordered[k]._place) for k, g in asks]
+        asks += asks[-1:] * ((pad_to or 0) - len(asks))
+        self.asked = [(ordered[k], g) for k, g in asks]
+        self._who = np.array([k for k, _ in asks], int)
+        shown = self.places[self._who]
+        self.index, self.size = shown, len(shown)
+        follow = self.size > 0 and (np.diff(shown) == 1).all()
+        self.slice = slice(int(shown[0]), int(shown[-1]) + 1) if follow else None
+        self.windows = any(ticket._window is not None for ticket in tickets)
+        self.told: dict = {}
+
+    def begin(self, host: dict[str, np.ndarray]) -> None:
+        """Write down what stays."""
+        self._host = host
+        host["row"].fill(REST)
+        host["f_index"].fill(-1)
+        if self._branches:
+            host["f_index"][tuple(zip(*self._branches, strict=True))] = range(len(self._branches))
+        host["index"][: self.size] = self.index
+
+    def lasts(self, tickets: tuple[Ticket, ...], host: dict[str, np.ndarray]) -> bool:
+        """Is it still that of these requests, and written down here?"""
+        same = self.tickets is tickets or self.tickets == tickets
+        return same and self.left > 0 and self._host is host
+
+    def before(self) -> np.ndarray:
+        """For each row of the model's batch the table's row before its request's."""
+        return self.rows[self._who] - 1
 
 
 class Tick:
@@ -31,57 +79,61 @@ class Tick:
     ) -> None:
         self._model, self._places, self._stack = model, places, stack
         self._pad_to, self._model_dtype = pad_to, model_dtype
-        self.asking, self._company, self._told = False, [], {}
+        self.asking, self._company, self._told = False, None, ([], {})
 
-    def launch(self, running: Sequence[Ticket], like: dict) -> None:
-        """The next row of these requests, whose conditions are like this one. Where the model
-        raises, or what it returns does not fit, nothing is launched.
+    def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
+        """The next row of these requests, whose conditions are like this one; others in flight
+        stand still. Where the model raises, or what it returns does not fit, nothing is launched.
         """
-        places = self._upload(running, like)
-        f = [self._ask(places)] * self._places.pool.table.layout.G if places else ()
-        self._places.launch(None, f, self._noise(running))
+        company, host = self._company, self._places.host
+        if company is None or not company.lasts(tickets, host):
+            company = self._gathered(tickets, like)
+            company.begin(host)
+            self._company = company
+        host["row"][company.places] = company.rows
+        if company.size:
+            host["t"][: company.size] = self._stack.times(company.before())
+        self._places.upload()
+        f = [self._ask(company)] * self._places.pool.table.layout.G if company.size else ()
+        self._places.launch(None, f, self._noise(company))
 
-    def advance(self, running: Sequence[Ticket], judged: bool) -> list[Ticket]:
-        """Each of these requests one row on; those that ended, by a fault only where judged."""
-        faults = self._places.faults()
-        for ticket in running:
+    def advance(self, judged: bool) -> list[Ticket]:
+        """The requests of the last launch one row on; those that ended, by a fault only where
+        judged.
+        """
+        company, faults = self._company, self._places.faults()
+        faulty = judged and faults.any()
+        company.rows += 1
+        company.left -= 1
+        for ticket in company.tickets:
             ticket.row += 1
-            ticket.done = ticket.row >= ticket._rows.end or (judged and faults[ticket._place])
-        return [ticket for ticket in running if ticket.done]
+        if company.left > 0 and not faulty:
+            return []
+        for ticket in company.tickets:
+            over = ticket.row >= ticket._rows.end
+            ticket.done = bool(over or (judged and faults[ticket._place]))
+        return [ticket for ticket in company.tickets if ticket.done]
 
     def forget(self) -> None:
         """Keep nothing of the requests before."""
-        self._company, self._told = [], {}
+        self._company, self._told = None, ([], {})
 
-    def _upload(self, running: Sequence[Ticket], like: dict) -> list[int]:
-        """Tell the device every place's row; the place of each row of the model's batch."""
-        host, asked, before = self._places.host, [], []
-        host["row"].fill(REST)
-        host["f_index"].fill(-1)
-        for ticket in sorted(running, key=lambda ticket: ticket._place):
-            row = ticket._rows.first + ticket.row
-            host["row"][ticket._place] = row
-            for g in ticket._rows.asks[ticket.row]:
-                host["f_index"][g, ticket._place] = len(asked)
-                asked.append((ticket, g))
-                before.append(row - 1)
-        spare = (self._pad_to or 0) - len(asked)
-        asked, before = asked + asked[-1:] * spare, before + before[-1:] * spare
-        places = [ticket._place for ticket, _ in asked]
-        host["index"][: len(places)] = places
-        host["t"][: len(places)] = self._stack.times(before)
-        self._places.upload()
-        if asked and asked != self._company:
-            self._told = together([ticket._told[g] for ticket, g in asked], like)
-            self._company = asked
-        return places
+    def _gathered(self, tickets: tuple[Ticket, ...], like: dict) -> Company:
+        """These requests, and what the model is told of them."""
+        company = Company(tickets, self._pad_to)
+        asked, told = self._told
+        if company.asked and company.asked != asked:
+            told = together([ticket._told[g] for ticket, g in company.asked], like)
+            self._told = company.asked, told
+        company.told = told
+        return company
 
-    def _ask(self, places: list[int]) -> Tensor:
-        """The model's output [N,*] for these places, checked."""
-        x, t = self._places.shown(places)
+    def _ask(self, company: Company) -> Tensor:
+        """The model's output [N,*] for the rows of its batch, checked."""
+        x, t = self._places.shown(company.size, company.slice)
         self.asking, version = True, x._version + t._version
         try:
-            f = self._model(x, t, **self._told)
+            f = self._model(x, t, **company.told)
         finally:
             self.asking = False
         (f,) = outputs.branches("Engine.tick", f, x, self._model_dtype, (True,), 0)
@@ -91,9 +143,9 @@ class Tick:
             raise ValueError("Engine.tick: the model changed its input in place; let it copy first")
         return f.contiguous()
 
-    def _noise(self, running: Sequence[Ticket]) -> Sequence[Tensor | None]:
+    def _noise(self, company: Company) -> Sequence[Tensor | None]:
         """What the launch is handed of noise: all of an operand where a request is a window."""
-        if all(ticket._window is None for ticket in running):
+        if not company.windows:
             return ()
         drawn = lambda ticket: arguments.drawn(ticket.plan, ticket.row, ticket._rows.masked)
-        return self._places.noise([(t._place, drawn(t), t._window) for t in running])
+        return self._places.noise([(t._place, drawn(t), t._window) for t in company.tickets])
