@@ -82,6 +82,45 @@ def two_stages(schedule, t, eta):
     return x
 
 
+def refined(schedule, t, eta):
+    """RES of two steps in y and rho, by D_u from y + D - D_u, with ComfyUI's c_2: from its second
+    step on.
+    """
+    x, back, old = START * schedule.sigma(t[0]), None, None
+    for i, (s, e) in enumerate(zip(t[:-1], t[1:], strict=True)):
+        alpha, sigma = schedule.alpha(s), schedule.sigma(s)
+        D, free = denoised(x, alpha, sigma)
+        rho, lower = sigma / alpha if alpha else np.inf, schedule.sigma(e) / schedule.alpha(e)
+        up = min(lower, eta * lower * np.sqrt(1 - (lower / rho) ** 2))
+        down = np.sqrt(lower**2 - up**2)
+        h = np.log(rho / down) if down else np.inf
+        if back is None or np.isinf(h):
+            y = D + down * (x - alpha * free) / sigma
+        else:
+            phi = -np.expm1(-h) / h
+            b2 = 0.0 if np.isinf(back) else (phi - 1) / -h / (-back / h)
+            y = np.exp(-h) * (x / alpha + D - free) + h * ((phi - b2) * free + b2 * old)
+        x, back, old = schedule.alpha(e) * (y + up * NOISE[i]), h, free
+    return x
+
+
+def estimated(schedule, t, gamma):
+    """ComfyUI's: Euler's and (gamma - 1)(d - d_1) dt, in x/n, n = alpha + sigma on a flow."""
+    x, old = START * schedule.sigma(t[0]), None
+    flow = isinstance(schedule, Flow)
+    scale = lambda at: schedule.alpha(at) + (schedule.sigma(at) if flow else 0.0)
+    for s, e in zip(t[:-1], t[1:], strict=True):
+        alpha, sigma, n = schedule.alpha(s), schedule.sigma(s), scale(s)
+        D, free = denoised(x, alpha, sigma)
+        d = (x - n * free) / sigma
+        dt = schedule.sigma(e) / scale(e) - sigma / n
+        x = schedule.alpha(e) * D + schedule.sigma(e) * (x - alpha * free) / sigma
+        if old is not None and schedule.sigma(e):
+            x = x + scale(e) * (gamma - 1) * (d - old) * dt
+        old = d
+    return x
+
+
 def run(plan, schedule):
     """The guided plan on the same model; it predicts x0."""
 
@@ -98,6 +137,9 @@ CASES = [
     ("dpmpp_2m_cfgpp", {}, two_steps),
     ("dpmpp_2s_ancestral_cfgpp", {}, lambda schedule, t: two_stages(schedule, t, 1.0)),
     ("dpmpp_2s_ancestral_cfgpp", {"eta": 0.5}, lambda schedule, t: two_stages(schedule, t, 0.5)),
+    ("res_multistep_cfgpp", {}, lambda schedule, t: refined(schedule, t, 0.0)),
+    ("res_multistep_cfgpp", {"eta": 0.6}, lambda schedule, t: refined(schedule, t, 0.6)),
+    ("gradient_estimation_cfgpp", {}, lambda schedule, t: estimated(schedule, t, 2.0)),
 ]
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from interpreter import run
-from oracle import multistep, singlestep, stochastic
+from oracle import multistep, refined, singlestep, stochastic
 from oracle.cases import CASES
 
 from fastsample import grids
@@ -185,6 +185,7 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
     *multistep.LITERALS,
     *singlestep.LITERALS,
     *stochastic.LITERALS,
+    *refined.LITERALS,
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 from oracle.probe import noise_ids
 
 from fastsample.schedules import EDM, VP, Flow
-from fastsample.solvers import SOLVERS, seeds
+from fastsample.solvers import SOLVERS, res, seeds
 
 MEAN, SPREAD = 0.7, 0.5
 TOP, BOTTOM = 3.0, 0.1  # sigma/alpha
@@ -71,8 +71,15 @@ WEAK = [
     ("er_sde", {}, 2),
     ("ddpm", {}, 1),
     ("flow_sde", {}, 1),
+    ("res_multistep_ancestral", {}, 2),
+    ("res_multistep_ancestral", {"eta": 0.6}, 2),
 ]
-OWN_ON_FLOW = ("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral")
+OWN_ON_FLOW = (
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "res_multistep_ancestral",
+)
 RUNS = [
     (*case, schedule)
     for case in WEAK
@@ -90,6 +97,14 @@ def test_weak_order(name, options, order, schedule):
     assert mean.max() <= 1e-13
     slope = np.log2(variance[0] / variance[1])
     assert order - 0.15 <= slope and variance[1] > 1e-10, f"order {slope:.2f}, {variance}"
+
+
+def test_an_older_output_where_it_was_made_lowers_the_weak_order(monkeypatch):
+    """RES's m_1 stands as far back as its step went down, (1 + eta²) h but for h², and not h."""
+    own, options = res.bent, {"eta": 0.6}
+    monkeypatch.setattr(res, "bent", lambda *widths: (1 + options["eta"] ** 2) * own(*widths))
+    variance = [errors("res_multistep_ancestral", options, EDM(), n)[1] for n in (64, 128)]
+    assert 0.9 < np.log2(variance[0] / variance[1]) < 1.1
 
 
 def test_noises_that_are_apart_lower_the_weak_order(monkeypatch):

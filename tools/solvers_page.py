@@ -93,18 +93,6 @@ NOT_HERE = [
         {"diffusers": "RFD4ProteinaScheduler", "comfyui": "ar_video"},
     ),
     (
-        "They could be rows: multistep ones that end at the ancestral level below the next point, "
-        "noise on top; dpmpp_2m_sde is the second-order solver of the equation itself.",
-        {"comfyui": "res_multistep_ancestral"},
-    ),
-    (
-        "They could be rows: CFG++ of further solvers; there are some here.",
-        {
-            "comfyui": "gradient_estimation_cfg_pp, "
-            "res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp"
-        },
-    ),
-    (
         "Times, or stages, that a network learned or a search found: plans that are read or "
         "searched (`fastsample.presets`, `fastsample.optimize`).",
         {"diff_sampler": "amed, gits"},

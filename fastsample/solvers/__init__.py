@@ -47,7 +47,13 @@ from ._given import start_index
 from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
-from .cfgpp import dpmpp_2m_cfgpp, dpmpp_2s_ancestral_cfgpp, euler_cfgpp
+from .cfgpp import (
+    dpmpp_2m_cfgpp,
+    dpmpp_2s_ancestral_cfgpp,
+    euler_cfgpp,
+    gradient_estimation_cfgpp,
+    res_multistep_cfgpp,
+)
 from .ddim import ddim
 from .ddpm import ddpm
 from .deis import deis
@@ -72,6 +78,7 @@ from .inverted import inverted
 from .lcm import lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
 from .pndm import pndm
+from .res import res_multistep, res_multistep_ancestral
 from .restart import restart
 from .rk import rk
 from .sa_solver import sa_solver
@@ -122,6 +129,10 @@ SOLVERS = {
         dpmpp_2m_cfgpp,
         dpmpp_2s_ancestral_cfgpp,
         pndm,
+        res_multistep,
+        res_multistep_ancestral,
+        res_multistep_cfgpp,
+        gradient_estimation_cfgpp,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..schedules import Flow
 from ._build import ZERO, Builder, Lin, M, X
-from ._exponential import gain
+from ._exponential import gain, phis
 
 
 class Level(NamedTuple):
@@ -99,6 +99,15 @@ def falls(b: Builder, points: list[Level], eta: float) -> list[float]:
     """kappa of every step of an ancestral solver: the rectified-flow form on Flow."""
     form = flow_ancestral if isinstance(b.schedule, Flow) else ancestral
     return [form(s, t, eta) for s, t in pairwise(points)]
+
+
+def bent(width: float, before: float) -> float:
+    """w = -H phi_2(-H) H/H_1 of m_1 - m, in units of alpha', in a step of width H = h + kappa after
+    one of width H_1: the line through both, integrated exactly. 0 where either is infinite.
+    """
+    if max(width, before) == math.inf:
+        return 0.0
+    return -width * phis(2, -width)[1] * (width / before)
 
 
 def grown(z: Lin, last: float, kappa: float, noise: Lin) -> Lin:

@@ -5,8 +5,9 @@ x' = a·x + b·D of another solver, whose x0 is to weigh alpha' and whose noise 
 
     x' = a·x + b·D + e^{-H} alpha'·(D - D_u)
 
-so that D weighs alpha' and eps is that of D_u. `guidance.guided` gives a plan its branches; with
-one branch D = D_u and the step is the other solver's. Chung et al. 2024, arXiv:2406.08070, Alg. 2.
+so that D weighs alpha' and eps is that of D_u; or, of some solvers of second order as published,
+their step by D_u from x + alpha·(D - D_u). `guidance.guided` gives a plan its branches; with one
+branch D = D_u and the step is the other solver's. Chung et al. 2024, arXiv:2406.08070, Alg. 2.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from ..plan import Plan
 from ._begin import begin, build, number
 from ._build import ZERO, Builder, F, Lin, M, R, X
 from ._exponential import gain
-from ._multistep import Form, Levels, halved, predicted
-from ._renoise import Level, Step, ancestral, rise
+from ._flow import is_flow
+from ._given import resolve
+from ._multistep import Form, Levels, carried, halved, predicted, whole
+from ._renoise import Level, Step, ancestral, bent, rise
 from ._start import solver
 
 CITE = "Chung, Kim, Park, Nam, Ye 2024, CFG++, arXiv:2406.08070"
@@ -53,10 +56,8 @@ def euler_cfgpp(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     at = Level.on(b)
     for i in range(b.n):
-        s, t = at[i], at[i + 1]
-        kappa = ancestral(s, t, eta)
-        x = Step.of(s, t, kappa).over(s_noise * b.noise(i)) + _turned(b, i, rise(s, t) + kappa)
-        b.row(b.t[i], to=b.t[i + 1], x=x)
+        kappa = ancestral(at[i], at[i + 1], eta)
+        b.row(b.t[i], to=b.t[i + 1], x=_euler(b, at, i, kappa, s_noise * b.noise(i)))
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     said = {"consistent": s_noise == 1.0 or not eta, "direction": BASE}
     return build(b, "euler_cfgpp", words, [1] * b.n, CITE, **said)
@@ -119,7 +120,7 @@ def dpmpp_2s_ancestral_cfgpp(
         step, noise = Step.of(at[i], at[i + 1], kappa), s_noise * b.noise(i)
         orders.append(2 if 0.0 < H < math.inf else 1)
         if orders[-1] == 1:
-            b.row(b.t[i], to=b.t[i + 1], x=step.over(noise) + _turned(b, i, H))
+            b.row(b.t[i], to=b.t[i + 1], x=_euler(b, at, i, kappa, noise))
             continue
         time, mid = next(middles)
         u = X + at[i].alpha * (M - _unguided(b, i))
@@ -129,6 +130,86 @@ def dpmpp_2s_ancestral_cfgpp(
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     said = {"order": 1 if eta else max(orders), "consistent": s_noise == 1.0 or not eta}
     return build(b, name, words, orders, CITE, direction=BASE, **said)
+
+
+@solver("A", comfyui="res_multistep_cfg_pp, res_multistep_ancestral_cfg_pp (eta=1)")
+def res_multistep_cfgpp(
+    model,
+    grid,
+    *,
+    prediction=None,
+    start=None,
+    eta=0.0,
+    s_noise=1.0,
+    inpaint=False,
+    clip=0.0,
+    compat="exact",
+) -> Plan:
+    """u = x + alpha·(D - D_u);  x' = (k sigma'/sigma)·u + alpha' (1 - e^{-H})·D_u
+         + alpha' H phi_2(-H) (H/H_1)·(D_u - D_u,1) + sigma' sqrt(1 - k²) s_noise·n
+
+    D guided, D_u of the base branch, D_u,1 and H_1 of the step before, H = h - ln k, k as in
+    `euler_cfgpp`, on every schedule: res_multistep where D_u = D and eta = 0. The first step, one
+    from alpha = 0, to sigma = 0, or that keeps no noise (a great eta) is euler_cfgpp's; the next
+    after alpha = 0, or after no noise was kept, lacks the term of D_u,1. D weighs e^{-H} alpha', as
+    published, where euler_cfgpp has alpha'. eta >= 0. The scale of a run is classifier-free
+    guidance's; clip bounds D alone. One evaluation a step, keeps one output. s_noise other than 1
+    leaves the schedule by design; compat changes nothing here. Chung et al. 2024,
+    arXiv:2406.08070, with ComfyUI's second order.
+    """
+    name = "res_multistep_cfgpp"
+    eta, s_noise = number(f"{name}: eta", eta), number(f"{name}: s_noise", s_noise)
+    b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    at, orders, before = Level.on(b), [], math.inf
+    for i, (s, t) in enumerate(pairwise(at)):
+        kappa, noise, free = ancestral(s, t, eta), s_noise * b.noise(i), _unguided(b, i)
+        width = rise(s, t) + kappa
+        w = bent(width, before)
+        orders.append(2 if w else 1)
+        if i and width < math.inf:
+            x = Step.of(s, t, kappa).over(noise, X + s.alpha * (M - free), free)
+            x = x + (t.alpha * w) * (R(f"m{i - 1}") - free) if w else x
+        else:
+            x = _euler(b, at, i, kappa, noise)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": free})
+        before = width
+    words = {"eta": eta, "s_noise": s_noise, "compat": compat}
+    said = {"order": 1 if eta else max(orders), "consistent": s_noise == 1.0 or not eta}
+    return build(b, name, words, orders, CITE, direction=BASE, **said)
+
+
+@solver("A", comfyui="gradient_estimation_cfg_pp")
+def gradient_estimation_cfgpp(
+    model, grid, *, prediction=None, start=None, gamma=2.0, inpaint=False, clip=0.0, compat="exact"
+) -> Plan:
+    """x' = alpha'·D + sigma'·eps_u + n' (u' - u) (gamma - 1)·(d_u - d_u,1),
+    eps_u = (x - alpha·D_u)/sigma
+
+    D guided, D_u of the base branch, d_u its slope and d_u,1 that of the step before; n, u and d
+    are alpha, sigma/alpha and eps, or, on a flow, alpha + sigma, sigma/n and eps - x0:
+    gradient_estimation where D_u = D. The first step, and one to sigma = 0, is euler_cfgpp's. gamma
+    from 1 (euler_cfgpp) to 5. The scale of a run is classifier-free guidance's; clip bounds D
+    alone. First order, one evaluation a step, keeps one slope. compat changes nothing here. Chung
+    et al. 2024, arXiv:2406.08070; Permenter and Yuan 2024, arXiv:2306.04848, Alg. 1.
+    """
+    gamma = number("gradient_estimation_cfgpp: gamma", gamma, 1.0, 5.0)
+    found = resolve(model, prediction)
+    carry = "v" if is_flow(found.schedule, grid) else "eps"
+    b = begin(found, grid, None, start, inpaint=inpaint, clip=clip, compat=compat)
+    levels, at, form = Levels.of(b), Level.on(b), Form(carry, "level")
+    for i in range(b.n):
+        x, slope = _euler(b, at, i), carried(levels, form, i).put("m", _unguided(b, i))
+        if i and at[i + 1].sigma:
+            x = x + ((gamma - 1.0) * whole(levels, form, i)) * (slope - R(f"d{i - 1}"))
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"d{i}": slope})
+    words = {"gamma": gamma, "compat": compat}
+    return build(b, "gradient_estimation_cfgpp", words, [1] * b.n, CITE, direction=BASE)
+
+
+def _euler(b: Builder, at: list[Level], i: int, kappa: float = 0.0, noise: Lin = ZERO) -> Lin:
+    """euler_cfgpp's step from point i."""
+    s, t = at[i], at[i + 1]
+    return Step.of(s, t, kappa).over(noise) + _turned(b, i, rise(s, t) + kappa)
 
 
 def _turned(b: Builder, i: int, H: float) -> Lin:

@@ -13,7 +13,7 @@ from ._start import solver
     usual=True,
     diffusers="DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler",
     k_diffusion="sample_dpmpp_2m",
-    comfyui="dpmpp_2m, res_multistep (variant='heun')",
+    comfyui="dpmpp_2m",
     diff_sampler="dpmpp",
 )
 def dpmpp_2m(

@@ -11,7 +11,7 @@ import numpy as np
 from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
-from . import loops, multistep, singlestep, stochastic
+from . import loops, multistep, refined, singlestep, stochastic
 from .case import Case
 from .linear import mp
 from .marginals import point
@@ -98,6 +98,7 @@ CASES = [
     *multistep.CASES,
     *singlestep.CASES,
     *stochastic.CASES,
+    *refined.CASES,
 ]
 
 # what a registry has beside them: held to everything that needs no second derivation

@@ -277,6 +277,7 @@ CASES: list = [
     Case("sa_solver", sa_solver, {"corrector_order": 0, "tau": 0.7}, {"c": 0, "tau": 0.7}),
     Case("sa_solver", sa_solver, {"compat": "diffusers"}, {"simple": True}),
     _case("gradient_estimation", {}, **SLOPE, order=2, change=gradient(2)),
+    _case("gradient_estimation_cfgpp", {}, **SLOPE, order=2, change=gradient(2)),
 ]
 LN2 = math.log(2.0)
 LINE, RISE = 1 - 0.75 / (2 * LN2), 2 / LN2 - 2
