@@ -208,6 +208,18 @@ def together(samples: Sequence[list], like: dict) -> dict:
     return pytree.tree_unflatten([_joined(leaf) for leaf in zip(*samples, strict=True)], spec)
 
 
+def collated(where: str, tree: object, batch: int, device: torch.device) -> dict:
+    """What the model is told of `batch` samples by a tree that the caller put together. TypeError
+    or ValueError, one sentence.
+    """
+    if not isinstance(tree, Mapping):
+        raise TypeError(
+            f"{where}: collate returned a {type(tree).__name__} for {batch} trees; a dict of "
+            "keywords for the model is accepted"
+        )
+    return told(_checked(where, "collate(trees)", dict(tree), batch, device))
+
+
 def _kind_of(leaves: Mapping, path: Sequence) -> str:
     if path not in leaves:
         return "missing"

@@ -20,8 +20,7 @@ from torch import Tensor
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
-from . import arguments, images, inpainting, sources
-from .conditions import branches_of, leaves_like
+from . import arguments, conditions, images, inpainting, sources
 from .places import Places
 from .sampler import Sampler
 from .select import ALIKE, chosen
@@ -43,6 +42,12 @@ class Engine:
                  branches find no room is refused. None: as many rows as are asked for
     preview      False: ticket.x0 is not formed
     state_dtype, model_dtype (by default the state's), device, backend    as for Run
+    collate      callable(trees) -> tree: what the model is told of requests whose conditions differ
+                 in length, by padding and masks. trees: for each row of the model's batch the
+                 keywords of its branch, as they were submitted, one sample each, by place, and
+                 within a request by branch; under pad_to the last one again. The tree: one dict of
+                 keywords for all of these rows. Called only when the rows are no longer the same
+                 requests' same branches; None: leaves are joined, and must be alike
     check        "end": noise that is no unit normal is refused, and a request that becomes
                  non-finite ends alone (at once on the CPU), its result() raising; None: neither
 
@@ -69,10 +74,16 @@ class Engine:
         device=None,
         backend: str | None = None,
         check: str | None = "end",
+        collate: Callable | None = None,
     ) -> None:
         sizes = shape if isinstance(shape, Sequence) else (None,)
         batch = 1 if pad_to is None else pad_to
         numbers = [arguments.integer(n) for n in (capacity, batch, *sizes)]
+        if collate is not None and not callable(collate):
+            raise TypeError(
+                f"Engine: collate is a {type(collate).__name__}; a callable(trees) -> tree is "
+                "accepted"
+            )
         if not callable(model) or not all(n is not None and n > 0 for n in numbers):
             raise ValueError(
                 f"Engine: model {model!r:.60}, shape={shape!r}, capacity={capacity!r}, "
@@ -91,7 +102,8 @@ class Engine:
         self._stack = Stack(state_dtype, self._device)
         size = (self.capacity, *self.shape)
         self._places = Places(size, *self._dtypes, self._device, preview, choice)
-        self._tick = Tick(model, self._places, self._stack, pad_to, self._dtypes[1])
+        self._tick = Tick(model, self._places, self._stack, pad_to, self._dtypes[1], collate)
+        self._collate = collate
         self._like: dict = {}  # what the conditions in flight are like
         self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
 
@@ -123,7 +135,7 @@ class Engine:
         where, masked = "Engine.submit", mask is not None
         with self._alone(where), arguments.named(where):
             transforms.refuse(where, noise, latent, seed, guidance, mask, known)
-            trees = branches_of(where, cond, uncond, branches, 1, self._device)
+            trees = conditions.branches_of(where, cond, uncond, branches, 1, self._device)
             _refuse_plan(where, plan)
             sampler = self._sampler(images.plan_for(where, plan, latent, start, strength, level))
             plan, guidance = sampler._plan_for(len(trees), guidance)
@@ -207,11 +219,17 @@ class Engine:
         )
 
     # -- a request comes ---------------------------------------------------------------------------
-    def _conditions(self, where: str, trees: dict[str, dict]) -> tuple[dict, list[list]]:
-        """What the conditions in flight are like, and the leaves of these, which must be, too."""
+    def _conditions(self, where: str, trees: dict[str, dict]) -> tuple[dict, list]:
+        """What the conditions in flight are like, and the leaves of these, which must be, too; for
+        collate, which takes any, the trees.
+        """
+        if self._collate is not None:
+            return {}, [conditions.told(tree) for tree in trees.values()]
         like = self._like if self.running else next(iter(trees.values()))
         elsewhere = "the requests in flight" if self.running else next(iter(trees))
-        return like, [leaves_like(where, elsewhere, like, *branch) for branch in trees.items()]
+        return like, [
+            conditions.leaves_like(where, elsewhere, like, *branch) for branch in trees.items()
+        ]
 
     def _given(
         self, plan: Plan, masked: bool, noise, latent, start, seed, source

@@ -4,14 +4,15 @@ and the launch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import arguments, outputs
-from .conditions import together
+from .conditions import collated, together
 from .places import REST, Places
 from .stack import Stack
 from .ticket import Ticket
@@ -66,7 +67,7 @@ class Company:
 
 class Tick:
     """What asks the model for the requests in `places`, whose rows stand in `stack`, and launches
-    their rows. asking: the model is being asked. Arguments as the Engine has them.
+    their rows. asking: the model, or collate, is being asked. Arguments as the Engine has them.
     """
 
     def __init__(
@@ -76,14 +77,16 @@ class Tick:
         stack: Stack,
         pad_to: int | None,
         model_dtype: torch.dtype,
+        collate: Callable | None,
     ) -> None:
         self._model, self._places, self._stack = model, places, stack
-        self._pad_to, self._model_dtype = pad_to, model_dtype
+        self._pad_to, self._model_dtype, self._collate = pad_to, model_dtype, collate
         self.asking, self._company, self._told = False, None, ([], {})
 
     def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
         """The next row of these requests, whose conditions are like this one; others in flight
-        stand still. Where the model raises, or what it returns does not fit, nothing is launched.
+        stand still. Where the model or collate raises, or what it returns does not fit, nothing is
+        launched.
         """
         company, host = self._company, self._places.host
         if company is None or not company.lasts(tickets, host):
@@ -123,19 +126,34 @@ class Tick:
         company = Company(tickets, self._pad_to)
         asked, told = self._told
         if company.asked and company.asked != asked:
-            told = together([ticket._told[g] for ticket, g in company.asked], like)
+            told = self._join([ticket._told[g] for ticket, g in company.asked], like)
             self._told = company.asked, told
         company.told = told
         return company
 
+    def _join(self, told: list, like: dict) -> dict:
+        """What the model is told of all rows of its batch."""
+        if self._collate is None:
+            return together(told, like)
+        with self._outside():
+            tree = self._collate(told)
+        return collated("Engine.tick", tree, len(told), self._places.pool.x.device)
+
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        """While what the caller gave is asked."""
+        self.asking = True
+        try:
+            yield
+        finally:
+            self.asking = False
+
     def _ask(self, company: Company) -> Tensor:
         """The model's output [N,*] for the rows of its batch, checked."""
         x, t = self._places.shown(company.size, company.slice)
-        self.asking, version = True, x._version + t._version
-        try:
+        version = x._version + t._version
+        with self._outside():
             f = self._model(x, t, **company.told)
-        finally:
-            self.asking = False
         (f,) = outputs.branches("Engine.tick", f, x, self._model_dtype, (True,), 0)
         if f.requires_grad:
             raise RuntimeError("Engine.tick: the model's output requires grad; detach it")

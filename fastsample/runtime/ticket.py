@@ -28,7 +28,7 @@ class Ticket:
         rows: Rows,
         place: int,
         row: int,
-        told: list[list],
+        told: list,
         window: Window | None,
     ) -> None:
         self.plan, self.row, self.done = rows.plan, row, False
