@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .plan import Plan, PlanError
     from .runtime.conditions import shared
     from .runtime.engine import Engine
+    from .runtime.queue import DeadlineExceeded, EngineFull
     from .runtime.run import Run
     from .runtime.sampler import Sampler
     from .runtime.select import Select
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _NAMES = {
+    "DeadlineExceeded": "runtime.queue",
     "Engine": "runtime.engine",
+    "EngineFull": "runtime.queue",
     "FsScheduler": "interop.diffusers",
     "Model": "model",
     "Plan": "plan",
@@ -53,7 +56,9 @@ _NAMES = {
     "window": "runtime.window",
 }
 __all__ = [
+    "DeadlineExceeded",
     "Engine",
+    "EngineFull",
     "FsScheduler",
     "Model",
     "Plan",
