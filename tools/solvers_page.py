@@ -203,7 +203,8 @@ stale.
 {legend}
 
 docs/orders.md has the orders of more options, on finer grids and from exact history. Plans that no
-solver of the table makes: {"; ".join(others)}.
+solver of the table makes: {"; ".join(others)};
+`analytic_first_step(plan)` of any of them, the afs=True of diff-sampler's samplers.
 
 ## Which one?
 

@@ -107,7 +107,7 @@ def _made(plan: Plan, unit: Callable) -> Denoised:
         own,
         units.tolist(),
         _levels(plan, unit),
-        {row: i for i, row in enumerate(_starts(plan))},
+        {row: i for i, row in enumerate(_starts(plan), _unasked(plan))},
         _before_churn(plan, unit),
         churn,
         entry,
@@ -163,7 +163,13 @@ def _starts(plan: Plan) -> list[int]:
     """
     calls = np.flatnonzero(plan.call >= 0).tolist()
     steps = len(plan.note["times"]) - 1 if "times" in plan.note else len(calls)
+    steps -= _unasked(plan)
     return calls if len(calls) == steps else [i for i in calls if i in plan.entries]
+
+
+def _unasked(plan: Plan) -> int:
+    """Steps before the first call: 1 after `analytic_first_step`."""
+    return int(plan.call[1] < 0)
 
 
 def _before_churn(plan: Plan, unit: Callable) -> np.ndarray | None:

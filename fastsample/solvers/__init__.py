@@ -19,7 +19,8 @@ compat      "exact", or a library whose deviations are reproduced ("diffusers", 
             each solver's docstring says which
 
 `inverted` makes the plan that takes an image up to noise, by the steps of one of them. `experts`
-has a plan ask two models, either side of a noise level; `held` adds calls that leave the state.
+has a plan ask two models, either side of a noise level; `held` adds calls that leave the state;
+`analytic_first_step` saves the first call.
 
 The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
 arguments raise ValueError.
@@ -54,6 +55,8 @@ from .cfgpp import (
     gradient_estimation_cfgpp,
     res_multistep_cfgpp,
 )
+from .analytic_first_step import analytic_first_step
+from .cfgpp import dpmpp_2m_cfgpp, dpmpp_2s_ancestral_cfgpp, euler_cfgpp
 from .ddim import ddim
 from .ddpm import ddpm
 from .deis import deis
@@ -148,7 +151,8 @@ STEPS = {
 }
 
 __all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
-__all__ += ["experts", "held", "inverted", "Builder", "F", "M", "N", "R", "Tableau", "X"]
+__all__ += ["analytic_first_step", "experts", "held", "inverted"]
+__all__ += ["Builder", "F", "M", "N", "R", "Tableau", "X"]
 
 
 def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:
@@ -226,6 +230,11 @@ def _again(note: dict, made: Plan) -> Plan:
     """What was done to the plan that the solver made, done to it again."""
     if "experts" in note:
         made = _read("experts", lambda: _asked_by_level(made, note["experts"]))
+    if note.get("analytic"):
+        if made.sigma[0]:  # an image is stepped from by the model
+            made = _read("analytic", lambda: analytic_first_step(made))
+        else:
+            made = made.with_note(analytic=True)
     if "held" in note:
         counts = _read("held", lambda: zip(("before", "after"), note["held"], strict=True))
         made = _read("held", lambda: held(made, **dict(counts)))

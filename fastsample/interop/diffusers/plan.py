@@ -16,8 +16,8 @@ from .sources import PREDICTIONS
 
 
 def checked_plan(plan: Plan) -> Plan:
-    """The plan, or a ValueError: a pipeline has one model, one output of it at a step, and a
-    timestep for an argument.
+    """The plan, or a ValueError: a pipeline has one model, one output of it at a step, the first
+    too, and a timestep for an argument.
     """
     if not isinstance(plan, Plan):
         raise TypeError(
@@ -33,6 +33,11 @@ def checked_plan(plan: Plan) -> Plan:
                 f"FsScheduler: the plan has several {what}; one is accepted, and guidance is the "
                 "pipeline's"
             )
+    if plan.call[1] < 0:
+        raise ValueError(
+            "FsScheduler: the plan's first step asks no model (analytic_first_step), and a "
+            "pipeline asks it before every step; a plan that asks it there, or Sampler, is accepted"
+        )
     return plan
 
 
