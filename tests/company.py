@@ -18,17 +18,17 @@ def ask(x, t, label, text=()):
 
 
 class Asked:
-    """`ask`, and what it was asked."""
+    """A model, and what it was asked."""
 
-    def __init__(self, error_at=None):
-        self.batches, self.times, self.error_at = [], [], error_at
+    def __init__(self, model=ask, error_at=None):
+        self.model, self.batches, self.times, self.error_at = model, [], [], error_at
 
     def __call__(self, x, t, **cond):
         self.batches.append(len(x))
         self.times.append(t.tolist())
         if len(self.batches) == self.error_at:
             raise KeyError("a model's own error")
-        return ask(x, t, **cond)
+        return self.model(x, t, **cond)
 
 
 def told(k):

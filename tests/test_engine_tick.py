@@ -1,9 +1,9 @@
-"""What a tick tells the model: conditions of different lengths."""
+"""Whom a tick asks, and what it tells: several models, conditions of different lengths."""
 
 import pytest
 import torch
 from cases import same
-from company import SHAPE, ask, joined_at_random, plan, told
+from company import SHAPE, Asked, ask, joined_at_random, plan, told
 
 import fastsample as fs
 
@@ -126,3 +126,91 @@ def test_collate_may_leave_keywords_out_and_share_a_value():
 def test_a_collate_that_cannot_be_called_is_refused():
     with pytest.raises(TypeError, match=r"^Engine: collate is a dict; a callable\(trees\) -> tree"):
         fs.Engine(ask, SHAPE, collate={})
+
+
+# -- several models --------------------------------------------------------------------------------
+def lower(x, t, label, text=()):
+    return ask(x * 0.5, t, label + 1, text)
+
+
+def experts(solver, n, level):
+    return fs.solvers.experts(plan(solver, n), level=level)
+
+
+def swapping():
+    """[(plan, words)]: two models that take over at levels of their own, some asked alone."""
+    made = []
+    for k, solver in enumerate(("dpmpp_2m", "unipc", "heun", "dpmpp_3m_sde", "euler")):
+        words = {"seed": k, "cond": told(k)}
+        two = {"uncond": told(9), "guidance": 1.5} if k % 2 else {}
+        made.append((experts(solver, 4 + k, 2.0 + k), words | two))
+    made.append((plan("dpmpp_2m", 5), {"seed": 8, "cond": told(1)}))  # the first alone
+    late = fs.solvers.experts(plan("euler", 6), level=2.0)
+    start = late.call.tolist().index(1)
+    latent = torch.full((1, *SHAPE), 0.1)
+    made.append((late, {"latent": latent, "start": start, "cond": told(2)}))  # the second alone
+    return made
+
+
+@pytest.mark.parametrize("pad_to", [None, 10])
+def test_each_model_is_asked_once_for_the_requests_whose_row_asks_it(pad_to):
+    made, models = swapping(), [Asked(), Asked(lower)]
+    expected = []
+    for plan_, words in made:
+        start = {} if "latent" in words else {"shape": (1, *SHAPE)}
+        given = [ask, lower][: plan_.call.max() + 1]
+        expected.append(fs.Sampler(plan_, given)(**words, **start))
+    engine = fs.Engine(models, SHAPE, 8, pad_to=pad_to)
+    for order in range(10):
+        results = joined_at_random(engine, made, order)
+        assert all(same(x, own) for x, own in zip(results, expected, strict=True)), order
+    assert pad_to is None or {*models[0].batches, *models[1].batches} == {pad_to}
+
+
+def test_two_models_are_asked_in_one_tick_and_one_that_raises_names_its_requests():
+    models = [Asked(), Asked(lower, error_at=2)]
+    engine = fs.Engine(models, SHAPE)
+    early = engine.submit(plan("euler", 6), seed=1, cond=told(1))
+    late = engine.submit(
+        experts("euler", 6, 1e6), seed=2, cond=told(2), uncond=told(0), guidance=2.0
+    )
+    for _ in range(3):
+        engine.tick()
+    assert models[0].batches == [3, 1] and models[1].batches == [2]
+    assert models[0].times[1] == models[1].times[0][:1]
+    with pytest.raises(KeyError):
+        engine.tick()
+    assert [t for t, _ in engine._tick.blamed] == [late, late] and early.row == late.row == 3
+    engine.run()
+    assert models[0].batches == [3, *[1] * 6] and models[1].batches == [2] * 6
+    expected = fs.Sampler(late.plan, [ask, lower])(
+        shape=(1, *SHAPE), seed=2, cond=told(2), uncond=told(0), guidance=2.0
+    )
+    assert same(late.result(), expected)
+
+
+def test_requests_that_a_tick_leaves_out_stand_still():
+    """What a policy may choose: those of one model alone, in any company."""
+    made, engine = swapping(), fs.Engine([ask, lower], SHAPE)
+    tickets = [engine.submit(plan_, **words) for plan_, words in made]
+    model = lambda ticket: ticket._rows.calls[ticket.row]
+    while engine.running:
+        asked = {model(ticket) for ticket in engine.running}
+        chosen = tuple(t for t in engine.running if model(t) == min(asked))
+        rows = {ticket: ticket.row for ticket in engine.running}
+        with torch.no_grad():
+            engine._tick.launch(chosen, engine._like)
+            engine._tick.advance(True)
+        engine.running = tuple(t for t in engine.running if not t.done)
+        assert all(ticket.row == row + (ticket in chosen) for ticket, row in rows.items())
+    alone = fs.Engine([ask, lower], SHAPE)
+    for ticket, (plan_, words) in zip(tickets, made, strict=True):
+        own = alone.submit(plan_, **words)
+        alone.run()
+        assert same(ticket.result(), own.result())
+
+
+@pytest.mark.parametrize("model", [[], [ask, 3], {"high": ask, "low": lower}])
+def test_models_that_are_none_are_refused(model):
+    with pytest.raises(ValueError, match=r"^Engine: model .*; a callable or a list of them, and"):
+        fs.Engine(model, SHAPE)

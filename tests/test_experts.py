@@ -47,9 +47,14 @@ def test_history_crosses_the_boundary_in_every_mode_and_loop():
     one = lambda x, t: high(x, t) if t[0] >= 875.0 else low(x, t)
     plain = solvers.dpmpp_2m(WAN, grids.uniform(WAN.schedule, 8))
     assert same(fs.Sampler(plain, one)(noise=z), run.x)
-    engine = fs.Engine(high, shape=(8,), capacity=2)
-    with pytest.raises(TypeError, match=r"the plan asks model 1, .*fs\.Sampler\(plan, \[high"):
-        engine.submit(plan, seed=1)
+    engine = fs.Engine([high, low], shape=(8,), capacity=2)
+    tickets = [engine.submit(plan, noise=z[k : k + 1]) for k in range(2)]
+    engine.run()
+    assert same(torch.cat([ticket.result() for ticket in tickets]), run.x)
+    with pytest.raises(
+        TypeError, match=r"^Engine.submit: 1 model\(s\) for a plan that asks model 1"
+    ):
+        fs.Engine(high, shape=(8,)).submit(plan, seed=1)
 
 
 @pytest.mark.parametrize("shift", [3.0, 12.0])

@@ -35,10 +35,11 @@ class Engine:
     row of its batch for each branch of each request, and makes one launch.
 
     model        callable(x [N,*], t [N], **cond) -> prediction, as for a Sampler; x and t are not
-                 to be written to, and hold until it returns
+                 to be written to, and hold until it returns. Or a list of them where plans ask
+                 several (`solvers.experts`): each is asked once, for the requests whose row asks it
     shape        of a sample, without the batch
     capacity     requests in flight at most; a further one is refused
-    pad_to       the model's batch always has this many rows, the last one repeated; a request whose
+    pad_to       a model's batch always has this many rows, the last one repeated; a request whose
                  branches find no room is refused. None: as many rows as are asked for
     preview      False: ticket.x0 is not formed
     state_dtype, model_dtype (by default the state's), device, backend    as for Run
@@ -63,7 +64,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Callable,
+        model: Callable | Sequence[Callable],
         shape: Sequence[int],
         capacity: int = 64,
         *,
@@ -84,10 +85,13 @@ class Engine:
                 f"Engine: collate is a {type(collate).__name__}; a callable(trees) -> tree is "
                 "accepted"
             )
-        if not callable(model) or not all(n is not None and n > 0 for n in numbers):
+        models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
+        right = models and all(map(callable, models))
+        if not right or not all(n is not None and n > 0 for n in numbers):
             raise ValueError(
                 f"Engine: model {model!r:.60}, shape={shape!r}, capacity={capacity!r}, "
-                f"pad_to={pad_to!r}; a callable, and whole numbers of 1 or more, are accepted"
+                f"pad_to={pad_to!r}; a callable or a list of them, and whole numbers of 1 or more, "
+                "are accepted"
             )
         arguments.dtypes("Engine", state_dtype, model_dtype)
         with arguments.named("Engine"):
@@ -96,14 +100,15 @@ class Engine:
         self.shape, self.capacity, self.pad_to = tuple(numbers[2:]), numbers[0], pad_to
         self._dtypes = state_dtype, model_dtype or state_dtype
         choice = select("step", self._device, state_dtype, backend)
-        self._sampler = lru_cache(self.capacity)(lambda plan: Sampler(plan, model))
+        asked = lambda plan: models[: max(int(plan.call.max()), 0) + 1]
+        self._sampler = lru_cache(self.capacity)(lambda plan: Sampler(plan, asked(plan)))
         self._lock = RLock()
         self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
         self._stack = Stack(state_dtype, self._device)
         size = (self.capacity, *self.shape)
         self._places = Places(size, *self._dtypes, self._device, preview, choice)
-        self._tick = Tick(model, self._places, self._stack, pad_to, self._dtypes[1], collate)
-        self._collate = collate
+        self._tick = Tick(models, self._places, self._stack, pad_to, self._dtypes[1], collate)
+        self._collate, self._models = collate, len(models)
         self._like: dict = {}  # what the conditions in flight are like
         self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
 
@@ -149,7 +154,7 @@ class Engine:
             words = seed, sources.stages(stage, plan, first, 1, "cpu"), scale
             self._check_room(where, self.running, plan.G)
             place, rows = self._free(), self._stack.rows(plan, masked)
-            batch = self.pad_to or self.capacity * self._stack.table.layout.G
+            batch = self._models * (self.pad_to or 0) or self.capacity * self._stack.table.layout.G
             self._places.fit(self._stack.table, batch, masked)
             before = rows.first + first - 1 if first else None
             self._places.seat(place, given, blend, words, before, window)
@@ -304,7 +309,7 @@ def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
 
 
 def _refuse_plan(where: str, plan: object) -> None:
-    """Refuse what is no plan of one tensor and one model."""
+    """Refuse what is no plan of one tensor."""
     if isinstance(plan, Mapping):
         raise TypeError(
             f"{where}: plan is a dict of tracks, and one call of an Engine's model packs one "
@@ -312,8 +317,3 @@ def _refuse_plan(where: str, plan: object) -> None:
         )
     if not isinstance(plan, Plan):
         raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
-    if plan.call.max() > 0:
-        raise TypeError(
-            f"{where}: the plan asks model {plan.call.max()}, and an Engine asks one model for all "
-            "requests of a tick; a plan of one model, or fs.Sampler(plan, [high, low]), is accepted"
-        )

@@ -21,8 +21,8 @@ class Rows:
     """The rows of a plan in a stack. masked: those that blend a known image do.
 
     first: number of the plan's row 0 in the table. end: the row that holds. asks: for each row the
-    branches that the model is asked for. alike: for how many rows from each on these are the same.
-    records: numbers, words, shapes and noise ids.
+    branches that the model is asked for. calls: and which model. alike: for how many rows from each
+    on both are the same. records: numbers, words, shapes and noise ids.
     """
 
     def __init__(self, plan: Plan, masked: bool, layout: Layout, dtype: type):
@@ -30,9 +30,10 @@ class Rows:
         self.end, shapes = plan.rows - 1, plan.program.rows
         needed = [s.branches_needed(plan.layout) if s.call >= 0 else () for s in shapes]
         self.asks = [tuple(g for g, there in enumerate(each) if there) for each in needed]
-        self.alike = [1] * (self.end + 1)
+        self.calls, self.alike = [shape.call for shape in shapes], [1] * (self.end + 1)
+        asked = list(zip(self.asks, self.calls, strict=True))
         for row in range(self.end - 2, -1, -1):
-            if self.asks[row] == self.asks[row + 1]:
+            if asked[row] == asked[row + 1]:
                 self.alike[row] += self.alike[row + 1]
         self.pack(layout)
 

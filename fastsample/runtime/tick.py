@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +19,24 @@ from .stack import Stack
 from .ticket import Ticket
 
 
+class Part(NamedTuple):
+    """The rows of the model's batch that one model is asked for: its number, where they stand, and
+    of each its request and the branch that it is.
+    """
+
+    model: int
+    rows: slice
+    asked: list[tuple[Ticket, int]]
+
+
 class Company:
     """The requests of a tick, in the order of their places, and what of it stays for `left` ticks:
-    as long as none joins or ends, and each asks the model for the same branches.
+    as long as none joins or ends, and each asks the same model for the same branches.
 
-    rows [n]: the table's row that each runs next. places [n]. asked [N]: for each row of the
-    model's batch, its request and the branch that it is; the last one again up to pad_to. index
-    [N]: their places, and slice, too, where they follow one another. told: what the model is told.
-    windows: some request is one.
+    rows [n]: the table's row that each runs next. places [n]. parts: by model; in each its requests
+    by place and branch, the last one again up to pad_to. size: rows of all parts, index [size]:
+    their places, and slice, too, where they follow one another. told: what each part's model is
+    told. windows: some request is one.
     """
 
     def __init__(self, tickets: tuple[Ticket, ...], pad_to: int | None) -> None:
@@ -34,25 +45,33 @@ class Company:
         self.left = min(ticket._rows.alike[ticket.row] for ticket in ordered)
         self.rows = np.array([ticket._rows.first + ticket.row for ticket in ordered])
         self.places = np.array([ticket._place for ticket in ordered])
-        asks = [(k, g) for k, t in enumerate(ordered) for g in t._rows.asks[t.row]]
-        self._branches = [(g, ordered[k]._place) for k, g in asks]
-        asks += asks[-1:] * ((pad_to or 0) - len(asks))
-        self.asked = [(ordered[k], g) for k, g in asks]
-        self._who = np.array([k for k, _ in asks], int)
-        shown = self.places[self._who]
-        self.index, self.size = shown, len(shown)
-        follow = self.size > 0 and (np.diff(shown) == 1).all()
-        self.slice = slice(int(shown[0]), int(shown[-1]) + 1) if follow else None
+        asks: dict[int, list] = {}
+        for k, ticket in enumerate(ordered):
+            for g in ticket._rows.asks[ticket.row]:
+                asks.setdefault(ticket._rows.calls[ticket.row], []).append((k, g))
+        self.parts, who, self._reads = [], [], []
+        for model, rows in sorted(asks.items()):
+            first = len(who)
+            self._reads += [(g, ordered[k]._place, first + i) for i, (k, g) in enumerate(rows)]
+            rows += rows[-1:] * ((pad_to or 0) - len(rows))
+            who += [k for k, _ in rows]
+            asked = [(ordered[k], g) for k, g in rows]
+            self.parts.append(Part(model, slice(first, len(who)), asked))
+        self._who, self.size = np.array(who, int), len(who)
+        self.index = self.places[self._who]
+        follow = who and (np.diff(self.index) == 1).all()
+        self.slice = slice(int(self.index[0]), int(self.index[-1]) + 1) if follow else None
         self.windows = any(ticket._window is not None for ticket in tickets)
-        self.told: dict = {}
+        self.told: list[dict] = []
 
     def begin(self, host: dict[str, np.ndarray]) -> None:
         """Write down what stays."""
         self._host = host
         host["row"].fill(REST)
         host["f_index"].fill(-1)
-        if self._branches:
-            host["f_index"][tuple(zip(*self._branches, strict=True))] = range(len(self._branches))
+        if self._reads:
+            branch, place, row = np.transpose(self._reads)
+            host["f_index"][branch, place] = row
         host["index"][: self.size] = self.index
 
     def lasts(self, tickets: tuple[Ticket, ...], host: dict[str, np.ndarray]) -> bool:
@@ -66,38 +85,42 @@ class Company:
 
 
 class Tick:
-    """What asks the model for the requests in `places`, whose rows stand in `stack`, and launches
-    their rows. asking: the model, or collate, is being asked. Arguments as the Engine has them.
+    """What asks the models for the requests in `places`, whose rows stand in `stack`, and launches
+    their rows. asking: a model, or collate, is being asked. blamed: for which requests, also after
+    it has raised or answered what does not fit. Arguments as the Engine has them.
     """
 
     def __init__(
         self,
-        model: Callable,
+        models: Sequence[Callable],
         places: Places,
         stack: Stack,
         pad_to: int | None,
         model_dtype: torch.dtype,
         collate: Callable | None,
     ) -> None:
-        self._model, self._places, self._stack = model, places, stack
+        self._models, self._places, self._stack = models, places, stack
         self._pad_to, self._model_dtype, self._collate = pad_to, model_dtype, collate
-        self.asking, self._company, self._told = False, None, ([], {})
+        self.asking, self.blamed = False, []
+        self.forget()
 
     def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
         """The next row of these requests, whose conditions are like this one; others in flight
-        stand still. Where the model or collate raises, or what it returns does not fit, nothing is
+        stand still. Where a model or collate raises, or what it returns does not fit, nothing is
         launched.
         """
+        self.blamed = []
         company, host = self._company, self._places.host
         if company is None or not company.lasts(tickets, host):
-            company = self._gathered(tickets, like)
+            company = Company(tickets, self._pad_to)
+            company.told = [self._tell(part, like) for part in company.parts]
             company.begin(host)
             self._company = company
         host["row"][company.places] = company.rows
         if company.size:
             host["t"][: company.size] = self._stack.times(company.before())
         self._places.upload()
-        f = [self._ask(company)] * self._places.pool.table.layout.G if company.size else ()
+        f = [self._answers(company)] * self._places.pool.table.layout.G if company.size else ()
         self._places.launch(None, f, self._noise(company))
 
     def advance(self, judged: bool) -> list[Ticket]:
@@ -119,41 +142,47 @@ class Tick:
 
     def forget(self) -> None:
         """Keep nothing of the requests before."""
-        self._company, self._told = None, ([], {})
+        self._company: Company | None = None
+        self._told: dict[int, tuple[list, dict]] = {}
 
-    def _gathered(self, tickets: tuple[Ticket, ...], like: dict) -> Company:
-        """These requests, and what the model is told of them."""
-        company = Company(tickets, self._pad_to)
-        asked, told = self._told
-        if company.asked and company.asked != asked:
-            told = self._join([ticket._told[g] for ticket, g in company.asked], like)
-            self._told = company.asked, told
-        company.told = told
-        return company
-
-    def _join(self, told: list, like: dict) -> dict:
-        """What the model is told of all rows of its batch."""
-        if self._collate is None:
-            return together(told, like)
-        with self._outside():
-            tree = self._collate(told)
-        return collated("Engine.tick", tree, len(told), self._places.pool.x.device)
+    def _tell(self, part: Part, like: dict) -> dict:
+        """What the model is told of all rows of a part: as before, if they are the same."""
+        asked, told = self._told.get(part.model, (None, None))
+        if asked != part.asked:
+            trees = [ticket._told[g] for ticket, g in part.asked]
+            if self._collate is None:
+                told = together(trees, like)
+            else:
+                with self._outside(part):
+                    told = self._collate(trees)
+                device = self._places.pool.x.device
+                told = collated("Engine.tick", told, len(trees), device)
+            self._told[part.model] = part.asked, told
+        return told
 
     @contextmanager
-    def _outside(self) -> Iterator[None]:
-        """While what the caller gave is asked."""
-        self.asking = True
+    def _outside(self, part: Part) -> Iterator[None]:
+        """While what the caller gave is asked for this part."""
+        self.asking, self.blamed = True, part.asked
         try:
             yield
         finally:
             self.asking = False
 
-    def _ask(self, company: Company) -> Tensor:
-        """The model's output [N,*] for the rows of its batch, checked."""
+    def _answers(self, company: Company) -> Tensor:
+        """The models' outputs [N,*] for the rows of the batch."""
         x, t = self._places.shown(company.size, company.slice)
+        f = []
+        for part, told in zip(company.parts, company.told, strict=True):
+            one = len(company.parts) == 1
+            f.append(self._ask(part, told, *((x, t) if one else (x[part.rows], t[part.rows]))))
+        return f[0] if len(f) == 1 else torch.cat(f)
+
+    def _ask(self, part: Part, told: dict, x: Tensor, t: Tensor) -> Tensor:
+        """The model's output [n,*] for a part, checked."""
         version = x._version + t._version
-        with self._outside():
-            f = self._model(x, t, **company.told)
+        with self._outside(part):
+            f = self._models[part.model](x, t, **told)
         (f,) = outputs.branches("Engine.tick", f, x, self._model_dtype, (True,), 0)
         if f.requires_grad:
             raise RuntimeError("Engine.tick: the model's output requires grad; detach it")
