@@ -281,7 +281,8 @@ def _bytes_per_element(pool, row: int, drawn: Sequence[bool]) -> int:
     given = sum(there and reads(at.noise(k)) for k, there in enumerate(drawn))
     slots = sum(reads(at.slot(s)) for s in range(at.S))
     written = 1 + sum(d >= 0 for d in (shape.du, shape.dv)) + (pool.preview is not None)
-    outputs = shape.branches_needed(at)
+    heard = predicts or reads(at.f)  # is f wanted at all?
+    outputs = (shape if heard else shape._replace(branches=0)).branches_needed(at)
     inputs = pool.copies if pool.model_input is not None else 0
     return state * (int(bool(x)) + slots + known + given + written) + model * (
         sum(outputs) + inputs

@@ -109,6 +109,7 @@ def _makers():
         ("heun", ("s_churn", "s_noise")),
         ("lcm", ("timestep_scaling", "sigma_data")),
         ("dpmpp_2m_sde", ("eta", "s_noise")),
+        ("cm", ("sigma_min", "s_noise")),
     ):
         for word in words:
             made = lambda v, m=maker, w=word: plan(m, **{w: v})

@@ -104,3 +104,15 @@ def test_equals_diffusers_tcd(prediction, gamma):
     to_first = lambda schedule, peer: np.append(peer.timesteps.numpy().astype(float), 0.0)
     words = {"times": to_first, "gamma": gamma, "compat": "diffusers"}
     discrete(peer, "tcd", prediction, steps=4, draws=4 if gamma else 0, **words)
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.3])
+def test_equals_diffusers_consistency_models(spread):
+    """Its network says F of EDM's preconditioning, and its run ends at sigma_min."""
+    config = {"sigma_data": spread, "clip_denoised": False, "s_noise": 1.1}
+    peer = scheduler("consistency_models", "CMStochasticIterativeScheduler", **config)
+    trace, _ = probe(peer, 5, 5)
+    schedule = EDM(0.002, 80.0, spread)
+    grid = grids.from_sigmas(schedule, peer.sigmas.numpy())
+    words = {"sigma_data": spread, "s_noise": 1.1, "prediction": "edm"}
+    compare(SOLVERS["cm"](schedule, grid, **words), trace)

@@ -38,6 +38,7 @@ for case in CASES:
     if case.marginal and case.options not in EVERY[case.name] and "space" not in case.options:
         EVERY[case.name].append(case.options)
 EVERY["lcm"] = [{"boundary": False}]
+EVERY["cm"] = [{"sigma_min": 0.0}]
 EVERY["flow_sde"] = [{"a": 0.0}]
 every_solver = pytest.mark.parametrize(
     ("name", "options"), [(name, options) for name, many in EVERY.items() for options in many]

@@ -23,6 +23,7 @@ ALIKE = [
     (("flow_sde", {"a": 0.0}), ("ddim", {})),
     (("euler_cfgpp", {"eta": 1.0}), ("ddpm", {})),
     (("dpmpp_2m_cfgpp", {}), ("dpmpp_2m", {})),
+    (("cm", {"sigma_min": 0.0}), ("lcm", {"boundary": False})),
     (("res_multistep", {}), ("dpmpp_2m", {"variant": "heun"})),
     (("res_multistep_ancestral", QUIET), ("res_multistep", {})),
     (("res_multistep_cfgpp", {"eta": 1.0}), ("dpmpp_2m_sde", {"variant": "heun"})),

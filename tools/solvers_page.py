@@ -72,11 +72,6 @@ NOT_HERE = [
         {"diffusers": "ScoreSdeVpScheduler"},
     ),
     (
-        "It could be a row: lcm's with noise sqrt(sigma'² - sigma_min²) in place of sigma', which "
-        "is a part (sigma_min/sigma')²/2 less.",
-        {"diffusers": "CMStochasticIterativeScheduler"},
-    ),
-    (
         "The two steps of one decoder, lcm's rows on a table of its own.",
         {"diffusers": "ConsistencyDecoderScheduler"},
     ),

@@ -78,7 +78,7 @@ from .held import held
 from .heun import heun
 from .heunpp2 import heunpp2
 from .inverted import inverted
-from .lcm import lcm
+from .lcm import cm, lcm
 from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
 from .pndm import pndm
 from .res import res_multistep, res_multistep_ancestral
@@ -136,6 +136,7 @@ SOLVERS = {
         res_multistep_ancestral,
         res_multistep_cfgpp,
         gradient_estimation_cfgpp,
+        cm,
     )
 }
 # what plans are made again with: a search's rows too, which are no solver of any grid

@@ -1,4 +1,6 @@
-"""RES of two steps, its ancestral form and CFG++'s: what each plan must be (case.py says how)."""
+"""RES of two steps, its ancestral form and CFG++'s, consistency models' own steps: what each plan
+must be (case.py says how).
+"""
 
 from __future__ import annotations
 
@@ -45,6 +47,25 @@ def ancestral(points, x, ask, draw, *, form, eta=1.0):
     return x
 
 
+def cm(points, x, ask, draw, *, sigma_min=0.002, sigma_data=0.5):
+    """Song et al. 2023, algorithm 1 in y = x/alpha and rho, of the network F whose x0 is EDM's."""
+    low, sd = mp.mpf(sigma_min), mp.mpf(sigma_data)
+    for s, t in pairwise(points):
+        x, m = ask(x, s)
+        if s.alpha == 0:
+            y = m
+        elif s.rho <= low:
+            y = (1 / s.alpha) * x
+        else:
+            norm, y = mp.sqrt(s.rho**2 + sd**2), (1 / s.alpha) * x
+            F = (norm / (sd * s.rho)) * (m - (sd**2 / norm**2) * y)
+            y = (sd**2 / ((s.rho - low) ** 2 + sd**2)) * y + ((s.rho - low) * sd / norm) * F
+        x = t.alpha * y
+        if t.rho > low:
+            x = x + (t.alpha * mp.sqrt(t.rho**2 - low**2)) * draw()
+    return x
+
+
 def _ancestral(name: str, options: dict, **expect) -> Case:
     def adds(schedule, grid):
         own = isinstance(schedule, Flow) and name == "res_multistep_ancestral"
@@ -60,6 +81,14 @@ CASES: list = [
     # with one branch; test_cfgpp.py has two
     _ancestral("res_multistep_cfgpp", {}, eta=0.0),
     _ancestral("res_multistep_cfgpp", {"eta": 0.6}, eta=0.6),
+    Case("cm", cm, marginal=False),
+    Case(
+        "cm",
+        cm,
+        {"sigma_min": 0.3, "sigma_data": 1.0},
+        {"sigma_min": 0.3, "sigma_data": 1.0},
+        marginal=False,
+    ),
 ]
 # h phi_2(-h) of ln 2 and ln 4
 LN2 = math.log(2.0)
@@ -108,6 +137,15 @@ LITERALS: list = [
         "x0",
         {},
         {1: CFGPP, 2: {"x": 0.5, "m": 0.5, "f0": LINE, "r0": -LINE}, 3: {"m": 1}},
+    ),
+    # at 2, c_skip = 1/2 and c_out = 1/sqrt(5) where EDM's are 1/5 and 2/sqrt(5): x/2 + (m - x/5)/2
+    (
+        "cm",
+        EDM(),
+        [2, 1.25, 1, 0],
+        "x0",
+        {"sigma_min": 1.0, "sigma_data": 1.0},
+        {1: {"x": 0.4, "m": 0.5, "n0": 0.75}, 3: {"x": 1}},
     ),
     # x/4 + D - D_u/4, and -3 (e_u - r0) with e_u = (x - D_u)/4
     (
