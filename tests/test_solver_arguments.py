@@ -230,6 +230,8 @@ BAD = [
     ("dpm_2", {"space": "flow", "s_churn": 3.0}, "dpm_2: s_churn = 3 in flow space"),
     ("heunpp2", {"s_churn": -1.0}, "heunpp2: s_churn = -1.0; a number from 0 up is accepted"),
     ("dpm_fast", {"nfe": 2.5}, "dpm_fast: nfe = 2.5; a whole number from 1 up is accepted"),
+    ("dpm_fast", {"eta": -1.0}, "dpm_fast: eta = -1.0; a number from 0 up is accepted"),
+    ("dpm_fast", {"s_noise": "x"}, "dpm_fast: s_noise = 'x'; a number from 0 up is accepted"),
     ("dpmpp_2m", {"variant": "bh1"}, "dpmpp_2m: variant = 'bh1'; one of midpoint, heun"),
     ("dpmpp_2m_sde", {"eta": "1"}, "dpmpp_2m_sde: eta = '1'"),
     ("unipc", {"order": 5}, "unipc: order = 5; one of 1, 2, 3, 4"),
@@ -284,8 +286,9 @@ def test_refused_at_alpha_zero():
         SOLVERS["dpmpp_2m"](Flow(), [1.0, 0.5, 0.0], prediction="eps")
     with pytest.raises(ValueError, match="space = 'rho' on a grid that starts at alpha = 0"):
         SOLVERS["heun"](Flow(), [1.0, 0.5, 0.0], prediction="flow", space="rho")
-    with pytest.raises(ValueError, match="eta on Flow = 1.5"):
-        SOLVERS["euler_ancestral"](Flow(), [1.0, 0.5, 0.0], prediction="flow", eta=1.5)
+    for name in ("euler_ancestral", "dpm_fast"):
+        with pytest.raises(ValueError, match=f"{name}: eta on Flow = 1.5"):
+            SOLVERS[name](Flow(), [1.0, 0.5, 0.0], prediction="flow", eta=1.5)
     with pytest.raises(
         ValueError, match="prediction: 'v' given beside a Model that predicts 'flow'"
     ):

@@ -59,6 +59,7 @@ WEAK = [
     ("dpm_2_ancestral", {}, 2),
     ("dpm_2_ancestral", {"eta": 0.6}, 2),
     ("dpmpp_2s_ancestral", {}, 2),
+    ("dpm_fast", {"eta": 0.6}, 2),
     ("dpmpp_sde", {}, 2),
     ("dpmpp_sde", {"eta": 0.6, "r": 0.3}, 2),
     ("dpmpp_sde", {"compat": "k-diffusion"}, 2),
@@ -78,6 +79,7 @@ OWN_ON_FLOW = (
     "euler_ancestral",
     "dpm_2_ancestral",
     "dpmpp_2s_ancestral",
+    "dpm_fast",
     "res_multistep_ancestral",
 )
 RUNS = [

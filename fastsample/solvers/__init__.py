@@ -48,6 +48,7 @@ from ._given import start_index
 from ._multistep import Form, Levels, halved, predicted
 from ._start import index_of, only_one, starts
 from ._tableaux import Tableau
+from .analytic_first_step import analytic_first_step
 from .cfgpp import (
     dpmpp_2m_cfgpp,
     dpmpp_2s_ancestral_cfgpp,
@@ -55,8 +56,6 @@ from .cfgpp import (
     gradient_estimation_cfgpp,
     res_multistep_cfgpp,
 )
-from .analytic_first_step import analytic_first_step
-from .cfgpp import dpmpp_2m_cfgpp, dpmpp_2s_ancestral_cfgpp, euler_cfgpp
 from .ddim import ddim
 from .ddpm import ddpm
 from .deis import deis

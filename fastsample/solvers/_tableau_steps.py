@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._build import Builder
+from ._build import Builder, Lin
+from ._churn import raise_to
+from ._renoise import Level, Step
 from ._stages import between, endless, first_order, of_slopes, stages
 from ._tableau import Tableau, coefficient, exact_on_constants, limit
 
@@ -15,28 +17,32 @@ VARIANTS = ("dpmsolver", "taylor")
 ROUNDING = 1e-12  # of a share of the step that may be 2/3
 
 
-def rows(b: Builder, tableaux: Sequence[Tableau], *, noise: bool = False) -> tuple[list[int], int]:
+def rows(
+    b: Builder,
+    tableaux: Sequence[Tableau],
+    *,
+    noise: bool = False,
+    kappas: Sequence[float] = (),
+    s_noise: float = 1.0,
+) -> tuple[list[int], int]:
     """The rows of every step by the tableau of each; returns their orders and that of the run. In
     data form x0 is taken as a polynomial, in noise form eps: the coefficients are those at z = h.
 
-    A step of infinite h is of first order, in data form from alpha = 0 the limit.
+    A step of infinite h is of first order, in data form from alpha = 0 the limit. kappas, in noise
+    form: step i goes to lambda' + kappas[i], and s_noise times noise leads back up.
     """
-    level = b.half_log_snr
-    at = between(
-        b,
-        {
-            i: [
-                level[i + 1] if c == 1.0 else level[i] + c * (level[i + 1] - level[i])
-                for c in tableaux[i].nodes[1:]
-            ]
-            for i in range(b.n)
-            if not endless(b, i)
-        },
-    )
+    level, kappas = b.half_log_snr, kappas or [0.0] * b.n
+    ends = level[1:] + np.asarray(kappas)
+    finite = [i for i in range(b.n) if not endless(b, i) and math.isfinite(ends[i])]
+    inner = lambda i: [*tableaux[i].nodes[1:], *[1.0] * (kappas[i] > 0.0)]
+    share = lambda i, c: ends[i] if c == 1.0 else level[i] + c * (ends[i] - level[i])
+    at = between(b, {i: [share(i, c) for c in inner(i)] for i in finite})
     unlike = {id(each): each for each in tableaux}
     whole = {key: noise or exact_on_constants(each) for key, each in unlike.items()}
     for i, tableau in enumerate(tableaux):
-        if i not in at:
+        if kappas[i]:
+            _down_and_up(b, i, tableau, at.get(i), kappas[i], s_noise * b.noise(i))
+        elif i not in at:
             if noise or not _limit_step(b, i, tableau):
                 first_order(b, i)
         elif noise:
@@ -45,6 +51,21 @@ def rows(b: Builder, tableaux: Sequence[Tableau], *, noise: bool = False) -> tup
             stages(b, i, at[i], _weights(b, tableau, at[i]), whole[id(tableau)])
     orders = [tableau.order if i in at else 1 for i, tableau in enumerate(tableaux)]
     return orders, _of_run(orders, [orders[i] for i in at])
+
+
+def _down_and_up(
+    b: Builder, i: int, tableau: Tableau, points: list[float] | None, kappa: float, noise: Lin
+) -> None:
+    """Step i in noise form over these points, the last but one of them below its end, and noise;
+    without points, of first order.
+    """
+    if points is None:
+        ends = (Level(b.alpha[j], b.sigma[j], b.half_log_snr[j]) for j in (i, i + 1))
+        b.row(b.t[i], to=b.t[i + 1], x=Step.of(*ends, kappa).over(noise))
+        return
+    *points, end = points
+    stages(b, i, points, _noise_weights(b, tableau, points))
+    raise_to(b, points[-1], end, kappa, noise)
 
 
 def _of_run(orders: Sequence[int], finite: Sequence[int]) -> int:

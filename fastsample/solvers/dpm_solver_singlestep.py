@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ..plan.given import integer
-from ._begin import begin, build, choice
+from ..schedules import Flow
+from ._begin import begin, build, choice, number
 from ._build import Builder
+from ._renoise import Level, falls
 from ._start import solver
 from ._tableau_steps import VARIANTS, dpm_solver, rows, walk
 
@@ -72,6 +74,8 @@ def dpm_fast(
     prediction=None,
     start=None,
     nfe=None,
+    eta=0.0,
+    s_noise=1.0,
     inpaint=False,
     clip=0.0,
     compat="exact",
@@ -79,20 +83,33 @@ def dpm_fast(
     """`dpm_solver_singlestep` of order 3 with its budget: nfe evaluations over nfe//3 + 1 steps.
 
     nfe: None is 3n - 2 for a grid of n steps, whose last is of first order. k-diffusion's
-    sample_dpm_fast with eta = 0 on a grid even in lambda. A step from alpha = 0 or to sigma = 0
-    makes one evaluation whatever its order, so that a plan may have fewer. Lu et al. 2022,
-    arXiv:2206.00927 (DPM-Solver-fast). compat changes nothing here.
+    sample_dpm_fast on a grid even in lambda. A step from alpha = 0 or to sigma = 0 makes one
+    evaluation whatever its order, so that a plan may have fewer. Lu et al. 2022, arXiv:2206.00927
+    (DPM-Solver-fast). compat changes nothing here.
+
+    eta >= 0 (on Flow at most 1): a step goes on to the level of `euler_ancestral`, though never
+    below the grid's end, and s_noise times noise leads back up: none in the last step. An s_noise
+    other than 1 leaves the schedule by design. A step that keeps no noise (a great eta) is of first
+    order with one evaluation.
     """
+    eta, s_noise = number("dpm_fast: eta", eta), number("dpm_fast: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     budget = 3 * len(b.grid) - 5 if nfe is None else nfe
-    orders, reached = _rows(b, _split("dpm_fast", b, 3, budget), "dpmsolver")
-    words = {"nfe": nfe if nfe is None else integer(nfe), "compat": compat}
-    return build(b, "dpm_fast", words, orders, CITE, order=reached)
+    if isinstance(b.schedule, Flow):
+        number("dpm_fast: eta on Flow", eta, 0.0, 1.0)
+    points = Level.on(b)
+    room = [0.0 if p.sigma == 0.0 else points[-1].half_log_snr - p.half_log_snr for p in points]
+    kappas = [*map(min, falls(b, points, eta), room[1:])]
+    words = {"kappas": kappas, "s_noise": s_noise}
+    orders, reached = _rows(b, _split("dpm_fast", b, 3, budget), "dpmsolver", **words)
+    words = {"nfe": nfe if nfe is None else integer(nfe), "eta": eta, "s_noise": s_noise}
+    said = {"order": 1 if eta else reached, "consistent": s_noise == 1.0 or not eta}
+    return build(b, "dpm_fast", words | {"compat": compat}, orders, CITE, **said)
 
 
-def _rows(b: Builder, orders: list[int], variant: str) -> tuple[list[int], int]:
+def _rows(b: Builder, orders: list[int], variant: str, **words) -> tuple[list[int], int]:
     made = {order: dpm_solver(order, variant, *SHARES[order]) for order in {*orders}}
-    return rows(b, [made[order] for order in orders], noise=True)
+    return rows(b, [made[order] for order in orders], noise=True, **words)
 
 
 def _split(name: str, b: Builder, order: int, nfe: int) -> list[int]:

@@ -9,7 +9,7 @@ from fastsample.schedules import EDM, Flow
 from .case import Case
 from .linear import mp
 from .marginals import point
-from .stages import dpm_2, dpm_solver, etdrk4, exponential, heunpp2, lawson4, rk, walk
+from .stages import dpm_2, dpm_fast, dpm_solver, etdrk4, exponential, heunpp2, lawson4, rk, walk
 
 TAYLOR, SHARES = {"variant": "taylor"}, {"r1": 0.25, "r2": 0.8}
 SECOND = {"order": 2} | TAYLOR
@@ -78,6 +78,13 @@ CASES: list = [
     ),
     _walk("dpm_solver_singlestep", {}, 3, noise=True),
     _single("dpm_fast", {}, lambda n: [3] * (n - 1) + [1], noise=True),
+    Case(
+        "dpm_fast",
+        dpm_fast,
+        {"eta": 0.6},
+        {"orders": lambda n: [3] * (n - 1) + [1], "eta": 0.6},
+        lambda schedule, grid: {"stage": "of the plan", "schedule": schedule},
+    ),
     _framed("dpm_2", dpm_2, {}),
     _framed("dpm_2", dpm_2, {"space": "rho", "s_churn": 2.0}, churn=2.0),
     _framed("heunpp2", heunpp2, {}),
@@ -162,6 +169,19 @@ LITERALS: list = [
             1: {"x": 0.5, "m": 0.5},
             2: {"x": 0.5, "m": BACK, "r0": 0.5 - BACK},
             4: {"x": 0.5, "m": 0.5},
+        },
+    ),
+    # down to 2²/4 = 1 as below, and up to 2; the last step stops at the end
+    (
+        "dpm_fast",
+        EDM(),
+        [4, 2, 1],
+        "x0",
+        {"eta": 1.0, "nfe": 3},
+        {
+            1: {"x": 0.5, "m": 0.5},
+            2: {"x": 0.5, "m": 1.5, "r0": -1, "n0": 3**0.5},
+            3: {"x": 0.5, "m": 0.5},
         },
     ),
     # 4 -> 1 by way of 2: x' = x - 3 (x1 - m1)/2 with x = 2 x1 - m

@@ -12,6 +12,7 @@ from itertools import pairwise
 from . import derivations as d
 from . import loops
 from .linear import mp
+from .marginals import Point, level
 
 # (c, a, b)
 CLASSICAL = {
@@ -149,6 +150,31 @@ def dpm_solver(points, x, ask, draw, *, stage, orders, noise=False, variant="dpm
         else:
             share = r or {2: [0.5], 3: [mp.mpf(1) / 3, mp.mpf(2) / 3]}[order]
             x = _dpm_step(order, s, t, x, m, ask, stage, noise, variant, *map(mp.mpf, share))
+    return x
+
+
+def dpm_fast(points, x, ask, draw, *, stage, schedule, orders, eta):
+    """k-diffusion's dpm_solver_fast with eta: a step in noise form to sigma_down, no lower than the
+    end, and noise back up, in sigma/alpha; on Flow with the rectified-flow form's sigma_down.
+    """
+    for order, (s, t) in zip(orders(len(points) - 1), pairwise(points), strict=True):
+        x, m = ask(x, s)
+        if type(schedule).__name__ == "Flow":
+            down = t.sigma * (1 + (t.sigma / s.sigma - 1) * mp.mpf(eta))
+            rho = down / (1 - down)
+        else:
+            gone = t.rho / s.rho
+            rho = mp.sqrt(max(0, t.rho**2 - (mp.mpf(eta) * t.rho) ** 2 * (1 - gone**2)))
+        rho = max(rho, points[-1].rho)
+        if order == 1 or not (s.alpha and rho):
+            x = (t.alpha * rho / s.sigma) * (x - s.alpha * m) + t.alpha * m
+        else:
+            low = Point(None, *level(schedule, -mp.log(rho)))
+            share = {2: [0.5], 3: [mp.mpf(1) / 3, mp.mpf(2) / 3]}[order]
+            x = _dpm_step(order, s, low, x, m, ask, stage, True, "dpmsolver", *map(mp.mpf, share))
+            x = (t.alpha / low.alpha) * x
+        if t.rho > rho:
+            x = x + t.alpha * mp.sqrt(t.rho**2 - rho**2) * draw()
     return x
 
 
