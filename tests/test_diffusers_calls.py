@@ -190,7 +190,7 @@ def bad_calls():
     source = "EulerDiscreteScheduler"
     yield source, (generator,), {}, "s_churn is a Generator"
     yield source, (0.0, 0.0, [generator]), {}, "s_tmax is a Generator"
-    yield source, (), {"s_churn": 3.0}, f"s_churn = 3.0 of {source} is not reproduced; 0.0"
+    yield source, (), {"s_churn": -3.0}, f"s_churn = -3.0 of {source}; a number from 0 up"
     yield "EulerAncestralDiscreteScheduler", (0.0,), {}, "generator is 0.0; a torch.Generator"
     yield "LCMScheduler", (noise,), {}, "generator is a Tensor; a torch.Generator"
     yield "DPMSolverMultistepScheduler", (None, False), {}, "variance_noise is False; a tensor"

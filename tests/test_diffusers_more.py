@@ -8,12 +8,13 @@ import test_diffusers
 import torch
 
 import fastsample
-from tests.oracle.pipelines import loop, start
+from tests.oracle.pipelines import loop, network, start
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 FsScheduler = fastsample.FsScheduler
 SD, KARRAS = test_diffusers.SD, test_diffusers.KARRAS
+V = {"prediction_type": "v_prediction"}
 
 
 def pair(name, compat="diffusers", **config):
@@ -32,11 +33,6 @@ def test_a_seed_of_dpm_solver_sde_draws_the_same_path(config, seed):
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
     drawn = [loop(schedulers[1], x, 6, generator=torch.Generator().manual_seed(1)) for _ in "ab"]
     assert torch.equal(*drawn) and not torch.allclose(drawn[0], ours, rtol=1e-3)
-    schedulers[1].set_timesteps(6)
-    with pytest.raises(
-        ValueError, match="s_noise = 0.5 of DPMSolverSDEScheduler is not reproduced"
-    ):
-        schedulers[1].step(x, schedulers[1].timesteps[0], x, s_noise=0.5)
 
 
 @pytest.mark.parametrize("tau", [None, lambda t: 0.5 if t > 300 else 0.0, lambda t: 1.3])
@@ -52,29 +48,140 @@ def test_tau_of_sa_solver_is_that_of_the_timestep(tau):
         wrong.set_timesteps(4)
 
 
+@pytest.mark.parametrize("config", [{}, V, {"prediction_type": "sample"}])
 @pytest.mark.parametrize("eta", [None, 0.0, 0.7, 1.0])
-def test_eta_of_tcd_is_its_own(eta):
-    """.3 where nobody says one; the second of what step returns there is no x0, and left out."""
+def test_eta_of_tcd_is_its_own(eta, config):
+    """.3 where nobody says one; and what stands before a step's noise, in bfloat16 too."""
     given = {} if eta is None else {"eta": eta}
-    peer, ours = pair("TCD")
+    peer, ours = pair("TCD", **config)
     x, ends = start(2, 3, 4, 4), []
     for scheduler in (peer, ours):
         ends.append(loop(scheduler, x, 5, generator=torch.Generator().manual_seed(3), **given))
     assert torch.allclose(*ends, rtol=1e-4, atol=1e-5)
+    for begin in (0, 2):
+        for scheduler in (peer, ours):
+            scheduler.set_timesteps(5)
+            scheduler.set_begin_index(begin)
+        y = x
+        for t in ours.timesteps[begin:]:
+            f, steps = network(y, t), []
+            for scheduler in (peer, ours):
+                words = {"generator": torch.Generator().manual_seed(3), **given}
+                steps.append(scheduler.step(f, t, y, **words, return_dict=begin > 0))
+            steps = [s.to_tuple() if begin else s for s in steps]
+            assert [len(s) for s in steps] == [2, 2]
+            for theirs, own in zip(*steps, strict=True):
+                assert torch.allclose(theirs, own, rtol=1e-4, atol=1e-5)
+            y = steps[0][0]
     ours.set_timesteps(5)
-    assert len(ours.step(x, ours.timesteps[0], x, return_dict=False)) == 1
+    f, t, words = network(x, ours.timesteps[0]), ours.timesteps[0], {"return_dict": False, **given}
+    rough = ours.step(f.bfloat16(), t, x.bfloat16(), **words)[1]
+    ours.set_timesteps(5)
+    fine = ours.step(f, t, x, **words)[1]
+    assert rough.dtype == torch.bfloat16
+    assert (rough - fine).abs().max() <= 2.0**-7 * (f.abs() + x.abs()).max()
     ours.set_timesteps(5)
     with pytest.raises(ValueError, match="tcd: gamma = 1.5; a number from 0 to 1"):
-        ours.step(x, ours.timesteps[0], x, eta=1.5)
+        ours.step(x, t, x, eta=1.5)
 
 
-def test_the_order_of_lms_is_its_own():
-    _, ours = pair("LMSDiscrete", **SD)
+# what a step is told of its run: (class, its options, arguments of step)
+TOLD = [
+    *(("LMSDiscrete", {}, {"order": k}) for k in (1, 2, 3)),
+    ("LMSDiscrete", KARRAS | V, {"order": 2}),
+    ("EulerDiscrete", {}, {"s_churn": 3.0}),
+    ("EulerDiscrete", V, {"s_churn": 3.0, "s_tmin": 0.5, "s_tmax": 5.0, "s_noise": 1.1}),
+    ("EulerDiscrete", {"prediction_type": "sample"}, {"s_churn": 30.0}),
+    ("EulerDiscrete", KARRAS | {"final_sigmas_type": "sigma_min"}, {"s_churn": 2.0}),
+    ("EDMEuler", {"sigma_data": 0.7}, {"s_churn": 3.0, "s_noise": 0.9}),
+    ("EDMEuler", V, {"s_churn": 2.0, "s_tmin": 1.0}),
+    ("FlowMatchHeunDiscrete", {"shift": 3.0}, {"s_churn": 3.0, "s_tmin": 0.4}),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "given"), TOLD)
+def test_what_a_step_is_told_makes_its_rows(name, config, given):
+    """Beside the class in float64, noise for noise; not what it is without; and nothing else in the
+    middle of a run.
+    """
+    states = []
+    config = config if name.startswith(("EDM", "Flow")) else SD | config
+    with test_diffusers.in_double(name):
+        peer, ours = pair(name, **config)
+        for scheduler, words in ((peer, given), (ours, given), (ours, {})):
+            drawn = {"generator": torch.Generator().manual_seed(3)} if "s_churn" in given else {}
+            x = 9.0 * start(2, 3, 4, 4, dtype=torch.float64)
+            states.append(loop(scheduler, x, 7, **words, **drawn))
+            if drawn:  # as often as the class, for whatever is drawn next
+                states.append(torch.randn(3, generator=drawn["generator"]))
+    ends, draws = (states[::2], states[1::2]) if "s_churn" in given else (states, [])
+    assert (ends[0] - ends[1]).abs().max() <= 1e-12 * ends[0].abs().max()
+    assert not torch.allclose(ends[1], ends[2], rtol=1e-3)
+    assert not draws or torch.equal(*draws[:2])
+    ours.set_timesteps(4)
+    x = ours.step(x, ours.timesteps[0], x, **given).prev_sample
+    with pytest.raises(ValueError, match="the defaults after .* = .*; one value for the whole run"):
+        ours.step(x, ours.timesteps[1], x)
+
+
+@pytest.mark.parametrize("compat", ["diffusers", None])
+def test_noises_of_dpm_solver_sde_are_scaled(compat):
+    pytest.importorskip("torchsde")
+    schedulers = pair("DPMSolverSDE", compat, **SD, noise_sampler_seed=3)
+    x = 14.0 * start(2, 3, 4, 4)
+    if compat:
+        theirs, ours = (loop(s, x, 6, s_noise=0.5) for s in schedulers)
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+    loop(schedulers[1], x, 6, s_noise=0.5)
+    schedulers[1].set_timesteps(6)
+    schedulers[1].step(x, schedulers[1].timesteps[0], x, s_noise=0.5)
+    assert schedulers[1]._loops.get()._run.plan.note["arguments"]["s_noise"] == 0.5
+
+
+def test_churn_of_an_exact_run_is_a_plan():
+    """As the sentence says: noise comes before the model is asked there, at the level it leads
+    to.
+    """
+    _, ours = pair("EulerDiscrete", None, **SD)
+    x = start(1, 2, 4, 4)
+    ours.set_timesteps(6)
+    advice = r"exact run, .*; compat='diffusers', or a plan of solvers.euler\(\.\.\., s_churn=3\)"
+    with pytest.raises(ValueError, match=advice):
+        ours.step(x, ours.timesteps[0], x, s_churn=3.0)
+    table = fastsample.schedules.DiscreteVP.scaled_linear(1000, 0.00085, 0.012)
+    grid = fastsample.grids.leading(table, 6)
+    plan = fastsample.solvers.euler(table, grid, prediction="eps", s_churn=3.0)
+    planned = FsScheduler.from_plan(plan, like=ours)
+    noise = {"generator": torch.Generator().manual_seed(3)}
+    assert torch.isfinite(loop(planned, x * planned.init_noise_sigma, 6, **noise)).all()
+    assert plan.L and float(planned.timesteps[0]) > grid[0] - 1e-6
+
+
+def bad_options():
+    """(source, arguments of step, sentence)"""
+    accepted = "1, 2, 3 or 4 is accepted"
+    for order in (0, 5, 2.5, True):
+        yield (
+            "LMSDiscrete",
+            {"order": order},
+            f"order = {order} of LMSDiscreteScheduler; {accepted}",
+        )
+    up = "a number from 0 up is accepted"
+    yield "EulerDiscrete", {"s_churn": -1.0}, f"s_churn = -1.0 of EulerDiscreteScheduler; {up}"
+    yield "EulerDiscrete", {"s_churn": 1.0, "s_noise": "a"}, f"s_noise = 'a' of Euler.*; {up}"
+    yield "FlowMatchHeunDiscrete", {"s_churn": float("nan")}, f"s_churn = nan of Flow.*; {up}"
+    yield "DPMSolverSDE", {"s_noise": float("inf")}, f"s_noise = inf of DPMSolverSDE.*; {up}"
+    yield "HeunDiscrete", {"order": 2}, "order = 2 of HeunDiscreteScheduler is not reproduced; 4"
+
+
+@pytest.mark.parametrize(("name", "given", "sentence"), list(bad_options()))
+def test_what_no_rows_are_made_of_is_refused(name, given, sentence):
+    _, ours = pair(name)
     ours.set_timesteps(4)
     x = start(1, 4)
-    with pytest.raises(ValueError, match="order = 2 of LMSDiscreteScheduler is not reproduced; 4"):
-        ours.step(x, ours.timesteps[0], x, order=2)
-    assert ours.step(x, ours.timesteps[0], x, 4).prev_sample.shape == x.shape
+    with pytest.raises(ValueError, match=sentence):
+        ours.step(x, ours.timesteps[0], x, **given)
+    assert ours.step_index is None
 
 
 @pytest.mark.parametrize(

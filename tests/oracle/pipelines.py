@@ -16,10 +16,9 @@ def network(x, t):
 def loop(scheduler, x, steps=8, model=network, **given):
     """What a pipeline does with a scheduler."""
     scheduler.set_timesteps(steps)
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for t in scheduler.timesteps:
-        x = scheduler.step(
-            model(scheduler.scale_model_input(x, t), t), t, x, **given, return_dict=False
-        )[0]
+        x = scheduler.step(model(scaled(x, t), t), t, x, **given, return_dict=False)[0]
     return x
 
 

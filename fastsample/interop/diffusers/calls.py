@@ -9,7 +9,6 @@ sigmas.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from numbers import Real
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ...plan.given import bits
 from .lookup import ROUNDING
+from .step_options import CHURN, OPTIONS, Told, told
 
 
 class AsSource:
@@ -169,9 +169,9 @@ def check_step(eta, generator, variance_noise) -> float:
     return float(eta)
 
 
-def check_others(others: dict, source: str) -> None:
-    """What else a class's step takes: at its default, or where it changes nothing; ValueError or
-    TypeError otherwise.
+def check_others(others: dict, source: str) -> Told:
+    """What else a class's step takes: at its default, or where it changes nothing, or what its rows
+    are made with, which is returned (`step_options`); ValueError or TypeError otherwise.
 
     Nothing is changed by the settings of churn without churn, and by churn in FlowMatchEuler, which
     has none. use_clipped_model_output is taken elsewhere.
@@ -182,7 +182,7 @@ def check_others(others: dict, source: str) -> None:
                 f"FsScheduler.step: {name} is not known; eta, generator, variance_noise, "
                 "return_dict and what the source's own step takes are accepted"
             )
-        idle = (name in CHURN and source != "DPMSolverSDEScheduler") or (
+        idle = (name in CHURN and name != "s_churn") or (
             name == "s_churn" and source.startswith("FlowMatchEuler")
         )
         idle |= name == "use_clipped_model_output" and (value is True or value is False)
@@ -191,11 +191,14 @@ def check_others(others: dict, source: str) -> None:
                 f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a "
                 "generator as generator="
             )
+        if name in OPTIONS.get(source, ()):
+            continue
         if value is not None and not idle and value != NEUTRAL[name]:
             raise ValueError(
                 f"FsScheduler.step: {name} = {_words(value)} of {source} is not reproduced; "
                 f"{NEUTRAL[name]} is accepted"
             )
+    return told(source, others)
 
 
 def check_tokens(per_token: Tensor, timestep) -> None:
@@ -219,13 +222,9 @@ def check_tokens(per_token: Tensor, timestep) -> None:
 
 
 # -- inside ----------------------------------------------------------------------------------------
-CHURN = ("s_tmin", "s_tmax", "s_noise")  # what s_churn reads, and nothing else
 NEUTRAL = {
     "use_clipped_model_output": False,
-    "s_churn": 0.0,
-    "s_tmin": 0.0,
-    "s_tmax": math.inf,
-    "s_noise": 1.0,
+    **CHURN,
     "order": 4,  # LMS's
     "pred_original_sample": None,  # EDMEuler's
 }

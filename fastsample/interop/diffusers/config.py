@@ -30,6 +30,7 @@ from .matching import matching
 from .plan import scale_of
 from .pndm import STEP, repeats, with_repeats
 from .sources import PREDICTIONS, UNBOUNDED, find, flow_of, scale
+from .step_options import Told
 from .table import Table
 
 STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
@@ -193,7 +194,7 @@ def is_blind(source: str, config: dict, at: Points) -> bool:
 
 
 def plan(
-    source: str, config: dict, at: Points, *, first: int = 0, eta: float = 0.0, compat: bool = False
+    source: str, config: dict, at: Points, *, first: int = 0, eta: Told = 0.0, compat: bool = False
 ) -> Plan:
     """The plan of a class with this config on these points, from grid point `first` on (the state
     already stands there).

@@ -13,6 +13,7 @@ from ...plan import Plan
 from ...plan.provenance import on_schedule
 from .manners import Manner
 from .plan import init_scale, number
+from .step_options import Told
 
 ROUNDING = 1e-6  # relative: a timestep went through float32
 COARSE = {torch.bfloat16: torch.bfloat16, torch.half: torch.half, np.dtype("float16"): torch.half}
@@ -45,7 +46,7 @@ class Lookup:
     begin: int | None = None
     index: int | None = None
     _noised = False
-    _compile: Callable[[int, float], Plan]
+    _compile: Callable[[int, Told], Plan]
     _apart: Callable[[float], Lookup | None] | None
 
     def _points_of(self, plan: Plan, calls_per_point: int, unit: bool, manner: Manner) -> None:
@@ -86,7 +87,7 @@ class Lookup:
                 "set_begin_index(1) or from an image, or another prediction_type is accepted"
             )
 
-    def begun(self, point: int, eta: float) -> Plan:
+    def begun(self, point: int, eta: Told) -> Plan:
         """The plan from a point of the grid on."""
         self.check_seen(point)
         return self.plan if not point and eta == 0.0 else self._compile(point, eta)

@@ -37,13 +37,15 @@ from .lookup import Lookup
 from .manners import PLAIN, Manner
 from .moments import Moments, terms
 from .plan import bare, number
+from .step_options import Told, another
 
 
 class Loop(Lookup):
     """One run through a plan, or through the plan from a later grid point on.
 
-    plan: from the first point; compile(point, eta): from another, or with DDIM's eta. whole: int64
-    timesteps, else float32. calls_per_point: 2 for Heun, whose first point has 1.
+    plan: from the first point; compile(point, eta): from another, or with what steps are told
+    (`step_options`). whole: int64 timesteps, else float32. calls_per_point: 2 for Heun, whose first
+    point has 1.
     compat: the points are diffusers' own; sigmas: as it says them. unit: the pipeline begins with
     unit noise, and without compat init_scale is for the first step to multiply it by (flow
     pipelines know no init_noise_sigma). manner: what the source does beside the plan; apart(t): the
@@ -65,7 +67,7 @@ class Loop(Lookup):
     def __init__(
         self,
         plan: Plan,
-        compile: Callable[[int, float], Plan],
+        compile: Callable[[int, Told], Plan],
         whole: bool,
         *,
         calls_per_point: int = 1,
@@ -126,7 +128,7 @@ class Loop(Lookup):
         model_output: Tensor,
         timestep,
         sample: Tensor,
-        eta: float,
+        eta: Told,
         noise: Callable[..., Tensor],
         generator,
         variance_noise: Tensor | None,
@@ -188,7 +190,7 @@ class Loop(Lookup):
             selected(self, index)
 
     # -- inside ------------------------------------------------------------------------------------
-    def _again(self, f: Tensor, sample: Tensor, eta: float, x: Tensor) -> bool:
+    def _again(self, f: Tensor, sample: Tensor, eta: Told, x: Tensor) -> bool:
         """A first step into x on the run that a loop like this one left, where the plan draws
         nothing and the sample is the state itself; else False, nothing done.
         """
@@ -216,7 +218,7 @@ class Loop(Lookup):
         return True
 
     def _step(
-        self, model_output: Tensor, timestep, sample: Tensor, eta: float, draw: Callable[[], Tensor]
+        self, model_output: Tensor, timestep, sample: Tensor, eta: Told, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """The step with every check, and its sentence."""
         at = self._checked(model_output, timestep, sample)
@@ -230,10 +232,7 @@ class Loop(Lookup):
         if first:
             self._start(model_output, sample, begun.detach(), at, eta)
         elif eta != self._eta:
-            raise ValueError(
-                f"FsScheduler.step: eta = {eta} after {self._eta}; one value for the whole run "
-                "is accepted"
-            )
+            raise another(eta, self._eta)
         given = model_output.requires_grad or sample.requires_grad
         if given and torch.is_grad_enabled() and not isinstance(self._run, Traced):
             self._run, self._key = Traced(self._run), None
@@ -309,7 +308,7 @@ class Loop(Lookup):
             self._returned, self._version = weakref.ref(x), x._version
         return x, x0
 
-    def _start(self, model_output: Tensor, sample: Tensor, x: Tensor, at: int, eta: float) -> None:
+    def _start(self, model_output: Tensor, sample: Tensor, x: Tensor, at: int, eta: Told) -> None:
         """A run from step `at` on, at the state x that the sample stands for."""
         point = (at + self._per_point - 1) // self._per_point
         plan = self.begun(point, eta)
@@ -345,7 +344,7 @@ class Loop(Lookup):
         both = torch.promote_types(model_output.dtype, sample.dtype)
         return model_output.dtype if self._result == "output" else both
 
-    def _draws_nothing(self, plan: Plan, eta: float) -> bool:
+    def _draws_nothing(self, plan: Plan, eta: Told) -> bool:
         """Is there no step that draws, not even one whose noise is multiplied by 0?"""
         owed = self._draws_at
         return not plan.L and (owed is None or not any(owed(t, eta) for t in self._labels))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ... import solvers
+from . import churned
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .grids import Points
 from .multistep import deis, lms
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms
 from .sa import sa, strengths
-from .sources import VARIANCES, scale
+from .sources import VARIANCES, find, scale
+from .step_options import CHURNED, Told, options
 from .steps import consistency, heun, posterior, strided
 from .table import Table, along
 from .unipc import unipc
@@ -19,9 +21,12 @@ from .unipc import unipc
 FULL_ORDER_FROM = 15
 
 
-def maker(name: str, config: dict, at: Points, first: int, eta: float, compat: bool):
+def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bool):
     """(maker, its arguments) of a class; first counts in the whole run `at`."""
+    told = options(eta)
     steps, still = len(at.labels), bool((np.diff(at.grid[first:]) == 0.0).any())
+    if told and name in CHURNED:
+        return _churned(name, config, at, told, compat)
     if isinstance(at.schedule, Table):
         return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
     if name == "PNDMScheduler":
@@ -44,7 +49,7 @@ def maker(name: str, config: dict, at: Points, first: int, eta: float, compat: b
     if name == "UniPCMultistepScheduler":
         return _unipc(config, first, compat)
     if name == "DPMSolverSDEScheduler":
-        return solvers.dpmpp_sde, {"compat": "diffusers" if compat else "exact"}
+        return solvers.dpmpp_sde, {"compat": "diffusers" if compat else "exact", **told}
     if name.startswith(("DPMSolver", "EDMDPM")):
         return _dpm(name, config, at, first, compat)
     if name == "DEISMultistepScheduler":
@@ -55,7 +60,7 @@ def maker(name: str, config: dict, at: Points, first: int, eta: float, compat: b
         return _sa(config, at, first, compat)
     if name == "LMSDiscreteScheduler":
         exact = not (still or (compat and first))
-        return (solvers.lms, {}) if exact else (lms, {"run": at.grid, "first": first})
+        return (solvers.lms, told) if exact else (lms, {"run": at.grid, "first": first, **told})
     if name.endswith("HeunDiscreteScheduler"):
         return heun if still else solvers.heun, {}
     if name == "KDPM2DiscreteScheduler":
@@ -69,6 +74,25 @@ def maker(name: str, config: dict, at: Points, first: int, eta: float, compat: b
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _churned(name: str, config: dict, at: Points, told: dict, compat: bool):
+    ours = "heun" if "Heun" in name else "euler"
+    if not compat:
+        raise ValueError(
+            f"FsScheduler.step: s_churn = {told['s_churn']:g} of an exact run, whose noise comes "
+            f"before the model is asked; compat='diffusers', or a plan of solvers.{ours}(..., "
+            f"s_churn={told['s_churn']:g}) by from_plan, is accepted"
+        )
+    if config.get("clip_sample") or config.get("thresholding") or isinstance(at.schedule, Table):
+        raise ValueError(
+            f"FsScheduler.step: s_churn = {told['s_churn']:g} where predictions are bounded or "
+            "levels rise; 0 is accepted"
+        )
+    words = {"calls": find(name).calls * len(at.labels) - (find(name).calls - 1), **told}
+    if ours == "heun":
+        return churned.flow_heun, words
+    return churned.euler, words | {"own": name == "EulerDiscreteScheduler"}
+
+
 def _pndm(config: dict, at: Points, first: int, compat: bool):
     skip, size, calls = config["skip_prk_steps"], config["num_train_timesteps"], len(at.labels)
     maker = plms if skip else runge_kutta_plms

@@ -24,8 +24,8 @@ def deis(model: Model, grid, *, order: int, lower_order_final: bool, clip: float
     return b.build("deis of diffusers", citations=cite, **words)
 
 
-def lms(model: Model, grid, *, run, first: int, clip: float = 0.0) -> Plan:
-    """`solvers.lms` of fourth order from point `first` of the whole run [n+1] on, the weights of
+def lms(model: Model, grid, *, run, first: int, order: int = LMS_ORDER, clip: float = 0.0) -> Plan:
+    """`solvers.lms` from point `first` of the whole run [n+1] on, the weights of
     whose steps are those of the whole run: of outputs that were asked before this run began there
     are none, and their weights are left out. A step of length 0 changes nothing. Butcher 2016,
     ch. 24.
@@ -36,9 +36,7 @@ def lms(model: Model, grid, *, run, first: int, clip: float = 0.0) -> Plan:
         x, newest = X, carried(at, form, i)
         if at.half_log_snr[i] != at.half_log_snr[i + 1]:
             level = at.half_log_snr
-            older = [
-                j for j in range(i - 1, i - LMS_ORDER, -1) if j >= 0 and level[j] != level[j + 1]
-            ]
+            older = [j for j in range(i - 1, i - order, -1) if j >= 0 and level[j] != level[j + 1]]
             total = integrals(at, form, i, len(older) + 1)
             w = lagrange([place(at, form, i, j) for j in older], total)
             x = (at.alpha[i + 1] / at.alpha[i]) * X + (total[0] - sum(w)) * newest
@@ -50,8 +48,8 @@ def lms(model: Model, grid, *, run, first: int, clip: float = 0.0) -> Plan:
     return b.build(
         "lms of diffusers",
         consistent=first == 0,
-        order=2 if first == 0 and whole.n > 1 else 1,
-        orders=[min(LMS_ORDER, i + 1) if first == 0 else 1 for i in range(b.n)],
+        order=min(order, 2) if first == 0 and whole.n > 1 else 1,
+        orders=[min(order, i + 1) if first == 0 else 1 for i in range(b.n)],
         citations=[
             "Butcher 2016, Numerical Methods for Ordinary Differential Equations, ch. 24, "
             "doi:10.1002/9781119121534"

@@ -14,7 +14,8 @@ from .moments import Moments, unrounded
 @dataclass(init=False)
 class FsSchedulerOutput(BaseOutput):
     """prev_sample [B,*]: the sample at the next timestep; pred_original_sample [B,*]: the data
-    predicted here, if the source gives it.
+    predicted here, if the source gives it; pred_noised_sample [B,*]: TCD's, at the lower level from
+    which noise was added.
 
     mean [B,*], std [B], log_prob [B]: of the normal distribution that prev_sample was drawn from,
     formed when they are read, so before prev_sample is written to. log_prob is summed over a
@@ -25,12 +26,14 @@ class FsSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
+    pred_noised_sample: Tensor | None = None
 
     def __init__(
         self,
         prev_sample: Tensor,
         pred_original_sample: Tensor | None = None,
         moments: Moments | None = None,
+        pred_noised_sample: Tensor | None = None,
     ):
         """Fills what BaseOutput's own would find out by walking over the fields."""
         words, put = self.__dict__, OrderedDict.__setitem__
@@ -38,6 +41,9 @@ class FsSchedulerOutput(BaseOutput):
         put(self, "prev_sample", prev_sample)
         if pred_original_sample is not None:
             put(self, "pred_original_sample", pred_original_sample)
+        if pred_noised_sample is not None:
+            words["pred_noised_sample"] = pred_noised_sample
+            put(self, "pred_noised_sample", pred_noised_sample)
         if moments is not None:
             words["_moments"] = moments
 

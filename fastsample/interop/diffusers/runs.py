@@ -23,6 +23,7 @@ from .manners import PLAIN, manner
 from .peer import made, set_peer, twin, words
 from .plan import check_length, from_point, is_whole
 from .sources import find
+from .step_options import Told
 
 KEPT = 16  # loops, and compiled plans, that schedulers of one config remember
 SHARED = 32  # configs of which they do
@@ -220,7 +221,7 @@ class Runs:
             _keep(self._loops, key, loop)
         return loop
 
-    def _compile(self, asked: tuple, points: Points, compat: bool, first: int, eta: float) -> Plan:
+    def _compile(self, asked: tuple, points: Points, compat: bool, first: int, eta: Told) -> Plan:
         """The plan from grid point `first` on, remembered."""
         key = (asked, compat, first, eta)
         plan = self._compiled.get(key)

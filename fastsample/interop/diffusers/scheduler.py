@@ -36,6 +36,7 @@ from .loop import Loop
 from .loops import Loops, too_early
 from .manners import with_clipped, with_learned
 from .moving import arguments, beside, closest
+from .noised import jumped
 from .noising import Noising
 from .options import defaults, own_config
 from .output import FsSchedulerOutput
@@ -230,12 +231,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         asked = (steps, *lists, mu, original, tuple(others.items()))
         compat = self.config.compat is not None
         with beneath():
-            made = self._runs.kept(asked, compat) or self._runs.made(
-                asked,
-                compat,
-                self._auto,
-                **self._about(),
-            )
+            made = self._runs.kept(asked, compat)
+            made = made or self._runs.made(asked, compat, self._auto, **self._about())
             loop = made.fresh(device)
         loop.asked = asked
         self._owned().set(loop)
@@ -262,10 +259,10 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
     ) -> FsSchedulerOutput | tuple:
         """One step: [B,*] in, [B,*] out in the sample's dtype.
 
-        timestep: the next of `timesteps`. variance_noise: in place of a draw. others: of a source's
-        own arguments, those that would change the step are refused. per_token_timesteps: see
-        `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model output
-        then has the other sign, as in diffusers.
+        timestep: the next of `timesteps`. variance_noise: in place of a draw. others: what
+        else the source's own takes (`step_options`), or that changes nothing. per_token_timesteps:
+        see `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model
+        output then has the other sign, as in diffusers.
 
         Where sample or model_output requires grad, this step and the rest of the run are made of
         torch operators, and gradients pass through them and the history. The output says what a
@@ -277,8 +274,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             eta = self._eta or 0.0
         if eta.__class__ is not float or generator is not None or variance_noise is not None:
             eta = check_step(eta, generator, variance_noise)
+        options = 0.0
         if others:
-            check_others(others, self.config.source)
+            options = check_others(others, self.config.source)
             told = model_output, timestep, sample
             model_output = with_clipped(others, loop, self._settings, *told)
         noise = self._noise
@@ -290,13 +288,13 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
                 return FsSchedulerOutput(sample, None, moments) if return_dict else (sample,)
             noise = self._drawing(loop, model_output, timestep, sample)
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
-        eta = 0.0 if self._eta is None else eta
-        sample, data = loop.step(
-            model_output, timestep, sample, eta, noise, generator, variance_noise
-        )
+        eta = options if self._eta is None else eta
+        x, data = loop.step(model_output, timestep, sample, eta, noise, generator, variance_noise)
+        lower = jumped(loop, eta, model_output, sample) if self._jumps else None
         if return_dict:
-            return FsSchedulerOutput(sample, data, loop.moments)
-        return (sample,) if data is None else (sample, data)
+            return FsSchedulerOutput(x, data, loop.moments, lower)
+        data = lower if data is None else data
+        return (x,) if data is None else (x, data)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -341,6 +339,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._eta = None if plan else ETA.get(source)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
+        self._jumps = source == "TCDScheduler" and plan is None
         self._paths = plan is None and source == "DPMSolverSDEScheduler"
         shift = getattr(self.__dict__.get("_runs"), "shift", None)
         self._runs = runs_of(self._source, self._settings, plan, shift)
