@@ -89,6 +89,7 @@ CASES = [
     ("SASolver", {}),
     ("SASolver", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}),
     ("SASolver", {"predictor_order": 3, "corrector_order": 4}),
+    ("SASolver", {"predictor_order": 2, "corrector_order": 1}),
     ("TCD", {}),
     ("TCD", {"prediction_type": "v_prediction"}),
     ("EDMEuler", {}),
@@ -125,6 +126,7 @@ PEERS_OWN = [
     ("DEISMultistep", {"solver_order": 3} | FULL | KARRAS),
     ("DEISMultistep", {"solver_order": 3} | FLOW),
     ("SASolver", {"algorithm_type": "noise_prediction"}),
+    ("SASolver", {"algorithm_type": "noise_prediction", "corrector_order": 1}),
     ("SASolver", {"algorithm_type": "noise_prediction", "predictor_order": 3} | KARRAS),
     ("SASolver", {"predictor_order": 4, "corrector_order": 3} | FULL | FLOW),
 ]

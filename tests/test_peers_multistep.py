@@ -58,7 +58,7 @@ def test_equals_diffusers_lms(prediction):
     discrete(peer, "lms", prediction, scaled=True)
 
 
-@pytest.mark.parametrize("p, c", [(1, 2), (2, 2), (3, 4)])
+@pytest.mark.parametrize("p, c", [(1, 2), (2, 1), (2, 2), (3, 4)])
 @pytest.mark.parametrize("tau", [0.0, 1.0])
 def test_equals_diffusers_sa_solver(p, c, tau):
     peer = scheduler(

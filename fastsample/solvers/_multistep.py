@@ -172,10 +172,12 @@ def corrected(
 ) -> Lin:
     """x at point i from the corrected x of the point before, R("anchor"): over the outputs of
     points i - 1, i - 2, ..., `order` of them at most, and of point i itself. noise: the one that
-    the step there drew.
+    the step there drew. order 0: of point i alone, the implicit step of first order.
     """
     last = i - 1
     newest, own = R(f"m{last}"), carried(at, form, i)
+    if not order:
+        return first(at, form, last, BASE, own, noise)
     x = first(at, form, last, BASE, newest, noise)
     seen = history(at, form, last, order)
     places = [1.0, *(place(at, form, last, j) for j in seen[1:])]

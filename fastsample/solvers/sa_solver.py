@@ -35,7 +35,7 @@ def sa_solver(
 
     The w_k integrate the polynomial in lambda through the last predictor_order (1..4) outputs
     against (1 + tau²) e^{-(1 + tau²)(lambda' - l)}. Corrector, one point later: the same from the
-    corrected x_c of the point before, through corrector_order (2..5; 0: none) outputs, the new one
+    corrected x_c of the point before, through corrector_order (1..5; 0: none) outputs, the new one
     among them, with the noise that the predictor drew.
 
     tau >= 0 is the strength of the noise (0: the ODE) in steps that start between = (low, high),
@@ -48,7 +48,7 @@ def sa_solver(
     compat="diffusers": alpha' (1 + tau²) h/2 for the one difference of a second-order step.
     """
     p = choice("sa_solver: predictor_order", predictor_order, (1, 2, 3, 4))
-    c = choice("sa_solver: corrector_order", corrector_order, (0, 2, 3, 4, 5))
+    c = choice("sa_solver: corrector_order", corrector_order, (0, 1, 2, 3, 4, 5))
     tau, s_noise = number("sa_solver: tau", tau), number("sa_solver: s_noise", s_noise)
     asks, levels = _asks(evaluations, c), _between(between)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
@@ -60,7 +60,7 @@ def sa_solver(
     words |= {"lower_order_final": low, "compat": compat}
     cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
     noisy = any(form.eta for form in forms)
-    order = 1 if noisy else min(max(p, c), 3 if c else 2)
+    order = 1 if noisy or c == 1 else min(max(p, c), 3 if c else 2)
     consistent = s_noise == 1.0 or not noisy
     return build(b, "sa_solver", words, orders, cite, order=order, consistent=consistent)
 
@@ -112,10 +112,8 @@ def _rows(
 
 
 def correction(at: Levels, form: Form, i: int, order: int, weigh: Weigh | None, noise: Lin) -> Lin:
-    """x at point i, corrected; as it is where the published weight is infinite, and where a lowered
-    order leaves no difference.
-    """
-    if order < 2 or (weigh is not None and at.alpha[i - 1] == 0.0):
+    """x at point i, corrected; as it is where the published weight is infinite."""
+    if order > 1 and weigh is not None and at.alpha[i - 1] == 0.0:
         return X
     if at.alpha[i - 1] == 0.0 and form.eta:  # nothing is left of x there: alpha m_0 + sigma n
         return X + at.alpha[i] * (M - R(f"m{i - 1}"))

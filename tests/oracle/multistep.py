@@ -275,6 +275,7 @@ CASES: list = [
         {"p": 3, "c": 4, "between": (0.2, 3.0), "twice": True},
     ),
     Case("sa_solver", sa_solver, {"corrector_order": 0, "tau": 0.7}, {"c": 0, "tau": 0.7}),
+    Case("sa_solver", sa_solver, {"corrector_order": 1, "tau": 0.7}, {"c": 1, "tau": 0.7}),
     Case("sa_solver", sa_solver, {"compat": "diffusers"}, {"simple": True}),
     _case("gradient_estimation", {}, **SLOPE, order=2, change=gradient(2)),
     _case("gradient_estimation_cfgpp", {}, **SLOPE, order=2, change=gradient(2)),

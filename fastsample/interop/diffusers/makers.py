@@ -75,20 +75,22 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
 
 # -- inside ----------------------------------------------------------------------------------------
 def _churned(name: str, config: dict, at: Points, told: dict, compat: bool):
-    ours = "heun" if "Heun" in name else "euler"
+    churn, flow = told["s_churn"], "Heun" in name
     if not compat:
+        solver = "heun(..., space='rho'," if flow else "euler(...,"
+        below = " from below sigma = 1" if flow else ""
         raise ValueError(
-            f"FsScheduler.step: s_churn = {told['s_churn']:g} of an exact run, whose noise comes "
-            f"before the model is asked; compat='diffusers', or a plan of solvers.{ours}(..., "
-            f"s_churn={told['s_churn']:g}) by from_plan, is accepted"
+            f"FsScheduler.step: s_churn = {churn:g} of an exact run, whose noise comes before the "
+            f"model is asked; compat='diffusers', or a plan of solvers.{solver} s_churn={churn:g})"
+            f"{below} by from_plan, is accepted"
         )
     if config.get("clip_sample") or config.get("thresholding") or isinstance(at.schedule, Table):
         raise ValueError(
-            f"FsScheduler.step: s_churn = {told['s_churn']:g} where predictions are bounded or "
+            f"FsScheduler.step: s_churn = {churn:g} where predictions are bounded or "
             "levels rise; 0 is accepted"
         )
     words = {"calls": find(name).calls * len(at.labels) - (find(name).calls - 1), **told}
-    if ours == "heun":
+    if flow:
         return churned.flow_heun, words
     return churned.euler, words | {"own": name == "EulerDiscreteScheduler"}
 

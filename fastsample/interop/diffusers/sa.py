@@ -59,7 +59,8 @@ def sa(
         b.row(b.t[i], to=b.t[i + 1], x=x, **words)
     cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
     words = {"anchored": anchored, "orders": orders, "citations": [cite]}
-    words["order"] = 1 if any(taus) else min(max(predictor_order, corrector_order), 3)
+    poor = any(taus) or corrector_order == 1
+    words["order"] = 1 if poor else min(max(predictor_order, corrector_order), 3)
     # exact outputs give the SDE in noise form another variance than its level has
     sound = not (noise and any(taus))
     return b.build("sa_solver of diffusers", consistent=sound, **words)

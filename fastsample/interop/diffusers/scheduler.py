@@ -259,10 +259,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
     ) -> FsSchedulerOutput | tuple:
         """One step: [B,*] in, [B,*] out in the sample's dtype.
 
-        timestep: the next of `timesteps`. variance_noise: in place of a draw. others: what
-        else the source's own takes (`step_options`), or that changes nothing. per_token_timesteps:
-        see `tokens`, and all at the timestep where the source is not FlowMatchEuler; the model
-        output then has the other sign, as in diffusers.
+        timestep: the next of `timesteps`. variance_noise: in place of a draw. others: what else the
+        source's own takes (`step_options`), or that changes nothing. per_token_timesteps: see
+        `tokens`, with the other sign of the output; not FlowMatchEuler's, all at the timestep.
 
         Where sample or model_output requires grad, this step and the rest of the run are made of
         torch operators, and gradients pass through them and the history. The output says what a
@@ -280,7 +279,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             told = model_output, timestep, sample
             model_output = with_clipped(others, loop, self._settings, *told)
         noise = self._noise
-        if self._learned or self._negative or self._paths or per_token_timesteps is not None:
+        if self._altered or per_token_timesteps is not None:
             if per_token_timesteps is not None and self.config.source == MATCH:
                 draw = partial(self._noise, model_output, generator, variance_noise)
                 words = model_output, timestep, sample, per_token_timesteps, draw
@@ -341,6 +340,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._jumps = source == "TCDScheduler" and plan is None
         self._paths = plan is None and source == "DPMSolverSDEScheduler"
+        self._altered = self._learned or self._negative or self._paths
         shift = getattr(self.__dict__.get("_runs"), "shift", None)
         self._runs = runs_of(self._source, self._settings, plan, shift)
         self._seen, self._said = seen, told

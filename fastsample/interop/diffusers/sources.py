@@ -185,7 +185,7 @@ SOURCES = {
         Family(extra=True, flow="dpm", kept=True),
         {
             "predictor_order": (1, 2, 3, 4),
-            "corrector_order": (2, 3, 4),
+            "corrector_order": (1, 2, 3, 4),
             "algorithm_type": ("data_prediction", "noise_prediction"),
         },
         _WITH_FLOW,
