@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .interop.diffusers import FsScheduler
     from .model import Model
     from .plan import Plan, PlanError
+    from .runtime.brownian import brownian
     from .runtime.conditions import shared
     from .runtime.engine import Engine
     from .runtime.queue import DeadlineExceeded, EngineFull
@@ -52,6 +53,7 @@ _NAMES = {
     # not ours: diffusers asks the module of a pipeline's part for the part's base class
     "SchedulerMixin": "interop.diffusers",
     "Select": "runtime.select",
+    "brownian": "runtime.brownian",
     "shared": "runtime.conditions",
     "window": "runtime.window",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "Run",
     "Sampler",
     "Select",
+    "brownian",
     "grids",
     "guidance",
     "interop",

@@ -40,6 +40,7 @@ CONFINED = {
     "triton": r"kernels/(.+/)?[a-z_]*triton[a-z_]*\.py|kernels/triton/.+\.py",
     "diffusers": r"interop/diffusers/.+\.py",
     "matplotlib": r"report/pictures\.py",
+    "torchsde": r"runtime/brownian\.py",
     "torch": r"(kernels|runtime|optimize|models|interop)/.+\.py"
     r"|(trajectories|metrics|report/doctor|search_command|cli)\.py",
 }

@@ -16,6 +16,7 @@ import numpy as np
 from ..model import to_kind
 from ..plan import Plan
 from ..plan.given import within
+from ..plan.steps import begins, spans, unasked
 from ..runtime import arguments
 from ..runtime.spares import Spares
 from ..schedules import from_json
@@ -29,7 +30,8 @@ class Denoised(NamedTuple):
     """A plan for a denoiser, and what a run of it needs besides: u of every row [R] and the
     denoiser's sigma there, the rows at which a step begins, numbered, sigma of the grid before
     churn, weights and ids of the churn of row 0, u where x comes in, what unit noise is scaled by
-    there (0 for an image) and the data beside it, does any row draw noise, idle runs.
+    there (0 for an image) and the data beside it, does any row draw noise, the rows between which
+    each noise is added, idle runs.
     """
 
     plan: Plan
@@ -42,6 +44,7 @@ class Denoised(NamedTuple):
     scale: float
     data: float
     draws: bool
+    over: dict[int, tuple[int, int]]
     spares: Spares
 
 
@@ -107,13 +110,14 @@ def _made(plan: Plan, unit: Callable) -> Denoised:
         own,
         units.tolist(),
         _levels(plan, unit),
-        {row: i for i, row in enumerate(_starts(plan), _unasked(plan))},
+        {row: i for i, row in enumerate(begins(plan), unasked(plan))},
         _before_churn(plan, unit),
         churn,
         entry,
         plan.init_scale / entry if plan.sigma[0] else 0.0,
         max(1.0, spread) * float(plan.alpha[1]) / entry,
         bool(arguments.drawn_from(own, 0, masked=False)),
+        spans(own),
         Spares(),
     )
 
@@ -155,21 +159,6 @@ def _units(plan: Plan, unit: Callable) -> np.ndarray:
 def _levels(plan: Plan, unit: Callable) -> np.ndarray:
     """The denoiser's sigma where each row begins [R]; row 0 as row 1."""
     return np.append(plan.sigma[1], plan.sigma[1:]) / _units(plan, unit)
-
-
-def _starts(plan: Plan) -> list[int]:
-    """Rows at which a step begins: every call, or with stages in between those that read nothing
-    older.
-    """
-    calls = np.flatnonzero(plan.call >= 0).tolist()
-    steps = len(plan.note["times"]) - 1 if "times" in plan.note else len(calls)
-    steps -= _unasked(plan)
-    return calls if len(calls) == steps else [i for i in calls if i in plan.entries]
-
-
-def _unasked(plan: Plan) -> int:
-    """Steps before the first call: 1 after `analytic_first_step`."""
-    return int(plan.call[1] < 0)
 
 
 def _before_churn(plan: Plan, unit: Callable) -> np.ndarray | None:

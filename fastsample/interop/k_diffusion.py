@@ -68,8 +68,8 @@ def k_sample(
     image, of any size. The state is float32, float64 for a float64 x.
     callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat,
     denoised; its tensors are its to keep. disable: tqdm's. noise_sampler(sigma, sigma_next) ->
-    [B,*]: the noises of a stochastic plan, in its order; by default torch.randn_like(x)
-    (k-diffusion's SDE samplers default to a Brownian tree: pass one for their paths).
+    [B,*]: the noises of a stochastic plan, in its order, each over its part of a step; by default
+    torch.randn_like(x) (k-diffusion's SDE samplers default to a Brownian tree, which is accepted).
     check: "end": x is looked at before the run and the state after it; None: neither.
     seed, stage: the noises are those of a Run instead (`fastsample.runtime.sources`); a stage not
     given is 1 for an image and on a grid that begins below the schedule's noise end, else 0.
@@ -228,13 +228,13 @@ def _first(own: Denoised, x: Tensor, draw: Callable | None) -> Tensor:
 def _sampler(
     own: Denoised, noise_sampler: Callable | None, x: Tensor
 ) -> Callable[[int, int], Tensor]:
-    """(row, id) -> noise; a row's noise goes from its own level to the next row's."""
+    """(row, id) -> noise; asked with the levels of the part of a step that it is added over."""
     draws = Draws(own.plan)
 
-    def new(row: int) -> Tensor:
+    def new(row: int, name: int) -> Tensor:
         if noise_sampler is None:
             return torch.randn_like(x)
-        levels = own.levels[row : row + 2].tolist()
+        levels = own.levels[[*own.over.get(name, (row, row + 1))]].tolist()
         levels = torch.tensor(levels, dtype=arguments.state_dtype(x), device=x.device)
         noise = noise_sampler(*levels)
         if not isinstance(noise, Tensor) or noise.shape != x.shape or not noise.is_floating_point():
@@ -244,7 +244,7 @@ def _sampler(
             )
         return noise
 
-    return lambda row, name: draws(name, lambda: new(row))
+    return lambda row, name: draws(name, lambda: new(row, name))
 
 
 def _source(own: Denoised, noise_sampler, seed, stage, x: Tensor) -> Callable | None:

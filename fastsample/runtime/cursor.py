@@ -187,8 +187,8 @@ class Cursor:
         here = self._here and own.batch > 0
         self._words = memoryview(own.status.numpy()).cast("B") if here else None
         self._zeros, self._offsets = bytes(4 * own.batch), np.arange(own.batch)
-        if self._window is not None:
-            self._offsets = np.array(self._window.samples, np.int64)
+        if self._samples is not None:
+            self._offsets = np.array(self._samples, np.int64)
         self._low, self._high = arguments.usual(own.x.numel())
         self._energy = arguments.sum_of_squares if native.MISSING or not here else native.energy
         self._late = None  # a seed that no row draws from, until somebody asks for it

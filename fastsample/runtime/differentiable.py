@@ -17,7 +17,7 @@ from ..kernels import normal, transforms
 from ..kernels.reference import step as definition
 from ..plan import Plan
 from . import arguments, inpainting, outputs, pool, sources, unused
-from .window import parted
+from .window import Brownian, parted
 
 
 def run(
@@ -73,7 +73,9 @@ def _noise(plan, words, first, given, size, state, device, gradients) -> tuple[T
     """The start [B,*] in the state dtype, and row -> its L draws, scaled."""
     masked, noise, batch = words["mask"] is not None, words["noise"], size[0]
     scale = arguments.noise_scales(words["noise_scale"], batch, state, device, gradients)
-    window, source = parted(words["noise_source"], size)
+    window, source = parted(words["noise_source"], size, plan)
+    path = window if isinstance(window, Brownian) else None
+    window = None if path else window
     whole, samples = (size[1:], None) if window is None else (window.whole, window.samples)
     theirs = sources.draws(source, plan, size, state, device, masked, noise, gradients)
     still = sources.silent(words["noise_scale"])
@@ -83,6 +85,13 @@ def _noise(plan, words, first, given, size, state, device, gradients) -> tuple[T
     seed = sources.seeds(words["seed"], batch, device, needed, samples).view(batch)
 
     def unit(k: int) -> Tensor:
+        if path:
+            if (name := transforms.active(seed)) is not None:
+                raise RuntimeError(
+                    "Sampler: noise_source is a Brownian path, which goes by seeds that are read, "
+                    f"under {name}; noise_source= as tensors is accepted there"
+                )
+            return path.noise(seed, stage, k, torch.empty(size, dtype=state, device=device))
         elements, at = math.prod(whole), 0 if stage is None else stage
         n = normal(seed, torch.full_like(seed, k), elements, at)
         return (n.view(size) if window is None else window.cut(n)).to(state)

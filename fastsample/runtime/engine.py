@@ -27,7 +27,7 @@ from .select import ALIKE, chosen
 from .stack import Stack
 from .tick import Tick
 from .ticket import Ticket
-from .window import Window, parted
+from .window import Brownian, Window, parted
 
 
 class Engine:
@@ -129,13 +129,13 @@ class Engine:
         guidance=None,
         mask: Tensor | None = None,
         known: Tensor | None = None,
-        noise_source: Window | None = None,
+        noise_source: Window | Brownian | None = None,
     ) -> Ticket:
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
         [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
         the noise is drawn from the seed; noise_source: in the `fastsample.window` that the sample
-        is. Its first row runs in the next tick. Raises ValueError, TypeError or RuntimeError, one
-        sentence, and is then as if not called.
+        is, or along `fastsample.brownian()`. Its first row runs in the next tick. Raises
+        ValueError, TypeError or RuntimeError, one sentence, and is then as if not called.
         """
         where, masked = "Engine.submit", mask is not None
         with self._alone(where), arguments.named(where):
@@ -238,7 +238,7 @@ class Engine:
 
     def _given(
         self, plan: Plan, masked: bool, noise, latent, start, seed, source
-    ) -> tuple[int, Tensor | None, Window | None, Tensor]:
+    ) -> tuple[int, Tensor | None, Window | Brownian | None, Tensor]:
         """The first row, what the request starts from (None: noise of its seed), the window that it
         is, and its seed [1].
         """
@@ -257,11 +257,11 @@ class Engine:
                 "Engine.submit: noise= is given and the plan draws its first noise again (for a "
                 "mask or an image); seed= is accepted"
             )
-        window, other = parted(source, one)
+        window, other = parted(source, one, plan)
         if other is not None:
             raise TypeError(
-                f"Engine.submit: noise_source is a {type(other).__name__}; a fastsample.window is "
-                "accepted, and draws of one's own by a Run"
+                f"Engine.submit: noise_source is a {type(other).__name__}; a fastsample.window or "
+                "fastsample.brownian() is accepted, and draws of one's own by a Run"
             )
         drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
         samples = None if window is None else window.samples

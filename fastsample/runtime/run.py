@@ -27,7 +27,7 @@ from ..plan import Plan
 from . import arguments, images, inpainting, outputs, pickles, pool, sources, unused
 from .by_track import Several
 from .select import Selectable
-from .window import Window, parted
+from .window import Brownian, Window, parted
 
 
 class Run(Several, Selectable):
@@ -53,7 +53,8 @@ class Run(Several, Selectable):
                   a state, latent=plan.init_scale·noise with start=1
     noise_source  instead of Philox: callable(row, id) -> [B,*], or a tensor for each noise id in
                   the order the rows first draw it; or the `fastsample.window` of a whole that the
-                  batch is, whose noise is drawn there
+                  batch is, whose noise is drawn there; or `fastsample.brownian()`, the path of each
+                  seed
     mask, known   inpainting: mask in [0,1], 1 keeps the known image
     state_dtype   float32 or float64; None: float64 for a float64 noise or latent, else float32
     model_dtype   what the model gets and returns (by default that of the given noise or latent)
@@ -81,7 +82,7 @@ class Run(Several, Selectable):
         model_dtype: torch.dtype | None = None,
         device=None,
         noise_scale=None,
-        noise_source: Sequence[Tensor] | Callable | Window | None = None,
+        noise_source: Sequence[Tensor] | Callable | Window | Brownian | None = None,
         mask: Tensor | None = None,
         known: Tensor | None = None,
         start: int | None = None,
@@ -118,7 +119,7 @@ class Run(Several, Selectable):
         later = self._judged and mask is not None and device.type != "cpu"
         self._looks = inpainting.looks(mask, known) if later else []
         noise_scale = arguments.noise_scales(words["noise_scale"], size[0], state, device)
-        self._window, source = parted(words["noise_source"], size)
+        self._window, source = parted(words["noise_source"], size, plan)
         self._source = source, size, state, device, masked
         self._draws = sources.draws(self._source[0], plan, *self._source[1:], noise)
         unused.refuse_noise(plan, words, given is not None)
@@ -207,13 +208,14 @@ class Run(Several, Selectable):
         if guidance is not None:
             scale = arguments.scales(new, guidance, own.batch, own.x.dtype, own.x.device)
         drawing = sources.seeded(new, first, noise, source, self._still, masked)
+        window = self._window and self._window.on(new)
         if seed is not None or drawing:
             self._reseed(seed)
         else:
             self._late, self._seeded = None, False
         if guidance is not None:
             own.scale.copy_(scale)
-        self._drawing, self._draws = drawing, draws
+        self._drawing, self._draws, self._window = drawing, draws, window
         if not self._staged:
             self._restage(sources.stages(None, new, first, own.batch, own.x.device))
         if own.model_input is None and _scales(new):

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.backend import filling
+from ..plan import Plan
 from .arguments import integer
+from .brownian import Brownian
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Window:
     part: tuple[slice, ...]
     samples: tuple[int, ...] | None = None
 
-    def over(self, size: Sequence[int]) -> Window:
+    def over(self, size: Sequence[int], plan: Plan) -> Window:
         """The same for a batch of this size [B,*], over sizes and slices of a sample."""
         whole, part = self.whole, self.part
         if len(whole) == len(size) - 1:
@@ -42,6 +44,9 @@ class Window:
                 f"batch of {list(size)}; one of that size is accepted"
             )
         return Window(whole[1:], part[1:], tuple(places[0]))
+
+    def on(self, plan: Plan) -> Window:
+        return self
 
     def selected(self, index: Sequence[int]) -> Window:
         return replace(self, samples=tuple(self.samples[b] for b in index))
@@ -108,6 +113,11 @@ def _inside(s: slice, n: int) -> bool:
     return all(v is None or -n <= v <= n for v in (s.start, s.stop))
 
 
-def parted(source: object, size: Sequence[int]) -> tuple[Window | None, object]:
-    """A noise_source as the window that it is, over batches of this size, and what else it is."""
-    return (source.over(size), None) if isinstance(source, Window) else (None, source)
+def parted(
+    source: object, size: Sequence[int], plan: Plan
+) -> tuple[Window | Brownian | None, object]:
+    """A noise_source that goes by seeds, a window or a Brownian path, over batches of this size in
+    runs of this plan; and what else it is.
+    """
+    seeded = isinstance(source, (Window, Brownian))
+    return (source.over(size, plan), None) if seeded else (None, source)
