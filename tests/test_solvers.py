@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from interpreter import run
-from oracle import multistep, refined, singlestep, stochastic
+from oracle import multistep, refined, singlestep, stabilised, stochastic
 from oracle.cases import CASES
 
 from fastsample import grids
@@ -187,6 +187,7 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
     *singlestep.LITERALS,
     *stochastic.LITERALS,
     *refined.LITERALS,
+    *stabilised.LITERALS,
 ]
 
 
@@ -280,7 +281,8 @@ def test_rows(name, options, schedule):
         assert last == {"m": 1.0}
     assert plan.sigma[-1] == 0.0
     assert (plan.dst[:, 1] == -1).all()  # one value kept a row: anchors are eliminated
-    asked = {"pndm": 5}.get(name, plan.note["arguments"].get("order", 1))
+    words = plan.note["arguments"]
+    asked = {"pndm": 5}.get(name, words.get("order", 1 + words.get("derivative_order", 0)))
     assert max(*plan.note["orders"], asked, math.ceil(plan.nfe / n) - 1) >= plan.S
     assert len(plan.note["orders"]) == n
 

@@ -85,6 +85,7 @@ from .restart import restart
 from .rk import rk
 from .sa_solver import sa_solver
 from .seeds import dpmpp_sde, seeds_2, seeds_3
+from .stork import stork
 from .tcd import tcd
 from .unipc import step as _step_of_unipc
 from .unipc import unipc
@@ -122,6 +123,7 @@ SOLVERS = {
         ipndm,
         ipndm_v,
         gradient_estimation,
+        stork,
         ddpm,
         tcd,
         flow_sde,

@@ -1,5 +1,6 @@
 """What a family of solvers says of its members, in a file of its own beside this one (multistep.py,
-singlestep.py, stochastic.py, refined.py; cases.py has the first ones and gathers all):
+singlestep.py, stochastic.py, refined.py, stabilised.py; cases.py has the first ones and gathers
+all):
 
 CASES       [Case]: a solver with options, and the direct loop it must equal
 LITERALS    [(solver, schedule, levels sigma/alpha, prediction, options, {row: {operand:

@@ -11,7 +11,7 @@ import numpy as np
 from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
-from . import loops, multistep, refined, singlestep, stochastic
+from . import loops, multistep, refined, singlestep, stabilised, stochastic
 from .case import Case
 from .linear import mp
 from .marginals import point
@@ -99,6 +99,7 @@ CASES = [
     *singlestep.CASES,
     *stochastic.CASES,
     *refined.CASES,
+    *stabilised.CASES,
 ]
 
 # what a registry has beside them: held to everything that needs no second derivation

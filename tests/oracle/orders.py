@@ -21,7 +21,7 @@ from fastsample.schedules import EDM, Flow
 from fastsample.solvers import SOLVERS
 
 from . import derivations as d
-from . import multistep, refined, singlestep, stochastic
+from . import multistep, refined, singlestep, stabilised, stochastic
 from .marginals import points
 
 MEANS, WEIGHTS, STD = np.array([-1.0, 1.0]), np.array([0.3, 0.7]), 0.25
@@ -183,7 +183,7 @@ METHODS = [
     _unipc(3, "vary", True),
     *(
         Method(*values, **dict(*words))
-        for family in (multistep, singlestep, stochastic, refined)
+        for family in (multistep, singlestep, stochastic, refined, stabilised)
         for name, options, order, history, *words in family.METHODS
         for values in [(name, options, order, history)]
     ),
