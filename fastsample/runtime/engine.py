@@ -8,11 +8,8 @@ ticket.result()       # [1, 4, 64, 64]
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from threading import RLock
+from collections.abc import Callable, Sequence
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -20,17 +17,19 @@ from torch import Tensor
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
-from . import arguments, conditions, images, inpainting, sources
+from . import arguments, conditions, sources
+from .admission import deadline_of
 from .places import Places
-from .sampler import Sampler
+from .request import Requests, leaves
 from .select import ALIKE, chosen
+from .serving import Serving
 from .stack import Stack
 from .tick import Tick
 from .ticket import Ticket
-from .window import Brownian, Window, parted
+from .window import Brownian, Window
 
 
-class Engine:
+class Engine(Serving):
     """Requests of one sample each through one model: a tick asks the model once for all of them, a
     row of its batch for each branch of each request, and makes one launch.
 
@@ -38,9 +37,13 @@ class Engine:
                  to be written to, and hold until it returns. Or a list of them where plans ask
                  several (`solvers.experts`): each is asked once, for the requests whose row asks it
     shape        of a sample, without the batch
-    capacity     requests in flight at most; a further one is refused
+    capacity     requests in flight at most
+    waiting      further requests that wait at most, None: as many; another is refused (EngineFull)
+    policy       "first", "shortest", "grouped", or callable(waiting, running) -> the waiting in the
+                 order in which they are to enter; overtakes: how often a request is overtaken at
+                 most (`fastsample.runtime.queue` has the rules)
     pad_to       a model's batch always has this many rows, the last one repeated; a request whose
-                 branches find no room is refused. None: as many rows as are asked for
+                 branches find no room waits. None: as many rows as are asked for
     preview      False: ticket.x0 is not formed
     state_dtype, model_dtype (by default the state's), device, backend    as for Run
     collate      callable(trees) -> tree: what the model is told of requests whose conditions differ
@@ -58,8 +61,9 @@ class Engine:
     which its libraries choose their kernels: with pad_to they are the same in any company, and a
     request equals its run alone in an Engine of the same pad_to, though not in a Sampler.
 
-    A plan of another layout grows the memory between ticks. Any thread may submit, tick, cancel and
-    read results, one at a time: a submit waits for the tick that runs.
+    A plan of another layout grows the memory between ticks. Any thread may submit, cancel and read
+    results, none of which waits for the model; ticks, of any thread, or of the one of `serve()`,
+    and `select` are one at a time.
     """
 
     def __init__(
@@ -76,41 +80,28 @@ class Engine:
         backend: str | None = None,
         check: str | None = "end",
         collate: Callable | None = None,
+        waiting: int | None = None,
+        policy: str | Callable = "first",
+        overtakes: int = 64,
     ) -> None:
-        sizes = shape if isinstance(shape, Sequence) else (None,)
-        batch = 1 if pad_to is None else pad_to
-        numbers = [arguments.integer(n) for n in (capacity, batch, *sizes)]
-        if collate is not None and not callable(collate):
-            raise TypeError(
-                f"Engine: collate is a {type(collate).__name__}; a callable(trees) -> tree is "
-                "accepted"
-            )
-        models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
-        right = models and all(map(callable, models))
-        if not right or not all(n is not None and n > 0 for n in numbers):
-            raise ValueError(
-                f"Engine: model {model!r:.60}, shape={shape!r}, capacity={capacity!r}, "
-                f"pad_to={pad_to!r}; a callable or a list of them, and whole numbers of 1 or more, "
-                "are accepted"
-            )
+        models, sizes = _sizes(model, shape, capacity, pad_to, collate)
         arguments.dtypes("Engine", state_dtype, model_dtype)
         with arguments.named("Engine"):
             self._judged = arguments.judged(check)
             _, self._device = arguments.place(None, None, (1,), device)
-        self.shape, self.capacity, self.pad_to = tuple(numbers[2:]), numbers[0], pad_to
+        super().__init__(sizes[0], pad_to, waiting, policy, overtakes)
+        self.shape = tuple(sizes[2:])
         self._dtypes = state_dtype, model_dtype or state_dtype
         choice = select("step", self._device, state_dtype, backend)
-        asked = lambda plan: models[: max(int(plan.call.max()), 0) + 1]
-        self._sampler = lru_cache(self.capacity)(lambda plan: Sampler(plan, asked(plan)))
-        self._lock = RLock()
+        own = self.shape, state_dtype, self._device, self._judged
+        self._requests = Requests(models, *own, kept=self.capacity)
         self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
         self._stack = Stack(state_dtype, self._device)
         size = (self.capacity, *self.shape)
         self._places = Places(size, *self._dtypes, self._device, preview, choice)
-        self._tick = Tick(models, self._places, self._stack, pad_to, self._dtypes[1], collate)
+        memory = self._places, self._stack
+        self._tick = Tick(models, *memory, pad_to, self._dtypes[1], collate, self._lock)
         self._collate, self._models = collate, len(models)
-        self._like: dict = {}  # what the conditions in flight are like
-        self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
 
     def submit(
         self,
@@ -130,36 +121,36 @@ class Engine:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         noise_source: Window | Brownian | None = None,
+        deadline: float | None = None,
+        callback: Callable[[Ticket], object] | None = None,
+        every: int = 1,
     ) -> Ticket:
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
         [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
         the noise is drawn from the seed; noise_source: in the `fastsample.window` that the sample
-        is, or along `fastsample.brownian()`. Its first row runs in the next tick. Raises
-        ValueError, TypeError or RuntimeError, one sentence, and is then as if not called.
+        is, or along `fastsample.brownian()`. It does not wait for a tick: the request enters
+        between two, as `fastsample.runtime.queue` says, at once if none is under way and there is
+        room.
+
+        deadline: seconds from now, after which it ends without a result.
+        callback: callable(ticket), called every `every` rows that have run, but after the last, by
+        who ticks, between ticks; may submit, cancel and read `ticket.x0`; what it raises ends its
+        request. Raises ValueError, TypeError or RuntimeError (EngineFull: it may come again), one
+        sentence, and is then as if not called.
         """
-        where, masked = "Engine.submit", mask is not None
-        with self._alone(where), arguments.named(where):
-            transforms.refuse(where, noise, latent, seed, guidance, mask, known)
-            trees = conditions.branches_of(where, cond, uncond, branches, 1, self._device)
-            _refuse_plan(where, plan)
-            sampler = self._sampler(images.plan_for(where, plan, latent, start, strength, level))
-            plan, guidance = sampler._plan_for(len(trees), guidance)
-            like, told = self._conditions(where, trees)
-            begin = noise, latent, start, seed, noise_source
-            first, given, window, seed = self._given(plan, masked, *begin)
-            sizes, dtype = (1, *self.shape), self._dtypes[0]
-            blend = inpainting.blend(plan, mask, known, sizes, dtype, self._device)
-            scale = arguments.scales(plan, guidance, 1, dtype, "cpu")
-            sampler._warn(where, self.shape, guidance, stacklevel=3)
-            words = seed, sources.stages(stage, plan, first, 1, "cpu"), scale
-            self._check_room(where, self.running, plan.G)
-            place, rows = self._free(), self._stack.rows(plan, masked)
-            batch = self._models * (self.pad_to or 0) or self.capacity * self._stack.table.layout.G
-            self._places.fit(self._stack.table, batch, masked)
-            before = rows.first + first - 1 if first else None
-            self._places.seat(place, given, blend, words, before, window)
-            ticket = self._seats[place] = Ticket(self, rows, place, first, told, window)
-            self.running, self._like = (*self.running, ticket), like
+        where, came = "Engine.submit", monotonic()
+        with arguments.named(where):
+            self._refuse_closed(where)
+            begin = noise, latent, start, seed, stage, noise_source
+            told = cond, uncond, branches, guidance
+            image, blend = (strength, level), (mask, known)
+            request = self._requests.made(plan, begin, told, image, blend)
+            self._stack.check(request.plan, request.masked)
+            end = deadline_of(came, deadline, callback, every)
+            ticket = Ticket(self, request, came, end, callback, every)
+            with self._lock:
+                self._refuse_closed(where)
+                self._take_in(ticket, self.serving)
             return ticket
 
     def select(self, index, *, seeds=None, tickets: Sequence[Ticket] | None = None) -> list[Ticket]:
@@ -171,7 +162,7 @@ class Engine:
         RuntimeError, one sentence, and is then as if not called.
         """
         where = "Engine.select"
-        with self._alone(where), arguments.named(where):
+        with self._alone(where), self._lock, arguments.named(where):
             transforms.refuse(where, index, seeds)
             tickets = self.running if tickets is None else tuple(tickets)
             if len({*tickets}) < len(tickets) or not {*tickets} <= {*self.running}:
@@ -182,13 +173,20 @@ class Engine:
             going = [tickets[k] for k in chosen(where, index, len(tickets)).tolist()]
             seeds = _new_seeds(going, seeds)
             others = [ticket for ticket in self.running if ticket not in tickets]
-            self._check_room(where, [*others, *going])
+            if beyond := self._room.beyond((), [*others, *going]):
+                raise RuntimeError(
+                    f"{where}: {len(others)} requests and {len(going)} chosen, of which "
+                    f"{len(beyond)} have no room; capacity={self.capacity} requests with "
+                    f"pad_to={self.pad_to} branches are accepted"
+                )
             for ticket in {*tickets} - {*going}:
                 ticket.cancel()
+            self._sweep()
             for k, seed in enumerate(seeds):
                 if going[k] in going[:k]:
                     place = self._free()
                     going[k] = self._seats[place] = going[k]._copied(place)
+                    self._count(going[k], 1)
                 if seed is not None:
                     self._places.host["seed"][going[k]._place] = seed
             self.running = (*others, *going)
@@ -196,25 +194,24 @@ class Engine:
 
     def tick(self) -> list[Ticket]:
         """The next row of every request in flight: the model is asked once, with a time for each
-        row of its batch, for those whose row asks it. Returns the requests that ended.
+        row of its batch, for those whose row asks it. Requests whose deadline has come end before,
+        and others enter. Returns those that ended.
 
         A model that raises, or returns what does not fit, leaves every request where it was.
         """
-        with self._alone("Engine.tick"), torch.no_grad():
-            if not self.running:
-                return []
-            self._tick.launch(self.running, self._like)
-            ended = self._tick.advance(self._judged)
-            if ended:
-                self.running = tuple(ticket for ticket in self.running if not ticket.done)
-            if not self.running:
-                self._like = {}
-                self._tick.forget()
-            return ended
+        if self._served_elsewhere():
+            raise RuntimeError(
+                "Engine.tick: a thread ticks this Engine; its tickets' result() and await, or an "
+                "Engine without serve(), are accepted"
+            )
+        with self._alone("Engine.tick"):
+            ended = self._enter()
+            ended += self._row()
+            return ended + self._call_back()
 
     def run(self) -> None:
-        """Tick until no request is in flight."""
-        while self.running:
+        """Tick until no request is in flight, and none waits."""
+        while self.running or self._queue.waiting:
             self.tick()
 
     def __reduce__(self) -> tuple:
@@ -224,58 +221,29 @@ class Engine:
         )
 
     # -- a request comes ---------------------------------------------------------------------------
-    def _conditions(self, where: str, trees: dict[str, dict]) -> tuple[dict, list]:
-        """What the conditions in flight are like, and the leaves of these, which must be, too; for
-        collate, which takes any, the trees.
+    def _fits(self, ticket: Ticket) -> dict:
+        """What the conditions are like of those that are in, this one among them; it is refused
+        where it cannot be told beside them.
         """
+        request = ticket._request
+        self._stack.agree(request.plan)
         if self._collate is not None:
-            return {}, [conditions.told(tree) for tree in trees.values()]
-        like = self._like if self.running else next(iter(trees.values()))
-        elsewhere = "the requests in flight" if self.running else next(iter(trees))
-        return like, [
-            conditions.leaves_like(where, elsewhere, like, *branch) for branch in trees.items()
-        ]
+            ticket._told = [conditions.told(tree) for tree in request.trees.values()]
+            return {}
+        like, ticket._told = leaves(request.trees, self._like)
+        return like
 
-    def _given(
-        self, plan: Plan, masked: bool, noise, latent, start, seed, source
-    ) -> tuple[int, Tensor | None, Window | Brownian | None, Tensor]:
-        """The first row, what the request starts from (None: noise of its seed), the window that it
-        is, and its seed [1].
-        """
-        one, image = (1, *self.shape), plan.sigma[0] == 0
-        drawn = one if noise is None and latent is None else None
-        begin = noise, latent, drawn, self._device
-        given, size, _ = arguments.start(*begin, image, look=self._judged)
-        if size != one:
-            raise ValueError(
-                f"Engine.submit: {list(size)} was given; one sample, {list(one)}, is accepted"
-            )
-        first = arguments.entry(plan, latent is not None, start, noise is not None, masked)
-        again = noise is not None and (plan.ids == 0).any()
-        if again and 0 in arguments.drawn_from(plan, first, masked):
-            raise ValueError(
-                "Engine.submit: noise= is given and the plan draws its first noise again (for a "
-                "mask or an image); seed= is accepted"
-            )
-        window, other = parted(source, one, plan)
-        if other is not None:
-            raise TypeError(
-                f"Engine.submit: noise_source is a {type(other).__name__}; a fastsample.window or "
-                "fastsample.brownian() is accepted, and draws of one's own by a Run"
-            )
-        drawn = given is None or sources.seeded(plan, first, noise, None, False, masked)
-        samples = None if window is None else window.samples
-        return first, given, window, sources.seeds(seed, 1, "cpu", drawn, samples)
-
-    def _check_room(self, where: str, tickets: Sequence[Ticket], branches: int = 0) -> None:
-        """Refuse more than these requests, and a further one of so many branches, can be."""
-        rows, more = sum(ticket.plan.G for ticket in tickets), branches > 0
-        if len(tickets) + more > self.capacity or rows + branches > (self.pad_to or math.inf):
-            raise RuntimeError(
-                f"{where}: {branches} branch(es) beside {len(tickets)} requests in flight with "
-                f"{rows}; capacity={self.capacity} requests with pad_to={self.pad_to} branches are "
-                "accepted, a further one after one is done or cancelled"
-            )
+    def _seat(self, ticket: Ticket) -> None:
+        request = ticket._request
+        plan, masked, first = request.plan, request.masked, request.first
+        place, rows = self._free(), self._stack.rows(plan, masked)
+        batch = self._models * (self.pad_to or 0) or self.capacity * self._stack.table.layout.G
+        self._places.fit(self._stack.table, batch, masked)
+        before = rows.first + first - 1 if first else None
+        given = request.given, request.blend, request.words, before, request.window
+        self._places.seat(place, *given)
+        ticket._enter(rows, place)
+        self._seats[place], self.running = ticket, (*self.running, ticket)
 
     def _free(self) -> int:
         """A place for a request: a free one, or of one done and never read."""
@@ -283,13 +251,26 @@ class Engine:
             next(ticket for ticket in self._seats if ticket.done)._leave()
         return self._seats.index(None)
 
-    @contextmanager
-    def _alone(self, where: str) -> Iterator[None]:
-        """One thread at a time, and never the model that a tick asks."""
-        with self._lock:
-            if self._tick.asking:
-                raise RuntimeError(f"{where}: called by the model; between ticks is accepted")
-            yield
+    # -- a tick ------------------------------------------------------------------------------------
+    def _row(self) -> list[Ticket]:
+        """The next row of every request in flight; those that ended with it."""
+        with self._lock, torch.no_grad():
+            if not self.running:
+                return []
+            try:
+                begun, asked = monotonic(), self._tick.rows
+                self._tick.launch(self.running, self._like)
+                over = [t for t in self._tick.advance(self._judged) if not t.done]
+                if self._tick.rows > asked:
+                    self._times.append(monotonic() - begun)
+                for ticket in over:
+                    word = self._places.status(ticket._place) if self._judged else 0
+                    ticket._unread = word is None
+                    failed = ("failed", ticket._fault(word)) if word else ("result",)
+                    self._ends(ticket, *failed)
+                return over
+            finally:
+                self._sweep()
 
 
 def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
@@ -308,12 +289,21 @@ def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
     return sources.seeds(seeds, len(tickets), "cpu", needed=True).tolist()
 
 
-def _refuse_plan(where: str, plan: object) -> None:
-    """Refuse what is no plan of one tensor."""
-    if isinstance(plan, Mapping):
+def _sizes(model, shape, capacity, pad_to, collate) -> tuple[tuple[Callable, ...], list[int]]:
+    """The models, and capacity, pad_to or 1, and sizes of a sample, of an Engine that can be."""
+    if collate is not None and not callable(collate):
         raise TypeError(
-            f"{where}: plan is a dict of tracks, and one call of an Engine's model packs one "
-            "tensor of each request; a Plan, or fs.Sampler(plans, model), is accepted"
+            f"Engine: collate is a {type(collate).__name__}; a callable(trees) -> tree is accepted"
         )
-    if not isinstance(plan, Plan):
-        raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")
+    models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
+    sizes = shape if isinstance(shape, Sequence) else (None,)
+    batch = 1 if pad_to is None else pad_to
+    numbers = [arguments.integer(n) for n in (capacity, batch, *sizes)]
+    right = models and all(map(callable, models))
+    if not right or not all(n is not None and n > 0 for n in numbers):
+        raise ValueError(
+            f"Engine: model {model!r:.60}, shape={shape!r}, capacity={capacity!r}, "
+            f"pad_to={pad_to!r}; a callable or a list of them, and whole numbers of 1 or more, are "
+            "accepted"
+        )
+    return models, numbers

@@ -169,6 +169,13 @@ class Places:
         """
         return self._status & NOT_FINITE
 
+    def status(self, k: int) -> int | None:
+        """Status word of a place if its state is known to be non-finite, else 0; None where a look
+        would wait for a device.
+        """
+        word = int(self._status[k])
+        return word * (word & NOT_FINITE > 0) if self._device.type == "cpu" else None
+
     def copies(self, k: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """State [1,*], preview [1,*] and status word [1] of a place, as they are now."""
         own, place = self.pool, slice(k, k + 1)

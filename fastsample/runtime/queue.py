@@ -17,12 +17,12 @@ in order of arrival, the first that finds no room (a place of `capacity`, and un
 branches) beside the running and those before it, and all after it; so with waiting=0 a request is
 taken in if it has room now. RuntimeError after `close`, and when the serving thread is dead.
 
-Order. Requests enter between two ticks. The policy gives the waiting in the order in which they
-are to enter, once a tick; those that it leaves out wait. They enter from its head as long as the
-head has room: nothing passes a head that has none. A request that came later and enters earlier
-overtakes; one that has been overtaken `overtakes` times is due, and those due go before all
-others, first come first. So nobody is overtaken more often. Where nobody runs and the policy names
-nobody, the one that came first enters.
+Order. Requests enter between two ticks, where a place is free. The policy then gives the waiting in
+the order in which they are to enter, once; those that it leaves out wait. They enter from its head
+as long as the head has room: nothing passes a head that has none. A request that came later and
+enters earlier overtakes; one that has been overtaken `overtakes` times is due, and those due go
+before all others, first come first. So nobody is overtaken more often. Where nobody runs and the
+policy names nobody, the one that came first enters.
     "first"     in order of arrival
     "shortest"  fewest rows left first, of those alike the one that came first
     "grouped"   those alone whose next row that asks a model asks the one that most of the running
@@ -37,9 +37,9 @@ met: now + n·t > deadline, for its n rows left that ask the model, and t the le
 64 ticks that asked it (0 before the first). A request whose last row has run has a result, however
 late.
 
-When to come again. `EngineFull.retry_after` is n·t, for n the rows that the running have left until
-enough of them have ended, those with fewest left first, that the first beyond has room (or that the
-bytes are free), and t the mean time of the same 64 ticks; 1 s before the first.
+When to come again. `EngineFull.retry_after` is n·t, for n the rows that those with room have left
+until so many of them have ended, those with fewest left first, that the first beyond has room (or
+that the bytes are free), and t the mean time of the same 64 ticks; 1 s before the first.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..plan.row import Layout, RowShape
 from .pool import Table
 
 LEAST = 1024  # rows of a table: so many are kept before those without users are written over
+MADE = 64  # plans that were asked for last: their rows are not made again
 UNUSED = RowShape(0, 0, 0, -1, -1, False, -1)  # of a row of the table that no plan has
 
 
@@ -25,7 +27,7 @@ class Rows:
     on both are the same. records: numbers, words, shapes and noise ids.
     """
 
-    def __init__(self, plan: Plan, masked: bool, layout: Layout, dtype: type):
+    def __init__(self, plan: Plan, masked: bool, dtype: type):
         self.plan, self.first, self.users, self.masked, self._dtype = plan, 0, 0, masked, dtype
         self.end, shapes = plan.rows - 1, plan.program.rows
         needed = [s.branches_needed(plan.layout) if s.call >= 0 else () for s in shapes]
@@ -35,10 +37,13 @@ class Rows:
         for row in range(self.end - 2, -1, -1):
             if asked[row] == asked[row + 1]:
                 self.alike[row] += self.alike[row + 1]
-        self.pack(layout)
+        self._layout = None
+        self.pack(plan.layout)
 
     def pack(self, layout: Layout) -> None:
         """Make the records for this layout."""
+        if layout == self._layout:
+            return
         wide = self.plan.padded(**layout._asdict())
         (numbers, words), shapes = wide.table(self._dtype), wide.program.rows
         if not self.masked:
@@ -46,6 +51,7 @@ class Rows:
             words[:, layout.at("known_reads")] = 0
             shapes = [shape._replace(known_reads=0) for shape in shapes]
         self.records = numbers, words, shapes, list(map(tuple, wide.ids.tolist()))
+        self._layout = layout
 
 
 class Stack:
@@ -57,22 +63,29 @@ class Stack:
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self._dtype, self._device = np.float32 if dtype == torch.float32 else np.float64, device
         self._held: dict[tuple[Plan, bool], Rows] = {}
-        self._size, self.table = LEAST, None
+        self._size, self.table, self._E = LEAST, None, None
+        self._made = lru_cache(MADE)(partial(Rows, dtype=self._dtype))
+
+    def check(self, plan: Plan, masked: bool) -> None:
+        """ValueError where the plan's numbers do not fit the dtype. In any thread."""
+        self._made(plan, masked)
+
+    def agree(self, plan: Plan) -> None:
+        """ValueError where the plan tells the model another number of scalars than the first."""
+        self._E = plan.E if self._E is None else self._E
+        if plan.E != self._E:
+            raise ValueError(
+                f"Engine.submit: the plan tells the model {plan.E} scalar(s), those before it "
+                f"{self._E}; one number is accepted"
+            )
 
     def rows(self, plan: Plan, masked: bool) -> Rows:
-        """The plan's rows; who keeps them counts as a user of theirs. ValueError where its numbers
-        do not fit the dtype, or it tells the model another number of scalars than those before.
-        """
+        """The plan's rows; who keeps them counts as a user of theirs."""
         rows = self._held.get((plan, masked))
         if rows is None:
             before = plan.layout if self.table is None else self.table.layout
-            if plan.E != before.E:
-                raise ValueError(
-                    f"Engine.submit: the plan tells the model {plan.E} scalar(s), those before it "
-                    f"{before.E}; one number is accepted"
-                )
-            layout = Layout(*map(max, plan.layout, before))
-            rows = Rows(plan, masked, layout, self._dtype)
+            layout, rows = Layout(*map(max, plan.layout, before)), self._made(plan, masked)
+            rows.pack(layout)
             if layout != before:
                 for other in self._held.values():
                     other.pack(layout)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +87,10 @@ class Company:
 
 class Tick:
     """What asks the models for the requests in `places`, whose rows stand in `stack`, and launches
-    their rows. asking: a model, or collate, is being asked. blamed: for which requests, also after
-    it has raised or answered what does not fit. Arguments as the Engine has them.
+    their rows. lock: held by who calls, and free while a model, or collate, is asked. blamed: the
+    rows that it was asked for, also after it has raised or answered what does not fit; none where
+    that was not it. launches, and rows that models were asked for: so far. Arguments as the Engine
+    has them.
     """
 
     def __init__(
@@ -98,10 +101,11 @@ class Tick:
         pad_to: int | None,
         model_dtype: torch.dtype,
         collate: Callable | None,
+        lock: RLock,
     ) -> None:
         self._models, self._places, self._stack = models, places, stack
         self._pad_to, self._model_dtype, self._collate = pad_to, model_dtype, collate
-        self.asking, self.blamed = False, []
+        self._lock, self.launches, self.rows = lock, 0, 0
         self.forget()
 
     def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
@@ -121,29 +125,30 @@ class Tick:
             host["t"][: company.size] = self._stack.times(company.before())
         self._places.upload()
         f = [self._answers(company)] * self._places.pool.table.layout.G if company.size else ()
+        self.blamed = []
         self._places.launch(None, f, self._noise(company))
+        self.launches, self.rows = self.launches + 1, self.rows + company.size
 
     def advance(self, judged: bool) -> list[Ticket]:
-        """The requests of the last launch one row on; those that ended, by a fault only where
-        judged.
+        """The requests of the last launch one row on; those of which it was the last, and where
+        judged those whose state became non-finite.
         """
         company, faults = self._company, self._places.faults()
-        faulty = judged and faults.any()
+        faulty = judged and faults[company.places].any()
         company.rows += 1
         company.left -= 1
         for ticket in company.tickets:
             ticket.row += 1
         if company.left > 0 and not faulty:
             return []
-        for ticket in company.tickets:
-            over = ticket.row >= ticket._rows.end
-            ticket.done = bool(over or (judged and faults[ticket._place]))
-        return [ticket for ticket in company.tickets if ticket.done]
+        over = lambda ticket: ticket.left == 0 or (judged and faults[ticket._place])
+        return [ticket for ticket in company.tickets if over(ticket)]
 
     def forget(self) -> None:
         """Keep nothing of the requests before."""
         self._company: Company | None = None
         self._told: dict[int, tuple[list, dict]] = {}
+        self.blamed: list[tuple[Ticket, int]] = []
 
     def _tell(self, part: Part, like: dict) -> dict:
         """What the model is told of all rows of a part: as before, if they are the same."""
@@ -162,12 +167,13 @@ class Tick:
 
     @contextmanager
     def _outside(self, part: Part) -> Iterator[None]:
-        """While what the caller gave is asked for this part."""
-        self.asking, self.blamed = True, part.asked
+        """While what the caller gave is asked for this part: others may take the lock."""
+        self.blamed = part.asked
+        self._lock.release()
         try:
             yield
         finally:
-            self.asking = False
+            self._lock.acquire()
 
     def _answers(self, company: Company) -> Tensor:
         """The models' outputs [N,*] for the rows of the batch."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from math import prod
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..kernels.reference.step import NOT_FINITE
+from ..plan.given import within
 from . import arguments, outputs
+from .queue import DeadlineExceeded
+from .request import Request
 from .stack import Rows
-from .window import Window
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -18,78 +25,205 @@ if TYPE_CHECKING:
 class Ticket:
     """What `Engine.submit` returns.
 
-    plan: the plan that is run, guidance added. row: the one that the next tick runs. done: it has
-    ended, by itself, by a fault, or by cancel().
+    plan      the plan that is run, guidance added
+    row       the one that the next tick runs; left: how many there are yet
+    model     number of the model that the next row to ask one asks, -1: none does
+    state     "waiting", "running", or how it ended: "result", "cancelled", "refused" or "failed"
+              (`fastsample.runtime.queue` says when); done: it has ended. On a GPU one that became
+              non-finite is found out by the first look at its state, reason or result after the end
+    reason    why it has no result, an exception; None while it may have one
+    deadline  when it ends without a result, by time.monotonic(); None: never
+    overtaken how many requests came later and entered before it
+
+    `await ticket` is its result, in any event loop while `Engine.serve` ticks; a coroutine that is
+    cancelled while it awaits cancels the request.
     """
 
     def __init__(
         self,
         engine: Engine,
-        rows: Rows,
-        place: int,
-        row: int,
-        told: list,
-        window: Window | None,
+        request: Request,
+        came: float,
+        deadline: float | None,
+        callback: Callable | None,
+        every: int,
     ) -> None:
-        self.plan, self.row, self.done = rows.plan, row, False
-        self._engine, self._rows, self._place, self._told = engine, rows, place, told
-        self._window = window
-        self._first = next((k for k in range(row, rows.end) if rows.asks[k]), rows.end)
-        self._copies, self._cancelled = None, False
-        rows.users += 1
+        self.plan, self.row, self.deadline = request.plan, request.first, deadline
+        self.overtaken, self._state, self._reason = 0, "waiting", None
+        self._engine, self._request, self._came = engine, request, came
+        self._callback, self._every, self._told_of = callback, every, self.row
+        self._window, self._shapes = request.window, request.plan.program.rows
+        asks = (k for k in range(self.row, self._end) if self._shapes[k].call >= 0)
+        self._first = next(asks, self._end)
+        self._rows = self._place = self._told = self._copies = None
+        self._unread, self._trace = False, None  # unread: its status may say that it failed
+        self._heard: list[Callable[[], object]] = []
 
-    def result(self) -> Tensor:
-        """The sample [1,*], in the state dtype and in memory of its own. RuntimeError before it is
-        done and after cancel(), FloatingPointError where it became non-finite, with the plan's row.
+    # -- what it is about --------------------------------------------------------------------------
+    @property
+    def _end(self) -> int:
+        return self.plan.rows - 1
+
+    @property
+    def left(self) -> int:
+        return self._end - self.row
+
+    @property
+    def model(self) -> int:
+        return next((row.call for row in self._shapes[self.row :] if row.call >= 0), -1)
+
+    @property
+    def done(self) -> bool:
+        return self._state not in ("waiting", "running")
+
+    @property
+    def state(self) -> str:
+        self._look()
+        return self._state
+
+    @property
+    def reason(self) -> BaseException | None:
+        self._look()
+        return self._reason
+
+    # -- what its owner does -----------------------------------------------------------------------
+    def result(self, timeout: float | None = None) -> Tensor:
+        """The sample [1,*], in the state dtype and in memory of its own. While a thread serves the
+        Engine it is waited for, `timeout` seconds at most, else TimeoutError; RuntimeError before
+        the end elsewhere, and after cancel(); what it failed by, FloatingPointError where it became
+        non-finite, with the plan's row.
         """
-        with self._engine._lock:
-            if self._cancelled or not self.done:
-                where = "cancelled" if self._cancelled else f"at row {self.row} of {self._rows.end}"
-                raise RuntimeError(
-                    f"Ticket.result: the request is {where}; one that is done (tick or run the "
-                    "Engine) has a result"
-                )
-            x, _, status = self._leave()
-            word = int(status) if self._engine._judged else 0
-        if word & NOT_FINITE:
-            row = (word >> 8 & 0xFFFFFF) - self._rows.first
-            why = outputs.fault(self.plan, self._engine._dtypes[1], x.numel(), row)
-            raise FloatingPointError(
-                f"Ticket.result: the sample became non-finite at row {row} of its plan; {why}"
+        longest = seconds("Ticket.result", "timeout", timeout)
+        ended = threading.Event()
+        if not self._when_ended(ended.set, "Ticket.result") and not ended.wait(longest):
+            raise TimeoutError(
+                f"Ticket.result: {self._where()} after {timeout} s, and goes on; timeout=None "
+                "waits for its end"
             )
-        return x
+        with self._engine._lock:
+            if self.state == "result":
+                return self._leave()[0]
+        raise self._reason.with_traceback(self._trace)
+
+    def __await__(self) -> Generator[object, None, Tensor]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Tensor:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def hear() -> None:
+            with suppress(RuntimeError):  # a loop that is closed waits for nothing
+                loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+
+        if not self._when_ended(hear, "await ticket"):
+            try:
+                await ended
+            except asyncio.CancelledError:
+                self._cancel("Ticket: the coroutine that awaited the request was cancelled")
+                raise
+        return self.result()
 
     @property
     def x0(self) -> Tensor | None:
         """The last row's prediction of the data [1,*], a copy. None before a row has asked the
-        model, after cancel(), and with preview=False.
+        model, after an end without a result, and with preview=False.
         """
         with self._engine._lock:
-            if self._cancelled or self.row <= self._first:
+            if self._state not in ("running", "result") or self.row <= self._first:
                 return None
             return (self._copies or self._engine._places.copies(self._place))[1]
 
     def cancel(self) -> None:
         """End it; its place is free for another. A request that is done stays as it is."""
-        with self._engine._alone("Ticket.cancel"):
-            if not self.done:
-                self.done = self._cancelled = True
-                kept = [ticket for ticket in self._engine.running if ticket is not self]
-                self._engine.running = tuple(kept)
-                self._vacate()
+        self._cancel("Ticket.result: the request is cancelled; one that is done has a result")
 
     def __reduce__(self) -> tuple:
         raise TypeError("Ticket: it stays with its Engine; pickle its result()")
 
-    def _left_to_draw(self) -> set[int]:
-        """Noise ids that the rows to come draw."""
-        return arguments.drawn_from(self.plan, self.row, self._rows.masked)
+    # -- inside, under the Engine's lock -----------------------------------------------------------
+    def _cancel(self, said: str) -> None:
+        with self._engine._lock:
+            self._engine._ends(self, "cancelled", RuntimeError(said))
+
+    def _where(self) -> str:
+        waits = " of those waiting" if self._state == "waiting" else ""
+        return f"the request is at row {self.row} of {self._end}{waits}"
+
+    def _when_ended(self, hear: Callable[[], object], where: str) -> bool:
+        """Has it ended? Else `hear` is called when it has; RuntimeError where nobody sees to it."""
+        with self._engine._lock:
+            if not self.done:
+                if not self._engine._served_elsewhere():
+                    raise RuntimeError(
+                        f"{where}: {self._where()}; one that is done (tick, run or serve the "
+                        "Engine) has a result"
+                    )
+                self._heard.append(hear)
+            return self.done
+
+    def _look(self) -> None:
+        """Read what its place says of it, where nobody has yet."""
+        with self._engine._lock:
+            if self._unread:
+                self._unread = False
+                x, _, status = self._leave()
+                if int(status) & NOT_FINITE:
+                    self._state, self._reason = "failed", self._fault(int(status))
+
+    def _fault(self, word: int) -> FloatingPointError:
+        """What this status word says."""
+        row, engine = (word >> 8 & 0xFFFFFF) - self._rows.first, self._engine
+        why = outputs.fault(self.plan, engine._dtypes[1], prod(engine.shape), row)
+        return FloatingPointError(
+            f"Ticket.result: the sample became non-finite at row {row} of its plan; {why}"
+        )
+
+    def _ended(self, state: str, reason: BaseException | None) -> None:
+        self._state, self._reason = state, reason
+        self._trace = None if reason is None else reason.__traceback__
+        self._request = self._callback = None
+        if self._place is None:
+            self._told = None
+        for hear in self._heard:
+            hear()
+        self._heard = []
+
+    def _due_callback(self) -> Callable | None:
+        """Its callback, once it is to be called for the row where it stands."""
+        callback = self._callback
+        if callback is None or self.row - self._told_of < self._every:
+            return None
+        self._told_of = self.row
+        return callback
+
+    def _too_late(self, now: float, least: float) -> DeadlineExceeded | None:
+        """What ends it at a time, if its deadline has passed or, where each of its rows that ask
+        the model takes `least` seconds, cannot be met.
+        """
+        if self.deadline is None:
+            return None
+        rows, after = self._shapes[self.row : self._end], now - self._came
+        asks = sum(row.call >= 0 for row in rows)
+        if now + asks * least <= self.deadline:
+            return None
+        allowed = self.deadline - self._came
+        return DeadlineExceeded(
+            f"Ticket.result: {self._where()} after {after:.4g} s with {asks} evaluations left, of "
+            f"{least:.2g} s or more, and deadline={allowed:.4g} s; a later one is accepted"
+        )
+
+    def _enter(self, rows: Rows, place: int) -> None:
+        """Into the Engine's memory, in a place that is its own until it is vacated."""
+        self._rows, self._place, self._state, self._request = rows, place, "running", None
+        rows.users += 1
 
     def _copied(self, place: int) -> Ticket:
         """A ticket for another request that stands where this one does, in another place."""
         self._engine._places.copy(self._place, place)
-        twin = Ticket(self._engine, self._rows, place, self.row, self._told, self._window)
-        twin._first = self._first
+        twin = object.__new__(Ticket)
+        twin.__dict__.update(self.__dict__, _heard=[])
+        twin._enter(self._rows, place)
         return twin
 
     def _leave(self) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -102,3 +236,18 @@ class Ticket:
     def _vacate(self) -> None:
         self._engine._seats[self._place] = self._told = None
         self._rows.users -= 1
+
+    def _left_to_draw(self) -> set[int]:
+        """Noise ids that the rows to come draw."""
+        return arguments.drawn_from(self.plan, self.row, self._rows.masked)
+
+
+def seconds(where: str, name: str, value: object, least: float = 0.0) -> float | None:
+    """So many seconds, None for no end; TypeError or ValueError, one sentence."""
+    number = None if value is None else within(value, least)
+    if value is not None and number is None:
+        raise ValueError(
+            f"{where}: {name}={value!r:.60}; a number of seconds, {least:g} or more, or None, is "
+            "accepted"
+        )
+    return number

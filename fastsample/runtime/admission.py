@@ -1,0 +1,218 @@
+"""Admission: how requests come into an Engine and how they end, while its ticks run or do not."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition, Lock, RLock, get_ident
+from time import monotonic
+
+import torch
+
+from . import arguments
+from .queue import POLICIES, DeadlineExceeded, EngineFull, Queue, Room
+from .ticket import Ticket, seconds
+
+TIMES = 64  # ticks whose times are kept
+
+
+class Admission:
+    """The part of an Engine that its callers meet: requests wait, enter, and end.
+
+    Two locks. `_turn` is held by who ticks or chooses among the running, for as long as it takes;
+    `_lock`, always inside of it, by who looks at or changes anything here, and never while a model
+    or a callback is asked. What the places hold is written under both.
+    """
+
+    def __init__(self, capacity: int, pad_to: int | None, waiting, policy, overtakes) -> None:
+        given = capacity if waiting is None else waiting, overtakes
+        numbers = [arguments.integer(number) for number in given]
+        if any(n is None or n < 0 for n in numbers):
+            raise ValueError(
+                f"Engine: waiting={waiting!r:.60}, overtakes={overtakes!r:.60}; whole numbers of "
+                "requests, 0 or more, are accepted"
+            )
+        if not callable(policy) and not (isinstance(policy, str) and policy in POLICIES):
+            raise ValueError(
+                f"Engine: policy is {policy!r:.60}; {', '.join(POLICIES)}, or a callable(waiting, "
+                "running) -> tickets, is accepted"
+            )
+        self.capacity, self.pad_to, self._most_waiting = capacity, pad_to, numbers[0]
+        self._room, self._queue = Room(capacity, pad_to), Queue(policy, numbers[1])
+        self._lock, self._turn, self._inside = RLock(), Lock(), None
+        self._wake = Condition(self._lock)
+        self._closed: str | None = None  # why nobody is taken in any more
+        self._like: dict | None = None  # what the conditions are like of those that are in
+        self._stale, self._gone = False, []  # has one of those running ended? those without result
+        self._timed = self._watched = 0  # requests with a deadline, and with a callback
+        self._times: deque[float] = deque(maxlen=TIMES)  # of the last ticks that asked the model
+        self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
+
+    @property
+    def waiting(self) -> tuple[Ticket, ...]:
+        """The requests that wait for a place, first come first."""
+        return tuple(self._queue.waiting)
+
+    # -- a request comes ---------------------------------------------------------------------------
+    def _take_in(self, ticket: Ticket, served: bool) -> None:
+        """Into the queue, and on where it can, or refused. Under the lock. served: a thread ticks,
+        and is to be told.
+        """
+        going = [other for other in self.running if not other.done]
+        like = self._fits(ticket)
+        self._refuse_full(going, ticket)
+        self._like, waiting = like, self._queue.waiting
+        waiting.append(ticket)
+        self._count(ticket, 1)
+        try:
+            if not served and self._turn.acquire(blocking=False):
+                try:
+                    self._seat_those_entering()
+                finally:
+                    self._turn.release()
+            if ticket.state == "refused":
+                raise ticket.reason
+            if ticket.state == "waiting":
+                ticket._request = ticket._request.owned()
+        except BaseException as error:
+            self._ends(ticket, "refused", error)
+            raise
+        self._wake.notify()
+
+    def _refuse_closed(self, where: str) -> None:
+        if self._closed is not None:
+            raise RuntimeError(f"{where}: {self._closed}; another Engine is accepted")
+
+    def _refuse_full(self, going: list[Ticket], ticket: Ticket) -> None:
+        """Refuse a request for which there is no room beside those going, nor in the queue."""
+        G, waiting = ticket.plan.G, self._queue.waiting
+        if self.pad_to is not None and self.pad_to < G:
+            raise ValueError(
+                f"Engine.submit: the request has {G} branches and pad_to={self.pad_to}; as many "
+                "branches at most are accepted"
+            )
+        beyond = self._room.beyond(going, [*waiting, ticket])
+        if len(beyond) <= self._most_waiting:
+            return
+        inside = [*going, *waiting[: len(waiting) + 1 - len(beyond)]]
+        after = self._seconds(self._room.rows_until(inside, beyond[0]))
+        branches = sum(other.plan.G for other in going)
+        raise EngineFull(
+            f"Engine.submit: {G} branch(es) beside {len(going)} requests in flight with {branches} "
+            f"and {len(waiting)} that wait; capacity={self.capacity} requests with "
+            f"pad_to={self.pad_to} branches and waiting={self._most_waiting} are accepted, a "
+            f"further one in about {after:.2g} s",
+            after,
+        )
+
+    def _seconds(self, rows: int) -> float:
+        """How long so many rows take, by the mean of the last ticks."""
+        return max(rows, 1) * sum(self._times) / len(self._times) if self._times else 1.0
+
+    # -- between two ticks -------------------------------------------------------------------------
+    def _enter(self) -> list[Ticket]:
+        """Those whose deadline has come leave, which are returned; others enter."""
+        with self._lock, torch.no_grad():
+            late = self._late() if self._timed else []
+            for ticket, error in late:
+                self._ends(ticket, "failed", error)
+            self._sweep()
+            self._seat_those_entering()
+            return [ticket for ticket, _ in late]
+
+    def _late(self) -> list[tuple[Ticket, DeadlineExceeded]]:
+        """Those whose deadline has passed, or cannot be met."""
+        now, least = monotonic(), min(self._times, default=0.0)
+        each = ((t, t._too_late(now, least)) for t in (*self.running, *self._queue.waiting))
+        return [(ticket, error) for ticket, error in each if error is not None]
+
+    def _seat_those_entering(self) -> None:
+        """Who waits enters, as far as there is room."""
+        if not self._queue.waiting or len(self.running) >= self.capacity:
+            return
+        for ticket in self._queue.entering(self.running, self._room.beside(self.running)):
+            try:
+                self._seat(ticket)
+            except Exception as error:  # of memory, say
+                self._ends(ticket, "refused", error)
+
+    def _call_back(self) -> list[Ticket]:
+        """Tell those who asked for it how their requests stand; those that ended by that."""
+        ended = []
+        for ticket in self.running if self._watched else ():
+            callback = ticket._due_callback()
+            if callback is None:
+                continue
+            try:
+                callback(ticket)
+            except Exception as error:
+                ended.append(ticket)
+                with self._lock:
+                    self._ends(ticket, "failed", error)
+        return ended
+
+    # -- a request ends ----------------------------------------------------------------------------
+    def _ends(self, ticket: Ticket, state: str, reason: BaseException | None = None) -> None:
+        """The first end of a request is final. Under the lock; its place is free once no tick is
+        under way.
+        """
+        if ticket.done:
+            return
+        self._count(ticket, -1)
+        if ticket._place is None:
+            if ticket in self._queue.waiting:
+                self._queue.waiting.remove(ticket)
+        else:
+            self._stale = True
+            if state != "result":
+                self._gone.append(ticket)
+        ticket._ended(state, reason)
+        if not self._turn.locked():
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Those in flight are those that have not ended; the others' places are free."""
+        if self._stale:
+            self.running = tuple(ticket for ticket in self.running if not ticket.done)
+            for ticket in self._gone:
+                ticket._vacate()
+            self._stale, self._gone = False, []
+        if not self.running and not self._queue.waiting and self._like is not None:
+            self._like = None
+            self._tick.forget()
+
+    def _count(self, ticket: Ticket, one: int) -> None:
+        self._timed += one * (ticket.deadline is not None)
+        self._watched += one * (ticket._callback is not None)
+
+    @contextmanager
+    def _alone(self, where: str) -> Iterator[None]:
+        """One thread at a time, and never what is called by a tick."""
+        if self._inside == get_ident():
+            raise RuntimeError(
+                f"{where}: called by the model, or by a callback; between ticks is accepted"
+            )
+        with self._turn:
+            self._inside = get_ident()
+            try:
+                yield
+            finally:
+                self._inside = None
+                with self._lock:
+                    self._sweep()
+
+
+def deadline_of(came: float, deadline: object, callback: Callable | None, every: object):
+    """When a request ends that came at `came`; refuses a deadline and a callback that cannot be."""
+    after = seconds("Engine.submit", "deadline", deadline)
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"Engine.submit: callback is a {type(callback).__name__}; a callable(ticket) is "
+            "accepted"
+        )
+    if (arguments.integer(every) or 0) < 1:
+        raise ValueError(
+            f"Engine.submit: every={every!r:.60}; a whole number of rows, 1 or more, is accepted"
+        )
+    return None if after is None else came + after
