@@ -22,7 +22,7 @@ class Saving:
         where that is its default, or it is a ValueError.
         """
         config = json.loads(super().to_json_string())
-        defaults = endless(inspect.signature(type(self).__init__).parameters)
+        defaults = endless(options_of(type(self)))
         for key in [k for k, v in config.items() if unbounded(v)]:
             if config.pop(key) != defaults.get(key):
                 raise ValueError(
@@ -69,6 +69,19 @@ class Saving:
             loop.begin = self._loops.begin
             if (state := self._loops.__dict__.pop("under_way", None)) is not None:
                 go_on(loop, state)
+
+
+def options_of(made: type) -> dict[str, inspect.Parameter]:
+    """The arguments by name of a scheduler's class and of those that it hands on what it is given
+    to.
+    """
+    classes = [c for c in made.__mro__[::-1] if "__init__" in vars(c)]
+    own = [p for c in classes for p in inspect.signature(c.__init__).parameters.values()]
+    return {
+        p.name: p
+        for p in own
+        if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
 
 
 def restored(options: Mapping, config: Mapping) -> dict:

@@ -12,7 +12,6 @@ Only this file and `output` import diffusers.
 from __future__ import annotations
 
 import base64
-import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -46,7 +45,7 @@ from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
 from .runs import runs_of
-from .saving import Saving, told
+from .saving import Saving, options_of, told
 from .sources import (
     ETA,
     OURS,
@@ -169,7 +168,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             )
         if config.get("plan") and config.keys() >= OURS:
             return super().from_config(config, return_unused_kwargs, **kwargs)
-        own = inspect.signature(cls.__init__).parameters
+        own = options_of(cls)
         words, kept, left = arguments(diffusers, own, config, kind, kwargs)
         if left and not return_unused_kwargs:
             raise TypeError(
