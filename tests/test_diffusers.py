@@ -51,6 +51,7 @@ MODULES = {
     "UniPCMultistep": "unipc_multistep",
     "LCM": "lcm",
     "FlowMatchEulerDiscrete": "flow_match_euler_discrete",
+    "LTXEulerAncestralRF": "ltx_euler_ancestral_rf",
     "PNDM": "pndm",
 }
 NO_CLIP = ("DDIM", "DDPM")  # clipping is not linear; it has a test of its own
@@ -98,6 +99,8 @@ CASES = [
     ("EDMDPMSolverMultistep", {"solver_order": 3, "prediction_type": "v_prediction"}),
     ("EDMDPMSolverMultistep", SDE | {"solver_type": "heun"}),
     ("FlowMatchHeunDiscrete", {"shift": 3.0}),
+    ("LTXEulerAncestralRF", {}),
+    ("LTXEulerAncestralRF", {"eta": 0.5, "s_noise": 1.2}),
     *((f"KDPM2{kind}Discrete", {}) for kind in ("", "Ancestral")),
     *(
         (f"KDPM2{kind}Discrete", {"prediction_type": "v_prediction"} | KARRAS)
@@ -138,7 +141,7 @@ def ids(cases):
 
 def made(name, config):
     """The peer, and its config with what makes it linear."""
-    config = config if name.startswith(("FlowMatch", "EDM")) else SD | config
+    config = config if name.startswith(("FlowMatch", "EDM", "LTX")) else SD | config
     return config | ({"clip_sample": False} if name in NO_CLIP else {})
 
 

@@ -19,7 +19,7 @@ diffusers = pytest.importorskip("diffusers")
 from tests.beside import X, both, close  # noqa: E402 (imports diffusers)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-MATCH = "FlowMatchEulerDiscreteScheduler"
+MATCH, LTX = "FlowMatchEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler"
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 CASES = [(name, {"skip_prk_steps": True} if "PNDM" in name else {}) for name in SOURCES]
 CASES += [(name, FLOW) for name in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")]
@@ -42,6 +42,8 @@ def test_a_rising_list_is_refused_and_the_one_that_is_shown_is_taken(name, confi
     given = dict(given)
     ((word, values),) = given.items()
     if name in EDMS and word == "timesteps":  # ln(sigma)/4
+        values = given[word] = [float(v) / 1000.0 for v in values]
+    if name == LTX and word == "timesteps":  # sigmas too
         values = given[word] = [float(v) / 1000.0 for v in values]
     if name in DISTILLED and word == "sigmas":
         with pytest.raises(ValueError, match=f"sigmas of {name}, which stands on timesteps"):

@@ -17,7 +17,7 @@ import diffusers
 
 from .diffusers import FsScheduler as Base
 from .diffusers.moving import arguments
-from .diffusers.options import defaults
+from .diffusers.options import defaults, named
 from .diffusers.saving import options_of, told
 from .diffusers.sources import OURS, SOURCES
 
@@ -83,7 +83,8 @@ class Hosted(Base):
             )
         known = set().union(*map(_options, SOURCES))
         keys = config.keys() & known
-        fits = [name for name in SOURCES if keys <= {*_options(name)}]
+        fits = [name for name in SOURCES if keys <= {*named(name, _options(name))}]
+        fits += [self.of] if keys <= {*_options(self.of)} else []
         if self.of in fits or len(fits) == 1:
             return self.of if self.of in fits else fits[0]
         other = min(keys - {*_options(self.of)})

@@ -11,6 +11,8 @@ import numpy as np
 from ...model import Model
 from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
+from .ancestral import NAME as LTX
+from .ancestral import told_levels
 from .edm import edm_model, edm_points
 from .flow import flow_points
 from .grids import (
@@ -96,6 +98,8 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     family, where = find(source).family, scale(source, config)
     if "sigma_data" in config:
         return edm_points(config, steps, timesteps, sigmas)
+    if source == LTX and (timesteps is not None or sigmas is not None):
+        return told_levels(config, steps, timesteps, sigmas)
     if where == "flow":
         family = replace(family, flow=flow_of(source, config))
         return flow_points(family, config, steps, timesteps=timesteps, sigmas=sigmas, mu=mu)
@@ -142,7 +146,7 @@ def peer_layout(
     labels, size = np.asarray(peer.timesteps.cpu(), np.float64), config["num_train_timesteps"]
     found = find(source)
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
-    levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64) if hasattr(peer, "sigmas") else None
+    levels = _levels_of(peer) if hasattr(peer, "sigmas") else None
     asked = legs = None
     if found.calls == 2:
         # every point but the first and the end stands there twice, or one between it and the next
@@ -297,6 +301,12 @@ def _asked(source: str, found: Points, schedule: DiscreteVP) -> np.ndarray:
     if source == "KDPM2AncestralDiscreteScheduler":
         middles = np.append(found.labels[1:], indices(schedule, ends[len(found.labels) - 1 :]))
     return np.insert(found.labels, np.arange(1, len(middles) + 1), middles)
+
+
+def _levels_of(peer) -> np.ndarray:
+    """The class's sigmas; the last one twice where it asks the model there too."""
+    levels = np.asarray(peer.sigmas.cpu(), dtype=np.float64)
+    return np.append(levels, levels[-1]) if len(levels) == len(peer.timesteps) else levels
 
 
 def _alphas(config: dict, peer) -> np.ndarray:

@@ -6,6 +6,8 @@ import numpy as np
 
 from ... import solvers
 from . import churned
+from .ancestral import NAME as LTX
+from .ancestral import ancestral
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .grids import Points
 from .multistep import deis, lms
@@ -31,10 +33,9 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
     if name == "PNDMScheduler":
         return _pndm(config, at, first, compat)
-    if name == "DDIMScheduler" and compat:
-        return strided, {"ends": at.legs[at.labels[first:].astype(int), 1], "eta": eta}
     if name == "DDIMScheduler":
-        return solvers.ddim, {"eta": eta}
+        ends = {"ends": at.legs[at.labels[first:].astype(int), 1]} if compat else {}
+        return strided if compat else solvers.ddim, {"eta": eta, **ends}
     if name == "DDPMScheduler":
         kind = VARIANCES[config["variance_type"]]
         plain = kind == "fixed_small" and not compat
@@ -63,14 +64,15 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         return (solvers.lms, told) if exact else (lms, {"run": at.grid, "first": first, **told})
     if name.endswith("HeunDiscreteScheduler"):
         return heun if still else solvers.heun, {}
-    if name == "KDPM2DiscreteScheduler":
-        return solvers.dpm_2, {}
-    if name == "KDPM2AncestralDiscreteScheduler":
-        return solvers.dpm_2_ancestral, {}
-    ancestral = name == "EulerAncestralDiscreteScheduler"
+    if name == LTX:
+        words = {"eta": config["eta"], "s_noise": config["s_noise"]}
+        return ancestral if compat else solvers.euler_ancestral, words
+    if name.startswith("KDPM2"):
+        return solvers.dpm_2_ancestral if "Ancestral" in name else solvers.dpm_2, {}
+    drawn = name == "EulerAncestralDiscreteScheduler"
     if still:  # Euler is DPM-Solver++ of order 1, and its ancestral form the SDE of that
-        return dpm, {"orders": [1] * (steps - first), "form": Form(sde=ancestral)}
-    return solvers.euler_ancestral if ancestral else solvers.euler, {}
+        return dpm, {"orders": [1] * (steps - first), "form": Form(sde=drawn)}
+    return solvers.euler_ancestral if drawn else solvers.euler, {}
 
 
 # -- inside ----------------------------------------------------------------------------------------

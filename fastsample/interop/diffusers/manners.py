@@ -14,7 +14,7 @@ from ...model import to_x0
 from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
 from .config import trained_levels
-from .sources import PREDICTIONS, UNBOUNDED, find
+from .sources import PREDICTIONS, UNBOUNDED, find, is_sde
 from .steps import variances
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ def _thresholding(config: dict) -> Thresholding:
 
 
 def _draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
-    sde = config.get("algorithm_type", "").startswith("sde")
-    sde |= bool(config.get("stochastic_sampling"))
-    if sde or source in ("EulerAncestralDiscreteScheduler", "SASolverScheduler"):
+    if is_sde(config) or source in ("EulerAncestralDiscreteScheduler", "SASolverScheduler"):
         return lambda label, eta: True
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,

@@ -30,7 +30,7 @@ import numpy as np
 
 from .edm import as_ours
 from .grids import CONVERSIONS
-from .options import class_of, defaults, said
+from .options import class_of, defaults, instance, named, parameters, said
 from .saving import restored, unbounded
 from .sources import (
     BOUNDING,
@@ -112,7 +112,7 @@ def arguments(
     found = {**usual, **words, **along, **asked, "source": source}
     kept = _left(source, found, usual, given)
     asked_for = {*words} - set(config.get("_use_default_values", ())) | asked.keys() | along.keys()
-    kept["_use_default_values"] = [k for k in usual if k not in asked_for]
+    kept["_use_default_values"] = [k for k in named(source, usual) if k not in asked_for]
     unknown = {k: v for k, v in given.items() if k not in known}
     return {k: v for k, v in found.items() if k in own}, kept, unknown
 
@@ -150,7 +150,7 @@ class Origin:
         """
         self.name, self.given = name, given
         made = [c for c in kind.__mro__ if c is kind or c.__name__ == name]  # may hand on its own
-        options = [p for c in made[::-1] for p in inspect.signature(c).parameters.values()]
+        options = [p for c in made[::-1] for p in parameters(c).values()]
         words = {p.name: config.get(p.name, p.default) for p in options}
         words = {k: v for k, v in words.items() if v is not inspect.Parameter.empty}
         for own, other in (("shift", "flow_shift"), ("flow_shift", "shift")):
@@ -254,7 +254,7 @@ class Origin:
     def _own_levels(self, kind: type) -> np.ndarray:
         """[T] as diffusers' own object has them."""
         try:
-            peer = kind(**self.words)
+            peer = instance(kind, self.words)
         except Exception as error:
             raise ValueError(
                 f"FsScheduler.from_config: {self.name} itself cannot be made with this config "

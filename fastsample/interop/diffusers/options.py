@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 
 from ...plan.given import plain
-from .sources import OURS, SHIFTED_BY, SOURCES, find
+from .sources import GRID_OF, OURS, SHIFTED_BY, SOURCES, find
 
 
 def defaults(library: object, source: str) -> dict:
@@ -14,8 +15,32 @@ def defaults(library: object, source: str) -> dict:
     that is not reproduced.
     """
     find(source)
-    arguments = inspect.signature(getattr(library, source).__init__).parameters.items()
+    arguments = parameters(getattr(library, source)).items()
     return {name: p.default for name, p in arguments if p.default is not p.empty}
+
+
+def parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """What a class reads from its config: its own arguments, and those of the class that lays out
+    its grid.
+    """
+    library = sys.modules[kind.__module__.partition(".")[0]]
+    grid = getattr(library, GRID_OF.get(kind.__name__, ("",))[0], None)
+    found = [inspect.signature(each.__init__).parameters for each in (grid, kind) if each]
+    return {name: p for each in found for name, p in each.items()}
+
+
+def instance(kind: type, words: Mapping) -> object:
+    """A scheduler of the class with these options."""
+    if kind.__name__ not in GRID_OF:
+        return kind(**words)
+    known = parameters(kind)
+    own = named(kind.__name__, known)
+    return kind.from_config({k: v for k, v in words.items() if k in own or v != known[k].default})
+
+
+def named(source: str, usual: Iterable[str]) -> Iterable[str]:
+    """Of all that a class reads (usual), what stands in every config of it."""
+    return GRID_OF[source][1] if source in GRID_OF else usual
 
 
 def own_config(config: dict, usual: dict) -> dict:
@@ -28,8 +53,10 @@ def own_config(config: dict, usual: dict) -> dict:
     unset = config.get("_use_default_values", ())
     kept = {k: v for k, v in config.items() if k in usual or k in OURS or (k == "moved" and v)}
     kept |= {k: _number(k, kept[k], usual[k]) for k in kept.keys() & usual.keys()}
+    own = named(config["source"], usual)
+    kept = {k: v for k, v in kept.items() if k in own or k not in usual or v != usual[k]}
     kept |= {k: config[k] for k, v in SHIFTED_BY.items() if config.get(k, v) != v}
-    unset = [k for k in unset if k in usual and config[k] == usual[k]]
+    unset = [k for k in unset if k in own and config[k] == usual[k]]
     return kept | ({"_use_default_values": unset} if unset else {})
 
 

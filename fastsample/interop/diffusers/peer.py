@@ -4,7 +4,6 @@ it can be. Imports no diffusers.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 
@@ -13,14 +12,15 @@ import numpy as np
 from ...plan.given import numbers
 from .calls import takes
 from .grids import count, falling
-from .sources import BOUNDING
+from .options import instance, parameters
+from .sources import BOUNDING, GRID_OF
 
 
 def uncovered(source: type, settings: dict, table: Callable[[], object]) -> str | None:
     """Why no run of the class with these settings can be reproduced, in words; None where runs can.
     Some runs may still not be. table(): the noise schedule of the class, or a ValueError.
     """
-    known = inspect.signature(source.__init__).parameters.keys() | BOUNDING
+    known = parameters(source).keys() | BOUNDING
     if not settings.keys() <= known:
         unknown = ", ".join(k for k in settings if k not in known)
         return f"FsScheduler: {source.__name__} itself has no {unknown}"
@@ -49,12 +49,14 @@ def set_peer(
     asked = {
         "num_inference_steps": steps,
         "timesteps": timesteps and list(timesteps),
-        "sigmas": None if sigmas is None else _array(sigmas),  # UniPC takes no list
+        "sigmas": None if sigmas is None else _array(sigmas),  # UniPC takes no list, LTX no array
         "mu": mu,
         "original_inference_steps": original_inference_steps,
         **dict(others),
     }
     asked = {k: v for k, v in asked.items() if v is not None}
+    if sigmas is not None and source.__name__ in GRID_OF:
+        asked["sigmas"] = asked["sigmas"].tolist()
     unknown = ", ".join(asked.keys() - takes(source).keys())
     if unknown:
         raise ValueError(
@@ -86,12 +88,12 @@ def twin(peer: object) -> object:
 
 def made(source: type, settings: dict) -> object:
     """A scheduler of the class, or a ValueError. What bounds predictions is no part of its grid."""
-    known = inspect.signature(source.__init__).parameters
+    known, name = parameters(source), source.__name__
     own = {k: v for k, v in settings.items() if k in known or k not in BOUNDING}
     try:
-        return source(**own)
+        return instance(source, own)
     except Exception as error:
-        where = f"FsScheduler: {source.__name__} itself cannot be made with this config"
+        where = f"FsScheduler: {name} itself cannot be made with this config"
         raise ValueError(f"{where} ({_said(error)}); compat=None is accepted") from None
 
 

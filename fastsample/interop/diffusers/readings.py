@@ -54,7 +54,8 @@ class Readings:
         """
         loop = self._loops.get()
         if loop is None:
-            return self._as_source("sigmas").sigmas.clone()
+            own = self._as_source("sigmas").sigmas
+            return own if own is None else own.clone()
         if loop.sigmas is None:
             own = loop.own_sigmas
             if own is None:

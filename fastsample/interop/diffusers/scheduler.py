@@ -28,6 +28,7 @@ from ...kernels.transforms import beneath
 from ...plan import Plan
 from ...plan.given import plain
 from ...plan.provenance import agree
+from .ancestral import NAME as LTX
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
 from .grids import listed
@@ -46,16 +47,7 @@ from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
 from .runs import runs_of
 from .saving import Saving, options_of, told
-from .sources import (
-    ETA,
-    OURS,
-    PREDICTIONS,
-    SOURCES,
-    UNTIMED,
-    output_sign,
-    scale,
-    settings,
-)
+from .sources import ETA, OURS, PREDICTIONS, SOURCES, UNTIMED, is_sde, output_sign, scale, settings
 from .tokens import by_token
 
 
@@ -107,6 +99,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         corrector_order: int = 2,
         tau_func: Callable | None = None,
         noise_sampler_seed: int | None = None,
+        eta: float = 1.0,
+        s_noise: float = 1.0,
         sigma_data: float | None = None,
         sigma_schedule: str = "karras",
         rho: float = 7.0,
@@ -330,11 +324,14 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
             return
         source, plan = self.config.source, self._given
         usual = {} if plan else defaults(diffusers, source)
-        read = {k: self.config[k] for k in usual} | beside(source, usual, self.config.get("moved"))
+        read = {k: self.config.get(k, v) for k, v in usual.items()} | beside(
+            source, usual, self.config.get("moved")
+        )
         self._settings = {} if plan else settings(source, read)
         self._source = None if plan else getattr(diffusers, source)
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
         self._eta = None if plan else ETA.get(source)
+        self._wide = source == LTX or is_sde(self._settings)  # draws float32
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._jumps = source == "TCDScheduler" and plan is None
@@ -389,7 +386,5 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """
         if given is not None:
             return given
-        sde = self._settings.get("algorithm_type", "").startswith("sde")
-        sde = sde or self._settings.get("stochastic_sampling")
-        kind = torch.float32 if sde else output.dtype
+        kind = torch.float32 if self._wide else output.dtype
         return randn_tensor(output.shape, generator=generator, device=output.device, dtype=kind)

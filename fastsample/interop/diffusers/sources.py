@@ -36,6 +36,7 @@ data: no torch, no diffusers.
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
     FlowMatchHeunDiscrete   flow      heun
+    LTXEulerAncestralRF     flow      euler_ancestral; `ancestral`      eta, s_noise
 
 Where a class has them: clip_sample, and thresholding (`manners.Thresholding`).
 
@@ -51,6 +52,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .grids import CONVERSIONS, Family, noise_schedule
+from .sisters import SISTER, SISTERS
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -88,33 +90,6 @@ VARIANCES = {
     "learned_range": "learned_range",
 }
 _SOLVER_TYPE = {"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)}
-# of what sister classes say, what a class takes for its own, and as what
-SISTER = {
-    "solver_type": {k: "midpoint" for k in ("logrho", "bh1", "bh2")},
-    "algorithm_type": {
-        "deis": "dpmsolver++",
-        "data_prediction": "dpmsolver++",
-        "noise_prediction": "dpmsolver",
-    },
-}
-SISTERS = {
-    "UniPCMultistepScheduler": {"solver_type": {k: "bh2" for k in ("midpoint", "heun", "logrho")}},
-    "DEISMultistepScheduler": {
-        "solver_type": {k: "logrho" for k in ("midpoint", "heun", "bh1", "bh2")},
-        "algorithm_type": {
-            k: "deis" for k in ("dpmsolver", "dpmsolver++", *SISTER["algorithm_type"])
-        },
-    },
-    "SASolverScheduler": {
-        "algorithm_type": {
-            "deis": "data_prediction",
-            "dpmsolver++": "data_prediction",
-            "sde-dpmsolver++": "data_prediction",
-            "dpmsolver": "noise_prediction",
-            "sde-dpmsolver": "noise_prediction",
-        }
-    },
-}
 _SINGLE = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
 _SIGMA = Family("sigma", whole=False)
 _WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -181,6 +156,13 @@ SOURCES = {
         calls=2,
         result="output",
     ),
+    "LTXEulerAncestralRFScheduler": Source(
+        Family("flow", whole=False, flow="match", apart=True),
+        {"invert_sigmas": (False,)},
+        predictions=(),
+        pair=False,
+        result="sample",
+    ),
     "SASolverScheduler": Source(
         Family(extra=True, flow="dpm", kept=True),
         {
@@ -195,6 +177,14 @@ SOURCES = {
     "FlowMatchEulerDiscreteScheduler": Source(
         Family("flow", whole=False, flow="match"), predictions=(), pair=False, result="output"
     ),
+}
+# (who lays out the grid of a class, by options that stand in its config where they are not at their
+# defaults; the class's own options)
+GRID_OF = {
+    "LTXEulerAncestralRFScheduler": (
+        "FlowMatchEulerDiscreteScheduler",
+        ("num_train_timesteps", "eta", "s_noise"),
+    )
 }
 # their add_noise goes by timesteps alone
 UNINDEXED = (
@@ -249,7 +239,6 @@ CLOSEST = {
     "UnCLIPScheduler": "DDPMScheduler",
     "RePaintScheduler": "DDIMScheduler",
     "FlowMatchLCMScheduler": "LCMScheduler",
-    "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler",
 }
 
 
@@ -396,3 +385,9 @@ def output_sign(where: str, config: dict) -> float:
     of EDM with sigma_data = 1.
     """
     return -1.0 if where == "sigma" and config.get("prediction_type") == "v_prediction" else 1.0
+
+
+def is_sde(config: Mapping) -> bool:
+    """Do its options ask for an SDE's steps?"""
+    kind = str(config.get("algorithm_type", ""))
+    return kind.startswith("sde") or bool(config.get("stochastic_sampling"))
