@@ -2,7 +2,6 @@
 
 import pickle
 import random
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +14,7 @@ class Asking:
 
     def __init__(self, name, left=3, model=0, branches=1):
         self.name, self.left, self.model, self.overtaken = name, left, model, 0
-        self.plan = SimpleNamespace(G=branches)
+        self.branches = branches
 
     def __repr__(self):
         return self.name

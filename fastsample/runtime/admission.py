@@ -86,7 +86,7 @@ class Admission:
 
     def _refuse_full(self, going: list[Ticket], ticket: Ticket) -> None:
         """Refuse a request for which there is no room beside those going, nor in the queue."""
-        G, waiting = ticket.plan.G, self._queue.waiting
+        G, waiting = ticket.branches, self._queue.waiting
         if self.pad_to is not None and self.pad_to < G:
             raise ValueError(
                 f"Engine.submit: the request has {G} branches and pad_to={self.pad_to}; as many "
@@ -97,7 +97,7 @@ class Admission:
             return
         inside = [*going, *waiting[: len(waiting) + 1 - len(beyond)]]
         after = self._seconds(self._room.rows_until(inside, beyond[0]))
-        branches = sum(other.plan.G for other in going)
+        branches = sum(other.branches for other in going)
         raise EngineFull(
             f"Engine.submit: {G} branch(es) beside {len(going)} requests in flight with {branches} "
             f"and {len(waiting)} that wait; capacity={self.capacity} requests with "

@@ -29,7 +29,7 @@ policy names nobody, the one that came first enters.
                 ask next (of two alike the lower number; nobody running: the one that the first to
                 come asks), in order of arrival: for plans that swap models
     a callable  (waiting, running) -> tickets of the waiting, both in order of arrival; it may read
-                `plan`, `row`, `left`, `model`, `deadline` and `overtaken`
+                `plan`, `row`, `left`, `model`, `branches`, `deadline` and `overtaken`
 
 Deadlines, in seconds from submit, are looked at between two ticks, before anybody enters. A
 request, waiting or running, ends with DeadlineExceeded if its deadline has passed, or cannot be
@@ -147,14 +147,13 @@ class Room:
     def __init__(self, capacity: int, branches: int | None) -> None:
         self.capacity, self.branches = capacity, math.inf if branches is None else branches
 
-    def beside(self, inside: Iterable[Ticket]) -> Callable[[Ticket], bool]:
+    def beside(self, inside: Sequence[Ticket]) -> Callable[[Ticket], bool]:
         """has(ticket): is there room for it beside these, and those that had room before it?"""
-        branches = [ticket.plan.G for ticket in inside]
-        requests, taken = len(branches), sum(branches)
+        requests, taken = len(inside), sum(ticket.branches for ticket in inside)
 
         def has(ticket: Ticket) -> bool:
             nonlocal requests, taken
-            more = taken + ticket.plan.G
+            more = taken + ticket.branches
             if requests >= self.capacity or more > self.branches:
                 return False
             requests, taken = requests + 1, more

@@ -5,7 +5,7 @@ own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Rows:
     on both are the same. records: numbers, words, shapes and noise ids.
     """
 
-    def __init__(self, plan: Plan, masked: bool, dtype: type):
+    def __init__(self, plan: Plan, masked: bool, dtype: type, layout: Layout):
         self.plan, self.first, self.users, self.masked, self._dtype = plan, 0, 0, masked, dtype
         self.end, shapes = plan.rows - 1, plan.program.rows
         needed = [s.branches_needed(plan.layout) if s.call >= 0 else () for s in shapes]
@@ -38,7 +38,7 @@ class Rows:
             if asked[row] == asked[row + 1]:
                 self.alike[row] += self.alike[row + 1]
         self._layout = None
-        self.pack(plan.layout)
+        self.pack(layout)
 
     def pack(self, layout: Layout) -> None:
         """Make the records for this layout."""
@@ -64,7 +64,7 @@ class Stack:
         self._dtype, self._device = np.float32 if dtype == torch.float32 else np.float64, device
         self._held: dict[tuple[Plan, bool], Rows] = {}
         self._size, self.table, self._E = LEAST, None, None
-        self._made = lru_cache(MADE)(partial(Rows, dtype=self._dtype))
+        self._made = lru_cache(MADE)(self._make)
 
     def check(self, plan: Plan, masked: bool) -> None:
         """ValueError where the plan's numbers do not fit the dtype. In any thread."""
@@ -83,16 +83,23 @@ class Stack:
         """The plan's rows; who keeps them counts as a user of theirs."""
         rows = self._held.get((plan, masked))
         if rows is None:
-            before = plan.layout if self.table is None else self.table.layout
-            layout, rows = Layout(*map(max, plan.layout, before)), self._made(plan, masked)
+            layout, rows = self._wide(plan), self._made(plan, masked)
             rows.pack(layout)
-            if layout != before:
+            if self.table is not None and layout != self.table.layout:
                 for other in self._held.values():
                     other.pack(layout)
             rows.first = self._room(plan.rows)
             self._held[plan, masked] = rows
             self._build(layout)
         return rows
+
+    def _make(self, plan: Plan, masked: bool) -> Rows:
+        return Rows(plan, masked, self._dtype, self._wide(plan))
+
+    def _wide(self, plan: Plan) -> Layout:
+        """That of a table that holds this plan, too."""
+        table = self.table
+        return plan.layout if table is None else Layout(*map(max, plan.layout, table.layout))
 
     def times(self, numbers: Sequence[int]) -> np.ndarray:
         """Model scalars [n, E] that rows of the table keep for those after them."""

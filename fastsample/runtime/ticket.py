@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Ticket:
     """What `Engine.submit` returns.
 
-    plan      the plan that is run, guidance added
+    plan      the plan that is run, guidance added; branches: how many it has
     row       the one that the next tick runs; left: how many there are yet
     model     number of the model that the next row to ask one asks, -1: none does
     state     "waiting", "running", or how it ended: "result", "cancelled", "refused" or "failed"
@@ -49,6 +49,7 @@ class Ticket:
         every: int,
     ) -> None:
         self.plan, self.row, self.deadline = request.plan, request.first, deadline
+        self.branches, self._end = self.plan.G, self.plan.rows - 1
         self.overtaken, self._state, self._reason = 0, "waiting", None
         self._engine, self._request, self._came = engine, request, came
         self._callback, self._every, self._told_of = callback, every, self.row
@@ -60,10 +61,6 @@ class Ticket:
         self._heard: list[Callable[[], object]] = []
 
     # -- what it is about --------------------------------------------------------------------------
-    @property
-    def _end(self) -> int:
-        return self.plan.rows - 1
-
     @property
     def left(self) -> int:
         return self._end - self.row
