@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
-from . import arguments, conditions, sources
+from . import arguments, conditions, ladder, sources
 from .admission import deadline_of
 from .places import Places
 from .request import Requests, leaves
@@ -124,19 +124,22 @@ class Engine(Serving):
         deadline: float | None = None,
         callback: Callable[[Ticket], object] | None = None,
         every: int = 1,
+        after: Ticket | tuple[Ticket, int] | None = None,
     ) -> Ticket:
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
         [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
         the noise is drawn from the seed; noise_source: in the `fastsample.window` that the sample
-        is, or along `fastsample.brownian()`. It does not wait for a tick: the request enters
-        between two, as `fastsample.runtime.queue` says, at once if none is under way and there is
-        room.
+        is, or along `fastsample.brownian()`. No tick is waited for: it enters between two, as
+        `fastsample.runtime.queue` says, at once if none is under way and there is room.
 
         deadline: seconds from now, after which it ends without a result.
         callback: callable(ticket), called every `every` rows that have run, but after the last, by
         who ticks, between ticks; may submit, cancel and read `ticket.x0`; what it raises ends its
-        request. Raises ValueError, TypeError or RuntimeError (EngineFull: it may come again), one
-        sentence, and is then as if not called.
+        request.
+        after: the request behind which it stands in a ladder, a row behind, or (that one, rows): so
+        many (`fastsample.runtime.ladder`).
+        Raises ValueError, TypeError or RuntimeError (EngineFull: it may come again), one sentence,
+        and is then as if not called.
         """
         where, came = "Engine.submit", monotonic()
         with arguments.named(where):
@@ -148,9 +151,7 @@ class Engine(Serving):
             self._stack.check(request.plan, request.masked)
             end = deadline_of(came, deadline, callback, every)
             ticket = Ticket(self, request, came, end, callback, every)
-            with self._lock:
-                self._refuse_closed(where)
-                self._take_in(ticket, self.serving)
+            self._come(ticket, ladder.behind(self, after))
             return ticket
 
     def select(self, index, *, seeds=None, tickets: Sequence[Ticket] | None = None) -> list[Ticket]:
@@ -221,6 +222,12 @@ class Engine(Serving):
         )
 
     # -- a request comes ---------------------------------------------------------------------------
+    def _come(self, ticket: Ticket, after: tuple[Ticket, int] | None) -> None:
+        with self._lock:
+            self._refuse_closed("Engine.submit")
+            self._take_in(ticket, self.serving)
+            ladder.join(ticket, after)
+
     def _fits(self, ticket: Ticket) -> dict:
         """What the conditions are like of those that are in, this one among them; it is refused
         where it cannot be told beside them.

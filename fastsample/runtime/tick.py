@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import arguments, outputs
+from . import arguments, ladder, outputs
 from .conditions import collated, together
 from .places import REST, Places
 from .stack import Stack
@@ -31,19 +31,22 @@ class Part(NamedTuple):
 
 
 class Company:
-    """The requests of a tick, in the order of their places, and what of it stays for `left` ticks:
-    as long as none joins or ends, and each asks the same model for the same branches.
+    """The requests of a tick, and what of it stays for `left` ticks: as long as none joins or ends,
+    none begins to run or to rest, and each asks the same model for the same branches.
 
-    rows [n]: the table's row that each runs next. places [n]. parts: by model; in each its requests
-    by place and branch, the last one again up to pad_to. size: rows of all parts, index [size]:
+    going: those whose turn it is (`ladder`); in their order in the model's batch, by place but for
+    ladders, rows [n]: the table's row that each runs next, and places [n]. parts: by model; in each
+    its requests by branch, the last one again up to pad_to. size: rows of all parts, index [size]:
     their places, and slice, too, where they follow one another. told: what each part's model is
     told. windows: some request is one.
     """
 
     def __init__(self, tickets: tuple[Ticket, ...], pad_to: int | None) -> None:
-        self.tickets = tickets
-        ordered = sorted(tickets, key=lambda ticket: ticket._place)
-        self.left = min(ticket._rows.alike[ticket.row] for ticket in ordered)
+        inside = {*tickets}
+        rest = {ticket: n for ticket in tickets if (n := ladder.rests(ticket, inside))}
+        self.tickets, self.going = tickets, tuple(t for t in tickets if t not in rest)
+        ordered = sorted(self.going, key=ladder.order)
+        self.left = min([*rest.values(), *(t._rows.alike[t.row] for t in ordered)])
         self.rows = np.array([ticket._rows.first + ticket.row for ticket in ordered])
         self.places = np.array([ticket._place for ticket in ordered])
         asks: dict[int, list] = {}
@@ -62,7 +65,7 @@ class Company:
         self.index = self.places[self._who]
         follow = who and (np.diff(self.index) == 1).all()
         self.slice = slice(int(self.index[0]), int(self.index[-1]) + 1) if follow else None
-        self.windows = any(ticket._window is not None for ticket in tickets)
+        self.windows = any(ticket._window is not None for ticket in self.going)
         self.told: list[dict] = []
 
     def begin(self, host: dict[str, np.ndarray]) -> None:
@@ -109,9 +112,9 @@ class Tick:
         self.forget()
 
     def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
-        """The next row of these requests, whose conditions are like this one; others in flight
-        stand still. Where a model or collate raises, or what it returns does not fit, nothing is
-        launched.
+        """The next row of these requests, whose conditions are like this one, as far as it is their
+        turn; others in flight stand still. Where a model or collate raises, or what it returns
+        does not fit, nothing is launched.
         """
         self.blamed = []
         company, host = self._company, self._places.host
@@ -137,12 +140,12 @@ class Tick:
         faulty = judged and faults[company.places].any()
         company.rows += 1
         company.left -= 1
-        for ticket in company.tickets:
+        for ticket in company.going:
             ticket.row += 1
         if company.left > 0 and not faulty:
             return []
         over = lambda ticket: ticket.left == 0 or (judged and faults[ticket._place])
-        return [ticket for ticket in company.tickets if over(ticket)]
+        return [ticket for ticket in company.going if over(ticket)]
 
     def forget(self) -> None:
         """Keep nothing of the requests before."""
@@ -201,4 +204,4 @@ class Tick:
         if not company.windows:
             return ()
         drawn = lambda ticket: arguments.drawn(ticket.plan, ticket.row, ticket._rows.masked)
-        return self._places.noise([(t._place, drawn(t), t._window) for t in company.tickets])
+        return self._places.noise([(t._place, drawn(t), t._window) for t in company.going])

@@ -56,6 +56,7 @@ class Ticket:
         self._window, self._shapes = request.window, request.plan.program.rows
         asks = (k for k in range(self.row, self._end) if self._shapes[k].call >= 0)
         self._first = next(asks, self._end)
+        self._entry, self._after, self._ladder = self.row, None, None
         self._rows = self._place = self._told = self._copies = None
         self._unread, self._trace = False, None  # unread: its status may say that it failed
         self._heard: list[Callable[[], object]] = []
