@@ -35,7 +35,9 @@ class Density(Cursor):
         """Standard deviation [B] of the noise that the current row draws for x' (where no mask
         keeps it), 0 where it draws none; mean() is its mean.
         """
-        return std(self._pool, self.plan, self.row)
+        own = self._pool
+        std = own.x.new_full((own.batch,), spread(self.plan, self.row, own.mask is not None))
+        return std if own.noise_scale is None else std * own.noise_scale.abs()
 
     def mean(self, f: Tensor | Sequence[Tensor | None]) -> Tensor:
         """x' [B,*] of the current row at noise scale 0, without advancing; gradients reach f.
@@ -51,10 +53,10 @@ class Density(Cursor):
                 f"Run.mean: row {row + 1} asks no model and runs in one step with row {row}, whose "
                 "x' no run shows; a row before another call is accepted"
             )
-        if again := _again(own, self.plan, row):
-            name = min(again)
+        if repeated := again(self.plan, row, own.mask is not None):
+            name = min(repeated)
             what = f"re-uses noise {name} of an earlier row"
-            if own.mask is not None and name not in _again(own, self.plan, row, masked=False):
+            if own.mask is not None and name not in again(self.plan, row, masked=False):
                 what = f"noises the known image with noise {name} of an earlier row"
             raise ValueError(
                 f"Run.mean: row {row} {what}, and its mean at noise scale 0 would leave that draw "
@@ -128,17 +130,16 @@ def mean(pool: Pool, row: int, f: Sequence[Tensor | None], x: Tensor | None = No
     )[0]
 
 
-def std(pool: Pool, plan: Plan, row: int) -> Tensor:
-    """Standard deviation [B] of the noise that a row of the plan is the first to draw for x'; 0 for
-    a deterministic row.
+def spread(plan: Plan, row: int, masked: bool) -> float:
+    """Standard deviation of the noise that a row of the plan is the first to draw for x', at noise
+    scale 1; 0 for a deterministic row. masked: the run has a mask.
     """
     at, weights = plan.layout, defaultdict(float)
-    earlier = _earlier(plan, row, pool.mask is not None)
+    earlier = _earlier(plan, row, masked)
     for k, name in enumerate(arguments.drawn(plan, row, masked=False)):
         if name is not None and name not in earlier:
             weights[name] += plan.M[row, 0, at.noise(k)]
-    spread = pool.x.new_full((pool.batch,), math.hypot(*weights.values()))
-    return spread if pool.noise_scale is None else spread * pool.noise_scale.abs()
+    return math.hypot(*weights.values())
 
 
 def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -155,9 +156,6 @@ def _earlier(plan: Plan, row: int, masked: bool) -> set[int]:
     return {k for i in range(row) for k in arguments.drawn(plan, i, masked)} - {None}
 
 
-def _again(pool: Pool, plan: Plan, row: int, masked: bool | None = None) -> set[int]:
-    """Noise ids that the row reads and an earlier one drew; masked: the known image's among them,
-    by default where the pool has one.
-    """
-    masked = pool.mask is not None if masked is None else masked
+def again(plan: Plan, row: int, masked: bool) -> set[int]:
+    """Noise ids that the row reads and an earlier one drew; masked: with the known image's."""
     return _earlier(plan, row, masked) & set(arguments.drawn(plan, row, masked))

@@ -45,6 +45,7 @@ class Engine(Serving):
     pad_to       a model's batch always has this many rows, the last one repeated; a request whose
                  branches find no room waits. None: as many rows as are asked for
     preview      False: ticket.x0 is not formed
+    density      True: ticket.drawn is, at the price of a further launch for the rows that draw
     state_dtype, model_dtype (by default the state's), device, backend    as for Run
     collate      callable(trees) -> tree: what the model is told of requests whose conditions differ
                  in length, by padding and masks. trees: for each row of the model's batch the
@@ -80,6 +81,7 @@ class Engine(Serving):
         backend: str | None = None,
         check: str | None = "end",
         collate: Callable | None = None,
+        density: bool = False,
         waiting: int | None = None,
         policy: str | Callable = "first",
         overtakes: int = 64,
@@ -100,7 +102,7 @@ class Engine(Serving):
         size = (self.capacity, *self.shape)
         self._places = Places(size, *self._dtypes, self._device, preview, choice)
         memory = self._places, self._stack
-        self._tick = Tick(models, *memory, pad_to, self._dtypes[1], collate, self._lock)
+        self._tick = Tick(models, *memory, pad_to, self._dtypes[1], collate, self._lock, density)
         self._collate, self._models = collate, len(models)
 
     def submit(

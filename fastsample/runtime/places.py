@@ -169,6 +169,17 @@ class Places:
         """
         return self._status & NOT_FINITE
 
+    def means(self, index: Tensor, f: Sequence, noise: Sequence) -> Tensor:
+        """The states [n,*] that the next launch, of these outputs and this noise, gives the places
+        index [n] int64 where it draws noise of scale 0.
+        """
+        own = self.pool.selected(index)
+        own.noise_scale, own.f_index = own.x.new_zeros(len(index)), own.f_index[:, index]
+        own.preview = own.model_input = None
+        noise = [v if v is None else v.index_select(0, index) for v in noise]
+        bound(self._choice, own)(None, f, noise)
+        return own.x
+
     def status(self, k: int) -> int | None:
         """Status word of a place if its state is known to be non-finite, else 0; None where a look
         would wait for a device.

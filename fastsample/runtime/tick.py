@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import arguments, ladder, outputs
 from .conditions import collated, together
+from .drawn import Drawing
 from .places import REST, Places
 from .stack import Stack
 from .ticket import Ticket
@@ -105,10 +106,11 @@ class Tick:
         model_dtype: torch.dtype,
         collate: Callable | None,
         lock: RLock,
+        density: bool,
     ) -> None:
         self._models, self._places, self._stack = models, places, stack
         self._pad_to, self._model_dtype, self._collate = pad_to, model_dtype, collate
-        self._lock, self.launches, self.rows = lock, 0, 0
+        self._lock, self._density, self.launches, self.rows = lock, density, 0, 0
         self.forget()
 
     def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
@@ -129,7 +131,11 @@ class Tick:
         self._places.upload()
         f = [self._answers(company)] * self._places.pool.table.layout.G if company.size else ()
         self.blamed = []
-        self._places.launch(None, f, self._noise(company))
+        noise = self._noise(company)
+        drawing = Drawing(self._places, company.going, f, noise) if self._density else None
+        self._places.launch(None, f, noise)
+        if drawing is not None:
+            drawing.note()
         self.launches, self.rows = self.launches + 1, self.rows + company.size
 
     def advance(self, judged: bool) -> list[Ticket]:

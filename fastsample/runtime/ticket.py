@@ -14,6 +14,7 @@ from torch import Tensor
 from ..kernels.reference.step import NOT_FINITE
 from ..plan.given import within
 from . import arguments, outputs
+from .drawn import Drawn
 from .queue import DeadlineExceeded
 from .request import Request
 from .stack import Rows
@@ -56,7 +57,7 @@ class Ticket:
         self._window, self._shapes = request.window, request.plan.program.rows
         asks = (k for k in range(self.row, self._end) if self._shapes[k].call >= 0)
         self._first = next(asks, self._end)
-        self._entry, self._after, self._ladder = self.row, None, None
+        self._entry, self._after, self._ladder, self._drawn = self.row, None, None, None
         self._rows = self._place = self._told = self._copies = None
         self._unread, self._trace = False, None  # unread: its status may say that it failed
         self._heard: list[Callable[[], object]] = []
@@ -83,6 +84,20 @@ class Ticket:
     def reason(self) -> BaseException | None:
         self._look()
         return self._reason
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """(sigma, alpha) of its state, at which `row` begins; exact."""
+        return float(self.plan.sigma[self.row]), float(self.plan.alpha[self.row])
+
+    @property
+    def drawn(self) -> Drawn | None:
+        """The last row that drew noise, and how likely was what it drew: None before one, and
+        without density=True of the Engine. Rows count that ask a model, and draw all of their noise
+        anew (most of a run with a mask re-use some).
+        """
+        with self._engine._lock:
+            return self._drawn
 
     # -- what its owner does -----------------------------------------------------------------------
     def result(self, timeout: float | None = None) -> Tensor:
