@@ -11,6 +11,7 @@ from time import monotonic
 import torch
 
 from . import arguments
+from .meter import Meter, Metrics
 from .queue import POLICIES, DeadlineExceeded, EngineFull, Queue, Room
 from .ticket import Ticket, seconds
 
@@ -46,6 +47,7 @@ class Admission:
         self._like: dict | None = None  # what the conditions are like of those that are in
         self._stale, self._gone = False, []  # has one of those running ended? those without result
         self._timed = self._watched = 0  # requests with a deadline, and with a callback
+        self._meter = Meter()
         self._times: deque[float] = deque(maxlen=TIMES)  # of the last ticks that asked the model
         self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
 
@@ -54,15 +56,27 @@ class Admission:
         """The requests that wait for a place, first come first."""
         return tuple(self._queue.waiting)
 
+    def metrics(self) -> Metrics:
+        """What it has counted so far (`fastsample.runtime.meter`)."""
+        with self._lock:
+            waiting = len(self._queue.waiting)
+            now = {"waiting": waiting, "running": sum(not t.done for t in self.running)}
+            return self._meter.read(**now, launches=self._tick.launches, rows=self._tick.rows)
+
     # -- a request comes ---------------------------------------------------------------------------
     def _take_in(self, ticket: Ticket, served: bool) -> None:
         """Into the queue, and on where it can, or refused. Under the lock. served: a thread ticks,
         and is to be told.
         """
         going = [other for other in self.running if not other.done]
-        like = self._fits(ticket)
-        self._refuse_full(going, ticket)
-        self._like, waiting = like, self._queue.waiting
+        like, waiting = self._fits(ticket), self._queue.waiting
+        try:
+            self._refuse_full(going, ticket)
+            self._budget.refuse(ticket, going, waiting, self._seconds)
+        except EngineFull:
+            self._meter.refusals += 1
+            raise
+        self._like = like
         waiting.append(ticket)
         self._count(ticket, 1)
         try:
@@ -136,6 +150,8 @@ class Admission:
                 self._seat(ticket)
             except Exception as error:  # of memory, say
                 self._ends(ticket, "refused", error)
+            else:
+                self._meter.queue_wait.add(monotonic() - ticket._came)
 
     def _call_back(self) -> list[Ticket]:
         """Tell those who asked for it how their requests stand; those that ended by that."""
@@ -160,6 +176,9 @@ class Admission:
         if ticket.done:
             return
         self._count(ticket, -1)
+        self._meter.ended[state] += 1
+        if state == "result":
+            self._meter.request.add(monotonic() - ticket._came)
         if ticket._place is None:
             if ticket in self._queue.waiting:
                 self._queue.waiting.remove(ticket)
@@ -183,6 +202,7 @@ class Admission:
             self._tick.forget()
 
     def _count(self, ticket: Ticket, one: int) -> None:
+        self._meter.requests += one > 0
         self._timed += one * (ticket.deadline is not None)
         self._watched += one * (ticket._callback is not None)
 

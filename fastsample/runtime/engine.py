@@ -19,6 +19,7 @@ from ..kernels.backend import select
 from ..plan import Plan
 from . import arguments, conditions, ladder, sources
 from .admission import deadline_of
+from .budget import Budget, most_bytes
 from .places import Places
 from .request import Requests, leaves
 from .select import ALIKE, chosen
@@ -42,6 +43,8 @@ class Engine(Serving):
     policy       "first", "shortest", "grouped", or callable(waiting, running) -> the waiting in the
                  order in which they are to enter; overtakes: how often a request is overtaken at
                  most (`fastsample.runtime.queue` has the rules)
+    max_bytes    of memory, of which `fastsample.runtime.budget` says what counts, are never passed:
+                 a request that would is refused before it takes any; None: no end
     pad_to       a model's batch always has this many rows, the last one repeated; a request whose
                  branches find no room waits. None: as many rows as are asked for
     preview      False: ticket.x0 is not formed
@@ -85,6 +88,7 @@ class Engine(Serving):
         waiting: int | None = None,
         policy: str | Callable = "first",
         overtakes: int = 64,
+        max_bytes: int | None = None,
     ) -> None:
         models, sizes = _sizes(model, shape, capacity, pad_to, collate)
         arguments.dtypes("Engine", state_dtype, model_dtype)
@@ -104,6 +108,7 @@ class Engine(Serving):
         memory = self._places, self._stack
         self._tick = Tick(models, *memory, pad_to, self._dtypes[1], collate, self._lock, density)
         self._collate, self._models = collate, len(models)
+        self._budget = Budget(most_bytes(max_bytes), *memory, self._batch)
 
     def submit(
         self,
@@ -246,13 +251,16 @@ class Engine(Serving):
         request = ticket._request
         plan, masked, first = request.plan, request.masked, request.first
         place, rows = self._free(), self._stack.rows(plan, masked)
-        batch = self._models * (self.pad_to or 0) or self.capacity * self._stack.table.layout.G
-        self._places.fit(self._stack.table, batch, masked)
+        self._places.fit(self._stack.table, self._batch(self._stack.table.layout.G), masked)
         before = rows.first + first - 1 if first else None
         given = request.given, request.blend, request.words, before, request.window
         self._places.seat(place, *given)
         ticket._enter(rows, place)
         self._seats[place], self.running = ticket, (*self.running, ticket)
+
+    def _batch(self, branches: int) -> int:
+        """Rows of the models' batches at most, for requests of so many branches."""
+        return self._models * (self.pad_to or 0) or self.capacity * branches
 
     def _free(self) -> int:
         """A place for a request: a free one, or of one done and never read."""
@@ -270,8 +278,10 @@ class Engine(Serving):
                 begun, asked = monotonic(), self._tick.rows
                 self._tick.launch(self.running, self._like)
                 over = [t for t in self._tick.advance(self._judged) if not t.done]
+                took = monotonic() - begun
+                self._meter.tick(len(self.running), took)
                 if self._tick.rows > asked:
-                    self._times.append(monotonic() - begun)
+                    self._times.append(took)
                 for ticket in over:
                     word = self._places.status(ticket._place) if self._judged else 0
                     ticket._unread = word is None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..kernels.backend import Choice, bound
 from ..kernels.reference.step import NOT_FINITE
+from ..plan.row import Layout
 from . import pool
 from .pool import Table
 from .window import Window
@@ -52,11 +53,39 @@ class Places:
             if hasattr(self.launch, "use"):
                 self.launch.use(table)
 
-    def _grow(self, table: Table, batch: int, masked: bool) -> None:
-        at, old, whole, P = table.layout, self.pool, torch.int32, self._size[0]
+    def bytes(self, layout: Layout, batch: int, masked: bool, steps: int) -> int:
+        """What `fit` to a table of this layout takes at most, if it is in so many steps; while the
+        places are moved, those before stand, too.
+        """
+        own = self.pool
+        masked = masked or (own is not None and own.mask is not None)
+        after = self._bytes(layout, batch, masked)
+        if own is None:
+            before = 0
+        elif own.table.layout != layout or masked != (own.mask is not None):
+            before = self._bytes(own.table.layout, self._batch.shape[0], False)
+        else:
+            return after
+        return after + (before if steps == 1 else after)
+
+    def _bytes(self, layout: Layout, batch: int, masked: bool) -> int:
+        P, numbers = self._size[0], prod(self._size[1:])
+        state, model = self._dtype.itemsize, self._model_dtype.itemsize
+        memory = pool.staggered(P * numbers, self._dtype) * (1 + layout.S)
+        words = sum(d.itemsize * prod(n) for d, n in self._words(layout, batch).values())
+        samples = P * (self._preview + 2 * masked) * state + (P + batch) * model
+        return memory + 2 * words + samples * numbers + P * torch.int32.itemsize
+
+    def _words(self, at: Layout, batch: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Of each array of `host` its dtype and sizes."""
+        whole, P = torch.int32, self._size[0]
         parts = {"seed": (torch.int64, (P,)), "scale": (self._dtype, (P, at.K))}
         parts |= {"t": (self._dtype, (batch, at.E)), "index": (whole, (batch,))}
-        parts |= {"row": (whole, (P,)), "stage": (whole, (P,)), "f_index": (whole, (at.G, P))}
+        return parts | {"row": (whole, (P,)), "stage": (whole, (P,)), "f_index": (whole, (at.G, P))}
+
+    def _grow(self, table: Table, batch: int, masked: bool) -> None:
+        at, old, P = table.layout, self.pool, self._size[0]
+        parts = self._words(at, batch)
         with torch.inference_mode(False):
             self._host, host = _parts(parts, "cpu")
             self._block, self._there = _parts(parts, self._device)
@@ -68,7 +97,8 @@ class Places:
                     words[name] = torch.zeros(self._size, dtype=self._dtype, device=self._device)
             sizes, kind = (batch, *self._size[1:]), self._model_dtype
             self._batch = torch.empty(sizes, dtype=kind, device=self._device)
-            like = torch.empty(self._size, device=self._device) if old is None else old.x
+            one = torch.empty((1, *self._size[1:]), device=self._device)
+            like = one.expand(self._size) if old is None else old.x
             options = {"own_input": True, "preview": self._preview, **words}
             self.pool = new = pool.empty(table, like, self._model_dtype, **options)
             if old is not None:

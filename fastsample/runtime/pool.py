@@ -240,11 +240,15 @@ def memory(like: Tensor, dtype: torch.dtype, slots: int) -> tuple[Tensor, Tensor
     """x as `like` [P,*] and slots [S,P,*], uninitialised, in one allocation, `STAGGER` bytes apart
     modulo 4096.
     """
-    unit, strides = torch.empty((), dtype=dtype).element_size(), dense(like)
-    step = (-(-like.numel() * unit // 4096) * 4096 + STAGGER) // unit
+    strides, step = dense(like), staggered(like.numel(), dtype) // dtype.itemsize
     whole = torch.empty(step * (1 + slots), dtype=dtype, device=like.device)
     x = whole.as_strided(like.shape, strides)
     return x, whole.as_strided((slots, *like.shape), (step, *strides), step)
+
+
+def staggered(numbers: int, dtype: torch.dtype) -> int:
+    """Bytes from the state, of so many numbers, to the first slot, and from each to the next."""
+    return -(-numbers * dtype.itemsize // 4096) * 4096 + STAGGER
 
 
 def dense(like: Tensor) -> tuple[int, ...]:

@@ -102,6 +102,22 @@ class Stack:
         table = self.table
         return plan.layout if table is None else Layout(*map(max, plan.layout, table.layout))
 
+    def bytes(self, coming: Sequence[tuple[Plan, bool]], layout: Layout) -> int:
+        """What the table takes at most until these plans, masked or not, are in it, which then is
+        of this layout; while it is made, the one before stands, too.
+        """
+        new = {key: key[0].rows for key in coming if key not in self._held}
+        end = max((rows.first + rows.plan.rows for rows in self._held.values()), default=0)
+        end += sum(new.values())
+        size = self._size if end <= self._size else max(2 * self._size, end)
+        unit = np.dtype(self._dtype).itemsize
+        a_row = lambda at: 2 * at.WF * unit + at.WI * 4  # the numbers stand on the host, too
+        after, table = size * a_row(layout), self.table
+        if not new:
+            return after
+        before = 0 if table is None else self._size * a_row(table.layout)
+        return after + (before if len(new) == 1 else after)
+
     def times(self, numbers: Sequence[int]) -> np.ndarray:
         """Model scalars [n, E] that rows of the table keep for those after them."""
         at, width = self.table.layout.at("t"), self.table.layout.E
