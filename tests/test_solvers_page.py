@@ -26,6 +26,7 @@ ABSENT = {
 def test_the_page_is_what_the_registry_says():
     """Written by `python tools/solvers_page.py`."""
     assert TOOL["page"](BLOCKS) == PAGE
+    assert TOOL["evidence"](BLOCKS) == TOOL["MEASURED"].read_text()
 
 
 @pytest.mark.parametrize("library", [*NAMES])

@@ -12,17 +12,19 @@ there until it is measured again.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fastsample import cli, grids, metrics, report, solvers
 from fastsample.plan import Plan
-from fastsample.plan.pays import WORSE
+from fastsample.plan.pays import FURTHER, MEASURED, WORSE
 from fastsample.report import registry
 from fastsample.solvers import SOLVERS
 
@@ -176,6 +178,35 @@ def figures(text: str) -> dict[str, float]:
     }
 
 
+def evidence(blocks: dict[str, str]) -> str:
+    """What `Plan.describe` warns by, of the figures: fastsample/plan/measured.json."""
+    out: dict[str, dict] = {}
+    for grid, text in blocks.items():
+        at = figures(text)
+        for key, dB in at.items():
+            name, m = key.split()
+            made = of_default(name).note["arguments"]
+            own = out.setdefault(grid, {}).setdefault(name, {"arguments": dict(made), "dB": []})
+            cell = [spent(text, name, int(m)), dB, at[f"ddim {m}"]]
+            # a plan that spends less than a budget is compared with ddim at the least that holds it
+            if cell[0] not in [c[0] for c in own["dB"]]:
+                own["dB"].append(cell)
+    lines = [
+        f"  {json.dumps(grid)}: {{\n"
+        + ",\n".join(f"    {json.dumps(name)}: {json.dumps(own)}" for name, own in of.items())
+        + "\n  }"
+        for grid, of in out.items()
+    ]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def spent(text: str, name: str, budget: int) -> int:
+    """Evaluations of a cell: what stands there in brackets, or its budget."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    cell = row.strip("| ").split(" | ")[1 + BUDGETS.index(budget)]
+    return int(cell.partition("(")[2].rstrip(")") or budget)
+
+
 # -- the page --------------------------------------------------------------------------------------
 def page(blocks: dict[str, str]) -> str:
     """The whole page, of the registry and what was measured."""
@@ -249,12 +280,13 @@ def advice(blocks: dict[str, str]) -> str:
         {row("unipc", last)}, dpmpp_2m {row("dpmpp_2m", last)}. The third order of eps, deis, does
         pay: {row("deis", BUDGETS)} at {budgets}. Several evaluations a step leave few steps: heun
         has {row("heun", few)} at {fewer}."""
-    warned = f"""`Plan.describe()` warns, with the figure, of a plan that ends more than
-        {WORSE:g} times as far off as first-order steps through its levels do on Gaussian data,
-        where the flow is known: of none in these tables that is nearer than ddim, and of most of
-        those that are 5 dB or more further off. This is one small network; of another,
-        `metrics.best_hand_made(..., solver=None)` compares all of these on all such grids, and
-        `optimize.search` looks for plans that are nearer (docs/searches.md)."""
+    warned = f"""`Plan.describe()` warns, with the figures, of a plan whose solver ended more than
+        {FURTHER:g} dB below ddim here, with as many evaluations on a grid of that kind; and of any
+        plan that ends more than {WORSE:g} times as far off as first-order steps through its levels
+        do on Gaussian data, where the flow is known: of none in these tables that is nearer than
+        ddim. This is one small network; of another, `metrics.best_hand_made(..., solver=None)`
+        compares all of these on all such grids, and `optimize.search` looks for plans that are
+        nearer (docs/searches.md)."""
     nearest = [f"- {grid}: {best(of)}" for grid, of in at.items()]
     return "\n\n".join(
         [
@@ -288,9 +320,15 @@ def curves(blocks: dict[str, str]) -> str:
     return "\n".join(out)
 
 
+@lru_cache
+def of_default(name: str) -> Plan:
+    """A plan of this solver with its default arguments."""
+    return SOLVERS[name](registry.SCHEDULE, grids.karras(registry.SCHEDULE, 8), prediction="x0")
+
+
 def still(name: str) -> bool:
     """Is it one that is measured: no noise, no guidance of its own?"""
-    made = SOLVERS[name](registry.SCHEDULE, grids.karras(registry.SCHEDULE, 8), prediction="x0")
+    made = of_default(name)
     return not made.L and "direction" not in made.note
 
 
@@ -323,11 +361,11 @@ def main() -> None:
     blocks = {grid: blocks[grid] for grid in GRIDS if grid in blocks}
     if given.pictures:
         pictures(blocks)
-    new = page(blocks)
-    if given.check and new != old:
-        sys.exit(f"{PAGE.name}: it is not what the registry says; run {COMMAND}")
-    if not given.check:
-        PAGE.write_text(new)
+    for path, new in ((PAGE, page(blocks)), (MEASURED, evidence(blocks))):
+        if given.check and new != (path.read_text() if path.exists() else ""):
+            sys.exit(f"{path.name}: it is not what the registry says; run {COMMAND}")
+        if not given.check:
+            path.write_text(new)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .note import dump_note
-from .pays import WORSE, beside_first_order
+from .pays import warning
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -36,12 +36,10 @@ def describe(plan: Plan) -> str:
         lines.append(
             f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)"
         )
-    beside = beside_first_order(plan)
-    if beside > WORSE:
+    if said := warning(plan):
         lines.append(
-            f"  {'warning':14s} its end is {beside:.2g} times as far off as that of first-order "
-            "steps at the same levels (on Gaussian data): so few steps on this grid do not pay for "
-            "its order (docs/solvers.md)"
+            f"  {'warning':14s} {said}: so few steps on this grid do not pay for its order "
+            "(docs/solvers.md)"
         )
     lines += [
         f"  {'consistency':14s} {plan.consistency():.1e} (largest departure from the schedule with "
