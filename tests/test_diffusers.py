@@ -51,6 +51,7 @@ MODULES = {
     "UniPCMultistep": "unipc_multistep",
     "LCM": "lcm",
     "FlowMatchEulerDiscrete": "flow_match_euler_discrete",
+    "IPNDM": "ipndm",
     "LTXEulerAncestralRF": "ltx_euler_ancestral_rf",
     "PNDM": "pndm",
 }
@@ -100,6 +101,7 @@ CASES = [
     ("EDMDPMSolverMultistep", SDE | {"solver_type": "heun"}),
     ("FlowMatchHeunDiscrete", {"shift": 3.0}),
     ("LTXEulerAncestralRF", {}),
+    ("IPNDM", {}),
     ("LTXEulerAncestralRF", {"eta": 0.5, "s_noise": 1.2}),
     *((f"KDPM2{kind}Discrete", {}) for kind in ("", "Ancestral")),
     *(
@@ -141,7 +143,7 @@ def ids(cases):
 
 def made(name, config):
     """The peer, and its config with what makes it linear."""
-    config = config if name.startswith(("FlowMatch", "EDM", "LTX")) else SD | config
+    config = config if name.startswith(("FlowMatch", "EDM", "LTX", "IPNDM")) else SD | config
     return config | ({"clip_sample": False} if name in NO_CLIP else {})
 
 
@@ -221,6 +223,7 @@ def test_coefficients_are_the_peers(name, config, steps):
         ("DEISMultistep", 3),
         ("LMSDiscrete", 3),
         ("SASolver", 3),
+        ("IPNDM", 3),
         ("KDPM2Discrete", 6),
         ("KDPM2AncestralDiscrete", 6),
     ],

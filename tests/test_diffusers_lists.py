@@ -21,7 +21,7 @@ from tests.beside import X, both, close  # noqa: E402 (imports diffusers)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 MATCH, LTX = "FlowMatchEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler"
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-CASES = [(name, {"skip_prk_steps": True} if "PNDM" in name else {}) for name in SOURCES]
+CASES = [(name, {"skip_prk_steps": True} if name == "PNDMScheduler" else {}) for name in SOURCES]
 CASES += [(name, FLOW) for name in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")]
 RISING = [
     {"sigmas": [0.2, 0.5, 1.0]},
@@ -43,7 +43,7 @@ def test_a_rising_list_is_refused_and_the_one_that_is_shown_is_taken(name, confi
     ((word, values),) = given.items()
     if name in EDMS and word == "timesteps":  # ln(sigma)/4
         values = given[word] = [float(v) / 1000.0 for v in values]
-    if name == LTX and word == "timesteps":  # sigmas too
+    if name in (LTX, "IPNDMScheduler") and word == "timesteps":  # sigmas, and angles
         values = given[word] = [float(v) / 1000.0 for v in values]
     if name in DISTILLED and word == "sigmas":
         with pytest.raises(ValueError, match=f"sigmas of {name}, which stands on timesteps"):

@@ -46,7 +46,7 @@ def test_a_run_is_the_one_of_its_own_timesteps(name, config, dtype, compat):
     whole = steps(ours, lambda t: t)
     for told in (lambda t: t.to(dtype), lambda t: t.to(dtype).reshape(1)):
         assert all(torch.equal(a, b) for a, b in zip(steps(ours, told), whole, strict=True))
-    if "PNDM" in name:
+    if name == "PNDMScheduler":
         return
     at = ours.order * 2 - ours.order // 2
     ends = []

@@ -27,6 +27,8 @@ from .grids import (
     points,
     told_log,
 )
+from .ipndm import NAME as IPNDM
+from .ipndm import ipndm_model, ipndm_peer_points, ipndm_points
 from .makers import maker
 from .matching import matching
 from .plan import scale_of
@@ -47,6 +49,9 @@ def trained_levels(where: str, config: dict, timesteps) -> tuple[np.ndarray, np.
     the model was not trained at.
     """
     size = config["num_train_timesteps"]
+    if where == "trig":
+        angles = labelled(timesteps, 1.0) * (np.pi / 2)
+        return np.cos(angles), np.sin(angles)
     last = float(size if where == "flow" else size - 1)
     labels = labelled(timesteps, last)
     if where != "flow" and told_log(config):
@@ -78,6 +83,8 @@ def trained(source: str, config: dict, plan: Plan) -> Model:
         )
     if "sigma_data" in config:
         return edm_model(config)
+    if source == IPNDM:
+        return ipndm_model(np.array([1.0, 0.0]), np.array([2.0 / np.pi]))
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if scale(source, config) == "flow":
         shift = config.get("shift", config.get("flow_shift"))
@@ -98,6 +105,8 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
     family, where = find(source).family, scale(source, config)
     if "sigma_data" in config:
         return edm_points(config, steps, timesteps, sigmas)
+    if source == IPNDM:
+        return ipndm_points(config, steps, timesteps, sigmas)
     if source == LTX and (timesteps is not None or sigmas is not None):
         return told_levels(config, steps, timesteps, sigmas)
     if where == "flow":
@@ -128,7 +137,7 @@ def peer_table(source: str, config: dict, peer) -> DiscreteVP | None:
     """The noise schedule that a diffusers scheduler has in float32, its levels in order and each
     once: with a last entry set to 2^-24 they may rise and repeat. None for a flow.
     """
-    if scale(source, config) == "flow" or "sigma_data" in config:
+    if scale(source, config) in ("flow", "trig") or "sigma_data" in config:
         return None
     table = np.sort(_alphas(config, peer))[::-1]
     falls = np.append(True, table[1:] < table[:-1])  # np.unique imports for a tenth of a second
@@ -143,6 +152,55 @@ def peer_layout(
 
     ValueError where no plan has them, which standing levels of zero terminal SNR have (`Table`).
     """
+    if source == IPNDM:
+        return ipndm_peer_points(peer)
+    return _falling_layout(source, config, peer, schedule, standing)
+
+
+def is_blind(source: str, config: dict, at: Points) -> bool:
+    """Does a model that predicts epsilon say nothing of the data at the first of these points?"""
+    eps = source != "PNDMScheduler" and config.get("prediction_type") == "epsilon"
+    return bool(
+        eps
+        and scale(source, config) == "vp"
+        and at.schedule.t_finite < at.schedule.t_max == at.grid[0]
+    )
+
+
+def plan(
+    source: str, config: dict, at: Points, *, first: int = 0, eta: Told = 0.0, compat: bool = False
+) -> Plan:
+    """The plan of a class with this config on these points, from grid point `first` on (the state
+    already stands there).
+
+    compat: as diffusers has it, half weight in the third-order term, the unclipped direction and
+    the fixed stride of DDIM included.
+    """
+    grid, labels = at.grid[first:], at.labels[first:]
+    if scale(source, config) == "vp":
+        _check_begin(source, config, grid[0], labels[0], at.schedule)
+    if source == MATCH:
+        model = _model(source, config, grid, labels, None)
+        words = {"stochastic": config["stochastic_sampling"], "inverted": config["invert_sigmas"]}
+        made = matching(model, grid, labels, first=first, **words)
+        return made.with_note(made_for=f"diffusers {source}")
+    solver, words = maker(source, config, at, first, eta, compat)
+    read = source not in UNBOUNDED
+    if read and config.get("clip_sample") and not config.get("thresholding"):
+        words["clip"] = float(config["clip_sample_range"])
+    every = None if at.asked is None else at.asked[2 * first :]
+    made = solver(_model(source, config, grid, labels, at.schedule, every), grid, **words)
+    if compat and find(source).calls == 2:  # of each pair of rows the second, whose slope counts
+        k = 0.0 if made.note["stored"] == "flow" else 1.0
+        made = made.with_note(anchored=[(row, k) for row in range(2, made.rows - 1, 2)])
+    return made.with_note(made_for=f"diffusers {source}")
+
+
+# -- inside ----------------------------------------------------------------------------------------
+def _falling_layout(
+    source: str, config: dict, peer, schedule: DiscreteVP | None, standing: bool
+) -> Points:
+    """`peer_layout` of a class that runs from noise to data."""
     labels, size = np.asarray(peer.timesteps.cpu(), np.float64), config["num_train_timesteps"]
     found = find(source)
     whole, where = not peer.timesteps.is_floating_point(), scale(source, config)
@@ -187,46 +245,6 @@ def peer_layout(
     return Points(grid, labels, schedule, whole, legs, asked)
 
 
-def is_blind(source: str, config: dict, at: Points) -> bool:
-    """Does a model that predicts epsilon say nothing of the data at the first of these points?"""
-    eps = source != "PNDMScheduler" and config.get("prediction_type") == "epsilon"
-    return bool(
-        eps
-        and scale(source, config) == "vp"
-        and at.schedule.t_finite < at.schedule.t_max == at.grid[0]
-    )
-
-
-def plan(
-    source: str, config: dict, at: Points, *, first: int = 0, eta: Told = 0.0, compat: bool = False
-) -> Plan:
-    """The plan of a class with this config on these points, from grid point `first` on (the state
-    already stands there).
-
-    compat: as diffusers has it, half weight in the third-order term, the unclipped direction and
-    the fixed stride of DDIM included.
-    """
-    grid, labels = at.grid[first:], at.labels[first:]
-    if scale(source, config) == "vp":
-        _check_begin(source, config, grid[0], labels[0], at.schedule)
-    if source == MATCH:
-        model = _model(source, config, grid, labels, None)
-        words = {"stochastic": config["stochastic_sampling"], "inverted": config["invert_sigmas"]}
-        made = matching(model, grid, labels, first=first, **words)
-        return made.with_note(made_for=f"diffusers {source}")
-    solver, words = maker(source, config, at, first, eta, compat)
-    read = source not in UNBOUNDED
-    if read and config.get("clip_sample") and not config.get("thresholding"):
-        words["clip"] = float(config["clip_sample_range"])
-    every = None if at.asked is None else at.asked[2 * first :]
-    made = solver(_model(source, config, grid, labels, at.schedule, every), grid, **words)
-    if compat and find(source).calls == 2:  # of each pair of rows the second, whose slope counts
-        k = 0.0 if made.note["stored"] == "flow" else 1.0
-        made = made.with_note(anchored=[(row, k) for row in range(2, made.rows - 1, 2)])
-    return made.with_note(made_for=f"diffusers {source}")
-
-
-# -- inside ----------------------------------------------------------------------------------------
 def _check_begin(source: str, config: dict, at: float, label: float, schedule: DiscreteVP) -> None:
     """ValueError where no step begins at the first point: a timestep that the schedule has not, or
     alpha = 0, by which an eps, and all that PNDM has, is divided.
@@ -272,6 +290,8 @@ def _model(
             labels, 0.25 * np.log(grid[:-1])
         )  # the class's have float32 rounding
         return edm_model(config) if exact else replace(edm_model(config), time=told)
+    if source == IPNDM:
+        return ipndm_model(grid, labels)
     where = scale(source, config)
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if where == "flow":

@@ -10,6 +10,8 @@ from .ancestral import NAME as LTX
 from .ancestral import ancestral
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .grids import Points
+from .ipndm import NAME as IPNDM
+from .ipndm import ipndm
 from .multistep import deis, lms
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms
 from .sa import sa, strengths
@@ -62,8 +64,16 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
     if name == "LMSDiscreteScheduler":
         exact = not (still or (compat and first))
         return (solvers.lms, told) if exact else (lms, {"run": at.grid, "first": first, **told})
+    return _one_step(name, config, at, first, compat)
+
+
+# -- inside ----------------------------------------------------------------------------------------
+def _one_step(name: str, config: dict, at: Points, first: int, compat: bool):
+    still = bool((np.diff(at.grid[first:]) == 0.0).any())
     if name.endswith("HeunDiscreteScheduler"):
         return heun if still else solvers.heun, {}
+    if name == IPNDM:
+        return ipndm if compat else solvers.ipndm, {}
     if name == LTX:
         words = {"eta": config["eta"], "s_noise": config["s_noise"]}
         return ancestral if compat else solvers.euler_ancestral, words
@@ -71,11 +81,10 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         return solvers.dpm_2_ancestral if "Ancestral" in name else solvers.dpm_2, {}
     drawn = name == "EulerAncestralDiscreteScheduler"
     if still:  # Euler is DPM-Solver++ of order 1, and its ancestral form the SDE of that
-        return dpm, {"orders": [1] * (steps - first), "form": Form(sde=drawn)}
+        return dpm, {"orders": [1] * len(at.labels[first:]), "form": Form(sde=drawn)}
     return solvers.euler_ancestral if drawn else solvers.euler, {}
 
 
-# -- inside ----------------------------------------------------------------------------------------
 def _churned(name: str, config: dict, at: Points, told: dict, compat: bool):
     churn, flow = told["s_churn"], "Heun" in name
     if not compat:

@@ -30,6 +30,7 @@ import numpy as np
 
 from .edm import as_ours
 from .grids import CONVERSIONS
+from .ipndm import NAME as IPNDM
 from .options import class_of, defaults, instance, named, parameters, said
 from .saving import restored, unbounded
 from .sources import (
@@ -170,6 +171,8 @@ class Origin:
         """The options of `source` that are neither its defaults (usual) nor in what the config says
         to it (words), and without which the model would be asked for something else.
         """
+        if source == IPNDM:  # nothing of it is anybody's
+            return {}
         flow = self.trained["use_flow_sigmas"]
         betas = on_betas(self.trained)
         want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and betas}
@@ -203,18 +206,16 @@ class Origin:
         """What the class, told these words, asks its model for otherwise: (the option by which it
         may be asked for, in words); None where nothing differs.
         """
+        if source == IPNDM:
+            return None, (
+                f"{self.name} has levels up to {self.levels.max():.6g} and {source} would have its "
+                "own, sigma = sin²(pi s/2), whatever a config says"
+            )
         read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
         new = _ends(source) | training(source, as_ours(read) if source in EDMS else read)
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:
-            sides = ((self.name, self.trained, self.levels), (source, new, levels_at(source, read)))
-            return None, " and ".join(
-                f"{name} is a flow of sigma up to {levels.max():.6g}"
-                if what["use_flow_sigmas"]
-                else f"{name} stands on betas, with sigma/alpha up to {levels.max():.6g}"
-                if on_betas(what)
-                else f"{name} stands on sigma up to {levels.max():.6g}"
-                for name, what, levels in sides
-            )
+            here = _where(source, new, levels_at(source, read))
+            return None, f"{_where(self.name, self.trained, self.levels)} and {here}"
         for key, there in self.trained.items():
             here = new.get(key, NEUTRAL.get(key))
             if (key in IMPLIED or key not in self.given) and not _same(there, here):
@@ -326,6 +327,14 @@ def _check_told(name: str | None, source: str, words: Mapping, read: dict) -> No
                 f"{words[key]!r:.60} and {source} would have {new[key]!r}; a config in the words "
                 f"of {source} is accepted"
             )
+
+
+def _where(name: str, what: Mapping, levels: np.ndarray) -> str:
+    """What a class with this training stands on, in words."""
+    if what["use_flow_sigmas"]:
+        return f"{name} is a flow of sigma up to {levels.max():.6g}"
+    kind = "betas, with sigma/alpha" if on_betas(what) else "sigma"
+    return f"{name} stands on {kind} up to {levels.max():.6g}"
 
 
 def _left(source: str, found: Mapping, usual: Mapping, given: Mapping) -> dict:

@@ -68,8 +68,13 @@ class Named:
         """Go on from these model outputs, the newest last, before a run's first step with compat;
         False for any other source, or later.
         """
-        loop, peer = self._loops.get(), self._runs.peer
-        fits = loop is not None and loop.compat and loop.index is None and hasattr(peer, "ets")
+        loop = self._loops.get()
+        fits = (
+            loop is not None
+            and loop.compat
+            and loop.index is None
+            and "skip_prk_steps" in self._settings
+        )
         fits = fits and isinstance(outputs, (list, tuple))
         fits = fits and all(isinstance(each, Tensor) for each in outputs)
         if fits:

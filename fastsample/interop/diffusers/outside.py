@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from ...plan import Plan
+from .ipndm import NAME as IPNDM
 from .loops import Loops
 from .named import NAMED, Named
 from .runs import Runs
@@ -128,6 +129,8 @@ class Outside(Named):
             raise AttributeError(f"FsScheduler.{name}: {where} has none")
         loop, twin = self._loops.get(), copy.copy(peer)
         if loop is not None:
+            if self.config.source == IPNDM:  # whose betas and alphas are the run's
+                twin.set_timesteps(self.num_inference_steps)
             twin.timesteps, twin.num_inference_steps = loop.timesteps, self.num_inference_steps
             twin._step_index, twin._begin_index = loop.index, loop.begin
             if hasattr(peer, "sigmas"):

@@ -36,6 +36,7 @@ data: no torch, no diffusers.
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
     FlowMatchHeunDiscrete   flow      heun
+    IPNDM                   trig      ipndm; compat: `ipndm`
     LTXEulerAncestralRF     flow      euler_ancestral; `ancestral`      eta, s_noise
 
 Where a class has them: clip_sample, and thresholding (`manners.Thresholding`).
@@ -156,6 +157,7 @@ SOURCES = {
         calls=2,
         result="output",
     ),
+    "IPNDMScheduler": Source(Family("trig", whole=False), predictions=(), pair=False),
     "LTXEulerAncestralRFScheduler": Source(
         Family("flow", whole=False, flow="match", apart=True),
         {"invert_sigmas": (False,)},
@@ -211,6 +213,7 @@ UNTIMED = (
     "DPMSolverSDEScheduler",
     "EDMEulerScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "IPNDMScheduler",
 )
 # a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
 FLOW = {"shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
@@ -373,7 +376,7 @@ def flow_of(name: str, config: Mapping) -> str:
 
 
 def scale(source: str, config: dict) -> str:
-    """vp, sigma or flow: what the state is (see `grids`)."""
+    """vp, sigma or flow: what the state is (see `grids`); trig: `ipndm`."""
     family = find(source).family
     if "sigma_data" in config:  # EDM's (`edm`)
         return "sigma"
