@@ -2,6 +2,8 @@
 and a session of ONNX Runtime. Searches, samplers and polishes ask them as they ask any function.
 """
 
+import copy
+import pickle
 import struct
 import subprocess
 import sys
@@ -62,37 +64,41 @@ def piped():
 
 
 @pytest.fixture(scope="module")
-def session():
+def graph(tmp_path_factory):
+    """The function as an ONNX file, of x [B,4] and t of this shape; other names on request."""
+
+    def saved(t=("B", 1), sample="x", batch="B"):
+        node, scalar = helper.make_node, lambda name, v: helper.make_tensor(name, 1, [], [v])
+        nodes = [
+            node("Mul", ["t", "t"], ["tt"]),
+            node("Add", ["one", "tt"], ["spread"]),
+            node("Div", [sample, "spread"], ["near"]),
+            node("Abs", [sample], ["size"]),
+            node("Add", ["one", "size"], ["above"]),
+            node("Div", [sample, "above"], ["bent"]),
+            node("Mul", ["quarter", "bent"], ["part"]),
+            node("Add", ["near", "part"], ["x0"]),
+        ]
+        describe = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        given = [describe(sample, [batch, D]), describe("t", list(t))]
+        constants = [scalar("one", 1.0), scalar("quarter", 0.25)]
+        out = [describe("x0", [batch, D])]
+        made = helper.make_graph(nodes, "denoiser", given, out, constants)
+        made = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.checker.check_model(made)
+        path = tmp_path_factory.mktemp("onnx") / "denoiser.onnx"
+        onnx.save(made, path)
+        return path
+
+    return saved
+
+
+@pytest.fixture(scope="module")
+def session(graph):
     """The function as a graph, run by ONNX Runtime."""
-    node, scalar = helper.make_node, lambda name, v: helper.make_tensor(name, 1, [], [v])
-    nodes = [
-        node("Mul", ["t", "t"], ["tt"]),
-        node("Add", ["one", "tt"], ["spread"]),
-        node("Div", ["x", "spread"], ["near"]),
-        node("Abs", ["x"], ["size"]),
-        node("Add", ["one", "size"], ["above"]),
-        node("Div", ["x", "above"], ["bent"]),
-        node("Mul", ["quarter", "bent"], ["part"]),
-        node("Add", ["near", "part"], ["x0"]),
-    ]
-    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None, None]) for n in "xt"]
-    out = [helper.make_tensor_value_info("x0", TensorProto.FLOAT, [None, None])]
-    constants = [scalar("one", 1.0), scalar("quarter", 0.25)]
-    graph = helper.make_graph(nodes, "denoiser", given, out, constants)
-    opset = helper.make_opsetid("", 17)
-    made = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    onnx.checker.check_model(made)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    own = onnxruntime.InferenceSession(
-        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-    def ask(x, t):
-        (said,) = own.run(["x0"], {"x": x.numpy(), "t": t[:, None].numpy()})
-        return torch.from_numpy(said)
-
-    return ask
+    return fs.interop.onnx(graph(), SCHEDULE, "x0", options=options).fn
 
 
 @pytest.fixture(params=["piped", "session"])
@@ -131,3 +137,65 @@ def test_no_derivative_is_asked_of_it(black):
     plan = fs.solvers.euler(black, [5.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="^polish: jvp=True, and the .* jvp=False is accepted$"):
         fs.optimize.polish(black, [8, D], plan, teacher=fine(), seed=4, jvp=True)
+
+
+def test_it_is_served(session):
+    """Requests of two plans through an Engine, as the same function in torch is."""
+    ends = []
+    for subject in (model(session), model(in_torch)):
+        plans = [fs.solvers.dpmpp_2m(subject, fs.grids.karras(SCHEDULE, n)) for n in (3, 5)]
+        engine = fs.Engine(subject, (D,), capacity=4)
+        tickets = [engine.submit(plan, seed=k) for k, plan in enumerate(plans)]
+        engine.run()
+        ends.append(torch.cat([ticket.result() for ticket in tickets]))
+    assert torch.equal(*ends)
+
+
+def test_a_graph_by_its_own_shapes_and_names(graph):
+    """t [B], t of one number, other names, another dtype; a pickle and a copy ask the same."""
+    x, t = torch.linspace(-2, 2, 3 * D).view(3, D), torch.full((3,), 0.7)
+    each = torch.tensor([0.1, 0.7, 3.0])
+    wide = fs.interop.onnx(graph(sample="latent"), SCHEDULE, "x0")
+    assert torch.equal(wide(x, each), in_torch(x, each))
+    assert wide(x.double(), each).dtype is torch.float64
+    assert wide.identity.startswith("sha256:") and len(wide.identity) == 71
+    for twin in (pickle.loads(pickle.dumps(wide)), copy.deepcopy(wide)):
+        assert torch.equal(twin(x.t().contiguous().t(), each), in_torch(x, each))
+    for shape in ((), (1,)):
+        one = fs.interop.onnx(graph(shape), SCHEDULE, "x0")
+        assert torch.equal(one(x, t), in_torch(x, t))
+        with pytest.raises(ValueError, match="^onnx: t of .* is one number for a batch, and times"):
+            one(x, each)
+    swapped = fs.interop.onnx(graph(), SCHEDULE, "x0", inputs=("x", "t"))
+    assert torch.equal(swapped(x, each), in_torch(x, each))
+
+
+def test_what_does_not_fit_a_graph(graph, tmp_path):
+    x, t = torch.zeros(3, D), torch.ones(3)
+    with pytest.raises(ValueError, match=r"inputs = \('x', 'time'\), and .* takes x, t; the names"):
+        fs.interop.onnx(graph(), SCHEDULE, "x0", inputs=("x", "time"))
+    with pytest.raises(ValueError, match="^onnx: x, t, y were given; x, t of .* are accepted$"):
+        fs.interop.onnx(graph(), SCHEDULE, "x0")(x, t, y=x)
+    fixed = fs.interop.onnx(graph(batch=2), SCHEDULE, "x0")
+    with pytest.raises(
+        ValueError, match=r"^onnx: x \[3, 4\] was given; \[2, 4\] of .* dynamic axes$"
+    ):
+        fixed(x, t)
+    with pytest.raises(RuntimeError, match="was called under .*; ONNX Runtime has no derivatives"):
+        torch.func.jvp(lambda x: fixed(x, t[:2]), (x[:2],), (x[:2],))
+    with pytest.raises(FileNotFoundError):
+        fs.interop.onnx(tmp_path / "none.onnx", SCHEDULE, "x0")
+    helped = helper.make_tensor_value_info("x", TensorProto.BFLOAT16, [1, D])
+    time = helper.make_tensor_value_info("t", TensorProto.FLOAT, [1])
+    out = helper.make_tensor_value_info("y", TensorProto.BFLOAT16, [1, D])
+    made = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", [helped, time], [out]
+    )
+    path = tmp_path / "bf16.onnx"
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
+    with pytest.raises(
+        ValueError, match=r"^onnx: x of .* is a tensor\(bfloat16\); tensor\(float16\)"
+    ):
+        fs.interop.onnx(path, SCHEDULE, "x0")

@@ -1,5 +1,6 @@
 """fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for
-k-diffusion's users. Each is a Run at heart.
+k-diffusion's users, each a Run at heart; onnx for networks in ONNX files. Schedulers for SGLang
+stand in `fastsample.interop.sglang`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .diffusers import FsScheduler
     from .k_diffusion import k_sample
+    from .onnx_session import onnx
 
-__all__ = ["FsScheduler", "k_sample"]
-_FILES = {"FsScheduler": "diffusers", "k_sample": "k_diffusion"}
+__all__ = ["FsScheduler", "k_sample", "onnx"]
+_FILES = {"FsScheduler": "diffusers", "k_sample": "k_diffusion", "onnx": "onnx_session"}
 
 
 def __getattr__(name: str) -> object:
-    """Names load on first use: FsScheduler needs diffusers, k_sample needs torch alone."""
+    """Names load on first use: FsScheduler needs diffusers, onnx onnxruntime, k_sample neither."""
     if name in _FILES:
         return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
     if name in ("diffusers", "k_diffusion"):

@@ -11,6 +11,9 @@ from itertools import product
 EXTRAS = {
     "demo": ("matplotlib", "safetensors", "tqdm"),
     "optimize": ("scipy", "cma"),
+    "serve": ("prometheus_client",),
+    "brownian": ("torchsde",),
+    "onnx": ("onnxruntime",),
     "bench": ("diffusers",),
 }
 

@@ -1,0 +1,143 @@
+"""onnx: a Model whose network is an ONNX file, which ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..kernels import transforms
+from ..model import Model
+
+DTYPES = {
+    "tensor(float16)": torch.float16,
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(bool)": torch.bool,
+}
+ELEMENTS = dict(zip(DTYPES.values(), (10, 1, 11, 7, 6, 9), strict=True))  # ONNX's own numbers
+
+
+def onnx(
+    path: str | os.PathLike,
+    schedule: object,
+    prediction: str = "eps",
+    *,
+    inputs: Sequence[str] | None = None,
+    providers: Sequence | None = None,
+    options: object = None,
+    **words,
+) -> Model:
+    """A Model of the network in an ONNX file: x [B,*], t [B] and conditions by name -> [B,*].
+
+    inputs     the names that x and t have in the graph; by default its first two. All others are
+               conditions, taken by their names. t is reshaped to the rank that its input has; where
+               that is one number for the whole batch, all t have to be equal
+    providers  ONNX Runtime's, such as "CUDAExecutionProvider"; by default the CPU's
+    options    an onnxruntime.SessionOptions, for its threads say
+    words      the others of `fastsample.Model`; model_id is by default a hash of the file
+
+    Nothing is copied where x, t and conditions are contiguous and of the graph's dtypes. There are
+    no gradients. Raises ImportError without onnxruntime, ValueError for a graph that does not fit,
+    one sentence each, and ONNX Runtime's own errors where it cannot read the file.
+    """
+    network = Session(path, inputs, providers, options)
+    words.setdefault("model_id", f"sha256:{network.sha256}")
+    return Model(network, schedule, prediction, **words)
+
+
+class Session:
+    """The network of `onnx`, called with x, t and conditions. A pickle has its path."""
+
+    def __init__(self, path, inputs=None, providers=None, options=None):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            why = "onnx: onnxruntime is not installed; pip install 'fastsample[onnx]'"
+            raise ImportError(why) from error
+        self.path, self._given = os.fspath(path), (inputs, providers)
+        self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        providers = providers or ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(self.path, options, providers=providers)
+        self._takes = {each.name: each for each in self._session.get_inputs()}
+        names = tuple(inputs or self._takes)[:2]
+        if len(names) < 2 or not {*names} <= self._takes.keys():
+            raise ValueError(
+                f"onnx: inputs = {inputs!r}, and {self.path} takes {', '.join(self._takes)}; the "
+                "names of x and t among them are accepted"
+            )
+        self._x, self._t = names
+        self._out = self._session.get_outputs()[0]
+        kinds = {each.name: each.type for each in (*self._takes.values(), self._out)}
+        for name, kind in kinds.items():
+            if kind not in DTYPES:
+                raise ValueError(
+                    f"onnx: {name} of {self.path} is a {kind}; {', '.join(DTYPES)} are accepted"
+                )
+        self._dtypes = {name: DTYPES[kind] for name, kind in kinds.items()}
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        if (name := transforms.active(x, t, *cond.values())) is not None:
+            raise RuntimeError(
+                f"onnx: {self.path} was called under {name}; ONNX Runtime has no derivatives, and "
+                "calls without one are accepted"
+            )
+        given = {self._x: x, self._t: self._time(t, x), **cond}
+        if given.keys() != self._takes.keys():
+            raise ValueError(
+                f"onnx: {', '.join(given)} were given; {', '.join(self._takes)} of {self.path} "
+                "are accepted"
+            )
+        self._fits(x)
+        binding, held = self._session.io_binding(), []
+        for name, value in given.items():
+            value = value.detach().to(self._dtypes[name]).contiguous()
+            held.append(value)
+            binding.bind_input(name, *_where(value))
+        out = torch.empty(x.shape, dtype=self._dtypes[self._out.name], device=x.device)
+        binding.bind_output(self._out.name, *_where(out))
+        binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return out.to(x.dtype)
+
+    def _time(self, t: Tensor, x: Tensor) -> Tensor:
+        """t [B] in the shape that the graph takes it in."""
+        shape = self._takes[self._t].shape
+        if len(shape) == 0 or (shape[0] == 1 and len(x) > 1):
+            if bool((t != t[:1]).any()):
+                raise ValueError(
+                    f"onnx: {self._t} of {self.path} is one number for a batch, and times "
+                    f"{t.tolist()} were given; equal ones are accepted"
+                )
+            t = t[:1]
+        return t.reshape([len(t), *[1] * (len(shape) - 1)] if shape else [])
+
+    def _fits(self, x: Tensor) -> None:
+        """Refuse an x of other sizes than the graph was exported with."""
+        shape = self._takes[self._x].shape
+        fixed = [n if isinstance(n, int) else None for n in shape]
+        pairs = zip(fixed, x.shape, strict=False)
+        if len(fixed) != x.dim() or any(n not in (None, m) for n, m in pairs):
+            raise ValueError(
+                f"onnx: x {list(x.shape)} was given; {shape} of {self.path} is accepted, and "
+                "others where it is exported with dynamic axes"
+            )
+
+    def __deepcopy__(self, memo: dict) -> Session:
+        return self  # a session holds no state of its runs
+
+    def __reduce__(self) -> tuple:
+        return Session, (self.path, *self._given)
+
+
+def _where(value: Tensor) -> tuple:
+    """What a binding is told of a tensor: device, its number, element type, shape and address."""
+    device = value.device
+    return device.type, device.index or 0, ELEMENTS[value.dtype], [*value.shape], value.data_ptr()
