@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,27 +24,14 @@ def accepted(plan: Plan) -> float:
 def defect(plan: Plan) -> float:
     """Largest deviation of (alpha, sigma) from the plan's, relative to alpha + sigma."""
     alpha, sigma = plan.alpha[1:], plan.sigma[1:]
-    places = {name: k for k, name in enumerate(drawn(plan), 2)}
-
-    def unit(k: int) -> np.ndarray:
-        """One part of x alone: the data, the noise of the start, or a drawn noise."""
-        part = np.zeros(2 + len(places))
-        part[k] = 1.0
-        return part
-
+    parts = _Directions(plan)
+    data, noise = parts.unit(0), parts.unit(1)
     # a foreign table may hold any finite number; its defect is then inf
     with np.errstate(all="ignore"):
-        if places:
-            start = alpha[0] * unit(0) + sigma[0] * unit(1)
-            noise = lambda name: unit(places[name])
-            states = _states(plan, start, [unit(0)] * plan.rows, noise, unit(1))
-            parts = np.array([(x[0], np.sqrt((x[1:] ** 2).sum())) for x in states])
-        else:  # as complex numbers, which Python adds up sooner than NumPy does short arrays
-            start = complex(alpha[0], sigma[0])
-            states = np.array([*_states(plan, start, [1.0] * plan.rows, eps=1.0j)], complex)
-            parts = np.stack([states.real, np.abs(states.imag)], axis=1)
-        off = np.abs(parts - np.stack([alpha, sigma], axis=1)).max(1) / (alpha + sigma)
-        worst = float(off.max())
+        start, answers = alpha[0] * data + sigma[0] * noise, [data] * plan.rows
+        x = np.array([*_states(plan, start, answers, parts.drawn, noise, parts.fold)])
+        found = x[:, 0], np.sqrt((x[:, 1:] ** 2).sum(1))
+        worst = float((np.abs(found - np.stack([alpha, sigma])).max(0) / (alpha + sigma)).max())
     return worst if worst == worst else np.inf
 
 
@@ -105,49 +91,95 @@ def drawn(plan: Plan) -> list[int]:
     return sorted({*plan.ids.ravel().tolist()} - {-1})
 
 
+class _Directions:
+    """The data, the noise of the start and every drawn noise as unit vectors [width], orthogonal to
+    each other. Where the columns run out they are used again: of noises that no later row reads
+    nothing counts but lengths and angles of what is held.
+    """
+
+    BLOCK = 32  # columns that are filled between two times that they run out
+
+    def __init__(self, plan: Plan) -> None:
+        rows, columns = np.nonzero(plan.ids >= 0)
+        names, rows = plan.ids[rows, columns].tolist(), rows.tolist()
+        self.last = dict(zip(names, rows, strict=True))  # row that reads it
+        begins = dict(zip(names[::-1], rows[::-1], strict=True))
+        counts = [np.bincount([*at.values()], minlength=plan.rows) for at in (begins, self.last)]
+        kept = plan.W + int(np.cumsum(counts[0] - counts[1]).max(initial=0)) if names else 0
+        self.width = 2 + kept + (max(self.BLOCK, plan.layout.L) if names else 0)
+        self.full, self.free = self.width - plan.layout.L, 2
+        self.known: dict[int, np.ndarray] = {}
+
+    def unit(self, k: int) -> np.ndarray:
+        """The data (0), the noise of the start (1) or what column k stands for."""
+        return np.eye(1, self.width, k)[0]
+
+    def drawn(self, name: int) -> np.ndarray:
+        """The noise of this id."""
+        if name not in self.known:
+            self.known[name], self.free = self.unit(self.free), self.free + 1
+        return self.known[name]
+
+    def fold(self, i: int, held: np.ndarray) -> None:
+        """After row i, what is held [W, width] in columns anew, if they have run out."""
+        if self.free <= self.full:
+            return
+        self.known = {name: v for name, v in self.known.items() if self.last[name] > i}
+        every = np.array([*held, *self.known.values()])
+        lower = np.linalg.qr(every[:, 2:].T, mode="r").T  # its rows have the lengths and angles
+        self.free = 2 + lower.shape[1]
+        every[:, 2 : self.free], every[:, self.free :] = lower, 0.0
+        held[:] = every[: len(held)]
+        self.known = dict(zip(self.known, every[len(held) :], strict=True))
+
+
 def _states(
     plan: Plan,
-    start: Any,
+    start: np.ndarray,
     answers: Sequence,
     noise: Callable[[int], Any] | None = None,
     eps: Any = None,
-) -> Iterator[Any]:
-    """x at every row from 1 on, where it is `start`, over what the model says at row i, answers[i]
-    as x0, and noise(id): numbers or arrays, whatever can be added and multiplied by a number.
-    eps: what it says where the run begins at sigma = 0, where x and x0 do not tell.
+    fold: Callable[[int, np.ndarray], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """x [...] at every row from 1 on, where it is `start` [...], over what the model says at row i,
+    answers[i] as x0, and noise(id). eps: what it says where the run begins at sigma = 0, where x
+    and x0 do not tell. fold(row, held [W, ...]) may write the operands in other coordinates.
     """
-    at = plan.layout
-    x = zero = 0.0 * start
+    at, W = plan.layout, plan.W
+    reads = plan.reads[:, None] >> np.arange(W) & 1
     part = plan.alpha + plan.sigma if plan.stored == "flow" else plan.alpha
-    answered = plan.reads >> at.f & (2 << at.G) - 1 != 0  # 0 where no output is read
+    asks, answered = reads[:, at.m] != 0, reads[:, at.f : at.noise(0)].any(1)
     with np.errstate(divide="ignore"):
         share, per_sigma = np.where(answered & (plan.q != 0.0), 1.0 / plan.q, 0.0), 1.0 / plan.sigma
-    words = plan.call, part, per_sigma, plan.p, share, plan.ids, plan.dst
-    rows = zip(_terms(plan), *(v.tolist() for v in words), strict=True)
-    held = [zero] * at.W  # operands of the row at hand
-    for i, (terms, call, a, per_s, p, per_q, ids, slots) in enumerate(islice(rows, plan.rows - 1)):
-        if call < 0:
-            m, f = p * x, zero
-        else:
-            m = answers[i] if plan.stored == "x0" else (x - a * answers[i]) * per_s
-            if i == 1 and eps is not None and per_s == np.inf and plan.stored != "x0":
+    words = plan.call, part, per_sigma, plan.p, share, plan.ids, plan.dst, asks, answered
+    rows = zip(plan.M * reads[:, None], *(v.tolist() for v in words), strict=True)
+    held = np.zeros((W, *start.shape))  # operands of the row at hand
+    flat, x = held.reshape(W, -1), held[0]
+    x[...] = start
+    for i, (lines, call, a, per_s, p, per_q, ids, (u, v), asked, told) in enumerate(rows):
+        if i == plan.rows - 1:
+            return
+        if asked or told:
+            if call < 0:
+                m = p * x
+            elif plan.stored == "x0":
+                m = answers[i]
+            elif i == 1 and eps is not None and per_s == np.inf:
                 m = eps - answers[i] if plan.stored == "flow" else eps
-            f = (m - p * x) * per_q
-        held[0], held[at.m] = x, m
-        held[at.f : at.noise(0)] = [f] * (1 + at.G)
-        held[at.noise(0) :] = [noise(name) if name >= 0 else zero for name in ids]
-        x, *kept = [sum([c * held[k] for k, c in line], zero) for line in terms]
-        x = x if i else start  # the run starts there, whatever label its noise was given
-        for slot, value in zip(slots, kept, strict=True):
-            if slot >= 0:
-                held[at.slot(slot)] = value
-        yield x
-
-
-def _terms(plan: Plan) -> Iterator[list[list[tuple[int, float]]]]:
-    """(column, number) of what is read for x', u and v of every row."""
-    read = plan.M * ((plan.reads[:, None] >> np.arange(plan.W)) & 1)[:, None]
-    where, ends = np.nonzero(read), np.cumsum(np.count_nonzero(read, axis=2)).tolist()
-    pairs = list(zip(where[2].tolist(), read[where].tolist(), strict=True))
-    lines = [pairs[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return (lines[i : i + 3] for i in range(0, len(lines), 3))
+            else:
+                m = (x - a * answers[i]) * per_s
+            held[at.m] = m if asked else 0.0
+            if told:
+                held[at.f : at.noise(0)] = (m - p * x) * per_q if call >= 0 else 0.0
+        for k, name in enumerate(ids, at.noise(0)):
+            held[k] = noise(name) if name >= 0 else 0.0
+        made = (lines @ flat).reshape(3, *start.shape)
+        if i:  # the run starts at row 1, whatever label its noise was given
+            x[...] = made[0]
+        if u >= 0:
+            held[at.slot(u)] = made[1]
+        if v >= 0:
+            held[at.slot(v)] = made[2]
+        if fold is not None:
+            fold(i, held)
+        yield x.copy()

@@ -48,11 +48,15 @@ class Lin(dict):
 
     __array_ufunc__ = None  # a number of NumPy leaves a product with one to __rmul__ at once
 
-    def __add__(self, other: Lin) -> Lin:
+    def plus(self, scale: float, other: Lin) -> Lin:
+        """self + scale·other, in one go."""
         out = Lin(self)
         for k, c in other.items():
-            out[k] = out.get(k, 0.0) + c
+            out[k] = out.get(k, 0.0) + scale * c
         return out
+
+    def __add__(self, other: Lin) -> Lin:
+        return self.plus(1.0, other)
 
     def __mul__(self, scale: float) -> Lin:
         out, scale = Lin(), float(scale)
@@ -63,10 +67,7 @@ class Lin(dict):
     __rmul__ = __mul__
 
     def __sub__(self, other: Lin) -> Lin:
-        out = Lin(self)
-        for k, c in other.items():
-            out[k] = out.get(k, 0.0) - c
-        return out
+        return self.plus(-1.0, other)
 
     def __neg__(self) -> Lin:
         return -1.0 * self
@@ -78,7 +79,7 @@ class Lin(dict):
         """This combination with `value` in place of operand `name`."""
         rest = Lin(self)
         scale = rest.pop(name, None)
-        return rest if scale is None else rest + scale * value
+        return rest if scale is None else rest.plus(scale, value)
 
 
 X, M, ZERO = Lin({"x": 1.0}), Lin({"m": 1.0}), Lin()
@@ -190,7 +191,9 @@ class Builder:
 
     def level(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at time t."""
-        return self._at(t)[0]
+        if (found := self._levels.get(t)) is None:
+            found = self._at(t)
+        return found[0]
 
     def rise(self, t: float, to: float) -> float:
         """half_log_snr at time to less that at t; 0 for a step of length 0."""
@@ -235,12 +238,14 @@ class Builder:
                 "none, are accepted"
             )
         before = len(self._rows[-1].scalars)
-        if len(self._rows) > 1 and len(scalars) != before:
+        if len(scalars) != before and len(self._rows) > 1:
             raise ValueError(
                 f"row: {len(scalars)} scalars beside the time, where the row before has {before}; "
                 "as many in every row are accepted"
             )
-        out = {"x": x, **(keep or {})} | ({"anchor": anchor} if anchor is not None else {})
+        out = {"x": x, **keep} if keep else {"x": x}
+        if anchor is not None:
+            out["anchor"] = anchor
         told = tuple(map(float, scalars))
         row = Row(out, self._point(to), self.level(t), call, t, to, told, U, V, reads, spares)
         self._rows.append(row)

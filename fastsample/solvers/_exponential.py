@@ -11,7 +11,6 @@ import numpy as np
 # The recurrence for phi loses about k digits per power of ten below this; the series needs under
 # 20 terms there.
 SERIES_BELOW = 1.0
-FACTORIAL = [math.factorial(k) for k in range(12)]
 
 
 def phi(k: int, z: float) -> float:
@@ -29,22 +28,34 @@ def phi(k: int, z: float) -> float:
     return (phi(k - 1, z) - 1.0 / math.factorial(k - 1)) / z
 
 
-def phis(count: int, z: float) -> list[float]:
-    """phi_1 .. phi_count of z: downward from the series of the last where |z| < 1, else upward."""
-    if abs(z) < SERIES_BELOW:
-        found = [phi(count, z)]
-        for k in range(count - 1, 0, -1):
-            found.append(z * found[-1] + 1.0 / FACTORIAL[k])
-        return found[::-1]
-    found = [math.expm1(z) / z]
-    for k in range(1, count):
-        found.append((found[-1] - 1.0 / FACTORIAL[k]) / z)
-    return found
-
-
 def gain(h: float) -> float:
     """I_0 = 1 - e^{-h}, the whole weight of the predictions; 1 for h = inf."""
     return -math.expm1(-h)
+
+
+def moments(h: float, count: int) -> list[float]:
+    """I_j = ∫_0^1 h e^{-(1-v)h} v^j dv = h·j!·phi_{j+1}(-h), j = 0..count-1; 1 for h = inf.
+
+    By I_j = 1 - (j/h) I_{j-1}: upward from I_0, or where |h| < 1 downward from the last, a series.
+    """
+    if h == math.inf:
+        return [1.0] * count
+    found, last = [gain(h)], count - 1
+    if abs(h) >= SERIES_BELOW:
+        for j in range(1, count):
+            found.append(1.0 - j / h * found[-1])
+    elif last:
+        total = term = h / count
+        n = count
+        while abs(term) > 1e-18 * abs(total):
+            n += 1
+            term *= -h / n
+            total += term
+        down = [total]
+        for j in range(last, 1, -1):
+            down.append(h / j * (1.0 - down[-1]))
+        found += down[::-1]
+    return found
 
 
 def jump(schedule, t_from, t_to):

@@ -27,16 +27,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 
 from ..schedules import DiscreteVP
 from ._build import ZERO, Builder, Lin, M, R, X
-from ._exponential import FACTORIAL, gain, phis
+from ._exponential import gain, moments
 
 BASE = R("anchor")  # the x that a corrector comes back to
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
 PANEL, TAIL = 0.5, 40.0  # of lambda: a quadrature's panels, and where an infinite step is cut
 # alpha + sigma = 1 on Flow, but for the rounding of two quotients
 ROUNDING = 4.0 * np.finfo(np.float64).eps
@@ -53,8 +54,8 @@ class Form(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """alpha, sigma and half_log_snr at the points of a path, noise to data; with times and their
-    schedule where a polynomial in time is asked for.
+    """alpha, sigma and half_log_snr at the points of a path, noise to data; with times, their
+    schedule and the integrals of all steps where a polynomial in time is asked for.
     """
 
     alpha: Sequence[float]
@@ -63,6 +64,7 @@ class Levels(NamedTuple):
     t: Sequence[float] = ()
     schedule: object = None
     stored: str = "x0"  # what m is
+    over_time: Sequence[list[float]] = ()
 
     @classmethod
     def of(cls, b: Builder) -> Levels:
@@ -123,6 +125,8 @@ def rows(
     n - i at most in step i, counted from 0.
     """
     at, reached = Levels.of(b), []
+    if form.variable == "time":
+        at = at._replace(over_time=_over_time(at, form, order))
     for i in range(b.n):
         most, noise = min(order, b.n - i) if low else order, ZERO
         if form.eta:
@@ -164,25 +168,46 @@ def predicted(
         return x, 1
     places = [place(at, form, i, j) for j in seen[1:]]
     older = [R(f"m{j}") for j in seen[1:]]
-    return _added(x, weights(at, form, i, places, order, weigh), older, newest), len(seen)
+    w = weights(at, form, i, integrals(at, form, i, len(seen)), places, order, weigh)
+    return _added(x, w, older, newest), len(seen)
 
 
 def corrected(
-    at: Levels, form: Form, i: int, order: int, *, weigh: Weigh | None = None, noise: Lin = ZERO
+    at: Levels,
+    form: Form,
+    i: int,
+    order: int,
+    predictor: int,
+    *,
+    weigh: Weigh | None = None,
+    noise: Lin = ZERO,
+    edited: bool = False,
 ) -> Lin:
-    """x at point i from the corrected x of the point before, R("anchor"): over the outputs of
-    points i - 1, i - 2, ..., `order` of them at most, and of point i itself. noise: the one that
-    the step there drew. order 0: of point i alone, the implicit step of first order.
+    """x at point i, predicted from the corrected x of the point before by a step that was asked for
+    `predictor` outputs, corrected: over the outputs of points i - 1, i - 2, ..., `order` of them at
+    most, and of point i itself. order 0: of point i alone, the implicit step of first order.
+
+    Both are one step with two sets of weights, so that what they differ by is added to x. edited: x
+    may be another than was predicted; the step is made again from R("anchor"), the corrected x of
+    the point before, with the noise that it drew.
     """
-    last = i - 1
-    newest, own = R(f"m{last}"), carried(at, form, i)
-    if not order:
+    last, newest, own = i - 1, R(f"m{i - 1}"), carried(at, form, i)
+    if edited and not order:
         return first(at, form, last, BASE, own, noise)
-    x = first(at, form, last, BASE, newest, noise)
-    seen = history(at, form, last, order)
-    places = [1.0, *(place(at, form, last, j) for j in seen[1:])]
-    others = [own, *(R(f"m{j}") for j in seen[1:])]
-    return _added(x, weights(at, form, last, places, order + 1, weigh), others, newest)
+    predictor = min(predictor, i)
+    seen, before = (history(at, form, last, most)[1:] for most in (order, predictor))
+    older = max(seen, before, key=len)  # one begins as the other
+    places = [place(at, form, last, j) for j in older]
+    total = integrals(at, form, last, len(older) + 2)
+    w = [total[0]]
+    if order:
+        w = weights(at, form, last, total, [1.0, *places[: len(seen)]], order + 1, weigh)
+    if edited:
+        x, older = first(at, form, last, BASE, newest, noise), seen
+    else:
+        x, off = X, weights(at, form, last, total, places[: len(before)], predictor, weigh)
+        w[1:] = [a - b for a, b in zip_longest(w[1:], off, fillvalue=0.0)]
+    return _added(x, w, [own, *(R(f"m{j}") for j in older)], newest)
 
 
 def history(at: Levels, form: Form, i: int, order: int) -> list[int]:
@@ -196,11 +221,11 @@ def history(at: Levels, form: Form, i: int, order: int) -> list[int]:
     if at.sigma[i + 1] == 0.0 and form.variable == "lambda":
         order = 1
     far = form.variable == "lambda" or (form.carry, form.variable) == ("eps", "level")
-    older = range(i - 1, max(-1, i - order), -1)
-    return [
-        i,
-        *(j for j in older if level[j] != level[j + 1] and not (far and math.isinf(level[j]))),
-    ]
+    seen = [i]
+    for j in range(i - 1, max(-1, i - order), -1):
+        if level[j] != level[j + 1] and not (far and math.isinf(level[j])):
+            seen.append(j)
+    return seen
 
 
 def place(at: Levels, form: Form, i: int, j: int) -> float:
@@ -222,21 +247,26 @@ def place(at: Levels, form: Form, i: int, j: int) -> float:
 
 
 def weights(
-    at: Levels, form: Form, i: int, places: list[float], asked: int, weigh: Weigh | None = None
+    at: Levels,
+    form: Form,
+    i: int,
+    total: list[float],
+    places: list[float],
+    asked: int,
+    weigh: Weigh | None = None,
 ) -> list[float]:
-    """w_k of the step from point i, for outputs at these places beside the newest at 0, of as many
-    as were asked for; in the units of x'.
+    """w_k of the step from point i, of these `integrals`, for outputs at these places beside the
+    newest at 0, of as many as were asked for; in the units of x'.
     """
-    total = integrals(at, form, i, len(places) + 1)
-    if weigh is not None:
-        h = at.half_log_snr[i + 1] - at.half_log_snr[i]
-        return weigh(places, total, -h if form.carry == "eps" else (1.0 + form.eta) * h, asked)
-    return lagrange(places, total)
+    if weigh is None or not places:
+        return lagrange(places, total)
+    h = at.half_log_snr[i + 1] - at.half_log_snr[i]
+    return weigh(places, total, -h if form.carry == "eps" else (1.0 + form.eta) * h, asked)
 
 
 def lagrange(places: Sequence[float], integrals: Sequence[float]) -> list[float]:
     """w_k = ∫ ℓ_k, ℓ_k the polynomial that is 1 at place k and 0 at 0 and at the others, from the
-    integrals of v^j.
+    integrals of v^j, as many as are needed or more.
     """
     if len(places) == 1:
         return [integrals[1] / places[0]]
@@ -244,6 +274,14 @@ def lagrange(places: Sequence[float], integrals: Sequence[float]) -> list[float]
         a, b = places
         first, second = integrals[1:3]
         return [(second - b * first) / (a * (a - b)), (second - a * first) / (b * (b - a))]
+    if len(places) == 3:
+        a, b, c = places
+        first, second, third = integrals[1:4]
+        return [
+            (third - (b + c) * second + b * c * first) / (a * (a - b) * (a - c)),
+            (third - (a + c) * second + a * c * first) / (b * (b - a) * (b - c)),
+            (third - (a + b) * second + a * b * first) / (c * (c - a) * (c - b)),
+        ]
     found = []
     for k, own in enumerate(places):
         basis = [0.0, 1.0 / own]  # lowest power first
@@ -251,17 +289,8 @@ def lagrange(places: Sequence[float], integrals: Sequence[float]) -> list[float]
             scale = 1.0 / (own - other)
             pairs = zip([0.0, *basis], [*basis, 0.0], strict=True)
             basis = [scale * (lower - other * same) for lower, same in pairs]
-        found.append(sum(c * total for c, total in zip(basis, integrals, strict=True)))
+        found.append(sum([c * total for c, total in zip(basis, integrals, strict=False)]))
     return found
-
-
-def moments(h: float, count: int) -> list[float]:
-    """I_j = ∫_0^1 h e^{-(1-v)h} v^j dv = h·j!·phi_{j+1}(-h), j = 0..count-1; 1 for h = inf."""
-    if h == math.inf:
-        return [1.0] * count
-    if count == 1:
-        return [gain(h)]
-    return [gain(h)] + [h * FACTORIAL[j] * each for j, each in enumerate(phis(count, -h)) if j]
 
 
 def integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
@@ -274,7 +303,7 @@ def integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
     if form.carry == "eps" and form.variable == "lambda":
         return [(1.0 + form.eta) * at.sigma[i + 1] * each for each in moments(-h, count)]
     if form.variable == "time":
-        return _over_time(at, form, i, count)
+        return at.over_time[i][:count]
     total = (1.0 + form.eta) * whole(at, form, i)
     return [total / (j + 1) for j in range(count)]
 
@@ -291,50 +320,62 @@ def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = Z
     h, eta = at.half_log_snr[i + 1] - at.half_log_snr[i], form.eta
     if at.stored == "flow":
         a = (alpha + sigma) / (at.alpha[i] + at.sigma[i])
-        return (1.0 if abs(a - 1.0) <= ROUNDING else a) * here + whole(at, form, i) * newest
+        a = 1.0 if abs(a - 1.0) <= ROUNDING else a
+        return (a * here).plus(whole(at, form, i), newest)
     if sigma == 0.0:
         return alpha * M
     renewed = 0.0
     if form.carry == "eps" and eta and at.alpha[i]:
         renewed = alpha * at.sigma[i] / at.alpha[i] * math.sqrt(eta * gain(2.0 * h))
     if form.carry == "eps" and here != X:
-        x = (alpha / at.alpha[i]) * here + (1.0 + eta) * whole(at, form, i) * newest
+        x = ((alpha / at.alpha[i]) * here).plus((1.0 + eta) * whole(at, form, i), newest)
         return x + renewed * noise if renewed and noise else x
     if renewed:
         kept = alpha / at.alpha[i] * (math.exp(-h) - eta * gain(h))
         return kept * X + ((1.0 + eta) * alpha * gain(h)) * M + renewed * noise
     kept = sigma / at.sigma[i] * (math.exp(-eta * h) if eta else 1.0)
-    x = kept * here + (alpha * gain((1.0 + eta) * h)) * (M if here == X else newest)
-    return x + (sigma * math.sqrt(gain(2.0 * eta * h))) * noise if eta and noise else x
+    x = (kept * here).plus(alpha * gain((1.0 + eta) * h), M if here == X else newest)
+    return x.plus(sigma * math.sqrt(gain(2.0 * eta * h)), noise) if eta and noise else x
 
 
 def _added(x: Lin, w: Sequence[float], others: Sequence[Lin], newest: Lin) -> Lin:
     """x + sum_k w_k·(other_k - newest), and what w has more, of the newest."""
-    x, rest = Lin(x), sum(w[len(others) :]) - sum(w[: len(others)])
-    for weight, other in zip((*w[: len(others)], rest), (*others, newest), strict=True):
+    x, n = Lin(x), len(others)
+    for weight, other in (*zip(w, others, strict=False), (sum(w[n:]) - sum(w[:n]), newest)):
         for name, c in other.items():
             x[name] = x.get(name, 0.0) + weight * c
     return x
 
 
-def _over_time(at: Levels, form: Form, i: int, count: int) -> list[float]:
-    """`integrals` for a polynomial in time: by Gauss's rule over lambda, in which both times and
-    measure are smooth, in panels that end where a table's entries join.
+def _over_time(at: Levels, form: Form, count: int) -> list[list[float]]:
+    """`integrals` of every step for a polynomial in time: by Gauss's rule over lambda, in which
+    both times and measure are smooth, in panels that end where a table's entries join. All steps
+    at once, as a schedule's times take little longer at many levels than at a few.
     """
-    low, high = at.half_log_snr[i], at.half_log_snr[i + 1]
-    top = max(low, min(high, 0.0) - TAIL)
-    end = min(high, max(top, 0.0) + TAIL)
-    edges = np.linspace(top, end, 1 + math.ceil((end - top) / PANEL))
+    t, level = np.asarray(at.t), np.asarray(at.half_log_snr)
+    found = np.zeros((len(t) - 1, count))
+    long = np.flatnonzero(level[:-1] != level[1:])
+    low, high = level[long], level[long + 1]
+    top = np.maximum(low, np.minimum(high, 0.0) - TAIL)
+    end = np.minimum(high, np.maximum(top, 0.0) + TAIL)
     joints = [at.schedule.t_min]
     if isinstance(at.schedule, DiscreteVP):
-        joints += range(max(math.ceil(at.t[i + 1]), 0), math.ceil(at.t[i]))
-    joints = at.schedule.half_log_snr(np.array(joints))
-    edges = np.union1d(edges, joints[(joints > top) & (joints < end)])
-    half = np.diff(edges)[:, None] / 2
-    level = (edges[:-1, None] + half * (1.0 + NODES)).ravel()
-    v = (at.schedule.time(level) - at.t[i]) / (at.t[i + 1] - at.t[i])
+        joints += range(max(math.ceil(t[-1]), 0), math.ceil(t[0]))
+    even = PANEL * np.arange(math.floor(top[0] / PANEL), math.ceil(end[-1] / PANEL))
+    edges = np.concatenate([top, end, even, at.schedule.half_log_snr(np.array(joints))])
+    edges = np.unique(edges[(edges >= top[0]) & (edges <= end[-1])])
+    step = np.searchsorted(low, edges[:-1], side="right") - 1
+    inside = (edges[:-1] >= top[step]) & (edges[:-1] < end[step])
+    step, half = step[inside], (np.diff(edges)[inside] / 2)[:, None]
+    levels = edges[:-1][inside, None] + half * (1.0 + NODES)
+    begin = t[long[step], None]
+    v = (at.schedule.time(levels) - begin) / (t[long[step] + 1, None] - begin)
     # -d rho = rho d lambda, -ds = s (1 - s) d lambda
-    scale = at.alpha[i + 1] if form.carry == "eps" else at.alpha[i + 1] + at.sigma[i + 1]
-    slope = np.exp(-level) if form.carry == "eps" else 0.25 / np.cosh(level / 2) ** 2
-    measure = -scale * slope * (half * WEIGHTS).ravel()
-    return [float(measure @ v**j) for j in range(count)]
+    scale, slope = np.asarray(at.alpha)[long + 1], np.exp(-levels)
+    if form.carry != "eps":
+        scale, slope = scale + np.asarray(at.sigma)[long + 1], 0.25 / np.cosh(levels / 2) ** 2
+    measure, firsts = -half * slope, np.searchsorted(step, np.arange(len(long)))
+    for j in range(count):
+        found[long, j] = scale * np.add.reduceat(measure @ WEIGHTS, firsts)
+        measure *= v
+    return found.tolist()

@@ -171,17 +171,21 @@ def _update(
     """
     column = {"x": 0, "m": layout.m, "f": layout.f}
     column |= {("f", g): layout.branch(g) for g in range(layout.G)}
+    slots = [layout.slot(s) for s in range(layout.S)]
     places, numbers, reads, dst = [], [], [], []
-    for i, (row, names) in enumerate(zip(rows, ids, strict=True)):
-        for k, name in enumerate(names, layout.noise(0)):
+    at, W, drawn = 0, layout.W, layout.noise(0)
+    for row, names in zip(rows, ids, strict=True):
+        for k, name in enumerate(names, drawn):
             column["n", name] = k
-        for o, value in enumerate(row.out.values(), 3 * i):
-            places += [o * layout.W + column[operand] for operand in value]
+        for line, value in enumerate(row.out.values()):
+            begin = at + line * W
+            places += [begin + column[operand] for operand in value]
             numbers += value.values()
+        at += 3 * W
         reads.append(sum([1 << column[operand] for operand in row.operands]))
         dst.append([*row.slots.values(), -1, -1][:2])
         for name, slot in row.slots.items():
-            column["r", name] = layout.slot(slot)
+            column["r", name] = slots[slot]
     arrays["M"].reshape(-1)[places] = numbers
     arrays["reads"][:], arrays["dst"][:] = reads, dst
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..schedules import Flow
 from ._build import ZERO, Builder, Lin, M, X
-from ._exponential import gain, phis
+from ._exponential import gain, moments
 
 
 class Level(NamedTuple):
@@ -107,7 +107,7 @@ def bent(width: float, before: float) -> float:
     """
     if max(width, before) == math.inf:
         return 0.0
-    return -width * phis(2, -width)[1] * (width / before)
+    return -moments(width, 2)[1] * (width / before)
 
 
 def grown(z: Lin, last: float, kappa: float, noise: Lin) -> Lin:

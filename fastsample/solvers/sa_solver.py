@@ -94,30 +94,36 @@ def _rows(
     low: bool,
 ) -> list[int]:
     """The rows of every step; returns the predictor's orders."""
-    at, orders, drawn = Levels.of(b), [], Lin()
+    at, orders, drawn, asked = Levels.of(b), [], Lin(), 0
     for i in range(b.n):
         here = X
         if i and c:
             most = min(c, b.n - (i - 1) + 1) if low else c
-            here = correction(at, forms[i - 1], i, most, weigh, drawn)
+            words = {"weigh": weigh, "noise": drawn, "edited": b.inpaint}
+            here = correction(at, forms[i - 1], i, most, asked, **words)
         if twice and here is not X:
             b.row(b.t[i], to=b.t[i], x=here)
             here = X
         drawn = s_noise * b.noise(i)
-        most = min(p, b.n - i) if low else p
-        x, order = predicted(at, forms[i], i, most, weigh=weigh, here=here, noise=drawn)
+        asked = min(p, b.n - i) if low else p
+        x, order = predicted(at, forms[i], i, asked, weigh=weigh, here=here, noise=drawn)
         orders.append(order)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here if c else None)
+        anchor = here if c and b.inpaint else None
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=anchor)
     return orders
 
 
-def correction(at: Levels, form: Form, i: int, order: int, weigh: Weigh | None, noise: Lin) -> Lin:
-    """x at point i, corrected; as it is where the published weight is infinite."""
+def correction(
+    at: Levels, form: Form, i: int, order: int, predictor: int, *, weigh: Weigh | None, **words
+) -> Lin:
+    """`corrected`, of `order` outputs with the one at point i; x as it is where the published
+    weight is infinite.
+    """
     if order > 1 and weigh is not None and at.alpha[i - 1] == 0.0:
         return X
     if at.alpha[i - 1] == 0.0 and form.eta:  # nothing is left of x there: alpha m_0 + sigma n
         return X + at.alpha[i] * (M - R(f"m{i - 1}"))
-    return corrected(at, form, i, min(order - 1, i), weigh=weigh, noise=noise)
+    return corrected(at, form, i, min(order - 1, i), predictor, weigh=weigh, **words)
 
 
 def _between(value) -> tuple[float, float]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, choice
-from ._build import ANCHOR, ZERO, Builder, Lin, R, X
-from ._multistep import BASE, Form, Levels, Weigh, carried, corrected, halved, plain, predicted
+from ._build import Builder, Lin, X
+from ._multistep import Form, Levels, Weigh, carried, corrected, halved, plain, predicted
 from ._start import solver
 
 FULL_ORDER_FROM = 15  # steps; fewer end better with their orders lowered, as diffusers has it
@@ -75,31 +75,27 @@ def _rows(
     """The rows of every step; returns the predictor's orders."""
     at, weigh, asked, orders = Levels.of(b), WEIGHED[variant], [], []
     for i in range(b.n):
-        here = correction(at, form, i, asked[-1], variant) if i and corrector else X
+        here = X
+        if i and corrector:
+            here = correction(at, form, i, asked[-1], variant, edited=b.inpaint)
         asked.append(_asked(at, i, min(order, b.n - i) if low else order))
         x, reached = predicted(at, form, i, asked[-1], weigh=weigh, here=here)
         orders.append(reached)
         keep = {f"m{i}": carried(at, form, i)}
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep=keep, anchor=here if corrector else None)
+        anchor = here if corrector and b.inpaint else None
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep=keep, anchor=anchor)
     return orders
 
 
 def step(at: Levels, i: int) -> tuple[Lin, int]:
-    """(x', order) of the step from point i with the defaults, of full order whatever follows, over
-    x as the model is asked: x_c of the point before, which the corrector comes back to, is what x
-    was predicted from.
-    """
-    form, here = Form(), X
-    if i:
-        order = _asked(at, i - 1, 3)
-        at_i, _ = predicted(at, form, i - 1, order, weigh=halved, here=BASE)
-        at_i = at_i.put("m", R(f"m{i - 1}"))
-        before = (X - at_i.put(ANCHOR, ZERO)) / at_i[ANCHOR]
-        here = correction(at, form, i, order, "bh2").put(ANCHOR, before)
-    return predicted(at, form, i, _asked(at, i, 3), weigh=halved, here=here)
+    """(x', order) of the step from point i with the defaults, of full order whatever follows."""
+    here = correction(at, Form(), i, _asked(at, i - 1, 3), "bh2") if i else X
+    return predicted(at, Form(), i, _asked(at, i, 3), weigh=halved, here=here)
 
 
-def correction(at: Levels, form: Form, i: int, order: int, variant: str) -> Lin:
+def correction(
+    at: Levels, form: Form, i: int, order: int, variant: str, *, edited: bool = False
+) -> Lin:
     """x at point i, corrected from the corrected x of the point before, over the last `order`
     outputs up to there and the one at point i; x as it is where that has no limit.
 
@@ -108,7 +104,7 @@ def correction(at: Levels, form: Form, i: int, order: int, variant: str) -> Lin:
     """
     if at.alpha[i - 1] == 0.0 and (form.carry == "eps" or (variant == "bh1" and order == 1)):
         return X
-    return corrected(at, form, i, order, weigh=WEIGHED[variant])
+    return corrected(at, form, i, order, order, weigh=WEIGHED[variant], edited=edited)
 
 
 def _asked(at: Levels, i: int, most: int) -> int:

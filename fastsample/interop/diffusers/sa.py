@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ...model import Model
 from ...plan import Plan
 from ...solvers._begin import number
-from ...solvers._build import ANCHOR, ZERO, Builder, X
+from ...solvers._build import ZERO, Builder, X
 from ...solvers._multistep import Form, Levels, carried, plain, predicted
 from ...solvers.sa_solver import correction
 
@@ -40,18 +40,18 @@ def sa(
     level, at, drawn = b.half_log_snr, Levels.of(b), ZERO
     forms = [Form("eps" if noise else "x0", "lambda", tau**2) for tau in taus]
     weigh, low = plain if published and not noise else None, lower_order_final
-    orders, anchored = [], []
+    orders, anchored, asked = [], [], 0
     for i, form in enumerate(forms):
         here, before = X, drawn
         if i and level[i] > level[i - 1]:
             most = min(corrector_order, b.n - i + 2) if low else corrector_order
-            here = correction(at, forms[i - 1], i, most, weigh, drawn)
+            here = correction(at, forms[i - 1], i, most, asked, weigh=weigh)
         drawn = b.noise(i)
-        most = min(predictor_order, b.n - i) if low else predictor_order
-        x, reached = predicted(at, form, i, most, weigh=weigh, here=here, noise=drawn)
+        asked = min(predictor_order, b.n - i) if low else predictor_order
+        x, reached = predicted(at, form, i, asked, weigh=weigh, here=here, noise=drawn)
         orders.append(reached)
-        words = {"keep": {f"m{i}": carried(at, form, i)}, "anchor": here}
-        if ANCHOR in here:  # all that x was predicted from stays until it is corrected (`edits`)
+        words = {"keep": {f"m{i}": carried(at, form, i)}}
+        if here is not X:  # all that x was predicted from stays until it is corrected (`edits`)
             anchored.append((i + 1, 1.0 / b.alpha[i] if noise else 0.0))
             oldest = max(0, i - 1 - max(predictor_order, corrector_order))
             words["spares"] = [f"m{j}" for j in range(oldest, i)]

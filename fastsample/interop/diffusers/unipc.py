@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import ANCHOR, Builder, Lin, M, X
+from ...solvers._build import Builder, M, X
 from ...solvers._multistep import Form, Levels, predicted
 from ...solvers.unipc import WEIGHED, correction
 
@@ -40,10 +40,10 @@ def unipc(
         at = at._replace(alpha=at.sigma, sigma=at.alpha, half_log_snr=(-level).tolist())
     asked, orders, anchored = [], [], []
     for i in range(b.n):
-        here = Lin(X)
+        here = X
         if i and level[i] > level[i - 1] and i - 1 + first not in uncorrected:
             here = correction(at, Form(), i, asked[-1], variant)
-            if ANCHOR in here:
+            if here is not X:
                 anchored.append((i + 1, 0.0))
         most = min(order, b.n - i) if lower_order_final else order
         asked.append(1 if b.sigma[i + 1] == 0.0 else min(most, i + 1))
@@ -51,8 +51,8 @@ def unipc(
         if level[i + 1] > level[i]:
             x, reached = predicted(at, Form(), i, asked[-1], weigh=weigh, here=here)
         orders.append(reached)
-        read = [f"m{j}" for j in range(max(0, i - 1 - order), i)] if ANCHOR in here else []
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=here, spares=read)
+        read = [] if here is X else [f"m{j}" for j in range(max(0, i - 1 - order), i)]
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, spares=read)
     return b.build(
         "unipc of diffusers",
         arguments={"order": order, "variant": variant, "uncorrected": sorted(uncorrected)},
