@@ -54,7 +54,8 @@ def with_numbers(plan: Plan, /, **arrays: Any) -> Plan:
     if changed == ["M"] and plan.sigma[0] and np.argwhere(made.M != plan.M).tolist() == [[0, 0, 0]]:
         return made
     names = sorted({*changed, *plan.note.get("changed", ())})
-    note = {key: value for key, value in plan.note.items() if key not in ("order", "orders")}
+    gone = ("order", "orders", "smooth_order")
+    note = {key: value for key, value in plan.note.items() if key not in gone}
     sound = made.consistency() <= consistency.accepted(made)
     return replace(made, note={**note, "changed": names, "consistent": sound})
 

@@ -22,7 +22,9 @@ compat      "exact", or a library whose deviations are reproduced ("diffusers", 
 has a plan ask two models, either side of a noise level; `held` adds calls that leave the state;
 `analytic_first_step` saves the first call.
 
-The plan's note has `order`, of a run as it is started here, and `orders`, of every step. Wrong
+The plan's note has `order`, of a run as it is started here, and `orders`, of every step; and where
+the weights are those of even steps whatever the steps are, `smooth_order`, of a run on steps whose
+ratio goes to 1. Wrong
 arguments raise ValueError.
 
 A solver of your own is such a function, made with `Builder` and the operands X, M, F, N and R

@@ -60,6 +60,7 @@ def analytic_first_step(plan: Plan) -> Plan:
     note = {**plan.note, "analytic": True, "consistent": False}
     if "orders" in note:
         note |= {"order": min(note["order"], 1), "orders": [0, *note["orders"][1:]]}
+        note.pop("smooth_order", None)
     return replace(plan, **arrays, note=note)
 
 

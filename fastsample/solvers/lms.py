@@ -65,9 +65,10 @@ def ipndm(
     """y' = y + (u' - u)·(b_1 d + b_2 d_1 + ...), b = (1); (3, -1)/2; (23, -16, 5)/12;
     (55, -59, 37, -9)/24: the weights of even steps whatever the steps are.
 
-    order 1..4: the outputs read. On grids even in u it is `lms`; on steps that change smoothly it
-    is of second order as measured (docs/orders.md), on others of first, as the note says. Zhang
-    and Chen 2023, app. H, after Liu et al. 2022, arXiv:2202.09778. compat changes nothing here.
+    order 1..4: the outputs read. On grids even in u it is `lms`; of second order (the note's
+    smooth_order) where the ratio of neighbouring steps goes to 1 as they get shorter, as on any
+    grid drawn from a smooth curve; of first (its order) on others (docs/orders.md). Zhang and Chen
+    2023, app. H, after Liu et al. 2022, arXiv:2202.09778. compat changes nothing here.
     """
     order = choice("ipndm: order", order, (1, 2, 3, 4))
     b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
@@ -87,9 +88,9 @@ def ipndm_v(
     order = choice("ipndm_v: order", order, (1, 2, 3, 4))
     b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     words, theirs = {"order": order, "compat": compat}, compat == "comfyui"
-    weigh = _misplaced if theirs else None
+    weigh, even = _misplaced if theirs else None, theirs and order > 2
     form = Form(carry, "level")
-    return _built(b, "ipndm_v", form, order, words, IPNDM, weigh=weigh, even=theirs)
+    return _built(b, "ipndm_v", form, order, words, IPNDM, weigh=weigh, even=even)
 
 
 @solver("A", usual=True, comfyui="gradient_estimation")
@@ -126,9 +127,10 @@ def _built(
 ) -> Plan:
     """even: the order is reached where steps are even alone."""
     orders = rows(b, form, order, weigh=weigh)
-    orders = [1] * b.n if even else orders
-    sound = weigh is None  # published weights may not add up
-    return build(b, name, words, orders, cite, order=min(2, max(orders)), consistent=sound)
+    smooth = min(2, max(orders))
+    orders, said = ([1] * b.n, {"smooth_order": smooth}) if even else (orders, {})
+    said |= {"order": min(2, max(orders)), "consistent": weigh is None}  # published: may not add up
+    return build(b, name, words, orders, cite, **said)
 
 
 def _misplaced(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:

@@ -38,9 +38,9 @@ def pndm(
         y' = y + (u' - u)·(d_1 + 2 d_2 + 2 d_3 + d_4)/6
 
     u_m at the middle of the two times; only their d_1 is kept; n + 9 evaluations. Fewer than four
-    steps begin as "plms" does. Second order as measured on steps that change smoothly
-    (docs/orders.md), first on others, as the note says. Liu et al. 2022, arXiv:2202.09778, eq. 9,
-    12, 13 and Alg. 2. compat changes nothing here.
+    steps begin as "plms" does. Of second order (the note's smooth_order) where the ratio of
+    neighbouring steps goes to 1, of first (its order) on others, as `ipndm` is. Liu et al. 2022,
+    arXiv:2202.09778, eq. 9, 12, 13 and Alg. 2. compat changes nothing here.
     """
     choice("pndm: warm_up", warm_up, ("plms", "runge-kutta"))
     b, carry = on_slopes(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
@@ -58,7 +58,8 @@ def pndm(
             b.row(b.t[1], to=b.t[1], x=X + 0.5 * whole(at, form, 0) * other)
     cite = "Liu, Ren, Lin, Zhao 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, "
     cite += "eq. 9, 12, 13, arXiv:2202.09778"
-    return build(b, "pndm", {"warm_up": warm_up, "compat": compat}, [1] * b.n, cite)
+    words, smooth = {"warm_up": warm_up, "compat": compat}, min(2, b.n)
+    return build(b, "pndm", words, [1] * b.n, cite, smooth_order=smooth)
 
 
 def _runge_kutta(b: Builder, form: Form, i: int) -> None:

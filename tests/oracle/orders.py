@@ -58,6 +58,13 @@ def grid(schedule, n: int) -> np.ndarray:
     return schedule.time(np.linspace(-np.log(TOP), -np.log(BOTTOM), n + 1))
 
 
+def uneven(schedule, n: int) -> np.ndarray:
+    """The same, every second step twice as wide, however short they get."""
+    ends = np.cumsum([0.0, *(1.0 + np.arange(n) % 2)])
+    levels = -np.log(TOP) + np.log(TOP / BOTTOM) * ends / ends[-1]
+    return schedule.time(levels)
+
+
 def error(plan, schedule, *, history: int = 1, unipc: dict | None = None) -> float:
     """Largest end error in y.
 
@@ -117,11 +124,13 @@ class Method:
     order: int
     history: int = 1
     schedule: object = EDM()
+    uneven: bool = False
 
     @property
     def id(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
         name = f"{self.name}({options})" if options else self.name
+        name += " on uneven steps" * self.uneven
         return name if isinstance(self.schedule, EDM) else f"{name} on a flow"
 
     def error(self, n: int, *, exact_history: bool) -> float:
@@ -134,7 +143,7 @@ class Method:
         return _ERRORS[key]
 
     def plan(self, n: int):
-        times = grid(self.schedule, n)
+        times = (uneven if self.uneven else grid)(self.schedule, n)
         return SOLVERS[self.name](self.schedule, times, prediction="x0", **self.options)
 
     @property
@@ -214,7 +223,10 @@ levels even in log sigma; slope of the largest end error over the last doubling,
 lower order. *From exact history* hands the first full row what it would have had, and shows the
 order of the rows themselves. The first step leaves an error of order 2 (3 with UniPC's corrector)
 for good: a figure above that is a run whose first step does not yet dominate. Every option that is
-not named stands at its default.
+not named stands at its default. *On uneven steps* every second step is twice as wide as the others,
+however short they get: there the weights of even steps (ipndm, pndm) are of first order; where
+steps change smoothly of second (the note's smooth_order), and where they are even in sigma of
+fourth, from exact history.
 
 Written by `python -m oracle.orders` in `tests/`; `tests/test_order.py` holds every number.
 
