@@ -40,7 +40,7 @@ REFUSED = {
     "models": (lambda: fs.Sampler(OWN, [apart, apart]), "track 'video': .*2 models are given"),
     "engine": (
         lambda: fs.Engine(apart, shape=(7,)).submit(OWN, seed=1),
-        r"plan is a dict of tracks, .*fs\.Sampler\(plans, model\)",
+        "plan is a dict of tracks in an Engine of one tensor a request; a Plan, or an Engine whose",
     ),
 }
 

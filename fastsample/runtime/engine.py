@@ -8,8 +8,9 @@ ticket.result()       # [1, 4, 64, 64]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +22,13 @@ from . import arguments, conditions, ladder, sources
 from .admission import deadline_of
 from .budget import Budget, most_bytes
 from .places import Places
-from .request import Requests, leaves
+from .request import Request, Requests, leaves
 from .select import ALIKE, chosen
 from .serving import Serving
 from .stack import Stack
 from .tick import Tick
 from .ticket import Ticket
+from .track_requests import TrackRequests
 from .window import Brownian, Window
 
 
@@ -37,7 +39,8 @@ class Engine(Serving):
     model        callable(x [N,*], t [N], **cond) -> prediction, as for a Sampler; x and t are not
                  to be written to, and hold until it returns. Or a list of them where plans ask
                  several (`solvers.experts`): each is asked once, for the requests whose row asks it
-    shape        of a sample, without the batch
+    shape        of a sample, without the batch; a dict of them by track where plans are dicts
+                 (`fastsample.runtime.track_requests`)
     capacity     requests in flight at most
     waiting      further requests that wait at most, None: as many; another is refused (EngineFull)
     policy       "first", "shortest", "grouped", or callable(waiting, running) -> the waiting in the
@@ -90,25 +93,28 @@ class Engine(Serving):
         overtakes: int = 64,
         max_bytes: int | None = None,
     ) -> None:
-        models, sizes = _sizes(model, shape, capacity, pad_to, collate)
+        models, sizes, shapes = _sizes(model, shape, capacity, pad_to, collate)
         arguments.dtypes("Engine", state_dtype, model_dtype)
         with arguments.named("Engine"):
             self._judged = arguments.judged(check)
             _, self._device = arguments.place(None, None, (1,), device)
         super().__init__(sizes[0], pad_to, waiting, policy, overtakes)
-        self.shape = tuple(sizes[2:])
+        self._sizes = shapes
+        self.shape = self._named([size for _, size in shapes])
         self._dtypes = state_dtype, model_dtype or state_dtype
         choice = select("step", self._device, state_dtype, backend)
-        own = self.shape, state_dtype, self._device, self._judged
-        self._requests = Requests(models, *own, kept=self.capacity)
+        own = state_dtype, self._device, self._judged
+        makers = {name: Requests(models, size, *own, kept=sizes[0]) for name, size in shapes}
+        self._requests = makers.get(None) or TrackRequests(makers, models, density, max_bytes)
         self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
-        self._stack = Stack(state_dtype, self._device)
-        size = (self.capacity, *self.shape)
-        self._places = Places(size, *self._dtypes, self._device, preview, choice)
-        memory = self._places, self._stack
-        self._tick = Tick(models, *memory, pad_to, self._dtypes[1], collate, self._lock, density)
+        kind, names = (*self._dtypes, self._device, preview, choice), [name for name, _ in shapes]
+        places = [Places((sizes[0], *size), *kind) for _, size in shapes]
+        self._memory = [(each, Stack(state_dtype, self._device)) for each in places]
+        self._places, self._stack = self._memory[0]
+        words = pad_to, self._dtypes[1], collate, self._lock, density
+        self._tick = Tick(models, self._memory, None if names == [None] else names, *words)
         self._collate, self._models = collate, len(models)
-        self._budget = Budget(most_bytes(max_bytes), *memory, self._batch)
+        self._budget = Budget(most_bytes(max_bytes), *self._memory[0], self._batch)
 
     def submit(
         self,
@@ -155,7 +161,7 @@ class Engine(Serving):
             told = cond, uncond, branches, guidance
             image, blend = (strength, level), (mask, known)
             request = self._requests.made(plan, begin, told, image, blend)
-            self._stack.check(request.plan, request.masked)
+            self._check_numbers(request)
             end = deadline_of(came, deadline, callback, every)
             ticket = Ticket(self, request, came, end, callback, every)
             self._come(ticket, ladder.behind(self, after))
@@ -172,6 +178,8 @@ class Engine(Serving):
         where = "Engine.select"
         with self._alone(where), self._lock, arguments.named(where):
             transforms.refuse(where, index, seeds)
+            if len(self._memory) > 1:
+                raise TypeError(f"{where}: requests of several tracks; of one tensor are accepted")
             tickets = self.running if tickets is None else tuple(tickets)
             if len({*tickets}) < len(tickets) or not {*tickets} <= {*self.running}:
                 raise ValueError(
@@ -229,6 +237,10 @@ class Engine(Serving):
         )
 
     # -- a request comes ---------------------------------------------------------------------------
+    def _check_numbers(self, request: Request) -> None:
+        for (_, stack), each in zip(self._memory, request.tracks, strict=True):
+            stack.check(each.plan, each.masked)
+
     def _come(self, ticket: Ticket, after: tuple[Ticket, int] | None) -> None:
         with self._lock:
             self._refuse_closed("Engine.submit")
@@ -240,7 +252,8 @@ class Engine(Serving):
         where it cannot be told beside them.
         """
         request = ticket._request
-        self._stack.agree(request.plan)
+        for (_, stack), each in zip(self._memory, request.tracks, strict=True):
+            stack.agree(each.plan)
         if self._collate is not None:
             ticket._told = [conditions.told(tree) for tree in request.trees.values()]
             return {}
@@ -248,19 +261,33 @@ class Engine(Serving):
         return like
 
     def _seat(self, ticket: Ticket) -> None:
-        request = ticket._request
-        plan, masked, first = request.plan, request.masked, request.first
-        place, rows = self._free(), self._stack.rows(plan, masked)
-        self._places.fit(self._stack.table, self._batch(self._stack.table.layout.G), masked)
-        before = rows.first + first - 1 if first else None
-        given = request.given, request.blend, request.words, before, request.window
-        self._places.seat(place, *given)
-        ticket._enter(rows, place)
+        place, tracks = self._free(), []
+        for (places, stack), request in zip(self._memory, ticket._request.tracks, strict=True):
+            masked, first = request.masked, request.first
+            rows = stack.rows(request.plan, masked)
+            places.fit(stack.table, self._batch(stack.table.layout.G), masked)
+            before = rows.first + first - 1 if first else None
+            given = request.given, request.blend, request.words, before, request.window
+            places.seat(place, *given)
+            tracks.append(rows)
+        ticket._enter(tracks, place)
         self._seats[place], self.running = ticket, (*self.running, ticket)
 
     def _batch(self, branches: int) -> int:
         """Rows of the models' batches at most, for requests of so many branches."""
         return self._models * (self.pad_to or 0) or self.capacity * branches
+
+    def _copies(self, place: int) -> tuple[Any, Any, Tensor]:
+        """State [1,*], preview [1,*] or None, by track where there are several, and status words
+        [tracks] of a place, as they are now.
+        """
+        x, x0, status = zip(*(places.copies(place) for places, _ in self._memory), strict=True)
+        return self._named(x), None if x0[0] is None else self._named(x0), torch.cat(status)
+
+    def _named(self, each: Sequence) -> Any:
+        """What there is of each track, by its name where there are several."""
+        names = [name for name, _ in self._sizes]
+        return each[0] if names == [None] else dict(zip(names, each, strict=True))
 
     def _free(self) -> int:
         """A place for a request: a free one, or of one done and never read."""
@@ -283,10 +310,12 @@ class Engine(Serving):
                 if self._tick.rows > asked:
                     self._times.append(took)
                 for ticket in over:
-                    word = self._places.status(ticket._place) if self._judged else 0
-                    ticket._unread = word is None
-                    failed = ("failed", ticket._fault(word)) if word else ("result",)
-                    self._ends(ticket, *failed)
+                    words = [
+                        p.status(ticket._place) if self._judged else 0 for p, _ in self._memory
+                    ]
+                    ticket._unread = None in words
+                    error = None if ticket._unread else ticket._fault(words)
+                    self._ends(ticket, "result" if error is None else "failed", error)
                 return over
             finally:
                 self._sweep()
@@ -308,21 +337,28 @@ def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
     return sources.seeds(seeds, len(tickets), "cpu", needed=True).tolist()
 
 
-def _sizes(model, shape, capacity, pad_to, collate) -> tuple[tuple[Callable, ...], list[int]]:
-    """The models, and capacity, pad_to or 1, and sizes of a sample, of an Engine that can be."""
+def _sizes(model, shape, capacity, pad_to, collate) -> tuple[tuple, list[int], list[tuple]]:
+    """The models, capacity and pad_to or 1, and for each track its name (None: the only one's) and
+    the sizes of a sample, of an Engine that can be.
+    """
     if collate is not None and not callable(collate):
         raise TypeError(
             f"Engine: collate is a {type(collate).__name__}; a callable(trees) -> tree is accepted"
         )
     models = tuple(model) if isinstance(model, (list, tuple)) else (model,)
-    sizes = shape if isinstance(shape, Sequence) else (None,)
+    shapes = shape if isinstance(shape, Mapping) else {None: shape}
+    named = all(isinstance(name, str) for name in shapes) if shape is shapes else True
+    listed = all(
+        isinstance(size, Sequence) and not isinstance(size, str) for size in shapes.values()
+    )
+    tracks = {k: [*map(arguments.integer, size)] for k, size in shapes.items()} if listed else {}
     batch = 1 if pad_to is None else pad_to
-    numbers = [arguments.integer(n) for n in (capacity, batch, *sizes)]
-    right = models and all(map(callable, models))
-    if not right or not all(n is not None and n > 0 for n in numbers):
+    numbers = [arguments.integer(n) for n in (capacity, batch)]
+    right = models and all(map(callable, models)) and tracks and named
+    if not right or not all(n is not None and n > 0 for n in sum(tracks.values(), numbers)):
         raise ValueError(
             f"Engine: model {model!r:.60}, shape={shape!r}, capacity={capacity!r}, "
             f"pad_to={pad_to!r}; a callable or a list of them, and whole numbers of 1 or more, are "
             "accepted"
         )
-    return models, numbers
+    return models, numbers, [(name, tuple(size)) for name, size in tracks.items()]

@@ -21,6 +21,7 @@ class Request:
     """plan: guidance added. first: the row where it enters. masked: it has a mask. given [1,*]:
     what it begins with, None: noise of its seed. blend: its mask and known image, or None. words:
     seed [1], stage [1] and scale [1,K] or None. trees: the condition of each branch by its name.
+    others: the same of its other tracks.
     """
 
     plan: Plan
@@ -31,11 +32,19 @@ class Request:
     words: tuple[Tensor, Tensor | None, Tensor | None]
     window: Window | Brownian | None
     trees: dict[str, dict]
+    others: tuple[Request, ...] = ()
+
+    @property
+    def tracks(self) -> tuple[Request, ...]:
+        """It and those of the other tracks."""
+        return (self, *self.others)
 
     def owned(self) -> Request:
         """The same, in memory that the caller does not write to."""
         own = lambda value: None if value is None else value.clone()
-        return replace(self, given=own(self.given), blend=tuple(map(own, self.blend)))
+        others = tuple(other.owned() for other in self.others)
+        blend = tuple(map(own, self.blend))
+        return replace(self, given=own(self.given), blend=blend, others=others)
 
 
 class Requests:
@@ -57,7 +66,13 @@ class Requests:
         self._sampler = lru_cache(kept)(lambda plan: Sampler(plan, asked(plan)))
 
     def made(
-        self, plan: Plan, begin: Sequence, told: Sequence, image: Sequence, blend: Sequence
+        self,
+        plan: Plan,
+        begin: Sequence,
+        told: Sequence,
+        image: Sequence,
+        blend: Sequence,
+        stacklevel: int = 4,
     ) -> Request:
         """The request that `Engine.submit` is asked for; raises as it does. begin: noise, latent,
         start, seed, stage, noise_source; told: cond, uncond, branches, guidance; image: strength,
@@ -75,7 +90,7 @@ class Requests:
         blend = inpainting.blend(plan, *blend, *form)
         scale = arguments.scales(plan, guidance, 1, self._dtype, "cpu")
         words = seed, sources.stages(stage, plan, first, 1, "cpu"), scale
-        sampler._warn(where, self._one[1:], guidance, stacklevel=4)
+        sampler._warn(where, self._one[1:], guidance, stacklevel)
         return Request(plan, first, masked, given, blend, words, window, trees)
 
     def _begun(
@@ -126,8 +141,8 @@ def _refuse_plan(where: str, plan: object) -> None:
     """Refuse what is no plan of one tensor."""
     if isinstance(plan, Mapping):
         raise TypeError(
-            f"{where}: plan is a dict of tracks, and one call of an Engine's model packs one "
-            "tensor of each request; a Plan, or fs.Sampler(plans, model), is accepted"
+            f"{where}: plan is a dict of tracks in an Engine of one tensor a request; a Plan, or "
+            "an Engine whose shape is a dict by track, is accepted"
         )
     if not isinstance(plan, Plan):
         raise TypeError(f"{where}: plan is a {type(plan).__name__}; a Plan is needed")

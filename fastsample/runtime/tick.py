@@ -4,7 +4,7 @@ and the launch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import arguments, ladder, outputs
+from .by_track import found, wanted
 from .conditions import collated, together
 from .drawn import Drawing
 from .places import REST, Places
@@ -36,19 +37,20 @@ class Company:
     none begins to run or to rest, and each asks the same model for the same branches.
 
     going: those whose turn it is (`ladder`); in their order in the model's batch, by place but for
-    ladders, rows [n]: the table's row that each runs next, and places [n]. parts: by model; in each
-    its requests by branch, the last one again up to pad_to. size: rows of all parts, index [size]:
-    their places, and slice, too, where they follow one another. told: what each part's model is
-    told. windows: some request is one.
+    ladders, rows [tracks, n]: the row of each track's table that each runs next, and places [n].
+    parts: by model; in each its requests by branch, the last one again up to pad_to. size: rows of
+    all parts, index [size]: their places, and slice, too, where they follow one another. told: what
+    each part's model is told. windows: some request is one.
     """
 
-    def __init__(self, tickets: tuple[Ticket, ...], pad_to: int | None) -> None:
+    def __init__(self, tickets: tuple[Ticket, ...], pad_to: int | None, tracks: int) -> None:
         inside = {*tickets}
         rest = {ticket: n for ticket in tickets if (n := ladder.rests(ticket, inside))}
         self.tickets, self.going = tickets, tuple(t for t in tickets if t not in rest)
         ordered = sorted(self.going, key=ladder.order)
         self.left = min([*rest.values(), *(t._rows.alike[t.row] for t in ordered)])
-        self.rows = np.array([ticket._rows.first + ticket.row for ticket in ordered])
+        firsts = [[rows.first + ticket.row for rows in ticket._tracks] for ticket in ordered]
+        self.rows = np.array(firsts).reshape(-1, tracks).T.copy()
         self.places = np.array([ticket._place for ticket in ordered])
         asks: dict[int, list] = {}
         for k, ticket in enumerate(ordered):
@@ -66,12 +68,13 @@ class Company:
         self.index = self.places[self._who]
         follow = who and (np.diff(self.index) == 1).all()
         self.slice = slice(int(self.index[0]), int(self.index[-1]) + 1) if follow else None
-        self.windows = any(ticket._window is not None for ticket in self.going)
+        self.windows = any(any(ticket._windows) for ticket in self.going)
         self.told: list[dict] = []
+        self._hosts: list[dict] = []
 
     def begin(self, host: dict[str, np.ndarray]) -> None:
-        """Write down what stays."""
-        self._host = host
+        """Write down what stays, of each track."""
+        self._hosts.append(host)
         host["row"].fill(REST)
         host["f_index"].fill(-1)
         if self._reads:
@@ -82,33 +85,33 @@ class Company:
     def lasts(self, tickets: tuple[Ticket, ...], host: dict[str, np.ndarray]) -> bool:
         """Is it still that of these requests, and written down here?"""
         same = self.tickets is tickets or self.tickets == tickets
-        return same and self.left > 0 and self._host is host
+        return same and self.left > 0 and self._hosts[0] is host
 
-    def before(self) -> np.ndarray:
+    def before(self, track: int) -> np.ndarray:
         """For each row of the model's batch the table's row before its request's."""
-        return self.rows[self._who] - 1
+        return self.rows[track, self._who] - 1
 
 
 class Tick:
-    """What asks the models for the requests in `places`, whose rows stand in `stack`, and launches
-    their rows. lock: held by who calls, and free while a model, or collate, is asked. blamed: the
-    rows that it was asked for, also after it has raised or answered what does not fit; none where
-    that was not it. launches, and rows that models were asked for: so far. Arguments as the Engine
-    has them.
+    """What asks the models for the requests in the places of each track, whose rows stand in its
+    stack, and launches their rows. names: of the tracks; None: requests of one tensor. lock: held
+    by who calls, and free while a model, or collate, is asked. blamed: the rows that it was asked
+    for, also after it has raised or answered what does not fit; none where that was not it.
+    launches, and rows that models were asked for: so far. Arguments as the Engine has them.
     """
 
     def __init__(
         self,
         models: Sequence[Callable],
-        places: Places,
-        stack: Stack,
+        memory: Sequence[tuple[Places, Stack]],
+        names: Sequence[str] | None,
         pad_to: int | None,
         model_dtype: torch.dtype,
         collate: Callable | None,
         lock: RLock,
         density: bool,
     ) -> None:
-        self._models, self._places, self._stack = models, places, stack
+        self._models, self._memory, self._names = models, memory, names
         self._pad_to, self._model_dtype, self._collate = pad_to, model_dtype, collate
         self._lock, self._density, self.launches, self.rows = lock, density, 0, 0
         self.forget()
@@ -119,30 +122,31 @@ class Tick:
         does not fit, nothing is launched.
         """
         self.blamed = []
-        company, host = self._company, self._places.host
-        if company is None or not company.lasts(tickets, host):
-            company = Company(tickets, self._pad_to)
+        company = self._company
+        if company is None or not company.lasts(tickets, self._memory[0][0].host):
+            company = Company(tickets, self._pad_to, len(self._memory))
             company.told = [self._tell(part, like) for part in company.parts]
-            company.begin(host)
+            for places, _ in self._memory:
+                company.begin(places.host)
             self._company = company
-        host["row"][company.places] = company.rows
-        if company.size:
-            host["t"][: company.size] = self._stack.times(company.before())
-        self._places.upload()
-        f = [self._answers(company)] * self._places.pool.table.layout.G if company.size else ()
+        for track, (places, stack) in enumerate(self._memory):
+            places.host["row"][company.places] = company.rows[track]
+            if company.size:
+                places.host["t"][: company.size] = stack.times(company.before(track))
+            places.upload()
+        f = self._answers(company) if company.size else [None] * len(self._memory)
         self.blamed = []
-        noise = self._noise(company)
-        drawing = Drawing(self._places, company.going, f, noise) if self._density else None
-        self._places.launch(None, f, noise)
-        if drawing is not None:
-            drawing.note()
-        self.launches, self.rows = self.launches + 1, self.rows + company.size
+        for track, own in enumerate(f):
+            self._launch(company, track, own)
+        self.launches, self.rows = self.launches + len(f), self.rows + company.size
 
     def advance(self, judged: bool) -> list[Ticket]:
         """The requests of the last launch one row on; those of which it was the last, and where
         judged those whose state became non-finite.
         """
-        company, faults = self._company, self._places.faults()
+        company, (faults, *others) = self._company, [p.faults() for p, _ in self._memory]
+        for other in others:
+            faults = faults | other
         faulty = judged and faults[company.places].any()
         company.rows += 1
         company.left -= 1
@@ -169,7 +173,7 @@ class Tick:
             else:
                 with self._outside(part):
                     told = self._collate(trees)
-                device = self._places.pool.x.device
+                device = self._memory[0][0].pool.x.device
                 told = collated("Engine.tick", told, len(trees), device)
             self._told[part.model] = part.asked, told
         return told
@@ -184,30 +188,59 @@ class Tick:
         finally:
             self._lock.acquire()
 
-    def _answers(self, company: Company) -> Tensor:
-        """The models' outputs [N,*] for the rows of the batch."""
-        x, t = self._places.shown(company.size, company.slice)
+    def _answers(self, company: Company) -> list[Tensor]:
+        """The models' outputs [N,*] for the rows of the batch, of each track."""
+        shown = [places.shown(company.size, company.slice) for places, _ in self._memory]
         f = []
         for part, told in zip(company.parts, company.told, strict=True):
-            one = len(company.parts) == 1
-            f.append(self._ask(part, told, *((x, t) if one else (x[part.rows], t[part.rows]))))
-        return f[0] if len(f) == 1 else torch.cat(f)
+            if len(company.parts) > 1:
+                f.append(self._ask(part, told, [(x[part.rows], t[part.rows]) for x, t in shown]))
+            else:
+                f.append(self._ask(part, told, shown))
+        return f[0] if len(f) == 1 else [*map(torch.cat, zip(*f, strict=True))]
 
-    def _ask(self, part: Part, told: dict, x: Tensor, t: Tensor) -> Tensor:
-        """The model's output [n,*] for a part, checked."""
-        version = x._version + t._version
+    def _ask(self, part: Part, told: dict, shown: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The model's output [n,*] for a part, of each track, checked."""
+        version = sum(v._version for pair in shown for v in pair)
+        if self._names is None:
+            x, t = shown[0]
+        else:
+            x, t = (dict(zip(self._names, v, strict=True)) for v in zip(*shown, strict=True))
         with self._outside(part):
             f = self._models[part.model](x, t, **told)
-        (f,) = outputs.branches("Engine.tick", f, x, self._model_dtype, (True,), 0)
-        if f.requires_grad:
-            raise RuntimeError("Engine.tick: the model's output requires grad; detach it")
-        if x._version + t._version != version:
+        answers = [f] if self._names is None else by_name("Engine.tick", self._names, f)
+        for k, (x, _) in enumerate(shown):
+            (own,) = outputs.branches("Engine.tick", answers[k], x, self._model_dtype, (True,), 0)
+            if own.requires_grad:
+                raise RuntimeError("Engine.tick: the model's output requires grad; detach it")
+            answers[k] = own.contiguous()
+        if sum(v._version for pair in shown for v in pair) != version:
             raise ValueError("Engine.tick: the model changed its input in place; let it copy first")
-        return f.contiguous()
+        return answers
 
-    def _noise(self, company: Company) -> Sequence[Tensor | None]:
+    def _launch(self, company: Company, track: int, f: Tensor | None) -> None:
+        """One row of every request, of a track."""
+        places, noise = self._memory[track][0], self._noise(company, track)
+        outs = () if f is None else [f] * places.pool.table.layout.G
+        drawing = Drawing(places, company.going, outs, noise) if self._density else None
+        places.launch(None, outs, noise)
+        if drawing is not None:
+            drawing.note()
+
+    def _noise(self, company: Company, track: int) -> Sequence[Tensor | None]:
         """What the launch is handed of noise: all of an operand where a request is a window."""
         if not company.windows:
             return ()
-        drawn = lambda ticket: arguments.drawn(ticket.plan, ticket.row, ticket._rows.masked)
-        return self._places.noise([(t._place, drawn(t), t._window) for t in company.going])
+        draws = []
+        for ticket in company.going:
+            rows = ticket._tracks[track]
+            names = arguments.drawn(rows.plan, ticket.row, rows.masked)
+            draws.append((ticket._place, names, ticket._windows[track]))
+        return self._memory[track][0].noise(draws)
+
+
+def by_name(where: str, names: Sequence[str], f: object) -> list:
+    """The answers of a model, of each track."""
+    if not isinstance(f, Mapping) or f.keys() != {*names}:
+        raise TypeError(f"{where}: the model returned {found(f)}; {wanted(dict.fromkeys(names))}")
+    return [f[name] for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Ticket:
     """What `Engine.submit` returns.
 
-    plan      the plan that is run, guidance added; branches: how many it has
+    plan      the plan that is run, guidance added, of several tracks the first one's; branches: how
+              many it has
     row       the one that the next tick runs; left: how many there are yet
     model     number of the model that the next row to ask one asks, -1: none does
     state     "waiting", "running", or how it ended: "result", "cancelled", "refused" or "failed"
@@ -54,7 +55,9 @@ class Ticket:
         self.overtaken, self._state, self._reason = 0, "waiting", None
         self._engine, self._request, self._came = engine, request, came
         self._callback, self._every, self._told_of = callback, every, self.row
-        self._window, self._shapes = request.window, request.plan.program.rows
+        self._plans = tuple(each.plan for each in request.tracks)
+        self._windows = tuple(each.window for each in request.tracks)
+        self._shapes = request.plan.program.rows
         asks = (k for k in range(self.row, self._end) if self._shapes[k].call >= 0)
         self._first = next(asks, self._end)
         self._entry, self._after, self._ladder, self._drawn = self.row, None, None, None
@@ -86,9 +89,10 @@ class Ticket:
         return self._reason
 
     @property
-    def levels(self) -> tuple[float, float]:
-        """(sigma, alpha) of its state, at which `row` begins; exact."""
-        return float(self.plan.sigma[self.row]), float(self.plan.alpha[self.row])
+    def levels(self) -> tuple[float, float] | dict[str, tuple[float, float]]:
+        """(sigma, alpha) of its state, at which `row` begins, exact; of several by track."""
+        each = [(float(p.sigma[self.row]), float(p.alpha[self.row])) for p in self._plans]
+        return self._engine._named(each)
 
     @property
     def drawn(self) -> Drawn | None:
@@ -145,7 +149,7 @@ class Ticket:
         with self._engine._lock:
             if self._state not in ("running", "result") or self.row <= self._first:
                 return None
-            return (self._copies or self._engine._places.copies(self._place))[1]
+            return (self._copies or self._engine._copies(self._place))[1]
 
     def cancel(self) -> None:
         """End it; its place is free for another. A request that is done stays as it is."""
@@ -180,16 +184,20 @@ class Ticket:
         with self._engine._lock:
             if self._unread:
                 self._unread = False
-                x, _, status = self._leave()
-                if int(status) & NOT_FINITE:
-                    self._state, self._reason = "failed", self._fault(int(status))
+                error = self._fault(self._leave()[2].tolist())
+                if error is not None:
+                    self._state, self._reason = "failed", error
 
-    def _fault(self, word: int) -> FloatingPointError:
-        """What this status word says."""
-        row, engine = (word >> 8 & 0xFFFFFF) - self._rows.first, self._engine
-        why = outputs.fault(self.plan, engine._dtypes[1], prod(engine.shape), row)
+    def _fault(self, words: Sequence[int]) -> FloatingPointError | None:
+        """What its status words say, one a track."""
+        track, word = next(((k, w) for k, w in enumerate(words) if w & NOT_FINITE), (0, 0))
+        if not word:
+            return None
+        rows, (name, shape) = self._tracks[track], self._engine._sizes[track]
+        row, what = (word >> 8 & 0xFFFFFF) - rows.first, "the sample" if name is None else name
+        why = outputs.fault(rows.plan, self._engine._dtypes[1], prod(shape), row)
         return FloatingPointError(
-            f"Ticket.result: the sample became non-finite at row {row} of its plan; {why}"
+            f"Ticket.result: {what} became non-finite at row {row} of its plan; {why}"
         )
 
     def _ended(self, state: str, reason: BaseException | None) -> None:
@@ -226,29 +234,32 @@ class Ticket:
             f"{least:.2g} s or more, and deadline={allowed:.4g} s; a later one is accepted"
         )
 
-    def _enter(self, rows: Rows, place: int) -> None:
+    def _enter(self, tracks: Sequence[Rows], place: int) -> None:
         """Into the Engine's memory, in a place that is its own until it is vacated."""
-        self._rows, self._place, self._state, self._request = rows, place, "running", None
-        rows.users += 1
+        self._tracks, self._rows, self._place = tracks, tracks[0], place
+        self._state, self._request = "running", None
+        for rows in tracks:
+            rows.users += 1
 
     def _copied(self, place: int) -> Ticket:
         """A ticket for another request that stands where this one does, in another place."""
         self._engine._places.copy(self._place, place)
         twin = object.__new__(Ticket)
         twin.__dict__.update(self.__dict__, _heard=[])
-        twin._enter(self._rows, place)
+        twin._enter(self._tracks, place)
         return twin
 
     def _leave(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Out of the Engine's memory, with copies of what stands there."""
         if self._copies is None:
-            self._copies = self._engine._places.copies(self._place)
+            self._copies = self._engine._copies(self._place)
             self._vacate()
         return self._copies
 
     def _vacate(self) -> None:
         self._engine._seats[self._place] = self._told = None
-        self._rows.users -= 1
+        for rows in self._tracks:
+            rows.users -= 1
 
     def _left_to_draw(self) -> set[int]:
         """Noise ids that the rows to come draw."""
