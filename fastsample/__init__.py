@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .runtime.brownian import brownian
     from .runtime.conditions import shared
     from .runtime.engine import Engine
+    from .runtime.exported import export
     from .runtime.queue import DeadlineExceeded, EngineFull
     from .runtime.run import Run
     from .runtime.sampler import Sampler
@@ -54,6 +55,7 @@ _NAMES = {
     "SchedulerMixin": "interop.diffusers",
     "Select": "runtime.select",
     "brownian": "runtime.brownian",
+    "export": "runtime.exported",
     "shared": "runtime.conditions",
     "window": "runtime.window",
 }
@@ -69,6 +71,7 @@ __all__ = [
     "Sampler",
     "Select",
     "brownian",
+    "export",
     "grids",
     "guidance",
     "interop",
