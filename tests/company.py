@@ -81,7 +81,7 @@ def joined_at_random(engine, made, order):
     """Results of the requests, submitted in a random order with random ticks in between."""
     chance, tickets = random.Random(order), {}
     for k in chance.sample(range(len(made)), len(made)):
-        while len(engine.running) == engine.capacity or chance.random() < 0.3:
+        while len(engine.waiting) == engine.capacity or chance.random() < 0.3:
             engine.tick()
         tickets[k] = engine.submit(made[k][0], **made[k][1])
     engine.run()

@@ -104,7 +104,7 @@ class Engine(Serving):
         self._dtypes = state_dtype, model_dtype or state_dtype
         choice = select("step", self._device, state_dtype, backend)
         own = state_dtype, self._device, self._judged
-        makers = {name: Requests(models, size, *own, kept=sizes[0]) for name, size in shapes}
+        makers = {name: Requests(models, size, *own) for name, size in shapes}
         self._requests = makers.get(None) or TrackRequests(makers, models, density, max_bytes)
         self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
         kind, names = (*self._dtypes, self._device, preview, choice), [name for name, _ in shapes]

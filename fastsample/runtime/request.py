@@ -13,6 +13,7 @@ from ..kernels import transforms
 from ..plan import Plan
 from . import arguments, conditions, images, inpainting, sources
 from .sampler import Sampler
+from .stack import KEPT
 from .window import Brownian, Window, parted
 
 
@@ -48,9 +49,7 @@ class Request:
 
 
 class Requests:
-    """Makes requests of what callers say, for an Engine of these samples; `kept` plans that were
-    asked for last are checked once.
-    """
+    """Makes requests of what callers say, for an Engine of these samples."""
 
     def __init__(
         self,
@@ -59,11 +58,10 @@ class Requests:
         dtype: torch.dtype,
         device: torch.device,
         judged: bool,
-        kept: int,
     ) -> None:
         self._one, self._dtype, self._device, self._judged = (1, *shape), dtype, device, judged
         asked = lambda plan: models[: max(int(plan.call.max()), 0) + 1]
-        self._sampler = lru_cache(kept)(lambda plan: Sampler(plan, asked(plan)))
+        self._sampler = lru_cache(KEPT)(lambda plan: Sampler(plan, asked(plan)))
 
     def made(
         self,

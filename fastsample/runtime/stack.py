@@ -15,7 +15,7 @@ from ..plan.row import Layout, RowShape
 from .pool import Table
 
 LEAST = 1024  # rows of a table: so many are kept before those without users are written over
-MADE = 64  # plans that were asked for last: their rows are not made again
+KEPT = 256  # plans that were asked for last: what is checked and made of them stays
 UNUSED = RowShape(0, 0, 0, -1, -1, False, -1)  # of a row of the table that no plan has
 
 
@@ -65,7 +65,7 @@ class Stack:
         self._dtype, self._device = np.float32 if dtype == torch.float32 else np.float64, device
         self._held: dict[tuple[Plan, bool], Rows] = {}
         self._size, self.table, self._E = LEAST, None, None
-        self._made = lru_cache(MADE)(self._make)
+        self._made = lru_cache(KEPT)(self._make)
 
     def check(self, plan: Plan, masked: bool) -> None:
         """ValueError where the plan's numbers do not fit the dtype. In any thread."""
