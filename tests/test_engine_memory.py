@@ -12,12 +12,14 @@ from fastsample.runtime.ticket import Ticket
 
 
 def taken(engine):
-    """Bytes of the storages that places and table stand in."""
-    places, stack = engine._places, engine._stack
-    tensors = [*vars(places.pool).values(), *stack.table[:2], *vars(places).values()]
-    tensors = [v for v in tensors if isinstance(v, torch.Tensor)]
-    storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in tensors}
-    return sum(storages.values()) + stack._numbers.nbytes
+    """Bytes of the storages that places and tables stand in."""
+    size = 0
+    for places, stack in engine._memory:
+        tensors = [*vars(places.pool).values(), *stack.table[:2], *vars(places).values()]
+        tensors = [v for v in tensors if isinstance(v, torch.Tensor)]
+        storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in tensors}
+        size += sum(storages.values()) + stack._numbers.nbytes
+    return size
 
 
 def fixed(engine, plan_, words):
@@ -60,6 +62,18 @@ def test_what_is_counted_is_what_is_taken(words):
             assert counted == taken(engine) == held
         else:
             assert taken(engine) < counted <= taken(engine) + held or before is None
+
+
+def test_tracks_are_counted():
+    shapes = {"video": (3, 4, 5), "audio": (7,)}
+    words = {"seed": 1, "cond": {"label": torch.zeros(1)}}
+    plans = {"video": plan("unipc", 4), "audio": plan("euler", 4)}
+    need = fixed(fs.Engine(lambda x, t, label: x, shapes, 4), plans, words) + 2 * 4
+    with pytest.raises(ValueError, match=f"needs {need:,} bytes by itself; max_bytes={need - 1:,}"):
+        fs.Engine(lambda x, t, label: x, shapes, 4, max_bytes=need - 1).submit(plans, **words)
+    engine = fs.Engine(lambda x, t, label: x, shapes, 4, max_bytes=need)
+    engine.submit(plans, **words)
+    assert taken(engine) == need - 2 * 4
 
 
 def test_places_that_move_in_steps_stay_within_what_is_counted(monkeypatch):

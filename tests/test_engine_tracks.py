@@ -174,7 +174,6 @@ REFUSED = {
         r"track 'audio': Engine.submit: \[1, 8\] was given; one sample, \[1, 7\]",
     ),
     "density": (lambda: fs.Engine(heard, SHAPES, density=True), "density=True with shapes by"),
-    "bytes": (lambda: fs.Engine(heard, SHAPES, max_bytes=10**9), "max_bytes=1000000000 with"),
     "words": (
         lambda: fs.Engine(fs.Model(heard, fs.schedules.Flow(), "flow"), SHAPES),
         "model is an fs.Model",

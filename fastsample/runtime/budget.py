@@ -11,6 +11,7 @@ from ..plan.given import integer
 from ..plan.row import Layout
 from .places import Places
 from .queue import EngineFull
+from .request import Request
 from .stack import Stack
 from .ticket import Ticket
 
@@ -20,13 +21,17 @@ class Budget:
     plans, and of the conditions of the requests that are in, twice: as they came, and joined for
     the model (what `collate` pads beyond is its own); of those that wait their noise, mask and
     known image, too; and while plans of another layout move in, of the places before. None: no end.
-    batch: rows of the models' batch for so many branches.
+    memory: of every track its places and its table. batch: rows of the models' batch for so many
+    branches.
     """
 
     def __init__(
-        self, most: int | None, places: Places, stack: Stack, batch: Callable[[int], int]
+        self,
+        most: int | None,
+        memory: Sequence[tuple[Places, Stack]],
+        batch: Callable[[int], int],
     ) -> None:
-        self._most, self._places, self._stack, self._batch = most, places, stack, batch
+        self._most, self._memory, self._batch = most, memory, batch
 
     def refuse(
         self,
@@ -63,13 +68,19 @@ class Budget:
         )
 
     def fixed(self, coming: Sequence[Ticket]) -> int:
-        """What the places and the table take once these have entered, beside all before them."""
-        places, table = self._places, self._stack.table
-        layouts = [ticket.plan.layout for ticket in coming]
+        """What the places and the table of every track take once these have entered, beside all
+        before them.
+        """
+        by_track = zip(*(ticket._request.tracks for ticket in coming), strict=True)
+        both = zip(self._memory, by_track, strict=True)
+        return sum(self._of_track(*memory, requests) for memory, requests in both)
+
+    def _of_track(self, places: Places, stack: Stack, coming: Sequence[Request]) -> int:
+        layouts = [each.plan.layout for each in coming]
+        table = stack.table
         layout = Layout(*map(max, *layouts, layouts[0] if table is None else table.layout))
-        masked = any(ticket._request.masked for ticket in coming)
-        plans = [(ticket.plan, ticket._request.masked) for ticket in coming]
-        size = self._stack.bytes(plans, layout)
+        masked = any(each.masked for each in coming)
+        size = stack.bytes([(each.plan, each.masked) for each in coming], layout)
         return size + places.bytes(layout, self._batch(layout.G), masked, len(coming))
 
 
@@ -87,6 +98,6 @@ def _bytes(ticket: Ticket) -> int:
     """What a request holds beside its place."""
     tensors = [v for v in pytree.tree_leaves(ticket._told) if isinstance(v, Tensor)]
     size, request = 2 * sum(v.nbytes for v in tensors), ticket._request
-    if request is not None:
-        size += sum(v.nbytes for v in (request.given, *request.blend) if v is not None)
+    for each in () if request is None else request.tracks:
+        size += sum(v.nbytes for v in (each.given, *each.blend) if v is not None)
     return size

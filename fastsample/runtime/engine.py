@@ -105,7 +105,7 @@ class Engine(Serving):
         choice = select("step", self._device, state_dtype, backend)
         own = state_dtype, self._device, self._judged
         makers = {name: Requests(models, size, *own) for name, size in shapes}
-        self._requests = makers.get(None) or TrackRequests(makers, models, density, max_bytes)
+        self._requests = makers.get(None) or TrackRequests(makers, models, density)
         self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
         kind, names = (*self._dtypes, self._device, preview, choice), [name for name, _ in shapes]
         places = [Places((sizes[0], *size), *kind) for _, size in shapes]
@@ -114,7 +114,7 @@ class Engine(Serving):
         words = pad_to, self._dtypes[1], collate, self._lock, density
         self._tick = Tick(models, self._memory, None if names == [None] else names, *words)
         self._collate, self._models = collate, len(models)
-        self._budget = Budget(most_bytes(max_bytes), *self._memory[0], self._batch)
+        self._budget = Budget(most_bytes(max_bytes), self._memory, self._batch)
 
     def submit(
         self,

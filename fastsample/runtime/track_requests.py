@@ -38,13 +38,11 @@ class TrackRequests:
         makers: Mapping[str, Requests],
         models: Sequence[Callable],
         density: bool,
-        max_bytes: int | None,
     ) -> None:
-        if density or max_bytes is not None:
-            what = "density=True" if density else f"max_bytes={max_bytes!r:.40}"
+        if density:
             raise ValueError(
-                f"Engine: {what} with shapes by track; an Engine without it is accepted, or one of "
-                "one tensor a request"
+                "Engine: density=True with shapes by track; an Engine without it is accepted, or "
+                "one of one tensor a request"
             )
         if any(isinstance(model, Model) for model in models):
             raise ValueError(
