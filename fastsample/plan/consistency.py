@@ -112,7 +112,9 @@ class _Directions:
 
     def unit(self, k: int) -> np.ndarray:
         """The data (0), the noise of the start (1) or what column k stands for."""
-        return np.eye(1, self.width, k)[0]
+        out = np.zeros(self.width)
+        out[k] = 1.0
+        return out
 
     def drawn(self, name: int) -> np.ndarray:
         """The noise of this id."""

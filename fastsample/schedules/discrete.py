@@ -151,7 +151,8 @@ class DiscreteVP(Schedule):
     def _time(self, level):
         first, last = self._table[0], self._table[-1]
         t = np.interp(-level, -self._table, np.arange(len(self._table)))
-        t = np.where(level > first, np.expm1(np.minimum(first - level, 0.0)), t)
+        if (beyond := level > first).any():
+            t = np.where(beyond, np.expm1(np.minimum(first - level, 0.0)), t)
         if self.t_finite < self.t_max:
             return np.where(level < last, self.t_max - np.exp(np.minimum(level - last, 0.0)), t)
         if (edged(level, last) < last).any():

@@ -37,8 +37,10 @@ from ._build import ZERO, Builder, Lin, M, R, X
 from ._exponential import gain, moments
 
 BASE = R("anchor")  # the x that a corrector comes back to
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
-PANEL, TAIL = 0.5, 40.0  # of lambda: a quadrature's panels, and where an infinite step is cut
+# of lambda: a quadrature's panels, so short that six nodes are exact to rounding where time has
+# its poles pi/2 from the real axis; and where an infinite step is cut
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
+PANEL, TAIL = 1 / 4, 40.0
 # alpha + sigma = 1 on Flow, but for the rounding of two quotients
 ROUNDING = 4.0 * np.finfo(np.float64).eps
 
@@ -358,24 +360,26 @@ def _over_time(at: Levels, form: Form, count: int) -> list[list[float]]:
     low, high = level[long], level[long + 1]
     top = np.maximum(low, np.minimum(high, 0.0) - TAIL)
     end = np.minimum(high, np.maximum(top, 0.0) + TAIL)
-    joints = [at.schedule.t_min]
+    joints = np.array([at.schedule.t_min])
     if isinstance(at.schedule, DiscreteVP):
-        joints += range(max(math.ceil(t[-1]), 0), math.ceil(t[0]))
+        joints = np.append(np.arange(max(math.ceil(t[-1]), 0), math.ceil(t[0])), joints)
     even = PANEL * np.arange(math.floor(top[0] / PANEL), math.ceil(end[-1] / PANEL))
-    edges = np.concatenate([top, end, even, at.schedule.half_log_snr(np.array(joints))])
-    edges = np.unique(edges[(edges >= top[0]) & (edges <= end[-1])])
+    edges = np.sort(np.concatenate([top, end, even, at.schedule.half_log_snr(joints)]))
     step = np.searchsorted(low, edges[:-1], side="right") - 1
     inside = (edges[:-1] >= top[step]) & (edges[:-1] < end[step])
-    step, half = step[inside], (np.diff(edges)[inside] / 2)[:, None]
-    levels = edges[:-1][inside, None] + half * (1.0 + NODES)
-    begin = t[long[step], None]
-    v = (at.schedule.time(levels) - begin) / (t[long[step] + 1, None] - begin)
+    step, half = step[inside], np.diff(edges)[inside] / 2
+    levels = edges[:-1][inside] + half * (1.0 + NODES)[:, None]
+    begin, finish = t[long[step]], t[long[step] + 1]
+    v = (at.schedule.time(levels) - begin) / (finish - begin)
     # -d rho = rho d lambda, -ds = s (1 - s) d lambda
-    scale, slope = np.asarray(at.alpha)[long + 1], np.exp(-levels)
-    if form.carry != "eps":
-        scale, slope = scale + np.asarray(at.sigma)[long + 1], 0.25 / np.cosh(levels / 2) ** 2
-    measure, firsts = -half * slope, np.searchsorted(step, np.arange(len(long)))
+    scale = np.asarray(at.alpha)[long + 1]
+    if form.carry == "eps":
+        measure = np.exp(-levels) * -half
+    else:
+        scale = scale + np.asarray(at.sigma)[long + 1]
+        measure = np.cosh(levels / 2) ** -2 * (-half / 4)
+    firsts = np.searchsorted(step, np.arange(len(long)))
     for j in range(count):
-        found[long, j] = scale * np.add.reduceat(measure @ WEIGHTS, firsts)
+        found[long, j] = scale * np.add.reduceat(WEIGHTS @ measure, firsts)
         measure *= v
     return found.tolist()

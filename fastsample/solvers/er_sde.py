@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from ._start import solver
 # Gauss-Legendre on panels of ln rho no wider than 1: exact to rounding for the phi of here
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 POINTS = 200  # of ComfyUI's sums
-Rise = Callable[[float, np.ndarray], np.ndarray]
+Rise = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @solver("A", comfyui="er_sde")
@@ -76,20 +77,26 @@ def _rows(b: Builder, most: int, eta: float | None, s_noise: float, summed: bool
     """The rows of every step; returns their orders."""
     grows: Rise = _er5 if eta is None else lambda low, x: (1.0 + eta) * x
     at, levels, orders = Level.on(b), Levels.of(b), []
-    for i in range(b.n):
-        s, t = at[i], at[i + 1]
-        h = rise(s, t)
-        still = t.sigma == 0.0 or math.isinf(h) or h == 0.0
-        seen = history(levels, Form(), i, 1 if still else most)
-        x = Step.of(s, t, _kappa(grows, h, t, eta)).over(s_noise * b.noise(i))
+    rises = [rise(s, t) for s, t in pairwise(at)]
+    inner = [i for i, h in enumerate(rises) if 0.0 < h < math.inf]
+    h = np.array([rises[i] for i in inner])
+    low = np.array([at[i + 1].sigma / at[i + 1].alpha for i in inner])
+    more = dict(zip(inner, np.maximum(0.0, grows(low, h) - h).tolist(), strict=True))
+    sums = (_sums if summed else _integrals)(grows, low, h) if most > 1 else h[:, None]
+    terms = dict(zip(inner, sums.tolist(), strict=True))
+    for i, (s, t) in enumerate(pairwise(at)):
+        seen = history(levels, Form(), i, most if i in terms else 1)
+        # what is lost beside what the ODE loses: ln(phi_s/phi_t) - h, k = (phi_t/phi_s)·e^h
+        lost = more.get(i, math.inf if math.isinf(rises[i]) and t.sigma and eta != 0.0 else 0.0)
+        x = Step.of(s, t, lost).over(s_noise * b.noise(i))
         if len(seen) > 1:
-            x = x + t.alpha * _correction(grows, at, i, seen, summed)
+            x = x + t.alpha * _correction(at, i, seen, *terms[i], summed)
         orders.append(len(seen))
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M})
     return orders
 
 
-def _er5(low: float, x: np.ndarray) -> np.ndarray:
+def _er5(low: np.ndarray, x: np.ndarray) -> np.ndarray:
     """ln phi(low·e^x) - ln phi(low), x >= 0, of phi = rho (e^p + 10), p = rho^.3: with
     d = p - p_low, x + d + ln(1 - (1 - e^{-d})·10/(e^{p_low} + 10)).
     """
@@ -100,41 +107,38 @@ def _er5(low: float, x: np.ndarray) -> np.ndarray:
     return x + d + np.log1p(share * np.expm1(-d))
 
 
-def _kappa(grows: Rise, h: float, t: Level, eta: float | None) -> float:
-    """ln(phi_s/phi_t) - h: what is lost beside what the ODE loses, k = (phi_t/phi_s)·e^h."""
-    if t.sigma == 0.0 or h == 0.0:
-        return 0.0
-    if math.isinf(h):
-        return 0.0 if eta == 0.0 else math.inf
-    return max(0.0, float(grows(t.sigma / t.alpha, np.float64(h))) - h)
-
-
-def _correction(grows: Rise, at: list[Level], i: int, seen: list[int], summed: bool) -> Lin:
-    """The terms of the row beyond J_0·m, over what is stored."""
-    h, low = rise(at[i], at[i + 1]), at[i + 1].sigma / at[i + 1].alpha
-    first, second = (_sums if summed else _integrals)(lambda x: grows(low, x), h)
+def _correction(
+    at: list[Level], i: int, seen: list[int], first: float, second: float, summed: bool
+) -> Lin:
+    """The terms of the row beyond J_0·m, over what is stored; first and second are J_1 and J_2."""
+    whole = gain(rise(at[i], at[i + 1]))
     back = [at[i].half_log_snr - at[j].half_log_snr for j in seen[1:]]
-    u = [math.expm1(b) / gain(h) for b in back]  # (rho_j - rho_s)/(rho_s - rho_t)
+    u = [math.expm1(b) / whole for b in back]  # (rho_j - rho_s)/(rho_s - rho_t)
     older = [R(f"m{j}") - M for j in seen[1:]]  # differences, whose weights need not cancel
     if len(u) == 1:
         return (first / u[0]) * older[0]
-    apart = math.exp(back[0]) * math.expm1(back[1] - back[0]) / gain(h)  # u_2 - u_1
+    apart = math.exp(back[0]) * math.expm1(back[1] - back[0]) / whole  # u_2 - u_1
     second -= 0.0 if summed else u[0] * first
     return (first - second / apart) / u[0] * older[0] + second / (u[1] * apart) * older[1]
 
 
-def _integrals(grows: Callable, h: float) -> tuple[float, float]:
-    """J_1 and J_2 by quadrature in w = ln(rho_s/rho), where u = -(1 - e^{-w})/(1 - e^{-h})."""
-    edges = np.linspace(0.0, h, math.ceil(h) + 1)
-    half = 0.5 * np.diff(edges)[:, None]
-    w = (edges[:-1, None] + half) + half * NODES
-    u, weight = np.expm1(-w) / gain(h), half * WEIGHTS * np.exp(-w) / gain(h)
-    lost = np.expm1(-grows(h - w)) * weight
-    return float(lost.sum()), 2.0 * float((u * lost).sum())
+def _integrals(grows: Rise, low: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """J_1 and J_2 [n, 2] of steps to rho = low over h [n], by quadrature in w = ln(rho_s/rho),
+    where u = -(1 - e^{-w})/(1 - e^{-h}): all panels of all steps at once.
+    """
+    count = np.ceil(h).astype(int)
+    step, ends = np.repeat(np.arange(len(h)), count), np.cumsum(count)
+    place = np.arange(len(step)) - np.repeat(ends - count, count)
+    half = 0.5 * (h / count)[step, None]
+    w, whole = half * (2.0 * place[:, None] + 1.0 + NODES), -np.expm1(-h)[step, None]
+    u, weight = np.expm1(-w) / whole, half * WEIGHTS * np.exp(-w) / whole
+    lost = np.expm1(-grows(low[step, None], h[step, None] - w)) * weight
+    sums = np.stack([lost.sum(1), 2.0 * (u * lost).sum(1)], axis=1)
+    return np.add.reduceat(sums, ends - count) if len(h) else sums
 
 
-def _sums(grows: Callable, h: float) -> tuple[float, float]:
-    """J_1 and J_2 by left sums over rho, from rho_t up."""
+def _sums(grows: Rise, low: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """The same by left sums over rho, from rho_t up."""
     u = np.arange(POINTS) / POINTS - 1.0
-    kept = np.exp(-grows(np.log1p((1.0 + u) * math.expm1(h))))
-    return float(np.mean(kept)) - 1.0, 1.0 + 2.0 * float(np.mean(u * kept))
+    kept = np.exp(-grows(low[:, None], np.log1p((1.0 + u) * np.expm1(h)[:, None])))
+    return np.stack([kept.mean(1) - 1.0, 1.0 + 2.0 * (u * kept).mean(1)], axis=1)
