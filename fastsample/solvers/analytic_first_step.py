@@ -11,6 +11,8 @@ import numpy as np
 
 from ..plan import Plan
 
+CITE = "Dockhorn, Vahdat, Kreis 2022, GENIE, analytical first step, arXiv:2210.05475"
+
 
 def analytic_first_step(plan: Plan) -> Plan:
     """The plan without its first evaluation: the prediction there is taken to be a multiple of x,
@@ -57,7 +59,8 @@ def analytic_first_step(plan: Plan) -> Plan:
     arrays["call"][first], arrays["branches"][first], arrays["clip"][first] = -1, 0, 0.0
     if plan.G > 1:
         arrays["U"][first], arrays["V"][first] = 0.0, 0.0
-    note = {**plan.note, "analytic": True, "consistent": False}
+    cited = [*plan.note.get("citations", []), CITE]
+    note = {**plan.note, "analytic": True, "consistent": False, "citations": cited}
     if "orders" in note:
         note |= {"order": min(note["order"], 1), "orders": [0, *note["orders"][1:]]}
         note.pop("smooth_order", None)
