@@ -144,11 +144,10 @@ def test_the_order_is_one_though_by_little_at_a_high_noise_level():
     """On N(0, 1/4) data, whose flow is known: x goes as sqrt(1/4 + sigma²)."""
 
     def off(plan):
-        own = lambda s: np.hypot(0.5, s)
-        x = consistency.over_law(
-            plan, own(plan.sigma[1]), lambda x, a, s: x * (0.5 / own(s)) ** 2, None
-        )
-        return abs(x / own(plan.sigma[-1]) - 1.0)
+        own, start = lambda s: np.hypot(0.5, s), np.hypot([0.5], plan.sigma[1])
+        denoise = lambda x, a, s: x * (0.5 / own(s)) ** 2
+        end = consistency.over_law(plan, start, denoise, None)
+        return abs(float(end[0]) / own(plan.sigma[-1]) - 1.0)
 
     for top, lost in ((3.0, 2.0), (80.0, 4.0)):
         plans = [solvers.dpmpp_2m(EDM, np.geomspace(top, 0.1, n + 1)) for n in (64, 128)]
@@ -158,6 +157,12 @@ def test_the_order_is_one_though_by_little_at_a_high_noise_level():
     assert fine == pytest.approx(exact[1], rel=1e-2)
     note = analytic(plans[0]).note
     assert note["order"] == 1 and note["orders"][:2] == [0, 2]
+
+
+def test_it_is_not_what_was_measured_of_its_solver():
+    plan = plan_of("heun", 5, s_churn=0.0)
+    assert "on the embedded model" in plan.describe()
+    assert "on the embedded model" not in analytic(plan).describe()
 
 
 def test_an_image_is_stepped_from_by_the_model():

@@ -69,7 +69,8 @@ def measured(plan: Plan) -> Known | None:
     more, if that was FURTHER off than ddim; None where it was not, or nothing was measured.
     """
     note = plan.note
-    kind = None if note.get("found") or note.get("start") is not None else kind_of(plan)
+    other = note.get("found") or note.get("analytic") or note.get("start") is not None
+    kind = None if other else kind_of(plan)
     of = _figures().get(kind, {}).get(note.get("solver"))
     if of is None or of["arguments"] != note.get("arguments"):
         return None

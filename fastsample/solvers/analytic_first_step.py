@@ -33,19 +33,9 @@ def analytic_first_step(plan: Plan) -> Plan:
     arXiv:2312.00094, for each of their solvers. ValueError, one sentence, for a plan from an image,
     of one evaluation, or that holds (`held`) before its first step.
     """
-    asking = np.flatnonzero(plan.call >= 0)
     if plan.note.get("analytic"):
         return plan
-    for refused, what, accepted in (
-        (plan.sigma[0] == 0.0, "begins from an image", "begins from noise"),
-        (len(asking) < 2, f"makes {len(asking)} evaluation(s)", "makes two or more"),
-        (plan.note.get("held", [0])[0], "holds before its first step", "is held after this"),
-    ):
-        if refused:
-            raise ValueError(
-                f"analytic_first_step: the plan {what}; one that {accepted} is accepted"
-            )
-    first = int(asking[0])
+    first = _first(plan)
     arrays = {name: np.array(value) for name, value in plan.numbers().items()}
     k = _share(plan.stored, float(plan.alpha[first]), float(plan.sigma[first]))
     outputs = slice(plan.layout.f, plan.layout.noise(0))
@@ -77,3 +67,18 @@ def _share(stored: str, alpha: float, sigma: float) -> float:
     if stored == "flow":
         return sigma * (1.0 + sigma / (r + alpha)) / (r * (r + sigma))
     return 1.0 / r
+
+
+def _first(plan: Plan) -> int:
+    """The row of the first evaluation, or a ValueError."""
+    asking = np.flatnonzero(plan.call >= 0).tolist()
+    for refused, what, accepted in (
+        (plan.sigma[0] == 0.0, "begins from an image", "begins from noise"),
+        (len(asking) < 2, f"makes {len(asking)} evaluation(s)", "makes two or more"),
+        (plan.note.get("held", [0])[0], "holds before its first step", "is held after this"),
+    ):
+        if refused:
+            raise ValueError(
+                f"analytic_first_step: the plan {what}; one that {accepted} is accepted"
+            )
+    return asking[0]
