@@ -113,3 +113,30 @@ def test_what_is_no_ladder_is_refused(after, error, said):
     with pytest.raises(error, match=f"^Engine.submit: .*{said}"):
         engine.submit(plan(), seed=1, cond=told(1), after=after(*tickets))
     assert engine.running == tuple(tickets[:1])
+
+
+def test_a_model_of_the_whole_sequence_sees_its_slots_side_by_side():
+    """Each slot hears the one before it: the loop by hand, on a Run a slot."""
+
+    def sequence(x, t, label):
+        before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+        return ask(x + before * 0.25, t, label)
+
+    plan_, n = plan("dpmpp_2m", 5), 4
+    runs = [fs.Run(plan_, shape=(1, *SHAPE), seed=k) for k in range(n)]
+    begun = 0
+    while not all(run.done for run in runs):
+        begun = min(begun + 1, n)
+        going = [k for k, run in enumerate(runs[:begun]) if not run.done]
+        x, t = (
+            torch.cat([getattr(runs[k], v).clone() for k in going]) for v in ("model_input", "t")
+        )
+        f = sequence(x, t, torch.tensor([float(k) for k in going]))
+        for k, own in zip(going, f.split(1), strict=True):
+            runs[k].step(own)
+    engine, slots = fs.Engine(sequence, SHAPE), []
+    for k in range(n):
+        words = {"seed": k, "cond": {"label": torch.tensor([float(k)])}}
+        slots.append(engine.submit(plan_, after=slots[-1] if slots else None, **words))
+    engine.run()
+    assert all(same(slot.result(), run.x) for slot, run in zip(slots, runs, strict=True))

@@ -63,6 +63,8 @@ def join(ticket: Ticket, after: tuple[Ticket, int] | None) -> None:
         other._ladder = next(_numbers), 0
     number, slot = other._ladder
     ticket._after, ticket._ladder = after, (number, slot + 1)
+    for each in (other, ticket):
+        each._order = order(each, each._place)
 
 
 def rests(ticket: Ticket, running: Collection[Ticket]) -> int:
@@ -76,6 +78,6 @@ def rests(ticket: Ticket, running: Collection[Ticket]) -> int:
     return left
 
 
-def order(ticket: Ticket) -> tuple[int, int, int]:
+def order(ticket: Ticket, place: int | None) -> tuple:
     """Where it stands in the model's batch: by place, and the slots of a ladder behind those."""
-    return (0, ticket._place, 0) if ticket._ladder is None else (1, *ticket._ladder)
+    return (0, place, 0) if ticket._ladder is None else (1, *ticket._ladder)

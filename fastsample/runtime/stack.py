@@ -24,8 +24,8 @@ class Rows:
 
     first: number of the plan's row 0 in the table. end: the row that holds. asks: for each row the
     branches that the model is asked for. calls: and which model. alike: for how many rows from each
-    on both are the same. records: numbers, words, shapes and noise ids. stds: of what rows draw, as
-    far as somebody asked (`drawn`).
+    on both are the same; turns: calls, asks, alike. records: numbers, words, shapes and noise ids.
+    stds: of what rows draw, as far as somebody asked (`drawn`).
     """
 
     def __init__(self, plan: Plan, masked: bool, dtype: type, layout: Layout):
@@ -38,6 +38,7 @@ class Rows:
         for row in range(self.end - 2, -1, -1):
             if asked[row] == asked[row + 1]:
                 self.alike[row] += self.alike[row + 1]
+        self.turns = list(zip(self.calls, self.asks, self.alike, strict=True))
         self._layout, self.stds = None, {}
         self.pack(layout)
 

@@ -4,8 +4,10 @@ and the launch.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from threading import RLock
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ from .drawn import Drawing
 from .places import REST, Places
 from .stack import Stack
 from .ticket import Ticket
+
+NOBODY = np.zeros(0, int)
 
 
 class Part(NamedTuple):
@@ -44,31 +48,34 @@ class Company:
     """
 
     def __init__(self, tickets: tuple[Ticket, ...], pad_to: int | None, tracks: int) -> None:
-        inside = {*tickets}
-        rest = {ticket: n for ticket in tickets if (n := ladder.rests(ticket, inside))}
-        self.tickets, self.going = tickets, tuple(t for t in tickets if t not in rest)
-        ordered = sorted(self.going, key=ladder.order)
-        self.left = min([*rest.values(), *(t._rows.alike[t.row] for t in ordered)])
-        firsts = [[rows.first + ticket.row for rows in ticket._tracks] for ticket in ordered]
-        self.rows = np.array(firsts).reshape(-1, tracks).T.copy()
-        self.places = np.array([ticket._place for ticket in ordered])
-        asks: dict[int, list] = {}
-        for k, ticket in enumerate(ordered):
-            for g in ticket._rows.asks[ticket.row]:
-                asks.setdefault(ticket._rows.calls[ticket.row], []).append((k, g))
-        self.parts, who, self._reads = [], [], []
-        for model, rows in sorted(asks.items()):
-            first = len(who)
-            self._reads += [(g, ordered[k]._place, first + i) for i, (k, g) in enumerate(rows)]
-            rows += rows[-1:] * ((pad_to or 0) - len(rows))
-            who += [k for k, _ in rows]
-            asked = [(ordered[k], g) for k, g in rows]
-            self.parts.append(Part(model, slice(first, len(who)), asked))
-        self._who, self.size = np.array(who, int), len(who)
+        waits = [t for t in tickets if t._after is not None]
+        rest = {t: n for t in waits if (n := ladder.rests(t, tickets))}
+        self.tickets = tickets
+        self.going = tuple(t for t in tickets if t not in rest) if rest else tickets
+        ordered = sorted(self.going, key=attrgetter("_order"))
+        turns = [t._rows.turns[t.row] for t in ordered]
+        self.left = min([*rest.values(), *[alike for *_, alike in turns]])
+        rows = [[own._tracks[k].first + own.row for own in ordered] for k in range(tracks)]
+        self.rows, self.places = np.array(rows), np.array([t._place for t in ordered])
+        asks: dict[int, list] = defaultdict(list)
+        for k, (model, branches, _) in enumerate(turns):
+            for g in branches:
+                asks[model].append((k, g))
+        self.parts, self._reads, self.size, who = [], [], 0, [NOBODY]
+        for model, pairs in sorted(asks.items()):
+            first, n = self.size, len(pairs)
+            pairs += pairs[-1:] * ((pad_to or 0) - n)
+            own, branches = np.array(pairs).T
+            who.append(own)
+            self._reads.append((branches[:n], self.places[own[:n]], np.arange(first, first + n)))
+            self.size += len(pairs)
+            asked = [(ordered[k], g) for k, g in pairs]
+            self.parts.append(Part(model, slice(first, self.size), asked))
+        self._who = np.concatenate(who)
         self.index = self.places[self._who]
-        follow = who and (np.diff(self.index) == 1).all()
+        follow = self.size > 0 and (np.diff(self.index) == 1).all()
         self.slice = slice(int(self.index[0]), int(self.index[-1]) + 1) if follow else None
-        self.windows = any(any(ticket._windows) for ticket in self.going)
+        self.windows = any([t._windowed for t in self.going])
         self.told: list[dict] = []
         self._hosts: list[dict] = []
 
@@ -77,9 +84,8 @@ class Company:
         self._hosts.append(host)
         host["row"].fill(REST)
         host["f_index"].fill(-1)
-        if self._reads:
-            branch, place, row = np.transpose(self._reads)
-            host["f_index"][branch, place] = row
+        for branches, places, rows in self._reads:
+            host["f_index"][branches, places] = rows
         host["index"][: self.size] = self.index
 
     def lasts(self, tickets: tuple[Ticket, ...], host: dict[str, np.ndarray]) -> bool:

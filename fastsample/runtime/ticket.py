@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..kernels.reference.step import NOT_FINITE
 from ..plan.given import within
-from . import arguments, outputs
+from . import arguments, ladder, outputs
 from .drawn import Drawn
 from .queue import DeadlineExceeded
 from .request import Request
@@ -57,6 +57,7 @@ class Ticket:
         self._callback, self._every, self._told_of = callback, every, self.row
         self._plans = tuple(each.plan for each in request.tracks)
         self._windows = tuple(each.window for each in request.tracks)
+        self._windowed = any(window is not None for window in self._windows)
         self._shapes = request.plan.program.rows
         asks = (k for k in range(self.row, self._end) if self._shapes[k].call >= 0)
         self._first = next(asks, self._end)
@@ -237,7 +238,7 @@ class Ticket:
     def _enter(self, tracks: Sequence[Rows], place: int) -> None:
         """Into the Engine's memory, in a place that is its own until it is vacated."""
         self._tracks, self._rows, self._place = tracks, tracks[0], place
-        self._state, self._request = "running", None
+        self._state, self._request, self._order = "running", None, ladder.order(self, place)
         for rows in tracks:
             rows.users += 1
 
