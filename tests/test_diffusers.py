@@ -52,10 +52,12 @@ MODULES = {
     "LCM": "lcm",
     "FlowMatchEulerDiscrete": "flow_match_euler_discrete",
     "IPNDM": "ipndm",
+    "DDIMInverse": "ddim_inverse",
+    "DPMSolverMultistepInverse": "dpmsolver_multistep_inverse",
     "LTXEulerAncestralRF": "ltx_euler_ancestral_rf",
     "PNDM": "pndm",
 }
-NO_CLIP = ("DDIM", "DDPM")  # clipping is not linear; it has a test of its own
+NO_CLIP = ("DDIM", "DDPM", "DDIMInverse")  # clipping is not linear; it has a test of its own
 OF_EVERY_KIND = """DDIM DDPM EulerDiscrete HeunDiscrete DPMSolverMultistep DPMSolverSinglestep
     UniPCMultistep LCM"""
 DPM, UNIPC = "DPMSolverMultistep", "UniPCMultistep"
@@ -128,6 +130,12 @@ PEERS_OWN = [
     (DPM, THIRD | FULL),
     (DPM, THIRD | FULL | {"solver_type": "heun"}),
     (DPM, THIRD | {"euler_at_final": True}),
+    ("DDIMInverse", {}),
+    ("DDIMInverse", ZERO_SNR),
+    ("DDIMInverse", {"set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "sample"}),
+    (f"{DPM}Inverse", {}),
+    (f"{DPM}Inverse", {"solver_order": 3}),
+    (f"{DPM}Inverse", {"algorithm_type": "dpmsolver", "prediction_type": "v_prediction"} | KARRAS),
     ("DEISMultistep", {"solver_order": 3} | FULL | KARRAS),
     ("DEISMultistep", {"solver_order": 3} | FLOW),
     ("SASolver", {"algorithm_type": "noise_prediction"}),

@@ -93,7 +93,7 @@ def test_add_noise_goes_by_the_timestep(name, compat):
     def check():
         times = torch.tensor([999, 361])
         if ours.num_inference_steps not in (None, 1000) and not strays:
-            times[1] = int(ours.timesteps[1])
+            times = torch.tensor([int(ours.timesteps.max()), int(ours.timesteps[1])])
         noisy = ours.add_noise(3 * torch.ones(2, 1), torch.ones(2, 1), times)
         right = [3 * a + s for a, s in (level(name, int(t)) for t in times)]
         # the peer's own table is one of float32: 1,000 products
@@ -132,7 +132,9 @@ def test_a_begin_index_counts_where_the_source_has_one(name, config):
         set_both(peer, ours)
         ours.set_begin_index(3)
         t = ours.timesteps[5:6]
-        assert torch.allclose(ours.add_noise(X, N, t), peer.add_noise(X, N, t), rtol=1e-5)
+        assert not hasattr(peer, "add_noise") or torch.allclose(
+            ours.add_noise(X, N, t), peer.add_noise(X, N, t), rtol=1e-5
+        )
         return
     noising = "add_noise" if hasattr(peer, "add_noise") else "scale_noise"
     if not hasattr(peer, noising):

@@ -11,7 +11,7 @@ TESTS = """
 import tempfile
 import unittest
 
-from diffusers import DDIMInverseScheduler, DDIMScheduler, EulerDiscreteScheduler
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, EulerDiscreteScheduler
 
 from .test_schedulers import Common
 
@@ -27,7 +27,7 @@ class EulerTest(Common):
         assert said["compat"] == None and "beta_start" in said["_use_default_values"]
 
     def test_moved(self):
-        moved = DDIMScheduler.from_config(DDIMInverseScheduler().config)
+        moved = DDIMScheduler.from_config(CogVideoXDDIMScheduler().config)
         assert moved.config["source"] == "DDIMScheduler"
         with tempfile.TemporaryDirectory() as folder:
             EulerDiscreteScheduler(beta_end=0.012).save_pretrained(folder)
@@ -44,7 +44,7 @@ class EulerTest(Common):
         pass
 
 class OtherTest(Common):
-    scheduler_classes = (DDIMInverseScheduler,)
+    scheduler_classes = (CogVideoXDDIMScheduler,)
 
     def test_fails(self):
         assert False

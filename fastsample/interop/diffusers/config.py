@@ -27,6 +27,7 @@ from .grids import (
     points,
     told_log,
 )
+from .inverse import INVERSE, inverse_peer_points, inverse_points
 from .ipndm import NAME as IPNDM
 from .ipndm import ipndm_model, ipndm_peer_points, ipndm_points
 from .makers import maker
@@ -124,6 +125,8 @@ def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_ste
             whole=True,
         )
     schedule = noise_schedule(config, finite=where == "sigma")
+    if source in INVERSE:
+        return inverse_points(source, config, schedule, steps, timesteps, sigmas)
     found = points(family, config, schedule, steps, timesteps=timesteps, sigmas=sigmas)
     if source == "PNDMScheduler":
         found = _pndm_points(found, bool(config["skip_prk_steps"]))
@@ -154,6 +157,9 @@ def peer_layout(
     """
     if source == IPNDM:
         return ipndm_peer_points(peer)
+    if source in INVERSE:
+        places = _places(config, peer, schedule)
+        return inverse_peer_points(source, config, peer, schedule, places)
     return _falling_layout(source, config, peer, schedule, standing)
 
 
@@ -281,7 +287,8 @@ def _model(
         every = np.append(labels[:1], np.repeat(labels[1:], 2))
 
     def told(t: np.ndarray) -> np.ndarray:
-        if asked is not None or (np.diff(grid) == 0.0).any():  # two labels may stand at one level
+        # two labels may stand at one level, or a grid rise
+        if asked is not None or (np.diff(grid) >= 0.0).any():
             return every
         return np.interp(t, grid[-2::-1], labels[::-1])
 

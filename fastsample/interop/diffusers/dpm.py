@@ -52,13 +52,21 @@ class Form:
     exact: bool = False
 
 
-def dpm(model: Model, grid, orders: Sequence[int], form: Form, clip: float = 0.0) -> Plan:
+def dpm(
+    model: Model,
+    grid,
+    orders: Sequence[int],
+    form: Form,
+    clip: float = 0.0,
+    rising: bool = False,
+) -> Plan:
     """One step from each grid point but the last, of order orders[i] where so many outputs are
-    there. One evaluation a step.
+    there. rising: the grid does, data to noise. One evaluation a step.
     """
     x0 = form.as_x0 or not form.noise
     anchored: list[tuple[int, float]] = []
-    b, reached = Builder(model, grid, stored="x0" if x0 else "eps", clip=clip), []
+    stored, reached = "x0" if x0 else "eps", []
+    b = Builder(model, grid, stored=stored, clip=clip, rising=rising)
     at = Levels.of(b)
     for i, order in enumerate(orders):
         here = (X - b.alpha[i] * M) / b.sigma[i] if x0 and form.noise else M

@@ -10,6 +10,7 @@ from .ancestral import NAME as LTX
 from .ancestral import ancestral
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .grids import Points
+from .inverse import INVERSE, inverse_maker
 from .ipndm import NAME as IPNDM
 from .ipndm import ipndm
 from .multistep import deis, lms
@@ -33,6 +34,8 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         return _churned(name, config, at, told, compat)
     if isinstance(at.schedule, Table):
         return along, {"drawn": name == "EulerAncestralDiscreteScheduler"}
+    if name in INVERSE:
+        return inverse_maker(name, config, at, first, compat)
     if name == "PNDMScheduler":
         return _pndm(config, at, first, compat)
     if name == "DDIMScheduler":

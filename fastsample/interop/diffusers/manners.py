@@ -70,7 +70,7 @@ def manner(source: str, config: dict, compat: bool) -> Manner:
     return Manner(
         _draws(source, config),
         bound,
-        free=source in ("DDIMScheduler", "DDPMScheduler"),
+        free=source in ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler"),
         last=find(source).family.extra or source.startswith("EDMDPM"),
     )
 

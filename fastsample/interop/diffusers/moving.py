@@ -30,6 +30,7 @@ import numpy as np
 
 from .edm import as_ours
 from .grids import CONVERSIONS
+from .inverse import INVERSE
 from .ipndm import NAME as IPNDM
 from .options import class_of, defaults, instance, named, parameters, said
 from .saving import restored, unbounded
@@ -276,12 +277,6 @@ class Origin:
             if self.name not in FLOWS or levels is None:
                 return levels_at(self.name, self.words)
             return np.asarray(levels.cpu(), dtype=np.float64)[::-1]
-        times = getattr(peer, "timesteps", None)
-        if times is not None and len(times) > 1 and times[0] < times[-1]:
-            raise ValueError(
-                f"FsScheduler.from_config: {self.name} runs from data to noise and the classes "
-                "that are reproduced from noise to data; a scheduler that does is accepted"
-            )
         table = np.asarray(peer.alphas_cumprod.cpu(), dtype=np.float64)
         with np.errstate(divide="ignore"):
             return np.sqrt((1.0 - table) / table)
@@ -379,10 +374,10 @@ def _carries(source: str, key: str) -> bool:
         return source not in ("PNDMScheduler", *UNBOUNDED)
     if key == "timestep_type":
         return SOURCES[source].family.scale == "sigma"
-    if key in GRIDS:  # these two have timesteps of their own
-        return source not in ("PNDMScheduler", "LCMScheduler", "TCDScheduler")
+    if key in GRIDS:  # these have timesteps of their own
+        return source not in ("PNDMScheduler", "LCMScheduler", "TCDScheduler", *INVERSE)
     if key in ("use_flow_sigmas", "flow_sigmas", "shift", *SHIFTS):
         return source in FLOWING and key != "invert_sigmas"
     if key == "sigma_data":
         return source not in ("PNDMScheduler", "LCMScheduler", "TCDScheduler", *FLOWS)
-    return key == "rescale_betas_zero_snr"
+    return key == "rescale_betas_zero_snr" and source not in INVERSE

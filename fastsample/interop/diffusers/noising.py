@@ -15,6 +15,7 @@ from ...plan import Plan
 from ...plan.given import integer
 from ...plan.provenance import on_schedule
 from .config import trained_levels
+from .inverse import DDIM as DDIM_INVERSE
 from .loops import Loops
 from .sources import UNINDEXED
 
@@ -105,7 +106,8 @@ class Noising:
         """(alpha, sigma) for add_noise, [n] each."""
         loop = self._loops.get()
         indexed = self._given is not None or self.config.source not in UNINDEXED
-        found = None if loop is None else loop.levels(timesteps, by_index=indexed)
+        told = self._given is None and self.config.source == DDIM_INVERSE  # where a step ends
+        found = None if loop is None or told else loop.levels(timesteps, by_index=indexed)
         if found is not None:
             # diffusers takes noise times 1 - sigma there
             turned = loop.compat and self._settings.get("invert_sigmas")

@@ -99,7 +99,7 @@ def class_of(library: object, config: dict, alone: bool) -> str | None:
     for name in (n for n in dir(library) if n.endswith("Scheduler")):
         made = getattr(library, name)
         if isinstance(made, type) and hasattr(made, "config_name"):
-            arguments = inspect.signature(made.__init__).parameters.keys() - {"self"}
+            arguments = inspect.signature(made.__init__).parameters.keys() - {"self", "kwargs"}
             found += [name] * (keys == arguments)
     # a Parallel one is the same scheduler, with one method more
     found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]

@@ -116,14 +116,15 @@ def number(timestep: object) -> float:
 
 def init_scale(plan: Plan) -> float:
     """What a pipeline's unit noise is multiplied by to stand at row 1: plan.init_scale, or sigma
-    for a plan made for an image.
+    for a plan made for an image; 1 for one that takes it up to noise.
 
     Where row 0 draws noise itself (churn), one draw stands for the sum: a pipeline asks its model
     before step could add another.
     """
     draws = enumerate(plan.program.rows[0].draws(plan.layout, masked=False))
     drawn = [float(plan.M[0, 0, plan.layout.noise(k)]) for k, is_drawn in draws if is_drawn]
-    return math.hypot(plan.init_scale if plan.sigma[0] else 0.0, *drawn)
+    found = math.hypot(plan.init_scale if plan.sigma[0] else 0.0, *drawn)
+    return found or 1.0  # an inverted plan begins with an image, as it is
 
 
 def scale_of(plan: Plan) -> str:

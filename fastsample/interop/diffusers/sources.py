@@ -18,6 +18,8 @@ data: no torch, no diffusers.
     DEISMultistep           vp, flow  deis, log rho; `multistep`        solver_order,
                                                                         lower_order_final
     PNDM                    vp        `pndm` (Liu et al. 2022)          skip_prk_steps
+    DDIMInverse             vp        inverted; compat: `inverse`
+    DPMSolverMultistepInv.  vp        `dpm`, rising                     as DPMSolverMultistep
     LCM                     vp        lcm                               timestep_scaling
     TCD                     vp        tcd                               eta at run time
     EulerDiscrete           sigma     euler
@@ -54,6 +56,7 @@ import numpy as np
 
 from .grids import CONVERSIONS, Family, noise_schedule
 from .sisters import SISTER, SISTERS
+from .vocabulary import VARIANCES, check_words
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -79,17 +82,6 @@ class Source:
     result: str = "both"
 
 
-# variance_type of DDPM -> the noise of its rows (`steps.posterior`). diffusers takes the root of a
-# logarithm for fixed_large_log, and has no case of its own for None
-VARIANCES = {
-    "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",
-    None: "fixed_small",
-    "fixed_large": "fixed_large",
-    "fixed_large_log": "fixed_large",
-    "learned": "learned",
-    "learned_range": "learned_range",
-}
 _SOLVER_TYPE = {"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)}
 _SINGLE = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
 _SIGMA = Family("sigma", whole=False)
@@ -107,6 +99,13 @@ SOURCES = {
         Family(extra=True, spaced=False, flow="dpm"),
         _SOLVER_TYPE | {"algorithm_type": _SINGLE},
         _WITH_FLOW,
+        pair=False,
+    ),
+    "DDIMInverseScheduler": Source(Family(), {"timestep_spacing": ("leading", "trailing")}),
+    "DPMSolverMultistepInverseScheduler": Source(
+        Family(extra=True, kept=True),
+        _SOLVER_TYPE
+        | {"algorithm_type": ("dpmsolver++", "dpmsolver"), "use_flow_sigmas": (False,)},
         pair=False,
     ),
     "UniPCMultistepScheduler": Source(
@@ -196,6 +195,8 @@ UNINDEXED = (
     "LCMScheduler",
     "TCDScheduler",
     "SASolverScheduler",
+    "DDIMInverseScheduler",
+    "DPMSolverMultistepInverseScheduler",
 )
 # they have the words of BOUNDS and do not read them
 UNBOUNDED = ("TCDScheduler",)
@@ -283,7 +284,7 @@ def settings(source: str, config: dict) -> dict:
                 f"FsScheduler: {key} = {config[key]!r} of {source} is not reproduced; {words} is "
                 "accepted"
             )
-    _check_words(config)
+    check_words(config)
     size, where = config["num_train_timesteps"], scale(source, config)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 100_000:
         raise ValueError(
@@ -316,46 +317,6 @@ def kinds_of(source: str, config: dict) -> list[str]:
     if found.predictions and flow:
         kinds = [k for k in (*kinds, "flow_prediction") if k != "v_prediction"]
     return [k for k in kinds if not (k == "sample" and "sigma_data" in config)]
-
-
-def _check_words(config: dict) -> None:
-    """ValueError for options that contradict each other, and for words that no class knows."""
-    asked = [f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta")]
-    asked = [key for key in (*asked, "use_lu_lambdas") if config.get(key)]
-    if len(asked) > 1:
-        raise ValueError(
-            f"FsScheduler: {' and '.join(asked)} = True at once; one of them is accepted"
-        )
-    for key, accepted in (
-        ("final_sigmas_type", ("zero", "sigma_min")),
-        ("time_shift_type", ("exponential", "linear")),
-        ("timestep_spacing", ("linspace", "leading", "trailing")),
-        ("variance_type", tuple(VARIANCES)),
-        ("flow_sigmas", ("match", "unipc", "dpm")),
-        ("sigma_schedule", ("karras", "exponential")),
-    ):
-        if key in config and config[key] not in accepted:
-            raise ValueError(
-                f"FsScheduler: {key} = {config[key]!r}; {' or '.join(map(repr, accepted))} is "
-                "accepted"
-            )
-    moved = "sigma_data" in config and "sigma_schedule" not in config
-    if moved and config.get("final_sigmas_type", "zero") != "zero":
-        raise ValueError(
-            "FsScheduler: final_sigmas_type = 'sigma_min' with EDM's levels repeats the last one; "
-            "'zero' is accepted"
-        )
-    if config.get("invert_sigmas") and config.get("stochastic_sampling"):
-        raise ValueError(
-            "FsScheduler: invert_sigmas and stochastic_sampling = True at once, which ends in "
-            "noise in diffusers; one of them is accepted"
-        )
-    last = config.get("shift_terminal") or 0.0
-    if isinstance(last, bool) or not 0.0 <= float(last) < 1.0:
-        raise ValueError(
-            f"FsScheduler: shift_terminal = {last!r}; a number from 0 up to, but not, 1, or None, "
-            "is accepted"
-        )
 
 
 def _check_spacing(flow: str, config: dict) -> None:
