@@ -48,10 +48,11 @@ def plan_files(tmp_path_factory):
 COMPILERS = {
     "fastsample.h": ["gcc -std=c99", "gcc -std=c17", "g++ -x c++ -std=c++11"],
     "fastsample.hpp": ["g++ -x c++ -std=c++17", "g++ -x c++ -std=c++20"],
+    "engine.hpp": ["g++ -x c++ -std=c++17", "g++ -x c++ -std=c++20"],
 }
 if shutil.which("clang++"):
     COMPILERS["fastsample.h"] += ["clang -std=c99"]
-    COMPILERS["fastsample.hpp"] += ["clang++ -x c++ -std=c++17"]
+    COMPILERS["engine.hpp"] += ["clang++ -x c++ -std=c++17"]
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,13 @@ def test_nothing_compiled_for_one_instruction_set_can_serve_another():
 def test_pkg_config_says_how_to_link_either_library_and_that_it_has_no_cuda(tmp_path):
     prefix, _ = build.installed()
     assert build.package(prefix)["cuda"] == "off"
-    for program in build.linked(prefix, tmp_path):
-        assert build.run(program) == "as in version 1\n"
-        shared = "libfastsample" in build.run("readelf", "-d", program)
-        assert shared == (program.name == "shared")
+    plan = build.ROOT / "tests/golden/heun_churn.fsplan"
+    words = {"c99": [], "c++17": [tmp_path / "states.bin", 3, 5, 0, plan]}
+    said = {"c99": r"as in version 1\n", "c++17": r"3 requests in \d+ ticks.*\n"}
+    for standard, kind, program in build.linked(prefix, tmp_path):
+        assert re.fullmatch(said[standard], build.run(program, *words[standard]))
+        needed = re.findall(r"libfastsample\w*", build.run("readelf", "-d", program))
+        assert len(needed) == (kind == "shared") * (1 if standard == "c99" else 2)
 
 
 @pytest.mark.slow

@@ -60,9 +60,9 @@ def installed(name="c", cuda="off", options=PLAIN):
     return prefix, cmake("tests/c", f"{name}-programs", *words)
 
 
-def package(prefix):
-    """What fastsample.pc says, as pkg-config does: {name: text}."""
-    path = next(prefix.glob("lib*/pkgconfig/fastsample.pc"))
+def package(prefix, name="fastsample"):
+    """What a package's .pc file says, as pkg-config does: {name: text}."""
+    path = next(prefix.glob(f"lib*/pkgconfig/{name}.pc"))
     said = {"pcfiledir": str(path.parent)}
     for name, value in re.findall(r"^([\w.]+)(?:=|: )(.*)$", path.read_text(), re.MULTILINE):
         said[name] = re.sub(r"\$\{(\w+)\}", lambda found: said[found[1]], value)
@@ -70,16 +70,29 @@ def package(prefix):
 
 
 def linked(prefix, out):
-    """version_1.c as fastsample.pc says, with the shared library and the static one."""
-    said, source = package(prefix), ROOT / "tests/c/version_1.c"
-    own, libs = said["Cflags"].split(), said["Libs"]
-    static = libs.replace("-lfastsample", "-l:libfastsample.a") + " " + said["Libs.private"]
-    for name, words in (("shared", f"{libs} -Wl,-rpath,{said['libdir']}"), ("static", static)):
-        run("gcc", "-std=c99", *own, source, *words.split(), "-o", out / name)
-    return out / "shared", out / "static"
+    """version_1.c as fastsample.pc says, then server.cpp as fastsample-engine.pc does, each with
+    the shared library and with the static one.
+    """
+    said, engine = package(prefix), package(prefix, "fastsample-engine")
+    assert engine["Requires"] == "fastsample"
+    compilers = {"c99": ("gcc", "tests/c/version_1.c"), "c++17": ("g++", "examples/server.cpp")}
+    for standard, (compiler, source) in compilers.items():
+        libs = said["Libs"] if standard == "c99" else f"{engine['Libs']} {said['Libs']}"
+        made = out / f"{standard}.o"
+        run(compiler, f"-std={standard}", *said["Cflags"].split(), "-c", ROOT / source, "-o", made)
+        static = re.sub(r"-l(fastsample\w*)", r"-l:lib\1.a", libs) + " " + said["Libs.private"]
+        shared = f"{libs} -Wl,-rpath,{said['libdir']}"
+        for name, words in (("shared", shared), ("static", static)):
+            run(compiler, made, *words.split(), "-o", out / f"{standard}-{name}")
+            yield standard, name, out / f"{standard}-{name}"
 
 
-def sanitized():
-    """hostile, built with the library under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    options = ("-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DFASTSAMPLE_CUDA=off")
-    return cmake("tests/c", "c-sanitized", *options) / "hostile"
+def sanitized(program="hostile", sanitizers="ON"):
+    """A program built with the library under AddressSanitizer and UndefinedBehaviorSanitizer, or
+    others. Without OpenMP for "thread": nothing tells it what libgomp does.
+    """
+    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DFASTSAMPLE_CUDA=off"]
+    options += [f"-DFASTSAMPLE_SANITIZE={sanitizers}"]
+    options += ["-DFASTSAMPLE_OPENMP=OFF"] * (sanitizers == "thread")
+    name = "c-sanitized" + f"-{sanitizers}" * (sanitizers != "ON")
+    return cmake("tests/c", name, *options, target=program) / program

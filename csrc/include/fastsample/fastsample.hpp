@@ -150,6 +150,11 @@ class Table {
     return add(plan);
   }
 
+  bool holds(const Plan& plan) const noexcept {
+    const auto same = [&](const Entry& entry) { return entry.plan == plan; };
+    return std::any_of(entries_.begin(), entries_.end(), same);
+  }
+
   // One user less. The plan must have been added.
   void remove(const Plan& plan) noexcept {
     for (Entry& entry : entries_) {

@@ -1,0 +1,210 @@
+// The same bits alone and in any company, from noise, states and images, on any memory; and what a
+// tick costs: one upload, one launch, no allocation.
+
+#include <new>
+
+#include "engine_cases.h"
+
+namespace {
+
+// Memory of a device that the host must not touch, as far as a machine without one can tell: copies
+// are counted, and what is taken begins as rubbish.
+class Apart : public fsp::Memory {
+ public:
+  int64_t copies = 0, waits = 0, taken = 0, left = 1 << 30;
+
+  int32_t device() const noexcept override { return FS_CPU; }
+  bool apart() const noexcept override { return true; }
+  void* take(size_t bytes) override {
+    if ((left -= static_cast<int64_t>(bytes)) < 0) throw std::bad_alloc();
+    ++taken;
+    return std::memset(::operator new(bytes, std::align_val_t{64}), 0x7F, bytes);
+  }
+  void give(void* memory, size_t) noexcept override {
+    --taken;
+    ::operator delete(memory, std::align_val_t{64});
+  }
+  void copy(void* to, const void* from, size_t bytes) override {
+    ++copies;
+    std::memmove(to, from, bytes);
+  }
+  void wait() override { ++waits; }
+};
+
+struct Mix {
+  std::vector<fsp::Request> requests;
+  std::vector<Floats> want;
+
+  explicit Mix(const Plans& plans, size_t count = 64) {
+    while (requests.size() < count) {
+      for (const auto& [name, plan] : plans) requests.push_back(request(plan, requests.size()));
+    }
+    for (const fsp::Request& each : requests) want.push_back(alone(each));
+  }
+
+  // All of them in an order of their own, with strangers that are cancelled in between.
+  void come(fsp::Engine& engine, unsigned seed) const {
+    std::mt19937 dice(seed);
+    std::vector<size_t> order(requests.size());
+    for (size_t k = 0; k < order.size(); ++k) order[k] = k;
+    for (size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[dice() % k]);
+    std::vector<fsp::Ticket> tickets, strangers;
+    for (const size_t k : order) {
+      tickets.push_back(engine.submit(requests[k]));
+      if (dice() % 8 == 0) strangers.push_back(engine.submit(requests[dice() % order.size()]));
+      if (!strangers.empty() && dice() % 3 == 0) strangers[dice() % strangers.size()].cancel();
+      for (size_t ticks = dice() % 3; ticks > 0; --ticks) engine.tick();
+    }
+    engine.run();
+    for (size_t k = 0; k < order.size(); ++k) DEMAND(result(tickets[k]) == want[order[k]]);
+  }
+};
+
+void in_any_order(const Mix& mix) {
+  for (unsigned order = 0; order < 200; ++order) {
+    fsp::Engine engine({denoise, denoise}, options(5 + order % 60));
+    mix.come(engine, order);
+  }
+}
+
+void padded(const Mix& mix) {
+  const auto whole = [](const fsp::Batch& batch) {
+    DEMAND(batch.rows == 8);
+    denoise(batch);
+  };
+  fsp::Options own = options(16);
+  own.pad_to = 8;
+  fsp::Engine engine({whole, whole}, own);
+  mix.come(engine, 1);
+  const fsp::Counts counts = engine.counts();
+  DEMAND(counts.rows == 8 * counts.calls && counts.calls <= 2 * counts.ticks);
+}
+
+void on_memory_apart(const Mix& mix) {
+  const auto memory = std::make_shared<Apart>();
+  {
+    fsp::Options own = options(20);
+    own.memory = memory, own.preview = true;
+    fsp::Engine engine({denoise, denoise}, own);
+    mix.come(engine, 2);
+    const fsp::Ticket one = engine.submit(mix.requests[0]);
+    engine.tick();
+    const int64_t copies = memory->copies, waits = memory->waits;
+    while (one.left() > 1) engine.tick();
+    DEMAND(memory->copies - copies == one.row() - 1 &&
+           memory->waits == waits);  // one upload a tick
+    engine.tick();
+    DEMAND(one.done() && memory->waits == waits + 1);
+  }
+  DEMAND(memory->taken == 0);
+}
+
+// A plan that finds no memory for its history is refused, and nobody else notices.
+void without_memory(const Plans& plans) {
+  const auto memory = std::make_shared<Apart>();
+  fsp::Options own = options(4);
+  own.memory = memory;
+  fsp::Engine engine({denoise, denoise}, own);
+  const fsp::Ticket one = engine.submit(request(plans.at("dpmpp_2m_sde"), 1));
+  engine.tick();
+  memory->left = 0;
+  const fsp::Ticket other = engine.submit(request(plans.at("unipc"), 2));
+  engine.tick();
+  DEMAND(other.state() == fsp::State::refused && other.reason());
+  DEMAND(thrown<std::bad_alloc>([&] { other.result<float>(); }) != "");
+  memory->left = 1 << 30;
+  const fsp::Ticket again = engine.submit(request(plans.at("unipc"), 2));
+  engine.run();
+  DEMAND(result(one) == alone(request(plans.at("dpmpp_2m_sde"), 1)));
+  DEMAND(result(again) == alone(request(plans.at("unipc"), 2)));
+}
+
+void nothing_allocated(const Mix& mix) {
+  fsp::Options own = options(32, 64);
+  own.policy = fsp::policy::shortest;
+  int64_t called = 0;
+  fsp::Engine engine({denoise, denoise}, own);
+  for (int round = 0; round < 3; ++round) {
+    std::vector<fsp::Ticket> tickets;
+    for (const fsp::Request& each : mix.requests) {
+      tickets.push_back(engine.submit(each));
+      if (tickets.size() % 3 == 0) engine.tick();
+    }
+    fsp::Request told = mix.requests[0];
+    told.callback = [&called](const fsp::Progress&) { ++called; };
+    tickets.push_back(engine.submit(told));
+    const int64_t before = allocations;
+    while (engine.tick()) continue;
+    if (round == 2) DEMAND(allocations == before);
+  }
+  DEMAND(called > 10);
+}
+
+// What a request begins with: noise of its seed or given, the state after row 0, an image.
+void beginnings(const Plans& plans) {
+  const fsp::Plan &plan = plans.at("dpmpp_2m"), &image = plans.at("image");
+  const Floats want = alone(request(plan, 7));
+  Floats noise(D), state(D);
+  const uint64_t seed = 7;
+  fs_noise_args args = fsp::sized<fs_noise_args>();
+  args.batch = 1, args.elements = D, args.seed = &seed, args.out = noise.data();
+  fsp::check(fs_noise_fill(&args));
+  const auto scale = static_cast<float>(plan.init_scale());
+  for (size_t e = 0; e < noise.size(); ++e) state[e] = scale * noise[e];
+  fsp::Request given = request(plan, 7), entered = request(plan, 7), shown = request(image, 7);
+  given.noise = noise.data(), shown.latent = noise.data();
+  entered.latent = state.data(), entered.start = 1;
+  DEMAND(alone(given) == want && alone(entered) == want);
+  const Floats drawn = alone(shown);
+  DEMAND(alone(shown) == drawn && drawn != want);
+  shown.seed = 8, given.seed = 8;
+  DEMAND(alone(shown) != drawn && alone(given) == want);  // what is not given is drawn
+}
+
+// A state in float64, and a model that is asked and answers in bfloat16.
+void dtypes(const Plans& plans) {
+  const auto rough = [](const fsp::Batch& batch) {  // out = x / 2
+    const auto* x = static_cast<const uint16_t*>(batch.x);
+    auto* out = static_cast<uint16_t*>(batch.out);
+    for (int64_t e = 0; e < batch.rows * D; ++e)
+      out[e] = static_cast<uint16_t>((x[e] & 0x7F80) > 0x80 ? x[e] - 0x80 : 0);
+  };
+  fsp::Options own = options(3);
+  own.state_dtype = FS_F64, own.model_dtype = FS_BF16;
+  fsp::Engine engine(rough, own);
+  Floats state(D, 1.0f);
+  std::vector<double> wide(D, 1.0);
+  fsp::Request entered(plans.at("dpmpp_2m"));
+  entered.latent = wide.data(), entered.start = 1;
+  const fsp::Ticket tickets[] = {engine.submit(request(plans.at("unipc"), 3)),
+                                 engine.submit(entered), engine.submit(entered)};
+  engine.run();
+  const double* x = tickets[1].result<double>();
+  DEMAND(std::memcmp(x, tickets[2].result<double>(), D * sizeof(double)) == 0 && x[0] == x[D - 1]);
+  const auto exact = [](const fsp::Batch& batch) {
+    const auto* in = static_cast<const float*>(batch.x);
+    for (int64_t e = 0; e < batch.rows * D; ++e) static_cast<float*>(batch.out)[e] = 0.5f * in[e];
+  };
+  entered.latent = state.data();
+  const Floats near = alone(entered, options(1), {exact});
+  DEMAND(std::fabs(near[0] - x[0]) < 0.02 * std::fabs(x[0]) && near[0] != static_cast<float>(x[0]));
+  DEMAND(says(thrown<std::logic_error>([&] { tickets[0].result<float>(); }), "of 4 bytes"));
+}
+
+}  // namespace
+
+void try_bits(const Plans& plans) {
+  Plans mixed = plans;
+  for (const char* name : {"image", "large", "two_times"}) mixed.erase(name);
+  const Mix mix(mixed);
+  in_any_order(mix);
+  padded(mix);
+  on_memory_apart(mix);
+  nothing_allocated(mix);
+}
+
+void try_memory(const Plans& plans) {
+  without_memory(plans);
+  beginnings(plans);
+  dtypes(plans);
+}
