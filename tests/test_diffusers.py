@@ -41,6 +41,7 @@ MODULES = {
     "TCD": "tcd",
     "EDMEuler": "edm_euler",
     "EDMDPMSolverMultistep": "edm_dpmsolver_multistep",
+    "CMStochasticIterative": "consistency_models",
     "FlowMatchHeunDiscrete": "flow_match_heun_discrete",
     "KDPM2Discrete": "k_dpm_2_discrete",
     "KDPM2AncestralDiscrete": "k_dpm_2_ancestral_discrete",
@@ -101,6 +102,11 @@ CASES = [
     ("EDMDPMSolverMultistep", {"rho": 5.0}),
     ("EDMDPMSolverMultistep", {"solver_order": 3, "prediction_type": "v_prediction"}),
     ("EDMDPMSolverMultistep", SDE | {"solver_type": "heun"}),
+    ("CMStochasticIterative", {"clip_denoised": False}),
+    (
+        "CMStochasticIterative",
+        {"clip_denoised": False, "rho": 5.0, "s_noise": 1.1, "sigma_data": 1},
+    ),
     ("FlowMatchHeunDiscrete", {"shift": 3.0}),
     ("LTXEulerAncestralRF", {}),
     ("IPNDM", {}),
@@ -151,7 +157,7 @@ def ids(cases):
 
 def made(name, config):
     """The peer, and its config with what makes it linear."""
-    config = config if name.startswith(("FlowMatch", "EDM", "LTX", "IPNDM")) else SD | config
+    config = config if name.startswith(("FlowMatch", "EDM", "LTX", "IPNDM", "CM")) else SD | config
     return config | ({"clip_sample": False} if name in NO_CLIP else {})
 
 

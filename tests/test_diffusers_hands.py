@@ -77,7 +77,8 @@ def test_a_copy_of_its_dict_is_a_copy_of_its_state(name, config):
 
 
 def _draws(name):
-    return any(word in name for word in ("Ancestral", "DDPM", "LCM", "TCD", "SASolver"))
+    drawing = "Ancestral", "DDPM", "LCM", "TCD", "SASolver", "CMStochastic"
+    return any(word in name for word in drawing)
 
 
 @pytest.mark.parametrize(("name", "config"), CONFIGS)

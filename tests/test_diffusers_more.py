@@ -237,3 +237,54 @@ def test_a_parallel_class_is_the_one_it_is_made_of(name):
     for scheduler in (peer, ours, FsScheduler.from_config(ours.config)):
         ends.append(loop(scheduler, x, 5, generator=torch.Generator().manual_seed(3)))
     assert torch.allclose(*ends[:2], rtol=1e-4, atol=1e-5) and torch.equal(*ends[1:])
+
+
+@pytest.mark.parametrize("config", [{}, {"sigma_data": 1.0, "rho": 5.0}, {"clip_denoised": False}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"num_inference_steps": 1},
+        {"num_inference_steps": 40},
+        {"timesteps": [22, 0]},
+        {"timesteps": [39, 20, 3]},
+    ],
+    ids=str,
+)
+def test_a_consistency_model_is_told_as_its_own(config, words):
+    """Its places count up from the noisiest; one step draws nothing, others a noise each; the last
+    of 40 stands at sigma_min, where D is x.
+    """
+    ends = []
+    for scheduler in pair("CMStochasticIterative", **config):
+        scheduler.set_timesteps(**words)
+        draws = torch.Generator().manual_seed(3)
+        x = scheduler.init_noise_sigma * torch.randn(2, 3, 4, 4, generator=draws)
+        for t in scheduler.timesteps:
+            told = scheduler.scale_model_input(x, t)
+            x = scheduler.step(3.0 * torch.tanh(told + t / 500), t, x, draws).prev_sample
+        ends.append((scheduler.timesteps, scheduler.sigmas, x, torch.rand(1, generator=draws)))
+    for own, theirs in zip(*ends, strict=True):
+        assert own.dtype == theirs.dtype and torch.allclose(own, theirs, rtol=1e-5, atol=1e-5)
+    assert bool(x.abs().max() <= 1.0 + 1e-5) is config.get("clip_denoised", True)
+
+
+def test_a_consistency_model_s_words():
+    """Exact runs are `solvers.cm` where nothing is bounded; another class's model is none, and its
+    own steps and timesteps are bounded.
+    """
+    _, ours = pair("CMStochasticIterative", None, clip_denoised=False)
+    ours.set_timesteps(4)
+    plan = ours.plan
+    assert plan.note["solver"] == "cm" and plan.sigma[-1] == 0.002 and plan.L == 1
+    assert np.allclose(ours.timesteps, 250.0 * np.log(plan.sigma[1:-1]), rtol=1e-6)
+    assert np.allclose(plan.c[:-2], (plan.sigma[1:-1] ** 2 + 0.25) ** -0.5, rtol=1e-15)
+    assert float(ours.init_noise_sigma) == plan.sigma[1] == pytest.approx(80.0)
+    for steps, sentence in ((41, "41 steps of 40 timesteps; at most 40"), (0, "0 steps; a whole")):
+        with pytest.raises(ValueError, match=sentence):
+            ours.set_timesteps(steps)
+    with pytest.raises(ValueError, match="numbers from 39 down to 0"):
+        ours.set_timesteps(timesteps=[40, 3])
+    for name in ("EDMEuler", "EulerDiscrete", "FlowMatchEulerDiscrete"):
+        peer = getattr(diffusers, f"{name}Scheduler")()
+        with pytest.raises(ValueError, match="samples consistency models, and .* others"):
+            FsScheduler.from_config(peer, source="CMStochasticIterativeScheduler")

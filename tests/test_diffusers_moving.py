@@ -137,8 +137,9 @@ def test_a_solver_of_a_class_without_flows_runs_on_one(name, target):
 )
 def test_betas_move_along_whoever_set_them(name, config, target):
     peer = of(name, **config)
-    if target.startswith(("FlowMatch", "EDM", "LTX", "IPNDM")):
-        own = {"EDM": "has sigma/alpha", "IPN": "has levels up to .* would have its own, sigma ="}
+    if target.startswith(("FlowMatch", "EDM", "LTX", "IPNDM", "CM")):
+        own = {"EDM": "has sigma/alpha", "CMS": "samples consistency models, and"}
+        own |= {"IPN": "has levels up to .* would have its own, sigma ="}
         said = own.get(target[:3], f"stands on betas.*and {target}.* is a flow")
         with pytest.raises(ValueError, match=said):
             moved(peer, target)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from ..plan import Plan
 from ..schedules import DiscreteVP
 from ._begin import begin, build, number
-from ._build import Lin, M, X
+from ._build import Builder, Lin, M, X
 from ._start import solver
 
 # as published models were trained: Luo et al. 2023, and Song et al. 2023
@@ -97,16 +97,21 @@ def cm(
     if spread == 0.0:
         raise ValueError("cm: sigma_data = 0; a number > 0 is accepted")
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
+    rows(b, low, spread, loud)
+    words = {"sigma_min": low, "sigma_data": spread, "s_noise": loud, "compat": compat}
+    cite = "Song, Dhariwal, Chen, Sutskever 2023, Consistency Models, Alg. 1, arXiv:2303.01469"
+    sound = low == 0.0 and loud == 1.0
+    return build(b, "cm", words, [1] * b.n, cite, consistent=sound)
+
+
+def rows(b: Builder, low: float, spread: float, loud: float = 1.0) -> None:
+    """The rows of `cm`, low = sigma_min, spread = sigma_data, loud = s_noise."""
     points = [*zip(b.alpha.tolist(), b.sigma.tolist(), strict=True)]
     for i, (at, (alpha, sigma)) in enumerate(pairwise(points)):
         x, most = alpha * kept(*at, low, spread), low * alpha
         if sigma > most:
             x = x + (loud * math.sqrt((sigma - most) * (sigma + most))) * b.noise(i)
         b.row(b.t[i], to=b.t[i + 1], x=x)
-    words = {"sigma_min": low, "sigma_data": spread, "s_noise": loud, "compat": compat}
-    cite = "Song, Dhariwal, Chen, Sutskever 2023, Consistency Models, Alg. 1, arXiv:2303.01469"
-    sound = low == 0.0 and loud == 1.0
-    return build(b, "cm", words, [1] * b.n, cite, consistent=sound)
 
 
 def kept(alpha: float, sigma: float, low: float, spread: float) -> Lin:

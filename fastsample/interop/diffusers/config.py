@@ -13,7 +13,8 @@ from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
 from .ancestral import NAME as LTX
 from .ancestral import told_levels
-from .edm import edm_model, edm_points
+from .consistency import NAME as CM
+from .edm import edm_model, edm_points, of_log
 from .flow import flow_points
 from .grids import (
     SAME,
@@ -56,7 +57,7 @@ def trained_levels(where: str, config: dict, timesteps) -> tuple[np.ndarray, np.
     last = float(size if where == "flow" else size - 1)
     labels = labelled(timesteps, last)
     if where != "flow" and told_log(config):
-        return np.ones_like(labels), np.exp(4.0 * labels)
+        return np.ones_like(labels), np.exp(labels / of_log(config))
     first = 0.0 if where == "flow" else -1.0  # one before the first: no noise
     outside = (labels < first) | (labels > last)
     if outside.any():
@@ -221,7 +222,9 @@ def _falling_layout(
     if levels is not None:
         levels = levels[: len(labels) + 1]
         levels = 1.0 - levels if config.get("invert_sigmas") else levels
-        if "sigma_schedule" in config:  # sigma_min after its float32 power, which may lie below
+        if source == CM and len(labels) == 1:  # draws nothing, also where float32 ends above it
+            levels[-1] = config["sigma_min"]
+        if "sigma_data" in config:  # sigma_min after its float32 power, which may lie below
             levels[-1] = min(levels[-2:])
         grid = levels if where != "vp" else indices(schedule, levels)
     else:
@@ -293,9 +296,8 @@ def _model(
         return np.interp(t, grid[-2::-1], labels[::-1])
 
     if "sigma_data" in config:
-        exact = np.array_equal(
-            labels, 0.25 * np.log(grid[:-1])
-        )  # the class's have float32 rounding
+        # the class's have float32 rounding
+        exact = np.array_equal(labels, of_log(config) * np.log(grid[:-1]))
         return edm_model(config) if exact else replace(edm_model(config), time=told)
     if source == IPNDM:
         return ipndm_model(grid, labels)

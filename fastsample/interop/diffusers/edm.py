@@ -2,7 +2,9 @@
 itself from sigma_max to sigma_min, then 0, with no table; the model is told 0.25 log(sigma).
 Karras et al. 2022, arXiv:2206.00364, eq. 5 and 7. Imports no diffusers.
 
-A config has them where it has sigma_data, the standard deviation of x0.
+A config has them where it has sigma_data, the standard deviation of x0. Where it has clip_denoised
+it is CMStochasticIterative's: the model is told 250 log(sigma), a run stands on some of as many
+levels as there are training timesteps, and ends at sigma_min.
 """
 
 from __future__ import annotations
@@ -35,16 +37,24 @@ def edm_levels(config: Mapping, n: int) -> np.ndarray:
     """sigma [n], falling."""
     config = as_ours(config) if "sigma_schedule" in config else config
     rho = config.get("rho", RHO)
-    if rho != RHO and config.get("use_karras_sigmas"):
+    if "clip_denoised" in config or (rho != RHO and config.get("use_karras_sigmas")):
         return rules.karras(config["sigma_min"], config["sigma_max"], n, rho)
     key = next(key for key in CONVERSIONS if config.get(key))
     return convert(key, config, config["sigma_min"], config["sigma_max"], n)
 
 
+def of_log(config: Mapping) -> float:
+    """What the model is told, over log(sigma)."""
+    return 250.0 if "clip_denoised" in config else 0.25
+
+
 def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) -> Points:
     """The grid of `steps` steps, or of these timesteps [n], 0.25 log(sigma), or of these sigma
-    [n+1], their end included.
+    [n+1], their end included. CMStochasticIterative's timesteps count its levels, the lowest 0,
+    but that it gives them in the other order.
     """
+    if "clip_denoised" in config and sigmas is None:
+        return _of_levels(config, steps, timesteps)
     if timesteps is not None:
         refuse_rising("FsScheduler.set_timesteps: timesteps", np.asarray(timesteps, np.float64))
         grid = np.append(np.exp(4.0 * np.asarray(timesteps, dtype=np.float64)), 0.0)
@@ -56,9 +66,31 @@ def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) 
         kept = config.get("final_sigmas_type", "zero") == "sigma_min"
         grid = edm_levels(config, count(steps) + kept)
         grid = grid if kept else np.append(grid, 0.0)
-    return checked(grid, 0.25 * np.log(grid[:-1]))
+    return checked(grid, of_log(config) * np.log(grid[:-1]))
 
 
 def edm_model(config: Mapping) -> Model:
     schedule = EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"])
-    return Model(None, schedule, "edm", model_id="unknown")
+    told = lambda sigma: 250.0 * np.log(sigma)
+    time = told if "clip_denoised" in config else None
+    return Model(None, schedule, "edm", time=time, model_id="unknown")
+
+
+def _of_levels(config: Mapping, steps: int | None, timesteps) -> Points:
+    """Those of CMStochasticIterative: at every (T//n)-th of its T levels from the highest, or at
+    those that stand as far from it as these are from 0, and at sigma_min, which may be the last.
+    """
+    size = config["num_train_timesteps"]
+    if timesteps is not None:
+        places = falling("timesteps", timesteps, size - 1.0)[::-1]
+    elif count(steps) <= size:
+        places = np.arange(steps) * float(size // steps)
+    else:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {steps} steps of {size} timesteps; at most {size} are "
+            "accepted"
+        )
+    ramp, low, power = places / max(size - 1, 1), config["sigma_min"], 1.0 / config["rho"]
+    ends = low**power, config["sigma_max"] ** power
+    levels = np.maximum((ends[1] + ramp * (ends[0] - ends[1])) ** config["rho"], low)
+    return Points(np.append(levels, low), 250.0 * np.log(levels))

@@ -8,6 +8,8 @@ from ... import solvers
 from . import churned
 from .ancestral import NAME as LTX
 from .ancestral import ancestral
+from .consistency import NAME as CM
+from .consistency import bounded
 from .dpm import Form, dpm, multistep_orders, singlestep_orders
 from .grids import Points
 from .inverse import INVERSE, inverse_maker
@@ -50,6 +52,12 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
             return consistency, words | {"labels": at.labels[first:]}
         return solvers.lcm, words | {"boundary": True} if scale(name, config) == "vp" else {}
+    if name == CM:
+        words = {"sigma_min": config["sigma_min"], "s_noise": config["s_noise"]}
+        bound = 1.0 if config["clip_denoised"] else 0.0
+        exact = not (still or bound)
+        words |= {"sigma_data": config["sigma_data"]} if exact else {"bound": bound}
+        return solvers.cm if exact else bounded, words
     if name == "TCDScheduler":
         return solvers.tcd, {"gamma": eta, "compat": "diffusers" if compat else "exact"}
     if name == "UniPCMultistepScheduler":

@@ -14,6 +14,7 @@ from ...model import to_x0
 from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
 from .config import trained_levels
+from .consistency import NAME as CM
 from .sources import PREDICTIONS, UNBOUNDED, find, is_sde
 from .steps import variances
 
@@ -59,8 +60,10 @@ class Manner:
 PLAIN = Manner()
 
 
-def manner(source: str, config: dict, compat: bool) -> Manner:
-    """Of a class with this config; compat: as diffusers has it, else no more than its rows need."""
+def manner(source: str, config: dict, compat: bool, steps: int) -> Manner:
+    """Of a class with this config in a run of so many steps; compat: as diffusers has it, else no
+    more than its rows need.
+    """
     bound = None
     reads = config.get("predict_x0", True) and source not in UNBOUNDED
     if config.get("thresholding") and reads:
@@ -68,7 +71,7 @@ def manner(source: str, config: dict, compat: bool) -> Manner:
     if not compat:
         return Manner(thresholding=bound)
     return Manner(
-        _draws(source, config),
+        _draws(source, config, steps),
         bound,
         free=source in ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler"),
         last=find(source).family.extra or source.startswith("EDMDPM"),
@@ -137,10 +140,11 @@ def _thresholding(config: dict) -> Thresholding:
     return Thresholding(config["dynamic_thresholding_ratio"], config["sample_max_value"])
 
 
-def _draws(source: str, config: dict) -> Callable[[float, float], bool] | None:
+def _draws(source: str, config: dict, steps: int) -> Callable[[float, float], bool] | None:
     if is_sde(config) or source in ("EulerAncestralDiscreteScheduler", "SASolverScheduler"):
         return lambda label, eta: True
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,
         "DDIMScheduler": lambda label, eta: eta > 0.0,
+        CM: lambda label, eta: steps > 1,
     }.get(source)

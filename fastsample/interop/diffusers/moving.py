@@ -28,6 +28,7 @@ from functools import partial
 
 import numpy as np
 
+from .consistency import NAME as CM
 from .edm import as_ours
 from .grids import CONVERSIONS
 from .inverse import INVERSE
@@ -212,6 +213,8 @@ class Origin:
                 f"{self.name} has levels up to {self.levels.max():.6g} and {source} would have its "
                 "own, sigma = sin²(pi s/2), whatever a config says"
             )
+        if source == CM:
+            return None, f"{source} samples consistency models, and {self.name} others"
         read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
         new = _ends(source) | training(source, as_ours(read) if source in EDMS else read)
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:

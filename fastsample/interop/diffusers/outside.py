@@ -26,6 +26,7 @@ FUNCTIONS = """
     _get_variance previous_timestep index_for_timestep time_shift _time_shift_exponential
     _time_shift_linear stretch_shift_to_terminal _sigma_to_t _sigma_to_alpha_sigma_t
     _threshold_sample convert_model_output get_scalings_for_boundary_condition_discrete
+    get_scalings_for_boundary_condition get_scalings sigma_to_t
     get_order_list _convert_to_karras _convert_to_exponential _convert_to_beta _convert_to_lu
 """
 # what we do ourselves where the class has it

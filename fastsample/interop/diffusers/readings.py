@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...plan import Plan
+from .consistency import NAME as CM
 from .loops import Loops
 from .plan import init_scale
 from .pndm import repeats
@@ -74,6 +75,9 @@ class Readings:
         plan = getattr(self._loops.get(), "plan", self._given)
         if self._given is not None:
             return 1.0 if self._scale == "flow" or plan is None else init_scale(plan)
+        if self.config.get("source") == CM:  # a number, of its own end
+            exact = self._loops.get() is not None and self._exact
+            return init_scale(plan) if exact else self._settings["sigma_max"]
         if self._loops.get() is not None and self._exact and self._scale != "flow":
             scale = init_scale(plan)
             return torch.tensor(scale, dtype=torch.float64) if self._scale == "sigma" else scale

@@ -17,6 +17,7 @@ from ...plan import Plan
 from ...schedules import DiscreteVP
 from . import config as diffusers_config
 from .calls import check_set_timesteps, check_together
+from .consistency import NAME as CM
 from .grids import Points
 from .loop import Loop
 from .manners import PLAIN, manner
@@ -109,7 +110,8 @@ class Runs:
         if loop is None:
             said = getattr(peer, "sigmas", None)
             if said is not None and len(said) == len(peer.timesteps):
-                peer.sigmas = torch.cat([said, torch.zeros(1)])
+                end = said[-1:] if self.source.__name__ == CM else torch.zeros(1)
+                peer.sigmas = torch.cat([said, end])
             loop = self._standing(peer, key, compat, about, said, standing=True)
             loop.steps = getattr(peer, "num_inference_steps", None)
             _keep(self._loops, key, loop)
@@ -166,7 +168,7 @@ class Runs:
             shift = {} if self.shift is None else {"set_shift": self.shift}
             name, words = self.source.__name__, self.settings | shift
             points = diffusers_config.layout(name, words, *asked[:-1])
-            about = about | {"manner": manner(name, self.settings, compat)}
+            about = about | {"manner": manner(name, self.settings, compat, len(points.labels))}
         return self._through(points, asked, compat, about)
 
     def _standing(
@@ -183,7 +185,7 @@ class Runs:
         """
         name = self.source.__name__
         points = diffusers_config.peer_layout(name, self.settings, peer, self.table, standing)
-        about = about | {"manner": manner(name, self.settings, compat)}
+        about = about | {"manner": manner(name, self.settings, compat, len(points.labels))}
         about["sigmas"] = getattr(peer, "sigmas", None) if sigmas is None else sigmas
         if compat:
             about = about | {"result": find(name).result}

@@ -104,6 +104,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         sigma_data: float | None = None,
         sigma_schedule: str = "karras",
         rho: float = 7.0,
+        clip_denoised: bool = True,
         algorithm_type: str = "dpmsolver++",
         solver_type: str = "midpoint",
         lower_order_final: bool = True,

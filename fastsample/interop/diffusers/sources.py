@@ -35,6 +35,7 @@ data: no torch, no diffusers.
                                                                         lower_order_final
     EDMEuler                sigma     euler
     EDMDPMSolverMultistep   sigma     as DPMSolverMultistep
+    CMStochasticIterative   sigma     cm; clipped: `consistency`        s_noise, clip_denoised
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
     FlowMatchHeunDiscrete   flow      heun
@@ -149,6 +150,7 @@ SOURCES = {
         predictions=("epsilon", "v_prediction"),
         pair=False,
     ),
+    "CMStochasticIterativeScheduler": Source(_SIGMA, predictions=(), pair=False),
     "FlowMatchHeunDiscreteScheduler": Source(
         Family("flow", whole=False, flow="match", apart=True),
         predictions=(),
@@ -213,6 +215,7 @@ UNTIMED = (
     "LMSDiscreteScheduler",
     "DPMSolverSDEScheduler",
     "EDMEulerScheduler",
+    "CMStochasticIterativeScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "IPNDMScheduler",
 )
