@@ -270,7 +270,8 @@ def refused():
     last = {"final_sigmas_type": "sigma_min"}
     yield "EDMEuler", last, "EulerDiscrete", {}, "final_sigmas_type = 'sigma_min' with EDM's", None
     for name in ("CosineDPMSolverMultistep", "ScoreSdeVe", "IPNDM", "SCM", "CMStochasticIterative"):
-        yield name, {}, "EulerDiscrete", {}, f"{name}Scheduler has no table of noise levels", None
+        own = {"source": f"{name}Scheduler"} if f"{name}Scheduler" in SOURCES else None
+        yield name, {}, "EulerDiscrete", {}, f"{name}Scheduler has no table of noise levels", own
     said = "use_lu_lambdas, nonsense: not known to DDIMScheduler"
     yield "EulerDiscrete", {}, "DDIM", {"use_lu_lambdas": True, "nonsense": 1}, said, None
 

@@ -271,9 +271,10 @@ class Origin:
         stages = [k for k in ("stages", "scale_factors") if self.words.get(k)]
         if stages or not (self.trained["use_flow_sigmas"] or hasattr(peer, "alphas_cumprod")):
             what = f"{stages[0]} of several sizes" if stages else "no table of noise levels"
+            own = f"source={self.name!r}" if self.name in SOURCES else ""
             raise ValueError(
                 f"FsScheduler.from_config: {self.name} has {what}, and no other class runs as it "
-                f"does; one of {', '.join(SOURCES)} is accepted"
+                f"does; {own or 'one of ' + ', '.join(SOURCES)} is accepted"
             )
         if self.trained["use_flow_sigmas"]:
             levels = getattr(peer, "sigmas", None)
