@@ -20,7 +20,7 @@ BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
-	@echo "make soak    the property tests with 2,000 examples each"
+	@echo "make soak    the property tests with 2,000 examples each, and plans of 50 and of 1,000 steps of every solver on every schedule"
 	@echo "make lint    ruff and clang-format"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter, CUDA=auto|on|off)"
@@ -61,8 +61,8 @@ demo: $(NATIVE)
 # Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour; and in one of
 # its own, for Triton looks at this when it is loaded, what its interpreter runs.
 test: $(NATIVE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile -m "not gpu and not slow and not alone and not interpreted"
-	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and alone and not interpreted"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile -m "not gpu and not slow and not soak and not alone and not interpreted"
+	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and not soak and alone and not interpreted"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" tests/kernels
 
 test-slow: $(NATIVE)
@@ -70,7 +70,7 @@ test-slow: $(NATIVE)
 	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile -m "not gpu and slow and not interpreted"
 
 soak: $(NATIVE)
-	$(PY) -m pytest -q --hypothesis-profile=soak -m "hypothesis and not gpu and not interpreted"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -v --durations=20 --hypothesis-profile=soak -m "(hypothesis or soak) and not gpu and not interpreted"
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -1,4 +1,6 @@
-"""What `make test` and `make test-slow` run: together all tests but those of the GPU, each once."""
+"""What `make test` and `make test-slow` run: together all tests but those of the GPU and what
+`make soak` alone runs, each once.
+"""
 
 import itertools
 import re
@@ -14,7 +16,7 @@ HARMLESS = (
 )
 
 
-MARKS = ("gpu", "slow", "alone", "interpreted")
+MARKS = ("gpu", "slow", "soak", "alone", "interpreted")
 
 
 def commands(target):
@@ -26,7 +28,7 @@ def commands(target):
 def chosen(command, marks):
     """Whether a test of these marks is run; without a -m every test is."""
     expression = re.search(r'-m "([^"]*)"', command)
-    names = {mark: mark in marks for mark in MARKS}
+    names = {mark: mark in marks for mark in (*MARKS, "hypothesis")}
     return eval(expression[1], {"__builtins__": {}}, names) if expression else True
 
 
@@ -37,7 +39,15 @@ def test_every_test_runs_once_and_those_of_the_gpu_never():
     for flags in itertools.product((False, True), repeat=len(MARKS)):
         marks = set(itertools.compress(MARKS, flags))
         times = [chosen(command, marks) for command in run]
-        assert sum(times) == ("gpu" not in marks), marks
+        here = "soak" not in marks or marks & {"slow", "interpreted"}
+        assert sum(times) == ("gpu" not in marks and bool(here)), marks
+
+
+def test_a_soak_runs_what_is_marked_and_the_property_tests():
+    (run,) = commands("soak")
+    for marks, due in (({"soak"}, True), ({"hypothesis"}, True), (set(), False), ({"slow"}, False)):
+        assert chosen(run, marks) is due and not chosen(run, {*marks, "gpu"})
+    assert " -v " in run, "a name before each test says how far it is"
 
 
 def test_what_counts_threads_has_them_all():
