@@ -3,6 +3,7 @@
 python tools/solvers_page.py                 all that follows from the registry; seconds
 python tools/solvers_page.py --check         fails where the page is not that; writes nothing
 python tools/solvers_page.py --measure GRID  one of GRIDS on the embedded model; minutes
+python tools/solvers_page.py --late GRID     on one of them, the solvers that it lacks yet
 python tools/solvers_page.py --pictures      docs/solvers.png, docs/solvers_curves.png; minutes
 
 What was measured stands in the page between `<!-- measured: GRID -->` and `<!-- end -->`, and stays
@@ -16,7 +17,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -133,12 +134,32 @@ def of_hand(model: Any, grid: str) -> Callable[[int], Any]:
 
 def measured(grid: str) -> str:
     """What stands in the page for a grid: mean PSNR in dB by solver and evaluations."""
+    lines, teacher, agreement = scored(grid, SOLVERS)
+    return block(lines, grid, f"{teacher.nfe} evaluations of {teacher.note['solver']}", agreement)
+
+
+def with_late(grid: str, text: str) -> str:
+    """The block of a grid with rows of the solvers that it lacks, in the registry's order."""
+    late = lacking(text)
+    if not late:
+        return text
+    rows, note = text.rstrip().split("\n\n")
+    head, rule, *old = rows.splitlines()
+    new = [f"| {' | '.join(cells)} |" for cells in scored(grid, late)[0]]
+    place = {name: k for k, name in enumerate(SOLVERS)}
+    lines = sorted([*old, *new], key=lambda line: place.get(line.split()[1], -1))
+    note += f" {', '.join(late)}: {date.today()}, `--late`."
+    return "\n".join([head, rule, *lines]) + f"\n\n{note}\n"
+
+
+def scored(grid: str, solvers: Iterable[str]) -> tuple[list[list[str]], Plan, float]:
+    """Cells by solver; the teacher, and dB to which it agrees with one of twice as many."""
     it = cli.embedded()
     noise, words = it.noise(NOISES, cli.UNSEEN), it.words(NOISES)
     teacher, agreement, target = metrics.find_teacher(it.model, noise, **words)
     found: dict[bytes, float] = {}
     lines = []
-    for name in SOLVERS:
+    for name in solvers:
         plans = [most(name, it.model, m, of_hand(it.model, grid)) for m in BUDGETS]
         # noise ends elsewhere than the teacher; CFG++ steps by a guidance of its own
         if any(plan is not None and (plan.L or "direction" in plan.note) for plan in plans):
@@ -153,7 +174,7 @@ def measured(grid: str) -> str:
                 found[key] = metrics.score(plan, it.model, noise, target, **words).mean
             cells.append(f"{found[key]:.1f}" + f" ({plan.nfe})" * (plan.nfe < budget))
         lines.append(cells)
-    return block(lines, grid, f"{teacher.nfe} evaluations of {teacher.note['solver']}", agreement)
+    return lines, teacher, agreement
 
 
 def block(lines: list[list[str]], grid: str, teacher: str, agreement: float) -> str:
@@ -313,11 +334,15 @@ def curves(blocks: dict[str, str]) -> str:
     out = []
     for grid, text in blocks.items():
         out.append(f"### {grid}\n\n<!-- measured: {grid} -->\n{text}<!-- end -->\n")
-        has = {key.split()[0] for key in figures(text)}
-        late = [name for name in SOLVERS if name not in has and still(name)]
-        if late:
+        if late := lacking(text):
             out.append(f"Not measured on it yet: {', '.join(late)}.\n")
     return "\n".join(out)
+
+
+def lacking(text: str) -> list[str]:
+    """Solvers of the registry that a block has no row of."""
+    has = {key.split()[0] for key in figures(text)}
+    return [name for name in SOLVERS if name not in has and still(name)]
 
 
 @lru_cache
@@ -352,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail when the page is stale")
     parser.add_argument("--measure", choices=GRIDS, help="measure on this grid")
+    parser.add_argument("--late", choices=GRIDS, help="measure on it what it lacks yet")
     parser.add_argument("--pictures", action="store_true", help="draw the two pictures")
     given = parser.parse_args()
     old = PAGE.read_text() if PAGE.exists() else ""
@@ -359,6 +385,8 @@ def main() -> None:
     if given.measure:
         blocks[given.measure] = measured(given.measure)
     blocks = {grid: blocks[grid] for grid in GRIDS if grid in blocks}
+    if given.late in blocks:
+        blocks[given.late] = with_late(given.late, blocks[given.late])
     if given.pictures:
         pictures(blocks)
     for path, new in ((PAGE, page(blocks)), (MEASURED, evidence(blocks))):
