@@ -179,12 +179,13 @@ def busy(engine, clients, count):
     for client in clients:
         if client.errors:
             raise client.errors[0]
-    assert engine.running == engine.waiting == () and engine.serving
+    with engine._alone("test"):  # one that was cancelled leaves after the tick that is under way
+        assert engine.running == engine.waiting == () and engine.serving
 
 
 @pytest.mark.hypothesis
 def test_a_soak():
-    engine = fs.Engine(Failing(), SHAPE, 16, waiting=24, policy="shortest", overtakes=20).serve()
+    engine = fs.Engine(Failing(), SHAPE, 16, waiting=8, policy="shortest", overtakes=20).serve()
     clients = [Client(engine, k) for k in range(CLIENTS - 1)] + [AsyncClient(engine, 9)]
     busy(engine, clients, FIRST)
     before = resident()

@@ -221,8 +221,8 @@ class Engine(Serving):
                 "Engine without serve(), are accepted"
             )
         with self._alone("Engine.tick"):
-            ended = self._enter()
-            ended += self._row()
+            with self._lock:
+                ended = self._enter() + self._row()
             return ended + self._call_back()
 
     def run(self) -> None:
@@ -297,28 +297,26 @@ class Engine(Serving):
 
     # -- a tick ------------------------------------------------------------------------------------
     def _row(self) -> list[Ticket]:
-        """The next row of every request in flight; those that ended with it."""
-        with self._lock, torch.no_grad():
-            if not self.running:
-                return []
-            try:
-                begun, asked = monotonic(), self._tick.rows
-                self._tick.launch(self.running, self._like)
-                over = [t for t in self._tick.advance(self._judged) if not t.done]
-                took = monotonic() - begun
-                self._meter.tick(len(self.running), took)
-                if self._tick.rows > asked:
-                    self._times.append(took)
-                for ticket in over:
-                    words = [
-                        p.status(ticket._place) if self._judged else 0 for p, _ in self._memory
-                    ]
-                    ticket._unread = None in words
-                    error = None if ticket._unread else ticket._fault(words)
-                    self._ends(ticket, "result" if error is None else "failed", error)
-                return over
-            finally:
-                self._sweep()
+        """The next row of every request in flight; those that ended with it. Under the lock, which
+        is let go while the model is asked.
+        """
+        if not self.running:
+            return []
+        begun, asked, going = monotonic(), self._tick.rows, len(self.running)
+        with torch.no_grad():
+            self._tick.launch(self.running, self._like)
+            over = self._tick.advance(self._judged)
+        took = monotonic() - begun
+        self._meter.tick(going, took)
+        if self._tick.rows > asked:
+            self._times.append(took)
+        over = [ticket for ticket in over if not ticket.done]
+        for ticket in over:
+            words = [p.status(ticket._place) if self._judged else 0 for p, _ in self._memory]
+            ticket._unread = None in words
+            error = None if ticket._unread else ticket._fault(words)
+            self._ends(ticket, "result" if error is None else "failed", error)
+        return over
 
 
 def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:

@@ -105,14 +105,14 @@ class Serving(Admission):
     def _serve_one(self) -> None:
         """A tick, of which a fault ends the requests that it is about."""
         with self._alone("Engine.serve"):
-            self._enter()
-            try:
-                self._row()
-            except Exception as error:
-                with self._lock:
+            with self._lock:
+                self._enter()
+                try:
+                    self._row()
+                except Exception as error:
                     for ticket in {ticket for ticket, _ in self._tick.blamed} or self.running:
                         self._ends(ticket, "failed", error)
-                traceback.clear_frames(error.__traceback__)  # of the tensors that they hold
+                    traceback.clear_frames(error.__traceback__)  # of the tensors that they hold
             self._call_back()
             if self._device.type == "cuda":
                 self._pace()
