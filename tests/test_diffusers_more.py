@@ -229,7 +229,7 @@ def test_exact_runs_are_the_solvers_own(name, config, solver):
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
 def test_a_parallel_class_is_the_one_it_is_made_of(name):
-    """Saved and loaded too; its batch_step_no_noise is none of ours."""
+    """Saved and loaded too. It has one method less, for which a step at each timestep stands."""
     config = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     peer, ours = pair(f"{name}Parallel", **SD, **config)
     assert ours.config.source == f"{name}Scheduler" and ours.config.timestep_spacing == "trailing"
@@ -237,6 +237,32 @@ def test_a_parallel_class_is_the_one_it_is_made_of(name):
     for scheduler in (peer, ours, FsScheduler.from_config(ours.config)):
         ends.append(loop(scheduler, x, 5, generator=torch.Generator().manual_seed(3)))
     assert torch.allclose(*ends[:2], rtol=1e-4, atol=1e-5) and torch.equal(*ends[1:])
+    with pytest.raises(
+        AttributeError, match="step at each timestep, of DDIM and DDPM in any order"
+    ):
+        _ = ours.batch_step_no_noise
+    if name == "DDIM":
+        for scheduler in (peer, ours):
+            scheduler.set_timesteps(5)
+        times, f = ours.timesteps[[1, 3]], 0.3 * x
+        theirs = peer.batch_step_no_noise(f, times, x)
+        each = [ours.step(f[k : k + 1], t, x[k : k + 1]).prev_sample for k, t in enumerate(times)]
+        assert torch.allclose(theirs, torch.cat(each), rtol=1e-5, atol=1e-5)
+
+
+def test_a_flow_that_grows_on_the_way_is_refused():
+    """FlowMatchLCM's scale factors; at each size a run of its own is accepted."""
+    with pytest.raises(ValueError, match=r"scale_factors = \[0.5\] of FlowMatchLCM.*; None is acc"):
+        pair("FlowMatchLCM", scale_factors=[0.5])
+    _, ours = pair("FlowMatchLCM", shift=3.0)
+    assert not hasattr(ours, "set_scale_factors") and ours.shift == 3.0
+    with pytest.raises(AttributeError, match="samples of one size; a run of its own for each size"):
+        ours.set_scale_factors([0.5], "bicubic")
+    peer = diffusers.FlowMatchLCMScheduler(invert_sigmas=True)
+    with pytest.raises(
+        ValueError, match="invert_sigmas = True of FlowMatchLCM.*; False is accepted"
+    ):
+        FsScheduler.from_config(peer)
 
 
 @pytest.mark.parametrize("config", [{}, {"sigma_data": 1.0, "rho": 5.0}, {"clip_denoised": False}])

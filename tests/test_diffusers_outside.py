@@ -233,7 +233,7 @@ def test_steps_before_set_timesteps(name, config):
     x = y = X.float() * float(getattr(peer, "init_noise_sigma", 1.0))
     for t in peer.timesteps[:4]:
         draw = [torch.Generator().manual_seed(int(t)) for _ in range(2)]
-        draws = "Ancestral" in name or "DDPM" in name or name == CM
+        draws = any(word in name for word in ("Ancestral", "DDPM", "LCM", CM))
         given = [{"generator": g} if draws else {} for g in draw]
         if hasattr(peer, "scale_model_input"):
             fed = peer.scale_model_input(x, t), ours.scale_model_input(y, t)

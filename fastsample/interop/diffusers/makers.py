@@ -83,6 +83,8 @@ def _one_step(name: str, config: dict, at: Points, first: int, compat: bool):
     still = bool((np.diff(at.grid[first:]) == 0.0).any())
     if name.endswith("HeunDiscreteScheduler"):
         return heun if still else solvers.heun, {}
+    if name == "FlowMatchLCMScheduler":
+        return solvers.lcm, {}
     if name == IPNDM:
         return ipndm if compat else solvers.ipndm, {}
     if name == LTX:

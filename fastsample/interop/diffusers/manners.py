@@ -58,6 +58,8 @@ class Manner:
 
 
 PLAIN = Manner()
+# a noise in every step, the last one's for nothing
+DRAWING = ("EulerAncestralDiscreteScheduler", "SASolverScheduler", "FlowMatchLCMScheduler")
 
 
 def manner(source: str, config: dict, compat: bool, steps: int) -> Manner:
@@ -141,7 +143,7 @@ def _thresholding(config: dict) -> Thresholding:
 
 
 def _draws(source: str, config: dict, steps: int) -> Callable[[float, float], bool] | None:
-    if is_sde(config) or source in ("EulerAncestralDiscreteScheduler", "SASolverScheduler"):
+    if is_sde(config) or source in DRAWING:
         return lambda label, eta: True
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,

@@ -115,7 +115,7 @@ def arguments(
     found = {**usual, **words, **along, **asked, "source": source}
     kept = _left(source, found, usual, given)
     asked_for = {*words} - set(config.get("_use_default_values", ())) | asked.keys() | along.keys()
-    kept["_use_default_values"] = [k for k in named(source, usual) if k not in asked_for]
+    kept["_use_default_values"] = [k for k in named(source, usual, own) if k not in asked_for]
     unknown = {k: v for k, v in given.items() if k not in known}
     return {k: v for k, v in found.items() if k in own}, kept, unknown
 

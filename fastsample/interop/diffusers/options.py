@@ -38,9 +38,10 @@ def instance(kind: type, words: Mapping) -> object:
     return kind.from_config({k: v for k, v in words.items() if k in own or v != known[k].default})
 
 
-def named(source: str, usual: Iterable[str]) -> Iterable[str]:
-    """Of all that a class reads (usual), what stands in every config of it."""
-    return GRID_OF[source][1] if source in GRID_OF else usual
+def named(source: str, usual: Iterable[str], own: Iterable[str] | None = None) -> list[str]:
+    """Of all that a class reads (usual), what stands in every config of it; of our own options."""
+    names = GRID_OF[source][1] if source in GRID_OF else usual
+    return [name for name in names if own is None or name in own]
 
 
 def own_config(config: dict, usual: dict) -> dict:

@@ -32,6 +32,12 @@ FUNCTIONS = """
 # what we do ourselves where the class has it
 OURS = {"set_shift": "_set_shift", "get_velocity": "_velocity"}
 OURS |= {name: f"_{name}" for name in NAMED}
+# methods of classes that no plan has, and why: hasattr says False
+LEFT = {
+    "batch_step_no_noise": "a run has one timestep for all samples; step at each timestep, of DDIM "
+    "and DDPM in any order, or the class itself",
+    "set_scale_factors": "a run has samples of one size; a run of its own for each size",
+}
 # what is set elsewhere, and where; all else of TABLES comes from the config
 ELSEWHERE = {
     "timesteps": "set_timesteps(timesteps=...)",
@@ -76,6 +82,8 @@ class Outside(Named):
             if name in OURS:
                 return getattr(self, OURS[name])
             return _in_one_sentence(name, value) if name in FUNCTIONS else value
+        if name in LEFT:
+            raise AttributeError(f"FsScheduler.{name}: {LEFT[name]} is accepted")
         own = getattr(type(self), name, None)
         if isinstance(own, property):  # it has none at this time, and says why
             return own.__get__(self)

@@ -28,7 +28,6 @@ from ...kernels.transforms import beneath
 from ...plan import Plan
 from ...plan.given import plain
 from ...plan.provenance import agree
-from .ancestral import NAME as LTX
 from .calls import AsSource, check_others, check_step, check_tokens
 from .config import MATCH, trained
 from .grids import listed
@@ -47,7 +46,17 @@ from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
 from .runs import runs_of
 from .saving import Saving, options_of, told
-from .sources import ETA, OURS, PREDICTIONS, SOURCES, UNTIMED, is_sde, output_sign, scale, settings
+from .sources import (
+    ETA,
+    OURS,
+    PREDICTIONS,
+    SOURCES,
+    UNTIMED,
+    draws_wide,
+    output_sign,
+    scale,
+    settings,
+)
 from .tokens import by_token
 
 
@@ -332,7 +341,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._source = None if plan else getattr(diffusers, source)
         self._scale = scale_of(plan) if plan else scale(source, self._settings)
         self._eta = None if plan else ETA.get(source)
-        self._wide = source == LTX or is_sde(self._settings)  # draws float32
+        self._wide = draws_wide(source, self._settings)
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._jumps = source == "TCDScheduler" and plan is None

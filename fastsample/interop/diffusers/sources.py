@@ -39,6 +39,7 @@ data: no torch, no diffusers.
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
     FlowMatchHeunDiscrete   flow      heun
+    FlowMatchLCM            flow      lcm
     IPNDM                   trig      ipndm; compat: `ipndm`
     LTXEulerAncestralRF     flow      euler_ancestral; `ancestral`      eta, s_noise
 
@@ -158,6 +159,13 @@ SOURCES = {
         calls=2,
         result="output",
     ),
+    "FlowMatchLCMScheduler": Source(
+        Family("flow", whole=False, flow="match", apart=True),
+        {"invert_sigmas": (False,)},
+        predictions=(),
+        pair=False,
+        result="output",
+    ),
     "IPNDMScheduler": Source(Family("trig", whole=False), predictions=(), pair=False),
     "LTXEulerAncestralRFScheduler": Source(
         Family("flow", whole=False, flow="match", apart=True),
@@ -217,6 +225,7 @@ UNTIMED = (
     "EDMEulerScheduler",
     "CMStochasticIterativeScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler",
     "IPNDMScheduler",
 )
 # a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
@@ -245,7 +254,6 @@ CLOSEST = {
     "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler",
     "UnCLIPScheduler": "DDPMScheduler",
     "RePaintScheduler": "DDIMScheduler",
-    "FlowMatchLCMScheduler": "LCMScheduler",
 }
 
 
@@ -358,3 +366,8 @@ def is_sde(config: Mapping) -> bool:
     """Do its options ask for an SDE's steps?"""
     kind = str(config.get("algorithm_type", ""))
     return kind.startswith("sde") or bool(config.get("stochastic_sampling"))
+
+
+def draws_wide(source: str, config: Mapping) -> bool:
+    """Are its noises float32, whatever the model's output is?"""
+    return source in ("FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler") or is_sde(config)
