@@ -36,14 +36,14 @@ SIGMAS = np.array([14.6, 9.7, 4.1, 1.7, 0.6, 0.2, 0.05, 0.0])
 KIND = {"epsilon": "eps", "v_prediction": "v", "sample": "x0", "flow_prediction": "flow"}
 
 
-def compare(plan, trace, *, scaled: bool = False, known: float = 0.0) -> None:
+def compare(plan, trace, *, scaled: bool = False, known: float = 0.0, scale: tuple = ()) -> None:
     """Every state of the plan against the peer's, with the start normalised to 1; scaled: the
-    peer's state is x/alpha; known: what the peer adds that is no rounding.
+    peer's state is x/alpha; known: what the peer adds that is no rounding; scale: of guidance.
 
     Rounding: both know lambda to eps (1 + |lambda|), hence weights to that over the shortest step,
     and add a few terms a step.
     """
-    run = states(plan, raw=True)
+    run = states(plan, raw=True, scale=scale)
     ours = run.states
     if scaled:
         ours = ours / np.append(plan.alpha[run.row], plan.alpha[-1])[:, None]

@@ -35,20 +35,22 @@ def noise_ids(plan) -> list[int]:
     return [n for n in dict.fromkeys(plan.ids[read == 1].tolist()) if n != 0]
 
 
-def states(plan, *, raw: bool = False) -> Run:
-    """Run the plan on basis vectors; raw: the vectors stand for model outputs, else predictions."""
+def states(plan, *, raw: bool = False, scale: tuple = ()) -> Run:
+    """Run the plan on basis vectors; raw: the vectors stand for model outputs, else predictions. Of
+    a plan with branches every branch has one of its own, and scale is that of the run.
+    """
     if not raw:
         asked = plan.call >= 0
         p, q = np.where(asked, 0.0, plan.p), np.where(asked, 1.0, plan.q)
         plan = replace(plan, p=p, q=q, clip=np.zeros(plan.rows))
     ids = noise_ids(plan)
-    unit = np.eye(1 + plan.nfe + len(ids))
+    unit = np.eye(1 + plan.G * plan.nfe + len(ids))
     rows = [i for i in range(plan.rows) if plan.call[i] >= 0]
-    at = {row: 1 + k for k, row in enumerate(rows)}
-    noise = {n: unit[1 + plan.nfe + k] for k, n in enumerate(ids)}
+    at = {row: 1 + plan.G * k for k, row in enumerate(rows)}
+    noise = {n: unit[1 + plan.G * plan.nfe + k] for k, n in enumerate(ids)}
     trace: list = []
-    model = lambda x, t, i, call: [unit[at[i]]]
-    interpreter.run(plan, unit[0], model, noise.__getitem__, trace=trace)
+    model = lambda x, t, i, call: list(unit[at[i] : at[i] + plan.G])
+    interpreter.run(plan, unit[0], model, noise.__getitem__, trace=trace, scale=scale)
     return Run(np.array([trace[i - 1][0] for i in rows] + [trace[-1][0]]), rows, plan.nfe, len(ids))
 
 
