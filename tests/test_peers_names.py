@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from oracle.peers import Basis, Trace, probe, scheduler
-from test_peers import VP, compare, discrete, own_sigmas, own_times, pytestmark  # noqa: F401
+from test_peers import KIND, VP, compare, discrete, own_sigmas, own_times, pytestmark  # noqa: F401
 
 from fastsample.schedules import EDM, DiscreteVP, Flow, TrigFlow
 from fastsample.schedules import VP as Continuous
@@ -85,6 +85,32 @@ def test_cogvideox_dpm():
     schedule = DiscreteVP.scaled_linear()
     grid = own_times(schedule, peer)
     compare(SOLVERS["dpmpp_2m_sde"](schedule, grid, prediction="eps"), trace)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_unclip(prediction):
+    """With a fixed variance; told where its step ends, as its pipeline does."""
+    peer = scheduler("unclip", "UnCLIPScheduler", clip_sample=False, prediction_type=prediction)
+    own = peer.step
+
+    def step(output, t, x):
+        lower = peer.timesteps[peer.timesteps < t]
+        return own(output, t, x, int(lower[0]) if len(lower) else None)
+
+    peer.step = step
+    trace, _ = probe(peer, 6, 5)
+    schedule = DiscreteVP(peer.alphas_cumprod.numpy())
+    grid = np.append(peer.timesteps.numpy().astype(float), -1.0)
+    options = {"prediction": KIND[prediction], "compat": "diffusers"}
+    compare(SOLVERS["ddpm"](schedule, grid, **options), trace)
+
+
+def test_consistency_decoder():
+    """EDM's preconditioning of x/alpha on a table of cosines."""
+    peer = scheduler("consistency_decoder", "ConsistencyDecoderScheduler")
+    trace, _ = probe(peer, 2, 1)
+    schedule = DiscreteVP(peer.sqrt_alphas_cumprod.numpy() ** 2)
+    compare(SOLVERS["lcm"](schedule, [1008, 512, -1], prediction="edm", boundary=False), trace)
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,6 @@ NOT_HERE = [
         {"diffusers": "RePaintScheduler"},
     ),
     (
-        "The size of its noise is what the model says (learned_range), so a row is not linear in "
-        "outputs; with a fixed variance it is ddpm.",
-        {"diffusers": "UnCLIPScheduler"},
-    ),
-    (
         "The size of its Langevin steps comes from norms of the score and the noise at hand.",
         {"diffusers": "ScoreSdeVeScheduler"},
     ),
@@ -73,10 +68,6 @@ NOT_HERE = [
         "Euler-Maruyama in t, withdrawn there too; ddpm and euler_ancestral integrate the same "
         "equation's linear part exactly.",
         {"diffusers": "ScoreSdeVpScheduler"},
-    ),
-    (
-        "The two steps of one decoder, lcm's rows on a table of its own.",
-        {"diffusers": "ConsistencyDecoderScheduler"},
     ),
     (
         "One call of the network returns a policy that is followed over many small steps.",

@@ -17,7 +17,8 @@ FLOOR = 1e-10  # of diffusers' deviations
 
 @solver(
     "A",
-    diffusers="DDPMScheduler, DDPMParallelScheduler, DDPMWuerstchenScheduler",
+    diffusers="DDPMScheduler, DDPMParallelScheduler, DDPMWuerstchenScheduler, "
+    "UnCLIPScheduler (of a fixed variance; a learned one is no row)",
     comfyui="ddpm",
 )
 def ddpm(

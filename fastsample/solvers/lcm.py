@@ -17,7 +17,8 @@ TIMESTEP_SCALING, SIGMA_DATA, SIGMA_MIN = 10.0, 0.5, 0.002
 
 @solver(
     "A",
-    diffusers="LCMScheduler, FlowMatchLCMScheduler (boundary=False), SCMScheduler (boundary=False)",
+    diffusers="LCMScheduler, FlowMatchLCMScheduler (boundary=False), "
+    "SCMScheduler (boundary=False), ConsistencyDecoderScheduler (boundary=False, prediction='edm')",
     comfyui="lcm",
 )
 def lcm(
