@@ -32,15 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schedules import DiscreteVP
 from ._build import ZERO, Builder, Lin, M, R, X
 from ._exponential import gain, moments
+from ._over_time import over_time
 
 BASE = R("anchor")  # the x that a corrector comes back to
-# of lambda: a quadrature's panels, so short that six nodes are exact to rounding where time has
-# its poles pi/2 from the real axis; and where an infinite step is cut
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
-PANEL, TAIL = 1 / 4, 40.0
 # alpha + sigma = 1 on Flow, but for the rounding of two quotients
 ROUNDING = 4.0 * np.finfo(np.float64).eps
 
@@ -110,38 +106,69 @@ def published(
     return [of_11 - of_10, -of_11]
 
 
+def implemented(own: Weigh | None, wrong: bool = False) -> Weigh:
+    """As diffusers weighs DPM-Solver: a variant's own weight where two outputs are asked for, those
+    `published` of three. wrong: 1/2 taken off where it is added, as in its SDE in data form, which
+    leaves a step of first order.
+    """
+
+    def weigh(places: list[float], integrals: list[float], h: float, asked: int) -> list[float]:
+        if asked == 2:
+            return own(places, integrals, h, asked) if own else lagrange(places, integrals)
+        return published(places, integrals, h, asked, integrals[0] / gain(h) if wrong else 0.0)
+
+    return weigh
+
+
 # how DPM-Solver's variants weigh the one older output
 VARIANTS: dict[str, Weigh | None] = {"midpoint": halved, "heun": None}
 
 
 def rows(
     b: Builder,
-    form: Form,
-    order: int,
+    form: Form | Sequence[Form],
+    order: int | Sequence[int],
     *,
     low: bool = False,
     s_noise: float = 1.0,
     weigh: Weigh | None = None,
+    correct: Callable[[Levels, int, Lin], Lin] | None = None,
+    twice: bool = False,
+    reach: int = 0,
 ) -> list[int]:
-    """The rows of every step, of order `order` at most; returns the orders reached. low: order
-    n - i at most in step i, counted from 0.
+    """The rows of every step, of order `order` at most; returns the orders reached. One form, or
+    order, for all steps, or one for each.
+
+    low      order n - i at most in step i, counted from 0
+    correct  (levels, i, noise of the step before) -> x at point i, i from 1, corrected; X where it
+             is not. twice: the model is asked again there
+    reach    where x is corrected, the outputs of so many points more than the last, and the noise
+             of the step there, stay until then, read or not
     """
-    at, reached = Levels.of(b), []
-    if form.variable == "time":
-        at = at._replace(over_time=_over_time(at, form, order))
-    for i in range(b.n):
-        most, noise = min(order, b.n - i) if low else order, ZERO
-        if form.eta:
-            noise = s_noise * b.noise(i)
-        x, found = predicted(at, form, i, most, weigh=weigh, noise=noise)
+    at, reached, noise = Levels.of(b), [], ZERO
+    forms = [form] * b.n if isinstance(form, Form) else form
+    if forms[0].variable == "time":
+        at = at._replace(over_time=over_time(at, forms[0].carry, order))
+    for i, form in enumerate(forms):
+        most = order if isinstance(order, int) else order[i]
+        here, words = correct(at, i, noise) if correct and i else X, {}
+        if reach and here is not X:
+            words = {"reads": noise, "spares": [f"m{j}" for j in range(max(0, i - 1 - reach), i)]}
+        if twice and here is not X:
+            b.row(b.t[i], to=b.t[i], x=here)
+            here = X
+        noise = s_noise * b.noise(i) if form.eta else ZERO
+        most = min(most, b.n - i) if low else most
+        x, found = predicted(at, form, i, most, weigh=weigh, here=here, noise=noise)
         reached.append(found)
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": carried(at, form, i)})
+        words["anchor"] = here if correct and b.inpaint else None
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": carried(at, form, i)}, **words)
     return reached
 
 
 def carried(at: Levels, form: Form, i: int) -> Lin:
     """What point i's output is carried as, over x and m there."""
-    if form.carry == "x0" or (form.carry == "v" and at.stored == "flow"):
+    if form.carry == at.stored or (form.carry == "v" and at.stored == "flow"):
         return M
     scale = at.alpha[i] if form.carry == "eps" else at.alpha[i] + at.sigma[i]
     return (X - scale * M) / at.sigma[i]
@@ -171,7 +198,7 @@ def predicted(
     places = [place(at, form, i, j) for j in seen[1:]]
     older = [R(f"m{j}") for j in seen[1:]]
     w = weights(at, form, i, integrals(at, form, i, len(seen)), places, order, weigh)
-    return _added(x, w, older, newest), len(seen)
+    return added(x, w, older, newest), len(seen)
 
 
 def corrected(
@@ -209,7 +236,7 @@ def corrected(
     else:
         x, off = X, weights(at, form, last, total, places[: len(before)], predictor, weigh)
         w[1:] = [a - b for a, b in zip_longest(w[1:], off, fillvalue=0.0)]
-    return _added(x, w, [own, *(R(f"m{j}") for j in older)], newest)
+    return added(x, w, [own, *(R(f"m{j}") for j in older)], newest)
 
 
 def history(at: Levels, form: Form, i: int, order: int) -> list[int]:
@@ -324,12 +351,12 @@ def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = Z
         a = (alpha + sigma) / (at.alpha[i] + at.sigma[i])
         a = 1.0 if abs(a - 1.0) <= ROUNDING else a
         return (a * here).plus(whole(at, form, i), newest)
-    if sigma == 0.0:
+    if sigma == 0.0 and at.stored == "x0":
         return alpha * M
     renewed = 0.0
     if form.carry == "eps" and eta and at.alpha[i]:
         renewed = alpha * at.sigma[i] / at.alpha[i] * math.sqrt(eta * gain(2.0 * h))
-    if form.carry == "eps" and here != X:
+    if form.carry == "eps" and (here != X or at.stored == "eps"):
         x = ((alpha / at.alpha[i]) * here).plus((1.0 + eta) * whole(at, form, i), newest)
         return x + renewed * noise if renewed and noise else x
     if renewed:
@@ -340,46 +367,10 @@ def first(at: Levels, form: Form, i: int, here: Lin, newest: Lin, noise: Lin = Z
     return x.plus(sigma * math.sqrt(gain(2.0 * eta * h)), noise) if eta and noise else x
 
 
-def _added(x: Lin, w: Sequence[float], others: Sequence[Lin], newest: Lin) -> Lin:
+def added(x: Lin, w: Sequence[float], others: Sequence[Lin], newest: Lin) -> Lin:
     """x + sum_k w_k·(other_k - newest), and what w has more, of the newest."""
     x, n = Lin(x), len(others)
     for weight, other in (*zip(w, others, strict=False), (sum(w[n:]) - sum(w[:n]), newest)):
         for name, c in other.items():
             x[name] = x.get(name, 0.0) + weight * c
     return x
-
-
-def _over_time(at: Levels, form: Form, count: int) -> list[list[float]]:
-    """`integrals` of every step for a polynomial in time: by Gauss's rule over lambda, in which
-    both times and measure are smooth, in panels that end where a table's entries join. All steps
-    at once, as a schedule's times take little longer at many levels than at a few.
-    """
-    t, level = np.asarray(at.t), np.asarray(at.half_log_snr)
-    found = np.zeros((len(t) - 1, count))
-    long = np.flatnonzero(level[:-1] != level[1:])
-    low, high = level[long], level[long + 1]
-    top = np.maximum(low, np.minimum(high, 0.0) - TAIL)
-    end = np.minimum(high, np.maximum(top, 0.0) + TAIL)
-    joints = np.array([at.schedule.t_min])
-    if isinstance(at.schedule, DiscreteVP):
-        joints = np.append(np.arange(max(math.ceil(t[-1]), 0), math.ceil(t[0])), joints)
-    even = PANEL * np.arange(math.floor(top[0] / PANEL), math.ceil(end[-1] / PANEL))
-    edges = np.sort(np.concatenate([top, end, even, at.schedule.half_log_snr(joints)]))
-    step = np.searchsorted(low, edges[:-1], side="right") - 1
-    inside = (edges[:-1] >= top[step]) & (edges[:-1] < end[step])
-    step, half = step[inside], np.diff(edges)[inside] / 2
-    levels = edges[:-1][inside] + half * (1.0 + NODES)[:, None]
-    begin, finish = t[long[step]], t[long[step] + 1]
-    v = (at.schedule.time(levels) - begin) / (finish - begin)
-    # -d rho = rho d lambda, -ds = s (1 - s) d lambda
-    scale = np.asarray(at.alpha)[long + 1]
-    if form.carry == "eps":
-        measure = np.exp(-levels) * -half
-    else:
-        scale = scale + np.asarray(at.sigma)[long + 1]
-        measure = np.cosh(levels / 2) ** -2 * (-half / 4)
-    firsts = np.searchsorted(step, np.arange(len(long)))
-    for j in range(count):
-        found[long, j] = scale * np.add.reduceat(WEIGHTS @ measure, firsts)
-        measure *= v
-    return found.tolist()

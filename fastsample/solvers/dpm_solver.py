@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from ..plan import Plan
 from ._begin import begin, build, choice, number
-from ._multistep import VARIANTS, Form, Weigh, published, rows
+from ._multistep import VARIANTS, Form, implemented, rows
 from ._start import solver
 
 
@@ -49,17 +47,10 @@ def dpm_solver(
     form = Form("eps", eta=eta)
     weigh = VARIANTS[variant]
     if compat == "diffusers":
-        weigh = partial(_of_diffusers, VARIANTS[variant])
+        weigh = implemented(weigh)
     orders = rows(b, form, order, low=low, s_noise=s_noise, weigh=weigh)
     words = {"order": order, "variant": variant, "eta": eta, "s_noise": s_noise}
     words |= {"lower_order_final": bool(lower_order_final), "compat": compat}
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver, sec. 3, arXiv:2206.00927"
     reached = 1 if eta else min(2, max(orders))
     return build(b, "dpm_solver", words, orders, cite, order=reached, consistent=not eta)
-
-
-def _of_diffusers(
-    own: Weigh | None, places: list[float], integrals: list[float], h: float, asked: int
-) -> list[float]:
-    """The variant's weight of one difference, the published ones of two."""
-    return (own if own and asked == 2 else published)(places, integrals, h, asked)

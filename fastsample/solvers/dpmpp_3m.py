@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, number
-from ._exponential import gain
-from ._multistep import Form, halved, published, rows
+from ._multistep import Form, halved, implemented, published, rows
 from ._start import solver
 
 
@@ -82,22 +81,6 @@ def dpmpp_3m_sde(
     return build(b, "dpmpp_3m_sde", words, orders, cite, order=order, consistent=consistent)
 
 
-def _of_diffusers(
-    places: list[float], integrals: list[float], h: float, asked: int, less: float = 0.0
-) -> list[float]:
-    """The midpoint of DPM-Solver++(2M) in the second-order step beside that."""
-    if asked == 2:
-        return halved(places, integrals, h, asked)
-    return published(places, integrals, h, asked, less)
-
-
-def _of_diffusers_sde(
-    places: list[float], integrals: list[float], h: float, asked: int
-) -> list[float]:
-    """1/2 taken off where it is added: first order, in a step of the third."""
-    return _of_diffusers(places, integrals, h, asked, integrals[0] / gain(h))
-
-
 WEIGHED = {"exact": None, "k-diffusion": published, "comfyui": published}
-WEIGHED_SDE = WEIGHED | {"diffusers": _of_diffusers_sde}
-WEIGHED |= {"diffusers": _of_diffusers}
+WEIGHED_SDE = WEIGHED | {"diffusers": implemented(halved, wrong=True)}
+WEIGHED |= {"diffusers": implemented(halved)}

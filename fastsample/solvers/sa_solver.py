@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from ..plan import Plan
 from ..plan.given import reals
 from ._begin import begin, build, choice, number
 from ._build import Builder, Lin, M, R, X
-from ._multistep import Form, Levels, Weigh, corrected, plain, predicted
+from ._multistep import Form, Levels, Weigh, corrected, plain, rows
 from ._start import solver
 
 
@@ -54,7 +56,9 @@ def sa_solver(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     forms, low = _forms(b, tau, *levels), bool(lower_order_final)
     weigh = plain if compat == "diffusers" else None
-    orders = _rows(b, forms, p, c, weigh, s_noise=s_noise, twice=asks == 2, low=low)
+    correct = corrector(b, forms, p, c, weigh, low) if c else None
+    given = {"low": low, "s_noise": s_noise, "weigh": weigh, "twice": asks == 2}
+    orders = rows(b, forms, p, correct=correct, **given)
     words = {"predictor_order": p, "corrector_order": c, "tau": tau, "s_noise": s_noise}
     words |= {"between": None if between is None else list(levels), "evaluations": asks}
     words |= {"lower_order_final": low, "compat": compat}
@@ -82,48 +86,25 @@ def _forms(b: Builder, tau: float, low: float, high: float) -> list[Form]:
     return [Form(eta=tau**2 if low <= each <= high else 0.0) for each in level]
 
 
-def _rows(
-    b: Builder,
-    forms: list[Form],
-    p: int,
-    c: int,
-    weigh: Weigh | None,
-    *,
-    s_noise: float,
-    twice: bool,
-    low: bool,
-) -> list[int]:
-    """The rows of every step; returns the predictor's orders."""
-    at, orders, drawn, asked = Levels.of(b), [], Lin(), 0
-    for i in range(b.n):
-        here = X
-        if i and c:
-            most = min(c, b.n - (i - 1) + 1) if low else c
-            words = {"weigh": weigh, "noise": drawn, "edited": b.inpaint}
-            here = correction(at, forms[i - 1], i, most, asked, **words)
-        if twice and here is not X:
-            b.row(b.t[i], to=b.t[i], x=here)
-            here = X
-        drawn = s_noise * b.noise(i)
-        asked = min(p, b.n - i) if low else p
-        x, order = predicted(at, forms[i], i, asked, weigh=weigh, here=here, noise=drawn)
-        orders.append(order)
-        anchor = here if c and b.inpaint else None
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, anchor=anchor)
-    return orders
-
-
-def correction(
-    at: Levels, form: Form, i: int, order: int, predictor: int, *, weigh: Weigh | None, **words
-) -> Lin:
-    """`corrected`, of `order` outputs with the one at point i; x as it is where the published
-    weight is infinite.
+def corrector(
+    b: Builder, forms: Sequence[Form], predictor: int, order: int, weigh: Weigh | None, low: bool
+) -> Callable[[Levels, int, Lin], Lin]:
+    """`correct` of `rows`: through `order` outputs, that at the point among them, after a predictor
+    of order `predictor`. low: the predictor's is n - i at most in step i, the corrector's one more.
+    x as it is where the published weight is infinite.
     """
-    if order > 1 and weigh is not None and at.alpha[i - 1] == 0.0:
-        return X
-    if at.alpha[i - 1] == 0.0 and form.eta:  # nothing is left of x there: alpha m_0 + sigma n
-        return X + at.alpha[i] * (M - R(f"m{i - 1}"))
-    return corrected(at, form, i, min(order - 1, i), predictor, weigh=weigh, **words)
+
+    def correct(at: Levels, i: int, noise: Lin) -> Lin:
+        form, left = forms[i - 1], b.n - (i - 1)
+        most, asked = (min(order, left + 1), min(predictor, left)) if low else (order, predictor)
+        if most > 1 and weigh is not None and at.alpha[i - 1] == 0.0:
+            return X
+        if at.alpha[i - 1] == 0.0 and form.eta:  # nothing is left of x there: alpha m_0 + sigma n
+            return X + at.alpha[i] * (M - R(f"m{i - 1}"))
+        words = {"weigh": weigh, "noise": noise, "edited": b.inpaint}
+        return corrected(at, form, i, min(most - 1, i), asked, **words)
+
+    return correct
 
 
 def _between(value) -> tuple[float, float]:

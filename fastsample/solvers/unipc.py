@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..plan import Plan
 from ._begin import begin, build, choice
 from ._build import Builder, Lin, X
-from ._multistep import Form, Levels, Weigh, carried, corrected, halved, plain, predicted
+from ._multistep import Form, Levels, Weigh, corrected, halved, plain, predicted, rows
 from ._start import solver
 
 FULL_ORDER_FROM = 15  # steps; fewer end better with their orders lowered, as diffusers has it
@@ -58,7 +58,9 @@ def unipc(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = lower_order_final
     low = (b.sigma[-1] == 0.0 or b.n < FULL_ORDER_FROM) if low is None else bool(low)
-    orders = _rows(b, Form(carry), order, variant, low=low, corrector=bool(corrector))
+    form, most = Form(carry), asked(b, order, low)
+    correct = lambda at, i, _: correction(at, form, i, most[i - 1], variant, edited=b.inpaint)
+    orders = rows(b, form, most, weigh=WEIGHED[variant], correct=correct if corrector else None)
     words = {"order": int(order), "variant": variant, "corrector": bool(corrector), "carry": carry}
     given = lower_order_final if lower_order_final is None else bool(lower_order_final)
     words |= {"lower_order_final": given, "compat": compat}
@@ -69,22 +71,10 @@ def unipc(
     return build(b, "unipc", words, orders, cite, order=reached)
 
 
-def _rows(
-    b: Builder, form: Form, order: int, variant: str, *, low: bool, corrector: bool
-) -> list[int]:
-    """The rows of every step; returns the predictor's orders."""
-    at, weigh, asked, orders = Levels.of(b), WEIGHED[variant], [], []
-    for i in range(b.n):
-        here = X
-        if i and corrector:
-            here = correction(at, form, i, asked[-1], variant, edited=b.inpaint)
-        asked.append(_asked(at, i, min(order, b.n - i) if low else order))
-        x, reached = predicted(at, form, i, asked[-1], weigh=weigh, here=here)
-        orders.append(reached)
-        keep = {f"m{i}": carried(at, form, i)}
-        anchor = here if corrector and b.inpaint else None
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep=keep, anchor=anchor)
-    return orders
+def asked(b: Builder, order: int, low: bool) -> list[int]:
+    """How many outputs every step is asked for. low: order n - i at most in step i."""
+    most = [min(order, b.n - i) if low else order for i in range(b.n)]
+    return [_asked(b, i, each) for i, each in enumerate(most)]
 
 
 def step(at: Levels, i: int) -> tuple[Lin, int]:
@@ -107,7 +97,7 @@ def correction(
     return corrected(at, form, i, order, order, weigh=WEIGHED[variant], edited=edited)
 
 
-def _asked(at: Levels, i: int, most: int) -> int:
+def _asked(at: Levels | Builder, i: int, most: int) -> int:
     return 1 if at.sigma[i + 1] == 0.0 else min(most, i + 1)
 
 

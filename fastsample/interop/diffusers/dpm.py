@@ -1,35 +1,40 @@
 """The rows of diffusers' DPM-Solver classes in all forms: data or noise, ODE or SDE, multistep or
-singlestep, orders 1 to 3. No torch, no diffusers.
+singlestep, orders 1 to 3, as choices on the multistep generator. No torch, no diffusers.
 
-In data form m is x0; in noise form m is eps. With h the rise of lambda = ln(alpha/sigma) over a
-step, D1 and D2 the differences of outputs that `_differences` forms, and m_b the output at the
-state x_b that a step begins at,
-
-    x' = base·x_b + A [I_0·m_b + w_1·D1 + w_2·D2] + noise,    I_j = H·j!·phi_{j+1}(-H)
-
-    data, ODE     base = sigma'/sigma           A = alpha'      H = h
-    data, SDE     base = e^{-h} sigma'/sigma    A = alpha'      H = 2h   sigma' sqrt(1 - e^{-2h})·n
-    noise, ODE    base = alpha'/alpha           A = sigma'      H = -h
-    noise, SDE    base = alpha'/alpha           A = 2 sigma'    H = -h   sigma' sqrt(e^{2h} - 1)·n
-
-w_1 is I_0/2 ("midpoint") or I_1 ("heun", and order 3), w_2 = I_2/2, and I_2/2 - 1 in the SDE in
-data form: diffusers' sign of a half. A step of length 0 changes nothing, and an output at one level
-with the next newer one, or at alpha = 0, is left out: diffusers divides by 0 there. Lu et al. 2022,
-arXiv:2206.00927 (noise) and 2211.01095 (data).
+A multistep step goes from point to point. A singlestep one goes from the first point of a group of
+as many steps as its order, whose outputs since then stand between its two ends: the polynomial
+through them is integrated from there, "heun" through all of them; "midpoint" has half of the whole
+weight for one difference, and of two takes the line to the newest alone. The SDE in data form has
+diffusers' sign of a half in the third order. A step of length 0 changes nothing, and an output at
+one level with the next newer one, or at alpha = 0, is left out: diffusers divides by 0 there. Lu et
+al. 2022, arXiv:2206.00927 (noise) and 2211.01095 (data).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import ANCHOR, ZERO, Builder, Lin, M, R, X
+from ...solvers._build import ZERO, Builder, Lin, R, X
 from ...solvers._exponential import gain
+from ...solvers._multistep import (
+    BASE,
+    VARIANTS,
+    Levels,
+    added,
+    carried,
+    first,
+    halved,
+    history,
+    implemented,
+    integrals,
+    lagrange,
+    rows,
+    weights,
+)
 from ...solvers._multistep import Form as Carried
-from ...solvers._multistep import Levels, history, moments
 
 CITE = [
     "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver, arXiv:2206.00927",
@@ -63,20 +68,16 @@ def dpm(
     """One step from each grid point but the last, of order orders[i] where so many outputs are
     there. rising: the grid does, data to noise. One evaluation a step.
     """
-    x0 = form.as_x0 or not form.noise
-    anchored: list[tuple[int, float]] = []
-    stored, reached = "x0" if x0 else "eps", []
+    stored = "x0" if form.as_x0 or not form.noise else "eps"
     b = Builder(model, grid, stored=stored, clip=clip, rising=rising)
-    at = Levels.of(b)
-    for i, order in enumerate(orders):
-        here = (X - b.alpha[i] * M) / b.sigma[i] if x0 and form.noise else M
-        seen = history(at, Carried(), i, order)
-        begins = form.single and len(seen) == 1
-        if form.single and len(seen) > 1:
-            anchored.append((i + 1, 0.0 if here is M else 1.0 / b.alpha[i]))
-        x, keep = _step(b, i, seen, here, form), {f"m{i}": here}
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep=keep, anchor=Lin(X) if begins else None)
-        reached.append(len(seen))
+    carry = Carried("eps" if form.noise else "x0", eta=float(form.sde))
+    own, wrong = VARIANTS[form.variant], form.sde and not (form.noise or form.exact)
+    if form.single:
+        weigh = _midpoint if own else _bent if wrong else None
+        reached, anchored = _grouped(b, carry, orders, weigh)
+    else:
+        weigh = own if form.exact else implemented(own, wrong)
+        reached, anchored = rows(b, carry, orders, weigh=weigh), []
     name = f"{'sde-' * form.sde}dpmsolver{'++' * (not form.noise)}"
     return b.build(
         f"{name}, {'single' if form.single else 'multi'}step",
@@ -110,55 +111,47 @@ def singlestep_orders(n: int, first: int, order: int, lowered: bool) -> list[int
 
 
 # -- inside ----------------------------------------------------------------------------------------
-def _step(b: Builder, i: int, seen: list[int], here: Lin, form: Form) -> Lin:
-    """x' from point i, over the outputs of the points seen; here is that of i."""
-    level, begin = b.half_log_snr, seen[-1] if form.single else i
+def _grouped(b: Builder, form: Carried, orders: Sequence[int], weigh) -> tuple[list, list]:
+    """The rows of steps that go from the first point of their group; (orders, what is anchored)."""
+    at, reached, anchored = Levels.of(b), [], []
+    for i, order in enumerate(orders):
+        seen, newest = history(at, form, i, order), carried(at, form, i)
+        drawn = b.noise(i) if form.eta else ZERO
+        x = _leap(at, form, i, seen, newest, drawn, weigh)
+        if len(seen) > 1:
+            anchored.append((i + 1, 0.0 if form.carry == b.stored else 1.0 / at.alpha[i]))
+        words = {} if len(seen) > 1 else {"anchor": X}
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": newest}, **words)
+        reached.append(len(seen))
+    return reached, anchored
+
+
+def _leap(
+    at: Levels, form: Carried, i: int, seen: list[int], newest: Lin, noise: Lin, weigh
+) -> Lin:
+    """x' of the step from the last point seen to point i + 1, over the outputs of those."""
+    begin, level = seen[-1], at.half_log_snr
     if level[i + 1] == level[begin]:
-        return Lin(X)
-    h, (alpha, sigma), (a, s) = (
-        level[i + 1] - level[begin],
-        b.level(b.t[begin]),
-        b.level(b.t[i + 1]),
-    )
-    outputs = [here, *(R(f"m{j}") for j in seen[1:])]
-    x = Lin({"x" if begin == i else ANCHOR: 1.0})
-    if form.noise:
-        H, A = -h, s
-        total = -a * sigma / alpha * gain(h)  # s·gain(-h), finite where s = 0
-        x, up = (a / alpha) * x, a * sigma / alpha
-        if form.sde:
-            total, A = 2.0 * total, 2.0 * A
-    else:
-        H, A, up = 2.0 * h if form.sde else h, a, s
-        total = a * gain(H)
-        x = s / sigma * (math.exp(-h) if form.sde else 1.0) * x if s else ZERO
-    x = x + total * outputs[-1 if form.single else 0]
-    if len(seen) > 1:
-        rises = [float(level[j] - level[k]) / h for j, k in zip(seen, seen[1:], strict=False)]
-        halved = len(seen) == 2 and form.variant == "midpoint"
-        _, first, second = moments(H, 3)
-        if form.single or not form.exact:
-            second = 0.5 * second
-        if form.sde and not form.noise and not form.exact:
-            second = second - 1.0
-        weights = [0.5 * total if halved else A * first, A * second]
-        pairs = zip(weights, _differences(outputs, rises, form), strict=False)
-        x = x + sum((w * d for w, d in pairs), ZERO)
-    return x + up * math.sqrt(gain(2.0 * h)) * b.noise(i) if form.sde and up else x
+        return X
+    ends = ([values[begin], values[i + 1]] for values in at[:3])
+    leg, whole = Levels(*ends, stored=at.stored), level[i + 1] - level[begin]
+    if begin == i:
+        return first(leg, form, 0, X, newest, noise)
+    outputs = [newest, *(R(f"m{j}") for j in seen[1:])]
+    places = [(level[j] - level[begin]) / whole for j in seen[:-1]]
+    total = integrals(leg, form, 0, len(seen))
+    w = weights(leg, form, 0, total, places, len(seen), weigh)
+    return added(first(leg, form, 0, BASE, outputs[-1], noise), w, outputs[:-1], outputs[-1])
 
 
-def _differences(m: list[Lin], r: list[float], form: Form) -> list[Lin]:
-    """D1, and D2 of three outputs m, newest first; r: the rises of lambda between them, in steps of
-    h. A third-order midpoint step of a group has no D2.
-    """
-    newer = (m[0] - m[1]) / r[0]
-    if len(m) == 2:
-        return [newer]
-    older = (m[1] - m[2]) / r[1]
-    if not form.single:
-        bend = (newer - older) / (r[0] + r[1])
-        return [newer + r[0] * bend, bend]
-    whole = (m[0] - m[2]) / (r[0] + r[1])
-    if form.variant == "midpoint":
-        return [whole]
-    return [((r[0] + r[1]) * older - r[1] * whole) / r[0], 2.0 * (whole - older) / r[0]]
+def _midpoint(places: list[float], total: list[float], h: float, asked: int) -> list[float]:
+    return halved(places, total, h, 2) if len(places) == 1 else [total[1] / places[0], 0.0]
+
+
+def _bent(places: list[float], total: list[float], h: float, asked: int) -> list[float]:
+    """The polynomial through all outputs, of three with the whole weight of D2 taken off."""
+    w = lagrange(places, total)
+    if len(places) == 2:
+        bend = 2.0 * total[0] / gain(h) / (places[0] - places[1])
+        w = [w[0] - bend / places[0], w[1] + bend / places[1]]
+    return w

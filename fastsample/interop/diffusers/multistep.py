@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import Builder, M, R, X
-from ...solvers._multistep import Form, Levels, carried, integrals, lagrange, place, rows
+from ...solvers._build import ZERO, Builder
+from ...solvers._multistep import Form, Levels, carried, predicted, rows
 
 LMS_ORDER = 4
 
@@ -25,26 +25,18 @@ def deis(model: Model, grid, *, order: int, lower_order_final: bool, clip: float
 
 
 def lms(model: Model, grid, *, run, first: int, order: int = LMS_ORDER, clip: float = 0.0) -> Plan:
-    """`solvers.lms` from point `first` of the whole run [n+1] on, the weights of
-    whose steps are those of the whole run: of outputs that were asked before this run began there
-    are none, and their weights are left out. A step of length 0 changes nothing. Butcher 2016,
-    ch. 24.
+    """`solvers.lms` from point `first` of the whole run [n+1] on, the weights of whose steps are
+    those of the whole run: of outputs that were asked before this run began there are none, and
+    their weights are left out. A step of length 0 changes nothing. Butcher 2016, ch. 24.
     """
     b, whole = Builder(model, grid, stored="x0", clip=clip), Builder(model, run, stored="x0")
     at, form = Levels.of(whole), Form("eps", "level")
     for i in range(first, whole.n):
-        x, newest = X, carried(at, form, i)
-        if at.half_log_snr[i] != at.half_log_snr[i + 1]:
-            level = at.half_log_snr
-            older = [j for j in range(i - 1, i - order, -1) if j >= 0 and level[j] != level[j + 1]]
-            total = integrals(at, form, i, len(older) + 1)
-            w = lagrange([place(at, form, i, j) for j in older], total)
-            x = (at.alpha[i + 1] / at.alpha[i]) * X + (total[0] - sum(w)) * newest
-            x = x + sum(
-                (v * R(f"m{j}") for v, j in zip(w, older, strict=True) if j >= first), 0 * M
-            )
+        x, _ = predicted(at, form, i, order)
+        for j in range(max(0, i - order), first):
+            x = x.put(("r", f"m{j}"), ZERO)
         t, to = b.t[i - first], b.t[i - first + 1]
-        b.row(t, to=to, x=x, keep={f"m{i}": newest})
+        b.row(t, to=to, x=x, keep={f"m{i}": carried(at, form, i)})
     return b.build(
         "lms of diffusers",
         consistent=first == 0,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from ...model import Model
 from ...plan import Plan
 from ...solvers._begin import number
-from ...solvers._build import ZERO, Builder, X
-from ...solvers._multistep import Form, Levels, carried, plain, predicted
-from ...solvers.sa_solver import correction
+from ...solvers._build import Builder, Lin, X
+from ...solvers._multistep import Form, Levels, plain, rows
+from ...solvers.sa_solver import corrector
 
 
 def sa(
@@ -37,26 +37,19 @@ def sa(
     arXiv:2309.05019, Alg. 1.
     """
     b = Builder(model, grid, stored="x0", clip=clip)
-    level, at, drawn = b.half_log_snr, Levels.of(b), ZERO
-    forms = [Form("eps" if noise else "x0", "lambda", tau**2) for tau in taus]
+    forms, anchored = [Form("eps" if noise else "x0", "lambda", tau**2) for tau in taus], []
     weigh, low = plain if published and not noise else None, lower_order_final
-    orders, anchored, asked = [], [], 0
-    for i, form in enumerate(forms):
-        here, before = X, drawn
-        if i and level[i] > level[i - 1]:
-            most = min(corrector_order, b.n - i + 2) if low else corrector_order
-            here = correction(at, forms[i - 1], i, most, asked, weigh=weigh)
-        drawn = b.noise(i)
-        asked = min(predictor_order, b.n - i) if low else predictor_order
-        x, reached = predicted(at, form, i, asked, weigh=weigh, here=here, noise=drawn)
-        orders.append(reached)
-        words = {"keep": {f"m{i}": carried(at, form, i)}}
+    corrected = corrector(b, forms, predictor_order, corrector_order, weigh, low)
+
+    def correct(at: Levels, i: int, drawn: Lin) -> Lin:
+        here = corrected(at, i, drawn) if b.half_log_snr[i] > b.half_log_snr[i - 1] else X
         if here is not X:  # all that x was predicted from stays until it is corrected (`edits`)
             anchored.append((i + 1, 1.0 / b.alpha[i] if noise else 0.0))
-            oldest = max(0, i - 1 - max(predictor_order, corrector_order))
-            words["spares"] = [f"m{j}" for j in range(oldest, i)]
-            words["reads"] = before if forms[i - 1].eta else ZERO
-        b.row(b.t[i], to=b.t[i + 1], x=x, **words)
+        return here
+
+    reach = max(predictor_order, corrector_order)
+    words = {"low": low, "weigh": weigh, "correct": correct, "reach": reach}
+    orders = rows(b, forms, predictor_order, **words)
     cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
     words = {"anchored": anchored, "orders": orders, "citations": [cite]}
     poor = any(taus) or corrector_order == 1

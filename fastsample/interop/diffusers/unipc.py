@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 from ...model import Model
 from ...plan import Plan
-from ...solvers._build import Builder, M, X
-from ...solvers._multistep import Form, Levels, predicted
-from ...solvers.unipc import WEIGHED, correction
+from ...solvers._build import Builder, Lin, X
+from ...solvers._multistep import Form, Levels, rows
+from ...solvers.unipc import WEIGHED, asked, correction
 
 
 def unipc(
@@ -27,7 +27,7 @@ def unipc(
 ) -> Plan:
     """`solvers.unipc` from point `first` of a grid on, except that
 
-    noise        m is eps, and alpha and sigma change places, and lambda its sign
+    noise        eps is carried
     uncorrected  the numbers, in the whole run, of the steps that no corrector comes back to
 
     A step of length 0 changes nothing, and an output at one level with a newer one is left out. All
@@ -35,24 +35,17 @@ def unipc(
     Zhao et al. 2023, arXiv:2302.04867, Alg. 5-8.
     """
     b = Builder(model, grid, stored="eps" if noise else "x0", clip=clip)
-    level, at, weigh = b.half_log_snr, Levels.of(b), WEIGHED[variant]
-    if noise:
-        at = at._replace(alpha=at.sigma, sigma=at.alpha, half_log_snr=(-level).tolist())
-    asked, orders, anchored = [], [], []
-    for i in range(b.n):
-        here = X
-        if i and level[i] > level[i - 1] and i - 1 + first not in uncorrected:
-            here = correction(at, Form(), i, asked[-1], variant)
-            if here is not X:
-                anchored.append((i + 1, 0.0))
-        most = min(order, b.n - i) if lower_order_final else order
-        asked.append(1 if b.sigma[i + 1] == 0.0 else min(most, i + 1))
-        x, reached = here, 1
-        if level[i + 1] > level[i]:
-            x, reached = predicted(at, Form(), i, asked[-1], weigh=weigh, here=here)
-        orders.append(reached)
-        read = [] if here is X else [f"m{j}" for j in range(max(0, i - 1 - order), i)]
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": M}, spares=read)
+    form, most, anchored = Form(b.stored), asked(b, order, lower_order_final), []
+
+    def correct(at: Levels, i: int, _: Lin) -> Lin:
+        if b.half_log_snr[i] == b.half_log_snr[i - 1] or i - 1 + first in uncorrected:
+            return X
+        here = correction(at, form, i, most[i - 1], variant)
+        if here is not X:
+            anchored.append((i + 1, 0.0))
+        return here
+
+    orders = rows(b, form, most, weigh=WEIGHED[variant], correct=correct, reach=order)
     return b.build(
         "unipc of diffusers",
         arguments={"order": order, "variant": variant, "uncorrected": sorted(uncorrected)},
