@@ -44,8 +44,9 @@ def ran(made=DRAWS, restart=None, **words):
     return run.x.clone()
 
 
-def served(capacity=4, pad_to=None, **words):
-    engine = fs.Engine(MODEL.fn, (8,), capacity=capacity, pad_to=pad_to)
+def served(capacity=4, **words):
+    options = {k: words.pop(k) for k in ("pad_to", "waiting", "overtakes") if k in words}
+    engine = fs.Engine(MODEL.fn, (8,), capacity=capacity, **options)
     ticket = engine.submit(DRAWS, **{"noise": Z[:1].float(), "seed": 3, **words})
     engine.run()
     return ticket.result().clone()
@@ -128,6 +129,7 @@ def _runs():
     yield "Sampler.level", lambda v: sampled(noise=None, latent=Z, level=v)
     yield "Run.noise_scale", lambda v: ran(noise_scale=v)
     yield "Engine.level", lambda v: served(noise=None, latent=Z[:1].float(), level=v)
+    yield "Engine.deadline", lambda v: served(deadline=v)
     yield "k_sample.eta", lambda v: k_sampled(eta=v)
     yield "k_sample.s_noise", lambda v: k_sampled(s_noise=v)
     yield "metrics.psnr.data_range", lambda v: metrics.psnr(Z, Z + 0.1, data_range=v)
@@ -179,6 +181,9 @@ def _counted():
     yield "Sampler.start", lambda v: sampled(long, noise=None, latent=Z, start=v)
     yield "Engine.capacity", lambda v: served(capacity=v)
     yield "Engine.pad_to", lambda v: served(pad_to=v)
+    yield "Engine.waiting", lambda v: served(waiting=v)
+    yield "Engine.overtakes", lambda v: served(overtakes=v)
+    yield "Engine.every", lambda v: served(every=v)
     yield "Engine.seed", lambda v: served(seed=v)
     yield "Engine.stage", lambda v: served(stage=v)
     yield "k_sample.seed", lambda v: k_sampled(seed=v)

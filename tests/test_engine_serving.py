@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -198,6 +199,24 @@ def test_a_model_that_fails_ends_the_requests_it_was_asked_for(answer, error, sa
         assert same(others[0].result(LONG), own)
         assert same(submit(engine, 2, seed=5, **words).result(LONG), own) and engine.serving
     assert engine._seats == [None] * 4
+
+
+def test_an_error_holds_no_memory_of_the_model():
+    """Though its traceback does: a ticket is kept, and what stood in the model's frames is not."""
+    left = []
+
+    def model(x, t):
+        much = x * 2
+        left.append(weakref.ref(much))
+        raise KeyError("its own")
+
+    with fs.Engine(model, SHAPE).serve() as engine:
+        ticket = submit(engine)
+        with pytest.raises(KeyError) as error:
+            ticket.result(LONG)
+        assert error.traceback[-1].name == "model" and ticket.reason is error.value
+        engine.close()
+    assert [ref() for ref in left] == [None]
 
 
 def test_nan_and_a_callback_end_one_request():

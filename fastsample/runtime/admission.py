@@ -250,16 +250,19 @@ class Turn:
     __enter__, __exit__ = take, give
 
 
-def deadline_of(came: float, deadline: object, callback: Callable | None, every: object):
-    """When a request ends that came at `came`; refuses a deadline and a callback that cannot be."""
+def told_how(came: float, deadline: object, callback: object, every: object) -> tuple:
+    """(when a request ends that came at `came`, its callback, every how many rows); refuses a
+    deadline and a callback that cannot be.
+    """
     after = seconds("Engine.submit", "deadline", deadline)
     if callback is not None and not callable(callback):
         raise TypeError(
             f"Engine.submit: callback is a {type(callback).__name__}; a callable(ticket) is "
             "accepted"
         )
-    if (arguments.integer(every) or 0) < 1:
+    rows = arguments.integer(every)
+    if (rows or 0) < 1:
         raise ValueError(
             f"Engine.submit: every={every!r:.60}; a whole number of rows, 1 or more, is accepted"
         )
-    return None if after is None else came + after
+    return None if after is None else came + after, callback, rows

@@ -19,7 +19,7 @@ from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
 from . import arguments, conditions, ladder, sources
-from .admission import deadline_of
+from .admission import told_how
 from .budget import Budget, most_bytes
 from .places import Places
 from .request import Request, Requests, leaves
@@ -94,6 +94,7 @@ class Engine(Serving):
         max_bytes: int | None = None,
     ) -> None:
         models, sizes, shapes = _sizes(model, shape, capacity, pad_to, collate)
+        pad_to = None if pad_to is None else sizes[1]
         arguments.dtypes("Engine", state_dtype, model_dtype)
         with arguments.named("Engine"):
             self._judged = arguments.judged(check)
@@ -162,8 +163,8 @@ class Engine(Serving):
             image, blend = (strength, level), (mask, known)
             request = self._requests.made(plan, begin, told, image, blend)
             self._check_numbers(request)
-            end = deadline_of(came, deadline, callback, every)
-            ticket = Ticket(self, request, came, end, callback, every)
+            own = told_how(came, deadline, callback, every)
+            ticket = Ticket(self, request, came, *own)
             self._come(ticket, ladder.behind(self, after))
             return ticket
 
