@@ -80,6 +80,26 @@ def test_the_queue_has_an_end_and_says_when_it_may_be_tried_again(clock):
     assert states([second, third, fourth, again]) == "result cancelled result result"
 
 
+@pytest.mark.parametrize("waiting", [0, 1, 3])
+@pytest.mark.parametrize("pad_to", [None, 3])
+def test_who_comes_again_when_it_is_told_is_taken_in(clock, waiting, pad_to):
+    engine = fs.Engine(clock.model, SHAPE, 3, waiting=waiting, pad_to=pad_to)
+    two = {"uncond": told(0), "guidance": 2.0}
+    for k in range(99):
+        words = two if k % 3 == 0 else {}
+        try:
+            submit(engine, 3 + 5 * k % 7, cond=told(k), **words)
+        except fs.EngineFull as full:
+            if not engine._times:  # so far it is a guess
+                engine.tick(), engine.tick()
+                continue
+            again = clock.now + full.retry_after
+            while clock.now < again:
+                engine.tick()
+            submit(engine, 3, cond=told(k), **words)
+    assert clock.now > 150
+
+
 def test_without_a_queue_there_is_room_or_not():
     engine = fs.Engine(lambda x, t: x, SHAPE, 1, waiting=0)
     ticket = submit(engine)
