@@ -13,6 +13,8 @@ from ._build import Builder, Lin, M, R, X
 from ._multistep import Form, Levels, Weigh, corrected, plain, rows
 from ._start import solver
 
+CITE = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
+
 
 @solver("A", diffusers="SASolverScheduler", comfyui="sa_solver, sa_solver_pece")
 def sa_solver(
@@ -56,17 +58,15 @@ def sa_solver(
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     forms, low = _forms(b, tau, *levels), bool(lower_order_final)
     weigh = plain if compat == "diffusers" else None
-    correct = corrector(b, forms, p, c, weigh, low) if c else None
     given = {"low": low, "s_noise": s_noise, "weigh": weigh, "twice": asks == 2}
-    orders = rows(b, forms, p, correct=correct, **given)
+    orders = rows(b, forms, p, correct=corrector(b, forms, p, c, weigh, low), **given)
     words = {"predictor_order": p, "corrector_order": c, "tau": tau, "s_noise": s_noise}
     words |= {"between": None if between is None else list(levels), "evaluations": asks}
     words |= {"lower_order_final": low, "compat": compat}
-    cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
     noisy = any(form.eta for form in forms)
     order = 1 if noisy or c == 1 else min(max(p, c), 3 if c else 2)
-    consistent = s_noise == 1.0 or not noisy
-    return build(b, "sa_solver", words, orders, cite, order=order, consistent=consistent)
+    sound = s_noise == 1.0 or not noisy
+    return build(b, "sa_solver", words, orders, CITE, order=order, consistent=sound)
 
 
 def _asks(evaluations, corrector_order: int) -> int:
@@ -88,10 +88,10 @@ def _forms(b: Builder, tau: float, low: float, high: float) -> list[Form]:
 
 def corrector(
     b: Builder, forms: Sequence[Form], predictor: int, order: int, weigh: Weigh | None, low: bool
-) -> Callable[[Levels, int, Lin], Lin]:
+) -> Callable[[Levels, int, Lin], Lin] | None:
     """`correct` of `rows`: through `order` outputs, that at the point among them, after a predictor
-    of order `predictor`. low: the predictor's is n - i at most in step i, the corrector's one more.
-    x as it is where the published weight is infinite.
+    of order `predictor`; None for order 0. low: the predictor's is n - i at most in step i, the
+    corrector's one more. x as it is where the published weight is infinite.
     """
 
     def correct(at: Levels, i: int, noise: Lin) -> Lin:
@@ -104,7 +104,7 @@ def corrector(
         words = {"weigh": weigh, "noise": noise, "edited": b.inpaint}
         return corrected(at, form, i, min(most - 1, i), asked, **words)
 
-    return correct
+    return correct if order else None
 
 
 def _between(value) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from ...plan import Plan
 from ...solvers._begin import number
 from ...solvers._build import Builder, Lin, X
 from ...solvers._multistep import Form, Levels, plain, rows
-from ...solvers.sa_solver import corrector
+from ...solvers.sa_solver import CITE, corrector
 
 
 def sa(
@@ -50,8 +50,7 @@ def sa(
     reach = max(predictor_order, corrector_order)
     words = {"low": low, "weigh": weigh, "correct": correct, "reach": reach}
     orders = rows(b, forms, predictor_order, **words)
-    cite = "Xue, Yi, Luo, Zhang, Sun, Li, Ma 2023, SA-Solver, Alg. 1, arXiv:2309.05019"
-    words = {"anchored": anchored, "orders": orders, "citations": [cite]}
+    words = {"anchored": anchored, "orders": orders, "citations": [CITE]}
     poor = any(taus) or corrector_order == 1
     words["order"] = 1 if poor else min(max(predictor_order, corrector_order), 3)
     # exact outputs give the SDE in noise form another variance than its level has
