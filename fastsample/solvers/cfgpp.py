@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
+
 from ..model import to_kind
 from ..plan import Plan
 from ._begin import begin, build, number
@@ -54,10 +56,11 @@ def euler_cfgpp(
     """
     eta, s_noise = number("euler_cfgpp: eta", eta), number("euler_cfgpp: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    at = Level.on(b)
+    at, free = Level.on(b), _unguided(b)
     for i in range(b.n):
         kappa = ancestral(at[i], at[i + 1], eta)
-        b.row(b.t[i], to=b.t[i + 1], x=_euler(b, at, i, kappa, s_noise * b.noise(i)))
+        x = _euler(at[i], at[i + 1], free[i], kappa, s_noise * b.noise(i))
+        b.row(b.t[i], to=b.t[i + 1], x=x)
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
     said = {"consistent": s_noise == 1.0 or not eta, "direction": BASE}
     return build(b, "euler_cfgpp", words, [1] * b.n, CITE, **said)
@@ -76,12 +79,12 @@ def dpmpp_2m_cfgpp(
     compat changes nothing here. Chung et al. 2024, arXiv:2406.08070, with ComfyUI's second order.
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    levels, at, orders = Levels.of(b), Level.on(b), []
+    levels, at, free, orders = Levels.of(b), Level.on(b), _unguided(b), []
     for i in range(b.n):
         x, order = predicted(levels, Form(), i, 2, weigh=halved)
         orders.append(order)
-        x = x + _turned(b, i, rise(at[i], at[i + 1]))
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": _unguided(b, i)})
+        x = x + _turned(at[i + 1], rise(at[i], at[i + 1]), free[i])
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": free[i]})
     return build(b, "dpmpp_2m_cfgpp", {"compat": compat}, orders, CITE, direction=BASE)
 
 
@@ -111,7 +114,7 @@ def dpmpp_2s_ancestral_cfgpp(
     name = "dpmpp_2s_ancestral_cfgpp"
     eta, s_noise = number(f"{name}: eta", eta), number(f"{name}: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    at, orders = Level.on(b), []
+    at, free, orders = Level.on(b), _unguided(b), []
     kappas = [ancestral(s, t, eta) for s, t in pairwise(at)]
     widths = [rise(*ends) + kappa for ends, kappa in zip(pairwise(at), kappas, strict=True)]
     halves = [at[i].half_log_snr + 0.5 * H for i, H in enumerate(widths) if 0.0 < H < math.inf]
@@ -120,10 +123,10 @@ def dpmpp_2s_ancestral_cfgpp(
         step, noise = Step.of(at[i], at[i + 1], kappa), s_noise * b.noise(i)
         orders.append(2 if 0.0 < H < math.inf else 1)
         if orders[-1] == 1:
-            b.row(b.t[i], to=b.t[i + 1], x=_euler(b, at, i, kappa, noise))
+            b.row(b.t[i], to=b.t[i + 1], x=_euler(*at[i : i + 2], free[i], kappa, noise))
             continue
         time, mid = next(middles)
-        u = X + at[i].alpha * (M - _unguided(b, i))
+        u = X + at[i].alpha * (M - free[i])
         half = (mid.sigma / at[i].sigma) * u + mid.alpha * gain(rise(at[i], mid)) * M
         b.row(b.t[i], to=time, x=half, keep={"u": u})
         b.row(time, to=b.t[i + 1], x=step.over(noise, R("u")))
@@ -161,8 +164,8 @@ def res_multistep_cfgpp(
     eta, s_noise = number(f"{name}: eta", eta), number(f"{name}: s_noise", s_noise)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     at, orders, before = Level.on(b), [], math.inf
-    for i, (s, t) in enumerate(pairwise(at)):
-        kappa, noise, free = ancestral(s, t, eta), s_noise * b.noise(i), _unguided(b, i)
+    for i, (s, t, free) in enumerate(zip(at[:-1], at[1:], _unguided(b), strict=True)):
+        kappa, noise = ancestral(s, t, eta), s_noise * b.noise(i)
         width = rise(s, t) + kappa
         w = bent(width, before)
         orders.append(2 if w else 1)
@@ -170,7 +173,7 @@ def res_multistep_cfgpp(
             x = Step.of(s, t, kappa).over(noise, X + s.alpha * (M - free), free)
             x = x + (t.alpha * w) * (R(f"m{i - 1}") - free) if w else x
         else:
-            x = _euler(b, at, i, kappa, noise)
+            x = _euler(s, t, free, kappa, noise)
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": free})
         before = width
     words = {"eta": eta, "s_noise": s_noise, "compat": compat}
@@ -197,29 +200,29 @@ def gradient_estimation_cfgpp(
     carry = "v" if is_flow(found.schedule, grid) else "eps"
     b = begin(found, grid, None, start, inpaint=inpaint, clip=clip, compat=compat)
     levels, at, form = Levels.of(b), Level.on(b), Form(carry, "level")
-    for i in range(b.n):
-        x, slope = _euler(b, at, i), carried(levels, form, i).put("m", _unguided(b, i))
-        if i and at[i + 1].sigma:
+    for i, (s, t, free) in enumerate(zip(at[:-1], at[1:], _unguided(b), strict=True)):
+        x, slope = _euler(s, t, free), carried(levels, form, i).put("m", free)
+        if i and t.sigma:
             x = x + ((gamma - 1.0) * whole(levels, form, i)) * (slope - R(f"d{i - 1}"))
         b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"d{i}": slope})
     words = {"gamma": gamma, "compat": compat}
     return build(b, "gradient_estimation_cfgpp", words, [1] * b.n, CITE, direction=BASE)
 
 
-def _euler(b: Builder, at: list[Level], i: int, kappa: float = 0.0, noise: Lin = ZERO) -> Lin:
-    """euler_cfgpp's step from point i."""
-    s, t = at[i], at[i + 1]
-    return Step.of(s, t, kappa).over(noise) + _turned(b, i, rise(s, t) + kappa)
+def _euler(s: Level, t: Level, free: Lin, kappa: float = 0.0, noise: Lin = ZERO) -> Lin:
+    """euler_cfgpp's step."""
+    return Step.of(s, t, kappa).over(noise) + _turned(t, rise(s, t) + kappa, free)
 
 
-def _turned(b: Builder, i: int, H: float) -> Lin:
+def _turned(t: Level, H: float, free: Lin) -> Lin:
     """e^{-H} alpha'·(D - D_u); nothing from alpha = 0, to sigma = 0 and over no length."""
-    share = math.exp(-H) * float(b.alpha[i + 1])
-    return share * (M - _unguided(b, i)) if share and H else ZERO
+    share = math.exp(-H) * t.alpha
+    return share * (M - free) if share and H else ZERO
 
 
-def _unguided(b: Builder, i: int) -> Lin:
-    """D_u, over x and the model's raw output."""
-    levels = float(b.alpha[i]), float(b.sigma[i])
+def _unguided(b: Builder) -> list[Lin]:
+    """D_u at every point but the last [n], over x and the model's raw output."""
+    levels = b.alpha[:-1], b.sigma[:-1]
     p, q = to_kind("x0", b.model.prediction, *levels, b.model.sigma_data)
-    return (float(p) * X if p else ZERO) + float(q) * F(0)
+    pairs = zip(*(np.broadcast_to(v, b.n).tolist() for v in (p, q)), strict=True)
+    return [(of_x * X if of_x else ZERO) + of_raw * F(0) for of_x, of_raw in pairs]
