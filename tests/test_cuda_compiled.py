@@ -87,6 +87,32 @@ def test_the_library_loads_without_a_driver_and_names_its_architectures():
             lib.fs_noise_fill(NoiseArgs(device=CUDA, batch=1, elements=8, out=address(out)))
 
 
+def test_an_engines_memory_compiles_and_says_that_there_is_no_gpu(tmp_path):
+    source = tmp_path / "memory.cu"
+    source.write_text("""
+#include <cstdio>
+#include <fastsample/cuda_memory.hpp>
+#include <fastsample/engine.hpp>
+
+int main() try {
+  fastsample::CudaMemory memory;
+  void* taken = memory.take(256);
+  memory.copy(taken, &memory, 8), memory.wait(), memory.give(taken, 256);
+  return std::puts("done"), 0;
+} catch (const fastsample::Error& error) {
+  return std::printf("%d %s\\n", error.status(), error.what()), 0;
+}
+""")
+    folder = build.ROOT / "csrc/include"
+    flags = ["-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
+    build.run("nvcc", *flags, f"-I{folder}", source, "-o", tmp_path / "memory")
+    said = build.run(tmp_path / "memory")
+    if shutil.which("nvidia-smi") is None:
+        assert re.match(r"-8 CudaMemory: cuda(GetDevice|Malloc): ", said)
+    else:
+        assert said == "done\n"
+
+
 def test_users_link_either_library_with_cuda_and_are_told_of_it(tmp_path):
     """By find_package, of which build.installed asks it, and as fastsample.pc says; the static one
     brings CUDA's static runtime.

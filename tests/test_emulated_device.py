@@ -7,6 +7,7 @@ import pytest
 import torch
 from c import build as builds
 from c.interface import CUDA, NoiseArgs, StatusError
+from c.plans import plans
 from emulate import build
 from emulate.memory import Array
 
@@ -116,6 +117,20 @@ def test_the_example_server_serves_the_same_on_a_device(built, tmp_path):
         for kind, name in ((["--device", "cuda"], "device"), ([], "host")):
             builds.run(tmp_path / "server", *kind, *words, tmp_path / name)
         assert (tmp_path / "device").read_bytes() == (tmp_path / "host").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_cpp_engine_serves_the_same_on_a_device(built, tmp_path):
+    root, tree = builds.ROOT, build.tree()
+    flags = ["-std=c++17", "-pedantic", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    folders = ["-I", root / "csrc/include", "-I", root / "tests/emulate"]
+    link = ["-L", tree, "-lfastsample_engine", "-lfastsample", f"-Wl,-rpath,{tree}", "-pthread"]
+    source, program = root / "tests/emulate/engine.cpp", tmp_path / "engine"
+    builds.run("g++", *flags, *folders, source, *link, "-o", program)
+    for name, plan in plans().items():
+        plan.save(tmp_path / f"{name}.fsplan")
+    said = builds.run(program, *sorted(tmp_path.glob("*.fsplan")))
+    assert int(said.split()[0]) > 64
 
 
 # -- the package -----------------------------------------------------------------------------------

@@ -217,6 +217,7 @@ def test_an_honest_import_passes(module, source):
 C_FLOOR = {"include": 0, "engine": 1, "core": 1, "cpu": 2, "cuda": 2, "c_api": 3, "python": 4}
 FOREIGN = re.compile(r"^(torch|ATen|c10|caffe2|cub|thrust)/|^cu(blas|dnn|fft|rand|solver|sparse)")
 CUDA_HEADERS = re.compile(r"^cuda\w*\.h$|^cooperative_groups")
+CUDA_SEEN = r"cuda/.* cuda_(runtime|fp16|bf16)\.h|.*/cuda_memory\.hpp cuda_runtime_api\.h"
 
 
 def c_unit(relative):
@@ -241,11 +242,10 @@ def c_breaches(source, relative):
             found.append(f"{where}; no torch header and no CUDA library anywhere")
         if re.match(r"pybind11/|Python\.h$", name) and unit != "python":
             found.append(f"{where}; Python is for python.cpp only")
-        if CUDA_HEADERS.match(name) and (
-            unit != "cuda" or not re.match(r"cuda_(runtime|fp16|bf16)\.h$", name)
-        ):
+        if CUDA_HEADERS.match(name) and not re.fullmatch(CUDA_SEEN, f"{relative} {name}"):
             found.append(
-                f"{where}; cuda/ sees cuda_runtime.h, cuda_fp16.h and cuda_bf16.h, the others none"
+                f"{where}; cuda/ sees cuda_runtime.h, cuda_fp16.h and cuda_bf16.h, what users "
+                "compile, cuda_memory.hpp, the runtime's header, the others none"
             )
         target = (
             "include" if name.startswith("fastsample/") else c_unit(name) if "/" in name else None

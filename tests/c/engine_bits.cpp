@@ -31,35 +31,6 @@ class Apart : public fsp::Memory {
   void wait() override { ++waits; }
 };
 
-struct Mix {
-  std::vector<fsp::Request> requests;
-  std::vector<Floats> want;
-
-  explicit Mix(const Plans& plans, size_t count = 64) {
-    while (requests.size() < count) {
-      for (const auto& [name, plan] : plans) requests.push_back(request(plan, requests.size()));
-    }
-    for (const fsp::Request& each : requests) want.push_back(alone(each));
-  }
-
-  // All of them in an order of their own, with strangers that are cancelled in between.
-  void come(fsp::Engine& engine, unsigned seed) const {
-    std::mt19937 dice(seed);
-    std::vector<size_t> order(requests.size());
-    for (size_t k = 0; k < order.size(); ++k) order[k] = k;
-    for (size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[dice() % k]);
-    std::vector<fsp::Ticket> tickets, strangers;
-    for (const size_t k : order) {
-      tickets.push_back(engine.submit(requests[k]));
-      if (dice() % 8 == 0) strangers.push_back(engine.submit(requests[dice() % order.size()]));
-      if (!strangers.empty() && dice() % 3 == 0) strangers[dice() % strangers.size()].cancel();
-      for (size_t ticks = dice() % 3; ticks > 0; --ticks) engine.tick();
-    }
-    engine.run();
-    for (size_t k = 0; k < order.size(); ++k) DEMAND(result(tickets[k]) == want[order[k]]);
-  }
-};
-
 void in_any_order(const Mix& mix) {
   for (unsigned order = 0; order < 200; ++order) {
     fsp::Engine engine({denoise, denoise}, options(5 + order % 60));

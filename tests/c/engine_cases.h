@@ -27,6 +27,16 @@ inline std::atomic<int64_t> allocations{0}, frees{0};  // by operator new and de
 using Plans = std::map<std::string, fsp::Plan>;
 using Floats = std::vector<float>;
 
+inline Plans plans_of(int argc, char** argv) {
+  Plans plans;
+  for (int k = 1; k < argc; ++k) {
+    const std::string path = argv[k];
+    const size_t begin = path.find_last_of('/') + 1;
+    plans.emplace(path.substr(begin, path.find_last_of('.') - begin), fsp::Plan::load(path));
+  }
+  return plans;
+}
+
 constexpr int64_t D = 61;
 
 inline fsp::Options options(int64_t capacity = 8, int64_t waiting = 200) {
@@ -88,6 +98,36 @@ std::string thrown(const Call& call) {
 inline bool says(const std::string& sentence, const char* words) {
   return sentence.find(words) != std::string::npos;
 }
+
+// Requests of every plan, and what each gives alone.
+struct Mix {
+  std::vector<fsp::Request> requests;
+  std::vector<Floats> want;
+
+  explicit Mix(const Plans& plans, size_t count = 64) {
+    while (requests.size() < count) {
+      for (const auto& [name, plan] : plans) requests.push_back(request(plan, requests.size()));
+    }
+    for (const fsp::Request& each : requests) want.push_back(alone(each));
+  }
+
+  // All of them in an order of their own, with strangers that are cancelled in between.
+  void come(fsp::Engine& engine, unsigned seed) const {
+    std::mt19937 dice(seed);
+    std::vector<size_t> order(requests.size());
+    for (size_t k = 0; k < order.size(); ++k) order[k] = k;
+    for (size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[dice() % k]);
+    std::vector<fsp::Ticket> tickets, strangers;
+    for (const size_t k : order) {
+      tickets.push_back(engine.submit(requests[k]));
+      if (dice() % 8 == 0) strangers.push_back(engine.submit(requests[dice() % order.size()]));
+      if (!strangers.empty() && dice() % 3 == 0) strangers[dice() % strangers.size()].cancel();
+      for (size_t ticks = dice() % 3; ticks > 0; --ticks) engine.tick();
+    }
+    engine.run();
+    for (size_t k = 0; k < order.size(); ++k) DEMAND(result(tickets[k]) == want[order[k]]);
+  }
+};
 
 void try_bits(const Plans& plans);
 void try_memory(const Plans& plans);

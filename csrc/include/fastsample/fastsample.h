@@ -146,7 +146,8 @@ FS_API int fs_plan_init_scale(const fs_plan* plan, double* scale);
  * bad. */
 FS_API const char* fs_plan_note(const fs_plan* plan);
 
-/* Numbers in one packed row: *floats = 3W+3+G+GK+(1+L)+1+E+2+2 with W = 3+S+G+L, *ints = 7+L. */
+/* Numbers in one packed row: *floats = 3W+3+G+GK+(1+L)+1+E+2+2 with W = 3+S+G+L, *ints = 7+L. The
+ * floats are M[3][W] | p q clip | U[G] | V[G][K] | ky Cy[L] | c | t[E] | dx dm | alpha sigma. */
 FS_API int fs_table_size(const fs_dims* dims, int64_t* floats, int64_t* ints);
 
 /* Writes the plan's rows as the table fs_step reads: floats [rows, WF] of dtype (FS_F32 rounds

@@ -223,11 +223,12 @@ class Table {
 
   bool widen(const fs_dims& dims) noexcept {
     bool changed = rows_ == 0;
-    for (int32_t fs_dims::* size :
-         {&fs_dims::S, &fs_dims::G, &fs_dims::L, &fs_dims::K, &fs_dims::E}) {
-      changed = changed || dims.*size > dims_.*size;
-      dims_.*size = std::max(dims_.*size, dims.*size);
-    }
+    const auto raise = [&changed](int32_t& own, int32_t size) {
+      changed = changed || size > own;
+      own = std::max(own, size);
+    };
+    raise(dims_.S, dims.S), raise(dims_.G, dims.G), raise(dims_.L, dims.L);
+    raise(dims_.K, dims.K), raise(dims_.E, dims.E);
     return changed;
   }
 
