@@ -12,14 +12,18 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
 TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
+SERVE := .venv-serve
+SERVED := $(SERVE)/.ready
 NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
-.PHONY: help demo test test-slow soak lint bench tables native ptx mutate pictures gpu gpu-there clean
+.PHONY: help demo serve test test-serve test-slow soak lint bench tables native ptx mutate pictures gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
+	@echo "make serve   the embedded model behind HTTP on 127.0.0.1:8000, with Ray Serve (examples/ray_serve; PORT=..., PLANS=... a folder)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
+	@echo "make test-serve  the served example on a Ray cluster on loopback, in .venv-serve (half a gigabyte)"
 	@echo "make soak    the property tests with 2,000 examples each, and plans of 50 and of 1,000 steps of every solver on every schedule"
 	@echo "make lint    ruff and clang-format"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
@@ -54,9 +58,21 @@ $(NATIVE): $(READY) $(C_FILES)
 	else echo "make: no C++ compiler was found; going on with the backend reference"; fi
 	@touch $@
 
+# Ray is half a gigabyte: it has an environment of its own, with the native code that .venv built.
+$(SERVED): $(NATIVE) pyproject.toml constraints.txt
+	@echo "setting up $(SERVE): torch and Ray"
+	@test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	@$(SERVE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt torch setuptools wheel pybind11
+	@FASTSAMPLE_NATIVE=off $(SERVE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt --no-build-isolation -e '.[serve]' \
+	  safetensors pytest hypothesis httpx
+	@touch $@
+
 # --- what users and developers run ---
 demo: $(NATIVE)
 	@$(PY) -m fastsample demo
+
+serve: $(SERVED)
+	$(SERVE)/bin/python -m examples.ray_serve --port $(or $(PORT),8000) --plans $(or $(PLANS),build/plans)
 
 # Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour; and in one of
 # its own, for Triton looks at this when it is loaded, what its interpreter runs.
@@ -68,6 +84,9 @@ test: $(NATIVE)
 test-slow: $(NATIVE)
 	@command -v nvcc >/dev/null || echo "make test-slow: nvcc was not found; the CUDA kernels are tested in their emulation alone"
 	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile -m "not gpu and slow and not interpreted"
+
+test-serve: $(SERVED)
+	OMP_NUM_THREADS=1 $(SERVE)/bin/python -m pytest -q --durations=5 -p no:warnings tests/serve
 
 soak: $(NATIVE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -v --durations=20 --hypothesis-profile=soak -m "(hypothesis or soak) and not gpu and not interpreted"
@@ -125,5 +144,5 @@ gpu: $(if $(REHEARSE),$(NATIVE),gpu-there native)
 	$$python tools/readme_tables.py --show $(RESULTS); exit $$status
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SERVE) build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

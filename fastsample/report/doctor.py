@@ -11,7 +11,7 @@ from itertools import product
 EXTRAS = {
     "demo": ("matplotlib", "safetensors", "tqdm"),
     "optimize": ("scipy", "cma"),
-    "serve": ("prometheus_client",),
+    "serve": ("prometheus_client", "ray", "pillow"),
     "brownian": ("torchsde",),
     "onnx": ("onnxruntime",),
     "bench": ("diffusers",),
