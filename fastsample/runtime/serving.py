@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 
+from . import capturable
 from .admission import Admission
 
 LAST = 5.0  # seconds that the end of the process waits for a tick that is under way
@@ -114,12 +115,12 @@ class Serving(Admission):
                         self._ends(ticket, "failed", error)
                     traceback.clear_frames(error.__traceback__)  # of the tensors that they hold
             self._call_back()
-            if self._device.type == "cuda":
+            if self._device.type == capturable.KIND:
                 self._pace()
 
     def _pace(self) -> None:
         """Be one tick ahead of the device, and no more: who comes would have to wait for them."""
-        event = torch.cuda.Event()
+        event = capturable.CUDA.Event()
         event.record()
         self._before, before = event, self._before
         if before is not None:
