@@ -130,9 +130,9 @@ def brownian(*, span: Sequence[float] | None = None) -> Brownian:
 
     What is and is not true: the noise of an SDE's step is an integral ∫ g dW, and n, as published,
     the increment of W alone, which agrees to the first order of the step. So with a path the
-    solvers of an equation (all that draw noise but lcm and tcd) converge path by path, with strong
-    order 1 whatever their weak order is; runs of two step counts are near each other, not equal,
-    and a single n is what it was: a unit normal.
+    solvers of an equation (all that draw noise but lcm, tcd and cm) converge path by path, with
+    strong order 1 whatever their weak order is; runs of two step counts are near each other, not
+    equal, and a single n is what it was: a unit normal.
 
     Drawn on the host, by about 2 log2(1/resolution) normal arrays of a sample's size for each noise
     and sample, 15 ms for one of [4, 64, 64]; ends are told apart to 1e-9 in s, to 1e-6 in rho. The
