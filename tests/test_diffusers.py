@@ -138,6 +138,8 @@ PEERS_OWN = [
     (DPM, THIRD | FULL),
     (DPM, THIRD | FULL | {"solver_type": "heun"}),
     (DPM, THIRD | {"euler_at_final": True}),
+    (UNIPC, {"solver_order": 4}),
+    (UNIPC, {"solver_order": 4, "solver_type": "bh1"} | TO_SIGMA_MIN | FULL),
     ("DDIMInverse", {}),
     ("DDIMInverse", ZERO_SNR),
     ("DDIMInverse", {"set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "sample"}),

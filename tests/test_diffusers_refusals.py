@@ -1,12 +1,15 @@
 """What an FsScheduler cannot do is said in a sentence, before anything runs."""
 
 import copy
+import re
+import sys
 from functools import partial
 
 import pytest
 import torch
 
 import fastsample
+from fastsample.interop.diffusers.sources import SAME, SOURCES
 from tests.oracle.pipelines import loop, start
 
 diffusers = pytest.importorskip("diffusers")
@@ -32,14 +35,14 @@ def timed(*steps, timesteps=None, sigmas=None, **config):
 
 def refused():
     """(what is refused when called, sentence)"""
-    yield of("IPNDM"), "IPNDMScheduler is not reproduced, nor is a class that runs on its noise"
-    yield of("FlowMatchLCM"), "source='LCMScheduler', which runs on its noise schedule"
+    yield of("SCM"), "SCMScheduler is not reproduced, nor is a class that runs on its noise"
+    yield of("UnCLIP"), "source='DDPMScheduler', which runs on its noise schedule"
     config = diffusers.LCMScheduler().config
     yield partial(FsScheduler.from_config, config), "fits ['LCMScheduler', 'TCDScheduler']"
     config = {"_class_name": "os.system"}
     yield partial(FsScheduler.from_config, config), "os.system is not reproduced"
     yield partial(FsScheduler.from_config, "folder"), "a str was given"
-    yield of("UniPCMultistep", solver_order=4), "solver_order = 4"
+    yield of("UniPCMultistep", solver_order=5), "solver_order = 5"
     two = partial(FsScheduler, use_karras_sigmas=True, use_beta_sigmas=True)
     yield two, "use_karras_sigmas and use_beta_sigmas = True at once; one of them is accepted"
     yield partial(FsScheduler, algorithm_type="dpmsolver+++"), "algorithm_type = 'dpmsolver+++'"
@@ -141,3 +144,13 @@ def test_a_begin_index_is_whole(index):
         scheduler.set_timesteps(3)
     scheduler.set_begin_index(torch.tensor(1))
     assert scheduler.begin_index == 1
+
+
+def test_the_table_of_what_is_left_out_is_whole():
+    """Every scheduler class of diffusers is reproduced, or in the package's table."""
+    package = sys.modules[FsScheduler.__mro__[1].__module__.rpartition(".")[0]]
+    table = package.__doc__.partition("and of the classes")[0].partition("why\n")[2]
+    named = set(re.findall(r"\w+", " ".join(line[:46] for line in table.splitlines())))
+    kinds = ((n, getattr(diffusers, n)) for n in dir(diffusers) if n.endswith("Scheduler"))
+    names = {n for n, k in kinds if isinstance(k, type) and hasattr(k, "config_name")}
+    assert named == {n.removesuffix("Scheduler") for n in names - {*SOURCES, *SAME}}

@@ -1,4 +1,49 @@
-"""A drop-in scheduler for diffusers' pipelines: `FsScheduler`."""
+"""A drop-in scheduler for diffusers' pipelines: `FsScheduler`.
+
+Of the scheduler classes of diffusers 0.42.1 it stands in for those in `sources`; a Parallel one is
+the class it is made of. It does not for
+
+    class, "Scheduler" left out                why
+    Amused, BlockRefinement, DiscreteDDIM,     tokens, no noise levels
+    EntropyBound, VQDiffusion
+    CogVideoXDDIM, CogVideoXDPM, UnCLIP        steps of their own; another class, by source=, runs
+                                               on their levels (`sources.CLOSEST`)
+    RePaint                                    goes back up under a mask; the same
+    Helios, HeliosDMD                          stages of several sizes
+    Piflow                                     an output of several parts
+    KarrasVe, ScoreSdeVe                       methods that pipelines call by turns, and no one step
+    FlowMapEulerDiscrete                       where a step goes is told to the step
+    CosineDPMSolverMultistep                   not yet: `solvers.dpmpp_2m_sde`, the model told
+                                               atan(sigma), its noise a path
+    DDPMWuerstchen                             not yet: DDPM on a cosine without a table
+    MiniMaxH3, RFD4Proteina                    not yet: flows told a time that rises to the data
+    SCM                                        not yet: `solvers.lcm` on TrigFlow, with a timestep
+                                               at the end at which no step is made
+
+and of the classes that it stands in for it leaves out
+
+    class                          what                           why
+    (any)                          betas of 1 and more            no level is left of the data
+    DDIMInverse                    timestep_spacing='linspace'    nor has the class
+    DPMSolverMultistepInverse      sde-..                         a noise of negative variance: NaN
+                                   use_flow_sigmas                runs from noise to data there
+    (both)                         timesteps=, sigmas=            nor have the classes
+    EDMEuler                       pred_original_sample=          an x0 that is not the model's
+    EulerDiscrete, EDMEuler,       s_churn in an exact run        a plan of `solvers` by from_plan
+    FlowMatchHeunDiscrete          s_churn beside a bound of x0   diffusers' has none there
+    FlowMatchEulerDiscrete         invert_sigmas beside           ends in noise
+                                   stochastic_sampling
+    FlowMatchLCM                   scale_factors                  samples change their size
+    FlowMatchLCM,                  invert_sigmas                  ends in noise
+    LTXEulerAncestralRF
+    LMSDiscrete                    order above 4                  nor has `solvers.lms`
+    (Parallel classes)             batch_step_no_noise            a run has one timestep for all
+    SASolver                       corrector_order above 4        nor has the class
+    UniPCMultistep                 solver_order above 4           nor has `solvers.unipc`
+                                   solver_p                       another scheduler's step
+
+each with a sentence that says what to write instead.
+"""
 
 import sys
 

@@ -112,7 +112,7 @@ SOURCES = {
     ),
     "UniPCMultistepScheduler": Source(
         Family(extra=True, flow="unipc"),
-        {"solver_order": (1, 2, 3), "solver_type": ("bh1", "bh2"), "solver_p": (None,)},
+        {"solver_order": (1, 2, 3, 4), "solver_type": ("bh1", "bh2"), "solver_p": (None,)},
         _WITH_FLOW,
         pair=False,
         result="sample",
