@@ -12,10 +12,11 @@ from oracle.probe import states
 from test_peers import VP, compare, discrete
 
 from fastsample import grids
-from fastsample.interop.diffusers.dpm import Form, dpm, singlestep_orders
+from fastsample.interop.diffusers.dpm import Form, dpm
 from fastsample.model import Model
 from fastsample.schedules import EDM, Flow
 from fastsample.solvers import SOLVERS
+from fastsample.solvers._grouped import in_turn
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own
 SINGLE = [  # solver, its options; the class' options
@@ -129,7 +130,7 @@ def test_the_walk_is_that_of_fs_scheduler(order, noise, variant, theirs):
     for n in (6, 7, 8):
         grid = grids.karras(EDM(), n, end="min" if noise else "zero")
         form = Form(noise=noise, variant=theirs, single=True, as_x0=True)
-        orders = singlestep_orders(n, 0, order, True)
+        orders = in_turn(n, 0, order, True)
         other = states(dpm(Model(None, EDM(), "x0"), grid, orders, form)).states
         words = {"order": order} if noise else {}
         name = "dpm_solver_singlestep" if noise else f"dpmpp_{order}s"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from ..plan import Plan
 from ._begin import begin, build, choice, number
+from ._grouped import GROUPED, in_turn
+from ._grouped import rows as grouped
+from ._multistep import Form
 from ._start import solver
-from ._tableau_steps import VARIANTS, dpm_solver, rows, walk
+from ._tableau_steps import VARIANTS, dpm_solver, rows
 
 CITE = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 1 (2S), arXiv:2211.01095"
 CITE_3S = (
@@ -49,7 +52,7 @@ def dpmpp_2s(
     choice("dpmpp_2s: variant", variant, VARIANTS)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     if compat == "diffusers":
-        orders, order = walk(b, 2, variant)
+        orders, _, order = grouped(b, Form(), in_turn(b.n, 0, 2, True), GROUPED[variant])
     else:
         orders, order = rows(b, [dpm_solver(2, variant, r)] * b.n)
     words = {"r": r, "variant": variant, "compat": compat}
@@ -90,7 +93,7 @@ def dpmpp_3s(
     choice("dpmpp_3s: variant", variant, VARIANTS)
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     if compat == "diffusers":
-        orders, order = walk(b, 3, variant)
+        orders, _, order = grouped(b, Form(), in_turn(b.n, 0, 3, True), GROUPED[variant])
     else:
         orders, order = rows(b, [dpm_solver(3, variant, r1, r2)] * b.n)
     words = {"r1": r1, "r2": r2, "variant": variant, "compat": compat}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ... import solvers
+from ...solvers._grouped import in_turn
 from . import churned
 from .ancestral import NAME as LTX
 from .ancestral import ancestral
 from .consistency import NAME as CM
 from .consistency import bounded
-from .dpm import Form, dpm, multistep_orders, singlestep_orders
+from .dpm import Form, dpm, multistep_orders
 from .grids import Points
 from .inverse import INVERSE, inverse_maker
 from .ipndm import NAME as IPNDM
@@ -158,7 +159,7 @@ def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
     form = Form(noise, sde, variant, single, bounded, exact=not compat)
     low = bool(config["lower_order_final"])
     if single:
-        return dpm, {"orders": singlestep_orders(steps, first, order, low), "form": form}
+        return dpm, {"orders": in_turn(steps, first, order, low), "form": form}
     low, euler = low and steps < FULL_ORDER_FROM, bool(config.get("euler_at_final"))
     deviates = order == 3 or (sde and (low or euler))
     if noise or (sde and order == 3) or (compat and deviates) or (np.diff(at.grid) == 0.0).any():
