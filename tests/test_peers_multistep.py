@@ -4,12 +4,13 @@ test_peers.py.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from oracle.peers import probe, probe_k, scheduler
 from test_peers import KARRAS, SIGMAS, VP, compare, discrete, multistep, pytestmark  # noqa: F401
 
 from fastsample import grids
-from fastsample.schedules import EDM
+from fastsample.schedules import EDM, Flow
 from fastsample.schedules import VP as ContinuousVP
 from fastsample.solvers import SOLVERS
 
@@ -27,6 +28,16 @@ def test_equals_k_diffusion(peer, theirs, ours, options, draws):
     trace, _ = probe_k(peer, SIGMAS, len(SIGMAS) - 1, draws, **theirs)
     grid = grids.from_sigmas(EDM(), SIGMAS)
     compare(SOLVERS[ours](EDM(), grid, prediction="x0", **options), trace)
+
+
+def test_equals_k_diffusion_over_a_flow_s_sigma():
+    """Which is ComfyUI's dpmpp_2m on a flow: another row than in the flow's own lambda."""
+    sigmas = np.array([1.0, 0.93, 0.8, 0.6, 0.3, 0.05, 0.0])
+    trace, _ = probe_k("dpmpp_2m", sigmas, 6)
+    grid = grids.from_sigmas(Flow(), sigmas)
+    compare(SOLVERS["dpmpp_2m"](Flow(), grid, prediction="x0", compat="comfyui"), trace)
+    with pytest.raises(AssertionError, match="is rounding"):
+        compare(SOLVERS["dpmpp_2m"](Flow(), grid, prediction="x0"), trace)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -204,7 +204,7 @@ def flow_sde(x, levels, ask, noise, *, a=0.7):
     return x
 
 
-ON_LINE = estimated, heunpp2, flow_sde  # step x over a flow's sigma
+LINE = Flow()  # where x is stepped over sigma
 RHO = [EDM(), VP(), Flow(3.0)]
 ETA, QUIET = {"eta": 1.0}, {"eta": 0.6}
 AGAIN = {"steps": 2, "times": 2, "low": 0.6, "high": 4.1}
@@ -215,19 +215,20 @@ CASES = [
     (two_steps, {}, "dpmpp_2m_cfgpp", {}, 2, 7, 0, RHO),
     (two_stages, QUIET, "dpmpp_2s_ancestral_cfgpp", QUIET, 2, 13, 6, RHO),
     (refined, {}, "res_multistep", {}, 1, 7, 0, RHO),
+    (refined, {}, "res_multistep", {"compat": "comfyui"}, 1, 7, 0, [LINE]),
     (refined, ETA, "res_multistep_ancestral", {}, 1, 7, 6, RHO[:2]),
     (refined, QUIET, "res_multistep_ancestral", QUIET, 1, 7, 6, RHO[:2]),
     (refined, {}, "res_multistep_cfgpp", {}, 2, 7, 0, RHO),
     (refined, QUIET, "res_multistep_cfgpp", QUIET, 2, 7, 6, RHO),
-    (estimated, {}, "gradient_estimation", {}, 1, 7, 0, [*RHO[:2], Flow()]),
+    (estimated, {}, "gradient_estimation", {}, 1, 7, 0, [*RHO[:2], LINE]),
     (estimated, {"gamma": 1.5}, "gradient_estimation_cfgpp", {"gamma": 1.5}, 2, 7, 0, RHO[:2]),
     (er_sde, {}, "er_sde", {"compat": "comfyui"}, 1, 7, 6, RHO),
     (seeds, {"shares": (0.5,)}, "seeds_2", {}, 1, 13, 12, RHO),
     (seeds, {"shares": (0.3,)} | QUIET, "seeds_2", {"r": 0.3} | QUIET, 1, 13, 12, RHO),
     (seeds, {"shares": (1 / 3, 2 / 3)}, "seeds_3", {}, 1, 19, 18, RHO),
     (restart, AGAIN, "restart", {"intervals": [(2, 2, 0.6, 4.1)]}, 1, 21, 2, RHO[:2]),
-    (heunpp2, {}, "heunpp2", {}, 1, 18, 0, [*RHO[:2], Flow()]),
-    (flow_sde, {}, "flow_sde", {}, 1, 7, 6, [Flow()]),
+    (heunpp2, {}, "heunpp2", {}, 1, 18, 0, [*RHO[:2], LINE]),
+    (flow_sde, {}, "flow_sde", {}, 1, 7, 6, [LINE]),
 ]
 
 
@@ -258,7 +259,7 @@ def test_equals_the_published_rule(rule, theirs, ours, options, branches, calls,
     grid = grids.from_sigmas(schedule, line if isinstance(schedule, Flow) else SIGMAS)
     plan = SOLVERS[ours](schedule, grid, prediction="x0", **options)
     plan = plan if branches == 1 else guided(plan)
-    on_flow = rule in ON_LINE and isinstance(schedule, Flow)
+    on_flow = schedule is LINE
     levels = (line if on_flow else SIGMAS).tolist()
     trace = driven(rule, levels, branches, calls, draws, **theirs)
     asked = plan.sigma / (1.0 if on_flow else plan.alpha)

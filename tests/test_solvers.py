@@ -151,6 +151,7 @@ LITERAL = [  # solver, schedule, levels, prediction, options, {row: terms of x'}
     ("dpmpp_2m", EDM(), [8, 4, 2, 0], "x0", {}, {1: HALF, 2: SECOND, 3: CLEAN}),
     ("dpmpp_2m", EDM(), [8, 4, 2, 0], "x0", {"variant": "heun"}, {2: LINE}),
     ("dpmpp_2m", EDM(), [8, 4, 2, 1], "x0", {"compat": "diffusers"}, {2: SECOND, 3: HALF}),
+    ("dpmpp_2m", Flow(), [1, 0.5, 0.25, 0], "x0", {"compat": "comfyui"}, {1: HALF, 2: SECOND}),
     ("dpmpp_3m", EDM(), [8, 4, 2, 1, 0], "x0", {}, {2: LINE, 3: PARABOLA, 4: CLEAN}),
     ("dpmpp_3m", EDM(), [8, 4, 2, 1], "x0", {"compat": "k-diffusion"}, {3: PUBLISHED}),
     # H = 2 ln 2: e^{-H} = 1/4

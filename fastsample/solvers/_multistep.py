@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..schedules import Flow
 from ._build import ZERO, Builder, Lin, M, R, X
 from ._exponential import gain, moments
 from ._over_time import over_time
@@ -65,8 +66,14 @@ class Levels(NamedTuple):
     over_time: Sequence[list[float]] = ()
 
     @classmethod
-    def of(cls, b: Builder) -> Levels:
+    def of(cls, b: Builder, on_sigma: bool = False) -> Levels:
+        """on_sigma: on Flow those of x as if alpha were 1, lambda = -ln sigma, as ComfyUI has them;
+        the first-order step is the same.
+        """
         found = (b.alpha, b.sigma, b.half_log_snr, b.t)
+        if on_sigma and isinstance(b.schedule, Flow):
+            with np.errstate(divide="ignore"):
+                found = (np.ones(b.n + 1), b.sigma, -np.log(b.sigma), b.t)
         return cls(*(np.asarray(v, float).tolist() for v in found), b.schedule, b.stored)
 
 
@@ -135,6 +142,7 @@ def rows(
     correct: Callable[[Levels, int, Lin], Lin] | None = None,
     twice: bool = False,
     reach: int = 0,
+    on_sigma: bool = False,
 ) -> list[int]:
     """The rows of every step, of order `order` at most; returns the orders reached. One form, or
     order, for all steps, or one for each.
@@ -144,8 +152,9 @@ def rows(
              is not. twice: the model is asked again there
     reach    where x is corrected, the outputs of so many points more than the last, and the noise
              of the step there, stay until then, read or not
+    on_sigma as `Levels.of` has it
     """
-    at, reached, noise = Levels.of(b), [], ZERO
+    at, reached, noise = Levels.of(b, on_sigma), [], ZERO
     forms = [form] * b.n if isinstance(form, Form) else form
     if forms[0].variable == "time":
         at = at._replace(over_time=over_time(at, forms[0].carry, order))

@@ -37,13 +37,15 @@ def dpmpp_2m(
     lower_order_final: the last step of first order whatever it ends in. Lu et al. 2022,
     arXiv:2211.01095, Alg. 2.
 
-    compat="diffusers": lower_order_final for n < 15, as its default configuration. k-diffusion's
-    rows are the exact ones.
+    compat="diffusers": lower_order_final for n < 15, as its default configuration.
+    compat="comfyui": on Flow the line through m and m_1 is one in ln sigma, and h that of
+    -ln sigma, from sigma = 1 on. k-diffusion's rows are the exact ones.
     """
     choice("dpmpp_2m: variant", variant, tuple(VARIANTS))
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     low = bool(lower_order_final) or (compat == "diffusers" and b.n < 15)
     words = {"variant": variant, "lower_order_final": bool(lower_order_final), "compat": compat}
     cite = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver++, Alg. 2 (2M), arXiv:2211.01095"
-    reached = rows(b, Form(), 2, low=low, weigh=VARIANTS[variant])
+    published = compat == "comfyui"
+    reached = rows(b, Form(), 2, low=low, weigh=VARIANTS[variant], on_sigma=published)
     return build(b, "dpmpp_2m", words, reached, cite)

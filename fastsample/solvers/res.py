@@ -38,10 +38,11 @@ def res_multistep(
     h = lambda' - lambda, h_1 the step before; m is x0: dpmpp_2m's variant "heun".
 
     Second order, one evaluation a step, one output kept; first order where dpmpp_2m is. Zhang, Song
-    and Chen 2023, arXiv:2308.02157. compat changes nothing here.
+    and Chen 2023, arXiv:2308.02157. compat="comfyui" on Flow: dpmpp_2m's there.
     """
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
-    return build(b, "res_multistep", {"compat": compat}, rows(b, Form(), 2), RES)
+    orders = rows(b, Form(), 2, on_sigma=compat == "comfyui")
+    return build(b, "res_multistep", {"compat": compat}, orders, RES)
 
 
 @solver("A", comfyui="res_multistep_ancestral")
