@@ -13,6 +13,9 @@ A Runge-Kutta step, half-way at m, to whose first output the sums of the later s
 A run that begins inside one goes to the end of it by phi from point to point, and does not keep
 those outputs.
 
+These are not the multistep generator's steps, as those of `solvers.pndm` are: as diffusers has
+them, a step ends at t - stride, wherever the next point lies, and adds up raw outputs.
+
 Liu et al. 2022, Pseudo Numerical Methods for Diffusion Models on Manifolds, arXiv:2202.09778, eq. 9
 (phi), 12 and 13 and Alg. 2.
 """
