@@ -1,8 +1,8 @@
-"""A tick of the Engine with 64 mixed requests in flight, against 64 deep-copied diffusers
-schedulers that are stepped one after the other, as servers do.
+"""A tick of the Engine with R mixed requests in flight, against R deep-copied diffusers schedulers
+that are stepped one after the other, as servers do, and against R Runs.
 
-Solver time alone: the model returns outputs made beforehand. The peer's joining of its states into
-the model's next batch is left out, the Engine's is in.
+Solver time alone: the model returns outputs made beforehand. The others' joining of their states
+into the model's next batch is left out, the Engine's is in.
 """
 
 import copy
@@ -15,28 +15,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample as fs
 
-REQUESTS, TICKS = 64, 8
-SHAPES = [(50, 32), (4, 64, 64)]
+TICKS = 8
+CASES = [(1, (4, 8, 8)), (8, (4, 8, 8)), (64, (4, 8, 8)), (64, (50, 32)), (64, (4, 64, 64))]
+LIMIT = 100.0  # µs, of a tick of 64 requests of 4×8×8
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 KINDS = {
     "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
     "unipc": (diffusers.UniPCMultistepScheduler, {"order": 2}),
 }
-MIX = [(solver, nfe) for nfe in (10, 12, 15, 20) for solver in KINDS]
+COUNTS = (10, 12, 15, 20)  # steps
 VIEWS = {"slice", "select", "view", "detach", "alias"}
+CROWDED = (
+    "the states, their history and the model's batch no longer fit the cache, and moving them is "
+    "most of it"
+)
 
 
-def mixed():
-    """[(our plan, the peer's scheduler)] of 64 requests: two solvers, four numbers of steps."""
+def mixed(requests, counts=COUNTS):
+    """[(our plan, the peer's scheduler)] of the requests, two solvers in so many steps by turns."""
     schedule, made = fs.schedules.DiscreteVP.linear(), []
-    for solver, nfe in MIX:
+    for solver, nfe in ((solver, n) for n in counts for solver in KINDS):
         kind, words = KINDS[solver]
         scheduler = kind(**BETAS)
         scheduler.set_timesteps(nfe)
         grid = fs.grids.from_sigmas(schedule, scheduler.sigmas.double().numpy())
         plan = fs.solvers.SOLVERS[solver](schedule, grid, prediction="eps", **words)
         made.append((plan, scheduler))
-    return [(plan, copy.deepcopy(scheduler)) for plan, scheduler in made * (REQUESTS // len(MIX))]
+    made = (made * -(-requests // len(made)))[:requests]
+    return [(plan, copy.deepcopy(scheduler)) for plan, scheduler in made]
 
 
 def model(x, t):
@@ -47,7 +53,7 @@ def check(pairs, noise):
     """Each request in the company of all against its run alone, bit for bit, and against the peer:
     the two do the same work.
     """
-    engine = fs.Engine(model, noise.shape[1:], REQUESTS)
+    engine = fs.Engine(model, noise.shape[1:], len(pairs))
     tickets = [engine.submit(p, noise=noise[k : k + 1]) for k, (p, _) in enumerate(pairs)]
     engine.run()
     for k, (plan, scheduler) in enumerate(pairs):
@@ -79,7 +85,7 @@ def in_flight(pairs, noise, outputs):
     """An Engine with every request past its second evaluation, its model's outputs made before."""
     turn = iter(range(1 << 30))
     engine = fs.Engine(
-        lambda x, t: outputs[next(turn) % 4], noise.shape[1:], REQUESTS, preview=False
+        lambda x, t: outputs[next(turn) % 4], noise.shape[1:], len(pairs), preview=False
     )
     for k, (plan, _) in enumerate(pairs):
         engine.submit(plan, noise=noise[k : k + 1])
@@ -106,15 +112,36 @@ def peers(pairs, noise, outputs):
     return lambda: steps(2, TICKS)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def bench_engine(benchmark, shape):
+def name_of(case):
+    """What a case is called: by its shape, with fewer requests or a small one by both."""
+    requests, shape = case
+    sizes = "x".join(map(str, shape))
+    return sizes if requests == 64 and shape != CASES[0][1] else f"{requests}-{sizes}"
+
+
+def runs(pairs, noise, outputs):
+    """As many Runs after two steps, and the work of TICKS more."""
+    begun = [fs.Run(p, noise=noise[k : k + 1], preview=False) for k, (p, _) in enumerate(pairs)]
+    rows = [f.split(1) for f in outputs]
+
+    def steps(first, count):
+        for n in range(first, first + count):
+            for k, run in enumerate(begun):
+                run.step(rows[n % 4][k])
+
+    steps(0, 2)
+    return lambda: steps(2, TICKS)
+
+
+@pytest.mark.parametrize(("requests", "shape"), CASES, ids=map(name_of, CASES))
+def bench_engine(benchmark, requests, shape):
     benchmark.group = "engine"
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(REQUESTS, *shape, generator=generator)
-    outputs = [torch.randn(REQUESTS, *shape, generator=generator) for _ in range(4)]
+    noise = torch.randn(requests, *shape, generator=generator)
+    outputs = [torch.randn(requests, *shape, generator=generator) for _ in range(4)]
     with torch.inference_mode():
-        pairs = mixed()
-        check(mixed(), noise)
+        pairs = mixed(requests)
+        check(mixed(requests), noise)
         with Operators() as operators:
             engine = in_flight(pairs, noise, outputs)
             operators.count = 0
@@ -125,16 +152,16 @@ def bench_engine(benchmark, shape):
             engine = in_flight(pairs, noise, outputs)
             return lambda: [engine.tick() for _ in range(TICKS)]
 
-        own, theirs = interleaved(
-            benchmark, ours, {"diffusers": lambda: peers(pairs, noise, outputs)}
-        )
-    benchmark.extra_info.update(requests=REQUESTS, operators_a_tick=operators)
-    name = f"{REQUESTS} requests, {'×'.join(map(str, shape))}"
-    figure(benchmark, f"{name}: one tick", [s / TICKS * 1e6 for s in own], "µs")
-    ratios = [p / s for p, s in zip(theirs["diffusers"], own, strict=True)]
-    why = (
-        "the states, their history and the model's batch no longer fit the cache, and moving them "
-    )
-    why += "is most of it"
-    what = f"{name}: against {REQUESTS} deep-copied diffusers schedulers"
-    figure(benchmark, what, ratios, "x", target=20, missed=why)
+        others = {"diffusers": peers, "runs": runs}
+        others = {k: lambda make=make: make(pairs, noise, outputs) for k, make in others.items()}
+        own, theirs = interleaved(benchmark, ours, others)
+    benchmark.extra_info.update(requests=requests, operators_a_tick=operators)
+    name = f"{requests} requests, {'×'.join(map(str, shape))}"
+    many, small = requests == 64, shape == CASES[0][1]
+    goal = {"target": LIMIT, "better": "lower"} if many and small else {}
+    figure(benchmark, f"{name}: one tick", [s / TICKS * 1e6 for s in own], "µs", **goal)
+    ratios = {k: [p / s for p, s in zip(v, own, strict=True)] for k, v in theirs.items()}
+    goal = {"target": 20, "missed": CROWDED} if many else {}
+    what = f"{name}: against as many deep-copied diffusers schedulers"
+    figure(benchmark, what, ratios["diffusers"], "x", **goal)
+    figure(benchmark, f"{name}: against as many Runs", ratios["runs"], "x")
