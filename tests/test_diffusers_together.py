@@ -29,12 +29,13 @@ EXTENDED = "supported when `use_flow_sigmas=True`"
 
 def values(name, config):
     """Each argument with values that stand well alone, and that go with each other or do not."""
-    flow = name.startswith("Flow") or config.get("use_flow_sigmas")
+    flow = name.startswith(("Flow", "LTX")) or config.get("use_flow_sigmas")
     levels = [1.0, 0.8, 0.5, 0.2] if flow else [14.0, 5.0, 1.0, 0.3, 0.0]
     first = 999.0 if name.startswith("Flow") else 999
+    times = [first, *(first - 400 * k / 2 for k in range(1, 4))]
     return {
         "num_inference_steps": (4, 5),
-        "timesteps": ([first, *(first - 400 * k / 2 for k in range(1, 4))],),
+        "timesteps": (levels if name.startswith("LTX") else times,),
         "sigmas": (np.array(levels), np.array(levels[:-1])),
         "mu": (0.9,),
         "original_inference_steps": (50,),

@@ -113,13 +113,15 @@ def check_together(source: type, settings: dict, asked: tuple) -> None:
     nothing of this source reads: in every mode, by what the class itself refuses.
 
     FlowMatchEuler takes a number, timesteps and sigmas of one length beside each other, UniPC a
-    number and sigmas; both take a mu without dynamic shifting, which pipelines give them.
+    number and sigmas; both take a mu without dynamic shifting, which pipelines give them. LTX reads
+    of what stands beside each other the sigmas, else the timesteps.
     """
     steps, timesteps, sigmas, mu, original, others = asked
     name = source.__name__
     lists = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = [key for key, value in lists.items() if value is not None]
-    matched = name.startswith("FlowMatch") or (name.startswith("UniPC") and timesteps is None)
+    matched = name.startswith(("FlowMatch", "LTX"))
+    matched = matched or (name.startswith("UniPC") and timesteps is None)
     if len(given) > 1 and not matched:
         raise ValueError(
             f"FsScheduler.set_timesteps: {' beside '.join(given)} were given to {name}; one of "
