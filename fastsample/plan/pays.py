@@ -109,7 +109,7 @@ def kind_of(plan: Plan) -> str | None:
 
 @lru_cache
 def _figures() -> dict:
-    return json.loads(MEASURED.read_text())
+    return json.loads(MEASURED.read_text(encoding="utf-8"))
 
 
 def beside_first_order(plan: Plan) -> float:
