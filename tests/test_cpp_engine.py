@@ -32,6 +32,13 @@ def cases():
     M = plan.M.copy()
     M[1] *= 1e39
     found["large"] = dataclasses.replace(plan, M=M)
+    found["again"] = dataclasses.replace(
+        found["dpmpp_2m_sde"], ids=np.minimum(found["dpmpp_2m_sde"].ids, 0)
+    )
+    for k in range(18):
+        flow = fs.schedules.Flow(shift=1.0 + k)
+        grid = fs.grids.uniform(flow, 60)
+        found[f"long_{k}"] = fs.solvers.euler(flow, grid, prediction="flow")
     model = fs.Model(None, fs.schedules.Flow(), prediction="flow", time=(1, 1))
     found["two_times"] = fs.solvers.euler(model, fs.grids.uniform(model.schedule, 2))
     return found

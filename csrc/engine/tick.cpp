@@ -224,7 +224,6 @@ void Core::ask(int64_t model) {
   try {
     models_[static_cast<size_t>(model)](batch);
   } catch (...) {
-    last.clear();
     for (int64_t k = call.first; k < call.first + call.rows; ++k)
       askers_[static_cast<size_t>(k)]->finish(State::failed, std::current_exception());
   }

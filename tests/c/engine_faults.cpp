@@ -117,6 +117,38 @@ void callbacks(const Plans& plans) {
   DEMAND(result(tickets[3]) == alone(request(plan, 4)));
 }
 
+// What a batch says of itself: whether it asks of others than the one before.
+void company(const Plans& plans) {
+  std::vector<int> changed;
+  bool broken = false;
+  const auto model = [&](const fsp::Batch& batch) {
+    changed.push_back(batch.changed);
+    if (broken) throw Broken("now");
+    denoise(batch);
+  };
+  fsp::Engine engine(model, options());
+  auto condition = std::make_shared<float>(0.5f);
+  const std::weak_ptr<float> kept = condition;
+  fsp::Request told = request(plans.at("unipc"), 1);
+  told.conditions = {std::move(condition)};
+  const fsp::Ticket first = engine.submit(std::move(told));
+  DEMAND(first.state() == fsp::State::waiting);
+  engine.tick();  // row 0 asks for nothing
+  DEMAND(first.state() == fsp::State::running && changed.empty() && !kept.expired());
+  engine.tick(), engine.tick();
+  const fsp::Ticket second = engine.submit(request(plans.at("guided"), 2));
+  engine.tick(), engine.tick(), engine.tick();
+  DEMAND((changed == std::vector<int>{1, 0, 0, 1, 0}));
+  broken = true;
+  engine.tick();
+  DEMAND(first.done() && second.done() && kept.expired());  // while its ticket is there
+  broken = false;
+  changed.clear();
+  const fsp::Ticket third = engine.submit(request(plans.at("unipc"), 3));
+  engine.run();
+  DEMAND(changed == std::vector<int>({1, 0, 0, 0, 0, 0}));
+}
+
 // A model, a policy and a callback may not tick or close.
 void from_inside(const Plans& plans) {
   fsp::Engine* inner = nullptr;
@@ -166,6 +198,7 @@ void refusals(const Plans& plans) {
   DEMAND(says(spoilt("unipc", [&](R& r) { r.latent = z.data(), r.start = 3; }), "entries"));
   DEMAND(says(spoilt("unipc", [&](R& r) { r.latent = z.data(), r.start = 99; }), "entries"));
   DEMAND(says(spoilt("unipc", [&](R& r) { r.latent = r.noise = z.data(); }), "one of them"));
+  DEMAND(says(spoilt("again", [&](R& r) { r.noise = z.data(); }), "draws its first noise again"));
   DEMAND(says(spoilt("large", [](R&) {}), "beyond float32"));
   fsp::Options narrow = options();
   narrow.pad_to = 1;
@@ -201,6 +234,7 @@ void try_faults(const Plans& plans) {
   not_finite(plans, NAN);
   not_finite(plans, -INFINITY);
   callbacks(plans);
+  company(plans);
   from_inside(plans);
   refusals(plans);
   bad_options();

@@ -144,7 +144,7 @@ void nobody(const Plans& plans) {
 void deadlines(const Plans& plans) {
   const fsp::Plan& plan = plans.at("unipc");
   const auto slow = [](const fsp::Batch& batch) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(4));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
     denoise(batch);
   };
   fsp::Engine engine(slow, options(1));
@@ -157,7 +157,7 @@ void deadlines(const Plans& plans) {
   };
   DEMAND(passed.state() == fsp::State::failed && says(why(passed), "has passed"));
   DEMAND(result(other) == alone(request(plan, 3)));
-  hopeless.deadline = 0.004 * (plan.info().nfe - 1);  // each evaluation takes more than that
+  hopeless.deadline = 0.02 * (plan.info().nfe - 1);  // each evaluation takes more than that
   const fsp::Ticket cannot = engine.submit(hopeless);
   engine.tick();
   DEMAND(says(why(cannot), "rows are left to ask") && cannot.row() == 0);
