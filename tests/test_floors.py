@@ -38,7 +38,7 @@ ALLOWED |= {("schedules", "plan"), ("model", "plan")}
 # A foreign package and the only files that may import it (relative to the package, as patterns).
 CONFINED = {
     "triton": r"kernels/(.+/)?[a-z_]*triton[a-z_]*\.py|kernels/triton/.+\.py",
-    "diffusers": r"interop/diffusers/.+\.py",
+    "diffusers": r"interop/(diffusers/.+|sglang)\.py",
     "matplotlib": r"report/pictures\.py",
     "torchsde": r"runtime/brownian\.py",
     "torch": r"(kernels|runtime|optimize|models|interop)/.+\.py"
