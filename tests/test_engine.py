@@ -154,8 +154,17 @@ def test_a_model_told_two_times():
     engine.run()
     expected = fs.Sampler(wide, two)(shape=(1, *SHAPE), seed=1, cond={"label": torch.ones(1)})
     assert same(ticket.result(), expected)
-    with pytest.raises(ValueError, match=r"^Engine.submit: the plan tells the model 1 scalar"):
+    said, words = r"^Engine.submit: the plan tells the model 1 scalar", {"seed": 1}
+    with pytest.raises(ValueError, match=said):
         engine.submit(plan(), seed=1, cond={"label": torch.ones(1)})
+    engine = fs.Engine(lambda x, t: x, SHAPE, pad_to=1)
+    with pytest.raises(ValueError, match="has 2 branches and pad_to=1"):  # and decides nothing
+        engine.submit(wide, cond={}, uncond={}, guidance=2.0, **words)
+    with engine._turn:  # as in a tick
+        engine.submit(wide, **words).cancel()
+        engine.submit(wide, **words)
+        with pytest.raises(ValueError, match=said):
+            engine.submit(plan(), **words)
 
 
 class Counted(TorchDispatchMode):

@@ -65,20 +65,23 @@ class Stack:
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self._dtype, self._device = np.float32 if dtype == torch.float32 else np.float64, device
         self._held: dict[tuple[Plan, bool], Rows] = {}
-        self._size, self.table, self._E = LEAST, None, None
+        self._size, self.table = LEAST, None
         self._made = lru_cache(KEPT)(self._make)
 
     def check(self, plan: Plan, masked: bool) -> None:
         """ValueError where the plan's numbers do not fit the dtype. In any thread."""
         self._made(plan, masked)
 
-    def agree(self, plan: Plan) -> None:
-        """ValueError where the plan tells the model another number of scalars than the first."""
-        self._E = plan.E if self._E is None else self._E
-        if plan.E != self._E:
+    def agree(self, plan: Plan, coming: Sequence[Plan]) -> None:
+        """ValueError where the plan tells the model another number of scalars than those before it,
+        in the table or coming to it.
+        """
+        before = next((other.E for other in coming), plan.E)
+        before = before if self.table is None else self.table.layout.E
+        if before != plan.E:
             raise ValueError(
                 f"Engine.submit: the plan tells the model {plan.E} scalar(s), those before it "
-                f"{self._E}; one number is accepted"
+                f"{before}; one number is accepted"
             )
 
     def rows(self, plan: Plan, masked: bool) -> Rows:
