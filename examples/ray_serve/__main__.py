@@ -11,6 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token to the home folder
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 s on a busy machine fail
 
 import ray  # noqa: E402
 from ray import serve  # noqa: E402

@@ -22,6 +22,7 @@ import json
 import math
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -60,14 +61,14 @@ class Refusal(NamedTuple):
 
 
 class Told:
-    """The model, which counts the batches whose rows stand at different times."""
+    """A network, and how many batches it was asked whose rows stand at different times."""
 
-    def __init__(self, model: fs.Model) -> None:
-        self.model, self.mixed = model, 0
+    def __init__(self, network: Callable) -> None:
+        self.network, self.mixed = network, 0
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         self.mixed += bool((t != t[0]).any())
-        return self.model(x, t, label=label)
+        return self.network(x, t, label=label)
 
 
 @serve.deployment(max_ongoing_requests=1024, health_check_period_s=2, health_check_timeout_s=30)
@@ -82,8 +83,9 @@ class Denoiser:
         torch.set_num_threads(1)
         module, made = model.split(":")
         model = getattr(importlib.import_module(module), made)()
-        self._plans, self._told = Plans(plans), Told(model)
-        self._engine = fs.Engine(self._told, shape, capacity, waiting=waiting).serve()
+        self._plans, self._told = Plans(plans), Told(model.fn)
+        model = replace(model, fn=self._told, model_id=model.identity)
+        self._engine = fs.Engine(model, shape, capacity, waiting=waiting).serve()
 
     async def sample(self, body: bodies.Body) -> np.ndarray | Refusal:
         """The sample, float32 of the shape."""

@@ -19,6 +19,8 @@ import fastsample as fs
 
 pytest.importorskip("ray", reason="make test-serve has an environment with Ray")
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+# a proxy that is not up after so long is killed, and the cluster with it: 5 s on its own
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
 
 import httpx  # noqa: E402
 import ray  # noqa: E402
@@ -37,6 +39,8 @@ def plans(tmp_path_factory):
     for solver, steps in (("euler", 3), ("dpmpp_2m", 4), ("dpmpp_2m_sde", 6), ("dpmpp_2m", 60)):
         plan = fs.solvers.SOLVERS[solver](model, fs.grids.karras(model.schedule, steps))
         plan.save(folder / f"{solver}-{steps}.fsplan")
+    other = fs.Model(None, model.schedule, "edm")
+    fs.solvers.euler(other, fs.grids.karras(model.schedule, 3)).save(folder / "edm-3.fsplan")
     for steps in (3, 60):
         toy.plan(steps).save(folder / f"toy-{steps}.fsplan")
     return folder
@@ -134,6 +138,11 @@ def test_each_shape_has_an_engine(url, plans):
         (b"{}", 422, "body: plan is missing"),
         (b'{"plan": "../euler-3"}', 422, "plan: '../euler-3'; a name of 1 to 64 letters"),
         (b'{"plan": "none"}', 422, "plan: there is no 'none'; dpmpp_2m-4, dpmpp_2m-60, dpmpp_2m_"),
+        (
+            b'{"plan": "edm-3"}',
+            422,
+            "Engine.submit: the plan was made for prediction = 'edm' and the model's is 'x0'",
+        ),
         (b'{"plan": "euler-3", "deadline": 0}', 504, "Ticket.result: the request is at row 0 of"),
         (b" " * 5000, 413, "body: more than 4096 bytes"),
     ],
