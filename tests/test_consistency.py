@@ -51,7 +51,7 @@ def exact_output(
     return (x0 - p * x) / q
 
 
-ON_SLOPES = ("lms", "ipndm_v", "adams_bashforth", "deis", "pndm")
+ON_SLOPES = ("lms", "ipndm_v", "adams_bashforth", "deis", "pndm", "stork")
 
 
 def landing(plan, spread: float) -> tuple[float, float]:

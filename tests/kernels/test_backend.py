@@ -73,7 +73,7 @@ def test_the_host_fills_noise_whatever_is_wished_of_a_device(monkeypatch, wish, 
     runs = {"native": binary, "triton": triton.INTERPRETED, "reference": True}
     others = ["native", "reference"] if binary else ["reference"]
     assert filling(torch.float32).name == (wish if runs.get(wish) else others[0])
-    part = window((2, 3, 4), (..., slice(1, 3))).over((2, 3, 2))
+    part = window((2, 3, 4), (..., slice(1, 3))).over((2, 3, 2), None)
     assert torch.equal(part.noise(seed, None, 3, torch.empty(2, 3, 2)), right[..., 1:3])
     ids = torch.full_like(seed, 3)
     assert torch.equal(noise._by_kernel(seed, ids, 12, 0), right.flatten(1))
