@@ -67,10 +67,11 @@ def piped():
 def graph(tmp_path_factory):
     """The function as an ONNX file, of x [B,4] and t of this shape; other names on request."""
 
-    def saved(t=("B", 1), sample="x", batch="B"):
+    def saved(t=("B", 1), sample="x", batch="B", steps=False):
         node, scalar = helper.make_node, lambda name, v: helper.make_tensor(name, 1, [], [v])
         nodes = [
-            node("Mul", ["t", "t"], ["tt"]),
+            node("Cast", ["t"], ["time"], to=TensorProto.FLOAT),
+            node("Mul", ["time", "time"], ["tt"]),
             node("Add", ["one", "tt"], ["spread"]),
             node("Div", [sample, "spread"], ["near"]),
             node("Abs", [sample], ["size"]),
@@ -79,8 +80,11 @@ def graph(tmp_path_factory):
             node("Mul", ["quarter", "bent"], ["part"]),
             node("Add", ["near", "part"], ["x0"]),
         ]
-        describe = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        given = [describe(sample, [batch, D]), describe("t", list(t))]
+        describe = lambda name, shape, kind=TensorProto.FLOAT: helper.make_tensor_value_info(
+            name, kind, shape
+        )
+        kind = TensorProto.INT64 if steps else TensorProto.FLOAT
+        given = [describe(sample, [batch, D]), describe("t", list(t), kind)]
         constants = [scalar("one", 1.0), scalar("quarter", 0.25)]
         out = [describe("x0", [batch, D])]
         made = helper.make_graph(nodes, "denoiser", given, out, constants)
@@ -166,6 +170,13 @@ def test_a_graph_by_its_own_shapes_and_names(graph):
         assert torch.equal(one(x, t), in_torch(x, t))
         with pytest.raises(ValueError, match="^onnx: t of .* is one number for a batch, and times"):
             one(x, each)
+    steps = fs.interop.onnx(graph(("B", 1), steps=True), SCHEDULE, "x0")
+    whole = torch.tensor([0.0, 7.0, 999.0])
+    assert torch.equal(steps(x, whole), in_torch(x, whole))
+    with pytest.raises(
+        ValueError, match="^onnx: t of .* is of torch.int64, and 0.1 was given; whole"
+    ):
+        steps(x, each)
     swapped = fs.interop.onnx(graph(), SCHEDULE, "x0", inputs=("x", "t"))
     assert torch.equal(swapped(x, each), in_torch(x, each))
 
@@ -174,8 +185,18 @@ def test_what_does_not_fit_a_graph(graph, tmp_path):
     x, t = torch.zeros(3, D), torch.ones(3)
     with pytest.raises(ValueError, match=r"inputs = \('x', 'time'\), and .* takes x, t; the names"):
         fs.interop.onnx(graph(), SCHEDULE, "x0", inputs=("x", "time"))
-    with pytest.raises(ValueError, match="^onnx: x, t, y were given; x, t of .* are accepted$"):
-        fs.interop.onnx(graph(), SCHEDULE, "x0")(x, t, y=x)
+    asked = fs.interop.onnx(graph(), SCHEDULE, "x0")
+    for name in "yxt":  # t, by another name in the signature, is told once
+        with pytest.raises(
+            (ValueError, TypeError), match=f"conditions {name} were given; none of|multiple"
+        ):
+            asked(x, t, **{name: x})
+    with pytest.raises(RuntimeError, match="was called under autograd; ONNX Runtime has no deriv"):
+        asked(x.clone().requires_grad_(), t)
+    with pytest.raises(
+        ValueError, match="^onnx: conditions latent were given; none of .* are accepted$"
+    ):
+        fs.interop.onnx(graph(sample="latent"), SCHEDULE, "x0").fn(x, t, latent=x)
     fixed = fs.interop.onnx(graph(batch=2), SCHEDULE, "x0")
     with pytest.raises(
         ValueError, match=r"^onnx: x \[3, 4\] was given; \[2, 4\] of .* dynamic axes$"

@@ -80,6 +80,20 @@ def test_conditions_and_guidance(guidance):
     assert torch.equal(got, sampler(noise=z, **call))
 
 
+def test_one_tensor_in_two_places():
+    """Each place is an input of its own; a condition may be None."""
+    sampler, z, label = sampler_of("euler"), unit(3, D), unit(3, D, seed=1)
+    tell = lambda cond, uncond: {
+        "cond": {"label": cond, "word": None},
+        "uncond": {"label": uncond, "word": None},
+        "guidance": 2.0,
+    }
+    program = fs.export(sampler, noise=z, **tell(label, label))
+    other = unit(3, D, seed=2)
+    own = sampler(noise=z, **tell(label, other))
+    assert torch.equal(program.module()(noise=z, told=[label, other]), own)
+
+
 def test_from_an_image():
     """The noise that it is noised with is the first of the draws."""
     sampler, image = sampler_of("euler_ancestral", 4), unit(3, D, seed=5)

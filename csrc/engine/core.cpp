@@ -25,6 +25,7 @@ Options checked(Options options, const std::vector<Model>& models) {
   check_range("pad_to", options.pad_to, 0, kMost >> 20);
   check_range("state_dtype", options.state_dtype, FS_F32, FS_F64);
   check_range("model_dtype", options.model_dtype, FS_F32, FS_BF16);
+  check_range("threads", options.threads, 0, kMost >> 20);
   check_range("overtakes", options.overtakes, 0, kMost);
   check_range("models", static_cast<int64_t>(models.size()), 1, kMost);
   for (const Model& model : models) {

@@ -46,16 +46,17 @@ Places::Places(const Options& options, int64_t rows)
 void Places::fit(const Table& table) {
   const fs_dims& dims = table.dims();
   const size_t floats = (table.float_bytes() + 63) / 64 * 64, bytes = floats + table.int_bytes();
-  Piece wider;
-  if (apart_ && table_.bytes() < bytes) wider = piece(bytes);
+  if (apart_) {  // the table that launches go by stays as it is until nothing can throw any more
+    if (next_table_.bytes() < bytes) next_table_ = piece(bytes);
+    memory_->copy(next_table_.at(), table.floats(), table.float_bytes());
+    memory_->copy(next_table_.at(floats), table.ints(), table.int_bytes());
+    memory_->wait();
+  }
   if (!host_ || args_.S != dims.S || args_.G != dims.G || args_.K != dims.K || args_.E != dims.E)
     grow(dims);
   table.put_into(args_);
   if (!apart_) return;
-  memory_->wait();  // what is given back has been read
-  if (wider.at()) table_ = std::move(wider);
-  memory_->copy(table_.at(), table.floats(), table.float_bytes());
-  memory_->copy(table_.at(floats), table.ints(), table.int_bytes());
+  std::swap(table_, next_table_);
   args_.table_f = table_.at();
   args_.table_i = reinterpret_cast<const int32_t*>(table_.at(floats));
 }
@@ -66,10 +67,13 @@ void Places::grow(const fs_dims& dims) {
   Piece state = piece(step_ * static_cast<size_t>(1 + dims.S));
   Piece batch = piece(times(rows, input_)), outputs = piece(times(rows, input_));
   const Words at = words(dims, rows);
-  Piece words = piece(at.bytes), ones = piece(times(P_ * rows, sizeof(double)));
+  Piece words = piece(at.bytes), ones;
   std::vector<std::byte> host(apart_ ? at.bytes : 0);
-  const std::vector<double> one(static_cast<size_t>(P_ * rows), 1.0);
-  memory_->copy(ones.at(), one.data(), one.size() * sizeof(double));
+  if (apart_) {
+    const std::vector<double> one(static_cast<size_t>(P_ * rows), 1.0);
+    ones = piece(one.size() * sizeof(double));
+    memory_->copy(ones.at(), one.data(), one.size() * sizeof(double));
+  }
   if (state_.at()) memory_->copy(state.at(), state_.at(), std::min(state.bytes(), state_.bytes()));
   memory_->wait();
   state_ = std::move(state), batch_ = std::move(batch), outputs_ = std::move(outputs);
@@ -208,6 +212,13 @@ void Places::enter(const Seat& seat) {
 
 void Places::gather() {
   if (shown_ == 0 || in_order_) return;
+  if (!apart_) {
+    for (int64_t j = 0; j < shown_; ++j) {
+      const int32_t place = word<int32_t>(at_.index)[j];
+      std::memcpy(batch_.at(times(j, input_)), inputs_.at(times(place, input_)), input_);
+    }
+    return;
+  }
   fs_cost_args args = sized<fs_cost_args>();
   args.device = args_.device, args.gpu = args_.gpu, args.stream = args_.stream;
   args.dtype = model_dtype_, args.threads = args_.threads;

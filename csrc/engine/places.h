@@ -55,7 +55,7 @@ class Places {
   const bool apart_;
   fs_step_args args_;
   Piece state_, inputs_, preview_, status_;  // x and the slots; [P, D] twice; [P]
-  Piece words_, batch_, outputs_, ones_, table_;
+  Piece words_, batch_, outputs_, ones_, table_, next_table_;
   Piece entry_;  // a row by which a state is handed in
   Words at_{};
   size_t step_;  // bytes from one slot to the next

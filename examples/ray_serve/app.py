@@ -23,13 +23,14 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -42,6 +43,7 @@ from fastsample.runtime.ticket import Ticket
 from . import body as bodies
 from .plans import Plans
 
+DIED = RayActorError, ObjectLostError
 RETRIES, PAUSE = 20, 0.5  # of a request whose replica died, and seconds between two
 NOT_FOUND, TOO_LARGE, UNPROCESSABLE, FAILED, FULL, LATE = 404, 413, 422, 500, 503, 504
 USE = "POST /sample or /stream, GET /plans or /metrics"
@@ -194,22 +196,24 @@ class Front:
 
     async def _asked(self, body: bodies.Body) -> np.ndarray | Refusal:
         """The answer of the Denoiser, asked again where its replica died."""
+        ends = _end(body)
         for _ in range(RETRIES):
             try:
-                return await self._engines[body.shape].sample.remote(body)
-            except RayActorError:
+                return await self._engines[body.shape].sample.remote(_left(body, ends))
+            except DIED:
                 await asyncio.sleep(PAUSE)
         return Refusal(FULL, "sample: its replicas died; a request later is accepted", 10.0)
 
     async def _events(self, body: bodies.Body) -> AsyncIterator[str]:
         """Server-sent events; "again" where its replica died and the run begins anew."""
+        ends, engine = _end(body), self._engines[body.shape].options(stream=True)
         for _ in range(RETRIES):
-            asked = self._engines[body.shape].options(stream=True).stream.remote(body)
+            asked = engine.stream.remote(_left(body, ends))
             try:
                 async for told in asked:
                     yield _event(told, body.format)
                 return
-            except RayActorError:
+            except DIED:
                 yield "event: again\ndata: {}\n\n"
                 await asyncio.sleep(PAUSE)
             finally:
@@ -220,6 +224,15 @@ class Front:
         """One replica of each shape, the one that Serve picks."""
         told = {"x".join(map(str, k)): await h.metrics.remote() for k, h in self._engines.items()}
         return prometheus({shape: metrics for shape, (metrics, _, _) in told.items()})
+
+
+def _end(body: bodies.Body) -> float | None:
+    return None if body.deadline is None else monotonic() + body.deadline
+
+
+def _left(body: bodies.Body, ends: float | None) -> bodies.Body:
+    """The body with what is left of its deadline."""
+    return body if ends is None else replace(body, deadline=max(0.0, ends - monotonic()))
 
 
 def _event(told: object, form: str) -> str:

@@ -83,23 +83,12 @@ class Session:
         self._dtypes = {name: DTYPES[kind] for name, kind in kinds.items()}
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        if (name := transforms.active(x, t, *cond.values())) is not None:
-            raise RuntimeError(
-                f"onnx: {self.path} was called under {name}; ONNX Runtime has no derivatives, and "
-                "calls without one are accepted"
-            )
-        given = {self._x: x, self._t: self._time(t, x), **cond}
-        if given.keys() != self._takes.keys():
-            raise ValueError(
-                f"onnx: {', '.join(given)} were given; {', '.join(self._takes)} of {self.path} "
-                "are accepted"
-            )
-        self._fits(x)
+        self._check(x, t, cond)
+        given = {self._x: x, self._t: self._time(t), **cond}
         binding, held = self._session.io_binding(), []
         for name, value in given.items():
-            value = value.detach().to(self._dtypes[name]).contiguous()
-            held.append(value)
-            binding.bind_input(name, *_where(value))
+            held.append(self._whole(name, value).contiguous())
+            binding.bind_input(name, *_where(held[-1]))
         out = torch.empty(x.shape, dtype=self._dtypes[self._out.name], device=x.device)
         binding.bind_output(self._out.name, *_where(out))
         binding.synchronize_inputs()
@@ -107,10 +96,43 @@ class Session:
         binding.synchronize_outputs()
         return out.to(x.dtype)
 
-    def _time(self, t: Tensor, x: Tensor) -> Tensor:
+    def _check(self, x: Tensor, t: Tensor, cond: dict) -> None:
+        """Refuse what the graph does not take, and what has no derivatives here."""
+        name = transforms.active(x, t, *cond.values())
+        grads = (isinstance(v, Tensor) and v.requires_grad for v in (x, t, *cond.values()))
+        if name is None and torch.is_grad_enabled() and any(grads):
+            name = "autograd"
+        if name is not None:
+            raise RuntimeError(
+                f"onnx: {self.path} was called under {name}; ONNX Runtime has no derivatives, and "
+                "calls without one are accepted"
+            )
+        if {self._x, self._t, *cond} != self._takes.keys() or {self._x, self._t} & cond.keys():
+            others = [name for name in self._takes if name not in (self._x, self._t)]
+            raise ValueError(
+                f"onnx: conditions {', '.join(cond) or 'none'} were given; "
+                f"{', '.join(others) or 'none'} of {self.path} are accepted"
+            )
+        for name, value in cond.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"onnx: {name} is a {type(value).__name__}; a tensor is accepted")
+        self._fits(x)
+
+    def _whole(self, name: str, value: Tensor) -> Tensor:
+        """In the dtype that the graph takes; ValueError where that would cut numbers."""
+        dtype, value = self._dtypes[name], value.detach()
+        cut = not dtype.is_floating_point and value.is_floating_point()
+        if cut and bool((value != value.round()).any()):
+            raise ValueError(
+                f"onnx: {name} of {self.path} is of {dtype}, and {value.flatten()[0]:g} was given; "
+                "whole numbers are accepted (fs.Model's time_dtype= rounds t)"
+            )
+        return value.to(dtype)
+
+    def _time(self, t: Tensor) -> Tensor:
         """t [B] in the shape that the graph takes it in."""
         shape = self._takes[self._t].shape
-        if len(shape) == 0 or (shape[0] == 1 and len(x) > 1):
+        if len(shape) == 0 or (shape[0] == 1 and len(t) > 1):
             if bool((t != t[:1]).any()):
                 raise ValueError(
                     f"onnx: {self._t} of {self.path} is one number for a batch, and times "

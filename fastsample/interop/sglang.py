@@ -15,6 +15,7 @@ import sys
 
 import diffusers
 
+from ..plan.given import real
 from .diffusers import FsScheduler as Base
 from .diffusers.moving import arguments
 from .diffusers.options import defaults, named
@@ -64,6 +65,11 @@ class Hosted(Base):
             raise ValueError(
                 f"{type(self).__name__}.set_shift: {shift!r} for {where}, whose schedule has no "
                 "flow shift; a pipeline with flow_shift = None is accepted"
+            )
+        number = real(shift)
+        if number is None or number <= 0:
+            raise ValueError(
+                f"{type(self).__name__}.set_shift: {shift!r:.60}; a number above 0 is accepted"
             )
         if "flow_shift" in self.config:
             both = {"flow_shift", "shift"} & self.config.keys()  # "shift" of what it was moved from

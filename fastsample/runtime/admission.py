@@ -127,8 +127,6 @@ class Admission:
         late = self._late() if self._timed else []
         for ticket, error in late:
             self._ends(ticket, "failed", error)
-        if self._stale:
-            self._sweep()
         self._seat_those_entering()
         return [ticket for ticket, _ in late]
 
@@ -136,10 +134,15 @@ class Admission:
         """Those whose deadline has passed, or cannot be met."""
         now, least = monotonic(), min(self._times, default=0.0)
         each = ((t, t._too_late(now, least)) for t in (*self.running, *self._queue.waiting))
-        return [(ticket, error) for ticket, error in each if error is not None]
+        late = [(ticket, error) for ticket, error in each if error is not None]
+        if late and {*self.running} <= {ticket for ticket, _ in late}:
+            self._times.clear()  # no tick would outdate a slow spell, which would end everybody
+        return late
 
     def _seat_those_entering(self) -> None:
         """Who waits enters, as far as there is room."""
+        if self._stale:  # a turn was given back, and its holder has not swept yet
+            self._sweep()
         if not self._queue.waiting or len(self.running) >= self.capacity:
             return
         for ticket in self._queue.entering(self.running, self._room.beside(self.running)):
@@ -150,8 +153,10 @@ class Admission:
             else:
                 self._meter.queue_wait.add(monotonic() - ticket._came)
 
-    def _call_back(self) -> list[Ticket]:
-        """Tell those who asked for it how their requests stand; those that ended by that."""
+    def _call_back(self, caught: type[BaseException] = Exception) -> list[Ticket]:
+        """Tell those who asked for it how their requests stand; those that ended by that. caught:
+        of what a callback raises, what ends its request.
+        """
         ended = []
         for ticket in self.running if self._watched else ():
             callback = ticket._due_callback()
@@ -159,10 +164,10 @@ class Admission:
                 continue
             try:
                 callback(ticket)
-            except Exception as error:
+            except caught as error:
                 ended.append(ticket)
                 with self._lock:
-                    self._ends(ticket, "failed", error)
+                    self._ends(ticket, "failed", ordinary(error))
         return ended
 
     # -- a request ends ----------------------------------------------------------------------------
@@ -217,6 +222,17 @@ class Admission:
                 f"{where}: called by the model, or by a callback; between ticks is accepted"
             )
         return self._turn
+
+
+def ordinary(error: BaseException) -> Exception:
+    """What a client is told of it: SystemExit, or the cancelling of a task that the model awaited,
+    is not the client's own.
+    """
+    if isinstance(error, Exception):
+        return error
+    made = RuntimeError(f"Engine: a model or a callback raised {type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made
 
 
 class Turn:

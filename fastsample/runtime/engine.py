@@ -68,9 +68,10 @@ class Engine(Serving):
 
     The same to the bit, whoever else is in flight and in whatever order they came, are the noise
     and all that the solver does: a request equals its run alone through Sampler or Run as far as
-    the model's rows do. Those of an elementwise model do. A network's depend on the batch size, by
-    which its libraries choose their kernels: with pad_to they are the same in any company, and a
-    request equals its run alone in an Engine of the same pad_to, though not in a Sampler.
+    the model's rows do. Those of a model of exactly rounded operations do. A network's depend on
+    the batch size, by which its libraries choose their kernels, and may depend on where in the
+    batch a row stands: pad_to makes the size one and the same, and a request then equals its run
+    alone in an Engine of the same pad_to as far as rows have the same bits wherever they stand.
 
     A plan of another layout grows the memory between ticks. Any thread may submit, cancel and read
     results, none of which waits for the model; ticks, of any thread, or of the one of `serve()`,
@@ -146,10 +147,11 @@ class Engine(Serving):
         after: Ticket | tuple[Ticket, int] | None = None,
     ) -> Ticket:
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
-        [1,*], every leaf of a condition that goes with samples one long. Without noise and latent
-        the noise is drawn from the seed; noise_source: in the `fastsample.window` that the sample
-        is, or along `fastsample.brownian()`. No tick is waited for: it enters between two, as
-        `fastsample.runtime.queue` says, at once if none is under way and there is room.
+        [1,*], every leaf of a condition that goes with samples one long, and left as it is until
+        the request has ended. Without noise and latent the noise is drawn from the seed;
+        noise_source: in the `fastsample.window` that the sample is, or along `fs.brownian()`. No
+        tick is waited for: it enters between two, as `fastsample.runtime.queue` says, at once if
+        none is under way and there is room.
 
         deadline: seconds from now, after which it ends without a result.
         callback: callable(ticket), called every `every` rows that have run, but after the last, by
@@ -183,6 +185,7 @@ class Engine(Serving):
         """
         where = "Engine.select"
         with self._alone(where), self._lock, arguments.named(where):
+            self._sweep()  # one that was cancelled meanwhile is none of those in flight
             transforms.refuse(where, index, seeds)
             if len(self._memory) > 1:
                 raise TypeError(f"{where}: requests of several tracks; of one tensor are accepted")

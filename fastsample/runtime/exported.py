@@ -17,6 +17,8 @@ from . import arguments, images, sources
 from .conditions import branches_of
 from .sampler import Sampler
 
+_TENSOR = object()  # what stands for a tensor among the leaves of conditions
+
 
 def export(
     sampler: Sampler,
@@ -61,7 +63,7 @@ def export(
     )
     batch = torch.export.Dim("batch") if dynamic_batch else None
     given = {"noise": noise, "latent": latent, "draws": draws, "told": whole.told}
-    given |= {"guidance": guidance if isinstance(guidance, Tensor) else None}
+    given |= {"guidance": guidance.detach() if isinstance(guidance, Tensor) else None}
     given = {name: value for name, value in given.items() if value is not None and value != []}
     shapes = {name: _open(name, value, batch) for name, value in given.items()}
     return torch.export.export(whole, (), given, dynamic_shapes=shapes, strict=strict)
@@ -77,12 +79,13 @@ class _Whole(nn.Module):
         self._sampler, self._names = sampler, [*trees]
         self._words = {"guidance": guidance, "start": start, "check": None}
         leaves, self._form = pytree.tree_flatten([*trees.values()])
-        self._leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.told = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self._leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        # a tensor that stands in two places is two inputs, which torch.export tells by the object
+        self.told = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
     def forward(self, noise=None, latent=None, draws=None, told=(), guidance=None) -> Tensor:
         left, words = iter(told), dict(self._words)
-        leaves = [next(left) if leaf is None else leaf for leaf in self._leaves]
+        leaves = [next(left) if leaf is _TENSOR else leaf for leaf in self._leaves]
         trees = pytree.tree_unflatten(leaves, self._form)
         words |= dict(zip(self._names, trees, strict=True)) | {"noise": noise, "latent": latent}
         if guidance is not None:

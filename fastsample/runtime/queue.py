@@ -34,8 +34,8 @@ policy names nobody, the one that came first enters.
 Deadlines, in seconds from submit, are looked at between two ticks, before anybody enters. A
 request, waiting or running, ends with DeadlineExceeded if its deadline has passed, or cannot be
 met: now + n·t > deadline, for its n rows left that ask the model, and t the least time of the last
-64 ticks that asked it (0 before the first). A request whose last row has run has a result, however
-late.
+64 ticks that asked it (0 before the first). Where that ends all who run, these times are forgotten:
+no tick would outdate a slow spell. A request whose last row has run has a result, however late.
 
 When to come again. `EngineFull.retry_after` is n·t, for n the rows that those with room have left
 until so many of them have ended, those with fewest left first, that the first beyond has room (or

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 
 from . import capturable
-from .admission import Admission
+from .admission import Admission, ordinary
 
 LAST = 5.0  # seconds that the end of the process waits for a tick that is under way
 _served: WeakSet[Serving] = WeakSet()
@@ -110,11 +110,11 @@ class Serving(Admission):
                 self._enter()
                 try:
                     self._row()
-                except Exception as error:
+                except BaseException as error:
                     for ticket in {ticket for ticket, _ in self._tick.blamed} or self.running:
-                        self._ends(ticket, "failed", error)
+                        self._ends(ticket, "failed", ordinary(error))
                     traceback.clear_frames(error.__traceback__)  # of the tensors that they hold
-            self._call_back()
+            self._call_back(BaseException)
             if self._device.type == capturable.KIND:
                 self._pace()
 

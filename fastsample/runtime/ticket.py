@@ -112,8 +112,11 @@ class Ticket:
         non-finite, with the plan's row.
         """
         longest = seconds("Ticket.result", "timeout", timeout)
+        longest = None if longest is None else min(longest, threading.TIMEOUT_MAX)
         ended = threading.Event()
         if not self._when_ended(ended.set, "Ticket.result") and not ended.wait(longest):
+            with self._engine._lock:
+                self._heard = [hear for hear in self._heard if hear != ended.set]
             raise TimeoutError(
                 f"Ticket.result: {self._where()} after {timeout} s, and goes on; timeout=None "
                 "waits for its end"
@@ -184,8 +187,8 @@ class Ticket:
         """Read what its place says of it, where nobody has yet."""
         with self._engine._lock:
             if self._unread:
-                self._unread = False
                 error = self._fault(self._leave()[2].tolist())
+                self._unread = False
                 if error is not None:
                     self._state, self._reason = "failed", error
 
@@ -195,7 +198,9 @@ class Ticket:
         if not word:
             return None
         rows, (name, shape) = self._tracks[track], self._engine._sizes[track]
-        row, what = (word >> 8 & 0xFFFFFF) - rows.first, "the sample" if name is None else name
+        # by where its rows stood while they ran: the table may have been written over since
+        row = (word >> 8 & 0xFFFFFF) - self._stood[track]
+        what = "the sample" if name is None else name
         why = outputs.fault(rows.plan, self._engine._dtypes[1], prod(shape), row)
         return FloatingPointError(
             f"Ticket.result: {what} became non-finite at row {row} of its plan; {why}"
@@ -205,7 +210,7 @@ class Ticket:
         self._state, self._reason = state, reason
         self._trace = None if reason is None else reason.__traceback__
         self._request = self._callback = None
-        if self._place is None:
+        if self._place is None or state == "result":
             self._told = None
         for hear in self._heard:
             hear()
@@ -241,6 +246,7 @@ class Ticket:
         self._state, self._request, self._order = "running", None, ladder.order(self, place)
         for rows in tracks:
             rows.users += 1
+        self._stood = [rows.first for rows in tracks]
 
     def _copied(self, place: int) -> Ticket:
         """A ticket for another request that stands where this one does, in another place."""

@@ -12,6 +12,14 @@ struct Broken : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A time that no clock holds is waited for without an end.
+void longest(const Plans& plans) {
+  fsp::Engine engine(denoise, options());
+  engine.serve();
+  const fsp::Ticket ticket = engine.submit(request(plans.at("unipc"), 1));
+  DEMAND(ticket.wait_for(std::chrono::nanoseconds::max()) && ticket.done());
+}
+
 // A model that throws takes those it was asked for along, with its own exception.
 void model_throws(const Plans& plans) {
   const auto high = [](const fsp::Batch& batch) { denoise(batch); };
@@ -209,6 +217,48 @@ void refusals(const Plans& plans) {
               "2 scalar(s), those before it 1"));
 }
 
+// Memory apart from the host's that fails once, in its n-th call from when it is told to.
+struct Failing : fsp::HostMemory {
+  int left = -1;
+  bool apart() const noexcept override { return true; }
+  void* take(size_t bytes) override { return once(), fsp::HostMemory::take(bytes); }
+  void copy(void* to, const void* from, size_t bytes) override {
+    once(), fsp::HostMemory::copy(to, from, bytes);
+  }
+  void wait() override { once(); }
+
+ private:
+  void once() {
+    if (left >= 0 && left-- == 0) throw Broken("no memory");
+  }
+};
+
+// A newcomer with a plan that is new to the Engine, of another size and not, while one runs.
+void memory_throws(const Plans& plans) {
+  for (const char* name : {"guided", "unipc"}) {
+    const Floats want = alone(request(plans.at("unipc"), 1));
+    for (int n = 0;; ++n) {
+      const auto memory = std::make_shared<Failing>();
+      fsp::Options own = options();
+      own.memory = memory;
+      fsp::Engine engine(denoise, own);
+      const fsp::Ticket first = engine.submit(request(plans.at("unipc"), 1));
+      engine.tick(), engine.tick();
+      const fsp::Ticket second = engine.submit(request(plans.at(name), 2));
+      memory->left = n;
+      engine.tick();
+      const bool failed = memory->left < 0;
+      memory->left = -1;
+      engine.run();
+      DEMAND(first.done() && second.done());
+      if (first.state() == fsp::State::result) DEMAND(result(first) == want);
+      if (second.state() == fsp::State::result)
+        DEMAND(result(second) == alone(request(plans.at(name), 2)));
+      if (!failed) break;
+    }
+  }
+}
+
 void bad_options() {
   const auto refused = [](auto&& spoil) {
     fsp::Options own = options();
@@ -221,6 +271,7 @@ void bad_options() {
   DEMAND(says(refused([](O& o) { o.elements = int64_t{1} << 41; }), "elements is"));
   DEMAND(says(refused([](O& o) { o.capacity = int64_t{1} << 30; }), "capacity is"));
   DEMAND(says(refused([](O& o) { o.waiting = -2; }), "waiting is -2"));
+  DEMAND(says(refused([](O& o) { o.threads = -5; }), "threads is -5"));
   DEMAND(says(refused([](O& o) { o.state_dtype = FS_F16; }), "state_dtype is 2"));
   DEMAND(says(refused([](O& o) { o.policy = nullptr; }), "policy is empty"));
   DEMAND(says(thrown<fsp::Error>([] { fsp::Engine(fsp::Model(), options()); }), "model is empty"));
@@ -237,5 +288,7 @@ void try_faults(const Plans& plans) {
   company(plans);
   from_inside(plans);
   refusals(plans);
+  memory_throws(plans);
+  longest(plans);
   bad_options();
 }

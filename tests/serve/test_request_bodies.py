@@ -47,6 +47,8 @@ def test_a_body_of_a_plan_alone():
         (b'{"plan": "a", "guidance": NaN}', "body: guidance = nan; a number from 0 to 100"),
         (b'{"plan": "a", "guidance": "2"}', "body: guidance = '2'; a number"),
         (b'{"plan": "a", "deadline": -1}', "body: deadline = -1; a number from 0 to 3600"),
+        (b'{"plan": "a", "deadline": 1' + b"0" * 400 + b"}", "body: deadline = 1000"),
+        (b'{"plan": "a", "guidance": 1e999}', "body: guidance = inf; a number"),
         (b'{"plan": "a", "every": 0}', "body: every = 0; a whole number from 1 to 1000"),
         (b'{"plan": "a", "format": "exe"}', "body: format = 'exe'; 'png' or 'npz' is accepted"),
         (b'{"plan": "a", "format": []}', r"body: format = \[\]; 'png' or 'npz'"),

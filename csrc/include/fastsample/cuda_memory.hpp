@@ -38,7 +38,10 @@ class CudaMemory : public Memory {
     const Current current(gpu_);
     check("cudaMemcpyAsync", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
   }
-  void wait() override { check("cudaStreamSynchronize", cudaStreamSynchronize(stream_)); }
+  void wait() override {
+    const Current current(gpu_);
+    check("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
+  }
 
  private:
   int gpu_;

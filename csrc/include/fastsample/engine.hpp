@@ -210,11 +210,13 @@ FS_API void grouped(const std::vector<Ticket>&, const std::vector<Ticket>&, std:
 // ---- The Engine ---------------------------------------------------------------------------------
 
 struct Options {
-  int64_t elements = 0;   // D numbers a sample, 1 or more
-  int64_t capacity = 64;  // requests in flight at most
-  int64_t waiting = -1;   // further requests that wait at most, -1: as many; another is refused
-  int64_t pad_to = 0;     // a model's batch has always this many rows; requests in flight have no
-                          // more branches in all. 0: as many rows as are asked for
+  int64_t elements = 0;  // D numbers a sample, 1 or more
+  // Requests in flight at most. On a device of its own memory an Engine keeps 8 bytes for each pair
+  // of a request and a row of the models' batch.
+  int64_t capacity = 64;
+  int64_t waiting = -1;  // further requests that wait at most, -1: as many; another is refused
+  int64_t pad_to = 0;    // a model's batch has always this many rows; requests in flight have no
+                         // more branches in all. 0: as many rows as are asked for
   int32_t state_dtype = FS_F32;  // FS_F32 or FS_F64
   int32_t model_dtype = FS_F32;  // any
   bool preview = false;          // form Progress::x0

@@ -29,7 +29,7 @@
 namespace fastsample {
 
 // A status other than FS_OK, with its sentence: where, what was wrong, what is accepted.
-class Error : public std::runtime_error {
+class FS_API Error : public std::runtime_error {
  public:
   Error(int status, const std::string& sentence) : std::runtime_error(sentence), status_(status) {}
   int status() const noexcept { return status_; }  // fs_status
