@@ -149,9 +149,8 @@ class Engine(Serving):
         """Take in a request, a Sampler's call with a batch of one: noise, latent, mask and known
         [1,*], every leaf of a condition that goes with samples one long, and left as it is until
         the request has ended. Without noise and latent the noise is drawn from the seed;
-        noise_source: in the `fastsample.window` that the sample is, or along `fs.brownian()`. No
-        tick is waited for: it enters between two, as `fastsample.runtime.queue` says, at once if
-        none is under way and there is room.
+        noise_source: in the window that the sample is, or along `fs.brownian()`. No tick is waited
+        for: it enters between two (`fastsample.runtime.queue`), at once if none is under way.
 
         deadline: seconds from now, after which it ends without a result.
         callback: callable(ticket), called every `every` rows that have run, but after the last, by
