@@ -119,8 +119,9 @@ def on_its_schedule(old, new):
         return True  # levels between the same ends
     if new._scale == "flow":
         if "flow_shift" not in words or old.config.get("shift_terminal"):
-            # FlowMatchEuler's own grid has its shift in it twice
-            return words.get("shift", words.get("flow_shift", 1.0)) == old_shift(old)
+            # FlowMatchEuler's own grid has its shift in it twice; LTX's options are in its config
+            shift = words.get("flow_shift", new.config.get("shift", 1.0))
+            return words.get("shift", shift) == old_shift(old)
         off = {"use_dynamic_shifting": False} if "use_dynamic_shifting" in words else {}
         bare = FsScheduler.from_config(new.config, flow_shift=1.0, **off)
         shift = np.exp(MU) if old.config.get("use_dynamic_shifting") else old_shift(old)
