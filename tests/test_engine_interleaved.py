@@ -3,6 +3,7 @@ news: tick times of a slow spell, rows of a table that has been written over.
 """
 
 import contextlib
+import threading
 import time
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_slow_spell_does_not_end_all_who_come_after_it():
         tickets.append(engine.submit(plan("euler", 4), seed=k, deadline=0.6))
         engine.run()
     assert [ticket.state for ticket in tickets] == ["failed", "result", "result", "result"]
+
+
+def test_closing_waits_for_a_tick_and_is_refused_within_one():
+    asked, go = threading.Event(), threading.Event()
+
+    def held(x, t):
+        asked.set()
+        assert go.wait(60)
+        return model(x, t)
+
+    engine = fs.Engine(held, SHAPE, 2)
+    ticket = engine.submit(plan("euler", 4), seed=0, callback=lambda _: engine.close())
+    engine.tick()  # the first row asks no model
+    assert ticket.state == "failed" and "Engine.close: called by" in str(ticket.reason)
+    other = engine.submit(plan("euler", 4), seed=1)  # it is open yet
+    engine.tick()
+    ticker = threading.Thread(target=engine.tick)
+    ticker.start()
+    assert asked.wait(60)
+    closer = threading.Thread(target=engine.close, args=(False,))
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive() and other.state == "cancelled"
+    go.set()
+    closer.join(60)
+    ticker.join(60)
+    assert not closer.is_alive() and engine.running == ()
 
 
 @pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt()])

@@ -189,6 +189,7 @@ def test_a_plan_in_a_checkpoints_folder(registry, tmp_path):
     [
         (MATCH, "FsScheduler", None, "FsScheduler: scheduler_config.json was not written by an Fs"),
         ("DDIMScheduler", "FsDDIMScheduler", 3.0, r"set_shift: 3\.0 for DDIMScheduler"),
+        (MATCH, f"Fs{MATCH}", -1.0, r"set_shift: -1\.0; a number above 0 is accepted"),
         (
             "DDIMScheduler",
             f"Fs{MATCH}",

@@ -219,7 +219,7 @@ class Engine(Serving):
     def tick(self) -> list[Ticket]:
         """The next row of every request in flight: the model is asked once, with a time for each
         row of its batch, for those whose row asks it. Requests whose deadline has come end before,
-        and others enter. Returns those that ended.
+        and others enter. Returns those that ended by their last row, a fault or a deadline.
 
         A model that raises, or returns what does not fit, leaves every request where it was.
         """

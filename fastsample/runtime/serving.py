@@ -51,13 +51,18 @@ class Serving(Admission):
     def close(self, drain: bool = True) -> None:
         """Take no more requests. drain: tick until all have ended, in the serving thread, if there
         is one; else they are cancelled, after the tick that is under way. Returns when that is so.
+        RuntimeError, and nothing is closed, where no thread serves and a callback calls it.
         """
+        turn = self._alone("Engine.close") if self._thread is None else None
         self._shut(drain)
-        if self._thread is None:
-            if drain:
-                self.run()
-        elif self._thread is not current_thread():
-            self._thread.join()
+        if turn is None:
+            if self._thread is not current_thread():
+                self._thread.join()
+        elif drain:
+            self.run()
+        else:
+            with turn:  # somebody's tick may be under way
+                pass
 
     def __enter__(self) -> Serving:
         return self
