@@ -1,6 +1,7 @@
 """fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for
-k-diffusion's users, each a Run at heart; onnx for networks in ONNX files. Schedulers for SGLang
-stand in `fastsample.interop.sglang`.
+k-diffusion's users, each a Run at heart, with k_model, k_sigmas, k_scale, k_state and k_remake
+around it; onnx for networks in ONNX files. Schedulers for SGLang stand in
+`fastsample.interop.sglang`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .diffusers import FsScheduler
     from .k_diffusion import k_sample
+    from .k_levels import k_model, k_remake, k_scale, k_sigmas, k_state
     from .onnx_session import onnx
 
-__all__ = ["FsScheduler", "k_sample", "onnx"]
 _FILES = {"FsScheduler": "diffusers", "k_sample": "k_diffusion", "onnx": "onnx_session"}
+_FILES |= dict.fromkeys(("k_model", "k_remake", "k_scale", "k_sigmas", "k_state"), "k_levels")
+__all__ = [
+    "FsScheduler",
+    "k_model",
+    "k_remake",
+    "k_sample",
+    "k_scale",
+    "k_sigmas",
+    "k_state",
+    "onnx",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Names load on first use: FsScheduler needs diffusers, onnx onnxruntime, k_sample neither."""
+    """Names load on first use: FsScheduler needs diffusers, onnx onnxruntime, no other either."""
     if name in _FILES:
         return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
     if name in ("diffusers", "k_diffusion"):

@@ -53,7 +53,9 @@ class Given:
                  bfloat16, or under autocast, torch.bfloat16
     max_bytes    most that states and targets may take; a search that needs more is refused before
                  the model is asked (default: whatever it takes, as `search.bytes` says)
-    progress     True: a tqdm bar of evaluations
+    progress     True: a tqdm bar of evaluations; or a class that is used as tqdm's is, such as
+                 tqdm.notebook.tqdm: made with total=, unit= and desc= for every part of a search,
+                 entered, told update(n), set_postfix_str(text) and its total where that changes
     group        processes that model calls are dealt to, a torch.distributed group that carries
                  tensors of the host, as gloo's do (default: the default one, where there is one, as
                  under torchrun). All run the same search on the same noise; calls of `batch_size`
@@ -75,7 +77,7 @@ class Given:
     state_device: torch.device | str | None = None
     model_dtype: torch.dtype | None = None
     max_bytes: int | None = None
-    progress: bool = False
+    progress: bool | Callable = False
     group: Any = None
 
     @classmethod

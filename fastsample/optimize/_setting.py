@@ -123,9 +123,9 @@ class Setting:
         return len(self.teacher.grid) - 1
 
     @property
-    def shown(self) -> bool:
-        """Is a bar shown, by this process?"""
-        return self.given.progress and self.words["ranks"].first
+    def shown(self) -> bool | Callable:
+        """The bar that this process shows; False: none."""
+        return self.words["ranks"].first and self.given.progress
 
     def root(self, power: float) -> Tensor | None:
         """The weights to 1/power [B,D], on the states' device in the dtype that is computed in: the

@@ -96,10 +96,12 @@ def asker(
     return ask
 
 
-def bar(where: str, wanted: bool, total: int, **words: str):
-    """A tqdm bar, or nothing. words: as tqdm takes them."""
+def bar(where: str, wanted: bool | Callable, total: int, **words: str):
+    """A tqdm bar, what is wanted in its place, or nothing. words: as tqdm takes them."""
     if not wanted:
         return nullcontext()
+    if callable(wanted):
+        return wanted(total=int(total), **words)
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
