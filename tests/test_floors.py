@@ -24,7 +24,6 @@ FLOORS = (
     ("optimize",),
     ("models", "interop"),
     ("report",),
-    ("search_command",),
     ("cli",),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
@@ -42,7 +41,7 @@ CONFINED = {
     "matplotlib": r"report/pictures\.py",
     "torchsde": r"runtime/brownian\.py",
     "torch": r"(kernels|runtime|optimize|models|interop)/.+\.py"
-    r"|(trajectories|metrics|report/doctor|search_command|cli)\.py",
+    r"|(trajectories|metrics|report/doctor|cli/(optimize|sample|subjects))\.py",
 }
 
 
@@ -91,7 +90,7 @@ def siblings_allowed(module, target):
             bool(there) and there[0].startswith("_")
         )
     wholes = ("plan", "schedules", "grids", "kernels", "runtime", "presets", "models", "interop")
-    return unit in (*wholes, "report")
+    return unit in (*wholes, "report", "cli")
 
 
 def breaches(source, module):

@@ -84,7 +84,7 @@ def test_a_solver_of_ones_own_stands_there(capsys, monkeypatch):
         (["solvers", "\x1b"], "\\x1b: no solver; one of ddim, euler"),
         (["solvers", "--json"], "--json belongs to a plan"),
         (["solvers", "heun", "--picture", "a.png"], "--picture belongs to a plan"),
-        (["a.fsplan", "heun"], "heun behind a.fsplan; a name is accepted behind solvers"),
+        (["a.fsplan", "heun"], "a.fsplan: No such file"),
     ],
 )
 def test_bad_words_are_one_sentence(capsys, words, said):

@@ -1,4 +1,4 @@
-"""The command `fastsample optimize`: its options, and what it runs, prints and writes."""
+"""fastsample optimize: find the plans of a model, print what they gain, and write them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import report
-from .grids import GRIDS
+from .. import report
+from ..files import folder_for
+from ..grids import GRIDS
+from .options import count, number, progress, progress_option
+from .subjects import UNSEEN, Subject, model_options, subject
+
+ABOUT = "search whole plans, or time grids, for a model"
+EXAMPLE = "--model mine:make --shape 4,64,64 --budgets 4,6,8 --out plans"
 
 BUDGETS = (4, 6, 8, 10)
 SAMPLES, SEARCH_SAMPLES = 32, 208  # of a single search, and of the whole climb
 UNSAID = ("out", "checkpoint", "progress", "traceback", "name", "command")
 
 
-def options(add: Callable, number: Callable, count: Callable) -> None:
-    """The command's own options; `number` adds one that takes a whole number, as `count` reads it,
-    and that has a default.
-    """
+def options(add: Callable) -> None:
     about = "climb to the best plan of each number of evaluations (default: 4,6,8,10)"
     add("--budgets", type=_numbers, metavar="M,M,...", help=about)
     about = "seconds for the climb; it is cut between two parts, and what was found is written"
@@ -40,8 +43,12 @@ def options(add: Callable, number: Callable, count: Callable) -> None:
     about = f"its spacing (default: fine): {', '.join(GRIDS)}"
     add("--grid", choices=GRIDS, metavar="NAME", help=about)
     about = "unseen noises to judge on; 0, in one search: no comparison with schedules made by hand"
-    number = partial(count, low=0)
-    add("--held-out", type=number, metavar="N", help=f"{about} (default: 64; in one search 16)")
+    add(
+        "--held-out",
+        type=partial(count, low=0),
+        metavar="N",
+        help=f"{about} (default: 64; in one search 16)",
+    )
     about = "free: the noise may carry a lower label (default)"
     add("--start", choices=("free", "fixed"), default="free", help=about)
     about = "OSS: joint (default) or median; with --rows: mean (default), log or median"
@@ -51,6 +58,8 @@ def options(add: Callable, number: Callable, count: Callable) -> None:
     add("--device", help="where the model is asked (default: cpu)")
     add("--dtype", metavar="DTYPE", help="what the model works in, as bfloat16 (default: float32)")
     add("--out", default="plans", help="folder for plans, page and figures (default: plans)")
+    model_options(add, None)
+    progress_option(add)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -60,8 +69,19 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
-    """Search the subject `it`; noises no search has seen have seeds from `unseen` on."""
+def run(args: argparse.Namespace) -> None:
+    report.look(folder_for(args.out, "--out"))
+    if args.checkpoint is not None:
+        folder_for(args.checkpoint, "--checkpoint")
+    if args.budgets and args.budget:
+        raise ValueError(
+            f"optimize: --budget {args.budget} beside --budgets; one of them is accepted"
+        )
+    _search(args, subject(args))
+
+
+def _search(args: argparse.Namespace, it: Subject) -> None:
+    """Search the subject; noises no search has seen have seeds from UNSEEN on."""
     one = args.budget is not None or ((args.solver or args.rows) and not args.budgets)
     samples = args.samples or (SAMPLES if one else SEARCH_SAMPLES)
     held_out = (16 if one else 64) if args.held_out is None else args.held_out
@@ -69,8 +89,8 @@ def run(args: argparse.Namespace, it: Any, unseen: int, progress: bool) -> None:
         raise ValueError("optimize: --held-out 0; noise to judge the climb on is needed")
     model, place = _placed(it, args)
     given = {
-        "held_out": place(it.noise(held_out, unseen + args.seed)) if held_out else None,
-        "progress": progress,
+        "held_out": place(it.noise(held_out, UNSEEN + args.seed)) if held_out else None,
+        "progress": progress(args),
         "model_dtype": _dtype(args.dtype),
         **{name: getattr(args, name) for name in ("teacher", "seed", "batch_size")},
         **place(it.words(samples)),
@@ -116,7 +136,7 @@ def _placed(it: Any, args: argparse.Namespace) -> tuple[Any, Callable]:
 
 # -- one search ------------------------------------------------------------------------------------
 def _one(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) -> None:
-    from .optimize import fit, oss
+    from ..optimize import fit, oss
 
     if args.rows and args.solver:
         raise ValueError(
@@ -142,7 +162,7 @@ def _one(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) 
 
 def _found(search: Any, paths: Sequence[Path]) -> str:
     """The table of a search: its plans, the best by hand beside each, and their files."""
-    from . import metrics
+    from .. import metrics
 
     rows = []
     for m, path in zip(sorted(search.plans), paths, strict=True):
@@ -165,8 +185,8 @@ def _level(plan: Any) -> str:
 
 # -- the whole climb -------------------------------------------------------------------------------
 def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) -> None:
-    from .optimize import search
-    from .optimize.search import Stopped
+    from ..optimize import search
+    from ..optimize.search import Stopped
 
     folder = args.checkpoint or os.path.join(args.out, "checkpoint")
     own = {"time_limit": args.time_limit, "beam": args.beam, "checkpoint": folder}
@@ -194,7 +214,7 @@ def _processes() -> Any:
     """The processes of torchrun, where it runs this."""
     import torch
 
-    from .runtime.ranks import Ranks
+    from ..runtime.ranks import Ranks
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")  # which carries tensors of any device

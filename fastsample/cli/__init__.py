@@ -1,0 +1,105 @@
+"""The command line: `fastsample COMMAND ...`, a file of this folder for each command.
+
+A command's file has ABOUT and EXAMPLE, `options(add)` that declares what it takes, and `run(args)`.
+What cannot be done is refused before the work begins, in one sentence on stderr with exit code 2;
+files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .. import __version__
+from ..plan.text import printable
+from . import convert, demo, doctor, optimize, sample, show
+from .subjects import UNSEEN, Subject, embedded, subject
+
+__all__ = ["UNSEEN", "Subject", "embedded", "main", "parser", "subject"]
+
+COMMANDS = (optimize, sample, show, convert, demo, doctor)
+PAGE = """\
+Few-step sampling for diffusion and flow models. A plan is a sampler compiled into a small table: of
+so many evaluations of your model, at these noise levels, with these coefficients. `optimize` finds
+the plan for a model and a number of evaluations; it is run from Python, C or C++, or by `sample`.
+"""
+EPILOG = """\
+examples:
+  fastsample demo                                        plans for the embedded model and their gain
+  fastsample optimize --model mine:make --shape 4,64,64  the best plans for a model of yours
+  fastsample sample plans/plan-8.fsplan --out a.png      64 images with one of them
+  fastsample show plans/plan-8.fsplan                    the plan as a table, its noise levels drawn
+  fastsample show plans/plan-6.fsplan plans/plan-8.fsplan
+                                                         two plans side by side
+  fastsample show solvers                                the solvers and their measured orders
+  fastsample convert plans/plan-8.fsplan --to comfyui    its noise levels for ComfyUI
+  fastsample doctor                                      versions, backends, and what is missing
+
+exit codes:
+  0    it is done
+  2    it was refused, or failed: one sentence on stderr says what and what is accepted
+       (--traceback, behind a command, shows where it came from)
+  130  it was interrupted; nothing half-written is left
+
+fastsample COMMAND --help has a command's options; a plan is a file that is safe to open, and
+--model runs the code of the module that it names."""
+# what is told in one sentence; anything else is a fault of ours
+SAID = (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError, ArithmeticError)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one sentence."""
+
+    def __init__(self, *args: object, **words: object) -> None:
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **words)
+
+    def error(self, message: str) -> NoReturn:
+        said = printable(message)
+        self.exit(2, f"{self.prog}: {said}; {self.prog} --help says what is accepted\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name or note may hold what the terminal has not
+            stream.reconfigure(errors="backslashreplace")
+    args = parser().parse_args(argv)
+    try:
+        args.command(args)
+    except KeyboardInterrupt:
+        print("fastsample: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone: say nothing more, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SAID as error:
+        if args.traceback:
+            raise
+        why = printable(error) or type(error).__name__
+        if getattr(error, "name", None) == "torch":
+            why = "torch is not installed; pip install torch"
+        print(f"fastsample {args.name}: {why}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> Parser:
+    """What reads the command line."""
+    top = Parser("fastsample", usage="fastsample COMMAND ...", description=PAGE, epilog=EPILOG)
+    top.add_argument("--version", action="version", version=f"fastsample {__version__}")
+    commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        example = f"example:\n  fastsample {name} {command.EXAMPLE}".rstrip()
+        about = command.ABOUT
+        words = {"prog": f"fastsample {name}", "description": f"{about}.", "epilog": example}
+        sub = commands.add_parser(name, help=about, **words)
+        sub.set_defaults(command=command.run)
+        about = "on an error show where it came from"
+        sub.add_argument("--traceback", action="store_true", help=about)
+        command.options(sub.add_argument)
+    return top

@@ -1,0 +1,157 @@
+"""Lists of noise levels and of timesteps in the forms that people and other programs write them.
+
+    form            what it is
+    sigmas          levels with commas; stable-diffusion.cpp's sd-cli takes it behind --sigmas
+    timesteps       times of the schedule with commas, the end at sigma = 0 left out
+    comfyui         text for ComfyUI's node ManualSigmas
+    comfyui-json    that node in a workflow of the API format
+    sdcpp-json      a request of stable-diffusion.cpp's sd-server
+
+A level is sigma of a flow (alpha + sigma = 1), sigma/alpha of all others, which is the sigma of
+k-diffusion, as in `grids.from_sigmas`. No number has an exponent: ComfyUI's node reads none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..plan import Plan
+from ..plan.provenance import LEARNED, found
+from ..schedules import Schedule, from_json
+
+FORMS = ("sigmas", "timesteps", "comfyui", "comfyui-json", "sdcpp-json")
+# where a JSON document has its list
+KEYS = (("sigmas",), ("timesteps",), ("custom_sigmas",), ("sample_params", "custom_sigmas"))
+KEYS += (("inputs", "sigmas"),)
+DIGITS = 15  # of a number of a list; what a schedule rounds in the last place is left out
+MOST = 100_000  # numbers of a list
+CHARACTERS = 64 << 20  # of a file with a list, or with a plan as JSON
+FLOW = 1e-9  # by so much at most alpha + sigma is not 1 on a flow
+
+
+def written(form: str, values: Sequence[float]) -> str:
+    """The list in one of FORMS."""
+    finite = all(map(math.isfinite, values))
+    if form not in ("sigmas", "timesteps") and not finite:
+        raise ValueError(
+            f"--to {form} of a list that begins at an infinite level; a plan, or a list, "
+            "that begins below it is accepted"
+        )
+    if form == "sdcpp-json":
+        numbers = [float(_decimal(np.float64(v))) for v in values]
+        return json.dumps({"sample_params": {"custom_sigmas": numbers}})
+    if form in ("comfyui", "comfyui-json"):  # a tensor of float32
+        text = ", ".join(_decimal(np.float32(v)) for v in values)
+        node = {"class_type": "ManualSigmas", "inputs": {"sigmas": text}}
+        return text if form == "comfyui" else json.dumps({"1": node})
+    return ",".join(_decimal(np.float64(v)) for v in values)
+
+
+def _decimal(value: Any) -> str:
+    if not np.isfinite(value):
+        return "inf"
+    if isinstance(value, np.float32):
+        return np.format_float_positional(value, trim="0")
+    digits = {"unique": False, "precision": DIGITS, "fractional": False}
+    return np.format_float_positional(value, **digits, trim="0")
+
+
+def levels(plan: Plan) -> list[float]:
+    """The levels that a plan's steps run between, the first to the end."""
+    schedule = _schedule(plan)
+    if schedule is None:
+        asked = np.append(np.flatnonzero(plan.call >= 0), plan.rows - 1)
+        alpha, sigma = plan.alpha[asked], plan.sigma[asked]
+    else:
+        times = np.asarray(plan.note["times"], np.float64)
+        alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    return _levels(alpha, sigma)
+
+
+def levels_at(schedule: Schedule, times: np.ndarray) -> list[float]:
+    """The levels of a schedule's times."""
+    return _levels(schedule.alpha(times), schedule.sigma(times))
+
+
+def left_out(plan: Plan) -> str | None:
+    """In words, what a plan gains by that a list of its levels does not hold; None for nothing."""
+    solver = plan.note.get("solver", "a table")
+    parts = [f"the rows of {solver}"] if LEARNED & plan.note.keys() else []
+    amplitude = found(plan).get("amplitude", 1.0)
+    if amplitude != 1.0:
+        parts.append(f"the factor {amplitude} of its first noise")
+    return f"the list does not hold {' and '.join(parts)}" if parts else None
+
+
+def times(plan: Plan) -> list[float]:
+    """The times of the schedule that a plan's steps begin at."""
+    if _schedule(plan) is None:
+        raise ValueError(
+            "--to timesteps of a plan whose note names no schedule and times; --to sigmas "
+            "is accepted"
+        )
+    found = [float(t) for t in plan.note["times"]]
+    return found[:-1] if plan.sigma[-1] == 0.0 else found
+
+
+def _schedule(plan: Plan) -> Schedule | None:
+    """The schedule that the plan's note names beside its times, or None."""
+    try:
+        schedule = from_json(plan.note["schedule"])
+        schedule.alpha(np.asarray(plan.note["times"], np.float64))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return schedule
+
+
+def _levels(alpha: np.ndarray, sigma: np.ndarray) -> list[float]:
+    flow = np.abs(alpha + sigma - 1.0).max() < FLOW
+    with np.errstate(divide="ignore"):
+        found = sigma if flow else sigma / alpha
+    return [float(v) for v in found]
+
+
+def read(text: str) -> tuple[str | None, list[float]]:
+    """(form, numbers) of a list in any of FORMS; form None where it does not say whether it is of
+    sigmas or of timesteps. ValueError for what holds no list.
+    """
+    text, form = text.strip(), None
+    if text[:1] in ("{", "["):
+        form, text = _in_json(text)
+    words = text if isinstance(text, list) else re.split(r"[\s,;]+", text.strip(" ,;\n"))
+    try:
+        found = [float(word) for word in words]
+    except (TypeError, ValueError):
+        found = []
+    if not 1 <= len(found) <= MOST or any(map(math.isnan, found)):
+        raise ValueError(
+            f"{str(text)[:60]!r} is no list of numbers; numbers with commas between them, "
+            "or JSON that holds them, are accepted"
+        )
+    return form, found
+
+
+def _in_json(text: str) -> tuple[str | None, Any]:
+    """The list of a JSON document: itself, or where one of KEYS leads."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the JSON cannot be read ({error}); sound JSON is accepted") from None
+    if isinstance(value, list):
+        return None, value
+    nodes = [value, *(v for v in value.values() if isinstance(v, dict))]
+    for node in nodes:
+        for keys in KEYS:
+            found = node
+            for key in keys:
+                found = found.get(key) if isinstance(found, dict) else None
+            if isinstance(found, (list, str)):
+                return ("timesteps" if keys == ("timesteps",) else "sigmas"), found
+    named, keys = ", ".join(".".join(keys) for keys in KEYS), ", ".join(map(str, value))
+    raise ValueError(f"the JSON has keys {keys[:60]!r}; a list, or one of {named} is accepted")

@@ -1,0 +1,55 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ..plan import Plan
+
+
+def count(text: str, low: int = 1) -> int:
+    """A whole number from `low` up."""
+    if not text.isdecimal() or not low <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} to 1000000")
+    return int(text)
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    return tuple(count(part.strip()) for part in text.split(","))
+
+
+def number(add: Callable, name: str, default: int, about: str, low: int = 1) -> None:
+    """An option that takes a whole number from `low` up; its help ends with the default."""
+    about = f"{about} (default: {default})"
+    add(name, type=partial(count, low=low), default=default, help=about)
+
+
+def progress_option(add: Callable) -> None:
+    about = "progress bars (default: on a terminal)"
+    add("--progress", action=argparse.BooleanOptionalAction, default=None, help=about)
+
+
+def progress(args: argparse.Namespace) -> bool:
+    """Are progress bars shown?"""
+    return sys.stderr.isatty() if args.progress is None else args.progress
+
+
+def suffix(path: str) -> str:
+    return Path(path).suffix.lower()
+
+
+def load(path: str) -> Plan:
+    """The plan of a .fsplan file; ValueError, one sentence that names it."""
+    try:
+        return Plan.load(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: {error.strerror or error}; the path of a .fsplan file is needed"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

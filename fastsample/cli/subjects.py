@@ -1,0 +1,112 @@
+"""What a command works on: the embedded model, or one of the user's own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import options as read
+
+UNSEEN = 1_000_000  # seeds of noises no search has seen begin here
+
+
+def model_options(add: Callable, samples: int | None) -> None:
+    about = "a factory of a fastsample.Model (default: the embedded model)"
+    add("--model", metavar="MODULE:FACTORY", help=about)
+    add("--shape", type=read.shape, metavar="C,H,W", help="shape of one sample")
+    if samples is not None:
+        read.number(add, "--samples", samples, "noises")
+    about = "seed of the first; sample b has seed + b (default: 0, so a command repeats itself)"
+    add("--seed", type=int, default=0, help=about)
+    read.number(add, "--batch-size", 256, "rows of one model call")
+    about = "embedded model: one class 0..9 (default: each in turn; -1: none)"
+    add("--label", type=int, help=about)
+    add("--guidance", type=float, help="embedded model: classifier-free guidance scale")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to work on: the Model, the shape of one sample, and the words for a batch,
+    words(count) -> {cond, uncond, guidance}.
+    """
+
+    model: Any
+    shape: tuple[int, ...]
+    words: Callable[[int], dict[str, Any]]
+
+    def noise(self, count: int, seed: int, stage: int = 0) -> Any:
+        """Unit noise [count, *shape] of seeds seed, seed + 1, ..., at this stage."""
+        import torch
+
+        from ..kernels import normal
+
+        seeds = torch.arange(count, dtype=torch.int64) + seed
+        flat = normal(seeds, torch.zeros_like(seeds), math.prod(self.shape), stage)
+        return flat.reshape(count, *self.shape)
+
+
+def subject(args: argparse.Namespace) -> Subject:
+    """The model a command was asked to work on."""
+    spec = args.model
+    if spec is None:
+        if args.shape:
+            raise ValueError("--shape belongs to --model; the embedded model's samples are 1,28,28")
+        return embedded(args.label, args.guidance)
+    if args.label is not None or args.guidance is not None:
+        raise ValueError(
+            "--label and --guidance belong to the embedded model; close over your own model's "
+            "words in its factory"
+        )
+    from ..model import Model
+
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise ValueError(f"--model {spec}: no factory is named; package.module:factory is needed")
+    sys.path.insert(0, os.getcwd())  # as python -m does: a module beside the user is found
+    found = getattr(importlib.import_module(module), name, None)
+    if not callable(found):
+        raise ValueError(
+            f"--model {spec}: {module} has no callable {name}; a factory that returns a "
+            "fastsample.Model is needed"
+        )
+    model = found()
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is "
+            "needed"
+        )
+    shape = args.shape or getattr(model.fn, "shape", None)
+    if shape is None:
+        raise ValueError(
+            f"--model {spec}: the shape of a sample is not known; pass --shape C,H,W or give the "
+            "model's callable an attribute shape"
+        )
+    return Subject(model, tuple(int(n) for n in shape), lambda count: {})
+
+
+def embedded(label: int | None = None, guidance: float | None = None) -> Subject:
+    """The embedded model, its classes in turn or one class, with or without guidance."""
+    import torch
+
+    from .. import models
+
+    if label is not None and not -1 <= label <= 9:
+        raise ValueError(
+            f"--label {label}: there is no such class; 0 to 9, or -1 for none, is accepted"
+        )
+
+    def words(count: int) -> dict[str, Any]:
+        none = torch.full((count,), 10)  # the eleventh class, "no class", which -1 stands for
+        labels = torch.arange(count) % 10 if label is None else torch.full((count,), label % 11)
+        plain = {"cond": {"label": labels}}
+        if guidance is None:
+            return plain
+        return {**plain, "uncond": {"label": none}, "guidance": guidance}
+
+    return Subject(models.fashion(), (1, 28, 28), words)
