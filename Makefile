@@ -14,11 +14,13 @@ TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 SERVE := .venv-serve
 SERVED := $(SERVE)/.ready
+DOCS := .venv-docs
+WRITTEN := $(DOCS)/.ready
 NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
-.PHONY: help demo serve test test-serve test-slow soak lint bench tables native ptx mutate pictures gpu gpu-there clean
+.PHONY: help demo serve test test-serve test-slow soak lint bench tables native ptx mutate docs pictures gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make serve   the embedded model behind HTTP on 127.0.0.1:8000, with Ray Serve (examples/ray_serve; PORT=..., PLANS=... a folder)"
@@ -32,7 +34,8 @@ help:
 	@echo "             QUICK=1: two; REHEARSE=1: without a GPU, on a stand-in, so that every line has run; RESULTS=... the folder written to)"
 	@echo "make ptx     what nvcc makes of the CUDA kernels: registers, spills, wide accesses (docs/kernels.md); needs nvcc, no GPU"
 	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 700 builds, a quarter of an hour; what was tried is kept)"
-	@echo "make pictures  a search's page as headless Chromium shows it, light and dark, wide and narrow, to look at (build/pictures)"
+	@echo "make docs    the documentation's site, strictly, in .venv-docs (build/site/index.html)"
+	@echo "make pictures  a search's page and the main pages of the site as headless Chromium shows it, light and dark, wide and narrow, to look at (build/pictures)"
 	@echo "make clean   remove everything the above made, .venv included"
 
 # --- set-up ---
@@ -65,6 +68,13 @@ $(SERVED): $(NATIVE) pyproject.toml constraints.txt
 	@$(SERVE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt torch setuptools wheel pybind11
 	@FASTSAMPLE_NATIVE=off $(SERVE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt --no-build-isolation -e '.[serve]' \
 	  safetensors pytest hypothesis httpx
+	@touch $@
+
+# The documentation reads the package without importing it: neither torch nor NumPy is needed, hence no `.[docs]`.
+$(WRITTEN): constraints.txt
+	@echo "setting up $(DOCS): zensical and mkdocstrings"
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt zensical mkdocstrings-python
 	@touch $@
 
 # --- what users and developers run ---
@@ -103,6 +113,7 @@ bench: $(NATIVE)
 tables: $(READY)
 	$(PY) tools/readme_tables.py
 	$(PY) tools/solvers_page.py
+	$(PY) tools/docs_pages.py
 
 # --- native code and GPU: PYTHON's own torch, no pip, no network ---
 # The interpreter's own cmake comes first: in .venv that is the wheel's, elsewhere the system's.
@@ -124,7 +135,10 @@ ptx: $(READY)
 mutate: $(READY)
 	OMP_NUM_THREADS=1 $(PY) tests/emulate/mutate.py
 
-pictures: $(NATIVE)
+docs: $(WRITTEN)
+	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python tools/docs.py
+
+pictures: $(NATIVE) docs
 	$(PY) tools/pictures.py
 
 gpu-there:
@@ -144,5 +158,5 @@ gpu: $(if $(REHEARSE),$(NATIVE),gpu-there native)
 	$$python tools/readme_tables.py --show $(RESULTS); exit $$status
 
 clean:
-	rm -rf $(VENV) $(SERVE) build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SERVE) $(DOCS) .cache build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,22 +3,15 @@ bench/results.
 """
 
 import importlib.util
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pages
 import torch
 
 import fastsample
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+README = ROOT / "README.md"
 
 
 def readme_tables():
@@ -29,24 +22,21 @@ def readme_tables():
     return module
 
 
-def test_the_example_prints_what_readme_shows(tmp_path):
-    example, shown = blocks("python")[0], blocks("text")[0]
-    assert len([line for line in example.splitlines() if line.strip()]) <= 8
-    tree = {**os.environ, "PYTHONPATH": str(ROOT)}  # from the tree, installed or not
-    done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path, env=tree
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == shown
+def test_the_example_prints_what_readme_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example, shown = pages.blocks(README)[:2]
+    assert (example.language, shown.language) == ("python", "text")
+    assert len([line for line in example.text.splitlines() if line.strip()]) <= 8
+    pages.run([example, shown])
 
 
-def test_the_second_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_second_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     z = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    names = {"fs": fastsample, "fn": lambda x, t: x, "z": z}
-    exec(blocks("python")[1].replace("{...}", "{}"), names)
+    second = pages.blocks(README, "python")[1]
+    made = second._replace(text=second.text.replace("{...}", "{}"))
+    names = pages.run([made], {"fs": fastsample, "fn": lambda x, t: x, "z": z})
     assert names["run"].done and names["x0"].shape == z.shape
-    assert "dpmpp_2m" in capsys.readouterr().out
 
 
 def test_the_tables_are_those_of_the_results():
@@ -88,5 +78,4 @@ def test_a_row_is_called_what_all_its_figures_are():
 
 
 def test_every_path_in_readme_exists():
-    for path in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / path).exists(), path
+    assert [path for path in pages.links(README) if not path.exists()] == []

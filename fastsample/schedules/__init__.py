@@ -50,4 +50,5 @@ SCHEDULES.update(
 )
 from_json = Schedule.from_json
 
-__all__ = ["SCHEDULES", "Schedule", "from_functions", "from_json", *SCHEDULES]
+__all__ = ["SCHEDULES", "Schedule", "from_functions", "from_json", "VP", "DiscreteVP", "VE", "EDM"]
+__all__ += ["Flow", "TrigFlow", "Cosine", "CosmosRFlow", "Shifted", "FromFunctions"]
