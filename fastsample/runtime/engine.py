@@ -1,13 +1,15 @@
 """Engine: many requests in one batch, each with its own plan, row, seed, guidance and conditions.
 
-engine = Engine(model, shape=(4, 64, 64), capacity=64)
-ticket = engine.submit(plan, seed=7, cond={"y": label}, uncond={"y": none}, guidance=5.0)
-engine.run()     # or engine.tick() after tick(), with submit() and cancel() in between
-ticket.result()  # [1, 4, 64, 64]
+The loop is the caller's, or a thread's until the block ends:
 
-with Engine(model, shape=(4, 64, 64)).serve() as engine:  # a thread ticks until the block ends
-    ticket = engine.submit(plan, seed=7, deadline=2.0)    # from any thread; EngineFull says
-    x0 = ticket.result()                                  # when to come; or: await ticket
+    engine = Engine(model, shape=(4, 64, 64), capacity=64)
+    ticket = engine.submit(plan, seed=7, cond={"y": label}, uncond={"y": none}, guidance=5.0)
+    engine.run()     # or engine.tick() after tick(), with submit() and cancel() in between
+    ticket.result()  # [1, 4, 64, 64]
+
+    with Engine(model, shape=(4, 64, 64)).serve() as engine:
+        ticket = engine.submit(plan, seed=7, deadline=2.0)  # from any thread; EngineFull says
+        x0 = ticket.result()                                # when to come; or: await ticket
 """
 
 from __future__ import annotations
