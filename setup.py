@@ -4,19 +4,24 @@ FASTSAMPLE_NATIVE=auto|on|off   auto: build if a C++ compiler works, else say so
                                 `reference`: everything works, slower)
 FASTSAMPLE_CUDA=auto|on|off     auto: build the CUDA kernels, in a minute and a half, where nvcc is;
                                 editable installs leave them out
+SOURCE_DATE_EPOCH=seconds        the date of what is packed: one tree then gives the same bytes
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
@@ -116,4 +121,29 @@ def pybind11_headers() -> str:
     return pybind11.get_include()
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})
+class Sdist(sdist):
+    """An archive of the tree's bytes and of nothing else: sorted, of one owner, all files for all
+    to read, dated by SOURCE_DATE_EPOCH where it is set.
+    """
+
+    def make_archive(self, base_name: str, format: str, root_dir=None, base_dir=None, **owner):
+        made = super().make_archive(base_name, format, root_dir, base_dir, **owner)
+        when = os.environ.get("SOURCE_DATE_EPOCH")
+        if when is None or format != "gztar":
+            return made
+        with tarfile.open(made) as old:
+            files = [(p.name, p.mode, old.extractfile(p).read()) for p in old if p.isfile()]
+        with (
+            open(made, "wb") as out,
+            gzip.GzipFile("", "wb", fileobj=out, mtime=int(when)) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new,
+        ):
+            for name, mode, data in sorted(files):
+                own = tarfile.TarInfo(name)
+                own.size, own.mtime = len(data), int(when)
+                own.mode = 0o755 if mode & 0o100 else 0o644
+                new.addfile(own, io.BytesIO(data))
+        return made
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild, "sdist": Sdist})

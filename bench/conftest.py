@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from importlib import metadata
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +18,9 @@ import pytest
 
 from fastsample.files import write_whole
 
+if find_spec("pytest_benchmark") is None:
+    said = "bench: pytest-benchmark is not installed; pip install 'fastsample[bench]'"
+    raise pytest.UsageError(said)
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
 MEASURED, ABSENT, BEFORE, VERDICT, BEGUN = (pytest.StashKey() for _ in range(5))

@@ -5,12 +5,14 @@
     plan = fs.solvers.dpmpp_2m(model, fs.grids.karras(model.schedule, 8))
     x0 = fs.Sampler(plan, model)(noise=z, seed=7)
 
-Names load on first use; importing the package alone loads NumPy and nothing heavier.
+Names load on first use; importing the package alone loads NumPy and nothing heavier. What needs a
+package that is not installed says so in one sentence, and `import *` and help() leave it out.
 """
 
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from .runtime.select import Select
     from .runtime.window import window
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _NAMES = {
     "DeadlineExceeded": "runtime.queue",
     "Engine": "runtime.engine",
@@ -87,6 +89,24 @@ __all__ = [
     "window",
 ]
 
+_PARTS = frozenset(__all__) - _NAMES.keys()  # modules
+# names that load without torch
+_LIGHT = {"DeadlineExceeded", "EngineFull", "Model", "Plan", "PlanError", "grids", "guidance"}
+_LIGHT |= {"interop", "metrics", "report", "schedules", "solvers"}
+
+
+def _missing(package: str) -> bool:
+    try:
+        return find_spec(package) is None
+    except ImportError:
+        return True
+
+
+if _missing("torch"):
+    __all__ = [name for name in __all__ if name in _LIGHT]
+elif _missing("diffusers"):
+    __all__.remove("FsScheduler")
+
 
 def __getattr__(name: str) -> object:
     if name in _NAMES:
@@ -96,7 +116,7 @@ def __getattr__(name: str) -> object:
         module = _loaded(name, f".{_NAMES[name]}")
         value = globals()[name] = getattr(module, name)
         return value
-    if name in __all__:
+    if name in _PARTS:
         return _loaded(name, f".{name}")
     raise AttributeError(
         f"module 'fastsample' has no attribute {name!r}; its names are {', '.join(__all__)}"

@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+
+try:
+    from hypothesis import settings
+except ImportError:
+    said = "tests: hypothesis is not installed; pip install 'fastsample[dev]'"
+    raise pytest.UsageError(said) from None
 
 settings.register_profile("fast", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("soak", derandomize=True, deadline=None, max_examples=2000)

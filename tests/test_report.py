@@ -122,7 +122,7 @@ def test_missing_matplotlib_is_named(tmp_path, monkeypatch):
 
 def test_doctor_names_every_part_and_a_remedy(monkeypatch):
     found = dict(report.doctor())
-    packages = ["fastsample", "numpy", "torch", "matplotlib", "tqdm", "scipy", "cma", "diffusers"]
+    packages = ["fastsample", "numpy", "torch", "matplotlib", "tqdm", "scipy", "diffusers"]
     assert {"python", *packages, "native code"} <= set(found)
     pyproject = (Path(report.__file__).parents[2] / "pyproject.toml").read_text()
     for extra, names in report.EXTRAS.items():  # that is what the command it tells installs
@@ -135,11 +135,11 @@ def test_doctor_names_every_part_and_a_remedy(monkeypatch):
         assert found[where] == f"{choice.name} ({choice.reason})"
 
     def version(name):
-        if name in ("matplotlib", "cma"):
+        if name in ("matplotlib", "scipy"):
             raise metadata.PackageNotFoundError(name)
         return "1.0"
 
     monkeypatch.setattr(metadata, "version", version)
     found = dict(report.doctor())
     assert "pip install 'fastsample[demo]'" in found["matplotlib"]
-    assert "pip install 'fastsample[optimize]'" in found["cma"]
+    assert "pip install 'fastsample[optimize]'" in found["scipy"]

@@ -13,8 +13,12 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or Ray writes a token to t
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 s on a busy machine fail
 
-import ray  # noqa: E402
-from ray import serve  # noqa: E402
+try:
+    import ray
+    from ray import serve
+except ImportError as error:
+    said = "ray_serve: ray is not installed; pip install 'fastsample[serve]'"
+    raise ImportError(said, name="ray") from error
 
 import fastsample as fs  # noqa: E402
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import sys
 
-import diffusers
-
 from ..plan.given import real
 from .diffusers import FsScheduler as Base
+from .diffusers import diffusers
 from .diffusers.moving import arguments
 from .diffusers.options import defaults, named
 from .diffusers.saving import options_of, told

@@ -10,11 +10,11 @@ from itertools import product
 # What of each extra `doctor` looks for.
 EXTRAS = {
     "demo": ("matplotlib", "safetensors", "tqdm"),
-    "optimize": ("scipy", "cma"),
+    "optimize": ("scipy",),
     "serve": ("prometheus_client", "ray", "pillow"),
     "brownian": ("torchsde",),
     "onnx": ("onnxruntime",),
-    "bench": ("diffusers",),
+    "diffusers": ("diffusers",),
 }
 
 

@@ -47,6 +47,12 @@ each with a sentence that says what to write instead.
 
 import sys
 
+try:
+    import diffusers as diffusers
+except ImportError as error:
+    why = "FsScheduler: diffusers is not installed; pip install 'fastsample[diffusers]'"
+    raise ImportError(why, name="diffusers") from error
+
 from . import loops, runs
 from .scheduler import FsScheduler, FsSchedulerOutput, SchedulerMixin
 
