@@ -247,7 +247,7 @@ class Plan:
 
         One of: start, an index into the grid; strength, the share of the steps that is run; level,
         the noise level sigma/alpha the image is noised to, for which the grid is made again to
-        begin there, with as many evaluations. A plan for noise keeps this plan's init_scale; an
+        begin there, with as many steps. A plan for noise keeps this plan's init_scale; an
         image is noised to the schedule's own level, where a searched amplitude has no meaning: it
         is kept in the note, for a later remake(None). Rows that a search fitted are made again too:
         those that leave the schedule for noise alone.

@@ -10,9 +10,11 @@ start       None: the run starts from noise. An index into the grid: row 0 noise
 strength    in place of start: the share of the steps to run, above 0 up to 1: the last
             floor(strength·n) of them (a product whole but for rounding is that number)
 level       in place of start: the noise level sigma/alpha that row 0 noises an image to; the grid
-            is made again to begin there with all n steps (`grids.starting_at`). A state that
-            stands there already: Sampler(plan.remake(level=...), model)(latent=state, start=1). A
-            level for each sample: Engine.submit(plan, latent=..., level=...) for each
+            is made again to begin there with all n steps (`grids.starting_at`). A step of several
+            evaluations that has one from alpha = 0, as its docstring says, has all of them where
+            it begins at a level. A state that stands there already:
+            Sampler(plan.remake(level=...), model)(latent=state, start=1). A level for each sample:
+            Engine.submit(plan, latent=..., level=...) for each
 inpaint     True: the plan can be run with a mask and a known image
 clip        bound of |x0|, 0 for none
 compat      "exact", or a library whose deviations are reproduced ("diffusers", "k-diffusion");

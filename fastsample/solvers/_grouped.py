@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ._build import ZERO, Builder, Lin, R, X
+from ._build import ZERO, Builder, Lin, M, R, X
 from ._exponential import gain
 from ._multistep import (
     BASE,
@@ -68,12 +68,23 @@ def rows(
     whatever the number of steps. A third-order step is one where its newest output stands at 2/3.
     """
     at, reached, begins = Levels.of(b), [], []
+    # eps read off x and x0 has 1/sigma for a weight: the x of a stage is written out instead
+    over_x0 = form.carry == "eps" and b.stored == "x0" and not form.eta
+    state: Lin = BASE
+    outputs: dict[int, Lin] = {}
     for i, order in enumerate(orders):
-        seen, newest = history(at, form, i, order), carried(at, form, i)
-        x, own = _leap(at, form, i, seen, newest, b.noise(i) if form.eta else ZERO, weigh)
+        seen, own = history(at, form, i, order), R(f"m{i}")
+        newest = carried(at, form, i)
+        if over_x0 and len(seen) > 1:
+            newest = (state - at.alpha[i] * M) / at.sigma[i]
+        outputs[i] = newest.put("x", BASE).put("m", own) if over_x0 else own
+        drawn = b.noise(i) if form.eta else ZERO
+        older = [outputs[j] for j in seen[1:]]
+        x, found = _leap(at, form, i, seen, [newest, *older], drawn, weigh)
+        state, kept = x.put("x", BASE).put("m", own), M if over_x0 else newest
         anchor = X if len(seen) == 1 else None
-        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": newest}, anchor=anchor)
-        reached.append(own)
+        b.row(b.t[i], to=b.t[i + 1], x=x, keep={f"m{i}": kept}, anchor=anchor)
+        reached.append(found)
         begins.append(seen[-1])
     whole = [i for i in range(b.n) if begins[i + 1 : i + 2] in ([], [i + 1])]
     finite = [reached[i] for i in whole if at.alpha[begins[i]] and at.sigma[i + 1]]
@@ -81,7 +92,13 @@ def rows(
 
 
 def _leap(
-    at: Levels, form: Form, i: int, seen: list[int], newest: Lin, noise: Lin, weigh: Weigh | None
+    at: Levels,
+    form: Form,
+    i: int,
+    seen: list[int],
+    outputs: list[Lin],
+    noise: Lin,
+    weigh: Weigh | None,
 ) -> tuple[Lin, int]:
     """(x', order) of the step from the last point seen to point i + 1, over the outputs of all."""
     begin, level = seen[-1], at.half_log_snr
@@ -90,8 +107,7 @@ def _leap(
     ends = ([values[begin], values[i + 1]] for values in at[:3])
     leg, whole = Levels(*ends, stored=at.stored), level[i + 1] - level[begin]
     if begin == i:
-        return first(leg, form, 0, X, newest, noise), 1
-    outputs = [newest, *(R(f"m{j}") for j in seen[1:])]
+        return first(leg, form, 0, X, outputs[0], noise), 1
     places = [(level[j] - level[begin]) / whole for j in seen[:-1]]
     w = weights(leg, form, 0, integrals(leg, form, 0, len(seen)), places, len(seen), weigh)
     x = added(first(leg, form, 0, BASE, outputs[-1], noise), w, outputs[:-1], outputs[-1])

@@ -75,12 +75,10 @@ def _of_run(orders: Sequence[int], finite: Sequence[int]) -> int:
     return min(max(orders), min(finite, default=max(orders)) + 1)
 
 
-def dpm_solver(
-    order: int, variant: str, r1: float = 0.5, r2: float = 1.0, *, halved: bool = False
-) -> Tableau:
+def dpm_solver(order: int, variant: str, r1: float = 0.5, r2: float = 1.0) -> Tableau:
     """DPM-Solver of order 1 to 3, stages at r1 and r2. The weight of the one difference is half of
     a constant's (order 2, "dpmsolver"), else that of the line through it; "taylor" of order 3 has
-    the parabola's too. halved: a constant's half in x2 of "dpmsolver", as diffusers has it.
+    the parabola's too.
     """
     if order == 1:
         return Tableau(1, [0.0], [], [[(1.0, 1, 1.0)]], True)
@@ -89,7 +87,7 @@ def dpm_solver(
     if order == 2:
         end = _over_difference(1.0, r1, published)
         return Tableau(2, [0.0, r1], [first], end, True)
-    second = _over_difference(r2, r1, published and halved)
+    second = _over_difference(r2, r1, False)
     # whatever the weights, the third order asks for the second stage at 2/3 of the step
     reached = 3 if abs(r2 - 2.0 / 3.0) <= ROUNDING else 2
     if published:
@@ -143,41 +141,3 @@ def _limit_step(b: Builder, i: int, tableau: Tableau) -> bool:
         return False
     stages(b, i, [b.t[i], *[b.t[i + 1]] * len(found)], found)
     return True
-
-
-def walk(b: Builder, order: int, variant: str) -> tuple[list[int], int]:
-    """The rows of `_grouped` in noise form, with outputs kept as x0: eps, which that carries, has
-    larger weights, and larger roundings with them. Stages are grid points, r1 and r2 what the grid
-    gives. Returns the orders, 1, 2, .., over and over, and 1 in the last step, and that of the run.
-
-    A step from alpha = 0 or to sigma = 0, which has no limit there, is a group of its own.
-    """
-    sizes = [order] * (b.n // order) + [b.n % order] * (b.n % order > 0)
-    if b.n % order == 0 and order > 1:
-        sizes[-1:] = [order - 1, 1]
-    level, i = b.half_log_snr, 0
-    orders: list[int] = []
-    finite: list[int] = []
-    for size in sizes:
-        for count in _whole(b, i, size):
-            points, end = b.t[i : i + count + 1].tolist(), i + count
-            shares = (level[i + 1 : end] - level[i]) / (level[end] - level[i])
-            tableau = dpm_solver(count, variant, *shares.tolist(), halved=True)
-            if count == 1:
-                first_order(b, i)
-            else:
-                stages(b, i, points, _noise_weights(b, tableau, points))
-            orders += [*range(1, count), tableau.order]
-            if not (b.alpha[i] == 0.0 or b.sigma[end] == 0.0):
-                finite.append(tableau.order)
-            i = end
-    return orders, _of_run(orders, finite)
-
-
-def _whole(b: Builder, i: int, size: int) -> list[int]:
-    """The group of so many steps from point i, without those of infinite h."""
-    ends = [1] * bool(b.alpha[i] == 0.0), [1] * bool(b.sigma[i + size] == 0.0)
-    if size == 1:
-        return [1]
-    middle = size - len(ends[0]) - len(ends[1])
-    return [*ends[0], *[middle] * (middle > 0), *ends[1]]

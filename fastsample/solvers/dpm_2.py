@@ -52,12 +52,12 @@ def dpm_2(
     words = {"s_churn": s_churn, "s_tmin": s_tmin, "s_noise": s_noise, "max_gamma": max_gamma}
     churn = Churn.given("dpm_2", s_tmax=s_tmax, **words)
     words = {"start": start, "inpaint": inpaint, "clip": clip, "compat": compat}
-    b, space = begin_in("dpm_2", space, found, grid, s_churn=churn.s_churn, **words)
+    b, kind = begin_in("dpm_2", space, found, grid, s_churn=churn.s_churn, **words)
     for i in range(b.n):
-        begin = float(b.t[i]) if space == "flow" else churn.lift(b, i)
+        begin = float(b.t[i]) if kind == "flow" else churn.lift(b, i)
         if b.sigma[i + 1] == 0.0:
             first_order(b, i, begin)
-        elif space == "flow":
+        elif kind == "flow":
             stages(b, i, [begin, _middle(b, i), float(b.t[i + 1])], [[1.0], [0.0, 1.0]])
         else:
             h = b.rise(begin, float(b.t[i + 1]))

@@ -7,9 +7,12 @@ from ..plan.given import integer
 from ..schedules import Flow
 from ._begin import begin, build, choice, number
 from ._build import Builder
+from ._grouped import GROUPED, in_turn
+from ._grouped import rows as grouped
+from ._multistep import Form
 from ._renoise import Level, falls
 from ._start import solver
-from ._tableau_steps import VARIANTS, dpm_solver, rows, walk
+from ._tableau_steps import VARIANTS, dpm_solver, rows
 
 CITE = "Lu, Zhou, Bao, Chen, Li, Zhu 2022, DPM-Solver, Alg. 1 and 2, arXiv:2206.00927"
 # stages of each order
@@ -56,7 +59,8 @@ def dpm_solver_singlestep(
         )
     b = begin(model, grid, prediction, start, inpaint=inpaint, clip=clip, compat=compat)
     if compat == "diffusers":
-        orders, reached = walk(b, order, variant)
+        orders = in_turn(b.n, 0, order, True)
+        orders, _, reached = grouped(b, Form("eps"), orders, GROUPED[variant])
     else:
         asked = [order] * b.n if nfe is None else _split("dpm_solver_singlestep", b, order, nfe)
         orders, reached = _rows(b, asked, variant)

@@ -66,10 +66,10 @@ def heun(
     churn = Churn.given("heun", s_tmax=s_tmax, **words)
     grid = check(found.schedule, grid)
     words = {"start": start, "inpaint": inpaint, "clip": clip, "compat": compat}
-    b, space = begin_in("heun", space, found, grid, s_churn=churn.s_churn, **words)
-    step = flow_step if space == "flow" else rho_step
+    b, kind = begin_in("heun", space, found, grid, s_churn=churn.s_churn, **words)
+    step = flow_step if kind == "flow" else rho_step
     for i in range(b.n):
-        step(b, b.t[i] if space == "flow" else churn.lift(b, i), b.t[i + 1])
+        step(b, b.t[i] if kind == "flow" else churn.lift(b, i), b.t[i + 1])
     words = {"space": space, **churn.words(), "compat": compat}
     orders = [1 if b.sigma[i + 1] == 0.0 else 2 for i in range(b.n)]
     cite = (

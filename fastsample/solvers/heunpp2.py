@@ -47,10 +47,10 @@ def heunpp2(
     words = {"s_churn": s_churn, "s_tmin": s_tmin, "s_noise": s_noise, "max_gamma": max_gamma}
     churn = Churn.given("heunpp2", s_tmax=s_tmax, **words)
     words = {"start": start, "inpaint": inpaint, "clip": clip, "compat": compat}
-    b, space = begin_in("heunpp2", space, found, grid, s_churn=churn.s_churn, **words)
-    times, step = b.t.tolist(), _flow_step if space == "flow" else _rho_step
+    b, kind = begin_in("heunpp2", space, found, grid, s_churn=churn.s_churn, **words)
+    times, step = b.t.tolist(), _flow_step if kind == "flow" else _rho_step
     for i in range(b.n):
-        begin = times[i] if space == "flow" else churn.lift(b, i)
+        begin = times[i] if kind == "flow" else churn.lift(b, i)
         if i == b.n - 1:
             first_order(b, i, begin)
         else:

@@ -57,9 +57,10 @@ def rk(
                 "None is accepted"
             )
         b = begin(known, grid, None, **words)
+        orders, _ = exponential_rows(b, [found] * b.n)
     else:
-        b, space = begin_in("rk", space, known, grid, **words)
-    orders = exponential_rows(b, [found] * b.n)[0] if space is None else _rows(b, found, space)
+        b, kind = begin_in("rk", space, known, grid, **words)
+        orders = _rows(b, found, kind)
     arguments = {"tableau": listed(tableau, found), "space": space, "compat": compat}
     return build(b, "rk", arguments, orders, found.source, consistent=exact_on_constants(found))
 
