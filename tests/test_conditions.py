@@ -16,8 +16,8 @@ from cases import same
 import fastsample as fs
 from fastsample import metrics
 from fastsample.optimize import oss
-from fastsample.runtime import arguments
-from fastsample.runtime.conditions import branches_of, form, take, told, unshared
+from fastsample.runtime import arguments, compiled
+from fastsample.runtime.conditions import branches_of, take, told
 from fastsample.trajectories import Denoiser, record
 
 SCHEDULE, B, D = fs.schedules.Flow(shift=3.0), 5, 3
@@ -384,12 +384,12 @@ def test_an_array_keeps_its_dtype_and_its_memory(dtype):
 
 def test_the_form_of_a_tree_and_its_own_storages():
     make = lambda word="a", rows=B: [{"a": {"t": torch.zeros(rows, 2), "l": [word] * B}}]
-    assert form(make()) == form(make(rows=B + 1)) != form(make("b"))
-    assert form(make()) != form([{"a": {"t": 0, "l": ["a"] * B}}])
-    assert form([{"a": SAID}]) != form([{"b": SAID}]) != form([{"b": [SAID]}])
-    (one,) = unshared([{"a": {"t": SAID}, "b": [SAID, SAID[1:]]}])
-    own = [one["a"]["t"], *one["b"]]
-    assert len({v.untyped_storage().data_ptr() for v in own}) == 3 and same(own[2], SAID[1:])
+    assert compiled.form(make()) == compiled.form(make(rows=B + 1)) != compiled.form(make("b"))
+    assert compiled.form(make()) != compiled.form([{"a": {"t": 0, "l": ["a"] * B}}])
+    assert len({compiled.form([v]) for v in ({"a": SAID}, {"b": SAID}, {"b": [SAID]})}) == 3
+    (one,) = compiled.unshared([{"a": {"t": SAID}, "b": [SAID, SAID[1:]]}])
+    places = {v.untyped_storage().data_ptr() for v in (one["a"]["t"], *one["b"])}
+    assert len(places) == 3 and same(one["b"][1], SAID[1:])
 
 
 def test_what_starts_a_run_says_its_batch():

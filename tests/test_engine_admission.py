@@ -161,6 +161,42 @@ def test_an_engine_overtakes_nobody_more_often_than_it_says(policy):
     assert slow.overtaken == 4 and len(ended) == 1 + 4 + 1
 
 
+@pytest.mark.parametrize("served", [False, True])
+def test_a_policy_may_cancel_whom_it_names(served):
+    def policy(waiting, running):
+        waiting[0].cancel()
+        return waiting
+
+    engine = fs.Engine(lambda x, t: x, SHAPE, 1, policy=policy, waiting=2)
+    with engine._turn:  # nobody enters yet
+        tickets = [submit(engine, 2) for _ in range(3)]
+        if served:
+            engine.serve()
+    engine.close()
+    assert states(tickets) == "cancelled result cancelled"
+
+
+def test_a_policy_sees_those_in_flight_in_order_of_arrival():
+    """Though a later one entered before, and `select` put them in an order of its own."""
+    seen = []
+
+    def last(waiting, running):
+        seen.append(running)
+        return waiting[::-1]
+
+    engine = fs.Engine(lambda x, t: x, SHAPE, 3, policy=last)
+    with engine._turn:
+        one, two = submit(engine), submit(engine)
+    engine.tick()
+    assert engine.running == (two, one)
+    three = submit(engine)
+    two_again, one_again = engine.select([2, 0, 0], seeds=5)[1:]
+    assert two_again is two and engine.running == (three, two, one_again)
+    one.cancel(), three.cancel()
+    submit(engine)
+    assert seen == [(), (one, two), (two, one_again)]
+
+
 def test_a_policy_that_raises_takes_nobody_in():
     policy = lambda waiting, running: [] if engine.running else waiting + waiting
     engine = fs.Engine(lambda x, t: x, SHAPE, 2, policy=policy)

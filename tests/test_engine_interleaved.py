@@ -2,6 +2,7 @@
 news: tick times of a slow spell, rows of a table that has been written over.
 """
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -140,3 +141,93 @@ def test_a_fault_is_read_by_where_its_rows_stood(monkeypatch):
     assert first.state == "failed" and first.reason is not None
     with pytest.raises(FloatingPointError, match="became non-finite at row"):
         first.result()
+
+
+class Written:
+    """Status words on a device that is not done yet."""
+
+    def __init__(self):
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def tolist(self):
+        self.asked.set()
+        assert self.go.wait(60)
+        return [0]
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """An Engine that serves and whose request has ended, for all that is known without a look."""
+    with fs.Engine(model, SHAPE, 1).serve() as engine:
+        monkeypatch.setattr(engine._places, "status", lambda k: None)
+        ticket = engine.submit(plan("euler", 3), seed=0)
+        while not ticket.done:
+            time.sleep(0)
+        words = Written()
+        ticket._unread = words, None
+        yield engine, ticket, words
+        words.go.set()
+
+
+def test_a_look_that_waits_for_a_device_holds_nobody_up(unread):
+    engine, ticket, words = unread
+    looker = threading.Thread(target=lambda: ticket.state)
+    looker.start()
+    assert words.asked.wait(60)
+    other = engine.submit(plan("euler", 3), seed=1)
+    while not other.done:
+        time.sleep(0)
+    assert engine.metrics().ended["result"] == 2 and looker.is_alive()
+    words.go.set()
+    looker.join(60)
+    assert torch.equal(ticket.result(60), alone(ticket.plan, 0))
+
+
+def test_a_coroutine_that_waits_for_a_device_lets_others_run(unread):
+    _, ticket, words = unread
+
+    async def wait():
+        return await ticket
+
+    async def both():
+        waits = asyncio.create_task(wait())
+        while not words.asked.is_set():
+            await asyncio.sleep(0)
+        words.go.set()
+        return await waits
+
+    assert torch.equal(asyncio.run(both()), alone(ticket.plan, 0))
+
+
+def test_a_device_is_waited_for_before_its_words_are_read(monkeypatch):
+    calls = []
+
+    class Event:
+        def record(self):
+            calls.append("record")
+
+        def synchronize(self):
+            calls.append("wait")
+
+    monkeypatch.setattr("fastsample.runtime.capturable.KIND", "cpu")
+    monkeypatch.setattr("fastsample.runtime.capturable.CUDA.Event", Event)
+    engine = fs.Engine(lambda x, t: x * torch.nan, SHAPE, 1)
+    monkeypatch.setattr(engine._places, "status", lambda k: None)
+    ticket = engine.submit(plan("euler", 3), seed=0)
+    engine.run()
+    assert calls == ["record"] and ticket._state == "result"
+    assert ticket.state == "failed" and calls == ["record", "wait"] and ticket.x0 is None
+
+
+def test_one_who_closes_while_another_serves_waits_for_the_thread():
+    engine = fs.Engine(model, SHAPE, 1)
+    tickets = [engine.submit(plan("euler", 5), seed=k) for k in range(2)]
+    right = engine._shut
+
+    def shut(drain):
+        engine.serve()  # just before
+        right(drain)
+
+    engine._shut = shut
+    engine.close()
+    assert [ticket.state for ticket in tickets] == ["result"] * 2 and not engine.serving

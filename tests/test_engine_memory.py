@@ -1,5 +1,7 @@
 """The memory that an Engine takes, and what of it max_bytes counts before."""
 
+import gc
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -146,3 +148,62 @@ def test_results_are_the_same_under_a_bound():
     for most in (0, 1.5, "1 GB", True):
         with pytest.raises(ValueError, match="^Engine: max_bytes=.*; a whole number of 1 or more"):
             fs.Engine(ask, SHAPE, max_bytes=most)
+
+
+def collate(trees):
+    return {"label": torch.cat([tree["label"] for tree in trees])}
+
+
+@pytest.mark.parametrize("collate", [None, collate])
+def test_conditions_go_when_their_request_ends_though_others_run(collate):
+    """Also those of the first one, and those of a model that nobody asks any more."""
+    high = fs.solvers.experts(plan("euler", 4), level=1.5)
+    assert {*high.call.tolist()} == {-1, 0, 1}
+    there = []
+
+    def low(x, t, label):
+        there.append(weakref.ref(label))
+        return ask(x, t, label)
+
+    engine = fs.Engine([ask, low], SHAPE, collate=collate)
+    cond = {"label": torch.zeros(1)}
+    there.append(weakref.ref(cond["label"]))
+    first = engine.submit(high, seed=1, cond=cond)
+    del cond
+    longer = engine.submit(plan("euler", 30), seed=2, cond={"label": torch.ones(1)})
+    while not first.done:
+        engine.tick()
+    assert len(there) > 1 and {ref() for ref in there} == {None} and longer.state == "running"
+    if collate is None:
+        said = r'cond\["label"\] is torch.float64 \[1\] on cpu, and torch.float32 \[1\] on cpu in'
+        with pytest.raises(ValueError, match=said):
+            engine.submit(plan(), seed=3, cond={"label": torch.ones(1).double()})
+
+
+def test_what_nobody_reads_is_its_tickets_own():
+    """Neither a place of the Engine's nor memory of it."""
+    engine = fs.Engine(ask, SHAPE, 2, waiting=64)
+    tickets = [engine.submit(p, **words) for p, words in MADE[:8]]
+    engine.run()
+    assert engine._seats == [None] * 2
+    assert all(same(t.result(), x) for t, x in zip(tickets, EXPECTED, strict=False))
+    there = weakref.ref(tickets[0].result())
+    del tickets
+    gc.collect()
+    assert there() is None
+
+
+def test_copies_are_counted():
+    cond = {"label": torch.zeros(1, 100)}
+    free = fs.Engine(lambda x, t, label: x, SHAPE, 4)
+    need = fixed(free, plan("euler", 4), {"seed": 1, "cond": cond}) + 2 * 2 * 400
+    engine = fs.Engine(lambda x, t, label: x, SHAPE, 4, max_bytes=need)
+    first, second = (engine.submit(plan("euler", 4), seed=k, cond=cond) for k in range(2))
+    engine.tick()
+    with pytest.raises(RuntimeError, match=f"^Engine.select: with 1 copies {need + 800:,} bytes a"):
+        engine.select([0, 1, 1])
+    assert engine.running == (first, second)
+    (again, copied) = engine.select([1, 1], seeds=4)
+    assert first.state == "cancelled" and (again, copied) == engine.running
+    engine.run()
+    assert (again.state, copied.state) == ("result", "result")

@@ -93,6 +93,9 @@ def test_a_policy_that_names_others_is_refused():
     for policy, error, said in (
         (lambda waiting, running: [one, one], ValueError, "named 2 requests.*each once"),
         (lambda waiting, running: [Asking("c")], ValueError, "not waiting"),
+        (lambda waiting, running: [[one], [two]], ValueError, "named 2 requests.*not waiting"),
+        (lambda waiting, running: "ab", ValueError, "named 2 requests.*not waiting"),
+        (lambda waiting, running: {"a": 1}, ValueError, "named 1 requests.*not waiting"),
         (lambda waiting, running: None, TypeError, "returned a NoneType"),
     ):
         queue = queue_of(policy, [one, two])

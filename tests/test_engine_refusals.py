@@ -104,7 +104,7 @@ def test_nan_ends_one_request_and_touches_no_other(backend):
         ended = engine.tick()
     assert bad.done and bad.row == row + 1 < 9
     tickets += [engine.submit(p, **words) for p, words in MADE[9:20]]  # other plans join
-    assert tickets[9]._place == bad._place  # which is as good as any
+    assert bad._place in [ticket._place for ticket in tickets[9:]]  # as good as any
     engine.run()
     with pytest.raises(FloatingPointError, match=f"^Ticket.result: .* non-finite at row {row} of"):
         bad.result()

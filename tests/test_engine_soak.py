@@ -180,7 +180,8 @@ def busy(engine, clients, count):
         if client.errors:
             raise client.errors[0]
     with engine._alone("test"):  # one that was cancelled leaves after the tick that is under way
-        assert engine.running == engine.waiting == () and engine.serving
+        pass
+    assert engine.running == engine.waiting == () and engine.serving
 
 
 @pytest.mark.hypothesis

@@ -112,6 +112,33 @@ def test_a_collate_that_does_not_fit_leaves_every_request_where_it_was(made, err
 engine_of = []
 
 
+def test_collate_may_take_its_trees_apart_and_not_write_into_tensors():
+    def takes(trees):
+        return {
+            "label": torch.cat([tree.pop("label") for tree in trees]),
+            "text": list(texts(trees)),
+        }
+
+    def texts(trees):
+        for tree in trees:
+            yield tree.pop("text").pop()
+
+    def writes(trees):
+        return {"label": torch.cat([tree["label"].add_(1) for tree in trees])}
+
+    engine = fs.Engine(ask, SHAPE, collate=takes)
+    tickets = [engine.submit(plan("euler", n), seed=n, cond=told(n)) for n in (2, 3, 4)]
+    engine.run()  # the trees of those left are asked for again as others end
+    for n, ticket in zip((2, 3, 4), tickets, strict=True):
+        own = fs.Sampler(ticket.plan, ask)(shape=(1, *SHAPE), seed=n, cond=told(n))
+        assert same(ticket.result(), own)
+    engine = fs.Engine(ask, SHAPE, collate=writes)
+    engine.submit(plan("euler", 2), seed=1, cond=told(1))
+    engine.tick()
+    with pytest.raises(ValueError, match="^Engine.tick: collate changed a condition in place; let"):
+        engine.tick()
+
+
 def test_collate_may_leave_keywords_out_and_share_a_value():
     def collate(trees):
         return {"label": torch.cat([tree["label"] for tree in trees]), "text": fs.shared(None)}
@@ -205,7 +232,7 @@ def test_requests_that_a_tick_leaves_out_stand_still():
         with torch.no_grad(), engine._lock:
             engine._tick.launch(chosen, engine._like)
             for ticket in engine._tick.advance(True):
-                engine._ends(ticket, "result")
+                engine._over(ticket)
         assert all(ticket.row == row + (ticket in chosen) for ticket, row in rows.items())
     alone = fs.Engine([ask, lower], SHAPE)
     for ticket, (plan_, words) in zip(tickets, made, strict=True):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from threading import Condition, Lock, RLock, get_ident
+from itertools import count
+from operator import attrgetter
+from threading import Condition, RLock
 from time import monotonic
 
 from . import arguments
 from .meter import Meter, Metrics
 from .queue import POLICIES, DeadlineExceeded, EngineFull, Queue, Room
 from .ticket import Ticket, seconds
+from .turn import Turn
 
 TIMES = 64  # ticks whose times are kept
 
@@ -38,15 +40,20 @@ class Admission:
             )
         self.capacity, self.pad_to, self._most_waiting = capacity, pad_to, numbers[0]
         self._room, self._queue = Room(capacity, pad_to), Queue(policy, numbers[1])
-        self._lock, self._turn = RLock(), Turn(self._sweep_up)
-        self._wake = Condition(self._lock)
+        self._anew()
         self._closed: str | None = None  # why nobody is taken in any more
         self._like: dict | None = None  # what the conditions are like of those that are in
-        self._stale, self._gone = False, []  # has somebody ended? those of places without result
+        self._stale, self._gone = False, []  # has somebody ended? those whose places are to be free
+        self._numbers = count()  # of requests, in order of arrival
         self._timed = self._watched = 0  # requests with a deadline, and with a callback
         self._meter = Meter()
         self._times: deque[float] = deque(maxlen=TIMES)  # of the last ticks that asked the model
-        self.running: tuple[Ticket, ...] = ()  # the requests in flight, first come first
+        self.running: tuple[Ticket, ...] = ()  # as they entered, or as `select` left them
+
+    def _anew(self) -> None:
+        """Locks that nobody holds."""
+        self._lock, self._turn = RLock(), Turn(self._sweep_up)
+        self._wake = Condition(self._lock)
 
     @property
     def waiting(self) -> tuple[Ticket, ...]:
@@ -73,7 +80,7 @@ class Admission:
         except EngineFull:
             self._meter.refusals += 1
             raise
-        self._like = like
+        self._like, ticket._number = like, next(self._numbers)
         waiting.append(ticket)
         self._count(ticket, 1)
         try:
@@ -145,7 +152,8 @@ class Admission:
             self._sweep()
         if not self._queue.waiting or len(self.running) >= self.capacity:
             return
-        for ticket in self._queue.entering(self.running, self._room.beside(self.running)):
+        running = sorted(self.running, key=attrgetter("_number"))
+        for ticket in self._queue.entering(running, self._room.beside(running)):
             try:
                 self._seat(ticket)
             except Exception as error:  # of memory, say
@@ -183,8 +191,7 @@ class Admission:
             self._meter.request.add(monotonic() - ticket._came)
         self._stale = True
         if ticket._place is not None:
-            if state != "result":
-                self._gone.append(ticket)
+            self._gone.append(ticket)
         elif ticket in self._queue.waiting:
             self._queue.waiting.remove(ticket)
         ticket._ended(state, reason)
@@ -197,9 +204,9 @@ class Admission:
         for ticket in self._gone:
             ticket._vacate()
         self._stale, self._gone = False, []
+        self._tick.forget()
         if not self.running and not self._queue.waiting:
             self._like = None
-            self._tick.forget()
 
     def _sweep_up(self) -> None:
         """After a turn, unless somebody else has it and will: who ends while it is held does not
@@ -233,38 +240,6 @@ def ordinary(error: BaseException) -> Exception:
     made = RuntimeError(f"Engine: a model or a callback raised {type(error).__name__}: {error}")
     made.__cause__ = error
     return made
-
-
-class Turn:
-    """What one thread holds at a time; after: called by it once it has let go. No generator, which
-    would cost a tick 1 µs in 60.
-    """
-
-    def __init__(self, after: Callable[[], None]) -> None:
-        self._lock, self._holder, self._after = Lock(), None, after
-
-    @property
-    def held(self) -> bool:
-        return self._lock.locked()
-
-    @property
-    def mine(self) -> bool:
-        """Does this thread hold it?"""
-        return self._holder == get_ident()
-
-    def take(self, wait: bool = True) -> bool:
-        """Is it this thread's now?"""
-        if not self._lock.acquire(blocking=wait):
-            return False
-        self._holder = get_ident()
-        return True
-
-    def give(self, *_: object) -> None:
-        self._holder = None
-        self._lock.release()
-        self._after()
-
-    __enter__, __exit__ = take, give
 
 
 def told_how(came: float, deadline: object, callback: object, every: object) -> tuple:

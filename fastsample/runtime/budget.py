@@ -20,7 +20,8 @@ class Budget:
     """most: bytes of the state, slots, model input, preview, masks, the model's batch, the rows of
     plans, and of the conditions of the requests that are in, twice: as they came, and joined for
     the model (what `collate` pads beyond is its own); of those that wait their noise, mask and
-    known image, too; and while plans of another layout move in, of the places before. None: no end.
+    known image, too; and while plans of another layout move in, of the places before. A result is
+    no longer the Engine's: it has memory of its own, as long as its ticket. None: no end.
     memory: of every track its places and its table. batch: rows of the models' batch for so many
     branches.
     """
@@ -67,18 +68,33 @@ class Budget:
             after,
         )
 
+    def refuse_copies(self, going: Sequence[Ticket], waiting: Sequence[Ticket]) -> None:
+        """RuntimeError where those in flight, some of them more than once, and those that wait need
+        more.
+        """
+        if self._most is None or len({*going}) == len(going):
+            return
+        needed = self.fixed(waiting) + sum(map(_bytes, (*going, *waiting)))
+        if needed > self._most:
+            raise RuntimeError(
+                f"Engine.select: with {len(going) - len({*going})} copies {needed:,} bytes are "
+                f"needed; max_bytes={self._most:,} are accepted"
+            )
+
     def fixed(self, coming: Sequence[Ticket]) -> int:
         """What the places and the table of every track take once these have entered, beside all
         before them.
         """
-        by_track = zip(*(ticket._request.tracks for ticket in coming), strict=True)
-        both = zip(self._memory, by_track, strict=True)
-        return sum(self._of_track(*memory, requests) for memory, requests in both)
+        each = [ticket._request.tracks for ticket in coming]
+        return sum(
+            self._of_track(*memory, [tracks[k] for tracks in each])
+            for k, memory in enumerate(self._memory)
+        )
 
     def _of_track(self, places: Places, stack: Stack, coming: Sequence[Request]) -> int:
         layouts = [each.plan.layout for each in coming]
-        table = stack.table
-        layout = Layout(*map(max, *layouts, layouts[0] if table is None else table.layout))
+        layouts += [] if stack.table is None else [stack.table.layout]
+        layout = Layout(*map(max, zip(*layouts, strict=True)))
         masked = any(each.masked for each in coming)
         size = stack.bytes([(each.plan, each.masked) for each in coming], layout)
         return size + places.bytes(layout, self._batch(layout.G), masked, len(coming))

@@ -21,6 +21,15 @@ OTHERS = "'eager', 'compile-model' and 'compile-loop' are accepted"
 COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 
 
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """What stands in the device's stream from now on, to be waited for; None on another device."""
+    if device.type != KIND:
+        return None
+    event = CUDA.Event()
+    event.record()
+    return event
+
+
 def refuse_device(device: torch.device) -> None:
     """ValueError, one sentence, for a device that captures nothing."""
     if device.type != KIND:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import outputs
-from .conditions import answer, form, unshared
+from .conditions import answer
 from .drive import WRITTEN
 from .run import Run
 from .step_op import STEP
@@ -230,6 +230,36 @@ class Loop:
             "write into its input, an output that shares memory with its input); "
             "mode='compile-model' is accepted"
         ) from error
+
+
+def unshared(conditions: Sequence[dict]) -> list[dict]:
+    """The same keywords in tensors of our own, which may be marked, with no two in one storage: a
+    nested region of a compiled loop takes no aliases.
+    """
+    seen: set[int] = set()
+
+    def own(value: Tensor) -> Tensor:
+        place = value.untyped_storage().data_ptr()
+        value = value.clone() if place in seen else value.detach()
+        seen.add(place)
+        return value
+
+    return pytree.tree_map_only(Tensor, own, list(conditions))
+
+
+def form(value: object) -> Hashable:
+    """What a graph for these arguments is made for: keywords, kinds of tensors (sizes apart, but 0
+    and 1 are never "any size") and the values of floats and text. Each form has a graph of its own:
+    of the few recompiles torch allows a graph, only changing sizes take any.
+    """
+    leaves, spec = pytree.tree_flatten(value)
+    return str(spec), tuple(_kind(leaf) for leaf in leaves)
+
+
+def _kind(value: object) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.dtype, str(value.device), tuple(min(n, 2) for n in value.shape)
+    return repr(value) if isinstance(value, (float, str, bool)) else type(value)
 
 
 def _scalars(t: Tensor, batch: int) -> Tensor:

@@ -19,7 +19,7 @@ long is the batch cannot be told: `shared` says that it is not.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from numbers import Number
 from types import SimpleNamespace
@@ -200,6 +200,21 @@ def leaves_like(where: str, elsewhere: str, other: dict, name: str, tree: dict) 
     return [own[path] for path in theirs if path in own]
 
 
+def likeness(tree: dict) -> dict:
+    """A tree that `leaves_like` and `together` take for this one, and that keeps none of its memory
+    but that of values which are the same for every sample.
+    """
+
+    def like(value):
+        if not _travels(value):
+            return value
+        if isinstance(value, Tensor):
+            return value.new_empty(()).expand(value.shape)
+        return _list_like(value, [None])
+
+    return pytree.tree_map(like, tree, is_leaf=_is_leaf)
+
+
 def together(samples: Sequence[list], like: dict) -> dict:
     """What the model is told in one call for samples of these leaves (`leaves_like`), one after the
     other.
@@ -226,37 +241,7 @@ def _kind_of(leaves: Mapping, path: Sequence) -> str:
     value = leaves[path]
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)} on {value.device}"
-    return f"{value!r:.60}"
-
-
-def unshared(conditions: Sequence[dict]) -> list[dict]:
-    """The same keywords in tensors of our own, which may be marked, with no two in one storage: a
-    nested region of a compiled loop takes no aliases.
-    """
-    seen: set[int] = set()
-
-    def own(value: Tensor) -> Tensor:
-        place = value.untyped_storage().data_ptr()
-        value = value.clone() if place in seen else value.detach()
-        seen.add(place)
-        return value
-
-    return pytree.tree_map_only(Tensor, own, list(conditions))
-
-
-def form(value: object) -> Hashable:
-    """What a graph for these arguments is made for: keywords, kinds of tensors (sizes apart, but 0
-    and 1 are never "any size") and the values of floats and text. Each form has a graph of its own:
-    of the few recompiles torch allows a graph, only changing sizes take any.
-    """
-    leaves, spec = pytree.tree_flatten(value)
-    return str(spec), tuple(_kind(leaf) for leaf in leaves)
-
-
-def _kind(value: object) -> Hashable:
-    if isinstance(value, Tensor):
-        return value.dtype, str(value.device), tuple(min(n, 2) for n in value.shape)
-    return repr(value) if isinstance(value, (float, str, bool)) else type(value)
+    return f"a {type(value).__name__}" if _travels(value) else f"{value!r:.60}"
 
 
 def _is_leaf(value: object) -> bool:

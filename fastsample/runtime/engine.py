@@ -14,7 +14,7 @@ The loop is the caller's, or a thread's until the block ends:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -77,7 +77,9 @@ class Engine(Serving):
 
     A plan of another layout grows the memory between ticks. Any thread may submit, cancel and read
     results, none of which waits for the model; ticks, of any thread, or of the one of `serve()`,
-    and `select` are one at a time.
+    and `select` are one at a time. A result is handed out of the Engine's memory when the
+    request ends, read or not. In a child forked from its process an Engine is a copy of its own,
+    unless another thread served or ticked it: then it refuses there what it is asked.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Engine(Serving):
         own = state_dtype, self._device, self._judged
         makers = {name: Requests(models, size, *own) for name, size in shapes}
         self._requests = makers.get(None) or TrackRequests(makers, models, density)
-        self._seats: list[Ticket | None] = [None] * self.capacity  # running, or done and not read
+        self._seats: list[Ticket | None] = [None] * self.capacity  # by place
         kind, names = (*self._dtypes, self._device, preview, choice), [name for name, _ in shapes]
         places = [Places((sizes[0], *size), *kind) for _, size in shapes]
         self._memory = [(each, Stack(state_dtype, self._device)) for each in places]
@@ -190,21 +192,11 @@ class Engine(Serving):
             transforms.refuse(where, index, seeds)
             if len(self._memory) > 1:
                 raise TypeError(f"{where}: requests of several tracks; of one tensor are accepted")
-            tickets = self.running if tickets is None else tuple(tickets)
-            if len({*tickets}) < len(tickets) or not {*tickets} <= {*self.running}:
-                raise ValueError(
-                    f"{where}: of {len(tickets)} tickets one is not in flight, or given twice; "
-                    "requests that run, each once, are accepted"
-                )
+            tickets = self.running if tickets is None else self._in_flight(where, tickets)
             going = [tickets[k] for k in chosen(where, index, len(tickets)).tolist()]
             seeds = _new_seeds(going, seeds)
             others = [ticket for ticket in self.running if ticket not in tickets]
-            if beyond := self._room.beyond((), [*others, *going]):
-                raise RuntimeError(
-                    f"{where}: {len(others)} requests and {len(going)} chosen, of which "
-                    f"{len(beyond)} have no room; capacity={self.capacity} requests with "
-                    f"pad_to={self.pad_to} branches are accepted"
-                )
+            self._refuse_copies(where, others, going)
             for ticket in {*tickets} - {*going}:
                 ticket.cancel()
             self._sweep()
@@ -245,6 +237,28 @@ class Engine(Serving):
             "Engine: its requests stay in their process; pickle the plans and the model, and make "
             "an Engine of them there"
         )
+
+    # -- requests are chosen among -----------------------------------------------------------------
+    def _in_flight(self, where: str, tickets: object) -> tuple[Ticket, ...]:
+        """These tickets, of which each is running and named once."""
+        given = tuple(tickets) if isinstance(tickets, Iterable) else (tickets,)
+        numbers = [*map(id, given)]
+        if len({*numbers}) < len(numbers) or not {*numbers} <= {*map(id, self.running)}:
+            raise ValueError(
+                f"{where}: of {len(given)} tickets one is not in flight, or given twice; "
+                "requests that run, each once, are accepted"
+            )
+        return given
+
+    def _refuse_copies(self, where: str, others: list[Ticket], going: list[Ticket]) -> None:
+        """Refuse copies for which there is no room beside the others, or too little memory."""
+        if beyond := self._room.beyond((), [*others, *going]):
+            raise RuntimeError(
+                f"{where}: {len(others)} requests and {len(going)} chosen, of which "
+                f"{len(beyond)} have no room; capacity={self.capacity} requests with "
+                f"pad_to={self.pad_to} branches are accepted"
+            )
+        self._budget.refuse_copies([*others, *going], self._queue.waiting)
 
     # -- a request comes ---------------------------------------------------------------------------
     def _check_numbers(self, request: Request) -> None:
@@ -301,9 +315,7 @@ class Engine(Serving):
         return each[0] if names == [None] else dict(zip(names, each, strict=True))
 
     def _free(self) -> int:
-        """A place for a request: a free one, or of one done and never read."""
-        if None not in self._seats:
-            next(ticket for ticket in self._seats if ticket.done)._leave()
+        """A place for a request."""
         return self._seats.index(None)
 
     # -- a tick ------------------------------------------------------------------------------------
@@ -323,11 +335,16 @@ class Engine(Serving):
             self._times.append(took)
         over = [ticket for ticket in over if not ticket.done]
         for ticket in over:
-            words = [p.status(ticket._place) if self._judged else 0 for p, _ in self._memory]
-            ticket._unread = None in words
-            error = None if ticket._unread else ticket._fault(words)
-            self._ends(ticket, "result" if error is None else "failed", error)
+            self._over(ticket)
         return over
+
+    def _over(self, ticket: Ticket) -> None:
+        """Its last row has run, or it is known to be non-finite."""
+        words = [p.status(ticket._place) if self._judged else 0 for p, _ in self._memory]
+        error = None if None in words else ticket._fault(words)
+        if error is None:
+            ticket._take_out(None in words)
+        self._ends(ticket, "result" if error is None else "failed", error)
 
 
 def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:

@@ -105,7 +105,9 @@ class Queue:
         if not self.waiting:
             return
         named = iter(self._named(tuple(self.waiting), tuple(running)))
-        head = next(named, None) or (None if running else self.waiting[0])
+        head = self._next(named)
+        if head is None and not running:
+            head = next(iter(self.waiting), None)
         while ticket := self._due() or head:
             if not has(ticket):
                 return
@@ -114,8 +116,12 @@ class Queue:
                 other.overtaken += 1
             del self.waiting[at]
             yield ticket
-            while head is not None and head not in self.waiting:
-                head = next(named, None)
+            if head not in self.waiting:
+                head = self._next(named)
+
+    def _next(self, named: Iterator[Ticket]) -> Ticket | None:
+        """The next that still waits: a policy, too, may cancel."""
+        return next((ticket for ticket in named if ticket in self.waiting), None)
 
     def _due(self) -> Ticket | None:
         due = (ticket for ticket in self.waiting if ticket.overtaken >= self._overtakes)
@@ -131,7 +137,8 @@ class Queue:
                 "in the order in which they are to enter, are accepted"
             )
         named = list(named)
-        if len({*named}) < len(named) or not {*named} <= {*waiting}:
+        numbers = [*map(id, named)]  # of what may have no hash
+        if len({*numbers}) < len(numbers) or not {*numbers} <= {*map(id, waiting)}:
             raise ValueError(
                 f"Engine: the policy named {len(named)} requests, one of them not waiting, or "
                 "twice; tickets of the waiting, each once, are accepted"

@@ -128,7 +128,7 @@ def leaves(trees: dict[str, dict], like: dict | None) -> tuple[dict, list]:
     which must be, too.
     """
     elsewhere = next(iter(trees)) if like is None else "the requests in flight"
-    like = next(iter(trees.values())) if like is None else like
+    like = conditions.likeness(next(iter(trees.values()))) if like is None else like
     where = "Engine.submit"
     return like, [
         conditions.leaves_like(where, elsewhere, like, *branch) for branch in trees.items()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import os
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from threading import Thread, current_thread
 from typing import Any
 from weakref import WeakSet
@@ -15,7 +18,7 @@ from . import capturable
 from .admission import Admission, ordinary
 
 LAST = 5.0  # seconds that the end of the process waits for a tick that is under way
-_served: WeakSet[Serving] = WeakSet()
+_engines: WeakSet[Serving] = WeakSet()
 
 
 class Serving(Admission):
@@ -23,6 +26,10 @@ class Serving(Admission):
 
     _thread: Thread | None = None
     _before: Any = None  # what a device had to do after the tick before
+
+    def __init__(self, *room: Any) -> None:
+        super().__init__(*room)
+        _engines.add(self)
 
     @property
     def serving(self) -> bool:
@@ -44,7 +51,6 @@ class Serving(Admission):
                     f"Engine.serve: the thread {self._thread.name} serves it; one is accepted"
                 )
             self._thread = Thread(target=self._serve, name="fastsample.Engine", daemon=True)
-            _served.add(self)
             self._thread.start()
         return self
 
@@ -53,11 +59,13 @@ class Serving(Admission):
         is one; else they are cancelled, after the tick that is under way. Returns when that is so.
         RuntimeError, and nothing is closed, where no thread serves and a callback calls it.
         """
-        turn = self._alone("Engine.close") if self._thread is None else None
+        inside = self._thread is current_thread()
+        turn = self._turn if inside else self._alone("Engine.close")
         self._shut(drain)
-        if turn is None:
-            if self._thread is not current_thread():
-                self._thread.join()
+        if inside:
+            return
+        if self._thread is not None:  # and from now on nobody starts one
+            self._thread.join()
         elif drain:
             self.run()
         else:
@@ -120,20 +128,42 @@ class Serving(Admission):
                         self._ends(ticket, "failed", ordinary(error))
                     traceback.clear_frames(error.__traceback__)  # of the tensors that they hold
             self._call_back(BaseException)
-            if self._device.type == capturable.KIND:
-                self._pace()
+            self._pace()
 
     def _pace(self) -> None:
         """Be one tick ahead of the device, and no more: who comes would have to wait for them."""
-        event = capturable.CUDA.Event()
-        event.record()
-        self._before, before = event, self._before
+        self._before, before = capturable.mark(self._device), self._before
         if before is not None:
             before.synchronize()
 
+    # -- the end of the process, and another one ---------------------------------------------------
+    def _last(self) -> None:
+        if self._thread is not None:
+            self._shut(drain=False)
+            self._thread.join(LAST)
 
-@atexit.register
-def _end_all_served() -> None:
-    for engine in list(_served):
-        engine._shut(drain=False)
-        engine._thread.join(LAST)
+    def _forked(self) -> None:
+        """In a child of its process, which has none of the other threads: it is a copy of its own,
+        unless one of them served it, or was at it just then.
+        """
+        if free := self._lock.acquire(blocking=False):
+            self._lock.release()
+        served = self._thread not in (None, current_thread())
+        if self._turn.forked() and free and not served:
+            return
+        self._anew()
+        self._closed = "it is at work in the process that this one was forked from"
+        error = RuntimeError(f"Engine: {self._closed}, and so is this request")
+        for ticket in (*self._queue.waiting, *self.running):
+            if not ticket.done:  # those who would hear of it are not here
+                ticket._state, ticket._reason = "failed", error
+        self._queue.waiting, self.running = [], ()
+
+
+def _each(what: Callable[[Serving], None]) -> None:
+    for engine in list(_engines):
+        what(engine)
+
+
+atexit.register(_each, Serving._last)
+os.register_at_fork(after_in_child=partial(_each, Serving._forked))

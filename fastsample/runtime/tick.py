@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from . import arguments, ladder, outputs
 from .by_track import found, wanted
@@ -120,7 +121,9 @@ class Tick:
         self._models, self._memory, self._names = models, memory, names
         self._pad_to, self._model_dtype, self._collate = pad_to, model_dtype, collate
         self._lock, self._density, self.launches, self.rows = lock, density, 0, 0
-        self.forget()
+        self._company: Company | None = None
+        self._told: dict[int, tuple[list, dict]] = {}  # by model
+        self.blamed: list[tuple[Ticket, int]] = []
 
     def launch(self, tickets: tuple[Ticket, ...], like: dict) -> None:
         """The next row of these requests, whose conditions are like this one, as far as it is their
@@ -164,10 +167,13 @@ class Tick:
         return [ticket for ticket in company.going if over(ticket)]
 
     def forget(self) -> None:
-        """Keep nothing of the requests before."""
-        self._company: Company | None = None
-        self._told: dict[int, tuple[list, dict]] = {}
-        self.blamed: list[tuple[Ticket, int]] = []
+        """Keep nothing of requests that have ended."""
+        if self._company is not None and any(t.done for t in self._company.tickets):
+            self._company = None
+        ended = [model for model, (asked, _) in self._told.items() if any(t.done for t, _ in asked)]
+        for model in ended:
+            del self._told[model]
+        self.blamed = []
 
     def _tell(self, part: Part, like: dict) -> dict:
         """What the model is told of all rows of a part: as before, if they are the same."""
@@ -178,7 +184,7 @@ class Tick:
                 told = together(trees, like)
             else:
                 with self._outside(part):
-                    told = self._collate(trees)
+                    told = put_together(self._collate, trees)
                 device = self._memory[0][0].pool.x.device
                 told = collated("Engine.tick", told, len(trees), device)
             self._told[part.model] = part.asked, told
@@ -243,6 +249,19 @@ class Tick:
             names = arguments.drawn(rows.plan, ticket.row, rows.masked)
             draws.append((ticket._place, names, ticket._windows[track]))
         return self._memory[track][0].noise(draws)
+
+
+def put_together(collate: Callable, trees: Sequence[dict]) -> object:
+    """What it makes of the trees, whose dicts and lists are its own; ValueError where it has
+    written into a tensor, which is its caller's.
+    """
+    tensors = [v for v in pytree.tree_leaves(trees) if isinstance(v, Tensor)]
+    tensors = [v for v in tensors if not v.is_inference()]
+    before = [v._version for v in tensors]
+    told = collate([pytree.tree_map(lambda leaf: leaf, tree) for tree in trees])
+    if [v._version for v in tensors] != before:
+        raise ValueError("Engine.tick: collate changed a condition in place; let it copy first")
+    return told
 
 
 def by_name(where: str, names: Sequence[str], f: object) -> list:

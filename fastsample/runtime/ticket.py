@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..kernels.reference.step import NOT_FINITE
 from ..plan.given import within
-from . import arguments, ladder, outputs
+from . import arguments, capturable, ladder, outputs
 from .drawn import Drawn
 from .queue import DeadlineExceeded
 from .request import Request
@@ -62,8 +62,8 @@ class Ticket:
         asks = (k for k in range(self.row, self._end) if self._shapes[k].call >= 0)
         self._first = next(asks, self._end)
         self._entry, self._after, self._ladder, self._drawn = self.row, None, None, None
-        self._rows = self._place = self._told = self._copies = None
-        self._unread, self._trace = False, None  # unread: its status may say that it failed
+        self._rows = self._place = self._told = self._trace = None
+        self._copies = self._unread = None  # once it has ended; a status that may say it failed
         self._heard: list[Callable[[], object]] = []
 
     # -- what it is about --------------------------------------------------------------------------
@@ -121,9 +121,8 @@ class Ticket:
                 f"Ticket.result: {self._where()} after {timeout} s, and goes on; timeout=None "
                 "waits for its end"
             )
-        with self._engine._lock:
-            if self.state == "result":
-                return self._leave()[0]
+        if self.state == "result":
+            return self._copies[0]
         raise self._reason.with_traceback(self._trace)
 
     def __await__(self) -> Generator[object, None, Tensor]:
@@ -143,6 +142,8 @@ class Ticket:
             except asyncio.CancelledError:
                 self._cancel("Ticket: the coroutine that awaited the request was cancelled")
                 raise
+        if self._unread is not None:  # a look waits for the device, and the loop need not
+            await loop.run_in_executor(None, self._look)
         return self.result()
 
     @property
@@ -184,13 +185,20 @@ class Ticket:
             return self.done
 
     def _look(self) -> None:
-        """Read what its place says of it, where nobody has yet."""
+        """Read what its place said of it at the end, where nobody has yet. Waits for the device,
+        without the lock.
+        """
+        unread = self._unread
+        if unread is None:
+            return
+        words, written = unread
+        if written is not None:
+            written.synchronize()
+        error = self._fault(words.tolist())
         with self._engine._lock:
-            if self._unread:
-                error = self._fault(self._leave()[2].tolist())
-                self._unread = False
-                if error is not None:
-                    self._state, self._reason = "failed", error
+            if self._unread is not None and error is not None:
+                self._state, self._reason, self._copies = "failed", error, None
+            self._unread = None
 
     def _fault(self, words: Sequence[int]) -> FloatingPointError | None:
         """What its status words say, one a track."""
@@ -209,8 +217,8 @@ class Ticket:
     def _ended(self, state: str, reason: BaseException | None) -> None:
         self._state, self._reason = state, reason
         self._trace = None if reason is None else reason.__traceback__
-        self._request = self._callback = None
-        if self._place is None or state == "result":
+        self._request = self._callback = self._after = None
+        if self._place is None:
             self._told = None
         for hear in self._heard:
             hear()
@@ -256,12 +264,12 @@ class Ticket:
         twin._enter(self._tracks, place)
         return twin
 
-    def _leave(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Out of the Engine's memory, with copies of what stands there."""
-        if self._copies is None:
-            self._copies = self._engine._copies(self._place)
-            self._vacate()
-        return self._copies
+    def _take_out(self, unread: bool) -> None:
+        """Its result, out of the Engine's memory. unread: nobody knows whether it is finite."""
+        *self._copies, words = self._engine._copies(self._place)
+        if unread:
+            written = capturable.mark(words.device)
+            self._unread = words, written
 
     def _vacate(self) -> None:
         self._engine._seats[self._place] = self._told = None
