@@ -1,0 +1,308 @@
+"""Plans in LeRobot's flow policies, beside the hook that they take the place of, written here from
+its contract (LeRobot 0.6.1, policies/common/flow_matching.py): no LeRobot is needed.
+"""
+
+import sys
+import types
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample as fs
+from fastsample.interop import lerobot
+
+FLOW = fs.Model(None, schedule=fs.schedules.Flow(), prediction="flow", time=1)
+EPS = np.finfo(np.float32).eps
+WEIGHTS = torch.randn(6, 6, generator=torch.Generator().manual_seed(1)) / 3
+
+
+def contract(denoise_fn, noise, num_steps, *, rtc_processor=None, rtc_enabled=False, **words):
+    """The published hook: forward Euler from t = 1 to 0; `words` are RTC's, or hard_prefix's."""
+    prefix, mask = words.pop("hard_prefix", None), words.pop("hard_prefix_mask", None)
+    x, h = noise, -1.0 / num_steps
+    for k in range(num_steps):
+        time = 1.0 + k * h
+        t = torch.full(x.shape[:1], time)
+        if prefix is not None:
+            x, t = torch.where(mask, prefix, x), torch.where(mask[..., 0], 0.0, t[:, None])
+        ask = lambda x, t=t: denoise_fn(x, t)
+        if rtc_enabled:
+            asked = {"x_t": x, "time": time, "original_denoise_step_partial": ask}
+            v = rtc_processor.denoise_step(**asked, **words)
+        else:
+            v = ask(x)
+        x = x + h * v
+        x = x if prefix is None else torch.where(mask, prefix, x)
+        if rtc_processor is not None and rtc_processor.is_debug_enabled():
+            rtc_processor.track(time=time, x_t=x, v_t=v)
+    return x
+
+
+class Guide:
+    """A policy's RTC processor: its velocity is led towards what is left of the last chunk by a
+    weight of the flow's time, through gradients.
+    """
+
+    def __init__(self, debug):
+        self.debug, self.seen = debug, []
+
+    def is_debug_enabled(self):
+        return self.debug
+
+    def track(self, **words):
+        self.seen.append({k: v if k == "time" else v.clone() for k, v in words.items()})
+
+    def denoise_step(self, *, x_t, time, original_denoise_step_partial, **words):
+        left, delay = words["prev_chunk_left_over"], words["inference_delay"]
+        assert words["execution_horizon"] == 4
+        with torch.enable_grad():
+            x = x_t.clone().requires_grad_(True)
+            v = original_denoise_step_partial(x)
+            error = (left - (x - time * v)).detach()
+            (lead,) = torch.autograd.grad(x - time * v, x, error)
+        return v - delay * time * lead
+
+
+def velocity(x, t):
+    """A network of an action chunk [B,T,6], told t [B] or [B,T]."""
+    t = t.view(*t.shape, *[1] * (x.dim() - t.dim()))
+    return torch.tanh(x @ WEIGHTS.to(x.dtype) + t.to(x.dtype)) * (1.3 - t).to(x.dtype) + 0.2 * x
+
+
+def chunk(batch=2, seed=0, dtype=torch.float32):
+    return torch.randn(batch, 8, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def plan_of(n, solver="dpmpp_2m", shift=1.0, **words):
+    model = fs.Model(None, schedule=fs.schedules.Flow(shift), prediction="flow", time=1)
+    return fs.solvers.SOLVERS[solver](model, fs.grids.uniform(model.schedule, n), **words)
+
+
+def rtc(debug=True):
+    words = {"prev_chunk_left_over": chunk(seed=5), "inference_delay": 2, "execution_horizon": 4}
+    return {"rtc_processor": Guide(debug), "rtc_enabled": True, **words}
+
+
+def prefix():
+    mask = torch.zeros(2, 8, 1, dtype=torch.bool)
+    mask[0, :3], mask[1, :1] = True, True
+    return {"hard_prefix": chunk(seed=6), "hard_prefix_mask": mask}
+
+
+@pytest.mark.parametrize("n", [1, 4, 10])
+@pytest.mark.parametrize("words", [dict, rtc, prefix, lambda: rtc() | prefix()])
+def test_without_a_plan_the_steps_are_lerobots_to_the_bit(n, words):
+    theirs, ours, noise = words(), words(), chunk()
+    with torch.no_grad():
+        want = contract(velocity, noise, n, **theirs)
+        for _ in range(2):  # a new run, and a kept one
+            got = lerobot.euler_integrate(velocity, noise, n, **ours)
+            assert torch.equal(got, want) and torch.equal(noise, chunk())
+    guide = theirs.get("rtc_processor")
+    if guide:
+        for a, b in zip(2 * guide.seen, ours["rtc_processor"].seen, strict=True):
+            assert a["time"] == b["time"]
+            assert torch.equal(a["x_t"], b["x_t"]) and torch.equal(a["v_t"], b["v_t"])
+
+
+def test_it_is_told_lerobots_times_for_any_number_of_steps():
+    for n in (*range(1, 65), 1000):
+        seen, theirs = [], []
+        asked = lambda told, x, t: told.append(t) or torch.zeros_like(x)
+        with torch.no_grad():
+            contract(partial(asked, theirs), chunk()[:, :1], n)
+            lerobot.euler_integrate(partial(asked, seen), chunk()[:, :1], n)
+        assert torch.equal(torch.stack(seen), torch.stack(theirs))
+        assert seen[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "unipc", "ipndm", "dpmpp_3s"])
+def test_a_plan_ends_where_a_sampler_does(solver, tmp_path):
+    plan = plan_of(5, solver, shift=3.0)
+    plan.save(tmp_path / "a.fsplan")
+    for run in (plan, fs.Plan.load(tmp_path / "a.fsplan")):
+        want = fs.Sampler(run, velocity)(noise=chunk())
+        with torch.no_grad():
+            got = lerobot.integrator(run)(velocity, chunk(), run.nfe)
+        assert torch.equal(got, want)
+
+
+def test_the_amplitude_that_a_search_found_and_the_noise_of_a_plan_are_taken():
+    plan, noise = plan_of(4), chunk()
+    M = plan.M.copy()
+    M[0, 0, 0] *= 1.25
+    louder = plan.with_numbers(M=M)
+    with torch.no_grad():
+        got = lerobot.integrator(louder)(velocity, noise, 4)
+        assert torch.equal(got, fs.Sampler(louder, velocity)(noise=noise))
+        drawn = plan_of(4, "euler_ancestral")
+        torch.manual_seed(3)
+        got = lerobot.integrator(drawn)(velocity, noise, 4)
+        torch.manual_seed(3)
+        n = len({id_ for row in drawn.ids[1:-1].tolist() for id_ in row if id_ > 0})
+        draws = [torch.randn_like(noise) for _ in range(n)]
+        assert n > 1
+        assert torch.equal(got, fs.Sampler(drawn, velocity)(noise=noise, noise_source=draws))
+
+
+def test_a_chunk_of_another_dtype_is_stepped_in_its_state_and_given_back_as_it_came():
+    plan = plan_of(5)
+    with torch.no_grad():
+        for dtype, state in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+            told = set()
+            ask = lambda x, t, told=told: told.add((x.dtype, t.dtype)) or velocity(x, t)
+            got = lerobot.integrator(plan)(ask, chunk(dtype=dtype), 5)
+            own = lambda x, t: velocity(x, t.float())
+            want = fs.Sampler(plan, own, model_dtype=dtype, state_dtype=state)(
+                noise=chunk(dtype=dtype)
+            )
+            assert got.dtype == dtype and torch.equal(got, want.to(dtype))
+            assert (dtype, torch.float32) in told
+
+
+@pytest.mark.parametrize("make", [lambda: plan_of(4), lambda: plan_of(3, "heun"), lambda: None])
+def test_gradients_reach_noise_and_network_as_through_their_loop(make):
+    plan = make()
+    n = 4 if plan is None else plan.nfe
+    noise, weights = chunk().double().requires_grad_(), WEIGHTS.double().requires_grad_()
+    net = lambda x, t: torch.tanh(x @ weights + t.view(-1, 1, 1).double()) - 0.3 * x
+    loop = contract if plan is None else sampled(plan)
+    ends = [hook(net, noise, n) for hook in (lerobot.integrator(plan), loop)]
+    assert torch.equal(*ends)
+    ours, theirs = (torch.autograd.grad(x.square().sum(), [noise, weights]) for x in ends)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.abs().max() > 0 and torch.allclose(a, b, 1e-12)
+
+
+def sampled(plan):
+    """The Sampler of a plan as the hook is called, which tells a network float32 times."""
+    told = lambda net: lambda x, t: net(x, t.float())
+    return lambda net, noise, n: fs.Sampler(plan, told(net), differentiable=True)(noise=noise)
+
+
+def test_a_hook_for_a_plan_goes_into_one_graph_of_torch_compile():
+    plan = plan_of(3, "dpmpp_2m")
+    hook, words, nfe = lerobot.integrator(plan), prefix(), plan.nfe
+    with torch.no_grad():
+        want = hook(velocity, chunk(), nfe, **words)
+        whole = torch.compile(
+            lambda noise: hook(velocity, noise, nfe, **words), fullgraph=True, backend="eager"
+        )
+        assert torch.equal(whole(chunk()), want)
+        assert torch.equal(
+            whole(chunk(3, seed=9)[:2]), hook(velocity, chunk(3, 9)[:2], nfe, **words)
+        )
+
+
+@pytest.fixture
+def policy():
+    """A policy's module as LeRobot has it: the hook imported into it, called from a method."""
+    common, module = types.ModuleType("common.flow"), types.ModuleType("policies.pi.modeling")
+
+    def hook(denoise_fn, noise, num_steps, *, rtc_processor=None, rtc_enabled=False):
+        return contract(denoise_fn, noise, num_steps)
+
+    hook.__module__ = "common.flow"
+    common.euler_integrate = module.euler_integrate = hook
+    code = "def act(observation, noise, n):\n    cache = observation * 2\n"
+    code += "    return euler_integrate(lambda x, t: velocity(x, t) + cache, noise, n)"
+    module.velocity = velocity
+    exec(code, module.__dict__)
+    return common, module
+
+
+@torch.no_grad()
+def test_install_reaches_every_call_of_a_policys_module_and_can_be_undone(policy):
+    _, module = policy
+    plain, plan = module.act(0.1, chunk(), 5), plan_of(5)
+    undo = lerobot.install(module, plan)
+    asked = lambda x, t: velocity(x, t) + 0.2
+    assert torch.equal(module.act(0.1, chunk(), 5), fs.Sampler(plan, asked)(noise=chunk()))
+    with pytest.raises(ValueError, match="num_steps is 10 and the plan has 5 evaluations"):
+        module.act(0.1, chunk(), 10)
+    undo()
+    assert torch.equal(module.act(0.1, chunk(), 5), plain)
+
+
+@torch.no_grad()
+def test_what_a_policy_asked_is_a_model_to_search(policy):
+    _, module = policy
+    with lerobot.recorded(module) as seen:
+        ends = [module.act(0.05 * k, chunk(1, seed=k), 20) for k in range(6)]
+        ends += [module.act(0.5, chunk(2, seed=9), 20)]
+    assert torch.equal(ends[0], contract(velocity, chunk(1, seed=0), 20))  # it went on as before
+    again = fs.Sampler(plan_of(20, "euler"), seen.model)(noise=seen.noise, cond=seen.cond)
+    assert len(again) == 8 and (again - torch.cat(ends)).abs().max() <= 100 * EPS
+    search = fs.optimize.oss(seen.model, seen.noise, budget=3, cond=seen.cond, grid=12)
+    lerobot.install(module, search.plans[3])
+    got = module.act(0.05, chunk(1, seed=1), 3)
+    want = fs.Sampler(search.plans[3], seen.model)(
+        noise=seen.noise[1:2], cond={"sample": torch.tensor([1])}
+    )
+    assert (got - want).abs().max() <= 100 * EPS
+
+
+def test_what_cannot_be_reached_or_run_is_refused_in_a_sentence(policy):
+    common, module = policy
+    hook, x = lerobot.euler_integrate, chunk()
+    with pytest.raises(ValueError, match="defines euler_integrate, and policies call it by their"):
+        lerobot.install(common, None)
+    with pytest.raises(TypeError, match="no euler_integrate; the module of a policy"):
+        lerobot.install(types.ModuleType("lerobot_0_4"), None)
+    module.euler_integrate = lambda denoise_fn, noise, num_steps, *, staircase=None: noise
+    with pytest.raises(ValueError, match="takes staircase, which no plan does"):
+        lerobot.install(module, None)
+    with pytest.raises(ValueError, match="the policy was not asked"), lerobot.recorded(module) as s:
+        s.noise  # noqa: B018
+    for bad in (0, -1, 2.5, "ten"):
+        with pytest.raises(ValueError, match="a whole number of at least 1 is accepted"):
+            hook(velocity, x, bad)
+    with pytest.raises(TypeError, match="noise is a list; a tensor"):
+        hook(velocity, [[0.5]], 1)
+    with pytest.raises(ValueError, match="rtc_enabled without rtc_processor"):
+        hook(velocity, x, 4, rtc_enabled=True)
+    with pytest.raises(ValueError, match="hard_prefix or hard_prefix_mask"):
+        hook(velocity, x, 4, hard_prefix=x)
+    for grad in (torch.no_grad, torch.enable_grad):
+        with grad(), pytest.raises(ValueError, match=r"model returned \[2, 1, 6\] for"):
+            hook(lambda x, t: x[:, :1], x, 4)
+    with torch.no_grad(), pytest.raises(FloatingPointError, match="not finite|non-finite"):
+        hook(lambda x, t: x / 0.0, x, 4)
+
+
+@pytest.mark.parametrize(
+    "plan, said",
+    [
+        (lambda: "mine.fsplan", "plan is a str"),
+        (lambda: fs.guidance.guided(plan_of(3), 2), "asks several branches or models"),
+        (lambda: plan_of(6, start=2), "begins from an image"),
+        (
+            lambda: fs.solvers.ddim(
+                fs.Model(None, fs.schedules.VP(), "flow", time=1),
+                fs.grids.uniform(fs.schedules.VP(), 4),
+            ),
+            "made for schedule",
+        ),
+        (
+            lambda: fs.solvers.euler(
+                fs.Model(None, FLOW.schedule, "flow", time=1000), fs.grids.uniform(FLOW.schedule, 4)
+            ),
+            "made for time = 1000",
+        ),
+        (
+            lambda: fs.solvers.euler(
+                fs.Model(None, FLOW.schedule, "x0", time=1), fs.grids.uniform(FLOW.schedule, 4)
+            ),
+            "made for prediction = 'x0'",
+        ),
+    ],
+)
+def test_a_plan_for_something_else_than_such_a_velocity_is_refused(plan, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        lerobot.integrator(plan())
+
+
+def test_lerobot_is_never_imported():
+    assert "lerobot" not in sys.modules
