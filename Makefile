@@ -14,18 +14,21 @@ TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 SERVE := .venv-serve
 SERVED := $(SERVE)/.ready
+HOSTS := .venv-integrations
+HOSTED := $(HOSTS)/.ready
 DOCS := .venv-docs
 WRITTEN := $(DOCS)/.ready
 NATIVE := $(VENV)/.native
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
-.PHONY: help demo serve test test-serve test-slow soak lint bench tables native ptx mutate docs pictures gpu gpu-there clean
+.PHONY: help demo serve test test-serve test-integrations test-slow soak lint bench tables native ptx mutate docs pictures gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make serve   the embedded model behind HTTP on 127.0.0.1:8000, with Ray Serve (examples/ray_serve; PORT=..., PLANS=... a folder)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
 	@echo "make test-serve  the served example on a Ray cluster on loopback, in .venv-serve (half a gigabyte)"
+	@echo "make test-integrations  FsScheduler and our nodes in real hosts, in .venv-integrations (2.2 gigabytes, two minutes to set up)"
 	@echo "make soak    the property tests with 2,000 examples each, and plans of 50 and of 1,000 steps of every solver on every schedule"
 	@echo "make lint    ruff and clang-format"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
@@ -77,6 +80,14 @@ $(WRITTEN): constraints.txt
 	@$(DOCS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt zensical mkdocstrings-python
 	@touch $@
 
+# Hosts as they are on PyPI, with every package that they import, and no other, pinned: what they ask for would not fit in one environment.
+$(HOSTED): $(NATIVE) tests/integrations/requirements.txt
+	@echo "setting up $(HOSTS): torch and the hosts of tests/integrations"
+	@test -x $(HOSTS)/bin/python || $(PYTHON) -m venv $(HOSTS)
+	@$(HOSTS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt torch
+	@$(HOSTS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt --no-deps -r tests/integrations/requirements.txt
+	@touch $@
+
 # --- what users and developers run ---
 demo: $(NATIVE)
 	@$(PY) -m fastsample demo
@@ -97,6 +108,9 @@ test-slow: $(NATIVE)
 
 test-serve: $(SERVED)
 	OMP_NUM_THREADS=1 $(SERVE)/bin/python -m pytest -q --durations=5 -p no:warnings tests/serve
+
+test-integrations: $(HOSTED)
+	OMP_NUM_THREADS=1 $(HOSTS)/bin/python -m pytest -q -rs --durations=5 -p no:warnings tests/integrations
 
 soak: $(NATIVE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -v --durations=20 --hypothesis-profile=soak -m "(hypothesis or soak) and not gpu and not interpreted"
@@ -158,5 +172,5 @@ gpu: $(if $(REHEARSE),$(NATIVE),gpu-there native)
 	$$python tools/readme_tables.py --show $(RESULTS); exit $$status
 
 clean:
-	rm -rf $(VENV) $(SERVE) $(DOCS) .cache build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SERVE) $(HOSTS) $(DOCS) .cache build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

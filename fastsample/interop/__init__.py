@@ -1,7 +1,7 @@
 """fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for
 k-diffusion's users, each a Run at heart, with k_model, k_sigmas, k_scale, k_state and k_remake
-around it; onnx for networks in ONNX files. Schedulers for SGLang stand in
-`fastsample.interop.sglang`.
+around it; onnx for networks in ONNX files. Modules of their own: `fastsample.interop.lerobot`
+for LeRobot's flow policies, `fastsample.interop.sglang` for SGLang's schedulers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FILES = {"FsScheduler": "diffusers", "k_sample": "k_diffusion", "onnx": "onnx_session"}
 _FILES |= dict.fromkeys(("k_model", "k_remake", "k_scale", "k_sigmas", "k_state"), "k_levels")
+_MODULES = "diffusers", "k_diffusion", "lerobot"
 __all__ = [
     "FsScheduler",
     "k_model",
@@ -33,7 +34,7 @@ def __getattr__(name: str) -> object:
     """Names load on first use: FsScheduler needs diffusers, onnx onnxruntime, no other either."""
     if name in _FILES:
         return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
-    if name in ("diffusers", "k_diffusion"):
+    if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(
         f"module 'fastsample.interop' has no attribute {name!r}; its names are {', '.join(__all__)}"
@@ -41,4 +42,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "diffusers", "k_diffusion"])
+    return sorted([*__all__, *_MODULES])

@@ -1,0 +1,83 @@
+"""A real policy of LeRobot 0.4.4, whose noise scheduler is a diffusers one, on FsScheduler. In an
+environment of its own (`make test-integrations`).
+"""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("lerobot", reason="make test-integrations has an environment with LeRobot")
+import cpu_torchvision  # noqa: E402, F401, I001
+
+from lerobot.configs.types import FeatureType, PolicyFeature  # noqa: E402
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig  # noqa: E402
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy  # noqa: E402
+from lerobot.policies.pi0 import modeling_pi0  # noqa: E402
+
+import fastsample as fs  # noqa: E402
+from fastsample.interop import lerobot  # noqa: E402
+
+
+def policy(kind, steps=10, **words):
+    """A policy of states alone, untrained: 0.5 million parameters, actions of two numbers."""
+    state = PolicyFeature(FeatureType.STATE, (4,))
+    around = PolicyFeature(FeatureType.ENV, (6,))
+    config = DiffusionConfig(
+        input_features={"observation.state": state, "observation.environment_state": around},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        down_dims=(32, 64),
+        n_groups=8,
+        num_train_timesteps=100,
+        num_inference_steps=steps,
+        noise_scheduler_type=kind,
+        device="cpu",
+        **words,
+    )
+    torch.manual_seed(0)
+    return DiffusionPolicy(config).eval()
+
+
+@torch.no_grad()
+def actions(policy, seed=1):
+    """A chunk [3, n, 2] for three observations, from noise that is given; draws are the seed's."""
+    random = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=random)
+    batch = {"observation.state": draw(3, 2, 4), "observation.environment_state": draw(3, 2, 6)}
+    torch.manual_seed(seed)
+    return policy.diffusion.generate_actions(batch, noise=draw(3, policy.config.horizon, 2))
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("kind", ["DDIM", "DDPM"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_a_diffusion_policy_acts_as_with_its_own_scheduler(kind, clip, prediction):
+    own = policy(kind, clip_sample=clip, prediction_type=prediction)
+    want, ours = actions(own), copy.deepcopy(own)
+    ours.diffusion.noise_scheduler = fs.FsScheduler.from_config(own.diffusion.noise_scheduler)
+    got = actions(ours)
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    assert not torch.equal(actions(ours, seed=2), got)
+
+
+def test_it_acts_by_a_plan_as_a_sampler_of_its_network_does():
+    own = policy("DDIM", clip_sample=False)
+    scheduler, unet = own.diffusion.noise_scheduler, own.diffusion.unet
+    schedule = fs.schedules.DiscreteVP(scheduler.alphas_cumprod.double().numpy())
+    model = fs.Model(unet, schedule, "eps", time=1, time_dtype=torch.long)
+    grid = fs.grids.from_timesteps(schedule, [99, 74, 50, 25, 8])  # whole ones: it rounds them down
+    plan = fs.solvers.dpmpp_2m(model, grid)
+    own.diffusion.noise_scheduler = fs.FsScheduler.from_plan(plan, like=scheduler)
+    own.diffusion.num_inference_steps = plan.nfe
+    random = torch.Generator().manual_seed(1)
+    told = torch.randn(3, own.diffusion.config.n_obs_steps * 10, generator=random)
+    noise = torch.randn(3, own.config.horizon, 2, generator=random)
+    with torch.no_grad():
+        got = own.diffusion.conditional_sample(3, global_cond=told, noise=noise)
+    want = fs.Sampler(plan, model)(noise=noise, cond={"global_cond": told})
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_its_flow_policies_have_no_hook_to_install_in():
+    with pytest.raises(TypeError, match="has no euler_integrate"):
+        lerobot.install(modeling_pi0, None)
