@@ -37,6 +37,8 @@ ATTRIBUTES = {
 class Page(HTMLParser):
     """A page read strictly: every element closed in order, no attribute but those known."""
 
+    known = ATTRIBUTES
+
     def __init__(self, text):
         super().__init__(convert_charrefs=False)
         self.stack, self.shape, self.attributes, self.texts = [], [], [], [""]
@@ -46,7 +48,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         names = [name for name, _ in attrs]
-        assert len(set(names)) == len(names) and set(names) <= ATTRIBUTES, (tag, names)
+        assert len(set(names)) == len(names) and set(names) <= self.known, (tag, names)
         self.shape.append((tag, *names))
         self.attributes += [(tag, *pair) for pair in attrs]
         self.texts.append("")

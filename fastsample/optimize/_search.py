@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..files import make_folder
-from ..plan import Plan
+from ..plan import Plan, provenance
+from ..plan.text import printable
+from ._card import html
 
 
 def figure(value: float) -> float | str:
@@ -133,6 +135,23 @@ class Search:
         """The plan of the largest budget."""
         return self.plans[max(self.plans)]
 
+    @property
+    def judged(self) -> tuple[Rung, ...]:
+        """The rungs, the best last. A single search has its plans, named by its method, and before
+        them the best by hand, where it was compared, whose dB are pooled.
+        """
+        if self.rungs:
+            return tuple(self.rungs)
+        each = {m: beside.psnr for m, beside in self.compared.items() if beside.psnr}
+        pooled = {m: beside.found for m, beside in self.compared.items()}
+        name = str(provenance.found(self.plan).get("method", "found"))
+        ours = Rung(name, self.plans, each, pooled, self.nfe, self.seconds)
+        if not self.compared:
+            return (ours,)
+        plans = {m: beside.plan for m, beside in self.compared.items()}
+        by_hand = {m: beside.by_hand for m, beside in self.compared.items()}
+        return Rung("by hand", plans, {}, by_hand, self.compared_nfe), ours
+
     def commanded(self, command: str) -> Search:
         """The search with the command that makes it again, in the notes of its plans too."""
         said = lambda plan: {**plan.note["found"], "command": command}
@@ -151,17 +170,20 @@ class Search:
 
     def about_teacher(self) -> str:
         """The teacher and its agreement in words."""
-        name = f"{self.teacher.note.get('solver', 'unnamed')}, {self.teacher.nfe} evaluations"
+        solver = printable(self.teacher.note.get("solver", "unnamed"))
+        name = f"{solver}, {self.teacher.nfe} evaluations"
         if self.agreement is None:
             return f"teacher: {name}; its agreement with twice as many was not measured"
         return f"teacher: {name}; it agrees to {self.agreement:.1f} dB with twice as many"
+
+    _repr_html_ = html
 
     def __repr__(self) -> str:
         budgets = ", ".join(f"{m}: {self.error[m]:.3g}" for m in sorted(self.plans))
         by_hand = "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared))
         by_hand = by_hand or "not compared with schedules made by hand"
         return (
-            f"Search({self.plan.note.get('solver', 'unnamed')}, error by evaluations "
+            f"Search({printable(self.plan.note.get('solver', 'unnamed'))}, error by evaluations "
             f"{{{budgets}}}, {self.about_teacher()}, {by_hand}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"
         )

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import consistency, text
+from . import card, consistency, text
 from . import file as plan_file
 from .checks import check, check_note
 from .given import integer
@@ -199,7 +199,7 @@ class Plan:
     save = plan_file.save
     load = classmethod(plan_file.load)
     describe = text.describe
-    _repr_html_ = text.html
+    _repr_html_ = card.html
 
     def padded(self, **dims: int) -> Plan:
         """The same plan with larger S, G, L, K, E, for a pool of one width; padding is not read."""
@@ -278,4 +278,4 @@ class Plan:
 
     def __repr__(self) -> str:
         sizes = f"nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G}"
-        return f"Plan({self.note.get('solver', 'unnamed')!s}, {sizes})"
+        return f"Plan({text.printable(self.note.get('solver', 'unnamed'))}, {sizes})"

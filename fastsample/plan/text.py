@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,11 +55,6 @@ def describe(plan: Plan) -> str:
         head = f"  {i:4d} {call:>5} {time:>10} {a:9.5f} {s:9.5f} {log:>8}"
         lines.append(f"{head}   {_update(plan, i)}")
     return "\n".join(lines)
-
-
-def html(plan: Plan) -> str:
-    """The same for a notebook, escaped: the note may come from any file."""
-    return f"<pre>{escape(describe(plan))}</pre>"
 
 
 def _update(plan: Plan, i: int) -> str:

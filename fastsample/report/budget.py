@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..plan import Plan
+from ..plan.card import LEVEL, coefficients, grid, levels, note
+from ..plan.markup import Markup, join, tag
 from .chart import key, strips
-from .markup import Markup, join, tag
 from .rungs import solver_of
 from .samples import samples
 
 if TYPE_CHECKING:
     from ..optimize import Search
     from ..optimize._search import Rung
-
-LEVEL = "noise level sigma / alpha where the model is asked"
 
 
 def budget(m: int, rungs: Sequence[Rung], search: Search, limits: Sequence[float]) -> Markup:
@@ -43,36 +42,9 @@ def budget(m: int, rungs: Sequence[Rung], search: Search, limits: Sequence[float
     return join(*parts)
 
 
-def grid(
-    label: str, header: Sequence[Any], rows: Sequence[Sequence[Any]], best: Callable | None = None
-) -> Markup:
-    """A table that scrolls by itself where the page is narrow, the keyboard's arrows included.
-
-    best: (row, column) -> whether the cell is set off.
-    """
-    head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = []
-    for i, row in enumerate(rows):
-        cells = [tag("th", row[0], scope="row")]
-        cells += [
-            tag("td", cell, class_="best" if best and best(i, j) else None)
-            for j, cell in enumerate(row[1:], 1)
-        ]
-        body.append(tag("tr", *cells))
-    table = tag("table", tag("thead", head), tag("tbody", *body))
-    return tag("div", table, class_="wide", role="region", aria_label=label, tabindex="0")
-
-
 def decibels(value: float) -> str:
     """A figure in dB; one that is not finite by its name."""
     return f"{value:.2f}" if np.isfinite(value) else str(float(value))
-
-
-def levels(plan: Plan) -> list[float]:
-    """sigma / alpha of each row that asks the model; inf where alpha is 0."""
-    alpha, sigma = plan.alpha[plan.call >= 0], plan.sigma[plan.call >= 0]
-    level = np.divide(sigma, alpha, out=np.full(len(alpha), np.inf), where=alpha > 0)
-    return level.tolist()
 
 
 def _figures(rung: Rung, m: int) -> tuple[str, ...]:
@@ -90,46 +62,4 @@ def _decibel(rung: Rung, m: int) -> str:
 
 def _folded(name: str, plan: Plan) -> Markup:
     """The rows and the note of one plan, to unfold."""
-    note = tag("table", tag("tbody", *_note(plan.note)), class_="note")
-    return tag("details", tag("summary", name), _coefficients(plan), tag("h3", "Note"), note)
-
-
-def _coefficients(plan: Plan) -> Markup:
-    """One line a row: what x' is made of, operand by operand, and what the row keeps."""
-    reads = [[shape.reads_operand(k) for k in range(plan.W)] for shape in plan.program.rows]
-    used = [k for k in range(plan.W) if any(row[k] for row in reads)]
-    asks = iter(range(1, plan.nfe + 1))
-    number = lambda value: f"{value:.6g}"
-    rows = []
-    for i, row in enumerate(reads):
-        asked = plan.call[i] >= 0
-        label = (str(next(asks)), number(plan.t[i - 1, 0])) if asked else ("-", "-")
-        points = (number(plan.alpha[i]), number(plan.sigma[i]))
-        weights = (number(plan.M[i, 0, k]) if row[k] else "" for k in used)
-        rows.append((str(i), *label, *points, *weights, _kept(plan, i, row)))
-    header = ["row", "evaluation", "t", "alpha", "sigma", *map(plan.operand, used), "keeps"]
-    return grid("Coefficients of x after each row", header, rows)
-
-
-def _kept(plan: Plan, i: int, reads: Sequence[bool]) -> str:
-    """What the row writes beside x."""
-    parts = []
-    for k, slot in enumerate(plan.dst[i]):
-        if slot >= 0:
-            weights = plan.M[i, 1 + k]
-            terms = [f"{weights[j]:+.6g} {plan.operand(j)}" for j in range(plan.W) if reads[j]]
-            parts.append(f"r{slot} = {' '.join(t for t in terms if t[:3] != '+0 ') or '0'}")
-    return "; ".join(parts) or "-"
-
-
-def _note(value: Any, name: str = "") -> list[Markup]:
-    """A line for every leaf of the note, named by its way there."""
-    if isinstance(value, Mapping) and value:
-        inner = [(f"{name} › {k}" if name else f"{k}", v) for k, v in sorted(value.items())]
-    elif isinstance(value, list) and any(isinstance(v, (Mapping, list)) for v in value):
-        inner = [(f"{name} › {k}", v) for k, v in enumerate(value)]
-    else:
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        cell = "-" if text in ("", "{}") else text
-        return [tag("tr", tag("th", name, scope="row"), tag("td", cell))]
-    return [line for key, v in inner for line in _note(v, key)]
+    return tag("details", tag("summary", name), coefficients(plan), tag("h3", "Note"), note(plan))

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from ..plan.text import printable
-from .rungs import rungs_of, solver_of
+from .rungs import solver_of
 
 if TYPE_CHECKING:
     from ..optimize import Search
@@ -28,7 +28,7 @@ def csv(search: Search) -> str:
     out = io.StringIO()
     writer = rfc4180.writer(out)
     writer.writerow(COLUMNS)
-    for rung in rungs_of(search):
+    for rung in search.judged:
         for m in sorted(rung.plans):
             decibels = [*rung.psnr.get(m, ("",) * 4), rung.pooled.get(m, "")]
             spent = (rung.nfe, rung.seconds)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Plan
+from ..plan import Plan, provenance
 from .folder import write
 from .pictures import error_picture, samples_picture, schedules_picture
-from .rungs import found_in, solver_of
+from .rungs import solver_of
 from .tables import table
 
 USUAL = ("euler", "dpmpp_2m")  # solvers shown on Karras' times
@@ -100,7 +100,7 @@ def _pictures(out: Path, found: Any, plans: Mapping, scores: Mapping, target: An
     usual, budgets = f"{USUAL[-1]} (Karras)", sorted(found.plans)
     shown = {"teacher": target}
     for m in budgets:
-        for name in (usual, "by hand", found_in(found.plans[m])["method"]):
+        for name in (usual, "by hand", provenance.found(found.plans[m])["method"]):
             score = scores[name][m]
             shown[f"{name}, {m} ({score.mean:.1f} dB)"] = score.end
     title = "The same noises, by method and number of evaluations (PSNR to the teacher)"

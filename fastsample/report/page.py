@@ -11,10 +11,11 @@ import numpy as np
 
 from .. import __version__
 from ..files import write_whole
-from .budget import LEVEL, budget, decibels, grid, levels
+from ..plan.card import LEVEL, grid, levels
+from ..plan.markup import Markup, join, tag
+from .budget import budget, decibels
 from .chart import curves, key, strips, symbols
-from .markup import Markup, join, tag
-from .rungs import budgets_of, rungs_of
+from .rungs import budgets_of
 from .style import POLICY, STYLE
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def page(search: Search, path: Any, *, title: str | None = None) -> None:
 
     if not isinstance(search, Search):
         raise TypeError(f"page: search is a {type(search).__name__}; a Search is accepted")
-    rungs = rungs_of(search)
+    rungs = search.judged
     budgets = budgets_of(rungs)
     name = title or f"Plans of {_listed(sorted(search.plans))} evaluations"
     meta = [tag("meta", charset="utf-8")]

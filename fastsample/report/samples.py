@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .chart import Axis
+from ..plan.axis import Axis
+from ..plan.markup import Markup, join, tag
 from .images import float32, image_grid, is_image, png
-from .markup import Markup, join, tag
 
 SHOWN = 8  # samples of a row
 SIDE = 128  # pixels of a shown image at most

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..plan import Plan
+from ..plan.axis import Axis
+from ..plan.card import levels
 from ..plan.row import FIELDS
 from ..plan.text import printable
-from .budget import levels
-from .chart import Axis
 from .tables import table
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"

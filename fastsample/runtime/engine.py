@@ -24,7 +24,7 @@ from torch import Tensor
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
-from . import arguments, conditions, ladder, sources
+from . import arguments, conditions, ladder, said, sources
 from .admission import told_how
 from .budget import Budget, most_bytes
 from .places import Places
@@ -126,6 +126,8 @@ class Engine(Serving):
         self._collate, self._models = collate, len(models)
         self._no_grad = torch.no_grad()  # entered by one thread at a time; to make one takes 1.5 µs
         self._budget = Budget(most_bytes(max_bytes), self._memory, self._batch)
+
+    __repr__ = said.engine
 
     def submit(
         self,

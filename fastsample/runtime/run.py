@@ -24,7 +24,7 @@ from ..kernels.backend import select
 from ..kernels.narrow import has_float64
 from ..kernels.transforms import watched
 from ..plan import Plan
-from . import arguments, images, inpainting, outputs, pickles, pool, sources, unused
+from . import arguments, images, inpainting, outputs, pickles, pool, said, sources, unused
 from .by_track import Several
 from .select import Selectable
 from .window import Brownian, Window, parted
@@ -277,6 +277,8 @@ class Run(Several, Selectable):
             refuse(number)
         status, own = [int(word) for word in words[len(looks) :]], self._pool
         outputs.refuse_status(status, self.plan, own.model_dtype, own.x.numel(), where)
+
+    __repr__ = said.run
 
     def __copy__(self) -> Run:
         """Another cursor over the same memory."""

@@ -37,7 +37,7 @@ from ..guidance import guided
 from ..kernels import transforms
 from ..model import Model, refuse_unnamed
 from ..plan import Plan, provenance
-from . import arguments, capturable, differentiable, modes, unused
+from . import arguments, capturable, differentiable, modes, said, unused
 from .by_track import Several
 from .compiled import Graphs, compiled_model
 from .conditions import branches_of, merged, told
@@ -143,6 +143,8 @@ class Sampler(Several):
         raise AttributeError(
             f"Sampler.{name}: a Sampler is immutable; make another, or use for_plan(plan)"
         )
+
+    __repr__ = said.sampler
 
     def __copy__(self) -> Sampler:
         twin = object.__new__(Sampler)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..kernels.reference.step import NOT_FINITE
 from ..plan.given import within
-from . import arguments, capturable, ladder, outputs
+from . import arguments, capturable, ladder, outputs, said
 from .drawn import Drawn
 from .queue import DeadlineExceeded
 from .request import Request
@@ -65,6 +65,8 @@ class Ticket:
         self._rows = self._place = self._told = self._trace = None
         self._copies = self._unread = None  # once it has ended; a status that may say it failed
         self._heard: list[Callable[[], object]] = []
+
+    __repr__ = said.ticket
 
     # -- what it is about --------------------------------------------------------------------------
     @property

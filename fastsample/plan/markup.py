@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from ..plan.text import printable
+from .text import printable
 
 VOID = {"meta", "img"}  # elements without an end
 
