@@ -38,6 +38,28 @@ def texts(search):
     return {m: plan.to_json() for m, plan in search.plans.items()}
 
 
+class Bar:
+    """In tqdm's place."""
+
+    made = []
+
+    def __init__(self, total, unit, desc):
+        self.total, self.unit, self.desc, self.n = total, unit, desc, 0
+        self.made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Nothing is left open."""
+
+    def set_postfix_str(self, text):
+        """It has no place for words."""
+
+    def update(self, n=1):
+        self.n += n
+
+
 @pytest.fixture(scope="module")
 def whole():
     """A search that nothing stops."""
@@ -46,15 +68,14 @@ def whole():
         patch.setattr(
             metrics, "by_hand", lambda model, nfe, solver=None: every(model, nfe, "euler")[:6]
         )
-        asked = []
-        search = climb(
-            model(lambda x, t: (asked.append(len(x)), BASE(x, t))[1]), SHAPE, BUDGETS, **WORDS
-        )
-        return search, asked
+        asked, Bar.made = [], []
+        counted = model(lambda x, t: (asked.append(len(x)), BASE(x, t))[1])
+        search = climb(counted, SHAPE, BUDGETS, progress=Bar, **WORDS)
+        return search, asked, Bar.made
 
 
 def test_every_rung_is_judged_and_each_budget_has_the_best(whole):
-    search, asked = whole
+    search, asked, _ = whole
     assert [rung.name for rung in search.rungs] == ["by hand", "model-free", "fit", "polish"]
     assert sum(asked) == search.nfe * 48, "every evaluation is counted"
     assert search.stopped is None and list(search.plans) == BUDGETS
@@ -73,8 +94,23 @@ def test_every_rung_is_judged_and_each_budget_has_the_best(whole):
         )
 
 
+def test_every_part_has_a_bar_of_its_evaluations(whole):
+    bars = {bar.desc: bar for bar in whole[2] if bar.unit == " evaluations"}
+    assert {"teacher", "end points", "fit", "by hand"} <= {*bars}
+    assert all(bar.n > 0 for bar in bars.values())
+    assert bars["by hand"].n == whole[0].rungs[0].nfe * 48 <= bars["by hand"].total
+
+
+def test_without_plans_by_hand_the_others_are_the_same(whole):
+    search = climb(model(), SHAPE, BUDGETS, by_hand=False, **WORDS)
+    assert [rung.name for rung in search.rungs] == ["model-free", "fit", "polish"]
+    for rung, same in zip(search.rungs, whole[0].rungs[1:], strict=True):
+        assert rung.psnr == same.psnr and search.nfe < whole[0].nfe
+    assert all("by_hand=False" in p.note["found"]["command"] for p in search.plans.values())
+
+
 def test_figures_are_those_of_the_plans_on_noise_of_its_own(whole):
-    search, _ = whole
+    search, *_ = whole
     noise = fs.kernels.normal(torch.arange(48) + 5, torch.zeros(48, dtype=torch.int64), 4)
     unseen = sys.modules["fastsample.optimize.search"]._unseen(noise)
     assert not (unseen[:, None] == noise).all(-1).any()

@@ -30,7 +30,7 @@ from .model_free import model_free
 
 SHOWN = 8  # of the held-out noises, whose end points are kept to be looked at
 FEWEST = 32  # noises that a polish needs
-SCREENED = 300  # plans by hand of one budget, about
+SCREENED = 540  # plans by hand of one budget, at most
 
 
 class TimeUp(Exception):
@@ -150,19 +150,20 @@ class Climb:
         """
         it = self.setting
 
-        def best(m: int) -> tuple[int, dict, dict]:
+        def best(m: int, b: Any) -> tuple[int, dict, dict]:
             given = self.words(self.unseen, weight=self.weight(self.unseen.numpy()), solver=None)
+            given |= {"asked": b and b.update}
             target = torch.from_numpy(self.target)
             plan = metrics.best_hand_made(it.model, self.held_out, m, target, **given)
             return plan.note["found"]["evaluations"], {"plan": plan.to_json()}, {}
 
-        with bar("search", it.shown, len(self.budgets), unit=" budgets", desc="by hand") as b:
-            for m in self.budgets:
-                if f"by hand {m}" not in self.kept.done:
-                    self.room(m * (SCREENED * 4 + 5 * len(self.held_out)))
-                self.part(f"by hand {m}", lambda m=m: best(m))
-                if b is not None:
-                    b.update()
+        rows = {m: m * (SCREENED * 4 + 5 * len(self.held_out)) for m in self.budgets}
+        left = {m: n for m, n in rows.items() if f"by hand {m}" not in self.kept.done}
+        words = {"unit": " evaluations", "desc": "by hand"}
+        with bar("search", it.shown, sum(left.values()), **words) as b:
+            for m, n in left.items():
+                self.room(n)
+                self.part(f"by hand {m}", lambda m=m: best(m, b))
 
     def model_free(self) -> None:
         """Times that need no model."""

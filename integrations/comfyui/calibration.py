@@ -1,0 +1,230 @@
+"""Calibrate: a search on the model and the conditioning that a guider holds.
+
+It stands where a SAMPLER does: the guider loads the model, prepares the conditions and calls
+`sample` with its denoiser, guidance and patches included, and the search asks that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import fastsample as fs
+from fastsample.interop import k_model
+from fastsample.metrics import psnr_each
+from fastsample.optimize.search import Stopped
+
+from .sampling import state_of
+
+
+class Effort(NamedTuple):
+    """What a search may cost. noises: searched with, the first `fitted` of them by the fit, the
+    rest by the polish; held_out: that judge; steps: of the grid that is searched; parts: that the
+    teacher cuts each of them in, None: as many as bring its end points to 60 dB; beam: of the fit.
+    """
+
+    noises: int
+    fitted: int
+    held_out: int
+    steps: int
+    parts: int | None
+    beam: int
+
+
+EFFORTS = {
+    "quick": Effort(8, 8, 8, 20, 2, 1),
+    "normal": Effort(16, 16, 16, 40, 2, 3),
+    "thorough": Effort(208, 16, 64, 40, None, 3),
+}
+
+
+class Bar:
+    """The host's progress bar in tqdm's place."""
+
+    def __init__(self, total: int, unit: str = "", desc: str = "") -> None:
+        self.total, self._done, self._bar = total, 0, comfy.utils.ProgressBar(max(total, 1))
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.update_absolute(max(self.total, 1), max(self.total, 1))
+
+    def update(self, n: int = 1) -> None:
+        self._done += n
+        self._bar.update_absolute(self._done, max(self.total, self._done))
+
+    def set_postfix_str(self, text: str) -> None:
+        """The host's bar has no place for words."""
+
+
+@dataclass
+class Calibration:
+    """A SAMPLER that searches. before: a SAMPLER and SIGMAS to compare with, or None.
+
+    Once it was sampled: `search`, what was found, and `reached`, how near `before` came, in dB.
+    """
+
+    evaluations: int
+    effort: Effort
+    by_hand: bool
+    minutes: float
+    seed: int
+    folder: Path
+    identity: Callable[[torch.nn.Module | None], str]
+    before: tuple[Any, Tensor] | None = None
+    search: fs.optimize.Search | None = field(default=None, init=False)
+    reached: float | None = field(default=None, init=False)
+
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        return True
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Callable | None,
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """Search; noise [b,*] says the shape of a sample, and how many the model is asked at once.
+        It is handed back.
+        """
+        words = dict(extra_args)
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return model_wrap(x, sigma, **words)
+
+        network = getattr(model_wrap.inner_model, "diffusion_model", None)
+        schedule = schedule_of(model_wrap.inner_model.model_sampling)
+        model = k_model(denoiser, schedule, model_id=self.identity(network))
+        generator = torch.Generator().manual_seed(self.seed % 2**64)
+        drawn = lambda n: torch.randn(n, *noise.shape[1:], generator=generator).to(noise.device)
+        z, held_out = drawn(self.effort.noises), drawn(self.effort.held_out)
+        try:
+            self.search = self._searched(model, z, held_out, len(noise))
+        except Stopped as stopped:  # what was finished is in the folder
+            raise stopped.__cause__ from None
+        except ValueError as error:
+            if "is of another search" not in str(error):
+                raise
+            raise ValueError(
+                f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
+                "another name, or the inputs that it was begun with, are accepted"
+            ) from None
+        if self.before is not None:
+            self.reached = self._before(model_wrap, words, held_out, len(noise))
+        return noise
+
+    def _searched(
+        self, model: fs.Model, z: Tensor, held_out: Tensor, batch: int
+    ) -> fs.optimize.Search:
+        effort = self.effort
+        grid = fs.grids.fine(model.schedule, effort.steps)
+        words = {"teacher": grid}
+        if effort.parts is not None:
+            times = fs.grids.refined(model.schedule, grid, effort.parts)
+            words = {"teacher": fs.solvers.dpmpp_3m(model, times), "grid": grid}
+        return fs.optimize.search(
+            model,
+            z,
+            [self.evaluations],
+            searched=effort.fitted,
+            beam=effort.beam,
+            by_hand=self.by_hand,
+            held_out=held_out,
+            time_limit=60.0 * self.minutes or None,
+            checkpoint=self.folder,
+            batch_size=batch,
+            state_device="cpu",
+            progress=Bar,
+            **words,
+        )
+
+    def _before(self, model_wrap: Any, words: dict, held_out: Tensor, batch: int) -> float:
+        """How near the host's own sampler comes to the teacher, in dB, on noises held out."""
+        (sampler, sigmas), ends, target = self.before, [], self.search.target
+        sigmas = sigmas.to(held_out.device)
+        for noise in held_out[: len(target)].split(batch):
+            empty = torch.zeros_like(noise)
+            ends.append(
+                sampler.sample(model_wrap, sigmas, {**words}, None, noise, empty, None, True)
+            )
+        return float(psnr_each(torch.cat(ends).float().cpu().numpy(), target).mean())
+
+
+def schedule_of(sampling: Any) -> fs.schedules.Schedule:
+    """EDM between the model's smallest and largest sigma, or Flow of the shift that its middle
+    says: sigma = shift/(1 + shift) after half of the time.
+    """
+    if state_of(sampling) == "sigma":
+        return fs.schedules.EDM(float(sampling.sigma_min), float(sampling.sigma_max))
+    middle = float(sampling.percent_to_sigma(0.5))
+    return fs.schedules.Flow(middle / (1.0 - middle))
+
+
+def identity_of(guider: Any) -> Callable[[torch.nn.Module | None], str]:
+    """network -> a name for it with this guider's numbers and conditions: a search that was begun
+    goes on with these alone.
+    """
+    numbers = {k: v for k, v in vars(guider).items() if isinstance(v, (bool, int, float, str))}
+    told = hashlib.sha256(repr([type(guider).__name__, sorted(numbers.items())]).encode())
+    for leaf in tree_leaves(getattr(guider, "original_conds", {})):
+        if isinstance(leaf, Tensor):
+            told.update(leaf.detach().float().cpu().contiguous().numpy().tobytes())
+        elif isinstance(leaf, (bool, int, float, str)):
+            told.update(repr(leaf).encode())
+
+    def named(network: torch.nn.Module | None) -> str:
+        net = fs.Model(network, fs.schedules.EDM(), "x0").identity if network else "unknown"
+        return f"comfyui:{told.hexdigest()[:16]}/{net}"
+
+    return named
+
+
+def one_prompt(guider: Any) -> None:
+    """Refuse conditions of several prompts: which one a sample gets depends on the batch that it is
+    asked in, and a search asks in many.
+    """
+    for name, conditions in getattr(guider, "original_conds", {}).items():
+        for one in conditions:
+            words = one.get("cross_attn") if isinstance(one, dict) else None
+            if isinstance(words, Tensor) and len(words) > 1:
+                raise ValueError(
+                    f"fastsample: the {name} conditioning holds {len(words)} prompts as a batch; "
+                    "one prompt is accepted"
+                )
+
+
+def calibrate(guider: Any, latent: Any, calibration: Calibration) -> fs.optimize.Search:
+    """Have the guider run the search, from an empty latent of this shape. Returns what was found;
+    raises what the model raised, the host's interruption too.
+    """
+    one_prompt(guider)
+    latent = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent)
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
+    noise, empty = zeros(latent), zeros(latent)
+    guider.sample(noise, empty, calibration, sigmas, disable_pbar=True, seed=calibration.seed)
+    return calibration.search
+
+
+def zeros(latent: Any) -> Any:
+    """Zeros like a latent of one tensor, or of several (audio and video), which the host packs."""
+    if isinstance(latent, Tensor):
+        return torch.zeros_like(latent)
+    return type(latent)([torch.zeros_like(part) for part in latent.unbind()])

@@ -1,0 +1,184 @@
+"""The three nodes: what they ask for, what they give, and what is checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+
+from comfy_api.latest import ComfyExtension, io, ui
+
+from . import picture, store
+from .calibration import EFFORTS, Calibration, calibrate, identity_of
+from .sampling import of_plan, of_solver, options_of, solver_names
+
+CATEGORY = "sampling/fastsample"
+OWN = -1.0  # of eta and s_noise: the solver's own
+
+
+class FastsamplePlan(io.ComfyNode):
+    """A plan of the pack's folder, by its name."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FastsamplePlan",
+            display_name="Plan (fastsample)",
+            category=CATEGORY,
+            description="A searched or published plan: its sampler, and the sigmas it runs on.",
+            inputs=[
+                io.Combo.Input(
+                    "plan", options=store.names(), tooltip="A file of the pack's plans."
+                ),
+                io.Combo.Input(
+                    "other_sigmas",
+                    options=["refuse", "rebuild"],
+                    tooltip="What SIGMAS that are not the plan's do: stop with a sentence, or have "
+                    "the plan's solver made on them (not for rows that a search found).",
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(),
+                io.Sigmas.Output(),
+                io.String.Output(display_name="about"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, plan):
+        try:
+            store.load(plan)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, plan, other_sigmas):
+        path = store.path_of(plan)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+
+    @classmethod
+    def execute(cls, plan, other_sigmas) -> io.NodeOutput:
+        made = store.load(plan)
+        return io.NodeOutput(*of_plan(made, plan, other_sigmas == "rebuild"), made.describe())
+
+
+class FastsampleSolver(io.ComfyNode):
+    """A solver of the registry, on any SIGMAS."""
+
+    @classmethod
+    def define_schema(cls):
+        own = f"{OWN:g}: the solver's own"
+        noisy = {"default": OWN, "min": OWN, "max": 100.0, "step": 0.01}
+        return io.Schema(
+            node_id="FastsampleSolver",
+            display_name="Solver (fastsample)",
+            category=CATEGORY,
+            description="Any solver of fastsample, made on the SIGMAS that are sampled with.",
+            inputs=[
+                io.Combo.Input("solver", options=list(solver_names()), default="dpmpp_2m"),
+                io.Float.Input("eta", tooltip=f"Noise that a step draws. {own}.", **noisy),
+                io.Float.Input("s_noise", tooltip=f"What that is multiplied by. {own}.", **noisy),
+                io.Int.Input("order", default=0, min=0, max=9, tooltip="0: the solver's own."),
+            ],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, solver, eta, s_noise, order) -> io.NodeOutput:
+        given = {"eta": eta, "s_noise": s_noise, "order": order or None}
+        given = {word: None if value == OWN else value for word, value in given.items()}
+        return io.NodeOutput(of_solver(solver, options_of(solver, given)))
+
+
+class FastsampleCalibrate(io.ComfyNode):
+    """A plan searched for the model, conditioning and guidance that are connected."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FastsampleCalibrate",
+            display_name="Calibrate this model (fastsample)",
+            category=CATEGORY,
+            description="Searches the best plan of so many evaluations for the model and the "
+            "conditioning of the guider, and writes it into the pack's folder plans.",
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model, one prompt and guidance."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="Empty, of the size to be sampled; its batch is how many the model is "
+                    "asked at once.",
+                ),
+                io.String.Input("name", default="my-plan", tooltip="The plan's name."),
+                io.Int.Input("evaluations", default=6, min=1, max=40),
+                io.Combo.Input("effort", options=list(EFFORTS), default="normal"),
+                io.Boolean.Input(
+                    "by_hand",
+                    default=False,
+                    tooltip="Also try every usual schedule with every usual solver, some 540 plans "
+                    "on 4 noises: 13,000 evaluations where 6 are searched.",
+                ),
+                io.Float.Input(
+                    "minutes", default=30.0, min=0.0, max=10000.0, step=1.0, tooltip="0: no limit."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1),
+                io.Sampler.Input("before_sampler", optional=True, tooltip="To compare with."),
+                io.Sigmas.Input("before_sigmas", optional=True, tooltip="To compare with."),
+            ],
+            outputs=[
+                io.Sampler.Output(),
+                io.Sigmas.Output(),
+                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="picture"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name):
+        try:
+            store.place_for(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        guider,
+        latent_image,
+        name,
+        evaluations,
+        effort,
+        by_hand,
+        minutes,
+        seed,
+        before_sampler=None,
+        before_sigmas=None,
+    ) -> io.NodeOutput:
+        if (before_sampler is None) != (before_sigmas is None):
+            raise ValueError(
+                "fastsample: one of before_sampler and before_sigmas is connected; both, or "
+                "neither, are accepted"
+            )
+        path, folder = store.place_for(name)
+        before = None if before_sampler is None else (before_sampler, before_sigmas)
+        own = identity_of(guider)
+        job = Calibration(evaluations, EFFORTS[effort], by_hand, minutes, seed, folder, own, before)
+        search = calibrate(guider, latent_image["samples"], job)
+        plan = search.plans[evaluations]
+        store.save(plan, path)
+        found = picture.lines(search, evaluations, job.reached)
+        report = picture.words(search, evaluations, name, found)
+        image = picture.drawn(found, f"{name}: {evaluations} evaluations, nearer is longer")
+        outputs = *of_plan(plan, name, rebuild=False), report, image
+        return io.NodeOutput(*outputs, ui=ui.PreviewImage(image, cls=cls))
+
+
+class Fastsample(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self):
+        return [FastsamplePlan, FastsampleSolver, FastsampleCalibrate]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    return Fastsample()

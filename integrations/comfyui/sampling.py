@@ -1,0 +1,170 @@
+"""SAMPLERs: functions that ComfyUI's KSAMPLER calls with its denoiser, run by
+`fastsample.interop.k_sample` on the state that the model has.
+
+A model says by its own noise_scaling what its state is: x0 + sigma·eps (EPS, V, EDM), or
+(1 - sigma)·x0 + sigma·eps (CONST: flow models), where sigma goes up to exactly 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from fastsample import Plan
+from fastsample.grids import from_sigmas
+from fastsample.interop import k_remake, k_sample, k_scale, k_sigmas, k_state
+from fastsample.schedules import EDM, Flow
+from fastsample.solvers import SOLVERS
+
+KEEPS = {1.0: "sigma", 0.5: "flow"}  # of a latent, at sigma = 0.5
+KINDS = {
+    "sigma": "x0 + sigma eps (SD, SDXL, EDM)",
+    "flow": "(1 - sigma) x0 + sigma eps (Flux, SD3, Wan, Qwen)",
+}
+TRIED = {EDM(): (9.0, 3.0, 1.0, 0.3, 0.0), Flow(): (1.0, 0.7, 0.5, 0.2, 0.0)}
+
+
+# -- what the host says of its model ---------------------------------------------------------------
+def state_of(sampling: Any) -> str:
+    """The state, sigma or flow, by how much of a latent noise_scaling keeps at sigma = 0.5."""
+    one = torch.ones(1, 1)
+    kept = float(sampling.noise_scaling(torch.tensor(0.5), torch.zeros(1, 1), one, False))
+    if kept not in KEEPS:
+        raise ValueError(
+            f"fastsample: {type(sampling).__name__} keeps {kept:g} of a latent at sigma = 0.5; a "
+            f"model of {KINDS['sigma']} or {KINDS['flow']} is accepted"
+        )
+    return KEEPS[kept]
+
+
+def scaled_by(sampling: Any, sigma: Tensor, x: Tensor, whole: bool) -> tuple[float, float]:
+    """What the host has multiplied unit noise and the latent by, in x's arithmetic."""
+    noise = x.new_tensor([[1.0, 0.0]])
+    return tuple(sampling.noise_scaling(sigma, noise, 1.0 - noise, whole)[0].tolist())
+
+
+# -- samplers --------------------------------------------------------------------------------------
+def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
+    """The plan as SAMPLER and SIGMAS. Its whole SIGMAS run from noise, their tail from the latent.
+    rebuild: other SIGMAS than the plan's have its solver made on them; else they are refused.
+    """
+    state, own = k_state(plan), k_sigmas(plan)
+
+    def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        sampling = model.inner_model.inner_model.model_sampling
+        if state_of(sampling) != state:
+            raise ValueError(
+                f"fastsample: the plan {name} is for {KINDS[state]} and the model connected is one "
+                f"of {KINDS[state_of(sampling)]}; a plan made for such a model is accepted"
+            )
+        if len(sigmas) < 2:
+            return x
+        made = _on(plan, name, sigmas, rebuild)
+        if made is plan and plan.sigma[0] != 0.0:  # from noise alone, at the plan's own scale
+            whole = comfy.samplers.Sampler().max_denoise(model.inner_model, sigmas)
+            noise, latent = scaled_by(sampling, sigmas[0], x, whole)
+            x = (x - latent * model.latent_image) * (k_scale(plan) / noise)
+        return _sampled(made, state, model, x, extra_args, callback, disable)
+
+    return comfy.samplers.KSAMPLER(run), torch.tensor(own, dtype=torch.float32)
+
+
+def of_solver(name: str, options: Mapping[str, Any]) -> Any:
+    """A solver of the registry as SAMPLER, on whatever SIGMAS it is given."""
+    _tried(name, options)  # bad options are refused before anything is sampled
+
+    def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        if len(sigmas) < 2:
+            return x
+        state = state_of(model.inner_model.inner_model.model_sampling)
+        schedule = Flow() if state == "flow" else EDM()
+        grid = from_sigmas(schedule, sigmas.tolist())
+        plan = SOLVERS[name](schedule, grid, prediction="x0", start=0, **options)
+        return _sampled(plan, state, model, x, extra_args, callback, disable)
+
+    return comfy.samplers.KSAMPLER(run)
+
+
+def _on(plan: Plan, name: str, sigmas: Tensor, rebuild: bool) -> Plan:
+    """The plan for these SIGMAS."""
+    try:
+        return k_remake(plan, sigmas.tolist(), other=rebuild)
+    except ValueError as error:
+        raise ValueError(
+            f"fastsample: the SIGMAS connected are not those of the plan {name} ({error}); connect "
+            "the SIGMAS output of its Plan or Calibrate node, whole or a tail of it, or choose "
+            "'rebuild' there for a plan of a solver"
+        ) from None
+
+
+def _sampled(plan: Plan, state: str, model, x, extra_args, callback, disable) -> Tensor:
+    """x at the end of the SIGMAS. Noises are those of the seed, the same whatever the batch and the
+    device. Where a mask keeps the latent it is the latent to the bit: rows that a search found
+    add up to it but for their error.
+    """
+    if not isinstance(x, Tensor) or x.is_nested:
+        raise ValueError(
+            "fastsample: the latent has several tensors (audio and video) and arrived unpacked; a "
+            "ComfyUI that packs them into one, or a latent of one tensor, is accepted"
+        )
+    extra = dict(extra_args or {})
+    seed = {"seed": extra["seed"]} if plan.L and extra.get("seed") is not None else {}
+    end = k_sample(plan, model, x, extra, callback, disable, state=state, **seed)
+    mask = extra.get("denoise_mask")
+    if mask is None or plan.sigma[-1] != 0.0:
+        return end
+    return torch.where(mask == 0.0, model.latent_image.to(end), end)
+
+
+# -- the registry ----------------------------------------------------------------------------------
+def _tried(name: str, options: Mapping[str, Any]) -> None:
+    """Make the solver's plan on any levels; the solver's own ValueError where no state takes it."""
+    failed = None
+    for schedule, levels in TRIED.items():
+        try:
+            grid = from_sigmas(schedule, levels)
+            plan = SOLVERS[name](schedule, grid, prediction="x0", start=0, **options)
+            k_sigmas(plan)
+            return
+        except ValueError as error:
+            failed = error
+    raise failed
+
+
+@lru_cache
+def solver_names() -> tuple[str, ...]:
+    """The solvers that run on a denoiser alone, without guidance of their own."""
+    found = []
+    for name in SOLVERS:
+        try:
+            _tried(name, {})
+        except ValueError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the solver is given; None is its own. ValueError, one sentence, for one that
+    it has not.
+    """
+    if name not in SOLVERS:
+        raise ValueError(
+            f"fastsample: there is no solver {name!r:.60}; one of {', '.join(solver_names())} is "
+            "accepted"
+        )
+    given = {word: value for word, value in given.items() if value is not None}
+    for word, value in given.items():
+        if word not in inspect.signature(SOLVERS[name]).parameters:
+            have = [o for o in solver_names() if word in inspect.signature(SOLVERS[o]).parameters]
+            raise ValueError(
+                f"fastsample: {word} = {value:g} for the solver {name}, which has none; "
+                f"{', '.join(have)} take it"
+            )
+    return given

@@ -1,0 +1,70 @@
+"""The folder of plans: a workflow keeps a plan's name, and its file is looked for here alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fastsample import Plan
+from fastsample.files import make_folder
+
+FOLDER = Path(__file__).parent / "plans"
+SEARCHES = ".searches"  # where unfinished and finished searches are kept, by the plan's name
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def checked(name: object) -> str:
+    """The name of a plan; ValueError, one sentence, for what could lead out of the folder."""
+    if not isinstance(name, str) or NAME.fullmatch(name) is None or not name.strip("."):
+        raise ValueError(
+            f"fastsample: the plan's name is {name!r:.80}; 1 to 64 letters, digits, '.', '_' and "
+            "'-', the name of a file in the pack's folder plans, are accepted"
+        )
+    return name
+
+
+def path_of(name: object) -> Path:
+    """The plan's file, there or not; ValueError for a name that leads out of the folder."""
+    path = FOLDER / f"{checked(name)}.fsplan"
+    if path.resolve().parent != FOLDER.resolve():
+        raise ValueError(
+            f"fastsample: the plan {name} is a link out of the pack's folder plans; a file there "
+            "is accepted"
+        )
+    return path
+
+
+def names() -> list[str]:
+    """The plans at hand."""
+    found = sorted(path.stem for path in FOLDER.glob("*.fsplan") if path.is_file())
+    return [name for name in found if NAME.fullmatch(name) and name.strip(".")]
+
+
+def load(name: object) -> Plan:
+    """The plan of this name; ValueError, one sentence, where there is none."""
+    path = path_of(name)
+    if not path.is_file():
+        raise ValueError(
+            f"fastsample: there is no plan {name!r}; one of {', '.join(names()) or 'none yet'}, or "
+            "a file put into the pack's folder plans, is accepted"
+        )
+    return Plan.load(path)
+
+
+def place_for(name: object) -> tuple[Path, Path]:
+    """Where a search for a plan of this name keeps the plan, and what it has finished. ValueError
+    where the name is a plan's that no search of this name made: it would be lost.
+    """
+    path, kept = path_of(name), FOLDER / SEARCHES / checked(name)
+    if path.exists() and not kept.exists():
+        raise ValueError(
+            f"fastsample: the plan {name!r} is there already and was not searched here; another "
+            "name is accepted"
+        )
+    return path, kept
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write the plan, whole or not at all."""
+    make_folder(path.parent)
+    plan.save(path)

@@ -1,0 +1,250 @@
+"""The ComfyUI node pack in a host of ours (tests/comfyui_host.py), against loops in float64 and
+k-diffusion's samplers in the same host.
+"""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample as fs
+from tests import comfyui_host as host
+from tests.comfyui_pack import KINDS, levels, loaded, network, noise, sampled  # noqa: F401
+from tests.oracle import peers
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+SOLVERS = ("euler", "heun", "dpmpp_2m")
+PEER = importlib.util.find_spec("k_diffusion") is not None
+
+
+def peer(name):
+    return host.KSAMPLER(getattr(peers.k_diffusion(), f"sample_{name}"))
+
+
+def looped(name, flow):
+    """A sampler of the host: the formula, step by step, in float64."""
+
+    def loop(model, x, sigmas, extra_args, callback=None, disable=None):
+        s, ones, before = sigmas.double().tolist(), x.new_ones(len(x)), None
+        ask = lambda x, s: model(x, s * ones, **extra_args)
+        lam = lambda s: math.inf if not s else math.log((1 - s) / s if flow * s < 1 else 1e-300)
+        lam = lam if flow else lambda s: -math.log(s) if s else math.inf
+        for a, b in zip(s, s[1:], strict=False):
+            x0 = ask(x, a)
+            if name != "dpmpp_2m":
+                d, to = (x - x0) / a, x + (b - a) * (x - x0) / a
+                if name == "heun" and b:
+                    d = (d + (to - ask(to, b)) / b) / 2
+                x = x + (b - a) * d
+                continue
+            mean, keep, h = x0, 1 - b if flow else 1.0, lam(b) - lam(a)
+            if before is not None and b and before[1] < 1e2:
+                mean = x0 + h / before[1] / 2 * (x0 - before[0])
+            x, before = b / a * x - keep * math.expm1(-h) * mean, (x0, h)
+        return x
+
+    return host.KSAMPLER(loop)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_on_the_hosts_sigmas(pack, kind, name):
+    """From the model's largest sigma, exactly 1 for a flow, with guidance."""
+    sigmas, (sampler,) = levels(kind), pack.run("Solver", solver=name)
+    end = sampled(sampler, sigmas, kind)
+    torch.testing.assert_close(end, sampled(looped(name, kind == "flow"), sigmas, kind), **CLOSE)
+    assert kind != "flow" or sigmas[0] == 1.0
+    if PEER and (kind, name) != ("flow", "dpmpp_2m"):  # which works in -ln sigma there
+        torch.testing.assert_close(end, sampled(peer(name), sigmas, kind), **CLOSE)
+
+
+def schedule(kind):
+    sampling = KINDS[kind]()
+    if kind == "flow":
+        return fs.schedules.Flow(sampling.shift)
+    return fs.schedules.EDM(float(sampling.sigma_min), float(sampling.sigma_max))
+
+
+def planned(pack, kind, name, steps=6, **words):
+    """A plan of the folder and what the Plan node makes of it."""
+    model = fs.interop.k_model(network, schedule(kind))
+    plan = fs.solvers.SOLVERS[name](model, fs.grids.fine(model.schedule, steps), **words)
+    plan.save(pack.folder / f"{kind}-{name}.fsplan")
+    return plan, *pack.run("Plan", plan=f"{kind}-{name}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_plan_on_its_own_sigmas(pack, kind, name):
+    """A tail of them, with an image, too. The noise is the plan's own, which the host has scaled by
+    sqrt(1 + sigma²).
+    """
+    plan, sampler, sigmas, about = planned(pack, kind, name)
+    assert sigmas.dtype == torch.float32 and len(sigmas) == 7 and sigmas[-1] == 0.0
+    assert name in about and (kind == "flow") == (sigmas[0] == 1.0)
+    loop, z = looped(name, kind == "flow"), noise()
+    top = float(sigmas[0])
+    started = z if kind == "flow" else z * top / math.hypot(1.0, top)
+    torch.testing.assert_close(
+        sampled(sampler, sigmas, kind, z), sampled(loop, sigmas, kind, started), **CLOSE
+    )
+    image, tail = noise(5), sigmas[3:]
+    ends = [sampled(each, tail, kind, z, image) for each in (sampler, loop)]
+    torch.testing.assert_close(*ends, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_the_host_gets_what_the_sampler_gets(pack, kind):
+    """Bit for bit but for float32 SIGMAS: one plan, one noise, with an amplitude that was found."""
+    plan, *_ = planned(pack, kind, "dpmpp_2m")
+    table = plan.M.copy()
+    table[0, 0, 0] *= 1.03
+    plan = plan.with_numbers(M=table)
+    plan.save(pack.folder / "louder.fsplan")
+    sampler, sigmas, _ = pack.run("Plan", plan="louder")
+    guider = host.Guider(network, KINDS[kind]())
+    guider.inner_model = guider.model
+    denoise = lambda x, s: guider(x, s, model_options={"transformer_options": {}})
+    model = fs.interop.k_model(denoise, schedule(kind))
+    expected = fs.Sampler(plan, model)(noise=noise())
+    torch.testing.assert_close(sampled(sampler, sigmas, kind), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_masks_keep_the_latent(pack, kind):
+    """As the peer has it; to the bit where nothing is denoised, rows that were found too."""
+    z, image, mask = noise(), noise(7), (noise(8, (2, 1, 4, 4)) > 0).double()
+    mask[0, 0, 0, :2] = 0.5
+    plan, sampler, sigmas, _ = planned(pack, kind, "euler")
+    found = fs.optimize.fit(
+        fs.interop.k_model(lambda x, s: x / (1 + s.view(-1, 1) ** 2), schedule(kind)),
+        [8, 4], 3, seed=0, beam=1, teacher=20, progress=False,
+    ).plan  # fmt: skip
+    found.save(pack.folder / "found.fsplan")
+    for each, at in ((sampler, sigmas), pack.run("Plan", plan="found")[:2]):
+        end = sampled(each, at, kind, z, image, mask)
+        kept = (mask == 0).expand_as(end)
+        assert torch.equal(end[kept], image[kept]) and not torch.equal(end, image)
+    loop = looped("euler", kind == "flow")
+    ends = [
+        sampled(each, sigmas[3:], kind, z, image, mask)
+        for each in (sampler, loop, pack.run("Solver", solver="euler")[0])
+    ]
+    torch.testing.assert_close(ends[0], ends[1], **CLOSE)
+    torch.testing.assert_close(ends[2], ends[1], **CLOSE)
+
+
+def test_callbacks_bars_and_seeds(pack, capsys):
+    """A callback is told step, x0, x and how many steps; noises are those of the seed, whatever the
+    batch.
+    """
+    seen, sigmas = [], levels("eps")
+    heun, noisy = (pack.run("Solver", solver=name)[0] for name in ("heun", "euler_ancestral"))
+    sampled(heun, sigmas, callback=lambda *told: seen.append(told))
+    assert [told[0] for told in seen] == list(range(6)) and {told[3] for told in seen} == {6}
+    assert all(told[1].shape == told[2].shape == (2, 3, 4, 4) for told in seen)
+    assert capsys.readouterr().err == ""
+    both = sampled(noisy, sigmas)
+    assert torch.equal(both, sampled(noisy, sigmas))
+    assert torch.equal(both[:1], sampled(noisy, sigmas, z=noise()[:1]))
+    assert not torch.allclose(both, sampled(noisy, sigmas, seed=4))
+    sampled(heun, sigmas, disable_pbar=False)
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_options_are_the_solvers(pack):
+    sigmas = levels("eps")
+    still = sampled(pack.run("Solver", solver="euler_ancestral", eta=0.0)[0], sigmas)
+    torch.testing.assert_close(still, sampled(pack.run("Solver", solver="euler")[0], sigmas))
+    first = sampled(pack.run("Solver", solver="unipc", order=1)[0], sigmas)
+    assert not torch.allclose(first, sampled(pack.run("Solver", solver="unipc")[0], sigmas))
+    with pytest.raises(ValueError, match=r"eta = 0.5 for the solver euler, which has none; .*dpm"):
+        pack.run("Solver", solver="euler", eta=0.5)
+    with pytest.raises(ValueError, match="order"):
+        pack.run("Solver", solver="unipc", order=9)
+    with pytest.raises(host.Refused, match="solver = 'ddim9'"):
+        pack.run("Solver", solver="ddim9")
+
+
+def test_every_solver_that_is_offered_runs(pack):
+    offered = pack.sampling.solver_names()
+    assert len(offered) > 35 and not any("cfgpp" in name for name in offered)
+    for name in offered:
+        (sampler,) = pack.run("Solver", solver=name)
+        kinds = ("flow",) if name == "flow_sde" else ("eps", "flow")
+        for kind in kinds:
+            assert sampled(sampler, levels(kind, 4), kind).isfinite().all(), (name, kind)
+
+
+def test_audio_and_video_come_packed(pack):
+    """One clock for both; elementwise, each is its own run."""
+    (sampler,), sigmas = pack.run("Solver", solver="dpmpp_2m"), levels("flow")
+    parts = [noise(1, (2, 4, 2, 3)), noise(2, (2, 5))]
+    latent = host.NestedTensor(torch.zeros_like(z) for z in parts)
+    for end, z in zip(
+        sampled(sampler, sigmas, "flow", host.NestedTensor(parts), latent).unbind(),
+        parts,
+        strict=True,
+    ):
+        assert torch.equal(end, sampled(sampler, sigmas, "flow", z))
+    with pytest.raises(ValueError, match="several tensors .* arrived unpacked"):
+        pack.sampling._sampled(None, "flow", None, latent, {}, None, True)
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def test_other_sigmas_are_refused_or_rebuilt(pack):
+    plan, sampler, sigmas, _ = planned(pack, "eps", "dpmpp_2m")
+    other = levels("eps", 4)
+    with pytest.raises(
+        ValueError, match=r"the SIGMAS connected are not those of the plan eps-dpm.*"
+    ):
+        sampled(sampler, other)
+    again, *_ = pack.run("Plan", plan="eps-dpmpp_2m", other_sigmas="rebuild")
+    (solver,) = pack.run("Solver", solver="dpmpp_2m")
+    for at in (other, other[1:], sigmas[:4]):  # the last stops on the way
+        torch.testing.assert_close(sampled(again, at), sampled(solver, at), **CLOSE)
+    with pytest.raises(ValueError, match="is for x0 .* and the model connected is one of .*Flux"):
+        sampled(sampler, sigmas, "flow")
+    assert torch.equal(sampled(sampler, sigmas[:1], z=noise() * 0), noise() * 0)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", ".", "..", "a" * 65, "ä", "x\n", None])
+def test_names_that_lead_elsewhere(pack, name):
+    for node in ("Plan", "Calibrate"):
+        validate = pack.node(node).validate_inputs
+        assert "the plan's name is" in validate(name)
+    with pytest.raises(ValueError, match="the plan's name is"):
+        pack.store.load(name)
+
+
+def test_plans_that_are_missing_broken_or_links(pack):
+    with pytest.raises(host.Refused, match="there is no plan 'none'; one of none yet, or a file"):
+        pack.run("Plan", plan="none")
+    (pack.folder / "broken.fsplan").write_bytes(b"not a plan")
+    with pytest.raises(host.Refused, match="plan"):
+        pack.run("Plan", plan="broken")
+    (pack.folder / "out.fsplan").symlink_to("/etc/hostname")
+    with pytest.raises(host.Refused, match="a link out of the pack's folder"):
+        pack.run("Plan", plan="out")
+    plan, *_ = planned(pack, "eps", "euler")
+    node = pack.node("Plan")
+    assert node.define_schema().inputs[0].options == ["broken", "eps-euler", "out"]
+    before = node.fingerprint_inputs("eps-euler", "refuse")
+    plan.with_note(more=1).save(pack.folder / "eps-euler.fsplan")
+    assert before != node.fingerprint_inputs("eps-euler", "refuse")
+
+
+def test_a_state_that_nobody_knows(pack):
+    with pytest.raises(ValueError, match="ZeroToOne keeps 0.25 of a latent at sigma = 0.5"):
+        pack.sampling.state_of(host.ZeroToOne())
+    with pytest.raises(ValueError, match="rise|decreas|fall"):
+        sampled(pack.run("Solver", solver="euler")[0], levels("eps").flip(0))
+    with pytest.raises((ValueError, FloatingPointError), match="finite"):
+        sampled(pack.run("Solver", solver="euler")[0], levels("eps"), z=noise() * np.nan)
