@@ -1,7 +1,8 @@
 """fastsample in other people's loops: FsScheduler for diffusers' pipelines, k_sample for
 k-diffusion's users, each a Run at heart, with k_model, k_sigmas, k_scale, k_state and k_remake
 around it; onnx for networks in ONNX files. Modules of their own: `fastsample.interop.lerobot`
-for LeRobot's flow policies, `fastsample.interop.sglang` for SGLang's schedulers.
+for LeRobot's flow policies, `fastsample.interop.mflux` and `fastsample.interop.sglang`, whose
+classes those hosts load by name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _FILES = {"FsScheduler": "diffusers", "k_sample": "k_diffusion", "onnx": "onnx_session"}
 _FILES |= dict.fromkeys(("k_model", "k_remake", "k_scale", "k_sigmas", "k_state"), "k_levels")
-_MODULES = "diffusers", "k_diffusion", "lerobot"
+_MODULES = "diffusers", "k_diffusion", "lerobot", "mflux"
 __all__ = [
     "FsScheduler",
     "k_model",

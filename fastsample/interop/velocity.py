@@ -25,8 +25,10 @@ from ..runtime.spares import Spares
 from ..schedules import Flow, from_json
 
 
-def _refuse(where: str, plan: object) -> None:
-    """TypeError or ValueError, one sentence, for a plan that is none for a velocity, from noise."""
+def refuse(where: str, plan: object, tells: bool = True) -> None:
+    """TypeError or ValueError, one sentence, for a plan that is none for a velocity, from noise.
+    tells: the model hears the plan's own times, so they have to be t.
+    """
     if not isinstance(plan, Plan):
         raise TypeError(f"{where}: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
     several = plan.G > 1 or plan.K > 0 or plan.E > 1 or int(plan.call.max()) > 0
@@ -39,7 +41,8 @@ def _refuse(where: str, plan: object) -> None:
     own = plan.note.get("schedule")
     flow = isinstance(own, dict) and own.get("name") == "Flow"
     schedule = from_json(own) if flow else Flow()  # a shift moves the plan's times, not the network
-    provenance.agree(where, plan, [Model(None, schedule=schedule, prediction="flow", time=1)])
+    time = 1 if tells else provenance.said(plan).get("time")
+    provenance.agree(where, plan, [Model(None, schedule=schedule, prediction="flow", time=time)])
     if any(arguments.drawn(plan, 0, masked=False)):
         raise ValueError(
             f"{where}: the plan draws noise before it asks the model; a grid that begins without "
@@ -64,7 +67,7 @@ class Rows:
     """
 
     def __init__(self, where: str, plan: Plan) -> None:
-        _refuse(where, plan)
+        refuse(where, plan)
         self.plan, self.nfe, self.scale = plan, plan.nfe, plan.init_scale
         self.at, self.times = Places(plan.layout), [0.0, *plan.t[:-1, 0].tolist()]
         self.shapes, self.ids = plan.program.rows, sources.ids(plan, False)
