@@ -5,13 +5,16 @@ bench/results.
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pages
-import torch
+import pytest
+from c import build
 
-import fastsample
+import fastsample as fs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+FOUND, *DOORS = pages.blocks(README, "python")
 
 
 def readme_tables():
@@ -24,19 +27,40 @@ def readme_tables():
 
 def test_the_example_prints_what_readme_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    example, shown = pages.blocks(README)[:2]
-    assert (example.language, shown.language) == ("python", "text")
-    assert len([line for line in example.text.splitlines() if line.strip()]) <= 8
-    pages.run([example, shown])
+    shown = next(block for block in pages.blocks(README) if block.language == "text")
+    pages.run([FOUND, shown])
 
 
-def test_the_second_example_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("door", range(len(DOORS)))
+def test_a_door_is_ten_lines_that_run(door, tmp_path, monkeypatch):
+    """Each on its own, as one who pastes it has it."""
     monkeypatch.chdir(tmp_path)
-    z = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    second = pages.blocks(README, "python")[1]
-    made = second._replace(text=second.text.replace("{...}", "{}"))
-    names = pages.run([made], {"fs": fastsample, "fn": lambda x, t: x, "z": z})
-    assert names["run"].done and names["x0"].shape == z.shape
+    assert len([line for line in DOORS[door].text.splitlines() if line.strip()]) <= 10
+    pages.run([DOORS[door]])
+
+
+@pytest.mark.slow
+def test_the_door_of_cpp(tmp_path):
+    """Its program ends where the Sampler does."""
+    (program,) = pages.blocks(README, "cpp")
+    source, plan_file = tmp_path / "program.cpp", tmp_path / "mine.fsplan"
+    source.write_text(program.text)
+    prefix, _ = build.installed()
+    words = [build.package(prefix, name) for name in ("fastsample-engine", "fastsample")]
+    libs = " ".join(said["Libs"] for said in words).split()
+    run = ["-Wl,-rpath," + words[0]["libdir"], "-o", tmp_path / "program"]
+    flags = words[0]["Cflags"].split() + words[1]["Cflags"].split()
+    build.run("g++", "-std=c++17", "-Wall", "-Werror", *flags, source, *libs, *run)
+    model = fs.Model(lambda x, t: -x, fs.schedules.Flow(), "flow")
+    plan = fs.solvers.dpmpp_2m(model, fs.grids.uniform(model.schedule, 5))
+    plan.save(plan_file)
+    said = build.run(tmp_path / "program", plan_file)
+    own = fs.Sampler(plan, model)(shape=(1, 24), seed=0)[0, 0]
+    assert np.float32(said) == pytest.approx(float(own), rel=1e-5)  # six digits are printed
+
+
+def test_no_line_is_longer_than_a_hundred_columns():
+    assert [line for line in README.read_text().splitlines() if len(line) > 100] == []
 
 
 def test_the_tables_are_those_of_the_results():
@@ -75,6 +99,26 @@ def test_a_row_is_called_what_all_its_figures_are():
     assert tables.pivot(rows)[0].endswith("| bound | euler: PSNR | heun: PSNR |")
     assert tables.case(what("call: a, b", "call: a, c")) == "call"
     assert tables.case(what("one", "other")) == "" and not tables.names(what("one"))
+
+
+def test_a_short_table_has_medians_and_marks_what_is_missed():
+    """Of the columns that README shows; rows of one figure and one case are one row."""
+    tables = readme_tables()
+    figures = [
+        {"what": "euler: one step", "value": 2.0, "q1": 1, "q3": 3, "unit": "µs"},
+        {"what": "euler: against diffusers", "value": 4.0, "unit": "x", "target": 5, "met": False},
+        {"what": "euler: share of a triad's speed", "value": 90, "unit": "%"},
+    ]
+    one = lambda n: {"what": f"by hand: {n} evaluations", "value": n, "unit": "dB"}
+    rows = [{"group": "step", "figures": [dict(f, better="higher") for f in figures]}]
+    rows += [{"group": "step", "figures": [one(n)]} for n in (4, 6)]
+    record = {"machine": "m", "processor": "P", "vector": "", "cores": 2, "date": "2026-01-02"}
+    made = tables.filled("<!-- short table: step -->\n<!-- end -->", [record | {"rows": rows}])
+    assert made == (
+        "<!-- short table: step -->\n|  | one step | against diffusers |\n|---|---|---|\n"
+        "| euler | 2 µs | 4 x † |\n\n|  | 4 | 6 |\n|---|---|---|\n| by hand | 4 dB | 6 dB |\n\n"
+        "Measured on P, 2 cores, 2026-01-02.\n<!-- end -->"
+    )
 
 
 def test_every_path_in_readme_exists():

@@ -3,8 +3,10 @@
 A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`, in parts where its rows have
 different columns. GROUPS: benchmark groups, by commas, in the order of the table. For each machine
 the newest file that has them is shown, its date beneath; a rehearsal (bench/gpu.py), which measures
-nothing, never. `--check` writes nothing and fails when a page is out of step. `--show FOLDER`
-prints what files in a folder have of GPUs, rehearsals too.
+nothing, never. `<!-- short table: GROUPS -->` shows the medians of the columns in SHORT alone, a †
+behind those that miss their target. `--check` writes nothing and fails when a page is out of step.
+`--show FOLDER` prints what files in a folder have of GPUs, rehearsals too. `--picture` draws
+README's picture of what the short table of the searches says.
 """
 
 import argparse
@@ -21,7 +23,25 @@ PAGES = (
     *(ROOT / "docs" / name for name in ("counts.md", "measured.md", "searches.md")),
 )
 RESULTS = ROOT / "bench" / "results"
-BLOCK = re.compile(r"(<!-- table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (short )?table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# What a short table shows: the name of a figure behind its case -> the head of its column. A table
+# without any of them is left out.
+SHORT = {
+    **{f"{n} evaluations": str(n) for n in (3, 4, 5, 6, 8, 10)},
+    "whole call of 10 steps": "a call",
+    "a loop by hand, eager": "over a loop by hand",
+    "a loop by hand, with a compiled step": "over its compiled step",
+    "one step of a whole loop": "a step of a loop",
+    "against diffusers, a whole loop": "against diffusers",
+    "a call, the denoiser's answers x/2": "a call",
+    "a call, the denoiser's answers x/2, against k-diffusion": "against k-diffusion",
+    "one step": "one step",
+    "against diffusers": "against diffusers",
+}
+# of the searches it has these rows alone, in this order: what is usual, what is published, ours
+FRONT = ("dpmpp_2m, Karras", "OSS as published", "GITS, dpmpp_2m", "the best by hand")
+FRONT = (*FRONT, "model-free", "fit", "polish")
+PICTURE = ROOT / "docs" / "front.png"
 MARKS = (": ", ", ")
 SIGN = {"higher": "≥", "lower": "≤", "equal": "="}
 
@@ -37,9 +57,44 @@ def number(value):
 
 def measured(figure):
     """The median and, of several measurements, the quartiles: 12.3 x (11.9–12.8)."""
-    unit = f" {figure['unit']}" if figure["unit"] else ""
     spread = f" ({number(figure['q1'])}–{number(figure['q3'])})" if "q1" in figure else ""
-    return number(figure["value"]) + unit + spread
+    return median(figure) + spread
+
+
+def joined(rows):
+    """The rows, those of one figure each that have one case as one row."""
+    found = {}
+    for number, row in enumerate(rows):
+        key = (row["group"], case(row)) if len(row["figures"]) == 1 and case(row) else number
+        found.setdefault(key, {**row, "figures": []})["figures"] += row["figures"]
+    return list(found.values())
+
+
+def of_front(rows):
+    """What README shows of the searches; all rows where they are of something else."""
+    found = sorted((r for r in rows if case(r) in FRONT), key=lambda row: FRONT.index(case(row)))
+    return found or rows
+
+
+def picture(records):
+    """README's picture, of the newest rows of the searches."""
+    from fastsample.report.pictures import error_picture
+
+    rows = [
+        row
+        for group in ("front", "front by hand")
+        for row in newest(records, group)[-1]["rows"]
+        if row["group"] == group
+    ]
+    curves = {
+        case(row): {int(f["what"].split()[-2]): f["value"] for f in row["figures"]}
+        for row in of_front(joined(rows))
+    }
+    error_picture(PICTURE, curves, "How near few evaluations come to a fine run, on unseen noises")
+
+
+def median(figure):
+    return number(figure["value"]) + (f" {figure['unit']}" if figure["unit"] else "")
 
 
 def goal(figure):
@@ -59,9 +114,9 @@ def newest(records, group):
     return list(found.values())
 
 
-def table(groups, records):
-    """The Markdown of one table, the machines and notes on missed targets beneath; a plain sentence
-    when nothing was measured.
+def table(groups, records, short=False):
+    """The Markdown of one table, the machines and notes on missed targets beneath, which a short
+    one leaves out; a plain sentence when nothing was measured.
     """
     shown = [
         (record, row)
@@ -74,10 +129,11 @@ def table(groups, records):
         on_gpu = groups[0].startswith("gpu")
         what, how = ("Not measured on a GPU", "gpu") if on_gpu else ("Not measured", "bench")
         return f"{what} yet: `make {how}`.\n"
-    alike = itertools.groupby((row for _, row in shown), key=names)
-    parts = (pivot(rows) or plain(rows) for rows in (list(rows) for _, rows in alike))
+    alike = itertools.groupby(joined(row for _, row in shown), key=names)
+    form = brief if short else lambda rows: pivot(rows) or plain(rows)
+    parts = filter(None, (form(list(rows)) for _, rows in alike))
     lines = "\n\n".join("\n".join(part) for part in parts).split("\n")
-    figures = [f for _, row in shown for f in row["figures"] if "note" in f]
+    figures = [f for _, row in shown for f in row["figures"] if "note" in f and not short]
     notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for f in figures)
     sources = dict.fromkeys(source(record, row) for record, row in shown)
     return "\n".join([*lines, "", *notes, *sources]) + "\n"
@@ -138,11 +194,26 @@ def pivot(rows):
     ]
 
 
+def brief(rows):
+    """As `pivot`, the medians of the figures in SHORT alone; None where none of them is there."""
+    heads = [SHORT.get(name) for name in names(rows[0]) or ()]
+    if not any(heads):
+        return None
+    columns = ["", *filter(None, heads)]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in of_front(rows):
+        shown = (f for f, head in zip(row["figures"], heads, strict=True) if head)
+        cells = [median(f) + " †" * (f.get("met") is False) for f in shown]
+        lines.append(f"| {case(row)} | {' | '.join(cells)} |")
+    return lines
+
+
 def filled(text, records):
     """A page's text with every marked table made anew, of what was measured."""
     records = [record for record in records if not rehearsed(record)]
     groups = lambda names: [name.strip() for name in names.split(",")]
-    return BLOCK.sub(lambda m: m[1] + table(groups(m[2]), records) + m[3], text)
+    made = lambda found: table(groups(found[3]), records, short=bool(found[2]))
+    return BLOCK.sub(lambda found: found[1] + made(found) + found[4], text)
 
 
 def results(folder=RESULTS):
@@ -162,7 +233,11 @@ def main():
     parser.add_argument("--check", action="store_true", help=about)
     about = "print the tables of GPUs from this folder; write nothing"
     parser.add_argument("--show", type=Path, metavar="FOLDER", help=about)
+    about = f"draw {PICTURE.relative_to(ROOT)}"
+    parser.add_argument("--picture", action="store_true", help=about)
     given = parser.parse_args()
+    if given.picture:
+        return picture(results())
     if given.show is not None:
         return print(of_gpus(results(given.show)))
     for page in PAGES:
