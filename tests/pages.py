@@ -79,5 +79,6 @@ def alike(printed, shown):
 
 def links(page):
     """Where a page's links within the repository lead."""
-    paths = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    text = BLOCK.sub("", page.read_text())
+    paths = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
     return [page.parent / path for path in paths]
