@@ -46,11 +46,10 @@ def test_the_door_of_cpp(tmp_path):
     source, plan_file = tmp_path / "program.cpp", tmp_path / "mine.fsplan"
     source.write_text(program.text)
     prefix, _ = build.installed()
-    words = [build.package(prefix, name) for name in ("fastsample-engine", "fastsample")]
-    libs = " ".join(said["Libs"] for said in words).split()
-    run = ["-Wl,-rpath," + words[0]["libdir"], "-o", tmp_path / "program"]
-    flags = words[0]["Cflags"].split() + words[1]["Cflags"].split()
-    build.run("g++", "-std=c++17", "-Wall", "-Werror", *flags, source, *libs, *run)
+    engine, core = build.package(prefix, "fastsample-engine"), build.package(prefix)
+    words = f"-std=c++17 -Wall -Werror {core['Cflags']} {source} {engine['Libs']} {core['Libs']}"
+    run = f"-Wl,-rpath,{core['libdir']} -o {tmp_path / 'program'}"
+    build.run("g++", *words.split(), *run.split())
     model = fs.Model(lambda x, t: -x, fs.schedules.Flow(), "flow")
     plan = fs.solvers.dpmpp_2m(model, fs.grids.uniform(model.schedule, 5))
     plan.save(plan_file)
