@@ -19,6 +19,7 @@ HOSTED := $(HOSTS)/.ready
 DOCS := .venv-docs
 WRITTEN := $(DOCS)/.ready
 NATIVE := $(VENV)/.native
+ONCE := CMAKE_CXX_COMPILER_LAUNCHER='$(CURDIR)/$(PY);-IS;$(CURDIR)/tests/c/once.py'
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
@@ -58,9 +59,9 @@ $(READY): $(TORCH) pyproject.toml setup.py
 	@$(PIP) --no-deps k-diffusion
 	@touch $@
 
-# The native code is built in place, so that a changed file is compiled alone. Without a compiler the backend `reference` runs everything.
+# The native code is built in place, so that a changed file is compiled alone; the tests' builds have of it what is the same there. Without a compiler the backend `reference` runs everything.
 $(NATIVE): $(READY) $(C_FILES)
-	@if command -v c++ >/dev/null || command -v g++ >/dev/null; then $(MAKE) --no-print-directory native PYTHON=$(PY) CUDA=off; \
+	@if command -v c++ >/dev/null || command -v g++ >/dev/null; then $(ONCE) $(MAKE) --no-print-directory native PYTHON=$(PY) CUDA=off; \
 	else echo "make: no C++ compiler was found; going on with the backend reference"; fi
 	@touch $@
 
@@ -96,15 +97,17 @@ serve: $(SERVED)
 	$(SERVE)/bin/python -m examples.ray_serve --port $(or $(PORT),8000) --plans $(or $(PLANS),build/plans)
 
 # Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour; and in one of
-# its own, for Triton looks at this when it is loaded, what its interpreter runs.
+# its own, for Triton looks at this when it is loaded, what its interpreter runs. To read all the files takes twenty seconds, so a run of few
+# reads those alone that have its mark.
+marked = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.$(1)\b' tests)
 test: $(NATIVE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile -m "not gpu and not slow and not soak and not alone and not interpreted"
-	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and not soak and alone and not interpreted"
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" tests/kernels
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist worksteal -m "not gpu and not slow and not soak and not alone and not interpreted"
+	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and not soak and alone and not interpreted" $(call marked,alone)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" $(call marked,interpreted)
 
 test-slow: $(NATIVE)
 	@command -v nvcc >/dev/null || echo "make test-slow: nvcc was not found; the CUDA kernels are tested in their emulation alone"
-	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile -m "not gpu and slow and not interpreted"
+	$(PY) -m pytest -q --durations=10 -n 2 --dist worksteal -m "not gpu and slow and not interpreted" $(call marked,slow)
 
 test-serve: $(SERVED)
 	OMP_NUM_THREADS=1 $(SERVE)/bin/python -m pytest -q --durations=5 -p no:warnings tests/serve

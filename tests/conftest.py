@@ -3,9 +3,11 @@ own torch.empty filled with NaN.
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
+from covering import pairs
 
 try:
     from hypothesis import settings
@@ -20,11 +22,43 @@ settings.load_profile("fast")
 PACKAGE = str(Path(__file__).resolve().parents[1] / "fastsample")
 
 
+def pytest_generate_tests(metafunc):
+    """@pytest.mark.pairs(argument=values, ...), values a list or {id: value}: cases in which each
+    value of an argument meets each of every other one, and in a soak the whole product.
+    """
+    for mark in metafunc.definition.iter_markers("pairs"):
+        axes = {
+            name: values if isinstance(values, dict) else {str(value): value for value in values}
+            for name, values in mark.kwargs.items()
+        }
+        soak = metafunc.config.getoption("hypothesis_profile") == "soak"
+        chosen = product(*axes.values()) if soak else pairs(*axes.values())
+        cases = [
+            pytest.param(
+                *(axis[key] for axis, key in zip(axes.values(), keys, strict=True)),
+                id="-".join(keys),
+                marks=[pytest.mark.soak] if soak else [],
+            )
+            for keys in chosen
+        ]
+        metafunc.parametrize(list(axes), cases)
+
+
 def pytest_collection_modifyitems(items):
-    """Slow tests run beside one another, so what a neighbour disturbs is none of them."""
+    """Slow tests run beside one another, so what a neighbour disturbs is none of them; and the
+    Makefile finds the files of a mark by its name in them.
+    """
+    texts = {path: path.read_text() for path in {item.path for item in items}}
     for item in items:
-        if item.get_closest_marker("slow") and item.get_closest_marker("alone"):
+        found = [m for m in ("slow", "alone", "interpreted") if item.get_closest_marker(m)]
+        if {"slow", "alone"} <= set(found):
             raise pytest.UsageError(f"{item.nodeid}: slow and alone; one of the two is accepted")
+        for mark in found:
+            if f"pytest.mark.{mark}" not in texts[item.path]:
+                said = (
+                    f"{mark}, without a pytest.mark.{mark} in its file; the Makefile looks for it"
+                )
+                raise pytest.UsageError(f"{item.nodeid}: {said}")
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,14 @@
 that host and device share.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from c import build
+from c import build, once
 
 
 def weak(paths):
@@ -59,6 +60,54 @@ def test_two_processes_that_build_one_tree_wait_for_each_other():
     for process in both:
         words = process.communicate()[1]
         assert process.returncode == 0, words
+
+
+COUNTING = """#!/bin/sh
+case " $* " in *" -E "*) ;; *) echo "$@" >> "$0.log";; esac
+exec g++ "$@"
+"""
+
+
+@pytest.mark.slow
+def test_a_text_is_compiled_once_for_each_set_of_flags(tmp_path, monkeypatch, capfdbinary):
+    """Wherever it lies and whatever the macros are called that make it; a file of dependencies is
+    written each time, and what was said of a text is said again.
+    """
+    monkeypatch.setattr(once, "KEPT", tmp_path / "kept")
+    compiler, log = tmp_path / "cc", tmp_path / "cc.log"
+    compiler.write_text(COUNTING)
+    compiler.chmod(0o755)
+
+    def compiled(folder, *flags, text='#include "h.h"\nint f() { return N; }', header=""):
+        """(status, how often the compiler has run); the object as linkers read it."""
+        here = tmp_path / folder
+        here.mkdir(exist_ok=True)
+        (here / "h.h").write_text(header)
+        (here / "f.cpp").write_text(text)
+        made, depends = here / "f.o", here / "f.d"
+        where = ["-MD", "-MT", "f.o", "-MF", depends, "-o", made, "-c", here / "f.cpp"]
+        status = once.main([str(word) for word in (compiler, f"-I{here}", *flags, *where)])
+        if status == 0:
+            assert " f() " in build.run("nm", "-C", made).replace("\n", " ") + " "
+            assert str(here / "h.h") in depends.read_text()
+        return status, len(log.read_text().splitlines())
+
+    assert compiled("one", "-DN=3") == (0, 1)
+    assert compiled("two", "-DN=M", "-DM=3", "-Werror") == (0, 1)
+    assert compiled("one", "-DN=4") == (0, 2)
+    assert compiled("two", "-DN=3", "-O2") == (0, 3)
+    assert compiled("two", "-DN=3", header="int g();") == (0, 4)
+    assert compiled("two", "-DN=3", "-g1") == (0, 5)  # whose object names its source
+    assert compiled("one", "-DN=3", "-g1") == (0, 6)
+    doubtful = {"text": '#include "h.h"\nint f() { int unused; return N; }'}
+    capfdbinary.readouterr()
+    for runs in (7, 8):
+        assert compiled("one", "-DN=3", "-Wall", **doubtful) == (0, runs)
+        assert b"unused" in capfdbinary.readouterr().err
+    assert compiled("one", "-DN=3", "-Wall", "-Werror", **doubtful) == (1, 9)
+    os.utime(next((tmp_path / "kept").glob("*.o")), (0, 0))
+    assert compiled("one", "-DN=5") == (0, 10) and compiled("one", "-DN=5") == (0, 10)
+    assert len(list((tmp_path / "kept").glob("*.o"))) == 6
 
 
 DEVICE = r"""

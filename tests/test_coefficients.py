@@ -48,12 +48,15 @@ def grids(case, schedule, sizes) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_rows_equal_their_derivation(case, schedule):
-    for t in grids(case, schedule, (1, 2, 3, 10)):
-        found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
-        assert found.agrees(), f"{len(t) - 1} steps to {t[-1]:g}: {found}"
+GRIDS = {f"{n} {end}": (n, end == "whole") for end in ("part", "whole") for n in (1, 2, 3, 10)}
+
+
+@pytest.mark.pairs(case=by_id, schedule={schedule_id(s): s for s in SCHEDULES}, of=GRIDS)
+def test_rows_equal_their_derivation(case, schedule, of):
+    n, whole = of
+    t = grids(case, schedule, (n,))[-1 if whole else 0]
+    found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
+    assert found.agrees(), str(found)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)

@@ -3,8 +3,11 @@
 """
 
 import itertools
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,7 +15,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # The words of a command that leave no test out.
 HARMLESS = (
     r"TRITON_INTERPRET=1|OMP_NUM_THREADS=1|-q|--durations=\d+|-n 2|--dist \w+"
-    r'|-m "[^"]*interpreted" tests/kernels$|-m "[^"]*"'
+    r'|-m "[^"]*"|\$\(call marked,\w+\)$'
 )
 
 
@@ -59,10 +62,35 @@ def test_what_counts_threads_has_them_all():
 def test_tritons_interpreter_runs_what_is_marked_and_nothing_else():
     run = commands("test") + commands("test-slow")
     assert [command for command in run if "TRITON_INTERPRET=1 " in command] == run[2:3]
-    assert not chosen(run[2], set()) and run[2].endswith(" tests/kernels")
-    tests = ROOT.glob("tests/**/test_*.py")
-    marked = [p for p in tests if re.search(r"pytest\.mark\.interpreted", p.read_text())]
-    assert {p.parent.name for p in marked} == {"kernels"}
+    assert not chosen(run[2], set()) and chosen(run[2], {"interpreted"})
+
+
+def test_a_run_that_reads_the_files_of_a_mark_runs_nothing_without_it():
+    """What has the mark has its name in its file: conftest.py refuses it otherwise."""
+    asked = {}
+    for command in commands("test") + commands("test-slow"):
+        for mark in re.findall(r"\$\(call marked,(\w+)\)", command):
+            asked[mark] = command
+            for flags in itertools.product((False, True), repeat=len(MARKS)):
+                assert not chosen(command, set(itertools.compress(MARKS, flags)) - {mark})
+    assert asked.keys() == {"alone", "interpreted", "slow"}
+    pattern = re.search(r"^marked = \$\(shell (.*)\)$", MAKEFILE, re.MULTILINE)[1]
+    for mark in asked:
+        line = pattern.replace("$(1)", mark)
+        found = subprocess.run(["/bin/sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+        tests = ROOT.glob("tests/**/test_*.py")
+        named = {str(p.relative_to(ROOT)) for p in tests if f"pytest.mark.{mark}" in p.read_text()}
+        assert set(found.stdout.split()) == named and len(named) > 2
+
+
+def test_a_mark_that_is_not_named_in_its_file_is_refused(tmp_path):
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "marks.py").write_text("import pytest\nLONG = pytest.mark.slow\n")
+    (tmp_path / "test_it.py").write_text("from marks import LONG\n@LONG\ndef test_it(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only"]
+    paths = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=paths)
+    assert "test_it: slow, without a pytest.mark.slow in its file" in done.stderr
 
 
 def test_nothing_else_narrows_a_run(pytestconfig):

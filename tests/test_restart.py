@@ -26,12 +26,19 @@ Z, OTHER = unit(seed=1), unit(seed=2)
 EDM = Model(net, schedules.EDM(), prediction="edm")
 
 
-@pytest.fixture(params=[*BACKENDS, *([] if native.MISSING else ["addresses"])])
-def road(request, monkeypatch):
+ROADS = [*BACKENDS, *([] if native.MISSING else ["addresses"])]
+
+
+def taken(road, patch):
     """The backend's name; natively also where C cannot look at torch's tensors."""
-    if request.param == "addresses":
-        monkeypatch.setattr(native, "EXCHANGE", False)
-    return "reference" if request.param == "reference" else "native"
+    if road == "addresses":
+        patch.setattr(native, "EXCHANGE", False)
+    return "reference" if road == "reference" else "native"
+
+
+@pytest.fixture(params=ROADS)
+def road(request, monkeypatch):
+    return taken(request.param, monkeypatch)
 
 
 def finished(run, model=net):
@@ -44,10 +51,12 @@ def edm(name="euler", n=4):
     return SOLVERS[name](EDM, grids.karras(EDM.schedule, n))
 
 
-@pytest.mark.parametrize("rows", [0, 2, 5], ids=["at once", "under way", "at the end"])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_restart_gives_the_bits_of_a_new_run(name, rows, road):
-    plan = plan_of(name)
+WHEN = {"at once": 0, "under way": 2, "at the end": 5}
+
+
+@pytest.mark.pairs(name=SOLVERS.keys(), rows=WHEN, way=ROADS)
+def test_a_restart_gives_the_bits_of_a_new_run(name, rows, way, monkeypatch):
+    plan, road = plan_of(name), taken(way, monkeypatch)
     run, new = Run(plan, noise=Z, seed=1, backend=road), Run(plan, noise=OTHER, seed=7)
     for _ in range(rows):
         run.step(net(run.model_input, run.t))

@@ -40,9 +40,10 @@ for case in CASES:
 EVERY["lcm"] = [{"boundary": False}]
 EVERY["cm"] = [{"sigma_min": 0.0}]
 EVERY["flow_sde"] = [{"a": 0.0}]
-every_solver = pytest.mark.parametrize(
-    ("name", "options"), [(name, options) for name, many in EVERY.items() for options in many]
-)
+EACH = {
+    f"{name}-{k}": (name, options) for name, many in EVERY.items() for k, options in enumerate(many)
+}
+every_solver = pytest.mark.parametrize(("name", "options"), EACH.values(), ids=EACH.keys())
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
 
@@ -219,13 +220,12 @@ def test_every_solver_has_a_literal_case():
     assert set(SOLVERS) == {case[0] for case in LITERAL}
 
 
-@every_schedule
-@every_solver
-@pytest.mark.parametrize("n", [1, 2, 3, 10])
-def test_exact_predictions_stay_on_the_schedule(name, options, schedule, n):
+@pytest.mark.pairs(solver=EACH, schedule=SCHEDULES, n=[1, 2, 3, 10])
+def test_exact_predictions_stay_on_the_schedule(solver, schedule, n):
     """A model that returns the exact x0 keeps x at alpha x0 + sigma noise, to a few roundings a
     row, for every prediction, kind and end.
     """
+    name, options = solver
     for end in ("zero", "min"):
         grid = grids.karras(schedule, n, end=end)
         for prediction in PREDICTIONS if n == 3 else ("v",):
@@ -308,13 +308,16 @@ def test_note(name):
     assert np.array_equal(again.M, plan.M)
 
 
-@every_solver
+BEGINS = [({"start": 0}, 0), ({"start": 2}, 2), ({"start": 5}, 5)]
+BEGINS += [({"strength": 0.5}, 3), ({"strength": 1.0}, 0), ({"strength": 1}, 0)]
+
+
 @pytest.mark.parametrize(
-    ("begin", "at"),
-    [({"start": 0}, 0), ({"start": 2}, 2), ({"start": 5}, 5)]
-    + [({"strength": 0.5}, 3), ({"strength": 1.0}, 0), ({"strength": 1}, 0)],
+    ("name", "k"), [(name, k) for name, many in EVERY.items() for k in range(max(len(many), 6))]
 )
-def test_start_noises_an_image(name, options, begin, at):
+def test_start_noises_an_image(name, k):
+    """Each solver from every begin, and with every option from one of them."""
+    options, (begin, at) = EVERY[name][k % len(EVERY[name])], BEGINS[k % 6]
     grid = grids.karras(SD, 6)
     model = Model(None, SD, "eps", time=2.0)
     plan = SOLVERS[name](model, grid, **begin, **options)

@@ -12,13 +12,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
+ONCE = f"{sys.executable};-IS;{ROOT / 'tests/c/once.py'}"  # a list, as CMake writes one
 PLAIN = ("-DFASTSAMPLE_WERROR=ON", "-DFASTSAMPLE_CUDA=off")
 
 
 def environment(**changes):
-    """The environment with this interpreter's cmake and ninja first on PATH."""
+    """The environment with this interpreter's cmake and ninja first on PATH, and once.py before
+    the compiler of what CMake configures.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path, **changes}
+    return {**os.environ, "PATH": path, "CMAKE_CXX_COMPILER_LAUNCHER": ONCE, **changes}
 
 
 def run(*command, **options):

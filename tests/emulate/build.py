@@ -64,7 +64,8 @@ def library():
 def sanitized():
     """Path of the same under AddressSanitizer and UndefinedBehaviorSanitizer."""
     options = (*EMULATED, "-DFASTSAMPLE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
-    return build.cmake("csrc", "emulated-sanitized", *options) / "libfastsample.so"
+    made = build.cmake("csrc", "emulated-sanitized", *options, target="fastsample")
+    return made / "libfastsample.so"
 
 
 def run_alone(path, kind, first, count, *, sanitizer=False, seconds=600):

@@ -12,7 +12,7 @@ DiscreteVP  sigma^2 = 1 - alpha^2,  half log-SNR piecewise linear in the index b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from .linear import mp
 
@@ -82,6 +82,7 @@ def _discrete(schedule, t):
     return _vp(lam(k) + (z - k) * (lam(k + 1) - lam(k)))
 
 
+@lru_cache(5000)
 def point(schedule, t: float) -> Point:
     """The point of a schedule at float time t, by the definition of its family."""
     name, t = type(schedule).__name__, float(t)

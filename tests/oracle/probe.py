@@ -182,7 +182,7 @@ def plan_point(plan, schedule, row: int, lam) -> Point:
     """The point at the time row `row` asks its model, which must be lambda's time to rounding (the
     plan's model is told the schedule's time).
     """
-    p = point(schedule, float(plan.t[row - 1, 0]))
+    p = replace(point(schedule, float(plan.t[row - 1, 0])))  # a stage, though a grid has its time
     if abs(p.lam - lam) > reach(schedule, p) + 4 * EPS * (1 + abs(lam)):
         raise AssertionError(
             f"row {row} asks at t = {p.t!r}, lambda = {mp.nstr(p.lam, 17)}; lambda = "
