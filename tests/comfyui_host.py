@@ -267,6 +267,11 @@ class Typed:
         def __init__(self, display_name=None):
             self.display_name = display_name
 
+    @classmethod
+    def named(cls, name):
+        """The type of this name, which its outputs know."""
+        return type(name, (cls,), {"Output": type("Output", (cls.Output,), {"type": name.upper()})})
+
 
 NAMES = (
     "Boolean",
@@ -344,7 +349,7 @@ def modules():
             "throw_exception_if_processing_interrupted": throw_exception_if_processing_interrupted,
         },
     }
-    io = {name: type(name, (Typed,), {}) for name in NAMES}
+    io = {name: Typed.named(name) for name in NAMES}
     io |= {"Schema": Schema, "NodeOutput": NodeOutput, "ComfyNode": object}
     latest = {"ComfyExtension": ComfyExtension, "io": SimpleNamespace(**io)}
     latest["ui"] = SimpleNamespace(PreviewImage=PreviewImage)

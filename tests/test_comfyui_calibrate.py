@@ -85,7 +85,11 @@ def test_a_name_belongs_to_one_search(pack):
     )
     run()
     other = guider(fn=ask, positive=torch.ones(1, 2) * 2, negative=torch.zeros(1, 2))
-    for changed in ({"guider": other}, {"guider": guider(fn=ask, cfg=2.0, **told)}, {"seed": 1}):
+    for changed in (
+        {"guider": other},
+        {"guider": guider(fn=ask, cfg=2.0, **told)},
+        {"search_seed": 1},
+    ):
         with pytest.raises(
             ValueError, match="the plan mine belongs to another search .*another name"
         ):

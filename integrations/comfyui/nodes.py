@@ -119,7 +119,7 @@ class FastsampleCalibrate(io.ComfyNode):
                 io.Float.Input(
                     "minutes", default=30.0, min=0.0, max=10000.0, step=1.0, tooltip="0: no limit."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1),
+                io.Int.Input("search_seed", default=0, min=0, max=2**64 - 1),
                 io.Sampler.Input("before_sampler", optional=True, tooltip="To compare with."),
                 io.Sigmas.Input("before_sigmas", optional=True, tooltip="To compare with."),
             ],
@@ -150,7 +150,7 @@ class FastsampleCalibrate(io.ComfyNode):
         effort,
         by_hand,
         minutes,
-        seed,
+        search_seed,
         before_sampler=None,
         before_sigmas=None,
     ) -> io.NodeOutput:
@@ -162,7 +162,9 @@ class FastsampleCalibrate(io.ComfyNode):
         path, folder = store.place_for(name)
         before = None if before_sampler is None else (before_sampler, before_sigmas)
         own = identity_of(guider)
-        job = Calibration(evaluations, EFFORTS[effort], by_hand, minutes, seed, folder, own, before)
+        job = Calibration(
+            evaluations, EFFORTS[effort], by_hand, minutes, search_seed, folder, own, before
+        )
         search = calibrate(guider, latent_image["samples"], job)
         plan = search.plans[evaluations]
         store.save(plan, path)
