@@ -100,7 +100,7 @@ def test_a_plan_on_its_own_sigmas(pack, kind, name):
 
 @pytest.mark.parametrize("kind", ["edm", "flow"])
 def test_the_host_gets_what_the_sampler_gets(pack, kind):
-    """Bit for bit but for float32 SIGMAS: one plan, one noise, with an amplitude that was found."""
+    """Within float64's rounding: one plan, one noise, with an amplitude that was found."""
     plan, *_ = planned(pack, kind, "dpmpp_2m")
     table = plan.M.copy()
     table[0, 0, 0] *= 1.03
@@ -112,7 +112,9 @@ def test_the_host_gets_what_the_sampler_gets(pack, kind):
     denoise = lambda x, s: guider(x, s, model_options={"transformer_options": {}})
     model = fs.interop.k_model(denoise, schedule(kind))
     expected = fs.Sampler(plan, model)(noise=noise())
-    torch.testing.assert_close(sampled(sampler, sigmas, kind), expected, rtol=0, atol=1e-12)
+    for latent in (None, noise(5)):  # an image is nothing to a whole plan
+        end = sampled(sampler, sigmas, kind, latent=latent)
+        torch.testing.assert_close(end, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
@@ -242,7 +244,7 @@ def test_plans_that_are_missing_broken_or_links(pack):
 
 
 def test_a_state_that_nobody_knows(pack):
-    with pytest.raises(ValueError, match="ZeroToOne keeps 0.25 of a latent at sigma = 0.5"):
+    with pytest.raises(ValueError, match="ZeroToOne makes 0.5 noise . 0.25 latent at sigma = 0.5"):
         pack.sampling.state_of(host.ZeroToOne())
     with pytest.raises(ValueError, match="rise|decreas|fall"):
         sampled(pack.run("Solver", solver="euler")[0], levels("eps").flip(0))

@@ -126,6 +126,15 @@ def test_a_model_that_fails_leaves_no_plan(pack):
     assert [p.name for p in pack.folder.iterdir()] == [".searches"]
 
 
+def test_more_noises_polish_what_was_fitted(pack, monkeypatch):
+    """In the host's inference mode too, in which nothing has a gradient."""
+    effort = pack.calibration.EFFORTS["quick"]._replace(noises=48)
+    monkeypatch.setitem(pack.calibration.EFFORTS, "thorough", effort)
+    *_, report, _ = pack.run("Calibrate", guider=guider(), **{**WORDS, "effort": "thorough"})
+    found, kept = decibels(report)
+    assert kept == ["polish"] and found["polish"] > found["fit"]
+
+
 def test_audio_and_video_are_calibrated_packed(pack):
     latent = host.NestedTensor([torch.zeros(8, 2, 3), torch.zeros(8, 5)])
     words = {**WORDS, "latent_image": {"samples": latent}}

@@ -22,7 +22,7 @@ from fastsample.interop import k_remake, k_sample, k_scale, k_sigmas, k_state
 from fastsample.schedules import EDM, Flow
 from fastsample.solvers import SOLVERS
 
-KEEPS = {1.0: "sigma", 0.5: "flow"}  # of a latent, at sigma = 0.5
+KEEPS = {(0.5, 1.0): "sigma", (0.5, 0.5): "flow"}  # of noise and latent at sigma = 0.5
 KINDS = {
     "sigma": "x0 + sigma eps (SD, SDXL, EDM)",
     "flow": "(1 - sigma) x0 + sigma eps (Flux, SD3, Wan, Qwen)",
@@ -32,15 +32,15 @@ TRIED = {EDM(): (9.0, 3.0, 1.0, 0.3, 0.0), Flow(): (1.0, 0.7, 0.5, 0.2, 0.0)}
 
 # -- what the host says of its model ---------------------------------------------------------------
 def state_of(sampling: Any) -> str:
-    """The state, sigma or flow, by how much of a latent noise_scaling keeps at sigma = 0.5."""
-    one = torch.ones(1, 1)
-    kept = float(sampling.noise_scaling(torch.tensor(0.5), torch.zeros(1, 1), one, False))
-    if kept not in KEEPS:
+    """The state, sigma or flow, by what noise_scaling makes of noise and latent at sigma = 0.5."""
+    half = torch.tensor(0.5)
+    parts = scaled_by(sampling, half, half, False)
+    if parts not in KEEPS:
         raise ValueError(
-            f"fastsample: {type(sampling).__name__} keeps {kept:g} of a latent at sigma = 0.5; a "
-            f"model of {KINDS['sigma']} or {KINDS['flow']} is accepted"
+            f"fastsample: {type(sampling).__name__} makes {parts[0]:g} noise + {parts[1]:g} latent "
+            f"at sigma = 0.5; a model of {KINDS['sigma']} or {KINDS['flow']} is accepted"
         )
-    return KEEPS[kept]
+    return KEEPS[parts]
 
 
 def scaled_by(sampling: Any, sigma: Tensor, x: Tensor, whole: bool) -> tuple[float, float]:
