@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> dict[int, dict[str, float]]:
     found = fs.optimize.oss(
         model, seen, max(args.steps), solver="euler", start="fixed", grid=grid, **words
     )
-    free = fs.optimize.fit(model, seen, max(args.steps), grid=grid, **words)
+    words |= {"teacher": found.teacher, "grid": grid}
+    free = fs.optimize.fit(model, seen, max(args.steps), **words)
     every = {"cond": {"text": said}, "uncond": {"text": torch.full((n,), SENTENCES)}}
     run = lambda plan: fs.Sampler(plan, model)(noise=fresh, guidance=1 + STRENGTH, **every)
     target = run(found.teacher)
