@@ -126,6 +126,23 @@ def test_a_model_that_fails_leaves_no_plan(pack):
     assert [p.name for p in pack.folder.iterdir()] == [".searches"]
 
 
+def test_consistent_rows_begin_from_an_image(pack):
+    """On a tail of their SIGMAS, which free ones refuse."""
+    image, kind = noise(3), "flow"
+    for rows in ("consistent", "free"):
+        words = {**WORDS, "name": rows, "rows": rows}
+        sampler, sigmas, *_ = pack.run("Calibrate", guider=guider(kind), **words)
+        if rows == "free":
+            with pytest.raises(ValueError, match="of a plan whose rows leave the schedule"):
+                sampled(sampler, sigmas[1:], kind, latent=image)
+            continue
+        end = sampled(sampler, sigmas[1:], kind, latent=image)
+        fine = torch.linspace(float(sigmas[1]), 0, 60)
+        exact = sampled(pack.run("Solver", solver="heun")[0], fine, kind, latent=image)
+        usual = sampled(pack.run("Solver", solver="euler")[0], sigmas[1:], kind, latent=image)
+        assert (end - exact).norm() < (usual - exact).norm()
+
+
 def test_more_noises_polish_what_was_fitted(pack, monkeypatch):
     """In the host's inference mode too, in which nothing has a gradient."""
     effort = pack.calibration.EFFORTS["quick"]._replace(noises=48)

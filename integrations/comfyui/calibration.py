@@ -70,13 +70,15 @@ class Bar:
 
 @dataclass
 class Calibration:
-    """A SAMPLER that searches. before: a SAMPLER and SIGMAS to compare with, or None.
+    """A SAMPLER that searches. rows: as `fastsample.optimize.search` takes it. before: a SAMPLER
+    and SIGMAS to compare with, or None.
 
     Once it was sampled: `search`, what was found, and `reached`, how near `before` came, in dB.
     """
 
     evaluations: int
     effort: Effort
+    rows: str
     by_hand: bool
     minutes: float
     seed: int
@@ -144,6 +146,7 @@ class Calibration:
             z,
             [self.evaluations],
             searched=effort.fitted,
+            rows=self.rows,
             beam=effort.beam,
             by_hand=self.by_hand,
             held_out=held_out,

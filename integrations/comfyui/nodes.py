@@ -110,6 +110,12 @@ class FastsampleCalibrate(io.ComfyNode):
                 io.String.Input("name", default="my-plan", tooltip="The plan's name."),
                 io.Int.Input("evaluations", default=6, min=1, max=40),
                 io.Combo.Input("effort", options=list(EFFORTS), default="normal"),
+                io.Combo.Input(
+                    "rows",
+                    options=["free", "consistent"],
+                    tooltip="free: nearest, from noise alone. consistent: from an image too, by a "
+                    "tail of its SIGMAS.",
+                ),
                 io.Boolean.Input(
                     "by_hand",
                     default=False,
@@ -148,6 +154,7 @@ class FastsampleCalibrate(io.ComfyNode):
         name,
         evaluations,
         effort,
+        rows,
         by_hand,
         minutes,
         search_seed,
@@ -161,10 +168,8 @@ class FastsampleCalibrate(io.ComfyNode):
             )
         path, folder = store.place_for(name)
         before = None if before_sampler is None else (before_sampler, before_sigmas)
-        own = identity_of(guider)
-        job = Calibration(
-            evaluations, EFFORTS[effort], by_hand, minutes, search_seed, folder, own, before
-        )
+        how = EFFORTS[effort], rows, by_hand, minutes, search_seed
+        job = Calibration(evaluations, *how, folder, identity_of(guider), before)
         search = calibrate(guider, latent_image["samples"], job)
         plan = search.plans[evaluations]
         store.save(plan, path)
