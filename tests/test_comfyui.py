@@ -205,7 +205,8 @@ def test_other_sigmas_are_refused_or_rebuilt(pack):
     plan, sampler, sigmas, _ = planned(pack, "eps", "dpmpp_2m")
     other = levels("eps", 4)
     with pytest.raises(
-        ValueError, match=r"the SIGMAS connected are not those of the plan eps-dpm.*"
+        ValueError,
+        match="the plan eps-dpmpp_2m does not run on the SIGMAS .* the plan runs on",
     ):
         sampled(sampler, other)
     again, *_ = pack.run("Plan", plan="eps-dpmpp_2m", other_sigmas="rebuild")

@@ -12,7 +12,13 @@ from tests import comfyui_host as host
 from tests.comfyui_pack import KINDS, levels, loaded, network, noise, sampled  # noqa: F401
 
 LATENT = {"samples": torch.zeros(8, 3, 2, 2)}
-WORDS = {"latent_image": LATENT, "name": "mine", "evaluations": 3, "effort": "quick"}
+WORDS = {
+    "latent_image": LATENT,
+    "name": "mine",
+    "evaluations": 3,
+    "effort": "quick",
+    "minutes": 0.0,
+}
 
 
 def guider(kind="eps", fn=network, **words):

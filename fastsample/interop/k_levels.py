@@ -97,10 +97,10 @@ def k_remake(
         return plan.remake(at) if at else plan
     found = plan.note.get("solver") not in SOLVERS or bool(plan.note.keys() & LEARNED)
     if found or not other:
-        why = "whose rows were found for their own levels" if found else "on which it is run"
+        rows = ", whose rows were found for their own levels," if found else ""
         raise ValueError(
-            f"k_remake: sigmas = {_listed(given)} for a plan {why}, {_listed(own)}; these, or "
-            "their tail, are accepted"
+            f"k_remake: sigmas = {_listed(given)}, and the plan{rows} runs on {_listed(own)}; "
+            "the plan's own, or their tail, are accepted"
         )
     schedule = from_json(plan.note["schedule"])
     times = _times(schedule, given, state)

@@ -97,9 +97,9 @@ def _on(plan: Plan, name: str, sigmas: Tensor, rebuild: bool) -> Plan:
         return k_remake(plan, sigmas.tolist(), other=rebuild)
     except ValueError as error:
         raise ValueError(
-            f"fastsample: the SIGMAS connected are not those of the plan {name} ({error}); connect "
-            "the SIGMAS output of its Plan or Calibrate node, whole or a tail of it, or choose "
-            "'rebuild' there for a plan of a solver"
+            f"fastsample: the plan {name} does not run on the SIGMAS connected ({error}); the "
+            "SIGMAS output of its Plan or Calibrate node is accepted, whole, or a tail of it to "
+            "begin from an image; and any others for a plan of a solver with 'rebuild' there"
         ) from None
 
 
