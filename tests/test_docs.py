@@ -18,7 +18,7 @@ NAV = re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())
 FORM = runpy.run_path(str(ROOT / "tools" / "docstrings.py"))
 BUILD = runpy.run_path(str(ROOT / "tools" / "docs.py"))
 # what takes longer than a few seconds, and what has a test of its own, which looks at results too
-SLOW = {"calibrate.md"}
+SLOW = {"calibrate.md", "caching.md"}
 APART = {"servers.md"}
 LINES = 300
 
@@ -87,6 +87,8 @@ LIST = """A formula of two lines,
 takes `one*two` and
 name      what it is, which
           goes on
+a long name, and another  its text,
+          which goes on
 [n, *] t  a shape
     mode     indented
     other    too
@@ -100,6 +102,7 @@ def test_a_docstring_as_markdown():
         "```text\nx' = a x\n   + b m\n```",
         "takes `one*two` and",
         "`name`\n:   what it is, which goes on",
+        "`a long name, and another`\n:   its text, which goes on",
         "`[n, *] t`\n:   a shape",
         "`mode`\n:   indented",
         "`other`\n:   too",

@@ -3,7 +3,8 @@
 A docstring is paragraphs, and has besides only
 
     lists       lines "name  text" or "name  type  text": two or more spaces before a text that
-                begins in one column in every line and goes on in that column
+                begins in one column in every line and goes on in that column; that of a longer
+                name begins behind it
     displays    lines indented by four: formulas, code, tables; a list where they are one
 
 and within a line code in backticks, and shapes in brackets such as [B,*]. As it stands Markdown
@@ -13,6 +14,7 @@ would run a list together, and set what lies between two `*` or `_` of formulas 
 from __future__ import annotations
 
 import re
+from functools import partial
 from inspect import cleandoc
 
 ENTRY = re.compile(r"(?P<name>.*\S) {2,}(?=[^\s=#])")
@@ -54,21 +56,36 @@ def displayed(line: str) -> bool:
 
 def listed(lines: list[str]) -> int:
     """How many of the first lines are a list."""
-    first, end = ENTRY.match(lines[0]), 1
+    first = ENTRY.match(lines[0])
     if first is None or first["name"][-1] in ",;." or " = " in first["name"]:
         return 0
-    column = first.end()
-    for line in lines[1:]:
-        entry = ENTRY.match(line)
-        goes_on = line[:column].isspace() and line[column] != " "
-        if not goes_on and (entry is None or entry.end() != column):
-            break
-        end += 1
+    items = list(map(partial(item, column=column(lines)), lines))
+    end = items.index(None) if None in items else len(lines)
     if not displayed(lines[0]):
         return end
     # as a whole or not at all, and with two columns
     whole = not any(map(displayed, lines[end : end + 1]))
-    return end if whole and not any("  " in line[:column].strip() for line in lines[:end]) else 0
+    return end if whole and not any("  " in name for name, _ in items[:end]) else 0
+
+
+def column(lines: list[str]) -> int:
+    """Where the texts of the list that begins here do: its first, or what goes on below that."""
+    first, second = (ENTRY.match(line) for line in (lines * 2)[:2])
+    margin, below = (len(line) - len(line.lstrip()) for line in (lines * 2)[:2])
+    same = below <= margin or (second and second.end() == first.end())
+    return first.end() if same else min(first.end(), below)
+
+
+def item(line: str, column: int) -> tuple[str, str] | None:
+    """(name, text) of a line of a list, the name "" where a text goes on; a name may reach beyond
+    the column, and its text then begins two spaces after it.
+    """
+    if line[:column].isspace() and line[column : column + 1].strip():
+        return "", line[column:]
+    entry = ENTRY.match(line)
+    if entry and (entry.end() == column or len(entry["name"]) > column - 2 > 0):
+        return entry["name"].strip(), line[entry.end() :]
+    return None
 
 
 def prose(lines: list[str]) -> str:
@@ -86,11 +103,11 @@ def display(lines: list[str]) -> str:
 
 def entries(lines: list[str]) -> str:
     """A list of definitions: each name, and what is said of it."""
-    column, found = ENTRY.match(lines[0]).end(), []
-    for line in lines:
-        if name := " ".join(line[:column].split()):
-            found.append((name, []))
-        found[-1][1].append(line[column:])
+    found = []
+    for name, text in map(partial(item, column=column(lines)), lines):
+        if name:
+            found.append((" ".join(name.split()), []))
+        found[-1][1].append(text)
     names = [name if "`" in name else f"`{name}`" for name, _ in found]
     return "\n\n".join(f"{n}\n:   {prose(text)}" for n, (_, text) in zip(names, found, strict=True))
 
