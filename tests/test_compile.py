@@ -140,10 +140,13 @@ def test_the_traced_loop_is_eager(case, traced):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("model", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("prediction", ["edm", "x0"])  # c x is asked, and x itself
+# c x is asked, and x itself
+@pytest.mark.pairs(
+    prediction=["edm", "x0"],
+    model=[torch.float32, torch.bfloat16],
+    apart=[False, True],
+    batch=[1, 2],
+)
 def test_guidance_in_some_rows_and_a_model_input_of_its_own(
     prediction, model, apart, batch, traced
 ):

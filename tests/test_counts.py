@@ -2,6 +2,7 @@
 solver and every kind of call; and that the device which counts them (bench/counted.py) counts.
 """
 
+import functools
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,12 @@ def calls():
 
 
 @pytest.fixture(scope="module")
+def ours(calls):
+    """Our calls by their `check`, made once."""
+    return functools.cache(calls.ours)
+
+
+@pytest.fixture(scope="module")
 def counted(calls):
     return import_module("counted")
 
@@ -44,10 +51,9 @@ def memory_as_it_comes(unwritten_memory_is_nan, monkeypatch):
 # -- ours ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("check", [None, "end"])
 @pytest.mark.parametrize("name", [*SOLVERS, *KINDS])
-def test_a_step_is_one_launch_and_a_call_waits_at_its_end_alone(calls, counted, name, check):
-    ours = calls.ours(check)
-    assert list(ours) == [*SOLVERS, *KINDS]
-    tally = calls.counted(ours[name])
+def test_a_step_is_one_launch_and_a_call_waits_at_its_end_alone(calls, ours, counted, name, check):
+    assert list(ours(check)) == [*SOLVERS, *KINDS]
+    tally = calls.counted(ours(check)[name])
     asked = {replace(step, bytes=0) for step in tally.steps}
     usual = {counted.Counts(launches=1)}
     if name == ENGINE:  # a tick uploads its rows; a gather where the model's rows stand apart
