@@ -41,7 +41,7 @@ CONFINED = {
     "matplotlib": r"report/pictures\.py",
     "torchsde": r"runtime/brownian\.py",
     "torch": r"(kernels|runtime|optimize|models|interop)/.+\.py"
-    r"|(trajectories|metrics|report/doctor|cli/(optimize|sample|subjects))\.py",
+    r"|(trajectories|metrics|report/doctor|cli/(optimize|pipelines|sample|subjects))\.py",
 }
 
 

@@ -30,6 +30,7 @@ EPILOG = """\
 examples:
   fastsample demo                                        plans for the embedded model and their gain
   fastsample optimize --model mine:make --shape 4,64,64  the best plans for a model of yours
+  fastsample optimize --pipeline sd15 --prompt "a cat"   the same for a folder of diffusers
   fastsample sample plans/plan-8.fsplan --out a.png      64 images with one of them
   fastsample show plans/plan-8.fsplan                    the plan as a table, its noise levels drawn
   fastsample show plans/plan-6.fsplan plans/plan-8.fsplan

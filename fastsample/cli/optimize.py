@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -18,8 +19,9 @@ from ..grids import GRIDS
 from .options import count, number, progress, progress_option
 from .subjects import UNSEEN, Subject, model_options, subject
 
-ABOUT = "search whole plans, or time grids, for a model"
-EXAMPLE = "--model mine:make --shape 4,64,64 --budgets 4,6,8 --out plans"
+ABOUT = "search whole plans, or time grids, for a model or a pipeline of diffusers"
+EXAMPLE = """--model mine:make --shape 4,64,64 --budgets 4,6,8 --out plans
+  fastsample optimize --pipeline sd15 --prompt "a cat" --prompt "a dog" --guidance 5 --budgets 8"""
 
 BUDGETS = (4, 6, 8, 10)
 SAMPLES, SEARCH_SAMPLES = 32, 208  # of a single search, and of the whole climb
@@ -158,6 +160,7 @@ def _one(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) 
         verdict = worse if beaten else "every plan beats them"
         beside = f"of any solver, on {len(given['held_out'])} noises held out"
         print(f"beside the schedules made by hand, {beside}: {verdict}")
+    _in_pipeline(args, search)
 
 
 def _found(search: Any, paths: Sequence[Path]) -> str:
@@ -200,6 +203,7 @@ def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any
     found = found.commanded(command(args))
     if ranks.first:
         _written(found, Path(args.out))
+        _in_pipeline(args, found)
     if failed is not None:
         raise RuntimeError(f"{failed}; it is written to {args.out}") from failed
     if found.stopped is not None and ranks.first:
@@ -251,11 +255,28 @@ def _written(search: Any, out: Path) -> None:
     print(f"wrote {out / 'search.html'}, search.csv and pictures beside the plans")
 
 
+def _in_pipeline(args: argparse.Namespace, search: Any) -> None:
+    """How a pipeline runs what was found for it."""
+    if args.pipeline is not None:
+        path = os.path.join(args.out, f"plan-{search.plan.nfe}.fsplan")
+        plan = f"fastsample.FsScheduler.from_plan(fastsample.Plan.load({path!r}), like=own)"
+        print(f"in the pipeline: own = pipe.scheduler; pipe.scheduler = {plan}")
+
+
 def command(args: argparse.Namespace) -> str:
     """What makes it again: every option that was given, but where it is written."""
     said = []
     for name, value in sorted(vars(args).items()):
         if name not in UNSAID and value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            said += [f"--{name.replace('_', '-')}", text]
+            given = value if isinstance(value, list) else [value]
+            said += [
+                w for each in given for w in (f"--{name.replace('_', '-')}", _text(name, each))
+            ]
     return shlex.join(["fastsample", "optimize", *said])
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "call":
+        key, value = value
+        return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import options as read
+from . import pipelines
 
+BATCH, BATCH_OF_PIPELINE = 256, 8
 UNSEEN = 1_000_000  # seeds of noises no search has seen begin here
 
 
@@ -24,10 +26,14 @@ def model_options(add: Callable, samples: int | None) -> None:
         read.number(add, "--samples", samples, "noises")
     about = "seed of the first; sample b has seed + b (default: 0, so a command repeats itself)"
     add("--seed", type=int, default=0, help=about)
-    read.number(add, "--batch-size", 256, "rows of one model call")
+    about = f"rows of one model call (default: {BATCH}, of a pipeline {BATCH_OF_PIPELINE})"
+    add("--batch-size", type=read.count, help=about)
     about = "embedded model: one class 0..9 (default: each in turn; -1: none)"
     add("--label", type=int, help=about)
-    add("--guidance", type=float, help="embedded model: classifier-free guidance scale")
+    about = "embedded model and pipelines: classifier-free guidance scale, or the scale that a "
+    about += "guidance-distilled network is told"
+    add("--guidance", type=float, help=about)
+    pipelines.options(add)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,15 @@ class Subject:
 
 def subject(args: argparse.Namespace) -> Subject:
     """The model a command was asked to work on."""
+    if args.batch_size is None:
+        args.batch_size = BATCH if args.pipeline is None else BATCH_OF_PIPELINE
+    if args.pipeline is not None:
+        return _of_pipeline(args)
+    for word in pipelines.WORDS:
+        if getattr(args, word) is not None:
+            raise ValueError(
+                f"--{word.replace('_', '-')} belongs to --pipeline, which is not given"
+            )
     spec = args.model
     if spec is None:
         if args.shape:
@@ -88,6 +103,21 @@ def subject(args: argparse.Namespace) -> Subject:
             "model's callable an attribute shape"
         )
     return Subject(model, tuple(int(n) for n in shape), lambda count: {})
+
+
+def _of_pipeline(args: argparse.Namespace) -> Subject:
+    for word in ("model", "shape", "label"):
+        if getattr(args, word) is not None:
+            raise ValueError(
+                f"--{word} beside --pipeline, which has its own; one of them is accepted"
+            )
+    it, guidance = pipelines.asked(args)
+
+    def words(count: int) -> dict[str, Any]:
+        found = it.words(count)
+        return found if guidance is None else {**found, "guidance": guidance}
+
+    return Subject(it.model, it.shape, words)
 
 
 def embedded(label: int | None = None, guidance: float | None = None) -> Subject:

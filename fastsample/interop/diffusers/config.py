@@ -75,8 +75,16 @@ def trained_levels(where: str, config: dict, timesteps) -> tuple[np.ndarray, np.
 
 
 def trained(source: str, config: dict, plan: Plan) -> Model:
-    """The words of the model that a config is for, on the scale of the plan: VP and sigma/alpha are
-    one schedule. A shift that is found for every image size is taken from the plan.
+    """The words of the model that a config is for, on the scale of the plan. A shift that is found
+    for every image size is taken from the plan.
+    """
+    shift = (plan.note.get("schedule") or {}).get("shift")
+    return words_of_model(source, config, scale_of(plan) == "sigma", shift)
+
+
+def words_of_model(source: str, config: dict, on_sigma: bool, shift: float | None) -> Model:
+    """The words of the model that a config is for, on sigma/alpha or VP, which are one schedule;
+    shift: of a flow whose own is found anew for every image size.
     """
     if not config:
         raise ValueError(
@@ -89,11 +97,9 @@ def trained(source: str, config: dict, plan: Plan) -> Model:
         return ipndm_model(np.array([1.0, 0.0]), np.array([2.0 / np.pi]))
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if scale(source, config) == "flow":
-        shift = config.get("shift", config.get("flow_shift"))
-        if config.get("use_dynamic_shifting"):
-            shift = (plan.note.get("schedule") or {}).get("shift", shift)
-        return Model(None, Flow(shift), kind, time=config["num_train_timesteps"])
-    on_sigma = scale_of(plan) == "sigma"
+        own = config.get("shift", config.get("flow_shift"))
+        moves = config.get("use_dynamic_shifting") and shift is not None
+        return Model(None, Flow(shift if moves else own), kind, time=config["num_train_timesteps"])
     table = noise_schedule(config, finite=on_sigma)
     if not on_sigma:
         return Model(None, table, kind)
