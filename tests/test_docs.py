@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-NAV = re.findall(r'"([\w/]+\.md)"', (ROOT / "zensical.toml").read_text())
+NAV = re.findall(r'"([\w/-]+\.md)"', (ROOT / "zensical.toml").read_text())
 FORM = runpy.run_path(str(ROOT / "tools" / "docstrings.py"))
 BUILD = runpy.run_path(str(ROOT / "tools" / "docs.py"))
 # what takes longer than a few seconds, and what has a test of its own, which looks at results too

@@ -16,6 +16,9 @@ from lerobot.configs.types import FeatureType, PolicyFeature  # noqa: E402
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig  # noqa: E402
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy  # noqa: E402
 from lerobot.policies.pi0 import modeling_pi0  # noqa: E402
+from lerobot.policies.rtc.configuration_rtc import RTCConfig  # noqa: E402
+from lerobot.policies.rtc.modeling_rtc import RTCProcessor  # noqa: E402
+from test_lerobot_hook import chunk, contract, plan_of, velocity  # noqa: E402
 
 del sys.modules["transformers"]
 
@@ -80,6 +83,20 @@ def test_it_acts_by_a_plan_as_a_sampler_of_its_network_does():
         got = own.diffusion.conditional_sample(3, global_cond=told, noise=noise)
     want = fs.Sampler(plan, model)(noise=noise, cond={"global_cond": told})
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@torch.no_grad()
+def test_real_time_chunking_leads_every_row_at_its_own_time():
+    words = {"inference_delay": 2, "execution_horizon": 4, "prev_chunk_left_over": chunk()[:, :5]}
+    ends, seen = [], []
+    for hook in (contract, lerobot.euler_integrate, lerobot.integrator(plan_of(6))):
+        real = RTCProcessor(RTCConfig(enabled=True, debug=True))
+        ends.append(hook(velocity, chunk(), 6, rtc_processor=real, rtc_enabled=True, **words))
+        seen.append(real.get_all_debug_steps())
+    assert torch.equal(*ends[:2]) and not torch.equal(*ends[1:])
+    for theirs, ours, plan in zip(*seen, strict=True):
+        assert torch.equal(theirs.x1_t, ours.x1_t) and torch.equal(theirs.x_t, ours.x_t)
+        assert ours.time == theirs.time and abs(plan.time - ours.time) < 1e-12
 
 
 def test_its_flow_policies_have_no_hook_to_install_in():
