@@ -18,12 +18,14 @@ HOSTS := .venv-integrations
 HOSTED := $(HOSTS)/.ready
 DOCS := .venv-docs
 WRITTEN := $(DOCS)/.ready
+TYPES := .venv-types
+TYPED := $(TYPES)/.ready
 NATIVE := $(VENV)/.native
 ONCE := CMAKE_CXX_COMPILER_LAUNCHER='$(CURDIR)/$(PY);-IS;$(CURDIR)/tests/c/once.py'
 C_FILES := $(shell find csrc examples tests/c tests/emulate \( -name '*.h' -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
-.PHONY: help demo serve test test-serve test-integrations test-slow soak lint bench tables native ptx mutate docs pictures gpu gpu-there clean
+.PHONY: help demo serve test test-serve test-integrations test-slow soak lint types bench tables native ptx mutate docs pictures wheel release-check gpu gpu-there clean
 help:
 	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
 	@echo "make serve   the embedded model behind HTTP on 127.0.0.1:8000, with Ray Serve (examples/ray_serve; PORT=..., PLANS=... a folder)"
@@ -32,6 +34,7 @@ help:
 	@echo "make test-integrations  FsScheduler and our nodes in real hosts, in .venv-integrations (2.2 gigabytes, two minutes to set up)"
 	@echo "make soak    the property tests with 2,000 examples each, and plans of 50 and of 1,000 steps of every solver on every schedule"
 	@echo "make lint    ruff and clang-format"
+	@echo "make types   mypy on uses of the public names (tests/typing), in .venv-types"
 	@echo "make bench   measure, write bench/results/, compare with the last committed, refresh README's tables"
 	@echo "make native  build fastsample/_C in place with plain CMake, no pip (PYTHON=... chooses the interpreter, CUDA=auto|on|off)"
 	@echo "make gpu     on a machine with a GPU, with PYTHON's own torch: make native, the GPU tests, the GPU benchmarks (six minutes;"
@@ -40,6 +43,9 @@ help:
 	@echo "make mutate  break the CUDA kernels by rule, one by one: how many the emulated tests notice (some 700 builds, a quarter of an hour; what was tried is kept)"
 	@echo "make docs    the documentation's site, strictly, in .venv-docs (build/site/index.html)"
 	@echo "make pictures  a search's page and the main pages of the site as headless Chromium shows it, light and dark, wide and narrow, to look at (build/pictures)"
+	@echo "make wheel   the sdist and a wheel, as released (dist/), tried in an empty environment (CUDA=on: with CUDA kernels, by a compiler"
+	@echo "             from PyPI; PYTHONS=\"python3.12 ...\": for these; TWICE=1: made twice, the bytes compared)"
+	@echo "make release-check  all that a release must pass, in order: lint, types, every test, soak, wheels, docs, hosts"
 	@echo "make clean   remove everything the above made, .venv included"
 
 # --- set-up ---
@@ -123,6 +129,16 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	@echo "clang-format --dry-run -Werror: $(words $(C_FILES)) files" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
+# mypy reads the types of what .venv has.
+$(TYPED): constraints.txt
+	@echo "setting up $(TYPES): mypy"
+	@test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
+	@$(TYPES)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt mypy
+	@touch $@
+
+types: $(TYPED) $(READY)
+	$(TYPES)/bin/mypy --python-executable $(PY)
+
 bench: $(NATIVE)
 	$(PY) $(BENCH) -m "not gpu" $(ONLY)
 	@$(MAKE) --no-print-directory tables
@@ -158,6 +174,13 @@ docs: $(WRITTEN)
 pictures: $(NATIVE) docs
 	$(PY) tools/pictures.py
 
+wheel: $(READY)
+	$(PY) tools/wheels.py $(if $(filter on,$(CUDA)),--cuda) $(if $(TWICE),--twice) $(if $(PYTHONS),--python $(PYTHONS))
+
+RELEASE := lint types test test-serve test-slow soak wheel docs test-integrations
+release-check:
+	@set -e; for each in $(RELEASE); do echo "make $$each"; $(MAKE) --no-print-directory $$each; done
+
 gpu-there:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
 	  || { echo "make gpu: $(PYTHON) has no torch that sees an NVIDIA GPU; run it on a machine with one, or pass PYTHON=..."; exit 1; }
@@ -175,5 +198,5 @@ gpu: $(if $(REHEARSE),$(NATIVE),gpu-there native)
 	$$python tools/readme_tables.py --show $(RESULTS); exit $$status
 
 clean:
-	rm -rf $(VENV) $(SERVE) $(HOSTS) $(DOCS) .cache build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SERVE) $(HOSTS) $(DOCS) $(TYPES) .cache build dist demo *.egg-info fastsample/_C*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -102,10 +102,11 @@ def _missing(package: str) -> bool:
         return True
 
 
-if _missing("torch"):
-    __all__ = [name for name in __all__ if name in _LIGHT]
-elif _missing("diffusers"):
-    __all__.remove("FsScheduler")
+if not TYPE_CHECKING:
+    if _missing("torch"):
+        __all__ = [name for name in __all__ if name in _LIGHT]
+    elif _missing("diffusers"):
+        __all__.remove("FsScheduler")
 
 
 def __getattr__(name: str) -> object:

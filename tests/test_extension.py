@@ -99,8 +99,14 @@ FILES = {
 }
 LINES = {  # file: what stands there, and what stands there then
     "solvers/__init__.py": [
-        ("from .unipc import unipc\n", "from .toy_solver import toy_solver\n"),
-        ("from .unipc import unipc\n", "from .wrong_solver import wrong_solver\n"),
+        (
+            "from .unipc import unipc as unipc\n",
+            "from .toy_solver import toy_solver as toy_solver\n",
+        ),
+        (
+            "from .unipc import unipc as unipc\n",
+            "from .wrong_solver import wrong_solver as wrong_solver\n",
+        ),
         ("        unipc,\n", "        toy_solver,\n        wrong_solver,\n"),
     ],
     "kernels/backend.py": [("BACKENDS = [", '"toy", "wrong", ')],

@@ -17,42 +17,43 @@ beta_diffusers and beta_comfyui.
 
 from __future__ import annotations
 
-from ._checks import MAX_STEPS, check, edges
-from ._levels import SAME_LEVEL
-from .indexed import (
-    beta57,
-    beta_comfyui,
-    ddim_uniform,
-    leading,
-    linspace,
-    normal,
-    sgm_uniform,
-    simple,
-    trailing,
-)
-from .lists import (
-    f_scheduler,
-    from_sigmas,
-    from_timesteps,
-    laplace,
-    rfd4,
-    shift_terminal,
-    shifted,
-    vp,
-)
-from .made_again import fine, parted, refined, starting_at
-from .spaced import (
-    beta_diffusers,
-    bong_tangent,
-    exponential,
-    karras,
-    kl_optimal,
-    linear_quadratic,
-    polyexponential,
-    time_quadratic,
-    uniform,
-    uniform_half_log_snr,
-)
+from typing import TYPE_CHECKING
+
+from ._checks import MAX_STEPS as MAX_STEPS
+from ._checks import check as check
+from ._checks import edges as edges
+from ._levels import SAME_LEVEL as SAME_LEVEL
+from .indexed import beta57 as beta57
+from .indexed import beta_comfyui as beta_comfyui
+from .indexed import ddim_uniform as ddim_uniform
+from .indexed import leading as leading
+from .indexed import linspace as linspace
+from .indexed import normal as normal
+from .indexed import sgm_uniform as sgm_uniform
+from .indexed import simple as simple
+from .indexed import trailing as trailing
+from .lists import f_scheduler as f_scheduler
+from .lists import from_sigmas as from_sigmas
+from .lists import from_timesteps as from_timesteps
+from .lists import laplace as laplace
+from .lists import rfd4 as rfd4
+from .lists import shift_terminal as shift_terminal
+from .lists import shifted as shifted
+from .lists import vp as vp
+from .made_again import fine as fine
+from .made_again import parted as parted
+from .made_again import refined as refined
+from .made_again import starting_at as starting_at
+from .spaced import beta_diffusers as beta_diffusers
+from .spaced import bong_tangent as bong_tangent
+from .spaced import exponential as exponential
+from .spaced import karras as karras
+from .spaced import kl_optimal as kl_optimal
+from .spaced import linear_quadratic as linear_quadratic
+from .spaced import polyexponential as polyexponential
+from .spaced import time_quadratic as time_quadratic
+from .spaced import uniform as uniform
+from .spaced import uniform_half_log_snr as uniform_half_log_snr
 
 # those that are made of a schedule and a number of steps alone, by name
 GRIDS = {
@@ -84,13 +85,15 @@ GRIDS = {
     )
 }
 
-__all__ = ["GRIDS", "MAX_STEPS", "SAME_LEVEL", "check", "edges", "f_scheduler", "from_sigmas"]
-__all__ += [
-    "from_timesteps",
-    "parted",
-    "refined",
-    "shift_terminal",
-    "shifted",
-    "starting_at",
-    *GRIDS,
-]
+# type checkers read the imports
+if not TYPE_CHECKING:
+    __all__ = ["GRIDS", "MAX_STEPS", "SAME_LEVEL", "check", "edges", "f_scheduler", "from_sigmas"]
+    __all__ += [
+        "from_timesteps",
+        "parted",
+        "refined",
+        "shift_terminal",
+        "shifted",
+        "starting_at",
+        *GRIDS,
+    ]

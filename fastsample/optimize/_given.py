@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..plan.given import integer, plain
 from ..runtime import arguments
 from ..runtime.conditions import take
 
+Made = TypeVar("Made", bound=Callable[..., Any])
 STATES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -132,7 +133,7 @@ def cut(words: Mapping[str, Any], index: slice | Tensor) -> dict[str, Any]:
     return given
 
 
-def numbered(search: Callable[..., Any]) -> Callable[..., Any]:
+def numbered(search: Made) -> Made:
     """The search, told every number of NumPy or torch as Python's own."""
 
     @wraps(search)

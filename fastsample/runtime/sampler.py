@@ -24,11 +24,10 @@ mode "eager"          a Run and the model as they are
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import repeat
-from operator import is_, itemgetter
 from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ from ..plan import Plan, provenance
 from . import arguments, capturable, differentiable, modes, said, unused
 from .by_track import Several
 from .compiled import Graphs, compiled_model
-from .conditions import branches_of, merged, told
+from .conditions import merged, told
 from .drive import asker, bar, drive, watching
 from .graph import Captured
 from .images import Images
@@ -48,8 +47,13 @@ from .run import Run
 from .select import following
 from .spares import Spares
 from .warm import warm
+from .words import known_at_a_look, trees_of
+from .words import plain as spare
 
-_NOTHING: dict = {"cond": {}}  # what a model without conditions is told
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .words import Common, Words
 
 
 class Sampler(Several):
@@ -91,7 +95,7 @@ class Sampler(Several):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | Mapping[str, Plan],
         model: Callable | Sequence[Callable],
         mode: str = "eager",
         *,
@@ -207,6 +211,18 @@ class Sampler(Several):
         if self.mode == "graph":
             self._graphs.release()
 
+    @overload
+    def __call__(self, *, trajectory: Literal[False] = ..., **words: Unpack[Words]) -> Tensor: ...
+    @overload
+    def __call__(
+        self, *, trajectory: Literal[True], **words: Unpack[Words]
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(self, *, trajectory: bool, **words: Unpack[Words]) -> Any: ...
+    @overload
+    def __call__(
+        self, *, noise: Mapping[str, Tensor], **words: Unpack[Common]
+    ) -> dict[str, Tensor]: ...
     def __call__(
         self,
         *,
@@ -244,12 +260,12 @@ class Sampler(Several):
         words |= {"seed": seed, "stage": stage, "guidance": guidance, "noise_scale": noise_scale}
         words |= {"noise_source": noise_source, "mask": mask, "known": known, "start": start}
         words |= {"check": check, "preview": callback is not None}
-        plain = _plain(words)
-        trees = _branches(plain, words, cond, uncond, branches)
+        plain = spare(words)
+        trees = trees_of(plain, words, cond, uncond, branches)
         plan, words["guidance"] = self._plan_for(len(trees), guidance)
         modes.check_call(self.mode, self.differentiable, callback, progress, table, out)
         conditions = [told(tree) if tree else tree for tree in trees.values()]
-        if not self.differentiable and not (plain and _seen(seed, guidance)):
+        if not self.differentiable and not (plain and known_at_a_look(seed, guidance)):
             transforms.refuse("Sampler", *words.values(), conditions)
         with modes.quiet(self.differentiable):
             ask, copies = self._asker(plan, batched_guidance, trees, conditions)
@@ -372,29 +388,3 @@ class Sampler(Several):
         if not transforms.watched():
             self._warn("Sampler", states[-1].shape[1:], words["guidance"], stacklevel=4)
         return (states[-1], torch.stack(states)) if trajectory else states[-1]
-
-
-_others = itemgetter(
-    "latent", "shape", "device", "start", "noise_scale", "noise_source", "mask", "known"
-)
-
-
-def _plain(words: dict) -> bool:
-    """Is a run begun with noise, a seed and guidance alone, as a spare can be?"""
-    noise, stage = words["noise"], words["stage"]
-    whole = noise.__class__ is Tensor and (stage is None or (stage.__class__ is int and not stage))
-    return whole and all(map(is_, _others(words), repeat(None)))
-
-
-def _branches(plain: bool, words: dict, *told) -> dict[str, dict]:
-    """The condition of each branch, for the batch that the call begins with."""
-    if plain and told == (None, None, None):
-        return _NOTHING
-    start = (words[name] for name in ("noise", "latent", "shape", "device"))
-    return branches_of("Sampler", *told, *arguments.place(*start))
-
-
-def _seen(*numbers: object) -> bool:
-    """Is it known at a look that no transform can be active, of the thread or of a tensor?"""
-    plain = (v is None or v.__class__ in (int, float, Tensor) for v in numbers)
-    return not transforms.watched() and all(plain)

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..grids import check, starting_at
 from ..model import Model
@@ -45,54 +46,70 @@ from ..plan import Plan, PlanError
 from ..plan.provenance import on_schedule
 from ..schedules import from_json
 from ._begin import number
-from ._build import Builder, F, M, N, R, X
-from ._exponential import jump
-from ._fitted import fitted
+from ._build import Builder as Builder
+from ._build import F as F
+from ._build import M as M
+from ._build import N as N
+from ._build import R as R
+from ._build import X as X
+from ._exponential import jump as jump
+from ._fitted import fitted as fitted
 from ._given import start_index
-from ._multistep import Form, Levels, halved, predicted
+from ._multistep import Form, halved, predicted
+from ._multistep import Levels as Levels
 from ._start import index_of, only_one, starts
-from ._tableaux import Tableau
-from .analytic_first_step import analytic_first_step
-from .cfgpp import (
-    dpmpp_2m_cfgpp,
-    dpmpp_2s_ancestral_cfgpp,
-    euler_cfgpp,
-    gradient_estimation_cfgpp,
-    res_multistep_cfgpp,
-)
-from .ddim import ddim
-from .ddpm import ddpm
-from .deis import deis
-from .dpm_2 import dpm_2
-from .dpm_solver import dpm_solver
-from .dpm_solver_singlestep import dpm_fast, dpm_solver_singlestep
-from .dpmpp_2m import dpmpp_2m
-from .dpmpp_2m_sde import dpmpp_2m_sde
-from .dpmpp_2s import dpmpp_2s, dpmpp_3s
-from .dpmpp_2s_ancestral import dpm_2_ancestral, dpmpp_2s_ancestral
-from .dpmpp_3m import dpmpp_3m, dpmpp_3m_sde
-from .er_sde import er_sde
-from .euler import euler
-from .euler_ancestral import euler_ancestral
+from ._tableaux import Tableau as Tableau
+from .analytic_first_step import analytic_first_step as analytic_first_step
+from .cfgpp import dpmpp_2m_cfgpp as dpmpp_2m_cfgpp
+from .cfgpp import dpmpp_2s_ancestral_cfgpp as dpmpp_2s_ancestral_cfgpp
+from .cfgpp import euler_cfgpp as euler_cfgpp
+from .cfgpp import gradient_estimation_cfgpp as gradient_estimation_cfgpp
+from .cfgpp import res_multistep_cfgpp as res_multistep_cfgpp
+from .ddim import ddim as ddim
+from .ddpm import ddpm as ddpm
+from .deis import deis as deis
+from .dpm_2 import dpm_2 as dpm_2
+from .dpm_solver import dpm_solver as dpm_solver
+from .dpm_solver_singlestep import dpm_fast as dpm_fast
+from .dpm_solver_singlestep import dpm_solver_singlestep as dpm_solver_singlestep
+from .dpmpp_2m import dpmpp_2m as dpmpp_2m
+from .dpmpp_2m_sde import dpmpp_2m_sde as dpmpp_2m_sde
+from .dpmpp_2s import dpmpp_2s as dpmpp_2s
+from .dpmpp_2s import dpmpp_3s as dpmpp_3s
+from .dpmpp_2s_ancestral import dpm_2_ancestral as dpm_2_ancestral
+from .dpmpp_2s_ancestral import dpmpp_2s_ancestral as dpmpp_2s_ancestral
+from .dpmpp_3m import dpmpp_3m as dpmpp_3m
+from .dpmpp_3m import dpmpp_3m_sde as dpmpp_3m_sde
+from .er_sde import er_sde as er_sde
+from .euler import euler as euler
+from .euler_ancestral import euler_ancestral as euler_ancestral
 from .experts import asked as _asked_by_level
-from .experts import experts
-from .flow_sde import flow_sde
-from .held import held
-from .heun import heun
-from .heunpp2 import heunpp2
-from .inverted import inverted
-from .lcm import cm, lcm
-from .lms import adams_bashforth, gradient_estimation, ipndm, ipndm_v, lms
-from .pndm import pndm
-from .res import res_multistep, res_multistep_ancestral
-from .restart import restart
-from .rk import rk
-from .sa_solver import sa_solver
-from .seeds import dpmpp_sde, seeds_2, seeds_3
-from .stork import stork
-from .tcd import tcd
+from .experts import experts as experts
+from .flow_sde import flow_sde as flow_sde
+from .held import held as held
+from .heun import heun as heun
+from .heunpp2 import heunpp2 as heunpp2
+from .inverted import inverted as inverted
+from .lcm import cm as cm
+from .lcm import lcm as lcm
+from .lms import adams_bashforth as adams_bashforth
+from .lms import gradient_estimation as gradient_estimation
+from .lms import ipndm as ipndm
+from .lms import ipndm_v as ipndm_v
+from .lms import lms as lms
+from .pndm import pndm as pndm
+from .res import res_multistep as res_multistep
+from .res import res_multistep_ancestral as res_multistep_ancestral
+from .restart import restart as restart
+from .rk import rk as rk
+from .sa_solver import sa_solver as sa_solver
+from .seeds import dpmpp_sde as dpmpp_sde
+from .seeds import seeds_2 as seeds_2
+from .seeds import seeds_3 as seeds_3
+from .stork import stork as stork
+from .tcd import tcd as tcd
 from .unipc import step as _step_of_unipc
-from .unipc import unipc
+from .unipc import unipc as unipc
 
 SOLVERS = {
     f.__name__: f
@@ -156,9 +173,21 @@ STEPS = {
     "unipc": _step_of_unipc,
 }
 
-__all__ = ["JUMPS", "SOLVERS", "STEPS", "Levels", "fitted", "jump", "register", "remake", *SOLVERS]
-__all__ += ["analytic_first_step", "experts", "held", "inverted"]
-__all__ += ["Builder", "F", "M", "N", "R", "Tableau", "X"]
+# type checkers read the imports
+if not TYPE_CHECKING:
+    __all__ = [
+        "JUMPS",
+        "SOLVERS",
+        "STEPS",
+        "Levels",
+        "fitted",
+        "jump",
+        "register",
+        "remake",
+        *SOLVERS,
+    ]
+    __all__ += ["analytic_first_step", "experts", "held", "inverted"]
+    __all__ += ["Builder", "F", "M", "N", "R", "Tableau", "X"]
 
 
 def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = None) -> None:

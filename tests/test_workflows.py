@@ -1,0 +1,79 @@
+"""The workflows in .github and the settings of cibuildwheel, which nobody has run: as far as
+reading tells, they name what is there.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import tomllib
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+WHEELS = PROJECT["tool"]["cibuildwheel"]
+TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+
+
+def jobs(path):
+    return yaml.safe_load(path.read_text())["jobs"]
+
+
+def steps(path):
+    return [step for job in jobs(path).values() for step in job["steps"]]
+
+
+def test_all_four_are_there():
+    assert [path.stem for path in WORKFLOWS] == ["docs", "elsewhere", "tests", "wheels"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_names_what_is_there(path):
+    text = path.read_text()
+    assert re.search(r"^#.*Not run(\s|#)+so far", text, re.M)
+    for job in jobs(path).values():
+        needs = job.get("needs", [])
+        assert {"runs-on", "steps"} <= job.keys()
+        assert {needs} if isinstance(needs, str) else {*needs} <= jobs(path).keys()
+    for step in steps(path):
+        assert ("uses" in step) != ("run" in step)
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step["uses"])
+            continue
+        subprocess.run(["bash", "-n", "-c", step["run"]], check=True)
+        for target in re.findall(r"\bmake ([\w-]+)", step["run"]):
+            assert target in TARGETS, target
+        for name in re.findall(r"-c (constraints[\w.-]*)", step["run"]):
+            assert (ROOT / name).exists()
+    for name in re.findall(r"\b(?:tests|tools|\.ci)/[\w./-]+", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_wheels_are_built_for_every_python_that_is_accepted_and_one_file_serves_the_rest():
+    minors = sorted(int(re.fullmatch(r"cp3(\d+)-\*", name)[1]) for name in WHEELS["build"])
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    assert PROJECT["project"]["requires-python"] == f">=3.{minors[0]}"
+    tests = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]
+    tested = {"3.11", *tests["pythons"]["strategy"]["matrix"]["python"]}
+    assert tested == {f"3.{minor}" for minor in minors}
+
+
+def test_a_wheel_has_native_code_or_is_none_and_copies_no_libgomp():
+    (over,) = WHEELS["overrides"]
+    for words in (WHEELS["environment"], over["environment"]):
+        assert words["FASTSAMPLE_NATIVE"] == "on"
+    assert over["environment"]["FASTSAMPLE_CUDA"] == "on" and "aarch64" not in over["select"]
+    assert WHEELS["linux"]["archs"] == ["x86_64", "aarch64"]
+    assert "--exclude libgomp.so.1" in WHEELS["linux"]["repair-wheel-command"]
+    assert re.search(r"import (\w+);", over["before-all"])[1] == "wheels"
+    assert {*re.findall(r"manylinux_\d+_(\d+)", str(WHEELS))} == {"28"}
+
+
+def test_the_oldest_releases_are_those_that_are_accepted():
+    oldest = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "constraints-min.txt").read_text(), re.M))
+    least = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(PROJECT["project"]["dependencies"])))
+    assert {name: f"{version}.0" for name, version in least.items()} == {
+        name: version for name, version in oldest.items() if name in least
+    }
