@@ -112,6 +112,11 @@ def test_what_is_refused_before_the_model_is_asked(pack):
         pack.run("Calibrate", guider=two, **WORDS)
     with pytest.raises(ValueError, match="one of before_sampler and before_sigmas is connected"):
         pack.run("Calibrate", guider=guider(), before_sigmas=levels("eps"), **WORDS)
+    plan = fs.solvers.euler(fs.schedules.EDM(0.03, 14.6), [14.6, 1.0, 0.0], prediction="x0")
+    theirs, _ = pack.sampling.of_plan(plan, "theirs", rebuild=False)
+    before = {"before_sampler": theirs, "before_sigmas": levels("eps")}
+    with pytest.raises(ValueError, match="the plan theirs does not run on the SIGMAS connected"):
+        pack.run("Calibrate", guider=guider(), **WORDS, **before)
     with pytest.raises(host.Refused, match="evaluations = 0"):
         pack.run("Calibrate", guider=guider(), **{**WORDS, "evaluations": 0})
     assert not list(pack.folder.iterdir())

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.sample
 import comfy.utils
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -117,6 +118,7 @@ class Calibration:
         generator = torch.Generator().manual_seed(self.seed % 2**64)
         drawn = lambda n: torch.randn(n, *noise.shape[1:], generator=generator).to(noise.device)
         z, held_out = drawn(self.effort.noises), drawn(self.effort.held_out)
+        ends = self._before(model_wrap, words, held_out, len(noise))
         try:
             self.search = self._searched(model, z, held_out, len(noise))
         except Stopped as stopped:  # what was finished is in the folder
@@ -128,8 +130,9 @@ class Calibration:
                 f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
                 "another name, or the inputs that it was begun with, are accepted"
             ) from None
-        if self.before is not None:
-            self.reached = self._before(model_wrap, words, held_out, len(noise))
+        if ends is not None:
+            target = self.search.target
+            self.reached = float(psnr_each(ends[: len(target)], target).mean())
         return noise
 
     def _searched(
@@ -158,16 +161,19 @@ class Calibration:
             **words,
         )
 
-    def _before(self, model_wrap: Any, words: dict, held_out: Tensor, batch: int) -> float:
-        """How near the host's own sampler comes to the teacher, in dB, on noises held out."""
-        (sampler, sigmas), ends, target = self.before, [], self.search.target
-        sigmas = sigmas.to(held_out.device)
-        for noise in held_out[: len(target)].split(batch):
-            empty = torch.zeros_like(noise)
-            ends.append(
-                sampler.sample(model_wrap, sigmas, {**words}, None, noise, empty, None, True)
-            )
-        return float(psnr_each(torch.cat(ends).float().cpu().numpy(), target).mean())
+    def _before(
+        self, model_wrap: Any, words: dict, held_out: Tensor, batch: int
+    ) -> np.ndarray | None:
+        """Where the host's own sampler ends from the noises held out; what it refuses it refuses
+        before the search.
+        """
+        if self.before is None:
+            return None
+        (sampler, sigmas), ends = self.before, []
+        for noise in held_out.split(batch):
+            given = sigmas.to(noise.device), {**words}, None, noise, torch.zeros_like(noise)
+            ends.append(sampler.sample(model_wrap, *given, None, True).float().cpu())
+        return torch.cat(ends).numpy()
 
 
 def schedule_of(sampling: Any) -> fs.schedules.Schedule:
@@ -193,8 +199,8 @@ def identity_of(guider: Any) -> Callable[[torch.nn.Module | None], str]:
             told.update(repr(leaf).encode())
 
     def named(network: torch.nn.Module | None) -> str:
-        net = fs.Model(network, fs.schedules.EDM(), "x0").identity if network else "unknown"
-        return f"comfyui:{told.hexdigest()[:16]}/{net}"
+        identity = fs.Model(network, fs.schedules.EDM(), "x0").identity  # of None: "unknown"
+        return f"comfyui:{told.hexdigest()[:16]}/{identity}"
 
     return named
 
