@@ -21,6 +21,7 @@ def sources(*patterns):
 
 def test_files_are_short():
     folders = ("fastsample/**/*.py", "tests/**/*.py", "bench/**/*.py", "tools/**/*.py")
+    folders += ("integrations/**/*.py",)
     paths = sources(*folders, "csrc/**/*.h*", "csrc/**/*.cpp", "csrc/**/*.cu")
     assert len(paths) > 40
     lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in paths}
@@ -30,7 +31,7 @@ def test_files_are_short():
 
 def test_functions_are_short():
     long = {}
-    for path in sources("fastsample/**/*.py"):
+    for path in sources("fastsample/**/*.py", "integrations/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 lines = node.end_lineno - node.lineno + 1
