@@ -45,7 +45,12 @@ API = {
         ["optimize.Given", "optimize.model_free", "optimize.polish"],
     ),
     "metrics": ("Metrics and trajectories", ["metrics", "trajectories"], []),
-    "interop": ("In other people's loops", ["interop"], ["export"]),
+    "interop": (
+        "In other people's loops",
+        ["interop", "interop.lerobot", "interop.mflux"],
+        ["export", "interop.lerobot.integrator", "interop.lerobot.install"]
+        + ["interop.lerobot.recorded", "interop.lerobot.Recorded"],
+    ),
     "models": (
         "Embedded and exact models",
         ["models", "models.analytic"],

@@ -150,10 +150,10 @@ def _torch(value) -> Tensor:
     return torch.from_numpy(np.array(value.astype(mlx.float32)))
 
 
-_SOLVERS = {
+_solvers = {
     name: type(name, (Solver,), {"__module__": __name__, "__doc__": Solver.__doc__})
     for name, solver in SOLVERS.items()
     if solver.usual
 }
-globals().update(_SOLVERS)
-__all__ = ["Plan", "Scheduler", *_SOLVERS]  # noqa: PLE0604 (names, made above)
+globals().update(_solvers)
+__all__ = ["Plan", "Scheduler"]
