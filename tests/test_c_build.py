@@ -144,3 +144,11 @@ def test_shared_headers_compile_for_a_device(tmp_path):
     text = ptx.read_text()
     assert text.count(".entry") == 2 and text.count("sqrt.rn.f32") == 2
     assert not re.search(r"\b(fma|mad)\.(rn|ftz|f)|approx|ftz|\bcall", text)
+
+
+def test_nothing_is_compiled_for_this_machine_alone():
+    """A wheel runs where it was not built; instruction sets are chosen when it runs."""
+    names = [*build.ROOT.glob("csrc/**/CMakeLists.txt"), *build.ROOT.glob("csrc/**/*.cmake")]
+    texts = [path.read_text() for path in (*names, build.ROOT / "setup.py")]
+    assert len(texts) > 4 and not any(re.search(r"-m(arch|tune|cpu)=", text) for text in texts)
+    assert any("-mavx2" in text for text in texts)

@@ -1,5 +1,5 @@
-"""The workflows in .github and the settings of cibuildwheel, which nobody has run: as far as
-reading tells, they name what is there.
+"""A release: one version everywhere, every check in `make release-check`, and the workflows and the
+settings of cibuildwheel, which nobody has run: as far as reading tells, they name what is there.
 """
 
 import re
@@ -10,11 +10,14 @@ import pytest
 import tomllib
 import yaml
 
+import fastsample as fs
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEELS = PROJECT["tool"]["cibuildwheel"]
-TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].split()
 
 
 def jobs(path):
@@ -23,6 +26,20 @@ def jobs(path):
 
 def steps(path):
     return [step for job in jobs(path).values() for step in job["steps"]]
+
+
+def test_one_version_stands_everywhere():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fs.__version__
+    assert PROJECT["project"]["dynamic"] == ["version"]  # of the same file, as in csrc
+    assert "../fastsample/__init__.py" in (ROOT / "csrc/CMakeLists.txt").read_text()
+
+
+def test_a_release_passes_every_check_of_a_change_and_more():
+    release = re.search(r"^RELEASE := (.*)$", MAKEFILE, re.M)[1].split()
+    order = ["lint", "test", "soak", "wheel", "docs", "test-integrations"]
+    assert [name for name in release if name in order] == order and {*release} <= {*TARGETS}
+    change = re.search(r"^exec make (.*) <", (ROOT / ".ci/run").read_text(), re.M)[1].split()
+    assert {*change, "types"} <= {*release}
 
 
 def test_all_four_are_there():
