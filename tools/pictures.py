@@ -1,9 +1,10 @@
-"""Pictures of a search's page in headless Chromium, light and dark, wide and narrow, to look at.
+"""Pictures of pages in headless Chromium, light and dark, wide and narrow, to look at.
 
-python tools/pictures.py [page.html]: without a page, that of a small search for the embedded model
-is made. Everything goes to build/pictures. Chromium is spoken to by its DevTools protocol through a
-pipe. Exits with a sentence where there is no Chromium, where the page is wider than the window, and
-where Chromium has anything to say of the page, as of what its policy forbids.
+python tools/pictures.py [page.html ...]: without a page, that of a small search for the embedded
+model is made, and those of DOCS are asked of a server over build/site, where `make docs` has put
+them. Everything goes to build/pictures. Chromium is spoken to by its DevTools protocol through a
+pipe. Exits with a sentence where there is no Chromium, where a page is wider than the window, and
+where Chromium has anything to say of a page, as of what its policy forbids.
 """
 
 from __future__ import annotations
@@ -15,12 +16,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
+from threading import Thread
 
 from fastsample import cli, optimize, report
 
-OUT = Path(__file__).resolve().parents[1] / "build" / "pictures"
+BUILD = Path(__file__).resolve().parents[1] / "build"
+OUT, SITE = BUILD / "pictures", BUILD / "site"
+DOCS = ("index", "which_plan", "calibrate", "solvers", "gallery", "measured", "hosts/index")
+DOCS += ("api/sampler", "api/plan", "source/examples/server.c")
+WIDTHS = (1280, 360)
 BUDGETS = (3, 4, 6)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
 
@@ -68,13 +76,13 @@ class Chromium:
             if wanted(message):
                 return message
 
-    def picture(self, page: Path, width: int, scheme: str) -> tuple[bytes, int]:
+    def picture(self, address: str, width: int, scheme: str) -> tuple[bytes, int]:
         """A PNG of the whole page in a window of this width, and the page's own width."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self("Emulation.setDeviceMetricsOverride", **size)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self("Emulation.setEmulatedMedia", features=[feature])
-        self("Page.navigate", url=page.as_uri())
+        self("Page.navigate", url=address)
         self.until(lambda message: message.get("method") == "Page.loadEventFired")
         box = self("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": width, "height": box["height"], "scale": 1}
@@ -85,6 +93,13 @@ class Chromium:
         self.session = {}
         self("Browser.close")
         self.process.wait(30)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def small_search() -> optimize.Search:
@@ -101,22 +116,28 @@ def main(pages: list[str]) -> None:
     if program is None:
         sys.exit("pictures: chromium was not found; apt-get install chromium is what Debian needs")
     OUT.mkdir(parents=True, exist_ok=True)
-    page = Path(pages[0]).resolve() if pages else OUT / "page.html"
+    chosen = {Path(page).stem: Path(page).resolve().as_uri() for page in pages}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE))
+    Thread(target=server.serve_forever, daemon=True).start()
     if not pages:
-        report.page(small_search(), page)
+        report.page(small_search(), OUT / "page.html")
+        chosen["page"] = (OUT / "page.html").as_uri()
+        at = f"http://127.0.0.1:{server.server_port}"
+        chosen |= {page.replace("/", "-"): f"{at}/{page}.html" for page in DOCS}
     faults = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         chromium = Chromium(program, folder)
-        for scheme, width in product(("light", "dark"), (1200, 360)):
-            png, wide = chromium.picture(page, width, scheme)
-            (OUT / f"{page.stem}-{scheme}-{width}.png").write_bytes(png)
+        for (name, address), scheme, width in product(chosen.items(), ("light", "dark"), WIDTHS):
+            png, wide = chromium.picture(address, width, scheme)
+            (OUT / f"{name}-{scheme}-{width}.png").write_bytes(png)
             if wide > width:
-                faults.append(f"{scheme}: the page is {wide} pixels wide in a window of {width}")
+                faults.append(f"{name}, {scheme}: {wide} pixels wide in a window of {width}")
         chromium.close()
         faults += chromium.said
+    server.shutdown()
     if faults:
         sys.exit("pictures: " + "; ".join(faults))
-    print(f"pictures: four of {page.name} in {OUT}; look at them")
+    print(f"pictures: {len(chosen)} pages, each four times, in {OUT}; look at them")
 
 
 if __name__ == "__main__":
