@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -179,6 +180,18 @@ def test_a_graph_by_its_own_shapes_and_names(graph):
         steps(x, each)
     swapped = fs.interop.onnx(graph(), SCHEDULE, "x0", inputs=("x", "t"))
     assert torch.equal(swapped(x, each), in_torch(x, each))
+
+
+def test_a_pickle_whose_file_has_changed_is_refused(graph, tmp_path):
+    """It would ask another network under the identity of the first."""
+    path = tmp_path / "network.onnx"
+    path.write_bytes(Path(graph()).read_bytes())
+    pickled = pickle.dumps(fs.interop.onnx(path, SCHEDULE, "x0"))
+    assert pickle.loads(pickled).identity.startswith("sha256:")
+    path.write_bytes(Path(graph(sample="latent")).read_bytes())
+    said = r"^onnx: .*network.onnx has sha256 \w{12}\.\.\. and had \w{12}\.\.\. when its Model"
+    with pytest.raises(ValueError, match=said):
+        pickle.loads(pickled)
 
 
 def test_what_does_not_fit_a_graph(graph, tmp_path):

@@ -103,6 +103,22 @@ def test_from_an_image():
     assert torch.equal(program.module()(latent=image, draws=draws), own)
 
 
+@pytest.mark.parametrize(
+    ("solver", "drawn", "alike"), [("dpmpp_2m", 0, False), ("euler_ancestral", 1, True)]
+)
+def test_with_a_mask_and_a_known_image(solver, drawn, alike):
+    """Inputs, of each sample or one for all; the known image is noised with the noise given."""
+    sampler, n = sampler_of(solver, inpaint=True), 1 if alike else 5
+    example = {"mask": torch.ones(min(n, 3), D), "known": unit(min(n, 3), D)}
+    program = fs.export(sampler, noise=unit(3, D), **example)
+    z, draws = unit(5, D, seed=1), unit(drawn, 5, D, seed=2)
+    given = {"mask": (unit(n, D, seed=3) > 0).float(), "known": unit(n, D, seed=4)}
+    own = sampler(noise=z, noise_source=list(draws) if drawn else None, **given)
+    given |= {"draws": draws} if drawn else {}
+    assert torch.equal(program.module()(noise=z, **given), own)
+    assert not torch.equal(program.module()(noise=z, **given | {"mask": given["mask"] * 0}), own)
+
+
 def test_two_models_and_weights_of_both():
     high, low = (fs.Model(Net(k).requires_grad_(False), FLOW, "flow") for k in range(2))
     plan = fs.solvers.dpmpp_2m(high, fs.grids.uniform(FLOW, 2))
@@ -124,6 +140,11 @@ def test_two_models_and_weights_of_both():
             r"draws is \[1, 2, 4\]; \[0, 2, 4\] is acc",
         ),
         ({"noise": unit(2, D), "cond": {"label": unit(3, D)}}, r"cond\[\"label\"\]"),
+        ({"noise": unit(2, D), "mask": unit(2, D)}, "mask is given without known; inpainting"),
+        (
+            {"noise": unit(2, D), "mask": unit(1, D) * 0, "known": unit(2, D)},
+            "mask and known are given and no row of this plan blends a known image; make it with",
+        ),
     ],
 )
 def test_what_does_not_fit(given, sentence):

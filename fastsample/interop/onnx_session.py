@@ -41,7 +41,8 @@ def onnx(
                that is one number for the whole batch, all t have to be equal
     providers  ONNX Runtime's, such as "CUDAExecutionProvider"; by default the CPU's
     options    an onnxruntime.SessionOptions, for its threads say
-    words      the others of `fastsample.Model`; model_id is by default a hash of the file
+    words      the others of `fastsample.Model`; model_id is by default a hash of the file, in which
+               weights that lie in files of their own are not
 
     Nothing is copied where x, t and conditions are contiguous and of the graph's dtypes. There are
     no gradients. Raises ImportError without onnxruntime, ValueError for a graph that does not fit,
@@ -53,7 +54,9 @@ def onnx(
 
 
 class Session:
-    """The network of `onnx`, called with x, t and conditions. A pickle has its path."""
+    """The network of `onnx`, called with x, t and conditions. A pickle has its path and the file's
+    hash, and is refused where the file is another by then.
+    """
 
     def __init__(self, path, inputs=None, providers=None, options=None):
         try:
@@ -62,7 +65,7 @@ class Session:
             why = "onnx: onnxruntime is not installed; pip install 'fastsample[onnx]'"
             raise ImportError(why) from error
         self.path, self._given = os.fspath(path), (inputs, providers)
-        self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        self.sha256 = _hash_of(path)
         providers = providers or ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(self.path, options, providers=providers)
         self._takes = {each.name: each for each in self._session.get_inputs()}
@@ -156,7 +159,22 @@ class Session:
         return self  # a session holds no state of its runs
 
     def __reduce__(self) -> tuple:
-        return Session, (self.path, *self._given)
+        return _opened, (self.path, self.sha256, *self._given)
+
+
+def _opened(path: str, sha256: str, *given: object) -> Session:
+    """The network again that was pickled; ValueError, one sentence, where the file has changed."""
+    found = _hash_of(path)
+    if found != sha256:
+        raise ValueError(
+            f"onnx: {path} has sha256 {found:.12}... and had {sha256:.12}... when its Model was "
+            "pickled; the file as it was, or a Model made of it anew, is accepted"
+        )
+    return Session(path, *given)
+
+
+def _hash_of(path: str | os.PathLike) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _where(value: Tensor) -> tuple:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..model import Model
 from ..plan import Plan
-from . import arguments, images, sources
+from . import arguments, images, inpainting, sources
 from .conditions import branches_of
 from .sampler import Sampler
 
@@ -29,6 +29,8 @@ def export(
     cond: dict | None = None,
     uncond: dict | None = None,
     guidance: float | Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
     start: int | None = None,
     strength: float | None = None,
     level: float | None = None,
@@ -41,11 +43,13 @@ def export(
     The arguments are an example, of a batch of two or more. What the program takes are the tensors
     among them, in this order: noise or latent [B,*]; draws [n,B,*] where the plan draws, unit
     normals in the order of first draw, by default made up for the example; the tensors of cond and
-    of uncond, in the order of their keys; guidance. All else, such as a guidance that is a number,
-    is part of the program, as are start, strength and level (as for a call of the Sampler).
+    of uncond, in the order of their keys; guidance; mask and known. All else, such as a guidance
+    that is a number, is part of the program, as are start, strength and level (as for a call of the
+    Sampler).
 
-    dynamic_batch: the program takes any B of two or more, and what goes with samples B long; else
-    the example's alone. strict: as for torch.export.export.
+    dynamic_batch: the program takes any B of two or more, and what goes with samples B long (mask
+    and known as long as in the example where that is 1); else the example's alone. strict: as for
+    torch.export.export.
 
     The numbers are a Sampler's in eager mode up to how the model's operators are compiled. The
     model has to be one that torch.export takes. Raises ValueError or TypeError, one sentence, for
@@ -56,7 +60,8 @@ def export(
         _check_start(noise, latent, dynamic_batch)
         plan = images.plan_for("export", sampler.plan, latent, start, strength, level)
         trees = branches_of("export", cond, uncond, None, len(x), x.device)
-        draws = _draws(plan, draws, x, noise)
+        draws = _draws(plan, draws, x, noise, mask is not None)
+        inpainting.blend(plan, mask, known, x.shape, x.dtype, x.device)
     own = {k: v for k, v in sampler._options.items() if k != "backend"}
     whole = _Whole(
         Sampler(plan, sampler.models, differentiable=True, **own), trees, guidance, start
@@ -64,6 +69,7 @@ def export(
     batch = torch.export.Dim("batch") if dynamic_batch else None
     given = {"noise": noise, "latent": latent, "draws": draws, "told": whole.told}
     given |= {"guidance": guidance.detach() if isinstance(guidance, Tensor) else None}
+    given |= {"mask": mask, "known": known}
     given = {name: value for name, value in given.items() if value is not None and value != []}
     shapes = {name: _open(name, value, batch) for name, value in given.items()}
     return torch.export.export(whole, (), given, dynamic_shapes=shapes, strict=strict)
@@ -83,11 +89,14 @@ class _Whole(nn.Module):
         # a tensor that stands in two places is two inputs, which torch.export tells by the object
         self.told = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
-    def forward(self, noise=None, latent=None, draws=None, told=(), guidance=None) -> Tensor:
+    def forward(
+        self, noise=None, latent=None, draws=None, told=(), guidance=None, mask=None, known=None
+    ) -> Tensor:
         left, words = iter(told), dict(self._words)
         leaves = [next(left) if leaf is _TENSOR else leaf for leaf in self._leaves]
         trees = pytree.tree_unflatten(leaves, self._form)
         words |= dict(zip(self._names, trees, strict=True)) | {"noise": noise, "latent": latent}
+        words |= {"mask": mask, "known": known}
         if guidance is not None:
             words["guidance"] = guidance
         if draws is not None:
@@ -107,9 +116,11 @@ def _check_start(noise: object, latent: object, dynamic_batch: bool) -> None:
     raise ValueError(f"export: {got}; one tensor of {least} samples or more is accepted")
 
 
-def _draws(plan: Plan, given: Tensor | None, x: Tensor, noise: Tensor | None) -> Tensor | None:
+def _draws(
+    plan: Plan, given: Tensor | None, x: Tensor, noise: Tensor | None, masked: bool
+) -> Tensor | None:
     """The draws [n,B,*] of the example, None where the plan draws nothing that is not noise."""
-    drawn = {k for row in sources.ids(plan, False) for k in row if k is not None}
+    drawn = {k for row in sources.ids(plan, masked) for k in row if k is not None}
     n = len(drawn - ({0} if noise is not None else set()))
     if given is None and n:
         unit = torch.Generator().manual_seed(0)
@@ -124,6 +135,6 @@ def _open(name: str, value: object, batch: object) -> object:
     """Which axes of an argument may be of other length."""
     if name == "told":
         return [{0: batch} if leaf.dim() and batch else None for leaf in value]
-    if batch is None or not value.dim():
+    if batch is None or not value.dim() or (name in ("mask", "known") and len(value) == 1):
         return None
     return {1 if name == "draws" else 0: batch}
