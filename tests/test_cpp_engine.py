@@ -25,7 +25,9 @@ def cases():
     refuse something.
     """
     found = plans()
-    plan = found["dpmpp_2m"]
+    plan, vp = found["dpmpp_2m"], fs.schedules.VP()
+    inpaint = fs.solvers.dpmpp_2m_sde(vp, fs.grids.karras(vp, 5), prediction="eps", inpaint=True)
+    found["inpaint"] = inpaint
     found["image"] = plan.remake(start=2)
     found["experts"] = fs.solvers.experts(plan, boundary=0.8)
     found["low"] = dataclasses.replace(plan, call=np.minimum(1, 2 * plan.call + 1))
@@ -61,7 +63,9 @@ def test_case_by_case(programs, plan_files):
 def test_a_soak_leaves_nothing_behind(programs, plan_files, sanitizers):
     """10,000 requests, however they end."""
     program = build.sanitized("engine_soak", sanitizers) if sanitizers else programs / "engine_soak"
-    said = build.run(program, 10_000, *(plan_files[name][1] for name in (*plans(), "experts")))
+    said = build.run(
+        program, 10_000, *(plan_files[name][1] for name in (*plans(), "experts", "inpaint"))
+    )
     ends = re.search(r"(\d+) results, (\d+) cancelled, (\d+) refused, (\d+) failed", said)
     assert sum(map(int, ends.groups())) == 10_000
 

@@ -4,8 +4,7 @@
 #include <array>
 #include <thread>
 
-#include "engine/places.h"
-#include "engine/queue.h"
+#include "engine/budget.h"
 
 namespace fastsample::inside {
 
@@ -15,6 +14,7 @@ class Pace {
   void add(double seconds) { last_[static_cast<size_t>(count_++ % 64)] = seconds; }
   double least() const;
   double mean() const;
+  void forget() { count_ = 0; }
 
  private:
   std::array<double, 64> last_{};
@@ -43,6 +43,8 @@ class Core {
   const Options options_;
   const std::vector<Model> models_;
   const Room room_;
+  const Sizes sizes_;
+  const Budget budget_;
 
   // Under mutex_. The thread that ticks alone changes running_, so that it reads it without.
   mutable std::mutex mutex_;
@@ -53,6 +55,7 @@ class Core {
   Pace pace_;
   uint64_t number_ = 0;
   int32_t scalars_ = -1;  // of every plan here, -1 before the first
+  Held held_;
   bool closed_ = false, serving_ = false;
   std::exception_ptr dead_;  // what ended the serving thread
 
@@ -75,21 +78,23 @@ class Core {
   std::thread server_;
 
   // A request comes (core.cpp).
-  void check_request(const Request& request) const;
   void check_open() const;
   void check_room(const Ticket& more) const;
   double retry_after(const std::vector<Ticket>& inside, const Ticket& beyond) const;
+  double seconds(int64_t rows) const;
   void work();
   void die(std::exception_ptr why);
   void refuse_inside(const char* where) const;
 
   // A tick (tick.cpp).
   void admit();
-  void end_late(const std::vector<Ticket>& tickets);
+  void end_late();
+  bool end_late(const std::vector<Ticket>& tickets);
   void leave(std::vector<Ticket>& tickets, std::vector<Ticket>& gone);
   void clear(std::vector<Ticket>& gone);
   void take_places();
   void take_place(Seat& seat);
+  void tell_held();
   void step();
   void compose();
   void compose(int64_t model);

@@ -7,29 +7,21 @@ namespace {
 
 constexpr int32_t kRest = -1;      // row of a place that sits a launch out: outside the table
 constexpr double kNothing = -0.0;  // a guidance scale that adds nothing, not even to a zero's sign
-// Bytes modulo 4096 between the state and each slot: a step whose operands all stand at one place
-// of a page takes up to half as long again.
-constexpr size_t kStagger = 576;
-
-size_t size_of(int32_t dtype) { return dtype == FS_F64 ? 8 : dtype == FS_F32 ? 4 : 2; }
-
-size_t times(int64_t count, size_t bytes) { return static_cast<size_t>(count) * bytes; }
 
 }  // namespace
 
-Places::Places(const Options& options, int64_t rows)
+Places::Places(const Options& options, const Sizes& sizes)
     : memory_(options.memory),
-      P_(options.capacity),
-      D_(options.elements),
-      most_(rows),
+      sizes_(sizes),
+      P_(sizes.P),
+      D_(sizes.D),
       state_dtype_(options.state_dtype),
       model_dtype_(options.model_dtype),
-      unit_(size_of(state_dtype_)),
-      sample_(times(D_, unit_)),
-      input_(times(D_, size_of(model_dtype_))),
-      apart_(memory_->apart()),
-      args_(step_args()),
-      step_((times(P_, sample_) + 4095) / 4096 * 4096 + kStagger) {
+      unit_(sizes.unit),
+      sample_(sizes.sample),
+      input_(sizes.input),
+      apart_(sizes.apart),
+      args_(step_args()) {
   inputs_ = piece(times(P_, input_));
   status_ = piece(times(P_, 4));
   if (options.preview) preview_ = piece(times(P_, sample_));
@@ -43,7 +35,7 @@ Places::Places(const Options& options, int64_t rows)
 
 // ---- Memory -------------------------------------------------------------------------------------
 
-void Places::fit(const Table& table) {
+void Places::fit(const Table& table, bool masked) {
   const fs_dims& dims = table.dims();
   const size_t floats = (table.float_bytes() + 63) / 64 * 64, bytes = floats + table.int_bytes();
   if (apart_) {  // the table that launches go by stays as it is until nothing can throw any more
@@ -52,8 +44,13 @@ void Places::fit(const Table& table) {
     memory_->copy(next_table_.at(floats), table.ints(), table.int_bytes());
     memory_->wait();
   }
+  Piece mask, known;
+  if (masked && !mask_.at()) mask = piece(times(P_, sample_)), known = piece(times(P_, sample_));
   if (!host_ || args_.S != dims.S || args_.G != dims.G || args_.K != dims.K || args_.E != dims.E)
     grow(dims);
+  if (mask.at()) mask_ = std::move(mask), known_ = std::move(known);
+  args_.mask = mask_.at(), args_.mask_batch_stride = D_;
+  args_.known = known_.at(), args_.known_batch_stride = D_;
   table.put_into(args_);
   if (!apart_) return;
   std::swap(table_, next_table_);
@@ -61,18 +58,25 @@ void Places::fit(const Table& table) {
   args_.table_i = reinterpret_cast<const int32_t*>(table_.at(floats));
 }
 
+Shape Places::shape() const {
+  Shape own;
+  own.dims.S = args_.S, own.dims.G = args_.G, own.dims.L = args_.L;
+  own.dims.K = args_.K, own.dims.E = args_.E;
+  own.some = host_ != nullptr, own.masked = mask_.at() != nullptr;
+  return own;
+}
+
 // Everything that the dims decide, anew; the samples stay what they are.
 void Places::grow(const fs_dims& dims) {
-  const int64_t rows = most_ ? most_ : P_ * dims.G;
-  Piece state = piece(step_ * static_cast<size_t>(1 + dims.S));
-  Piece batch = piece(times(rows, input_)), outputs = piece(times(rows, input_));
-  const Words at = words(dims, rows);
+  Piece state = piece(sizes_.state(dims));
+  Piece batch = piece(sizes_.batch(dims)), outputs = piece(sizes_.batch(dims));
+  const Words at = sizes_.words(dims);
   Piece words = piece(at.bytes), ones;
   std::vector<std::byte> host(apart_ ? at.bytes : 0);
   if (apart_) {
-    const std::vector<double> one(static_cast<size_t>(P_ * rows), 1.0);
-    ones = piece(one.size() * sizeof(double));
-    memory_->copy(ones.at(), one.data(), one.size() * sizeof(double));
+    const std::vector<double> one(sizes_.ones(dims) / sizeof(double), 1.0);
+    ones = piece(sizes_.ones(dims));
+    memory_->copy(ones.at(), one.data(), sizes_.ones(dims));
   }
   if (state_.at()) memory_->copy(state.at(), state_.at(), std::min(state.bytes(), state_.bytes()));
   memory_->wait();
@@ -83,24 +87,10 @@ void Places::grow(const fs_dims& dims) {
   bind();
 }
 
-Places::Words Places::words(const fs_dims& dims, int64_t rows) const {
-  Words at{};
-  const auto next = [&at](int64_t count, size_t bytes) {
-    const size_t here = at.bytes;
-    at.bytes += times(count, bytes);
-    return here;
-  };
-  at.seed = next(P_, 8);
-  at.scale = next(P_ * dims.K, unit_), at.t = next(rows * dims.E, unit_);
-  at.row = next(P_, 4), at.stage = next(P_, 4);
-  at.f_index = next(dims.G * P_, 4), at.index = next(rows, 4);
-  return at;
-}
-
 void Places::bind() {
   const auto there = [this](size_t at) { return words_.at(at); };
-  args_.x = state_.at(), args_.slots = state_.at(step_);
-  args_.slot_stride = static_cast<int64_t>(step_ / unit_);
+  args_.x = state_.at(), args_.slots = state_.at(sizes_.step);
+  args_.slot_stride = static_cast<int64_t>(sizes_.step / unit_);
   args_.model_input = inputs_.at(), args_.preview = preview_.at();
   args_.status = reinterpret_cast<int32_t*>(status_.at());
   args_.row = reinterpret_cast<const int32_t*>(there(at_.row));
@@ -163,6 +153,10 @@ void Places::begin(const Seat& seat) {
   static const int32_t sound = 0;
   const int64_t k = seat.place;
   memory_->copy(status_.at(times(k, 4)), &sound, sizeof sound);
+  if (seat.masked) {
+    memory_->copy(mask_.at(times(k, sample_)), seat.mask.data(), sample_);
+    memory_->copy(known_.at(times(k, sample_)), seat.known.data(), sample_);
+  }
   if (seat.request.noise || seat.request.latent) {
     memory_->copy(x(k), seat.sample.data(), sample_);
     if (seat.request.start > 0) enter(seat);
@@ -195,7 +189,7 @@ void Places::enter(const Seat& seat) {
   else std::memcpy(at, &narrow, sizeof narrow);
 
   const size_t row = (times(floats, unit_) + 63) / 64 * 64;
-  if (entry_.bytes() < row + times(ints, 4)) entry_ = piece(4096);
+  if (!entry_.at()) entry_ = piece(kEntry);
   memory_->copy(entry_.at(), last, times(floats, unit_));
   memory_->copy(entry_.at(row), entry_ints_.data() + (info.rows - 1) * ints, times(ints, 4));
   fs_step_args args = step_args();

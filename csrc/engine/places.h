@@ -6,17 +6,18 @@
 
 #include "engine/piece.h"
 #include "engine/seat.h"
+#include "engine/sizes.h"
 
 namespace fastsample::inside {
 
 class Places {
  public:
-  // rows: of the batch of all models at most; 0: as many as there are branches.
-  Places(const Options& options, int64_t rows);
+  Places(const Options& options, const Sizes& sizes);
 
-  // Goes by this table, which stays where its numbers are. What Memory throws comes out, and
-  // nothing has changed.
-  void fit(const Table& table);
+  // Goes by this table, which stays where its numbers are; masked: some sample has a mask. What
+  // Memory throws comes out, and nothing has changed.
+  void fit(const Table& table, bool masked);
+  Shape shape() const;
 
   // A tick. First what the launch goes by, and what the models are shown: clear(), put() for each
   // request, show() for each branch of it that is asked, repeat() to fill a batch up.
@@ -43,22 +44,18 @@ class Places {
   const void* preview(const Seat& seat);
 
  private:
-  // Where the words stand in their piece.
-  struct Words {
-    size_t seed, scale, t, row, stage, f_index, index, bytes;
-  };
-
   const std::shared_ptr<Memory> memory_;
-  const int64_t P_, D_, most_;
+  const Sizes sizes_;
+  const int64_t P_, D_;
   const int32_t state_dtype_, model_dtype_;
-  const size_t unit_, sample_, input_;  // bytes of a number, of a state, of a model's input
+  const size_t unit_, sample_, input_;
   const bool apart_;
   fs_step_args args_;
   Piece state_, inputs_, preview_, status_;  // x and the slots; [P, D] twice; [P]
+  Piece mask_, known_;                       // [P, D] each, once some sample has them
   Piece words_, batch_, outputs_, ones_, table_, next_table_;
   Piece entry_;  // a row by which a state is handed in
   Words at_{};
-  size_t step_;  // bytes from one slot to the next
   int64_t shown_ = 0;
   std::vector<std::byte> host_words_, host_sample_;
   std::byte* host_ = nullptr;  // the words, for the host to write
@@ -75,7 +72,6 @@ class Places {
   }
   Piece piece(size_t bytes) const { return Piece(memory_, bytes ? bytes : 1); }
   void put_number(size_t at, int64_t k, double value);
-  Words words(const fs_dims& dims, int64_t rows) const;
   void grow(const fs_dims& dims);
   void bind();
   void enter(const Seat& seat);

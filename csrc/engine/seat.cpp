@@ -13,11 +13,16 @@ Seat::Seat(Request given, int64_t elements, size_t number_bytes)
       request(std::move(given)),
       due(now() + request.deadline),
       end(plan.info().rows - 1),
+      masked(request.mask != nullptr),
       sample(static_cast<size_t>(elements) * unit),
       row(request.start) {
   for (int64_t i = request.start; i < end; ++i) calls_left += plan.asks(i) != 0;
   const void* start = request.latent ? request.latent : request.noise;
   if (start) std::memcpy(sample.data(), start, sample.size());
+  if (!masked) return;
+  const auto* const kept = static_cast<const std::byte*>(request.mask);
+  const auto* const shown = static_cast<const std::byte*>(request.known);
+  mask.assign(kept, kept + sample.size()), known.assign(shown, shown + sample.size());
 }
 
 int64_t Seat::model() const noexcept {

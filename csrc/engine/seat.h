@@ -15,19 +15,24 @@ namespace fastsample::inside {
 double now();
 
 struct Seat {
+  using Bytes = std::vector<std::byte>;
+
   Seat(Request given, int64_t elements, size_t number_bytes);
 
   static Seat& of(const Ticket& ticket) noexcept { return *ticket.seat_; }
   static Ticket ticket(std::shared_ptr<Seat> seat) { return Ticket(std::move(seat)); }
 
   const Plan plan;
-  const size_t unit;              // bytes of a number of the state
-  Request request;                // emptied by the thread that ticks, once the seat has left
-  uint64_t number = 0;            // in order of arrival
-  double due;                     // of the steady clock
-  const int64_t end;              // the row that holds
-  std::vector<std::byte> sample;  // what it starts from; then its result
+  const size_t unit;    // bytes of a number of the state
+  Request request;      // emptied by the thread that ticks, once the seat has left
+  uint64_t number = 0;  // in order of arrival
+  double due;           // of the steady clock
+  const int64_t end;    // the row that holds
+  const bool masked;
+  Bytes sample;       // what it starts from; then its result
+  Bytes mask, known;  // until they stand in its place
   std::atomic<int64_t> row, overtaken{0};
+  bool placed = false;  // under the Engine's lock: what it needs has been found room for
 
   // Of the thread that ticks.
   int64_t place = -1, table_row = -1, calls_left = 0, ran = 0;
@@ -43,6 +48,13 @@ struct Seat {
   // From waiting to running; to one of the ends. False where it is done already.
   bool begin() noexcept { return pass(State::running, nullptr); }
   bool finish(State how, std::exception_ptr why = nullptr) noexcept { return pass(how, why); }
+
+  void forget_mask() noexcept { mask = Bytes(), known = Bytes(); }
+  // It has left its Engine, and keeps its result alone.
+  void hand_over() noexcept {
+    forget_mask();
+    if (state() != State::result) sample = Bytes();
+  }
 
   bool wait(const std::chrono::nanoseconds* time);
   std::exception_ptr reason();

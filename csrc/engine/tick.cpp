@@ -45,6 +45,7 @@ bool Core::tick() {
   const Ticker ticker(ticker_);
   admit();
   take_places();
+  tell_held();
   if (load_of(running_).requests > 0) step();
   bool some = false;
   {
@@ -61,7 +62,7 @@ bool Core::tick() {
 void Core::admit() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    end_late(queue_.waiting), end_late(running_);
+    end_late();
     leave(queue_.waiting, gone_), leave(running_, gone_);
     if (static_cast<int64_t>(running_.size()) < room_.requests) queue_.look();
   }
@@ -71,8 +72,18 @@ void Core::admit() {
   queue_.enter(room_, running_);
 }
 
-void Core::end_late(const std::vector<Ticket>& tickets) {
+void Core::end_late() {
+  const int64_t before = load_of(running_).requests;
+  const bool some = end_late(running_);
+  end_late(queue_.waiting);
+  // no tick would outdate a slow spell, which would end everybody
+  if (some && before > 0 && load_of(running_).requests == 0) pace_.forget();
+}
+
+// Did some?
+bool Core::end_late(const std::vector<Ticket>& tickets) {
   const double time = now(), least = pace_.least();
+  bool some = false;
   for (const Ticket& ticket : tickets) {
     Seat& seat = Seat::of(ticket);
     const double left = seat.due - time;
@@ -84,7 +95,9 @@ void Core::end_late(const std::vector<Ticket>& tickets) {
                               : "is in " + std::to_string(left) + " s, and " +
                                     std::to_string(seat.calls_left) + " rows are left to ask") +
                     "; a later one is accepted")));
+    some = true;
   }
+  return some;
 }
 
 // Those that are done go over to the gone. Under mutex_.
@@ -111,8 +124,9 @@ void Core::clear(std::vector<Ticket>& gone) {
     Seat& seat = Seat::of(ticket);
     if (seat.place >= 0) {
       seats_[static_cast<size_t>(seat.place)] = nullptr;
-      table_.remove(seat.plan);
+      table_.remove(seat.plan, seat.masked);
     }
+    seat.hand_over();
     seat.request.conditions.clear();
     seat.request.callback = nullptr;
   }
@@ -132,17 +146,24 @@ void Core::take_places() {
 }
 
 void Core::take_place(Seat& seat) {
-  if (table_.holds(seat.plan)) {
-    seat.table_row = table_.add(seat.plan);
+  if (table_.holds(seat.plan, seat.masked)) {
+    seat.table_row = table_.add(seat.plan, seat.masked);
   } else {
     Table grown(table_);
-    seat.table_row = grown.add(seat.plan);
-    places_.fit(grown);  // or the launch goes by the old one
+    seat.table_row = grown.add(seat.plan, seat.masked);
+    places_.fit(grown, seat.masked);  // or the launch goes by the old one
     table_ = std::move(grown);
   }
   const auto free = std::find(seats_.begin(), seats_.end(), nullptr);
   seat.place = free - seats_.begin();
   *free = &seat;
+}
+
+// What there is room for by now, for those who submit.
+void Core::tell_held() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  held_ = {places_.shape(), table_.rows(), table_.end()};
+  for (const Ticket& ticket : running_) Seat::of(ticket).placed = true;
 }
 
 // ---- The row of everybody -----------------------------------------------------------------------
@@ -206,6 +227,7 @@ void Core::begin() {
     seat->fresh = false;
     try {
       places_.begin(*seat);
+      seat->forget_mask();
     } catch (...) {
       seat->finish(State::refused, std::current_exception());
     }

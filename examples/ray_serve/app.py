@@ -3,7 +3,7 @@
     POST /sample   {"plan": "dpmpp_2m-8", "label": 7, "seed": 1, "format": "png"} -> the image
     POST /stream   the same -> server-sent events: "row" as it goes on, "result" or "error"
     GET  /plans    the plans that there are
-    GET  /metrics  an Engine's counts of each shape, as Prometheus' text
+    GET  /metrics  the counts of every replica's Engine, as Prometheus' text
 
 A `Front` checks each request and hands it to the `Denoiser` of its shape, whose Engine ticks in a
 thread of its own. A request that a replica's death interrupts is begun again by the Front, with the
@@ -22,6 +22,7 @@ import json
 import math
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 from typing import NamedTuple
@@ -31,6 +32,7 @@ import torch
 from PIL import Image
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -45,6 +47,7 @@ from .plans import Plans
 
 DIED = RayActorError, ObjectLostError
 RETRIES, PAUSE = 20, 0.5  # of a request whose replica died, and seconds between two
+ANSWERED = 10.0  # seconds in which a replica that is alive tells its counts
 NOT_FOUND, TOO_LARGE, UNPROCESSABLE, FAILED, FULL, LATE = 404, 413, 422, 500, 503, 504
 USE = "POST /sample or /stream, GET /plans or /metrics"
 
@@ -88,6 +91,9 @@ class Denoiser:
         self._plans, self._told = Plans(plans), Told(model.fn)
         model = replace(model, fn=self._told, model_id=model.identity)
         self._engine = fs.Engine(model, shape, capacity, waiting=waiting).serve()
+        self._name = "x".join(map(str, shape))
+        with suppress(RayServeException):  # outside of Serve there is one alone
+            self._name += f"/{serve.get_replica_context().replica_id.unique_id}"
 
     async def sample(self, body: bodies.Body) -> np.ndarray | Refusal:
         """The sample, float32 of the shape."""
@@ -112,11 +118,11 @@ class Denoiser:
         finally:
             result.cancel()  # where the client is gone, and the request with it
 
-    async def metrics(self) -> tuple[Metrics, int, int]:
-        """What its Engine counts, the batches whose rows stood at different times, and the number
-        of its process.
+    async def metrics(self) -> tuple[Metrics, int, int, str]:
+        """What its Engine counts, the batches whose rows stood at different times, the number of
+        its process, and its name, "1x28x28/<replica>".
         """
-        return self._engine.metrics(), self._told.mixed, os.getpid()
+        return self._engine.metrics(), self._told.mixed, os.getpid(), self._name
 
     def check_health(self) -> None:
         """RuntimeError where the thread that ticks is gone: Serve then replaces the replica."""
@@ -201,6 +207,8 @@ class Front:
             try:
                 return await self._engines[body.shape].sample.remote(_left(body, ends))
             except DIED:
+                if late := _late("sample", ends):
+                    return late
                 await asyncio.sleep(PAUSE)
         return Refusal(FULL, "sample: its replicas died; a request later is accepted", 10.0)
 
@@ -214,6 +222,9 @@ class Front:
                     yield _event(told, body.format)
                 return
             except DIED:
+                if late := _late("stream", ends):
+                    yield _event(late, "")
+                    return
                 yield "event: again\ndata: {}\n\n"
                 await asyncio.sleep(PAUSE)
             finally:
@@ -221,9 +232,14 @@ class Front:
         yield _event(Refusal(FULL, "stream: its replicas died; a request later is accepted"), "")
 
     async def _metrics(self) -> str:
-        """One replica of each shape, the one that Serve picks."""
-        told = {"x".join(map(str, k)): await h.metrics.remote() for k, h in self._engines.items()}
-        return prometheus({shape: metrics for shape, (metrics, _, _) in told.items()})
+        """Of every replica that answers."""
+        asked = [handle.broadcast("metrics") for handle in self._engines.values()]
+        words = {"timeout_s": ANSWERED, "return_exceptions": True}
+        told = (each.results_async(**words) for each in asked)
+        found = await asyncio.gather(*told, return_exceptions=True)
+        each = [one for replicas in found if isinstance(replicas, list) for one in replicas]
+        alive = [one for one in each if not isinstance(one, Exception)]
+        return prometheus({name: metrics for metrics, _, _, name in alive})
 
 
 def _end(body: bodies.Body) -> float | None:
@@ -233,6 +249,15 @@ def _end(body: bodies.Body) -> float | None:
 def _left(body: bodies.Body, ends: float | None) -> bodies.Body:
     """The body with what is left of its deadline."""
     return body if ends is None else replace(body, deadline=max(0.0, ends - monotonic()))
+
+
+def _late(where: str, ends: float | None) -> Refusal | None:
+    """Of one whose replica died: nobody is asked again for it once its deadline has come."""
+    if ends is None or monotonic() < ends:
+        return None
+    return Refusal(
+        LATE, f"{where}: its replica died and its deadline has passed; a later one is accepted"
+    )
 
 
 def _event(told: object, form: str) -> str:

@@ -304,12 +304,17 @@ class Engine(Serving):
         """Rows of the models' batches at most, for requests of so many branches."""
         return self._models * (self.pad_to or 0) or self.capacity * branches
 
-    def _copies(self, place: int) -> tuple[Any, Any, Tensor]:
-        """State [1,*], preview [1,*] or None, by track where there are several, and status words
-        [tracks] of a place, as they are now.
+    def _copies(self, place: int) -> tuple[Any, Any]:
+        """State [1,*] and preview [1,*] or None, by track where there are several, of a place, as
+        they are now.
         """
-        x, x0, status = zip(*(places.copies(place) for places, _ in self._memory), strict=True)
-        return self._named(x), None if x0[0] is None else self._named(x0), torch.cat(status)
+        x, x0 = zip(*(places.copies(place) for places, _ in self._memory), strict=True)
+        return self._named(x), None if x0[0] is None else self._named(x0)
+
+    def _words(self, place: int) -> Tensor:
+        """Status words [tracks] of a place, likewise."""
+        each = [places.pool.status[place : place + 1] for places, _ in self._memory]
+        return torch.cat(each)
 
     def _named(self, each: Sequence) -> Any:
         """What there is of each track, by its name where there are several."""

@@ -217,11 +217,12 @@ class Places:
         word = int(self._status[k])
         return word * (word & NOT_FINITE > 0) if self._device.type == "cpu" else None
 
-    def copies(self, k: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """State [1,*], preview [1,*] and status word [1] of a place, as they are now."""
+    def copies(self, k: int) -> tuple[Tensor, Tensor | None]:
+        """State [1,*] and preview [1,*] of a place, as they are now."""
         own, place = self.pool, slice(k, k + 1)
-        x0 = own.preview[place].clone() if self._preview else None
-        return own.x[place].clone(), x0, own.status[place].clone()
+        with torch.inference_mode(False):
+            x0 = own.preview[place].clone() if self._preview else None
+            return own.x[place].clone(), x0
 
 
 def _parts(parts: dict, device) -> tuple[Tensor, dict[str, Tensor]]:

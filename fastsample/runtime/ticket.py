@@ -268,10 +268,10 @@ class Ticket:
 
     def _take_out(self, unread: bool) -> None:
         """Its result, out of the Engine's memory. unread: nobody knows whether it is finite."""
-        *self._copies, words = self._engine._copies(self._place)
+        self._copies = self._engine._copies(self._place)
         if unread:
-            written = capturable.mark(words.device)
-            self._unread = words, written
+            words = self._engine._words(self._place)
+            self._unread = words, capturable.mark(words.device)
 
     def _vacate(self) -> None:
         self._engine._seats[self._place] = self._told = None

@@ -1,35 +1,9 @@
 // The same bits alone and in any company, from noise, states and images, on any memory; and what a
 // tick costs: one upload, one launch, no allocation.
 
-#include <new>
-
-#include "engine_cases.h"
+#include "engine_apart.h"
 
 namespace {
-
-// Memory of a device that the host must not touch, as far as a machine without one can tell: copies
-// are counted, and what is taken begins as rubbish.
-class Apart : public fsp::Memory {
- public:
-  int64_t copies = 0, waits = 0, taken = 0, takes = 0, left = 1 << 30;
-
-  int32_t device() const noexcept override { return FS_CPU; }
-  bool apart() const noexcept override { return true; }
-  void* take(size_t bytes) override {
-    if ((left -= static_cast<int64_t>(bytes)) < 0) throw std::bad_alloc();
-    ++taken, ++takes;
-    return std::memset(::operator new(bytes, std::align_val_t{64}), 0x7F, bytes);
-  }
-  void give(void* memory, size_t) noexcept override {
-    --taken;
-    ::operator delete(memory, std::align_val_t{64});
-  }
-  void copy(void* to, const void* from, size_t bytes) override {
-    ++copies;
-    std::memmove(to, from, bytes);
-  }
-  void wait() override { ++waits; }
-};
 
 void in_any_order(const Mix& mix) {
   for (unsigned order = 0; order < 200; ++order) {
@@ -163,6 +137,51 @@ void beginnings(const Plans& plans) {
   DEMAND(alone(shown) != drawn && alone(given) == want);  // what is not given is drawn
 }
 
+// A plan with its known image, or without, row by row through the C interface.
+Floats by_hand(const fsp::Plan& plan, uint64_t seed, const float* mask, const float* known) {
+  fsp::Table table;
+  table.add(plan);
+  Floats x(D), slots(static_cast<size_t>(plan.info().S * D) + 1), input(D), out(D);
+  fs_noise_args noise = fsp::sized<fs_noise_args>();
+  noise.batch = 1, noise.elements = D, noise.seed = &seed, noise.out = x.data();
+  fsp::check(fs_noise_fill(&noise));
+  fs_step_args args = fsp::step_args();
+  table.put_into(args);
+  args.batch = args.pool = args.outputs = 1, args.elements = D, args.one_row = 1;
+  args.x = x.data(), args.slots = slots.data(), args.model_input = input.data();
+  args.f[0] = out.data(), args.seed = &seed;
+  args.mask = mask, args.mask_batch_stride = D, args.known = known, args.known_batch_stride = D;
+  for (int64_t i = 0; i < plan.info().rows - 1; ++i) {
+    if (plan.asks(i)) {
+      const auto shift = 0.001f * static_cast<float>(plan.rows()[static_cast<size_t>(i - 1)].t[0]);
+      for (size_t e = 0; e < D; ++e) out[e] = (0.5f * input[e] - 0.1f) + shift;
+    }
+    args.row_number = static_cast<int32_t>(i);
+    fsp::check(fs_step(&args));
+  }
+  return x;
+}
+
+// Some with a mask, some of the same plan without, one after the other and together.
+void masked(const Plans& plans) {
+  const fsp::Plan& plan = plans.at("inpaint");
+  const Floats &mask = picture(3).first, &known = picture(3).second;
+  fsp::Request with(plan), without(plan);
+  with.seed = without.seed = 5;
+  with.mask = mask.data(), with.known = known.data();
+  const Floats blended = by_hand(plan, 5, mask.data(), known.data());
+  const Floats plain = by_hand(plan, 5, nullptr, nullptr);
+  DEMAND(alone(with) == blended && alone(without) == plain && blended != plain);
+  fsp::Engine engine(denoise, options(2));
+  const fsp::Ticket first = engine.submit(without);
+  engine.tick(), engine.tick();
+  const fsp::Ticket second = engine.submit(with);  // while the first runs: memory for masks
+  while (!first.done()) engine.tick();
+  const fsp::Ticket third = engine.submit(without);
+  engine.run();
+  DEMAND(result(first) == plain && result(second) == blended && result(third) == plain);
+}
+
 // A state in float64, and a model that is asked and answers in bfloat16.
 void dtypes(const Plans& plans) {
   const auto rough = [](const fsp::Batch& batch) {  // out = x / 2
@@ -212,6 +231,7 @@ void try_bits(const Plans& plans) {
 void try_memory(const Plans& plans) {
   plans_that_go(plans);
   without_memory(plans);
+  masked(plans);
   beginnings(plans);
   dtypes(plans);
 }

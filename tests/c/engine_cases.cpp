@@ -7,6 +7,7 @@ int main(int argc, char** argv) {
   try_memory(plans);
   try_faults(plans);
   try_queue(plans);
+  try_budget(plans);
   std::printf("%d checks\n", checks.load());
   return 0;
 }

@@ -1,6 +1,7 @@
 // What the cases of the C++ Engine share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -60,9 +61,34 @@ inline void denoise(const fsp::Batch& batch) {
   }
 }
 
+// A mask and a known image, of seven kinds.
+inline const std::pair<Floats, Floats>& picture(uint64_t seed) {
+  static const auto made = [] {
+    std::vector<std::pair<Floats, Floats>> all;
+    for (int kind = 0; kind < 7; ++kind) {
+      Floats mask, known;
+      for (int e = 0; e < D; ++e) {
+        mask.push_back(e % 3 == kind % 3 ? 1.0f : e % 5 == 0 ? 0.5f : 0.0f);
+        known.push_back(0.02f * static_cast<float>(e - kind) - 0.4f);
+      }
+      all.emplace_back(mask, known);
+    }
+    return all;
+  }();
+  return made[seed % 7];
+}
+
+inline bool blends(const fsp::Plan& plan) {
+  const auto some = [](const fs_row_info& row) { return row.known_reads != 0; };
+  return std::any_of(plan.rows().begin(), plan.rows().end(), some);
+}
+
+// Of a plan that blends a known image every other seed has one.
 inline fsp::Request request(const fsp::Plan& plan, uint64_t seed) {
   fsp::Request made(plan);
   made.seed = seed;
+  if (blends(plan) && seed % 2 == 1)
+    made.mask = picture(seed).first.data(), made.known = picture(seed).second.data();
   for (int k = 0; k < plan.info().K; ++k) made.guidance.push_back(2.0 + k);
   for (int g = 0; g < plan.info().G; ++g)
     made.conditions.push_back(
@@ -133,3 +159,4 @@ void try_bits(const Plans& plans);
 void try_memory(const Plans& plans);
 void try_faults(const Plans& plans);
 void try_queue(const Plans& plans);
+void try_budget(const Plans& plans);

@@ -208,6 +208,19 @@ void refusals(const Plans& plans) {
   DEMAND(says(spoilt("unipc", [&](R& r) { r.latent = r.noise = z.data(); }), "one of them"));
   DEMAND(says(spoilt("again", [&](R& r) { r.noise = z.data(); }), "draws its first noise again"));
   DEMAND(says(spoilt("large", [](R&) {}), "beyond float32"));
+  Floats mask(D, 1.0f), known(D, 0.5f);
+  const auto shown = [&](R& r) { r.mask = mask.data(), r.known = known.data(); };
+  DEMAND(says(spoilt("inpaint", [&](R& r) { r.mask = nullptr; }), "known is given without mask"));
+  DEMAND(says(spoilt("inpaint", [&](R& r) { r.known = nullptr; }), "mask is given without known"));
+  DEMAND(says(spoilt("unipc", shown), "no row of the plan blends a known image"));
+  mask[3] = 1.5f;
+  DEMAND(says(spoilt("inpaint", shown), "mask leaves 0 (sample) to 1"));
+  mask[3] = NAN;
+  DEMAND(says(spoilt("inpaint", shown), "mask leaves 0 (sample) to 1"));
+  mask[3] = 0.0f, known[0] = -INFINITY;
+  DEMAND(says(spoilt("inpaint", shown), "known holds a NaN or an infinity"));
+  known[0] = 0.0f;
+  DEMAND(says(spoilt("inpaint", [&](R& r) { shown(r), r.noise = z.data(); }), "first noise again"));
   fsp::Options narrow = options();
   narrow.pad_to = 1;
   DEMAND(says(refused(request(plans.at("guided"), 1), narrow), "2 branches; pad_to, 1"));
@@ -272,6 +285,7 @@ void bad_options() {
   DEMAND(says(refused([](O& o) { o.capacity = int64_t{1} << 30; }), "capacity is"));
   DEMAND(says(refused([](O& o) { o.waiting = -2; }), "waiting is -2"));
   DEMAND(says(refused([](O& o) { o.threads = -5; }), "threads is -5"));
+  DEMAND(says(refused([](O& o) { o.max_bytes = -1; }), "max_bytes is -1"));
   DEMAND(says(refused([](O& o) { o.state_dtype = FS_F16; }), "state_dtype is 2"));
   DEMAND(says(refused([](O& o) { o.policy = nullptr; }), "policy is empty"));
   DEMAND(says(thrown<fsp::Error>([] { fsp::Engine(fsp::Model(), options()); }), "model is empty"));

@@ -163,6 +163,24 @@ void deadlines(const Plans& plans) {
   DEMAND(says(why(cannot), "rows are left to ask") && cannot.row() == 0);
 }
 
+// No tick would outdate a slow spell, which would end all who come after it.
+void slow_spell(const Plans& plans) {
+  int calls = 0;
+  const auto model = [&](const fsp::Batch& batch) {
+    if (++calls == 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    denoise(batch);
+  };
+  fsp::Engine engine(model, options(1));
+  const fsp::Plan& plan = plans.at("unipc");
+  for (uint64_t k = 0; k < 3; ++k) {
+    fsp::Request asked = request(plan, k);
+    asked.deadline = 0.7;
+    const fsp::Ticket ticket = engine.submit(asked);
+    engine.run();
+    DEMAND(ticket.state() == (k == 0 ? fsp::State::failed : fsp::State::result));
+  }
+}
+
 void threads(const Plans& plans) {
   const fsp::Plan& plan = plans.at("dpmpp_2m_sde");
   std::vector<Floats> want;
@@ -228,6 +246,7 @@ void try_queue(const Plans& plans) {
   cancelled_by_the_policy(plans);
   nobody(plans);
   deadlines(plans);
+  slow_spell(plans);
   threads(plans);
   the_end(plans);
   dead(plans);

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -26,7 +27,10 @@ import httpx  # noqa: E402
 import ray  # noqa: E402
 from PIL import Image  # noqa: E402
 from ray import serve  # noqa: E402
+from ray.exceptions import RayActorError  # noqa: E402
 
+from examples.ray_serve import app  # noqa: E402
+from examples.ray_serve import body as bodies  # noqa: E402
 from examples.ray_serve.app import build  # noqa: E402
 from tests.serve import toy  # noqa: E402
 
@@ -97,7 +101,7 @@ def close(answers, ends):
 
 
 def counts(shape="1x28x28"):
-    """Of one replica: its metrics, mixed batches, and the number of its process."""
+    """Of one replica: its metrics, mixed batches, the number of its process and its name."""
     handle = serve.get_deployment_handle(f"Denoiser_{shape}", "fastsample")
     return handle.metrics.remote().result()
 
@@ -156,7 +160,10 @@ def test_a_bad_request_has_a_sentence(url, content, status, sentence):
 def test_what_else_there_is(url):
     get = lambda where: httpx.get(f"{url}{where}", trust_env=False, timeout=60)
     assert "dpmpp_2m_sde-6" in get("/plans").json()["plans"]
-    assert 'fastsample_requests_total{engine="1x28x28"}' in get("/metrics").text
+    told = {counts(shape)[3] for shape in MODELS for _ in range(8)}
+    found = re.findall('^fastsample_requests_total{engine="(.*)"}', get("/metrics").text, re.M)
+    assert len(found) == 4 and told <= {*found} and len({*found}) == 4  # of two shapes two each
+    assert {name.split("/")[0] for name in found} == {*MODELS}
     answer = get("/sample")
     assert answer.status_code == 404 and "POST /sample or /stream" in answer.json()["error"]
 
@@ -192,7 +199,7 @@ def test_a_stream_tells_how_far_it_is(url, plans):
 def test_a_client_that_goes_away_is_cancelled(url, where):
     body = {"plan": "toy-60", "seed": 1, "shape": [1, 4, 4]}
     before = dict.fromkeys(range(2), 0)
-    for metrics, _, process in (counts("1x4x4") for _ in range(8)):
+    for metrics, _, process, _ in (counts("1x4x4") for _ in range(8)):
         before[process] = metrics.ended["cancelled"]
     if where == "/stream":
         assert asyncio.run(events_of(url, body, most=2))[-1][0] == "row"
@@ -201,7 +208,7 @@ def test_a_client_that_goes_away_is_cancelled(url, where):
             httpx.post(f"{url}{where}", json=body, timeout=0.5, trust_env=False)
     ends = time.monotonic() + 20
     while time.monotonic() < ends:
-        metrics, _, process = counts("1x4x4")
+        metrics, _, process, _ = counts("1x4x4")
         if metrics.ended["cancelled"] > before[process]:
             return
         time.sleep(0.1)
@@ -217,7 +224,7 @@ def test_a_replica_that_is_killed_loses_no_request(url, plans):
     async def killed():
         answers = asyncio.ensure_future(posted(url, bodies))
         while True:
-            metrics, _, process = await handle.metrics.remote()
+            metrics, _, process, _ = await handle.metrics.remote()
             if metrics.running > 2:
                 break
             await asyncio.sleep(0.02)
@@ -232,7 +239,6 @@ def test_in_one_process(plans):
     """The deployments without a cluster: a full Engine says when to come again, and one whose
     thread is dead is no healthy one.
     """
-    from examples.ray_serve import body as bodies
     from examples.ray_serve.app import Denoiser
 
     own = Denoiser.func_or_class([1, 4, 4], MODELS["1x4x4"], str(plans), capacity=1, waiting=0)
@@ -254,6 +260,75 @@ def test_in_one_process(plans):
         own.check_health()
     closed = asyncio.run(own.sample(body))
     assert closed.status == 503
+
+
+class Dying:
+    """A handle whose replicas die `times` times, some time after they are asked, then answer."""
+
+    def __init__(self, times, lives=0.0):
+        self.times, self.lives, self.deadlines = times, lives, []
+        self.sample = self.stream = self
+
+    def options(self, **words):
+        return self
+
+    def cancel(self):
+        pass
+
+    def remote(self, body):
+        self.deadlines.append(body.deadline)
+        return self
+
+    async def answer(self):
+        await asyncio.sleep(self.lives)
+        if len(self.deadlines) <= self.times:
+            raise RayActorError()
+        return np.zeros((1, 4, 4), np.float32)
+
+    def __await__(self):
+        return self.answer().__await__()
+
+    async def __aiter__(self):
+        yield await self.answer()
+
+
+@pytest.fixture
+def front(plans, monkeypatch):
+    """(a Front of this handle, the body of a request) without a cluster, which waits a little."""
+    monkeypatch.setattr(app, "PAUSE", 0.05)
+    told = lambda **words: json.dumps({"plan": "toy-3", "shape": [1, 4, 4], "seed": 1} | words)
+    read = lambda **words: bodies.read(told(**words).encode(), ((1, 4, 4),))
+    return lambda handle: app.Front.func_or_class(str(plans), {"1x4x4": handle}), read
+
+
+async def every(events):
+    return [event async for event in events]
+
+
+def test_a_request_that_is_tried_again_has_what_is_left_of_its_deadline(front):
+    made, read = front
+    for ask in (lambda own, body: own._asked(body), lambda own, body: every(own._events(body))):
+        dying = Dying(times=3, lives=0.02)
+        asyncio.run(ask(made(dying), read(deadline=60)))
+        first, *again = dying.deadlines
+        assert 59 < first <= 60 and len(again) == 3
+        gone = [first - left for left in again]
+        assert gone == sorted(gone) and gone[0] >= 0.07 and gone[2] >= 0.21 and gone[2] < 30
+        dying = Dying(times=2)
+        asyncio.run(ask(made(dying), read()))
+        assert dying.deadlines == [None] * 3
+
+
+def test_a_request_whose_deadline_passes_while_its_replicas_die_is_not_tried_again(front):
+    made, read = front
+    dying = Dying(times=99, lives=0.02)
+    late = asyncio.run(made(dying)._asked(read(deadline=0.1)))
+    assert late.status == 504 and "sample: its replica died and its deadline has" in late.sentence
+    assert 2 <= len(dying.deadlines) < 5 and min(dying.deadlines) >= 0
+    *again, last = asyncio.run(every(made(Dying(times=99))._events(read(deadline=0.1))))
+    assert "event: error" in last and "504" in last and {e.split()[1] for e in again} == {"again"}
+    full = asyncio.run(made(Dying(times=99))._asked(read()))
+    assert full.status == 503 and full.retry_after == 10.0
 
 
 def test_arguments_of_the_application():

@@ -18,6 +18,11 @@
 // its libraries choose their kernels, so that pad_to makes them the same in any company. The Engine
 // of the Python package gives the same bits. A tick allocates nothing once requests of its kinds
 // have been served; a request does when it is submitted, and a plan of a new layout between ticks.
+//
+// What the Python Engine takes and this one does not: requests of several tracks, ladders
+// (after=), select, and collate, for which a model is handed each row's condition as it is. An
+// image that a run begins from at a share of the steps or at a noise level is the latent of a plan
+// of its own, `plan.remake(strength=...)` or `plan.remake(level=...)` in Python, saved.
 #ifndef FASTSAMPLE_ENGINE_HPP
 #define FASTSAMPLE_ENGINE_HPP
 
@@ -142,6 +147,12 @@ struct Request {
   const void* latent = nullptr;  // a state, for row `start`, one of the plan's entries; for a plan
   int64_t start = 0;             // that begins from an image the image, for row 0
 
+  // Inpainting, by a plan whose rows blend a known image: where mask is 1 the sample follows
+  // `known`, where it is 0 the model; between them both. Likewise copied, [elements]; both, or
+  // none.
+  const void* mask = nullptr;
+  const void* known = nullptr;
+
   // What the model is told beside x and t: of each of the plan's G branches whatever the model
   // understands, or nothing at all. The Engine keeps it until the request is done.
   std::vector<std::shared_ptr<const void>> conditions;
@@ -223,6 +234,13 @@ struct Options {
   int32_t threads = 0;           // as in fs_step_args
   Policy policy = fastsample::policy::first;
   int64_t overtakes = 64;
+  // Bytes that are never passed, 0: no end: of places for `capacity` requests with their masks, the
+  // models' batch and outputs, the table of plans and the copies that it is made anew in, what the
+  // places were before while samples move to larger ones, and of each request that is in its
+  // sample, mask and known image. Conditions and results are their owners'. A request that would
+  // pass it is refused by submit() before anything is taken: Error, by itself; EngineFull, beside
+  // those that are in.
+  int64_t max_bytes = 0;
   std::shared_ptr<Memory> memory;  // by default the host's; cuda_memory.hpp has a GPU's
 };
 

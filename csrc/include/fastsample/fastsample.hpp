@@ -138,28 +138,35 @@ class Table {
   // dtype: the state's, FS_F32 or FS_F64; rows: as many are there from the beginning.
   explicit Table(int32_t dtype = FS_F32, int64_t rows = 1024) : dtype_(dtype), least_(rows) {}
 
-  // Number of the plan's row 0; row i has that number plus i. The plan has one user more. Error:
-  // FS_E_UNSUPPORTED, a number beyond float32; std::bad_alloc. The table is then as it was.
-  int64_t add(const Plan& plan) {
+  // Number of the plan's row 0; row i has that number plus i. The plan has one user more. masked
+  // false: rows that blend no known image, for a sample without a mask in a batch where others have
+  // one. Error: FS_E_UNSUPPORTED, a number beyond float32; std::bad_alloc. The table is then as it
+  // was.
+  int64_t add(const Plan& plan, bool masked = true) {
     for (Entry& entry : entries_) {
-      if (entry.plan == plan) return ++entry.users, entry.first;
+      if (entry.is(plan, masked)) return ++entry.users, entry.first;
     }
     Table grown(*this);
-    grown.put(plan);
+    grown.put(plan, masked);
     *this = std::move(grown);
-    return add(plan);
+    return add(plan, masked);
   }
 
-  bool holds(const Plan& plan) const noexcept {
-    const auto same = [&](const Entry& entry) { return entry.plan == plan; };
+  bool holds(const Plan& plan, bool masked = true) const noexcept {
+    const auto same = [&](const Entry& entry) { return entry.is(plan, masked); };
     return std::any_of(entries_.begin(), entries_.end(), same);
   }
 
   // One user less. The plan must have been added.
-  void remove(const Plan& plan) noexcept {
+  void remove(const Plan& plan, bool masked = true) noexcept {
     for (Entry& entry : entries_) {
-      if (entry.plan == plan && entry.users > 0) --entry.users;
+      if (entry.is(plan, masked) && entry.users > 0) --entry.users;
     }
+  }
+
+  // Behind the last row of the last plan.
+  int64_t end() const noexcept {
+    return entries_.empty() ? 0 : entries_.back().first + entries_.back().plan.info().rows;
   }
 
   const fs_dims& dims() const noexcept { return dims_; }
@@ -183,7 +190,9 @@ class Table {
  private:
   struct Entry {
     Plan plan;
+    bool masked;
     int64_t first, users;
+    bool is(const Plan& other, bool with) const noexcept { return plan == other && masked == with; }
   };
   int32_t dtype_;
   int64_t least_, rows_ = 0, wide_f_ = 0, wide_i_ = 0;
@@ -195,7 +204,7 @@ class Table {
 
   size_t unit() const noexcept { return dtype_ == FS_F64 ? sizeof(double) : sizeof(float); }
 
-  void put(const Plan& plan) {
+  void put(const Plan& plan, bool masked) {
     const int64_t count = plan.info().rows;
     int64_t first = gap(count);
     if (first + count > rows_) {
@@ -205,10 +214,10 @@ class Table {
     }
     const auto after = std::find_if(entries_.begin(), entries_.end(),
                                     [&](const Entry& entry) { return entry.first > first; });
-    entries_.insert(after, Entry{plan, first, 0});
+    const Entry& put = *entries_.insert(after, Entry{plan, masked, first, 0});
     ++version_;
     if (widen(plan.dims()) || first + count > rows_) return pack_all(first + count);
-    pack(plan, first);
+    pack(put);
   }
 
   // The first run of `count` rows that no plan has, or what lies behind them all.
@@ -238,14 +247,18 @@ class Table {
     if (rows > rows_) rows_ = std::max({2 * rows_, rows, least_});
     floats_.assign(static_cast<size_t>(rows_ * wide_f_) * unit(), std::byte{0});
     ints_.assign(static_cast<size_t>(rows_ * wide_i_), 0);
-    for (const Entry& entry : entries_) pack(entry.plan, entry.first);
+    for (const Entry& entry : entries_) pack(entry);
   }
 
-  void pack(const Plan& plan, int64_t first) {
-    const int64_t count = plan.info().rows;
-    std::byte* const floats = floats_.data() + static_cast<size_t>(first * wide_f_) * unit();
-    check(fs_plan_pack(plan.get(), &dims_, dtype_, floats, count * wide_f_,
-                       ints_.data() + first * wide_i_, count * wide_i_));
+  void pack(const Entry& entry) {
+    constexpr int64_t known_reads = 3;  // among a row's ints
+    const int64_t count = entry.plan.info().rows;
+    std::byte* const floats = floats_.data() + static_cast<size_t>(entry.first * wide_f_) * unit();
+    int32_t* const ints = ints_.data() + entry.first * wide_i_;
+    check(fs_plan_pack(entry.plan.get(), &dims_, dtype_, floats, count * wide_f_, ints,
+                       count * wide_i_));
+    for (int64_t row = 0; row < count && !entry.masked; ++row)
+      ints[row * wide_i_ + known_reads] = 0;
   }
 };
 
