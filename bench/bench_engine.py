@@ -2,18 +2,22 @@
 that are stepped one after the other, as servers do, and against R Runs.
 
 Solver time alone: the model returns outputs made beforehand. The others' joining of their states
-into the model's next batch is left out, the Engine's is in.
+into the model's next batch is left out, the Engine's is in. And a tick of the C++ Engine, in a
+process of its own that runs a round for every line it is sent.
 """
 
 import copy
+import subprocess
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from measure import figure, interleaved
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample as fs
+from tests.c import build
 
 TICKS = 8
 CASES = [(1, (4, 8, 8)), (8, (4, 8, 8)), (64, (4, 8, 8)), (64, (50, 32)), (64, (4, 64, 64))]
@@ -23,7 +27,7 @@ KINDS = {
     "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
     "unipc": (diffusers.UniPCMultistepScheduler, {"order": 2}),
 }
-COUNTS = (10, 12, 15, 20)  # steps
+COUNTS = (11, 12, 15, 20)  # steps, of which three ticks before and TICKS leave some
 VIEWS = {"slice", "select", "view", "detach", "alias"}
 CROWDED = (
     "the states, their history and the model's batch no longer fit the cache, and moving them is "
@@ -131,6 +135,60 @@ def runs(pairs, noise, outputs):
 
     steps(0, 2)
     return lambda: steps(2, TICKS)
+
+
+class Told:
+    """engine_tick, of these plans [R] with seeds 0, 1, ..., whose samples have the bits of the
+    Python Engine's; called, it is the work of TICKS ticks, and `seconds` has what each took.
+    """
+
+    def __init__(self, plans, shape, folder):
+        self.seconds, names = [], []
+        for k, plan in enumerate(dict.fromkeys(plans)):
+            plan.save(folder / f"{k}.fsplan")
+            names.append(str(folder / f"{k}.fsplan"))
+        sizes = len(plans), int(np.prod(shape)), TICKS
+        command = [build.installed()[1] / "engine_tick", folder / "states", *sizes, *names]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([*map(str, command)], **pipes)
+        engine = fs.Engine(model, shape, len(plans))
+        tickets = [engine.submit(plan, seed=k) for k, plan in enumerate(plans)]
+        engine.run()
+        own = torch.cat([ticket.result() for ticket in tickets]).numpy().tobytes()
+        if self._process.stdout.readline() != "ready\n" or own != (folder / "states").read_bytes():
+            raise AssertionError("engine: the C++ Engine's samples differ from the Python Engine's")
+
+    def __call__(self):
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.seconds.append(float(self._process.stdout.readline()))
+
+    def close(self):
+        self._process.communicate()
+
+
+def bench_engine_cpp(benchmark, tmp_path):
+    benchmark.group = "engine"
+    requests, shape = CASES[2]
+    pairs, generator = mixed(requests), torch.Generator().manual_seed(0)
+    noise = torch.randn(requests, *shape, generator=generator)
+    outputs = [torch.randn(requests, *shape, generator=generator) for _ in range(4)]
+    told = Told([plan for plan, _ in pairs], shape, tmp_path)
+
+    def python():
+        engine = in_flight(pairs, noise, outputs)
+        return lambda: [engine.tick() for _ in range(TICKS)]
+
+    with torch.inference_mode():
+        _, theirs = interleaved(benchmark, lambda: told, {"python": python})
+    told.close()
+    own = told.seconds[2:]
+    benchmark.extra_info.update(requests=requests)
+    name = f"{requests} requests, {'×'.join(map(str, shape))}"
+    goal = {"target": LIMIT, "better": "lower"}
+    figure(benchmark, f"{name}: one tick, C++", [s / TICKS * 1e6 for s in own], "µs", **goal)
+    ratios = [p / s for p, s in zip(theirs["python"], own, strict=True)]
+    figure(benchmark, f"{name}: C++ against the Python Engine", ratios, "x")
 
 
 @pytest.mark.parametrize(("requests", "shape"), CASES, ids=map(name_of, CASES))
