@@ -42,14 +42,12 @@ def export(
 
     The arguments are an example, of a batch of two or more. What the program takes are the tensors
     among them, in this order: noise or latent [B,*]; draws [n,B,*] where the plan draws, unit
-    normals in the order of first draw, by default made up for the example; the tensors of cond and
-    of uncond, in the order of their keys; guidance; mask and known. All else, such as a guidance
-    that is a number, is part of the program, as are start, strength and level (as for a call of the
-    Sampler).
+    normals in the order of first draw, by default made up for the example; those of cond and of
+    uncond, in the order of their keys; guidance; mask; known. All else, such as a guidance that is
+    a number, is part of the program, as are start, strength and level (as in a Sampler's call).
 
-    dynamic_batch: the program takes any B of two or more, and what goes with samples B long (mask
-    and known as long as in the example where that is 1); else the example's alone. strict: as for
-    torch.export.export.
+    dynamic_batch: the program takes any B of two or more, and what goes with samples B long (a mask
+    or known of 1 stays 1); else the example's alone. strict: as for torch.export.export.
 
     The numbers are a Sampler's in eager mode up to how the model's operators are compiled. The
     model has to be one that torch.export takes. Raises ValueError or TypeError, one sentence, for
@@ -63,13 +61,12 @@ def export(
         draws = _draws(plan, draws, x, noise, mask is not None)
         inpainting.blend(plan, mask, known, x.shape, x.dtype, x.device)
     own = {k: v for k, v in sampler._options.items() if k != "backend"}
-    whole = _Whole(
-        Sampler(plan, sampler.models, differentiable=True, **own), trees, guidance, start
-    )
+    traced = Sampler(plan, sampler.models, differentiable=True, **own)
+    whole = _Whole(traced, trees, guidance, start)
     batch = torch.export.Dim("batch") if dynamic_batch else None
+    guided = guidance.detach() if isinstance(guidance, Tensor) else None
     given = {"noise": noise, "latent": latent, "draws": draws, "told": whole.told}
-    given |= {"guidance": guidance.detach() if isinstance(guidance, Tensor) else None}
-    given |= {"mask": mask, "known": known}
+    given |= {"guidance": guided, "mask": mask, "known": known}
     given = {name: value for name, value in given.items() if value is not None and value != []}
     shapes = {name: _open(name, value, batch) for name, value in given.items()}
     return torch.export.export(whole, (), given, dynamic_shapes=shapes, strict=strict)
