@@ -120,21 +120,24 @@ def test_a_solver_of_a_class_without_flows_runs_on_one(name, target):
     assert (back.config.source, back.config.shift) == ("FlowMatchEulerDiscreteScheduler", 3.0)
 
 
-@pytest.mark.parametrize("target", [name.removesuffix("Scheduler") for name in SOURCES])
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("HeunDiscrete", {}),
-        ("LCM", {}),
-        ("DPMSolverSDE", {}),
-        ("LMSDiscrete", {"beta_end": 0.012}),
-        ("TCD", {}),
-        ("UnCLIP", {"clip_sample": False}),
-        ("DDPM", {"beta_schedule": "laplace", "clip_sample": False}),
-        ("DDPM", {"beta_schedule": "sigmoid", "clip_sample": False}),
-        ("HeunDiscrete", {"beta_schedule": "exp"}),
-    ],
-)
+BETAS = [
+    *((name, {}) for name in ("HeunDiscrete", "LCM", "DPMSolverSDE", "TCD")),
+    ("LMSDiscrete", {"beta_end": 0.012}),
+    ("UnCLIP", {"clip_sample": False}),
+    *(("DDPM", {"beta_schedule": k, "clip_sample": False}) for k in ("laplace", "sigmoid")),
+    ("HeunDiscrete", {"beta_schedule": "exp"}),
+]
+
+
+def journeys():
+    """Each to a third of the classes, all of which are met by three; in a soak to all."""
+    for i, (name, config) in enumerate(BETAS):
+        for j, target in enumerate(source.removesuffix("Scheduler") for source in SOURCES):
+            mark = [pytest.mark.soak] if (i + j) % 3 else []
+            yield pytest.param(name, config, target, marks=mark, id=f"{name}-{i}-{target}")
+
+
+@pytest.mark.parametrize(("name", "config", "target"), journeys())
 def test_betas_move_along_whoever_set_them(name, config, target):
     peer = of(name, **config)
     if target.startswith(("FlowMatch", "EDM", "LTX", "IPNDM", "CM")):
@@ -144,8 +147,8 @@ def test_betas_move_along_whoever_set_them(name, config, target):
         with pytest.raises(ValueError, match=said):
             moved(peer, target)
         return
-    if target == name:  # not moved
-        return
+    if target == name:
+        return  # not moved
     more = {"skip_prk_steps": True} if target == "PNDM" else {}
     table = moved(peer, target, compat=None, **more).alphas_cumprod.double()
     slack = (torch.arange(1000) + 2.0) * np.finfo(np.float32).eps
