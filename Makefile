@@ -31,7 +31,7 @@ help:
 	@echo "make serve   the embedded model behind HTTP on 127.0.0.1:8000, with Ray Serve (examples/ray_serve; PORT=..., PLANS=... a folder)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
 	@echo "make test-serve  the served example on a Ray cluster on loopback, in .venv-serve (half a gigabyte)"
-	@echo "make test-integrations  FsScheduler and our nodes in real hosts, in .venv-integrations (2.2 gigabytes, two minutes to set up)"
+	@echo "make test-integrations  FsScheduler and our nodes in real hosts, in .venv-integrations (1.8 gigabytes)"
 	@echo "make soak    the property tests with 2,000 examples each, and plans of 50 and of 1,000 steps of every solver on every schedule"
 	@echo "make lint    ruff and clang-format"
 	@echo "make types   mypy on uses of the public names (tests/typing), in .venv-types"

@@ -4,6 +4,7 @@ its contract (LeRobot 0.6.1, policies/common/flow_matching.py): no LeRobot is ne
 
 import sys
 import types
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -145,6 +146,21 @@ def test_the_amplitude_that_a_search_found_and_the_noise_of_a_plan_are_taken():
         draws = [torch.randn_like(noise) for _ in range(n)]
         assert n > 1
         assert torch.equal(got, fs.Sampler(drawn, velocity)(noise=noise, noise_source=draws))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_rows_that_no_solver_of_ours_makes_are_run_too(mode):
+    """A prediction kept as the second output, and one noise in every row."""
+    plan, drawn = plan_of(4), plan_of(4, "euler_ancestral")
+    second = replace(plan, M=plan.M[:, [0, 2, 1]], dst=plan.dst[:, ::-1])
+    again = replace(drawn, ids=np.minimum(drawn.ids, 1))
+    for one in (second, again):
+        with mode():
+            torch.manual_seed(3)
+            got = lerobot.integrator(one)(velocity, chunk(), 4)
+        torch.manual_seed(3)
+        draws = {"noise_source": [torch.randn_like(chunk())]} if one is again else {}
+        assert torch.equal(got, fs.Sampler(one, velocity)(noise=chunk(), **draws))
 
 
 def test_a_chunk_of_another_dtype_is_stepped_in_its_state_and_given_back_as_it_came():
