@@ -180,11 +180,12 @@ class Guider:
 
     def __call__(self, x, sigma, model_options=None, seed=None):
         assert model_options == {"transformer_options": {}}, "they are the host's, and passed on"
-        cond, uncond = (
-            self.predicted(x, sigma, self.original_conds[name][0]["cross_attn"])
-            for name in ("positive", "negative" if self.cfg != 1.0 else "positive")
-        )
-        return cond if self.cfg == 1.0 else uncond + self.cfg * (cond - uncond)
+        told = [self.original_conds[name][0]["cross_attn"] for name in ("positive", "negative")]
+        cond = self.predicted(x, sigma, told[0])
+        if self.cfg == 1.0:  # then the other is not asked
+            return cond
+        uncond = self.predicted(x, sigma, told[1])
+        return uncond + self.cfg * (cond - uncond)
 
     def predicted(self, x, sigma, words):
         sampling = self.inner_model.model_sampling
