@@ -36,6 +36,7 @@ NEEDS = [
     ("brownian", "torchsde", lambda out: sampled(noise_source=fs.brownian(), seed=1)),
     ("onnx", "onnxruntime", lambda out: fs.interop.onnx(out / "a.onnx", fs.schedules.Flow())),
     ("bench", "pytest_benchmark", lambda out: runpy.run_path(str(ROOT / "bench/conftest.py"))),
+    ("docs", "zensical", lambda out: runpy.run_path(f"{ROOT}/tools/docs.py", run_name="__main__")),
     ("dev", "hypothesis", lambda out: runpy.run_path(str(ROOT / "tests/conftest.py"))),
 ]
 WITHOUT = """
@@ -73,7 +74,7 @@ def test_what_is_missing_is_named_with_its_extra(extra, module, use, tmp_path, m
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises((ImportError, pytest.UsageError)) as caught:
+    with pytest.raises((ImportError, pytest.UsageError, SystemExit)) as caught:
         use(tmp_path)
     said = str(caught.value)
     assert re.fullmatch(rf"\w.*\b{module.replace('_', '.')}\b.*; pip install .*", said), said
@@ -109,4 +110,4 @@ def test_without_torch_the_front_is_what_needs_none():
 
 def test_every_extra_is_named_by_what_misses_it():
     named = {extra for extra, _, _ in NEEDS} | {"diffusers"}
-    assert named == EXTRAS.keys() - {"docs"}  # whose tools `make docs` installs
+    assert named == EXTRAS.keys()

@@ -122,16 +122,31 @@ exec c++ "$@"
 """
 
 
+def failing(folder):
+    """A compiler that is good for a two-line program, and for no more."""
+    path = folder / "failing"
+    path.write_text(FAILING)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_wheel_that_must_have_native_code_fails_with_its_build(source, tmp_path):
+    shutil.rmtree(source / "build", ignore_errors=True)
+    command = [sys.executable, "setup.py", "bdist_wheel", "--dist-dir", tmp_path / "dist"]
+    env = build.environment(FASTSAMPLE_NATIVE="on", CXX=failing(tmp_path))
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, env=env)
+    assert done.returncode != 0 and not (tmp_path / "dist").exists()
+    assert "fastsample: CMake could not build _C" in done.stderr
+
+
 @pytest.mark.parametrize(
     "setting",
     [{"FASTSAMPLE_NATIVE": "off"}, {"CXX": "/nonexistent/c++"}, {"CXX": "failing"}],
     ids=["off", "none", "failing"],
 )
 def test_without_a_compiler_it_installs_and_imports(source, clean, setting, tmp_path):
-    if setting.get("CXX") == "failing":  # good for a two-line program, and for no more
-        setting = {"CXX": str(tmp_path / "failing")}
-        Path(setting["CXX"]).write_text(FAILING)
-        Path(setting["CXX"]).chmod(0o755)
+    if setting.get("CXX") == "failing":
+        setting = {"CXX": failing(tmp_path)}
         shutil.rmtree(source / "build", ignore_errors=True)
     pip(clean, "install", "--no-deps", "--no-build-isolation", source, **setting)
     where, native = say(clean, SAY, tmp_path)

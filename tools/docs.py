@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +26,8 @@ LANGUAGES = {"py": "python", "h": "c", "hpp": "cpp", "sh": "sh", "": "text", "md
 
 
 def main() -> None:
+    if find_spec("zensical") is None:
+        sys.exit("docs: zensical is not installed; pip install 'fastsample[docs]'")
     for folder in (STAGE, SITE):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DOCS, STAGE)
