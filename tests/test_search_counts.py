@@ -114,7 +114,7 @@ WORDS = {
 def test_a_search_waits_where_a_number_decides_and_nowhere_else(counting, name):
     """However many layers and budgets there are, and however many calls a layer takes."""
     words, waits = WORDS[name]
-    for budget, batch in ((5, 256), (12, 16)):
+    for budget, batch in ((3, 256), (8, 16)):
         counts = searched(counting, budget, batch_size=batch, **words)
         assert_same(counts.found, counts.want)
         assert counts.found.agreement >= 60  # of two plans, no third was made
