@@ -192,6 +192,16 @@ def test_gradients_reach_noise_and_network_as_through_their_loop(make):
         assert a.abs().max() > 0 and torch.allclose(a, b, 1e-12)
 
 
+@torch.no_grad()
+def test_a_velocity_with_a_graph_is_taken_where_no_gradient_is_recorded():
+    """As guidance makes it that differentiates the network, whose weights take gradients."""
+    weights = WEIGHTS.clone().requires_grad_()
+    net = torch.enable_grad()(lambda x, t: x @ weights)
+    assert net(chunk(), None).requires_grad
+    got = lerobot.euler_integrate(net, chunk(), 3)
+    assert torch.equal(got, contract(net, chunk(), 3)) and not got.requires_grad
+
+
 def sampled(plan):
     """The Sampler of a plan as the hook is called, which tells a network float32 times."""
     told = lambda net: lambda x, t: net(x, t.float())
