@@ -257,7 +257,8 @@ def test_what_a_policy_asked_is_a_model_to_search(policy):
     _, module = policy
     with lerobot.recorded(module) as seen:
         ends = [module.act(0.05 * k, chunk(1, seed=k), 20) for k in range(6)]
-        ends += [module.act(0.5, chunk(2, seed=9), 20)]
+        both = torch.tensor([0.5, -0.4]).view(2, 1, 1)  # two observations in one call
+        ends += [module.act(both, chunk(2, seed=9), 20)]
     assert torch.equal(ends[0], contract(velocity, chunk(1, seed=0), 20))  # it went on as before
     again = fs.Sampler(plan_of(20, "euler"), seen.model)(noise=seen.noise, cond=seen.cond)
     assert len(again) == 8 and (again - torch.cat(ends)).abs().max() <= 100 * EPS

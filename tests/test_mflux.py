@@ -214,6 +214,11 @@ def test_what_mfluxs_loop_cannot_run_is_refused_in_a_sentence(host, monkeypatch)
     ):
         with pytest.raises((ValueError, TypeError), match=said):
             mine(plan)
+    scheduler, latents = mine(plan_of(4)), start()
+    with pytest.raises(FloatingPointError, match="Mine.step: .*not finite|non-finite"):
+        for t in range(4):
+            latents = scheduler.step(start() * (1.0 if t < 2 else float("nan")), t, latents)
+    assert t == 3
     scheduler = mine(plan_of(4))
     scheduler.step(start(), 0, start())
     with pytest.raises(ValueError, match="step 2 after step 0; every step in its turn"):

@@ -40,10 +40,11 @@ class Scheduler(BaseScheduler):
     """A plan in mflux's loop. One of your own: a subclass, in a module that mflux can import, whose
     `made(config)` returns it.
 
-    sigmas: levels of each evaluation and 0, [n+1].  timesteps: 1000 times the n.
+    sigmas: levels of each evaluation and of the end, [n+1].  timesteps: 1000 times the n.
     The state is kept in float32 from step to step, whatever the latents' dtype, and what the loop
     changed in between is taken. Raises ValueError, one sentence, for a plan of another number of
-    steps, and for one that draws noise: mflux gives a scheduler no seed.
+    steps, and for one that draws noise: mflux gives a scheduler no seed; FloatingPointError in the
+    end for latents that are not finite.
     """
 
     def __init__(self, config) -> None:
@@ -51,9 +52,9 @@ class Scheduler(BaseScheduler):
         self._own = self.made(config)
         refuse(type(self).__name__, self._own, tells=False)  # mflux tells a model the level
         self._steps = _fitting(type(self).__name__, self._own, config.num_inference_steps)
-        asks = np.flatnonzero(self._own.call >= 0)
-        alpha, sigma = self._own.alpha[asks], self._own.sigma[asks]
-        self._levels = np.append(sigma / (alpha + sigma), 0.0).astype(np.float32)
+        at = np.append(np.flatnonzero(self._own.call >= 0), -1)  # rows that ask, and the end
+        alpha, sigma = self._own.alpha[at], self._own.sigma[at]
+        self._levels = (sigma / (alpha + sigma)).astype(np.float32)
         self._run, self._next, self._given = None, None, None
 
     def made(self, config) -> plans.Plan:
@@ -89,6 +90,8 @@ class Scheduler(BaseScheduler):
         elif latents is not self._given:
             self._run.x = _torch(latents)
         self._run.step(_torch(noise))
+        if self._run.done:
+            self._run.check(f"{type(self).__name__}.step")
         self._next = timestep + 1
         self._given = self._array(self._run.x.numpy()).astype(latents.dtype)
         return self._given
