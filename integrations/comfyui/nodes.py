@@ -78,13 +78,20 @@ class FastsampleSolver(io.ComfyNode):
                 io.Float.Input("eta", tooltip=f"Noise that a step draws. {own}.", **noisy),
                 io.Float.Input("s_noise", tooltip=f"What that is multiplied by. {own}.", **noisy),
                 io.Int.Input("order", default=0, min=0, max=9, tooltip="0: the solver's own."),
+                io.Combo.Input(
+                    "compat",
+                    options=["exact", "comfyui"],
+                    tooltip="comfyui: what ComfyUI's own sampler of that name does, where it "
+                    "differs: dpmpp_2m, res_multistep, dpmpp_2s_ancestral on flow models.",
+                ),
             ],
             outputs=[io.Sampler.Output()],
         )
 
     @classmethod
-    def execute(cls, solver, eta, s_noise, order) -> io.NodeOutput:
+    def execute(cls, solver, eta, s_noise, order, compat) -> io.NodeOutput:
         given = {"eta": eta, "s_noise": s_noise, "order": order or None}
+        given["compat"] = None if compat == "exact" else compat
         given = {word: None if value == OWN else value for word, value in given.items()}
         return io.NodeOutput(of_solver(solver, options_of(solver, given)))
 

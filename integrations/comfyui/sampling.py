@@ -164,7 +164,7 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if word not in inspect.signature(SOLVERS[name]).parameters:
             have = [o for o in solver_names() if word in inspect.signature(SOLVERS[o]).parameters]
             raise ValueError(
-                f"fastsample: {word} = {value:g} for the solver {name}, which has none; "
+                f"fastsample: {word} = {value} for the solver {name}, which has none; "
                 f"{', '.join(have)} take it"
             )
     return given

