@@ -5,6 +5,7 @@ FASTSAMPLE_NATIVE=auto|on|off   auto: build if a C++ compiler works, else say so
 FASTSAMPLE_CUDA=auto|on|off     auto: build the CUDA kernels, in a minute and a half, where nvcc is;
                                 editable installs leave them out
 SOURCE_DATE_EPOCH=seconds        the date of what is packed: one tree then gives the same bytes
+FASTSAMPLE_HOME=https://...      the repository, as a package index is to point to it
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,4 +148,26 @@ class Sdist(sdist):
         return made
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild, "sdist": Sdist})
+def described() -> str:
+    """README for a package index, which has no file of ours beside it. Pictures and links lead to
+    this version's in FASTSAMPLE_HOME; without one pictures are left out, and links are their words.
+    """
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "fastsample/__init__.py").read_text())[1]
+    home = os.environ.get("FASTSAMPLE_HOME", "").rstrip("/")
+
+    def absolute(found: re.Match) -> str:
+        picture, words, path = found.groups()
+        if home:
+            return f"{picture}[{words}]({home}/{'raw' if picture else 'blob'}/v{version}/{path})"
+        return "" if picture else words
+
+    return re.sub(r"(!?)\[([^]]*)\]\((?!https?:)([^)\s]+)\)", absolute, text)
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": CMakeBuild, "sdist": Sdist},
+    long_description=described(),
+    long_description_content_type="text/markdown",
+)

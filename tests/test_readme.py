@@ -3,11 +3,14 @@ bench/results.
 """
 
 import importlib.util
+import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pages
 import pytest
+import setuptools
 from c import build
 
 import fastsample as fs
@@ -60,6 +63,27 @@ def test_the_door_of_cpp(tmp_path):
 
 def test_no_line_is_longer_than_a_hundred_columns():
     assert [line for line in README.read_text().splitlines() if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("home", ["", "https://host.example/we/fastsample/"])
+def test_a_package_index_is_pointed_to_the_repository(home, monkeypatch):
+    """Or to nothing, where the build is not told its address; code stays as it is."""
+    said = []
+    monkeypatch.setattr(setuptools, "setup", lambda **words: said.append(words))
+    monkeypatch.setenv("FASTSAMPLE_NATIVE", "off")
+    monkeypatch.setenv("FASTSAMPLE_HOME", home)
+    runpy.run_path(str(ROOT / "setup.py"))
+    page = said[0]["long_description"]
+    root, paths = home + "{}/v" + fs.__version__ + "/{}", [*pages.links(README)]
+    found = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", pages.BLOCK.sub("", page))
+    assert all(to.startswith("https://") for _, to in found)
+    assert pages.BLOCK.findall(page) == pages.BLOCK.findall(README.read_text())
+    if home:
+        assert len(found) == len(paths)
+        assert ("!", root.format("raw", "docs/front.png")) in found
+        assert ("", root.format("blob", "CHANGELOG.md")) in found
+    else:
+        assert found == [] and "CHANGELOG.md names every change" in page
 
 
 def test_the_tables_are_those_of_the_results():
