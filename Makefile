@@ -102,14 +102,14 @@ demo: $(NATIVE)
 serve: $(SERVED)
 	$(SERVE)/bin/python -m examples.ray_serve --port $(or $(PORT),8000) --plans $(or $(PLANS),build/plans)
 
-# Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour; and in one of
-# its own, for Triton looks at this when it is loaded, what its interpreter runs. To read all the files takes twenty seconds, so a run of few
+# Two workers of one thread each; then, in one process with all threads, what counts threads or is disturbed by a neighbour; and in two of
+# their own, for Triton looks at this when it is loaded, what its interpreter runs. To read all the files takes twenty seconds, so a run of few
 # reads those alone that have its mark. Files are handed out by name: by their number of tests, as usual, the longest would come last.
 marked = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.$(1)\b' tests | sort)
 test: $(NATIVE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=20 -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slow and not soak and not alone and not interpreted"
 	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and not soak and alone and not interpreted" $(call marked,alone)
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -m "not gpu and interpreted" $(call marked,interpreted)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and interpreted" $(call marked,interpreted)
 
 test-slow: $(NATIVE)
 	@command -v nvcc >/dev/null || echo "make test-slow: nvcc was not found; the CUDA kernels are tested in their emulation alone"
