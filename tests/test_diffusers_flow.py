@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsample
-from fastsample.interop.diffusers.sources import SOURCES
 from tests.oracle.pipelines import network, start
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
+from tests.beside import COMMON  # noqa: E402 (imports diffusers)
+
 # diffusers' own
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 FsScheduler = fastsample.FsScheduler
@@ -231,7 +232,7 @@ def test_tokens_draw_from_x0_of_their_sign_without_compat():
     assert torch.allclose(got, (1 - to) * (x + now * f) + to * n, atol=1e-6)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", COMMON)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("f_dtype", [torch.float32, torch.bfloat16])
 def test_the_next_samples_dtype_is_the_peers(source, x_dtype, f_dtype):

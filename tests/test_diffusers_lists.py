@@ -14,16 +14,16 @@ from fastsample.interop.diffusers.calls import takes
 from fastsample.interop.diffusers.config import DISTILLED
 from fastsample.interop.diffusers.consistency import NAME as CM
 from fastsample.interop.diffusers.inverse import INVERSE
-from fastsample.interop.diffusers.sources import SOURCES
+from fastsample.interop.diffusers.sources import COSINE
 from fastsample.interop.diffusers.training import EDMS
 
 diffusers = pytest.importorskip("diffusers")
-from tests.beside import X, both, close  # noqa: E402 (imports diffusers)
+from tests.beside import COMMON, X, both, close  # noqa: E402 (imports diffusers)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 MATCH, LTX = "FlowMatchEulerDiscreteScheduler", "LTXEulerAncestralRFScheduler"
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-CASES = [(name, {"skip_prk_steps": True} if name == "PNDMScheduler" else {}) for name in SOURCES]
+CASES = [(name, {"skip_prk_steps": True} if name == "PNDMScheduler" else {}) for name in COMMON]
 CASES += [(name, FLOW) for name in ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")]
 RISING = [
     {"sigmas": [0.2, 0.5, 1.0]},
@@ -43,7 +43,7 @@ def test_a_rising_list_is_refused_and_the_one_that_is_shown_is_taken(name, confi
     exact = fs.FsScheduler.from_config(peer, compat=None)
     given = dict(given)
     ((word, values),) = given.items()
-    if name in EDMS and word == "timesteps":  # ln(sigma)/4
+    if name in (*EDMS, COSINE) and word == "timesteps":  # ln(sigma)/4, and angles
         values = given[word] = [float(v) / 1000.0 for v in values]
     if name in (LTX, "IPNDMScheduler") and word == "timesteps":  # sigmas, and angles
         values = given[word] = [float(v) / 1000.0 for v in values]

@@ -120,6 +120,7 @@ def test_a_solver_of_a_class_without_flows_runs_on_one(name, target):
     assert (back.config.source, back.config.shift) == ("FlowMatchEulerDiscreteScheduler", 3.0)
 
 
+ALONE = ("Cosine", "SCM", "DDPMWuerstchen", "UnCLIP")
 BETAS = [
     *((name, {}) for name in ("HeunDiscrete", "LCM", "DPMSolverSDE", "TCD")),
     ("LMSDiscrete", {"beta_end": 0.012}),
@@ -140,15 +141,16 @@ def journeys():
 @pytest.mark.parametrize(("name", "config", "target"), journeys())
 def test_betas_move_along_whoever_set_them(name, config, target):
     peer = of(name, **config)
-    if target.startswith(("FlowMatch", "EDM", "LTX", "IPNDM", "CM")):
+    if target == name:  # not moved
+        return
+    if target.startswith(("FlowMatch", "EDM", "LTX", "IPNDM", "CM", *ALONE)):
         own = {"EDM": "has sigma/alpha", "CMS": "samples consistency models, and"}
-        own |= {"IPN": "has levels up to .* would have its own, sigma ="}
+        own |= dict.fromkeys(("Cos", "SCM", "DDP"), f"{target}.* samples .*models.*, and {name}")
+        own |= {"IPN": "would have its own, sigma =", "UnC": "has sigma/alpha = |beta_schedule = "}
         said = own.get(target[:3], f"stands on betas.*and {target}.* is a flow")
         with pytest.raises(ValueError, match=said):
             moved(peer, target)
         return
-    if target == name:
-        return  # not moved
     more = {"skip_prk_steps": True} if target == "PNDM" else {}
     table = moved(peer, target, compat=None, **more).alphas_cumprod.double()
     slack = (torch.arange(1000) + 2.0) * np.finfo(np.float32).eps
@@ -394,5 +396,5 @@ def test_a_plan_is_held_against_any_class_that_can_be_read():
         FsScheduler.from_plan(plans[0], like=like).set_timesteps(4)
         with pytest.raises(ValueError, match="schedule"):
             FsScheduler.from_plan(plans[1], like=like)
-    with pytest.raises(ValueError, match="CosineDPMSolverMultistepScheduler is not reproduced"):
-        FsScheduler.from_plan(plans[0], like=of("CosineDPMSolverMultistep"))
+    with pytest.raises(ValueError, match="FlowMapEulerDiscreteScheduler is not reproduced"):
+        FsScheduler.from_plan(plans[0], like=of("FlowMapEulerDiscrete"))

@@ -11,12 +11,12 @@ import torch
 import fastsample as fs
 from fastsample.interop.diffusers.consistency import NAME as CM
 from fastsample.interop.diffusers.outside import FUNCTIONS
-from fastsample.interop.diffusers.sources import SOURCES, UNTIMED
+from fastsample.interop.diffusers.sources import COGVIDEOX, COSINE, SOURCES, UNTIMED
 from fastsample.interop.diffusers.training import EDMS
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
-from tests.beside import CONFIGS, MORE, READ, SD, N, X, alike, both, close, set_both  # noqa: E402 (imports diffusers)
+from tests.beside import COMMON, CONFIGS, MORE, READ, SD, N, X, alike, both, close, set_both  # noqa: E402 (imports diffusers)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -76,7 +76,7 @@ def level(name, t):
 
 
 ON_BETAS = [
-    n for n, s in SOURCES.items() if s.family.scale in ("vp", "sigma") and n not in (*EDMS, CM)
+    n for n in COMMON if SOURCES[n].family.scale in ("vp", "sigma") and n not in (*EDMS, CM, COSINE)
 ]
 
 
@@ -89,6 +89,7 @@ def test_add_noise_goes_by_the_timestep(name, compat):
     """
     config = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     config |= {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+    config |= {"snr_shift_scale": 1.0} if name == COGVIDEOX else {}
     _, ours = both(name, config, compat=compat)
 
     strays = compat is None or not SOURCES[name].family.extra
@@ -150,7 +151,8 @@ def test_a_begin_index_counts_where_the_source_has_one(name, config):
             assert scheduler.begin_index == begin
         t = ours.timesteps[5:6]
         noisy = (getattr(s, noising)(*order(t)) for s in (ours, peer))
-        assert torch.allclose(*noisy, rtol=1e-5)
+        # the tangent of a float32 angle enlarges its three roundings by 500·pi/2
+        assert torch.allclose(*noisy, rtol=1.5e-4 if name == COSINE else 1e-5)
     set_both(peer, ours)
     assert ours.begin_index is peer.begin_index is None
     for scheduler in (peer, ours):
@@ -246,7 +248,7 @@ def test_steps_before_set_timesteps(name, config):
     assert alike(ours.timesteps, peer.timesteps.to(ours.timesteps.dtype))
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES.keys() - set(UNTIMED)))
+@pytest.mark.parametrize("name", sorted({*COMMON} - {*UNTIMED}))
 def test_the_others_say_what_is_missing(name):
     _, ours = both(name, {"skip_prk_steps": True} if name == "PNDMScheduler" else {})
     with pytest.raises(ValueError, match="there are no timesteps yet; call set_timesteps first"):

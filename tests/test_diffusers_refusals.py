@@ -35,10 +35,10 @@ def timed(*steps, timesteps=None, sigmas=None, **config):
 
 def refused():
     """(what is refused when called, sentence)"""
-    yield of("SCM"), "SCMScheduler is not reproduced, nor is a class that runs on its noise"
-    yield of("UnCLIP"), "source='DDPMScheduler', which runs on its noise schedule"
+    yield of("FlowMapEulerDiscrete"), "FlowMapEulerDiscreteScheduler is not reproduced, nor is a"
+    yield of("CogVideoXDPM"), "source='DPMSolverMultistepScheduler', which runs on its noise"
     config = diffusers.LCMScheduler().config
-    yield partial(FsScheduler.from_config, config), "fits ['LCMScheduler', 'TCDScheduler']"
+    yield partial(FsScheduler.from_config, config), "fits LCMScheduler, TCDScheduler;"
     config = {"_class_name": "os.system"}
     yield partial(FsScheduler.from_config, config), "os.system is not reproduced"
     yield partial(FsScheduler.from_config, "folder"), "a str was given"

@@ -17,20 +17,22 @@ import torch
 import fastsample
 from fastsample import solvers
 from fastsample.grids import trailing
-from fastsample.interop.diffusers.sources import SOURCES
+from fastsample.interop.diffusers.sources import COSINE
 from fastsample.schedules import DiscreteVP
 from tests.oracle.pipelines import loop, start
 
 diffusers = pytest.importorskip("diffusers")
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
+from tests.beside import COMMON  # noqa: E402 (imports diffusers)
+
 # diffusers' own
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 ROOT = Path(__file__).resolve().parents[1]
 FsScheduler = fastsample.FsScheduler
 EPS = np.finfo(np.float32).eps
 NEEDED = {"PNDMScheduler": {"skip_prk_steps": True}}  # of the classes' own options
-PEERS = {name: getattr(diffusers, name)(**NEEDED.get(name, {})) for name in SOURCES}
+PEERS = {name: getattr(diffusers, name)(**NEEDED.get(name, {})) for name in COMMON}
 FRESH = """
 import sys
 import fastsample
@@ -74,7 +76,7 @@ def test_a_saved_pipeline_loads_in_a_fresh_process(tmp_path):
     assert all(map(torch.equal, ends, [*want, want[0]])) and not torch.equal(*want)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", COMMON)
 @pytest.mark.parametrize("compat", ["diffusers", None])
 def test_a_file_is_strict_json_and_says_all(source, compat, tmp_path):
     """What is read back says what was saved and nothing of defaults, as the class's own; the class
@@ -133,12 +135,12 @@ def views(scheduler, steps=5):
     return torch.cat(x)
 
 
-# torchsde's tree, which DPMSolverSDE itself keeps, stands no copying, and the list of outputs that
-# IPNDM adds to is one for both pictures
-ALONE = {"DPMSolverSDEScheduler", "IPNDMScheduler"}
+# torchsde's tree, which two of them themselves keep, stands no copying, and the list of outputs
+# that IPNDM adds to is one for both pictures
+ALONE = {"DPMSolverSDEScheduler", COSINE, "IPNDMScheduler"}
 
 
-@pytest.mark.parametrize("source", sorted(SOURCES.keys() - ALONE))
+@pytest.mark.parametrize("source", sorted({*COMMON} - ALONE))
 def test_a_dict_that_is_copied_and_put_back(source):
     ends = []
     for scheduler in (PEERS[source], FsScheduler.from_config(PEERS[source])):
@@ -169,7 +171,7 @@ def test_a_copied_dict_stands_still():
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", COMMON)
 def test_a_pickle_of_an_earlier_version_runs(source):
     """It has what was given; what follows from that may be of other names, or missing."""
     ours = FsScheduler.from_config(PEERS[source])
@@ -184,7 +186,7 @@ def test_a_pickle_of_an_earlier_version_runs(source):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", COMMON)
 def test_a_pickle_goes_on_where_it_stood(source, dtype):
     """As the class's own does: at its start, and of a run that is under way, in half precision from
     the state itself. A shallow copy is as deep, for a run in two hands would be stepped by both.

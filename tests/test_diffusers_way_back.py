@@ -83,7 +83,7 @@ def own(name, **words):
     [
         ("DDIM", SD | {"clip_sample": False}, "DDIM"),
         ("FlowMatchEulerDiscrete", {"shift": 3.0}, "FlowMatchEulerDiscrete"),
-        ("CogVideoXDDIM", {}, "DDIM"),
+        ("CogVideoXDDIM", {}, "CogVideoXDDIM"),
     ],
 )
 def test_a_class_of_ones_own_is_read_as_the_one_it_is_made_of_where_that_is_said(

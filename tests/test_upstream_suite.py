@@ -11,7 +11,7 @@ TESTS = """
 import tempfile
 import unittest
 
-from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, EulerDiscreteScheduler
+from diffusers import CogVideoXDPMScheduler, DDIMScheduler, EulerDiscreteScheduler
 
 from .test_schedulers import Common
 
@@ -27,7 +27,7 @@ class EulerTest(Common):
         assert said["compat"] == None and "beta_start" in said["_use_default_values"]
 
     def test_moved(self):
-        moved = DDIMScheduler.from_config(CogVideoXDDIMScheduler().config)
+        moved = DDIMScheduler.from_config(CogVideoXDPMScheduler().config)
         assert moved.config["source"] == "DDIMScheduler"
         with tempfile.TemporaryDirectory() as folder:
             EulerDiscreteScheduler(beta_end=0.012).save_pretrained(folder)
@@ -44,7 +44,7 @@ class EulerTest(Common):
         pass
 
 class OtherTest(Common):
-    scheduler_classes = (CogVideoXDDIMScheduler,)
+    scheduler_classes = (CogVideoXDPMScheduler,)
 
     def test_fails(self):
         assert False

@@ -6,25 +6,24 @@ the class it is made of. It does not for
     class, "Scheduler" left out                why
     Amused, BlockRefinement, DiscreteDDIM,     tokens, no noise levels
     EntropyBound, VQDiffusion
-    CogVideoXDDIM, CogVideoXDPM, UnCLIP        steps of their own; another class, by source=, runs
-                                               on their levels (`sources.CLOSEST`)
+    CogVideoXDPM                               a step is told the prediction before it, and draws
+                                               twice; another class, by source=, runs on its levels
+                                               (`sources.CLOSEST`)
     RePaint                                    goes back up under a mask; the same
     Helios, HeliosDMD                          stages of several sizes
     Piflow                                     an output of several parts
     KarrasVe, ScoreSdeVe                       methods that pipelines call by turns, and no one step
     FlowMapEulerDiscrete                       where a step goes is told to the step
-    CosineDPMSolverMultistep                   not yet: `solvers.dpmpp_2m_sde`, the model told
-                                               atan(sigma), its noise a path
-    DDPMWuerstchen                             not yet: DDPM on a cosine without a table
-    MiniMaxH3, RFD4Proteina                    not yet: flows told a time that rises to the data
-    SCM                                        not yet: `solvers.lcm` on TrigFlow, with a timestep
-                                               at the end at which no step is made
+    MiniMaxH3                                  not yet: a flow told a time that rises to the data
+    RFD4Proteina                               its score is multiplied by a factor of the time,
+                                               as in no solver, under a mask told to the step
 
 and of the classes that it stands in for it leaves out
 
     class                          what                           why
     (any)                          betas of 1 and more            no level is left of the data
     DDIMInverse                    timestep_spacing='linspace'    nor has the class
+    DDPMWuerstchen                 unlike timesteps [B]           a run has one for all samples
     DPMSolverMultistepInverse      sde-..                         a noise of negative variance: NaN
                                    use_flow_sigmas                runs from noise to data there
     (both)                         timesteps=, sigmas=            nor have the classes
@@ -39,6 +38,7 @@ and of the classes that it stands in for it leaves out
     LMSDiscrete                    order above 4                  nor has `solvers.lms`
     (Parallel classes)             batch_step_no_noise            a run has one timestep for all
     SASolver                       corrector_order above 4        nor has the class
+    UnCLIP                         another prev_timestep=         a run goes to its next timestep
     UniPCMultistep                 solver_order above 4           nor has `solvers.unipc`
                                    solver_p                       another scheduler's step
 

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from ...plan.given import bits
-from .lookup import ROUNDING
+from .lookup import ROUNDING, Lookup
+from .plan import number
+from .scm import ENDS
+from .sources import UNCLIP
 from .step_options import CHURN, OPTIONS, Told, told
 
 
@@ -101,7 +104,7 @@ def check_set_timesteps(source: type | None, others: dict, exact: bool) -> None:
             raise TypeError(
                 f"FsScheduler.set_timesteps: {name} is not known to {whose}; {words} is accepted"
             )
-        if exact and value != known[name].default:
+        if exact and value != known[name].default and name not in ENDS:
             raise ValueError(
                 f"FsScheduler.set_timesteps: {name} = {value!r}; {known[name].default!r}, or "
                 "compat='diffusers', is accepted"
@@ -113,14 +116,15 @@ def check_together(source: type, settings: dict, asked: tuple) -> None:
     nothing of this source reads: in every mode, by what the class itself refuses.
 
     FlowMatchEuler takes a number, timesteps and sigmas of one length beside each other, UniPC a
-    number and sigmas; both take a mu without dynamic shifting, which pipelines give them. LTX reads
-    of what stands beside each other the sigmas, else the timesteps.
+    number and sigmas, SCM a number and timesteps; the first two take a mu without dynamic shifting,
+    which pipelines give them. LTX reads of what stands beside each other the sigmas, else the
+    timesteps.
     """
     steps, timesteps, sigmas, mu, original, others = asked
     name = source.__name__
     lists = {"num_inference_steps": steps, "timesteps": timesteps, "sigmas": sigmas}
     given = [key for key, value in lists.items() if value is not None]
-    matched = name.startswith(("FlowMatch", "LTX"))
+    matched = name.startswith(("FlowMatch", "LTX", "SCM"))
     matched = matched or (name.startswith("UniPC") and timesteps is None)
     if len(given) > 1 and not matched:
         raise ValueError(
@@ -193,7 +197,7 @@ def check_others(others: dict, source: str) -> Told:
                 f"FsScheduler.step: {name} is a Generator; {NEUTRAL[name]} is accepted, and a "
                 "generator as generator="
             )
-        if name in OPTIONS.get(source, ()):
+        if name in OPTIONS.get(source, ()) or (name == "prev_timestep" and source == UNCLIP):
             continue
         if value is not None and not idle and value != NEUTRAL[name]:
             raise ValueError(
@@ -223,12 +227,29 @@ def check_tokens(per_token: Tensor, timestep) -> None:
         )
 
 
+def check_end(loop: Lookup, timestep, given) -> None:
+    """ValueError where UnCLIP's step is told to go elsewhere (given: its prev_timestep, None for
+    the training timestep before) than to the next timestep of the run, or, from the last, to -1.
+    """
+    at = loop.find(timestep)
+    if not 0 <= at < len(loop):
+        return  # for the loop to refuse
+    t = float(loop.timesteps[at])
+    end = float(loop.timesteps[at + 1]) if at + 1 < len(loop) else -1.0
+    if (t - 1.0 if given is None else number(given)) != end:
+        raise ValueError(
+            f"FsScheduler.step: prev_timestep = {given!r:.40} at timestep {t:g}, from which this "
+            f"run goes on to {end:g}; that is accepted"
+        )
+
+
 # -- inside ----------------------------------------------------------------------------------------
 NEUTRAL = {
     "use_clipped_model_output": False,
     **CHURN,
     "order": 4,  # LMS's
     "pred_original_sample": None,  # EDMEuler's
+    "prev_timestep": None,  # UnCLIP's
 }
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from ...model import Model
 from ...plan import Plan
 from ...schedules import EDM, DiscreteVP, Flow
+from . import scm, wuerstchen
 from .ancestral import NAME as LTX
 from .ancestral import told_levels
 from .consistency import NAME as CM
-from .edm import edm_model, edm_points, of_log
+from .edm import edm_model, edm_points, told, told_at
 from .flow import flow_points
 from .grids import (
     SAME,
@@ -35,11 +36,17 @@ from .makers import maker
 from .matching import matching
 from .plan import scale_of
 from .pndm import STEP, repeats, with_repeats
-from .sources import PREDICTIONS, UNBOUNDED, find, flow_of, scale
+from .scm import NAME as SCM
+from .sources import COGVIDEOX, PREDICTIONS, UNBOUNDED, find, flow_of, scale
 from .step_options import Told
 from .table import Table
+from .wuerstchen import NAME as WUERSTCHEN
 
-STRIDED = ("DDIMScheduler", "PNDMScheduler")  # step from t to t - T//n, not to their next timestep
+STRIDED = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    COGVIDEOX,
+)  # step from t to t - T//n, not to their next timestep
 # whose timesteps are those of a distillation, and where they end, whatever set_alpha_to_one says
 DISTILLED = {"LCMScheduler": -1.0, "TCDScheduler": 0.0}
 BETWEEN = ("KDPM2", "DPMSolverSDE")  # ask half-way between two points
@@ -50,14 +57,18 @@ def trained_levels(where: str, config: dict, timesteps) -> tuple[np.ndarray, np.
     """(alpha, sigma) [n] that training timesteps stand for, a number or n; ValueError for one that
     the model was not trained at.
     """
-    size = config["num_train_timesteps"]
+    if where == "trig" and "scaler" in config:
+        return wuerstchen.levels(config, labelled(timesteps, 1.0))
+    if where == "trig" and "sigma_data" in config:
+        return scm.levels(config, labelled(timesteps, np.pi / 2))
     if where == "trig":
         angles = labelled(timesteps, 1.0) * (np.pi / 2)
         return np.cos(angles), np.sin(angles)
+    size = config["num_train_timesteps"]
     last = float(size if where == "flow" else size - 1)
     labels = labelled(timesteps, last)
     if where != "flow" and told_log(config):
-        return np.ones_like(labels), np.exp(labels / of_log(config))
+        return np.ones_like(labels), told_at(config, labels)
     first = 0.0 if where == "flow" else -1.0  # one before the first: no noise
     outside = (labels < first) | (labels > last)
     if outside.any():
@@ -91,6 +102,11 @@ def words_of_model(source: str, config: dict, on_sigma: bool, shift: float | Non
             "FsScheduler.from_plan: like is a scheduler of a plan itself; the pipeline's own is "
             "accepted"
         )
+    if source in (SCM, WUERSTCHEN):
+        raise ValueError(
+            f"FsScheduler: {source} tells its model times that no plan's words have; a plan "
+            "without like=, in a loop of its own, is accepted"
+        )
     if "sigma_data" in config:
         return edm_model(config)
     if source == IPNDM:
@@ -104,13 +120,19 @@ def words_of_model(source: str, config: dict, on_sigma: bool, shift: float | Non
     if not on_sigma:
         return Model(None, table, kind)
     low, high = levels_of(table)[[0, -1]]
-    told = lambda t: indices(table, t)
-    return Model(None, EDM(float(low), float(high)), kind, time=told, input_scale="vp")
+    index = lambda t: indices(table, t)
+    return Model(None, EDM(float(low), float(high)), kind, time=index, input_scale="vp")
 
 
-def layout(source: str, config: dict, steps, timesteps, sigmas, mu, original_steps) -> Points:
+def layout(
+    source: str, config: dict, steps, timesteps, sigmas, mu, original_steps, others=()
+) -> Points:
     """Grid and labels by the config's rules in float64."""
     family, where = find(source).family, scale(source, config)
+    if source == SCM:
+        return scm.points(config, steps, timesteps, sigmas, dict(others))
+    if source == WUERSTCHEN:
+        return wuerstchen.points(config, steps, timesteps, sigmas)
     if "sigma_data" in config:
         return edm_points(config, steps, timesteps, sigmas)
     if source == IPNDM:
@@ -162,8 +184,9 @@ def peer_layout(
 
     ValueError where no plan has them, which standing levels of zero terminal SNR have (`Table`).
     """
-    if source == IPNDM:
-        return ipndm_peer_points(peer)
+    own = {IPNDM: ipndm_peer_points, SCM: scm.peer_points, WUERSTCHEN: wuerstchen.peer_points}
+    if source in own:
+        return own[source](peer)
     if source in INVERSE:
         places = _places(config, peer, schedule)
         return inverse_peer_points(source, config, peer, schedule, places)
@@ -245,7 +268,7 @@ def _falling_layout(
                 "stride; compat=None is accepted"
             )
         grid = places[np.append(labels, last).astype(int)]
-        if source == "DDIMScheduler":
+        if source in ("DDIMScheduler", COGVIDEOX):
             to = np.arange(size) - size // peer.num_inference_steps
             legs = np.stack([places[:-1], places[np.where(to < 0, last, to).astype(int)]], 1)
     stuck = [] if source in STRIDED else np.flatnonzero(np.diff(grid) > 0.0)
@@ -295,34 +318,36 @@ def _model(
     if source.endswith("HeunDiscreteScheduler"):  # asks twice at all points but the first
         every = np.append(labels[:1], np.repeat(labels[1:], 2))
 
-    def told(t: np.ndarray) -> np.ndarray:
+    def standing(t: np.ndarray) -> np.ndarray:
         # two labels may stand at one level, or a grid rise
         if asked is not None or (np.diff(grid) >= 0.0).any():
             return every
         return np.interp(t, grid[-2::-1], labels[::-1])
 
+    if source in (SCM, WUERSTCHEN):
+        return (scm if source == SCM else wuerstchen).model_of(config, labels)
     if "sigma_data" in config:
         # the class's have float32 rounding
-        exact = np.array_equal(labels, of_log(config) * np.log(grid[:-1]))
-        return edm_model(config) if exact else replace(edm_model(config), time=told)
+        exact = np.array_equal(labels, told(config, grid[:-1]))
+        return edm_model(config) if exact else replace(edm_model(config), time=standing)
     if source == IPNDM:
         return ipndm_model(grid, labels)
     where = scale(source, config)
     kind = PREDICTIONS[config["prediction_type"]] if find(source).predictions else "flow"
     if where == "flow":
         size = float(config["num_train_timesteps"])
-        time = size if np.array_equal(labels, grid[:-1] * size) else told
+        time = size if np.array_equal(labels, grid[:-1] * size) else standing
         return Model(None, Flow(), kind, time=time, model_id="unknown")
     if where == "vp":
-        time = None if np.array_equal(labels, grid[:-1]) else told
+        time = None if np.array_equal(labels, grid[:-1]) else standing
         return Model(None, schedule, kind, time=time, model_id="unknown")
     if isinstance(schedule, Table):
         kind = "edm" if kind == "v" else kind
-        return Model(None, schedule, kind, time=told, input_scale="vp", model_id="unknown")
+        return Model(None, schedule, kind, time=standing, input_scale="vp", model_id="unknown")
     levels = np.exp(-schedule.half_log_snr(np.array([schedule.t_min, schedule.t_finite])))
     kind, low = "edm" if kind == "v" else kind, levels[0] * (1.0 - SAME)  # a table may have one
     edm = EDM(float(low), float(levels[1]), sigma_data=1.0)
-    return Model(None, edm, kind, time=told, input_scale="vp", model_id="unknown")
+    return Model(None, edm, kind, time=standing, input_scale="vp", model_id="unknown")
 
 
 def _asked(source: str, found: Points, schedule: DiscreteVP) -> np.ndarray:

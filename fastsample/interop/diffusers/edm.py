@@ -4,7 +4,8 @@ Karras et al. 2022, arXiv:2206.00364, eq. 5 and 7. Imports no diffusers.
 
 A config has them where it has sigma_data, the standard deviation of x0. Where it has clip_denoised
 it is CMStochasticIterative's: the model is told 250 log(sigma), a run stands on some of as many
-levels as there are training timesteps, and ends at sigma_min.
+levels as there are training timesteps, and ends at sigma_min. CosineDPMSolverMultistep's is told
+2/pi·arctan(sigma).
 """
 
 from __future__ import annotations
@@ -43,13 +44,30 @@ def edm_levels(config: Mapping, n: int) -> np.ndarray:
     return convert(key, config, config["sigma_min"], config["sigma_max"], n)
 
 
-def of_log(config: Mapping) -> float:
-    """What the model is told, over log(sigma)."""
-    return 250.0 if "clip_denoised" in config else 0.25
+def is_angle(config: Mapping) -> bool:
+    """Is the model told 2/pi·arctan(sigma)? CosineDPMSolverMultistep's, the one class of EDM's with
+    a solver_order and no choice of algorithms.
+    """
+    own = "sigma_schedule" in config and "solver_order" in config
+    return own and "algorithm_type" not in config
+
+
+def told(config: Mapping, sigma: np.ndarray) -> np.ndarray:
+    """What the model is told at sigma."""
+    if is_angle(config):
+        return np.arctan(sigma) * (2.0 / math.pi)
+    return _of_log(config) * np.log(sigma)
+
+
+def told_at(config: Mapping, labels: np.ndarray) -> np.ndarray:
+    """sigma where the model is told these labels."""
+    if is_angle(config):
+        return np.tan(labels * (math.pi / 2.0))
+    return np.exp(labels / _of_log(config))
 
 
 def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) -> Points:
-    """The grid of `steps` steps, or of these timesteps [n], 0.25 log(sigma), or of these sigma
+    """The grid of `steps` steps, or of these timesteps [n] (`told`), or of these sigma
     [n+1], their end included. CMStochasticIterative's timesteps count its levels, the lowest 0,
     but that it gives them in the other order.
     """
@@ -57,7 +75,7 @@ def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) 
         return _of_levels(config, steps, timesteps)
     if timesteps is not None:
         refuse_rising("FsScheduler.set_timesteps: timesteps", np.asarray(timesteps, np.float64))
-        grid = np.append(np.exp(4.0 * np.asarray(timesteps, dtype=np.float64)), 0.0)
+        grid = np.append(told_at(config, np.asarray(timesteps, dtype=np.float64)), 0.0)
         count(steps, len(grid) - 1)
     elif sigmas is not None:
         grid = falling("sigmas", sigmas, math.inf)
@@ -66,14 +84,18 @@ def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) 
         kept = config.get("final_sigmas_type", "zero") == "sigma_min"
         grid = edm_levels(config, count(steps) + kept)
         grid = grid if kept else np.append(grid, 0.0)
-    return checked(grid, of_log(config) * np.log(grid[:-1]))
+    return checked(grid, told(config, grid[:-1]))
 
 
 def edm_model(config: Mapping) -> Model:
     schedule = EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"])
-    told = lambda sigma: 250.0 * np.log(sigma)
-    time = told if "clip_denoised" in config else None
+    own = is_angle(config) or "clip_denoised" in config
+    time = (lambda sigma: told(config, sigma)) if own else None
     return Model(None, schedule, "edm", time=time, model_id="unknown")
+
+
+def _of_log(config: Mapping) -> float:
+    return 250.0 if "clip_denoised" in config else 0.25
 
 
 def _of_levels(config: Mapping, steps: int | None, timesteps) -> Points:

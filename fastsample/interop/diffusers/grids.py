@@ -67,7 +67,8 @@ class Points:
     stand on; whole: the labels are.
 
     legs [T, 2]: where each timestep of the table stands, and where a step from it ends, if that is
-    not the next point. asked: the label of every call, where a step asks between two points.
+    not the next point. asked: the label of every call, where a step asks between two points. past:
+    what stands in the list of timesteps after the labels, at which no step is made.
     """
 
     grid: np.ndarray
@@ -76,6 +77,7 @@ class Points:
     whole: bool = False
     legs: np.ndarray | None = None
     asked: np.ndarray | None = None
+    past: tuple[float, ...] = ()
 
 
 # beta_schedule and the table of `fastsample.schedules` that it is
@@ -94,7 +96,7 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
     with linear betas (`own_levels` has diffusers' there too).
     """
     kind, size = config["beta_schedule"], config["num_train_timesteps"]
-    low, high = config["beta_start"], config["beta_end"]
+    low, high = config.get("beta_start"), config.get("beta_end")
     if config.get("trained_betas") is not None:
         betas = numbers("FsScheduler: trained_betas", config["trained_betas"])
         # a last 1: no signal is left
@@ -113,6 +115,8 @@ def noise_schedule(config: dict, finite: bool = False) -> DiscreteVP:
             f"FsScheduler: beta_schedule = {kind!r}; {', '.join(TABLES)} or trained_betas is "
             "accepted"
         )
+    if config.get("snr_shift_scale", 1.0) != 1.0:  # CogVideoX's
+        table = table.shifted(-math.log(config["snr_shift_scale"]))
     if not config.get("rescale_betas_zero_snr"):
         return table
     table = table.zero_terminal_snr()

@@ -48,6 +48,7 @@ class Lookup:
     _noised = False
     _compile: Callable[[int, Told], Plan]
     _apart: Callable[[float], Lookup | None] | None
+    _result: str
 
     def _points_of(self, plan: Plan, calls_per_point: int, unit: bool, manner: Manner) -> None:
         """unit: a run begins with unit noise, for its first step to multiply by init_scale."""
@@ -150,6 +151,8 @@ class Lookup:
         """
         if isinstance(timestep, Tensor):
             timestep = transforms.bare("FsScheduler", timestep)
+            if timestep.numel() != 1 and self._manner.each and timestep.dim() == 1:
+                timestep = timestep[:1] if (timestep == timestep[:1]).all() else timestep
             if timestep.numel() != 1:
                 raise ValueError(
                     f"FsScheduler: timestep has shape {list(timestep.shape)}; one timestep for the "
@@ -184,6 +187,15 @@ class Lookup:
             other = other.fresh(self.timesteps.device)
             other.spares = self.spares
         return other
+
+    def _dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        """Of the next sample."""
+        wide = self._result == "noise"
+        if self._result == "sample" or (model_output.dtype == sample.dtype and not wide):
+            return sample.dtype
+        both = torch.promote_types(model_output.dtype, sample.dtype)
+        both = torch.promote_types(both, torch.float32) if wide else both
+        return model_output.dtype if self._result == "output" else both
 
     def _words(self) -> str:
         shown = [f"{t:g}" for t in self._labels]

@@ -16,9 +16,10 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class Loop(Lookup):
     unit noise, and without compat init_scale is for the first step to multiply it by (flow
     pipelines know no init_noise_sigma). manner: what the source does beside the plan; apart(t): the
     loop of the one step from a timestep that is not in the schedule, or None. result: whose dtype
-    the next sample has (`sources.Source`).
+    the next sample has (`sources.Source`). past: what stands in timesteps beside those of steps.
     """
 
     spares: Spares  # of runs, the scheduler's
@@ -78,8 +79,9 @@ class Loop(Lookup):
         apart: Callable[[float], Loop | None] | None = None,
         result: str = "sample",
         sigmas: Tensor | None = None,
+        past: Sequence[float] = (),
     ):
-        self.compat, self._compile = compat, compile
+        self.compat, self._compile, self._past = compat, compile, past
         self._preview, self._apart, self._result = preview, apart, result
         self._points_of(plan, calls_per_point, unit and not compat, manner)
         self._draws_at, self._bounds = manner.draws, manner.thresholding
@@ -88,7 +90,8 @@ class Loop(Lookup):
     def fresh(self, device=None) -> Loop:
         """The loop at its start, with timesteps of its own; all that was looked up is shared."""
         twin = self._twin()
-        twin.timesteps = times = torch.from_numpy(self._labels).to(device, self._kind)
+        every = torch.from_numpy(np.append(self._labels, self._past))
+        twin.timesteps = times = every.to(device, self._kind)
         twin._next, twin._bytes = times.data_ptr(), times.element_size()
         return twin
 
@@ -222,6 +225,8 @@ class Loop(Lookup):
     ) -> tuple[Tensor, Tensor | None]:
         """The step with every check, and its sentence."""
         at = self._checked(model_output, timestep, sample)
+        if self._result == "noise":  # what it is added to is as wide from the second step on
+            model_output = model_output.to(self._dtype(model_output, sample))
         if self._manner.free and self._run is not None:
             same = at == self.index and eta == self._eta and sample.shape == self._run.x.shape
             self._run = self._run if same else None  # every step may be a first one
@@ -336,13 +341,6 @@ class Loop(Lookup):
         self._draws = Draws(plan) if plan.L else None
         self._next = self.timesteps.data_ptr() + at * self._bytes
         self._run, self._eta, self.index = run, eta, at
-
-    def _dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
-        """Of the next sample."""
-        if self._result == "sample" or model_output.dtype == sample.dtype:
-            return sample.dtype
-        both = torch.promote_types(model_output.dtype, sample.dtype)
-        return model_output.dtype if self._result == "output" else both
 
     def _draws_nothing(self, plan: Plan, eta: Told) -> bool:
         """Is there no step that draws, not even one whose noise is multiplied by 0?"""

@@ -19,11 +19,15 @@ from .ipndm import ipndm
 from .multistep import deis, lms
 from .pndm import STEP, WARM, plms, repeats, runge_kutta_plms
 from .sa import sa, strengths
-from .sources import VARIANCES, find, scale
+from .scm import NAME as SCM
+from .scm import scm
+from .sources import COGVIDEOX, COSINE, UNCLIP, VARIANCES, find, scale
 from .step_options import CHURNED, Told, options
 from .steps import consistency, heun, posterior, strided
 from .table import Table, along
 from .unipc import unipc
+from .wuerstchen import NAME as WUERSTCHEN
+from .wuerstchen import wuerstchen
 
 # steps from which diffusers' DPMSolver no longer lowers the order at the end by itself
 FULL_ORDER_FROM = 15
@@ -41,10 +45,10 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         return inverse_maker(name, config, at, first, compat)
     if name == "PNDMScheduler":
         return _pndm(config, at, first, compat)
-    if name == "DDIMScheduler":
+    if name in ("DDIMScheduler", COGVIDEOX):
         ends = {"ends": at.legs[at.labels[first:].astype(int), 1]} if compat else {}
         return strided if compat else solvers.ddim, {"eta": eta, **ends}
-    if name == "DDPMScheduler":
+    if name in ("DDPMScheduler", UNCLIP):
         kind = VARIANCES[config["variance_type"]]
         plain = kind == "fixed_small" and not compat
         return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
@@ -65,7 +69,7 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         return _unipc(config, first, compat)
     if name == "DPMSolverSDEScheduler":
         return solvers.dpmpp_sde, {"compat": "diffusers" if compat else "exact", **told}
-    if name.startswith(("DPMSolver", "EDMDPM")):
+    if name == COSINE or name.startswith(("DPMSolver", "EDMDPM")):
         return _dpm(name, config, at, first, compat)
     if name == "DEISMultistepScheduler":
         low = bool(config["lower_order_final"]) and steps < FULL_ORDER_FROM
@@ -88,6 +92,10 @@ def _one_step(name: str, config: dict, at: Points, first: int, compat: bool):
         return solvers.lcm, {}
     if name == IPNDM:
         return ipndm if compat else solvers.ipndm, {}
+    if name == SCM:
+        return scm, {"labels": at.labels[first:]}
+    if name == WUERSTCHEN:
+        return wuerstchen, {"ends": np.append(at.labels[1:], at.past)[first:]}
     if name == LTX:
         words = {"eta": config["eta"], "s_noise": config["s_noise"]}
         return ancestral if compat else solvers.euler_ancestral, words
@@ -152,10 +160,11 @@ def _sa(config: dict, at: Points, first: int, compat: bool):
 
 
 def _dpm(name: str, config: dict, at: Points, first: int, compat: bool):
-    steps, order, kind = len(at.labels), config["solver_order"], config["algorithm_type"]
+    steps, order = len(at.labels), config["solver_order"]
+    kind = config.get("algorithm_type", "sde-dpmsolver++")  # COSINE's
     single, sde = name == "DPMSolverSinglestepScheduler", kind.startswith("sde")
     noise, variant = not kind.endswith("++"), config["solver_type"]
-    bounded = bool(config["thresholding"] or config.get("clip_sample"))
+    bounded = bool(config.get("thresholding") or config.get("clip_sample"))
     form = Form(noise, sde, variant, single, bounded, exact=not compat)
     low = bool(config["lower_order_final"])
     if single:

@@ -15,8 +15,10 @@ from ...runtime.arguments import state_dtype
 from ...runtime.run import Run
 from .config import trained_levels
 from .consistency import NAME as CM
-from .sources import PREDICTIONS, UNBOUNDED, find, is_sde
+from .scm import NAME as SCM
+from .sources import COGVIDEOX, PREDICTIONS, UNBOUNDED, UNCLIP, find, is_sde
 from .steps import variances
+from .wuerstchen import NAME as WUERSTCHEN
 
 if TYPE_CHECKING:
     from .lookup import Lookup
@@ -46,20 +48,27 @@ class Thresholding:
 class Manner:
     """draws(label, eta): a step draws, also where its noise is multiplied by 0. free: a step is
     that of its timestep, in any order. last: a timestep that is not in the schedule is taken for
-    the last one. blind: at the first alpha is 0, and the model predicts epsilon, which says nothing
-    of the data there.
+    the last one. each: a timestep may be a tensor [B] of one number. blind: at the first alpha is
+    0, and the model predicts epsilon, which says nothing of the data there.
     """
 
     draws: Callable[[float, float], bool] | None = None
     thresholding: Thresholding | None = None
     free: bool = False
     last: bool = False
+    each: bool = False
     blind: bool = False
 
 
 PLAIN = Manner()
 # a noise in every step, the last one's for nothing
-DRAWING = ("EulerAncestralDiscreteScheduler", "SASolverScheduler", "FlowMatchLCMScheduler")
+DRAWING = (
+    "EulerAncestralDiscreteScheduler",
+    "SASolverScheduler",
+    "FlowMatchLCMScheduler",
+    SCM,
+    WUERSTCHEN,
+)
 
 
 def manner(source: str, config: dict, compat: bool, steps: int) -> Manner:
@@ -71,12 +80,13 @@ def manner(source: str, config: dict, compat: bool, steps: int) -> Manner:
     if config.get("thresholding") and reads:
         bound = _thresholding(config)
     if not compat:
-        return Manner(thresholding=bound)
+        return Manner(thresholding=bound, each=source == WUERSTCHEN)
     return Manner(
         _draws(source, config, steps),
         bound,
-        free=source in ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler"),
-        last=find(source).family.extra or source.startswith("EDMDPM"),
+        free=source in ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler", COGVIDEOX),
+        last=find(source).family.extra or source.startswith(("EDMDPM", "Cosine")),
+        each=source == WUERSTCHEN,
     )
 
 
@@ -115,12 +125,13 @@ def with_learned(
 
 
 def with_clipped(
-    others: dict, loop: Lookup, settings: dict, f: Tensor, timestep, sample: Tensor
+    others: dict, loop: Lookup, source: str, settings: dict, f: Tensor, timestep, sample: Tensor
 ) -> Tensor:
     """The model's output that predicts the bounded x0, where the step bounds it: DDIM's
     use_clipped_model_output, whose direction is that of the bounded x0.
     """
     bounds = settings.get("clip_sample") or settings.get("thresholding")
+    bounds = bounds and source not in UNBOUNDED
     if not (others.get("use_clipped_model_output") and loop.compat and bounds):
         return f
     if not (isinstance(f, Tensor) and isinstance(sample, Tensor)) or f.shape != sample.shape:
@@ -147,6 +158,7 @@ def _draws(source: str, config: dict, steps: int) -> Callable[[float, float], bo
         return lambda label, eta: True
     return {
         "DDPMScheduler": lambda label, eta: label > 0.0,
+        UNCLIP: lambda label, eta: label > 0.0,
         "DDIMScheduler": lambda label, eta: eta > 0.0,
         CM: lambda label, eta: steps > 1,
     }.get(source)

@@ -35,9 +35,11 @@ from .inverse import INVERSE
 from .ipndm import NAME as IPNDM
 from .options import class_of, defaults, instance, named, parameters, said
 from .saving import restored, unbounded
+from .scm import NAME as SCM
 from .sources import (
     BOUNDING,
     CLOSEST,
+    COSINE,
     OURS,
     SAME,
     SOURCES,
@@ -60,9 +62,16 @@ from .training import (
     own_ends,
     training,
 )
+from .wuerstchen import NAME as WUERSTCHEN
 
 # whose solvers run on a flow too, on FlowMatchEuler's grid
 FLOWING = ("DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler")
+ALONE = {  # classes whose models are nobody else's
+    CM: "consistency models",
+    SCM: "consistency models on TrigFlow",
+    COSINE: "models that are told 2/pi·arctan(sigma)",
+    WUERSTCHEN: "models on levels of its own",
+}
 IMPLIED = ("use_flow_sigmas", "prediction_type")
 SHARED = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that every class knows
 TABLE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas")
@@ -89,10 +98,10 @@ def arguments(
         # "diffusers" is asked for again: other arguments may have changed
         given.setdefault("compat", config["compat"] and "auto")
         config, name, kind = restored(own, config), config["source"], None
-    source = given.pop("source", None)
-    name = name or class_of(library, config, alone=source is None)
+    source = getattr(asked := given.pop("source", None), "__name__", asked)
+    name = name or class_of(library, config, source)
     base = _base(kind, name)
-    source = getattr(source, "__name__", source) or SAME.get(name) or _itself(name, base)
+    source = source or SAME.get(name) or _itself(name, base)
     usual = defaults(library, source)
     changed = name != source
     words = said(config, source, usual, own, changed)
@@ -177,7 +186,10 @@ class Origin:
             return {}
         flow = self.trained["use_flow_sigmas"]
         betas = on_betas(self.trained)
-        want = self.trained | {k: self.words[k] for k in TABLE if k in self.words and betas}
+        table = TABLE if "trained_betas" in usual else TABLE[:1]  # else it has its own
+        want = self.trained | {k: self.words[k] for k in table if k in self.words and betas}
+        if betas and "snr_shift_scale" in usual.keys() - self.words.keys():
+            want["snr_shift_scale"] = 1.0
         if source in FLOWS:  # it is one, and predicts as one, without a word
             want = {
                 k: v for k, v in want.items() if k not in ("use_flow_sigmas", "prediction_type")
@@ -213,8 +225,8 @@ class Origin:
                 f"{self.name} has levels up to {self.levels.max():.6g} and {source} would have its "
                 "own, sigma = sin²(pi s/2), whatever a config says"
             )
-        if source == CM:
-            return None, f"{source} samples consistency models, and {self.name} others"
+        if source in ALONE:
+            return None, f"{source} samples {ALONE[source]}, and {self.name} others"
         read = {k: words.get(k, v) for k, v in usual.items()} | words.get("moved", {})
         new = _ends(source) | training(source, as_ours(read) if source in EDMS else read)
         if self.trained["use_flow_sigmas"] != new["use_flow_sigmas"]:

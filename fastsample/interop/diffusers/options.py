@@ -91,22 +91,33 @@ def said(config: dict, source: str, usual: dict, own: Iterable[str], moved: bool
     return given
 
 
-def class_of(library: object, config: dict, alone: bool) -> str | None:
+def class_of(library: object, config: dict, source: str | None) -> str | None:
     """The class whose arguments a config has: one that was made here, and not loaded, does not
-    write its name into it. alone: nothing else says the source; ValueError where the arguments do
-    not. Otherwise None, or of several classes with one set of arguments one that is reproduced.
+    write its name into it. A dict that no scheduler wrote, which says what nobody gave, may have a
+    part of them: it is in the words of the source, where it can be. source: None where nothing
+    else says it; ValueError where the arguments do not. Otherwise None, or of several classes with
+    one set of arguments one that is reproduced.
     """
     keys, found = {k for k in config if not k.startswith("_")}, []
+    some = len(keys) == len(config) > 0
+    if some and keys <= _arguments(getattr(library, source or "", None)):
+        return source
     for name in (n for n in dir(library) if n.endswith("Scheduler")):
-        made = getattr(library, name)
-        if isinstance(made, type) and hasattr(made, "config_name"):
-            arguments = inspect.signature(made.__init__).parameters.keys() - {"self", "kwargs"}
-            found += [name] * (keys == arguments)
+        known = _arguments(getattr(library, name))
+        found += [name] * (keys <= known if some and not source else keys == known)
     # a Parallel one is the same scheduler, with one method more
     found = [n for n in found if "Parallel" not in n or n.replace("Parallel", "") not in found]
-    if alone and len(found) != 1:
+    if not source and len(found) != 1:
         raise ValueError(
-            f"FsScheduler.from_config: the config names no class and fits {found or 'none'}; the "
-            "scheduler itself, or source=, is accepted"
+            f"FsScheduler.from_config: the config names no class and fits "
+            f"{', '.join(found[:4]) or 'none'}{', ..' * (len(found) > 4)}; the scheduler itself, "
+            "or source=, is accepted"
         )
     return next((name for name in found if name in SOURCES), *found[:1] or [None])
+
+
+def _arguments(made: object) -> set[str]:
+    """What a scheduler's class is made with; nothing of what is none."""
+    if not (isinstance(made, type) and hasattr(made, "config_name")):
+        return set()
+    return {*inspect.signature(made.__init__).parameters} - {"self", "kwargs"}

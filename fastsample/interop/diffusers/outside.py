@@ -20,7 +20,7 @@ from .runs import Runs
 TABLES = """
     betas alphas alphas_cumprod final_alpha_cumprod one alpha_t sigma_t lambda_t sigma_min sigma_max
     shift variance_type custom_timesteps use_karras_sigmas use_exponential_sigmas use_beta_sigmas
-    pndm_order
+    pndm_order scaler s _init_alpha_cumprod
 """
 FUNCTIONS = """
     _get_variance previous_timestep index_for_timestep time_shift _time_shift_exponential
@@ -28,6 +28,7 @@ FUNCTIONS = """
     _threshold_sample convert_model_output get_scalings_for_boundary_condition_discrete
     get_scalings_for_boundary_condition get_scalings sigma_to_t
     get_order_list _convert_to_karras _convert_to_exponential _convert_to_beta _convert_to_lu
+    _alpha_cumprod
 """
 # what we do ourselves where the class has it
 OURS = {"set_shift": "_set_shift", "get_velocity": "_velocity"}

@@ -1,5 +1,5 @@
-"""The noises of DPMSolverSDE: increments of one Brownian path in sigma, whatever the steps are, as
-diffusers draws them from a seed. Imports no diffusers.
+"""The noises of DPMSolverSDE and CosineDPMSolverMultistep: increments of one Brownian path in
+sigma, whatever the steps are, as diffusers draws them from a seed. Imports no diffusers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .loop import Loop
+from .sources import COSINE
 
 
 class Path:
@@ -37,15 +38,40 @@ class Path:
         return (whole - first * (start - middle).sqrt()) / (middle - end).sqrt()
 
 
+class Increments(Path):
+    """CosineDPMSolverMultistep's: over a whole step, of a path between the config's ends."""
+
+    def __init__(self, source: type, sample: Tensor, sigmas: Tensor, seed: object, ends: tuple):
+        made = sys.modules[source.__module__].BrownianTreeNoiseSampler
+        self._sigmas, self._over = sigmas, made(sample, *ends, seed)
+
+    def at(self, call: int) -> Tensor:
+        return self._over(*self._sigmas[call : call + 2])
+
+
 def along(loop: Loop, source: type, settings: dict, timestep, sample: Tensor, draw):
-    """The draws of a step, each the path's where nobody gave a generator or a noise."""
-    if getattr(loop, "path", None) is None:
-        loop.path = Path(source, sample, loop.own_sigmas, settings["noise_sampler_seed"])
+    """The draws of a step, each the path's where nobody gave a noise; a generator is drawn from in
+    its place by DPMSolverSDE, and is the seed of Cosine's.
+    """
+    seeded = source.__name__ == COSINE
 
     def drawn(output: Tensor, generator, given: Tensor | None) -> Tensor:
-        if generator is not None or given is not None:
+        if given is not None or not (seeded or generator is None):
             return draw(output, generator, given)
+        if getattr(loop, "path", None) is None:
+            if seeded:
+                words = _seeds(generator), (settings["sigma_min"], settings["sigma_max"])
+                loop.path = Increments(source, output, loop.own_sigmas, *words)
+            else:
+                seed = settings["noise_sampler_seed"]
+                loop.path = Path(source, sample, loop.own_sigmas, seed)
         with torch.no_grad():
             return loop.path.at(loop.find(timestep))
 
     return drawn
+
+
+def _seeds(generator) -> int | list[int] | None:
+    if isinstance(generator, (list, tuple)):
+        return [each.initial_seed() for each in generator]
+    return None if generator is None else generator.initial_seed()

@@ -52,9 +52,9 @@ def set_peer(
         "sigmas": None if sigmas is None else _array(sigmas),  # UniPC takes no list, LTX no array
         "mu": mu,
         "original_inference_steps": original_inference_steps,
-        **dict(others),
     }
-    asked = {k: v for k, v in asked.items() if v is not None}
+    # what stands beside them is the class's own, and None of it may mean something
+    asked = {k: v for k, v in asked.items() if v is not None} | dict(others)
     if sigmas is not None and source.__name__ in GRID_OF:
         asked["sigmas"] = asked["sigmas"].tolist()
     unknown = ", ".join(asked.keys() - takes(source).keys())
@@ -66,7 +66,7 @@ def set_peer(
     if steps is not None:
         count(steps)
     if timesteps is not None:
-        size = settings["num_train_timesteps"]
+        size = settings.get("num_train_timesteps", 2)
         match = source.__name__.startswith("FlowMatch")
         falling("timesteps", timesteps, size if match else size - 1.0, repeats=True)
     if sigmas is not None:

@@ -78,6 +78,8 @@ class Readings:
         if self.config.get("source") == CM:  # a number, of its own end
             exact = self._loops.get() is not None and self._exact
             return init_scale(plan) if exact else self._settings["sigma_max"]
+        if self._scale == "trig":  # SCM's pipelines multiply by sigma_data themselves
+            return 1.0
         if self._loops.get() is not None and self._exact and self._scale != "flow":
             scale = init_scale(plan)
             return torch.tensor(scale, dtype=torch.float64) if self._scale == "sigma" else scale

@@ -167,7 +167,7 @@ class Runs:
             check_set_timesteps(self.source, dict(asked[-1]), exact=True)
             shift = {} if self.shift is None else {"set_shift": self.shift}
             name, words = self.source.__name__, self.settings | shift
-            points = diffusers_config.layout(name, words, *asked[:-1])
+            points = diffusers_config.layout(name, words, *asked)
             about = about | {"manner": manner(name, self.settings, compat, len(points.labels))}
         return self._through(points, asked, compat, about)
 
@@ -204,7 +204,7 @@ class Runs:
             about = about | {"manner": replace(about["manner"], blind=True)}
         else:
             plan = compile(0, 0.0)
-        return Loop(plan, compile, points.whole, compat=compat, **about)
+        return Loop(plan, compile, points.whole, compat=compat, past=points.past, **about)
 
     def _apart(self, asked: tuple, points: Points, about: dict, timestep: float) -> Loop | None:
         """The loop of the one step from a timestep of the table that is none of these points, where

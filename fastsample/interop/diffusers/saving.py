@@ -62,9 +62,9 @@ class Saving:
         if again is not None:
             steps, timesteps, sigmas, mu, original, others = again
             words = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
-            words |= {"original_inference_steps": original, **dict(others)}
-            given = {k: v for k, v in words.items() if v is not None}
-            self.set_timesteps(steps, self._loops.device, **given)
+            words |= {"original_inference_steps": original, "device": self._loops.device}
+            given = {k: v for k, v in words.items() if v is not None} | dict(others)
+            self.set_timesteps(num_inference_steps=steps, **given)
             loop = self._loops.get()
             loop.begin = self._loops.begin
             if (state := self._loops.__dict__.pop("under_way", None)) is not None:

@@ -28,29 +28,32 @@ from ...kernels.transforms import beneath
 from ...plan import Plan
 from ...plan.given import plain
 from ...plan.provenance import agree
-from .calls import AsSource, check_others, check_step, check_tokens
+from .answers import Answers
+from .calls import AsSource, check_others, check_step
 from .config import MATCH, trained
 from .grids import listed
+from .kin import Kin
 from .loop import Loop
 from .loops import Loops, too_early
-from .manners import with_clipped, with_learned
+from .manners import with_clipped
 from .moving import arguments, beside, closest
 from .noised import jumped
 from .noising import Noising
 from .options import defaults, own_config
 from .output import FsSchedulerOutput
 from .outside import Outside
-from .path import along
 from .peer import uncovered
 from .plan import checked_plan, decoded, scale_of
 from .readings import Readings
 from .runs import runs_of
 from .saving import Saving, options_of, told
 from .sources import (
+    COSINE,
     ETA,
     OURS,
     PREDICTIONS,
     SOURCES,
+    UNCLIP,
     UNTIMED,
     draws_wide,
     output_sign,
@@ -60,7 +63,7 @@ from .sources import (
 from .tokens import by_token
 
 
-class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixin):
+class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMixin, ConfigMixin):
     """A diffusers scheduler that runs a fastsample Plan.
 
     source: the diffusers class whose solver, grid and state it takes over
@@ -114,6 +117,9 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         sigma_schedule: str = "karras",
         rho: float = 7.0,
         clip_denoised: bool = True,
+        snr_shift_scale: float = 3.0,
+        scaler: float = 1.0,
+        s: float = 0.008,
         algorithm_type: str = "dpmsolver++",
         solver_type: str = "midpoint",
         lower_order_final: bool = True,
@@ -228,7 +234,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         """
         if self._seen is not self._internal_dict:
             self._read()
-        last = self.config.num_train_timesteps - (self._scale != "flow")
+        last = self.config.get("num_train_timesteps", 2) - (self._scale != "flow")
         lists = (listed(v, top) for v, top in ((timesteps, last), (sigmas, math.inf)))
         steps, mu, original = map(plain, (num_inference_steps, mu, original_inference_steps))
         asked = (steps, *lists, mu, original, tuple(others.items()))
@@ -280,7 +286,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         if others:
             options = check_others(others, self.config.source)
             told = model_output, timestep, sample
-            model_output = with_clipped(others, loop, self._settings, *told)
+            model_output = with_clipped(others, loop, self.config.source, self._settings, *told)
         noise = self._noise
         if self._altered or per_token_timesteps is not None:
             if per_token_timesteps is not None and self.config.source == MATCH:
@@ -288,7 +294,7 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
                 words = model_output, timestep, sample, per_token_timesteps, draw
                 sample, moments = by_token(loop, self._settings, *words)
                 return FsSchedulerOutput(sample, None, moments) if return_dict else (sample,)
-            noise = self._drawing(loop, model_output, timestep, sample)
+            noise = self._drawing(loop, model_output, timestep, sample, others)
             model_output = self._prediction(model_output, timestep, sample, per_token_timesteps)
         eta = options if self._eta is None else eta
         x, data = loop.step(model_output, timestep, sample, eta, noise, generator, variance_noise)
@@ -345,8 +351,8 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         self._learned = str(self._settings.get("variance_type")).startswith("learned")
         self._negative = plan is None and output_sign(self._scale, self._settings) < 0
         self._jumps = source == "TCDScheduler" and plan is None
-        self._paths = plan is None and source == "DPMSolverSDEScheduler"
-        self._altered = self._learned or self._negative or self._paths
+        self._paths = plan is None and source in ("DPMSolverSDEScheduler", COSINE)
+        self._altered = self._learned or self._negative or self._paths or source == UNCLIP
         shift = getattr(self.__dict__.get("_runs"), "shift", None)
         self._runs = runs_of(self._source, self._settings, plan, shift)
         self._seen, self._said = seen, told
@@ -367,28 +373,6 @@ class FsScheduler(Saving, Readings, Noising, Outside, SchedulerMixin, ConfigMixi
         loop = self._runs.training(self.config.compat is not None, **self._about()).fresh()
         loop.begin = self._begin
         return loop
-
-    def _prediction(self, model_output: Tensor, timestep, sample: Tensor, per_token) -> Tensor:
-        """The part of the model's output that predicts, with the plan's sign."""
-        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
-            return model_output  # for the loop to refuse
-        if self._learned and model_output.dim() == sample.dim() > 1:
-            channels = sample.shape[1]
-            if model_output.shape[1] == 2 * channels:
-                # the other half predicts a variance, which these solvers do not use
-                model_output = model_output[:, :channels]
-        if per_token is not None:
-            check_tokens(per_token, timestep)
-        return -model_output if self._negative != (per_token is not None) else model_output
-
-    def _drawing(self, loop, model_output, timestep, sample) -> Callable[..., Tensor]:
-        """`_noise`, of the deviation that the model predicts where DDPM has it from there."""
-        if self._paths and loop.compat:
-            return along(loop, self._source, self._settings, timestep, sample, self._noise)
-        if not (self._learned and self._source is diffusers.DDPMScheduler):
-            return self._noise
-        variance = self._settings["variance_type"]
-        return with_learned(self._noise, loop, variance, model_output, timestep, sample)
 
     def _noise(self, output: Tensor, generator, given: Tensor | None) -> Tensor:
         """One draw for a step with this model output, of the dtype that the source's has; or the

@@ -6,6 +6,10 @@ data: no torch, no diffusers.
     DDIM                    vp        ddim; compat: `steps.strided`     eta at run time
     DDPM                    vp        ddim, eta = 1 (Ho et al. 2020,    variance_type
                                       eq. 7); `steps.posterior`
+    UnCLIP                  vp        `steps.posterior`                 variance_type
+    DDPMWuerstchen          trig      `wuerstchen`                      scaler, s
+    CogVideoXDDIM           vp        as DDIM, with no eta and no       snr_shift_scale
+                                      bound
     DPMSolverMultistep      vp, flow  ddim, dpmpp_2m, dpmpp_3m,         algorithm_type, solver_type,
                                       dpmpp_2m_sde; `dpm`               solver_order,
                                                                         lower_order_final,
@@ -35,12 +39,14 @@ data: no torch, no diffusers.
                                                                         lower_order_final
     EDMEuler                sigma     euler
     EDMDPMSolverMultistep   sigma     as DPMSolverMultistep
+    CosineDPMSolverMult.    sigma     dpmpp_2m_sde; `dpm`, `path`       as DPMSolverMultistep
     CMStochasticIterative   sigma     cm; clipped: `consistency`        s_noise, clip_denoised
     FlowMatchEulerDiscrete  flow      euler, matching                   invert_sigmas,
                                                                         stochastic_sampling
     FlowMatchHeunDiscrete   flow      heun
     FlowMatchLCM            flow      lcm
     IPNDM                   trig      ipndm; compat: `ipndm`
+    SCM                     trig      `scm`                             sigma_data
     LTXEulerAncestralRF     flow      euler_ancestral; `ancestral`      eta, s_noise
 
 Where a class has them: clip_sample, and thresholding (`manners.Thresholding`).
@@ -57,9 +63,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .grids import CONVERSIONS, Family, noise_schedule
+from .scm import NAME as SCM
 from .sisters import SISTER, SISTERS
 from .vocabulary import VARIANCES, check_words
+from .wuerstchen import NAME as WUERSTCHEN
 
+COSINE, COGVIDEOX = "CosineDPMSolverMultistepScheduler", "CogVideoXDDIMScheduler"
+UNCLIP = "UnCLIPScheduler"
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
@@ -73,7 +83,7 @@ class Source:
     pair         without return_dict its step() returns (prev_sample, pred_original_sample)
     calls        calls of the model a step, but the last, which has one
     result       whose dtype prev_sample has: the model "output"'s, the "sample"'s, or the one that
-                 "both" fit in
+                 "both" fit in, or these and a float32 "noise"
     """
 
     family: Family
@@ -86,11 +96,16 @@ class Source:
 
 _SOLVER_TYPE = {"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)}
 _SINGLE = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++")
+_UNCLIP = {"variance_type": ("fixed_small_log", "learned_range")}
+_UNCLIP |= {"beta_schedule": ("squaredcos_cap_v2",)}
 _SIGMA = Family("sigma", whole=False)
 _WITH_FLOW = ("epsilon", "sample", "v_prediction", "flow_prediction")
 SOURCES = {
     "DDIMScheduler": Source(Family()),
     "DDPMScheduler": Source(Family(), {"variance_type": tuple(VARIANCES)}),
+    UNCLIP: Source(Family(spaced=False), _UNCLIP, ("epsilon", "sample")),
+    WUERSTCHEN: Source(Family("trig", whole=False), predictions=(), pair=False, result="output"),
+    COGVIDEOX: Source(Family()),
     "DPMSolverMultistepScheduler": Source(
         Family(extra=True, flow="dpm"),
         _SOLVER_TYPE | {"algorithm_type": (*_SINGLE, "sde-dpmsolver")},
@@ -151,7 +166,14 @@ SOURCES = {
         predictions=("epsilon", "v_prediction"),
         pair=False,
     ),
+    COSINE: Source(
+        _SIGMA,
+        _SOLVER_TYPE | {"solver_order": (1, 2)},
+        predictions=("epsilon", "v_prediction"),
+        pair=False,
+    ),
     "CMStochasticIterativeScheduler": Source(_SIGMA, predictions=(), pair=False),
+    SCM: Source(Family("trig", whole=False), predictions=("trigflow",), result="noise"),
     "FlowMatchHeunDiscreteScheduler": Source(
         Family("flow", whole=False, flow="match", apart=True),
         predictions=(),
@@ -207,14 +229,18 @@ UNINDEXED = (
     "SASolverScheduler",
     "DDIMInverseScheduler",
     "DPMSolverMultistepInverseScheduler",
+    UNCLIP,
+    WUERSTCHEN,
+    COGVIDEOX,
 )
 # they have the words of BOUNDS and do not read them
-UNBOUNDED = ("TCDScheduler",)
+UNBOUNDED = ("TCDScheduler", COGVIDEOX)
 # the eta of a step where nobody says one, of those that have any
 ETA = {"DDIMScheduler": 0.0, "TCDScheduler": 0.3}
 # they step without set_timesteps, through every training timestep
 UNTIMED = (
     "DDPMScheduler",
+    UNCLIP,
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "HeunDiscreteScheduler",
@@ -250,9 +276,7 @@ SAME = {"DDIMParallelScheduler": "DDIMScheduler", "DDPMParallelScheduler": "DDPM
 # classes on whose noise schedule, as on their own, one of SOURCES runs
 CLOSEST = {
     **SAME,
-    "CogVideoXDDIMScheduler": "DDIMScheduler",
     "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler",
-    "UnCLIPScheduler": "DDPMScheduler",
     "RePaintScheduler": "DDIMScheduler",
 }
 
@@ -296,7 +320,7 @@ def settings(source: str, config: dict) -> dict:
                 "accepted"
             )
     check_words(config)
-    size, where = config["num_train_timesteps"], scale(source, config)
+    size, where = config.get("num_train_timesteps", 1), scale(source, config)
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 100_000:
         raise ValueError(
             f"FsScheduler: num_train_timesteps = {size!r}; a whole number from 1 to 100000 is "
@@ -311,7 +335,7 @@ def settings(source: str, config: dict) -> dict:
             f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
             f"{' or '.join(kinds)} is accepted"
         )
-    for key in ("shift", "flow_shift", "clip_sample_range"):
+    for key in ("shift", "flow_shift", "clip_sample_range", "snr_shift_scale", "scaler"):
         if key in config and not 0.0 < float(config[key]) < np.inf:
             raise ValueError(f"FsScheduler: {key} = {config[key]!r}; a number > 0 is accepted")
     if where != "flow" and "beta_schedule" in config:
@@ -348,9 +372,11 @@ def flow_of(name: str, config: Mapping) -> str:
 
 
 def scale(source: str, config: dict) -> str:
-    """vp, sigma or flow: what the state is (see `grids`); trig: `ipndm`."""
+    """vp, sigma or flow: what the state is (see `grids`); trig: a circle's point, of no table
+    (`ipndm`, `scm`, `wuerstchen`).
+    """
     family = find(source).family
-    if "sigma_data" in config:  # EDM's (`edm`)
+    if "sigma_data" in config and family.scale != "trig":  # EDM's (`edm`)
         return "sigma"
     return "flow" if config.get("use_flow_sigmas") else family.scale
 
@@ -370,4 +396,5 @@ def is_sde(config: Mapping) -> bool:
 
 def draws_wide(source: str, config: Mapping) -> bool:
     """Are its noises float32, whatever the model's output is?"""
-    return source in ("FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler") or is_sde(config)
+    own = ("FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler", SCM)
+    return source in own or is_sde(config)
