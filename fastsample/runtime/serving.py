@@ -166,4 +166,5 @@ def _each(what: Callable[[Serving], None]) -> None:
 
 
 atexit.register(_each, Serving._last)
-os.register_at_fork(after_in_child=partial(_each, Serving._forked))
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=partial(_each, Serving._forked))
