@@ -231,3 +231,18 @@ def test_one_who_closes_while_another_serves_waits_for_the_thread():
     engine._shut = shut
     engine.close()
     assert [ticket.state for ticket in tickets] == ["result"] * 2 and not engine.serving
+
+
+def test_a_thread_that_cannot_be_had_leaves_the_engine_as_it_was(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    engine = fs.Engine(model, SHAPE, 1)
+    ticket = engine.submit(plan("euler", 3), seed=0)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start new thread"):
+        patch.setattr(threading.Thread, "start", start)
+        engine.serve()
+    engine.tick()
+    assert not engine.serving and engine.serve().serving
+    assert torch.equal(ticket.result(60), alone(ticket.plan, 0))
+    engine.close()

@@ -5,6 +5,7 @@ raise, conditions of which a model makes NaN, and a model that fails now and the
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -120,12 +121,22 @@ class Client:
                 held.append((k, self.submitted(k, words), reasons))
                 if RuntimeError in reasons and self.chance.random() < 0.5:
                     held[-1][1].cancel()
+                self.look(held[-1][1])
                 if len(held) == FEW or self.chance.random() < 0.1:
                     self.wait(*self.left(held))
             while held:
                 self.wait(*self.left(held))
         except BaseException as error:
             self.errors.append(error)
+
+    def look(self, ticket):
+        """Now and then, at what others change meanwhile; and choose it, which moves nothing."""
+        if self.chance.random() < 0.9:
+            return
+        metrics = self.engine.metrics()
+        assert metrics.running <= self.engine.capacity and metrics.requests > 0
+        with contextlib.suppress(ValueError):  # it is not in flight
+            assert self.engine.select([0], tickets=[ticket]) == [ticket]
 
     def left(self, held):
         request = held.pop(self.chance.randrange(len(held)))

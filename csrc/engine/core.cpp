@@ -89,7 +89,7 @@ Ticket Core::submit(Request request) {
   auto seat = std::make_shared<Seat>(std::move(request), options_.elements, unit);
   Ticket ticket = Seat::ticket(seat);
   std::vector<Ticket> gone;
-  {
+  try {
     const std::lock_guard<std::mutex> lock(mutex_);
     check_open();
     if (scalars_ >= 0 && scalars != scalars_)
@@ -108,6 +108,9 @@ Ticket Core::submit(Request request) {
     scalars_ = scalars;
     seat->number = number_++;
     queue_.waiting.push_back(ticket);
+  } catch (...) {
+    clear(gone);
+    throw;
   }
   work_.notify_one();
   clear(gone);

@@ -50,8 +50,9 @@ class Serving(Admission):
                 raise RuntimeError(
                     f"Engine.serve: the thread {self._thread.name} serves it; one is accepted"
                 )
-            self._thread = Thread(target=self._serve, name="fastsample.Engine", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._serve, name="fastsample.Engine", daemon=True)
+            thread.start()  # or there is none, and nothing has changed
+            self._thread = thread
         return self
 
     def close(self, drain: bool = True) -> None:

@@ -124,6 +124,19 @@ void full(const Plans& plans) {
   DEMAND(again() == 0 && engine.counts().result == 3);
 }
 
+// One that was cancelled while it waited is let go of by the next submit, though that is refused.
+void let_go(const Plans& plans) {
+  fsp::Request told = request(plans.at("guided"), 1);
+  const int64_t most = needed(told, 6);
+  const std::weak_ptr<const void> kept = told.conditions[0];
+  fsp::Engine engine(denoise, bounded(std::make_shared<Apart>(false), 6, most));
+  const fsp::Ticket ticket = engine.submit(std::move(told));
+  ticket.cancel();
+  DEMAND(!kept.expired());
+  const auto larger = [&] { engine.submit(request(plans.at("unipc"), 2)); };
+  DEMAND(says(thrown<fsp::Error>(larger), "by itself") && kept.expired());
+}
+
 // Large samples that move to larger places, whose old ones stand beside the new ones meanwhile.
 void moving(const Plans& plans) {
   const auto zeros = [](const fsp::Batch& batch) {
@@ -160,4 +173,5 @@ void try_budget(const Plans& plans) {
   a_bound_holds(mix, false), a_bound_holds(mix, true);
   full(plans);
   moving(plans);
+  let_go(plans);
 }
