@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -141,21 +142,37 @@ class DiscreteVP(Schedule):
             recipe = {**self.recipe, "log_snr": self.recipe.get("log_snr", 0.0) + move}
         return DiscreteVP(table / (table + (1.0 - table) * math.exp(-move)), recipe)
 
+    def half_log_snr(self, t):
+        with np.errstate(divide="ignore"):
+            return np.asarray(self._level(self._inside(t, "half_log_snr")))[()]
+
+    @cached_property
+    def _entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the finite entries, and their half_log_snr falling to rising: -lambda."""
+        return np.arange(len(self._table), dtype=np.float64), -self._table
+
+    def _level(self, t):
+        level = np.interp(t, self._entries[0], self._table)
+        if (below := t < 0.0).any():
+            level = np.where(below, self._table[0] - np.log1p(np.minimum(t, 0.0)), level)
+        if (above := t > self.t_finite).any():
+            end = self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0))
+            level = np.where(above, end, level)
+        return level
+
     def _point(self, t):
-        level = np.interp(t, np.arange(len(self._table)), self._table)
-        level = np.where(t < 0.0, self._table[0] - np.log1p(np.minimum(t, 0.0)), level)
-        end = self._table[-1] + np.log(np.maximum(self.t_max - t, 0.0))
-        level = np.where(t > self.t_finite, end, level)
+        level = self._level(t)
         return *preserving(level), level
 
     def _time(self, level):
         first, last = self._table[0], self._table[-1]
-        t = np.interp(-level, -self._table, np.arange(len(self._table)))
+        numbers, rising = self._entries
+        t = np.interp(-level, rising, numbers)
         if (beyond := level > first).any():
             t = np.where(beyond, np.expm1(np.minimum(first - level, 0.0)), t)
         if self.t_finite < self.t_max:
             return np.where(level < last, self.t_max - np.exp(np.minimum(level - last, 0.0)), t)
-        if (edged(level, last) < last).any():
+        if (level < last).any() and (edged(level, last) < last).any():
             raise ValueError(
                 f"DiscreteVP.time: half_log_snr = {level.min():g}; values from {last:g}, the "
                 "table's last, are accepted"

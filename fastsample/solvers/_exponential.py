@@ -47,7 +47,7 @@ def moments(h: float, count: int) -> list[float]:
     elif last:
         total = term = h / count
         n = count
-        while abs(term) > 1e-18 * abs(total):
+        while term * term > 1e-36 * total * total:
             n += 1
             term *= -h / n
             total += term

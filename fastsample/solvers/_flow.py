@@ -9,7 +9,6 @@ from ..model import Model
 from ..schedules import Flow, TrigFlow
 from ._begin import begin, choice
 from ._build import Builder
-from ._given import resolve
 
 
 def is_flow(schedule, grid) -> bool:
@@ -47,7 +46,8 @@ def on_slopes(model, grid, prediction, start, **words) -> tuple[Builder, str]:
     """A Builder for what carries a slope, and which: "v" on a flow, "eps" elsewhere. words: those
     of `begin`.
     """
-    found = resolve(model, prediction)
-    flow = is_flow(found.schedule, grid)
-    stored = "flow" if flow and not words["clip"] else "x0"  # a bound is one of x0
-    return begin(found, grid, None, start, stored=stored, **words), "v" if flow else "eps"
+    b = begin(model, grid, prediction, start, **words)
+    flow = isinstance(b.schedule, (Flow, TrigFlow)) or b.level(b.grid[0])[0] == 0.0
+    if flow and not b.clip:  # a bound is one of x0
+        b.stored = "flow"
+    return b, "v" if flow else "eps"

@@ -54,7 +54,8 @@ class Form(NamedTuple):
 
 class Levels(NamedTuple):
     """alpha, sigma and half_log_snr at the points of a path, noise to data; with times, their
-    schedule and the integrals of all steps where a polynomial in time is asked for.
+    schedule and the integrals of all steps where a polynomial in time is asked for. known: those of
+    other steps, `more` than were asked for: a corrector comes back to a step.
     """
 
     alpha: Sequence[float]
@@ -64,6 +65,8 @@ class Levels(NamedTuple):
     schedule: object = None
     stored: str = "x0"  # what m is
     over_time: Sequence[list[float]] = ()
+    known: dict[int, tuple[Form, list[float]]] | None = None
+    more: int = 0
 
     @classmethod
     def of(cls, b: Builder, on_sigma: bool = False) -> Levels:
@@ -156,6 +159,8 @@ def rows(
     """
     at, reached, noise = Levels.of(b, on_sigma), [], ZERO
     forms = [form] * b.n if isinstance(form, Form) else form
+    if correct:
+        at = at._replace(known={}, more=2)
     if forms[0].variable == "time":
         at = at._replace(over_time=over_time(at, forms[0].carry, order))
     for i, form in enumerate(forms):
@@ -233,8 +238,8 @@ def corrected(
     if edited and not order:
         return first(at, form, last, BASE, own, noise)
     predictor = min(predictor, i)
-    seen, before = (history(at, form, last, most)[1:] for most in (order, predictor))
-    older = max(seen, before, key=len)  # one begins as the other
+    older = history(at, form, last, max(order, predictor))[1:]
+    seen, before = ([j for j in older if j > last - most] for most in (order, predictor))
     places = [place(at, form, last, j) for j in older]
     total = integrals(at, form, last, len(older) + 2)
     w = [total[0]]
@@ -332,9 +337,19 @@ def lagrange(places: Sequence[float], integrals: Sequence[float]) -> list[float]
 
 
 def integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
-    """∫ v^j over the step from point i against the measure of what is carried, j = 0..count-1,
-    v the variable in steps from there; in the units of x'.
+    """∫ v^j over the step from point i against the measure of what is carried, j = 0..count-1 and
+    maybe more, v the variable in steps from there; in the units of x'.
     """
+    if at.known is None:
+        return _integrals(at, form, i, count)
+    own, found = at.known.get(i, (None, ()))
+    if own is not form or len(found) < count:
+        found = _integrals(at, form, i, count + at.more)
+        at.known[i] = form, found
+    return found
+
+
+def _integrals(at: Levels, form: Form, i: int, count: int) -> list[float]:
     h = at.half_log_snr[i + 1] - at.half_log_snr[i]
     if form.carry == "x0":
         return [at.alpha[i + 1] * each for each in moments((1.0 + form.eta) * h, count)]

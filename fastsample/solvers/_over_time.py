@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # of lambda: a quadrature's panels, so short that six nodes are exact to rounding where time has
 # its poles pi/2 from the real axis; and where an infinite step is cut
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
+PLACES = 1.0 + NODES
 PANEL, TAIL = 1 / 4, 40.0
 
 
@@ -37,13 +38,16 @@ def over_time(at: Levels, carry: str, count: int) -> list[list[float]]:
     step = np.searchsorted(low, edges[:-1], side="right") - 1
     inside = (edges[:-1] >= top[step]) & (edges[:-1] < end[step])
     step, half = step[inside], np.diff(edges)[inside] / 2
-    levels = edges[:-1][inside] + half * (1.0 + NODES)[:, None]
+    levels = half * PLACES[:, None]
+    levels += edges[:-1][inside]
     begin, finish = t[long[step]], t[long[step] + 1]
-    v = (at.schedule.time(levels) - begin) / (finish - begin)
+    v = at.schedule.time(levels) - begin
+    v /= finish - begin
     # -d rho = rho d lambda, -ds = s (1 - s) d lambda
     scale = np.asarray(at.alpha)[long + 1]
     if carry == "eps":
-        measure = np.exp(-levels) * -half
+        measure = np.exp(-levels)
+        measure *= -half
     else:
         scale = scale + np.asarray(at.sigma)[long + 1]
         measure = np.cosh(levels / 2) ** -2 * (-half / 4)
