@@ -300,17 +300,18 @@ def test_nothing_to_guide_by(here, capsys):
 class Other:
     """A pipeline that asks in a way of its own: `change` is made of what it would give."""
 
-    def __init__(self, pipe, change):
+    def __init__(self, pipe, change, steps=3, batch=1):
         self.unet, self.scheduler, self.change = pipe.unet, pipe.scheduler, change
+        self.steps, self.batch = steps, batch
         self.components = {"unet": pipe.unet, "scheduler": pipe.scheduler}
 
     def __call__(self):
-        self.scheduler.set_timesteps(3)
+        self.scheduler.set_timesteps(self.steps)
         t = self.scheduler.timesteps[0]
-        x, time, out, times = torch.randn(1, 3, 8, 8), t, lambda f: f, 1
+        x, time, out, times = torch.randn(self.batch, 3, 8, 8), t, lambda f: f, 1
         x_in, time, out, times = self.change(x, time, out, times)
         for _ in range(times):
-            f = self.unet(x_in, time).sample
+            f = self.unet(x_in, time, return_dict=False)[0]
         self.scheduler.step(out(f), t, x)
 
 
@@ -341,3 +342,28 @@ def test_another_sign_or_time_is_followed(made):
     assert torch.equal(share(x, t), pipe.unet(x, t / 1000).sample)
     rising = asked(Other(pipe, lambda x, t, f, n: (x, 1 - t / 1000, f, n)), [{}]).model.fn
     assert torch.equal(rising(x, t), pipe.unet(x, 1 - t / 1000).sample)
+
+
+def test_a_batch_of_its_own_and_a_time_that_means_two_things_are_refused(made):
+    pipe = Folder.read(made / "unconditional").load()
+    with pytest.raises(ValueError, match=r"gives its network \[2, 3, 8, 8\]"):
+        asked(Other(pipe, lambda *given: given, batch=2), [{}])
+    with pytest.raises(
+        ValueError, match=r"tells its network \[0.5\] at timestep 500; one alone of"
+    ):
+        asked(Other(pipe, lambda x, t, f, n: (x, t / 1000, f, n), steps=2), [{}])
+
+
+class Learned(torch.nn.Module):
+    """Predicts a variance beside the noise, as networks of DDPM's successors do."""
+
+    def forward(self, sample, timestep, return_dict=True):
+        return (torch.cat([2 * sample, 9 + 0 * sample], 1),)
+
+
+def test_of_a_learned_variance_the_prediction_is_taken(made):
+    pipe = Folder.read(made / "unconditional").load()
+    pipe.unet = Learned()
+    fn = asked(Other(pipe, lambda x, t, f, n: (x, t, lambda f: f[:, :3], n)), [{}]).model.fn
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(fn(x, torch.ones(2)), 2 * x)
