@@ -18,7 +18,7 @@ NAV = re.findall(r'"([\w/-]+\.md)"', (ROOT / "zensical.toml").read_text())
 FORM = runpy.run_path(str(ROOT / "tools" / "docstrings.py"))
 BUILD = runpy.run_path(str(ROOT / "tools" / "docs.py"))
 # what takes longer than a few seconds, and what has a test of its own, which looks at results too
-SLOW = {"calibrate.md", "caching.md"}
+SLOW = {"calibrate.md", "caching.md", "which_plan.md"}
 APART = {"servers.md"}
 LINES = 300
 
@@ -36,6 +36,7 @@ WITH_CODE = [case(page) for page in PAGES if pages.blocks(page) and name(page) n
 
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    (tmp_path / "gallery").symlink_to(DOCS / "gallery")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     pages.run(pages.blocks(page))

@@ -1,4 +1,5 @@
-"""Writes those pages of docs/ that follow from the code: docs/api/*.md and docs/citations.md.
+"""Writes those pages of docs/ that follow from the code: docs/api/*.md, docs/citations.md, and the
+cards of docs/gallery.md, of the plans in docs/gallery.
 
 python tools/docs_pages.py [--check]; --check fails where a page is not what is written, and writes
 nothing. A page of the API is a line for each name, which `make docs` fills from its docstring.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsample import grids
+from fastsample.plan import Plan
 from fastsample.schedules import EDM
 from fastsample.solvers import SOLVERS
 
@@ -130,10 +132,22 @@ def linked(text: str) -> str:
     return PAPER.sub(link, text)
 
 
+def gallery() -> str:
+    """The page of the plans, with a card for each between its marks."""
+    cards = []
+    for path in sorted((DOCS / "gallery").glob("*.fsplan")):
+        plan, size = Plan.load(path), path.stat().st_size
+        cards += [f"### {path.stem}", f"[{path.name}](gallery/{path.name}), {size:,} bytes."]
+        cards.append(f'<div class="card">{plan._repr_html_()}</div>')
+    page = (DOCS / "gallery.md").read_text()
+    inner = "\n\n".join(["<!-- cards -->", *cards, "<!-- end -->"])
+    return re.sub("<!-- cards -->.*<!-- end -->", lambda _: inner, page, flags=re.DOTALL)
+
+
 def pages() -> dict[Path, str]:
     """What is written, by file."""
     made = {DOCS / "api" / f"{page}.md": api(*of) for page, of in API.items()}
-    return {**made, DOCS / "citations.md": citations()}
+    return {**made, DOCS / "citations.md": citations(), DOCS / "gallery.md": gallery()}
 
 
 def main(words: list[str]) -> None:
