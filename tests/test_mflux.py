@@ -230,3 +230,13 @@ def test_without_mflux_the_module_loads_and_asks_for_no_mlx(monkeypatch):
     assert importlib.import_module(OURS).BaseScheduler is object
     assert "mlx" not in sys.modules and "mflux" not in sys.modules
     monkeypatch.delitem(sys.modules, OURS)
+
+
+def test_a_solver_that_was_registered_before_is_one_of_them(monkeypatch):
+    def mine(model, grid, *, start=None, inpaint=False, clip=0.0):
+        return fs.solvers.euler(model, grid)
+
+    monkeypatch.setitem(fs.solvers.SOLVERS, "mine", mine)
+    monkeypatch.delitem(sys.modules, OURS, raising=False)
+    assert issubclass(importlib.import_module(OURS).mine, importlib.import_module(OURS).Solver)
+    monkeypatch.delitem(sys.modules, OURS)

@@ -156,7 +156,7 @@ def _torch(value) -> Tensor:
 _solvers = {
     name: type(name, (Solver,), {"__module__": __name__, "__doc__": Solver.__doc__})
     for name, solver in SOLVERS.items()
-    if solver.usual
+    if getattr(solver, "usual", True)  # one that was registered says nothing of it
 }
 globals().update(_solvers)
 __all__ = ["Plan", "Scheduler"]
