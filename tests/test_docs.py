@@ -56,6 +56,15 @@ def test_pages_are_short_and_their_links_lead_somewhere():
         assert [path for path in pages.links(page) if not path.exists()] == [], page
 
 
+def test_a_table_has_a_blank_line_before_it():
+    """Else it is a paragraph on the site, whatever it is elsewhere."""
+    for page in PAGES:
+        lines = ["", *pages.BLOCK.sub("```", page.read_text()).splitlines()]
+        for before, line in zip(lines, lines[1:], strict=False):
+            begun = not before or before.startswith("|") or before.endswith("-->")
+            assert begun or not line.startswith("|"), (page, line)
+
+
 def test_a_command_of_make_on_a_page_is_one():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for page in PAGES:
