@@ -116,4 +116,4 @@ def test_without_nvcc_one_line_says_so(tmp_path):
 
 
 def test_the_checks_of_a_change_run_all_of_it():
-    assert "exec make lint test test-serve test-slow <" in (ROOT / ".ci/run").read_text()
+    assert "exec make lint types test test-serve docs test-slow <" in (ROOT / ".ci/run").read_text()
