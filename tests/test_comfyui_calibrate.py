@@ -67,7 +67,7 @@ def test_it_is_interrupted_and_goes_on(pack):
     whole = path.read_bytes()
     host.Host.reset()
     pack.run("Calibrate", guider=guider(), **WORDS)
-    assert path.read_bytes() == whole and host.Host.looks < 5, "only that the model answers"
+    assert path.read_bytes() == whole and host.Host.looks <= 5, "only what the model answers"
     words = {**WORDS, "name": "cut"}
     host.Host.reset(interrupt_after=looks // 2)
     with pytest.raises(host.InterruptProcessingException):
@@ -106,6 +106,32 @@ def test_a_name_belongs_to_one_search(pack):
         run(name="theirs")
 
 
+def test_what_has_no_name_is_known_by_the_models_answers(pack):
+    """A ControlNet's strength, say, which the guider's numbers and conditions do not hold."""
+    run = lambda strength, **words: pack.run(
+        "Calibrate", guider=guider(fn=lambda x, t: network(x, t, strength)), **{**WORDS, **words}
+    )[1]
+    found = run(0.5)
+    assert torch.equal(run(0.5001), found), "as half precision may answer"
+    with pytest.raises(ValueError, match="plan mine belongs to another search .*ControlNets"):
+        run(0.8)
+    assert not torch.equal(run(0.8, name="stronger"), found)
+
+
+def test_the_name_may_come_from_another_node(pack):
+    """Then the host's validation has None in its place, and the node looks at it itself."""
+    calibrate, plan = pack.node("Calibrate"), pack.node("Plan")
+    assert calibrate.validate_inputs(None) is True and plan.validate_inputs(None) is True
+    with pytest.raises(ValueError, match="the plan's name is '../x'"):
+        calibrate.execute(guider(), *[*WORDS.values()][:1], "../x", 3, "quick", "free", False, 0, 0)
+    with pytest.raises(ValueError, match="there is no plan 'none'"):
+        plan.execute("none", "refuse")
+    empty = plan.fingerprint_inputs(None, "refuse")
+    pack.run("Calibrate", guider=guider(), **WORDS)
+    assert plan.fingerprint_inputs(None, "refuse") != empty
+    assert plan.fingerprint_inputs(None, "refuse") == plan.fingerprint_inputs("mine", "refuse")
+
+
 def test_what_is_refused_before_the_model_is_asked(pack):
     ask = lambda x, t, words: pytest.fail("the model was asked")
     two = guider(fn=ask, positive=torch.ones(2, 7), negative=torch.ones(1, 7))
@@ -118,6 +144,8 @@ def test_what_is_refused_before_the_model_is_asked(pack):
     before = {"before_sampler": theirs, "before_sigmas": levels("eps")}
     with pytest.raises(ValueError, match="the plan theirs does not run on the SIGMAS connected"):
         pack.run("Calibrate", guider=guider(), **WORDS, **before)
+    with pytest.raises(ValueError, match="21 evaluations at effort quick, whose grid has 20 steps"):
+        pack.run("Calibrate", guider=guider(fn=ask), **{**WORDS, "evaluations": 21})
     with pytest.raises(host.Refused, match="evaluations = 0"):
         pack.run("Calibrate", guider=guider(), **{**WORDS, "evaluations": 0})
     assert not list(pack.folder.iterdir())

@@ -176,6 +176,8 @@ def test_bad_input_is_refused():
     whole = solvers.ddim(flow, from_sigmas(flow, [1.0, 0.5, 0.0]), prediction="flow")
     cases = [
         ((None, denoiser, start()), "plan is a NoneType"),
+        ((plan, None, start()), "k_sample: model is a NoneType; a callable"),
+        ((plan, denoiser, torch.tensor(80.0)), r"k_sample: x is torch.float32 \[\]"),
         ((plan, denoiser, "x"), "x is str"),
         ((plan, denoiser, start().long()), "x is torch.int64"),
         ((plan, denoiser, start() * torch.nan), "NaN or Inf"),

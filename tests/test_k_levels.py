@@ -69,6 +69,14 @@ def test_k_model_refuses_other_states(schedule):
         k_model(eps_denoiser, schedule)
 
 
+def test_what_is_no_plan_or_no_denoiser():
+    for of in (k_state, k_sigmas, k_scale, lambda plan: k_remake(plan, [1.0, 0.0])):
+        with pytest.raises(TypeError, match="plan is a str; a fastsample.Plan is accepted"):
+            of("mine.fsplan")
+    with pytest.raises(TypeError, match="k_model: denoiser is a NoneType; a callable"):
+        k_model(None, EDM_LIKE)
+
+
 def test_states_of_plans():
     make = lambda schedule, grid: solvers.euler(fs.Model(None, schedule, "v"), grid)
     assert k_state(make(EDM_LIKE, karras(EDM_LIKE, 4))) == "sigma"

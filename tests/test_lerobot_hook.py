@@ -292,6 +292,15 @@ def test_what_cannot_be_reached_or_run_is_refused_in_a_sentence(policy):
         hook(velocity, x, 4, rtc_enabled=True)
     with pytest.raises(ValueError, match="hard_prefix or hard_prefix_mask"):
         hook(velocity, x, 4, hard_prefix=x)
+    mask = torch.zeros(*x.shape[:2], 1, dtype=torch.bool)
+    for actions, bad in ((x, mask[..., 0]), (x, mask.float()), (x[:, :1, :2], mask), (x[0], mask)):
+        with pytest.raises(ValueError, match=r"hard_prefix is \[.* bool \[B, T, 1\], are accepted"):
+            hook(velocity, x, 4, hard_prefix=actions, hard_prefix_mask=bad)
+    with torch.no_grad():
+        whole = hook(velocity, x, 4)
+        assert torch.equal(hook(lambda x, t: (velocity(x, t),), x, 4), whole)
+        with pytest.raises(TypeError, match="denoise_fn returned a NoneType; a tensor of"):
+            hook(lambda x, t: None, x, 4)
     for grad in (torch.no_grad, torch.enable_grad):
         with grad(), pytest.raises(ValueError, match=r"model returned \[2, 1, 6\] for"):
             hook(lambda x, t: x[:, :1], x, 4)

@@ -79,7 +79,7 @@ def k_sample(
     Returns x at the plan's end, in x's dtype. Raises ValueError or TypeError, one sentence, and
     FloatingPointError if a state became non-finite.
     """
-    _check_input(x, extra_args, noise_sampler, callback)
+    _check_input(model, x, extra_args, noise_sampler, callback)
     own, x, look = _checked(denoised(plan, state, eta, s_noise), model, x, check)
     draw = _source(own, noise_sampler, seed, stage, x)
     key = own.spares.key(own.plan, x, look)
@@ -141,13 +141,20 @@ def _asker(
     return ask
 
 
-def _check_input(x: Tensor, extra: object, sampler: object, callback: object) -> None:
+def _check_input(
+    model: object, x: Tensor, extra: object, sampler: object, callback: object
+) -> None:
+    if not callable(model):
+        raise TypeError(
+            f"k_sample: model is a {type(model).__name__}; a callable(x, sigma [B]) -> x0 is "
+            "accepted"
+        )
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(
             f"k_sample: x is {x.dtype if isinstance(x, Tensor) else type(x).__name__}; a floating "
             "torch tensor [B, *] is accepted"
         )
-    dense = x.layout == torch.strided and not x.is_nested
+    dense = x.layout == torch.strided and not x.is_nested and x.dim() > 0
     if arguments.numberless(x.device) or not dense or x.dtype not in arguments.MODELS:
         kind = "nested" if x.is_nested else f"{list(x.shape)} ({x.layout}) on {x.device}"
         raise TypeError(

@@ -22,7 +22,7 @@ from ..plan.provenance import LEARNED
 from ..runtime import outputs
 from ..schedules import EDM, Flow, Schedule, from_json
 from ..solvers import SOLVERS
-from .denoised import denoised
+from .denoised import Denoised, denoised
 
 ALIKE = 1e-5  # relative: levels that were float32 are the same levels
 ROUNDING = 64 * np.finfo(np.float64).eps
@@ -42,6 +42,12 @@ def k_model(denoiser: Callable, schedule: Schedule, *, model_id=None, **extra) -
             "x = x0 + sigma eps, or schedules.Flow(shift), is accepted"
         )
 
+    if not callable(denoiser):
+        raise TypeError(
+            f"k_model: denoiser is a {type(denoiser).__name__}; a callable(x, sigma [B]) -> x0 is "
+            "accepted"
+        )
+
     def ask(x, sigma, **cond):
         return outputs.only(denoiser(x, sigma, **extra, **cond))
 
@@ -53,6 +59,7 @@ def k_state(plan: Plan) -> str:
     """The denoiser's state that a plan is for: "flow" where its own x is (1 - sigma)·x0 + sigma·eps
     in every row, or where it begins at alpha = 0, which no sigma/alpha says; else "sigma".
     """
+    _plan("k_state", plan)
     total = plan.alpha[1:] + plan.sigma[1:]
     return "flow" if (abs(total - 1.0) <= ROUNDING).all() or plan.alpha[1] == 0.0 else "sigma"
 
@@ -62,7 +69,7 @@ def k_sigmas(plan: Plan, state: str | None = None) -> np.ndarray:
     float64 [n+1], what ComfyUI calls SIGMAS. state: by default `k_state`'s. Raises ValueError for a
     plan that k_sample does not run.
     """
-    own = denoised(plan, state or k_state(plan), None, None)
+    own = _own("k_sigmas", plan, state)
     first = own.levels[[*own.starts]] if own.before is None else own.before[[*own.starts.values()]]
     return np.append(first, own.levels[-1])
 
@@ -71,7 +78,7 @@ def k_scale(plan: Plan, state: str | None = None) -> float:
     """What unit noise is multiplied by to be k_sample's x: sigma where the plan begins, times the
     amplitude that a search found; 0 for a plan that begins from an image.
     """
-    return denoised(plan, state or k_state(plan), None, None).scale
+    return _own("k_scale", plan, state).scale
 
 
 def k_remake(
@@ -85,6 +92,7 @@ def k_remake(
     Raises ValueError, one sentence, for levels that do not fall, for rows that were found for their
     own levels, and as `Plan.remake` does.
     """
+    _plan("k_remake", plan)
     state = state or k_state(plan)
     own, given = k_sigmas(plan, state), reals(sigmas)
     if given is None or given.ndim != 1 or len(given) < 2:
@@ -105,6 +113,17 @@ def k_remake(
     schedule = from_json(plan.note["schedule"])
     times = _times(schedule, given, state)
     return plan.with_note(grid=times.tolist()).remake(0)
+
+
+def _plan(where: str, plan: object) -> None:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"{where}: plan is a {type(plan).__name__}; a fastsample.Plan is accepted")
+
+
+def _own(where: str, plan: Plan, state: str | None) -> Denoised:
+    """The plan for a denoiser of this state, by default its own."""
+    _plan(where, plan)
+    return denoised(plan, state or k_state(plan), None, None)
 
 
 def _times(schedule: Schedule, sigmas: np.ndarray, state: str) -> np.ndarray:

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..model import Model
 from ..plan import Plan
 from ..plan.given import integer
+from ..runtime import outputs
 from ..schedules import Flow
 from ..solvers import euler
 from .velocity import Rows
@@ -115,6 +116,12 @@ class Loop:
             v = velocity(x)
         else:
             v = self.guide(x_t=x, time=time, original_denoise_step_partial=velocity)
+        v = outputs.only(v)
+        if not isinstance(v, Tensor):
+            raise TypeError(
+                f"{NAME}: denoise_fn returned {outputs.words(v)}; a tensor of {list(x.shape)} is "
+                "accepted"
+            )
         self.before = time, v
         return v if torch.is_grad_enabled() else v.detach()
 
@@ -169,6 +176,16 @@ def _check(own: Rows, noise, num_steps, processor, enabled: bool, prefix, mask) 
     if (prefix is None) != (mask is None):
         raise ValueError(
             f"{NAME}: hard_prefix or hard_prefix_mask is given without the other; both are accepted"
+        )
+    fits = lambda v: (
+        v.dim() == noise.dim()
+        and all(own in (1, n) for own, n in zip(v.shape, noise.shape, strict=True))
+    )
+    if mask is not None and not (mask.dtype == torch.bool and fits(prefix) and fits(mask)):
+        raise ValueError(
+            f"{NAME}: hard_prefix is {list(prefix.shape)} and hard_prefix_mask {mask.dtype} "
+            f"{list(mask.shape)} for noise of {list(noise.shape)}; actions of its shape, and bool "
+            "[B, T, 1], are accepted"
         )
 
 

@@ -25,7 +25,11 @@ from fastsample.interop import k_model
 from fastsample.metrics import psnr_each
 from fastsample.optimize.search import Stopped
 
+from . import store
 from .sampling import state_of
+
+LOOKS = 3  # noise levels at which the model's answers are kept
+SAME = 0.02  # relative: answers of one model, in half precision, on one machine
 
 
 class Effort(NamedTuple):
@@ -118,6 +122,7 @@ class Calibration:
         generator = torch.Generator().manual_seed(self.seed % 2**64)
         drawn = lambda n: torch.randn(n, *noise.shape[1:], generator=generator).to(noise.device)
         z, held_out = drawn(self.effort.noises), drawn(self.effort.held_out)
+        answers = self._looked(denoiser, schedule, noise)
         ends = self._before(model_wrap, words, held_out, len(noise))
         try:
             self.search = self._searched(model, z, held_out, len(noise))
@@ -130,10 +135,31 @@ class Calibration:
                 f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
                 "another name, or the inputs that it was begun with, are accepted"
             ) from None
+        finally:
+            store.keep_answers(self.folder, answers)
         if ends is not None:
             target = self.search.target
             self.reached = float(psnr_each(ends[: len(target)], target).mean())
         return noise
+
+    def _looked(
+        self, denoiser: Callable, schedule: fs.schedules.Schedule, like: Tensor
+    ) -> np.ndarray:
+        """What the model answers at a few levels [LOOKS,*]. ValueError where a search of this name
+        was begun and had other answers: patches, ControlNets and hooks have no name of their own.
+        """
+        z = torch.randn(1, *like.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
+        sigmas = z.new_tensor(schedule.sigma(fs.grids.fine(schedule, LOOKS))[:-1])
+        answers = torch.cat([denoiser(s * z, s.expand(1)) for s in sigmas]).float().cpu().numpy()
+        kept = store.answers(self.folder)
+        alike = kept is None or kept.shape != answers.shape  # another size: the search says so
+        if not (alike or np.linalg.norm(kept - answers) <= SAME * np.linalg.norm(kept)):
+            raise ValueError(
+                f"fastsample: the plan {self.folder.name} belongs to another search (its model "
+                "answered otherwise: prompt, guidance, weights, patches or ControlNets are others)"
+                "; another name, or the inputs that it was begun with, are accepted"
+            )
+        return answers
 
     def _searched(
         self, model: fs.Model, z: Tensor, held_out: Tensor, batch: int

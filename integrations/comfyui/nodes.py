@@ -43,7 +43,9 @@ class FastsamplePlan(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, plan):
+    def validate_inputs(cls, plan=None):
+        if plan is None:  # linked: execute looks at it
+            return True
         try:
             store.load(plan)
         except (ValueError, OSError) as error:
@@ -51,9 +53,12 @@ class FastsamplePlan(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, plan, other_sigmas):
-        path = store.path_of(plan)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "none"
+    def fingerprint_inputs(cls, plan=None, other_sigmas=None):
+        told = hashlib.sha256()
+        for name in [plan] if plan is not None else store.names():  # linked: any of them
+            path = store.path_of(name)
+            told.update(path.read_bytes() if path.is_file() else b"none")
+        return told.hexdigest()
 
     @classmethod
     def execute(cls, plan, other_sigmas) -> io.NodeOutput:
@@ -146,7 +151,9 @@ class FastsampleCalibrate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
+    def validate_inputs(cls, name=None):
+        if name is None:  # linked: execute looks at it
+            return True
         try:
             store.place_for(name)
         except ValueError as error:
@@ -172,6 +179,12 @@ class FastsampleCalibrate(io.ComfyNode):
             raise ValueError(
                 "fastsample: one of before_sampler and before_sigmas is connected; both, or "
                 "neither, are accepted"
+            )
+        steps = EFFORTS[effort].steps
+        if evaluations > steps:
+            raise ValueError(
+                f"fastsample: {evaluations} evaluations at effort {effort}, whose grid has {steps} "
+                f"steps; up to {steps}, or more effort, is accepted"
             )
         path, folder = store.place_for(name)
         before = None if before_sampler is None else (before_sampler, before_sigmas)

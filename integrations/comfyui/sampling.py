@@ -114,8 +114,10 @@ def _sampled(plan: Plan, state: str, model, x, extra_args, callback, disable) ->
             "ComfyUI that packs them into one, or a latent of one tensor, is accepted"
         )
     extra = dict(extra_args or {})
-    seed = {"seed": extra["seed"]} if plan.L and extra.get("seed") is not None else {}
-    end = k_sample(plan, model, x, extra, callback, disable, state=state, **seed)
+    seeds = {}
+    if plan.L and extra.get("seed") is not None:  # the host's go up to 2^64 - 1, then from 0 on
+        seeds["seed"] = [(int(extra["seed"]) + k) % 2**64 for k in range(len(x))]
+    end = k_sample(plan, model, x, extra, callback, disable, state=state, **seeds)
     mask = extra.get("denoise_mask")
     if mask is None or plan.sigma[-1] != 0.0:
         return end

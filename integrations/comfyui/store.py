@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
+import numpy as np
+
 from fastsample import Plan
-from fastsample.files import make_folder
+from fastsample.files import make_folder, write_whole
 
 FOLDER = Path(__file__).parent / "plans"
 SEARCHES = ".searches"  # where unfinished and finished searches are kept, by the plan's name
+ANSWERS = "answers.npy"  # of the model that a search asks, in its folder
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -68,3 +72,19 @@ def save(plan: Plan, path: Path) -> None:
     """Write the plan, whole or not at all."""
     make_folder(path.parent)
     plan.save(path)
+
+
+def answers(folder: Path) -> np.ndarray | None:
+    """What the model of the search in this folder answered; None where nothing is kept."""
+    try:
+        return np.load(folder / ANSWERS, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+
+
+def keep_answers(folder: Path, answers: np.ndarray) -> None:
+    """Keep them where a search has finished a part."""
+    if folder.is_dir() and not (folder / ANSWERS).exists():
+        data = io.BytesIO()
+        np.save(data, answers)
+        write_whole(folder / ANSWERS, data.getvalue())
