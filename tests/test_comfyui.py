@@ -222,6 +222,8 @@ def test_other_sigmas_are_refused_or_rebuilt(pack):
     with pytest.raises(ValueError, match="is for x0 .* and the model connected is one of .*Flux"):
         sampled(sampler, sigmas, "flow")
     assert torch.equal(sampled(sampler, sigmas[:1], z=noise() * 0), noise() * 0)
+    with pytest.raises(ValueError, match="noise connected is not of unit variance .*; RandomNoise"):
+        sampled(sampler, sigmas, z=noise() * 0)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", ".", "..", "a" * 65, "ä", "x\n"])

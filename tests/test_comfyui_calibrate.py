@@ -116,6 +116,12 @@ def test_what_has_no_name_is_known_by_the_models_answers(pack):
     with pytest.raises(ValueError, match="plan mine belongs to another search .*ControlNets"):
         run(0.8)
     assert not torch.equal(run(0.8, name="stronger"), found)
+    with pytest.raises(ValueError, match="not finite"):
+        run(np.nan, name="broken")
+    run(0.5, name="broken")  # which was no model before
+    with pytest.raises(ValueError, match="batch_size=0"):
+        run(0.5, name="none", latent_image={"samples": torch.zeros(0, 3, 2, 2)})
+    assert not (pack.folder / ".searches" / "none").exists(), "nothing was finished"
 
 
 def test_the_name_may_come_from_another_node(pack):

@@ -124,6 +124,7 @@ class Calibration:
         z, held_out = drawn(self.effort.noises), drawn(self.effort.held_out)
         answers = self._looked(denoiser, schedule, noise)
         ends = self._before(model_wrap, words, held_out, len(noise))
+        store.keep_answers(self.folder, answers)
         try:
             self.search = self._searched(model, z, held_out, len(noise))
         except Stopped as stopped:  # what was finished is in the folder
@@ -136,7 +137,7 @@ class Calibration:
                 "another name, or the inputs that it was begun with, are accepted"
             ) from None
         finally:
-            store.keep_answers(self.folder, answers)
+            store.forget(self.folder)
         if ends is not None:
             target = self.search.target
             self.reached = float(psnr_each(ends[: len(target)], target).mean())
@@ -152,8 +153,8 @@ class Calibration:
         sigmas = z.new_tensor(schedule.sigma(fs.grids.fine(schedule, LOOKS))[:-1])
         answers = torch.cat([denoiser(s * z, s.expand(1)) for s in sigmas]).float().cpu().numpy()
         kept = store.answers(self.folder)
-        alike = kept is None or kept.shape != answers.shape  # another size: the search says so
-        if not (alike or np.linalg.norm(kept - answers) <= SAME * np.linalg.norm(kept)):
+        other = kept is not None and kept.shape == answers.shape and np.isfinite(answers).all()
+        if other and np.linalg.norm(kept - answers) > SAME * np.linalg.norm(kept):
             raise ValueError(
                 f"fastsample: the plan {self.folder.name} belongs to another search (its model "
                 "answered otherwise: prompt, guidance, weights, patches or ControlNets are others)"

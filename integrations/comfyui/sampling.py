@@ -117,7 +117,15 @@ def _sampled(plan: Plan, state: str, model, x, extra_args, callback, disable) ->
     seeds = {}
     if plan.L and extra.get("seed") is not None:  # the host's go up to 2^64 - 1, then from 0 on
         seeds["seed"] = [(int(extra["seed"]) + k) % 2**64 for k in range(len(x))]
-    end = k_sample(plan, model, x, extra, callback, disable, state=state, **seeds)
+    try:
+        end = k_sample(plan, model, x, extra, callback, disable, state=state, **seeds)
+    except ValueError as error:
+        if "x has a root mean square of" not in str(error):
+            raise
+        raise ValueError(
+            f"fastsample: the noise connected is not of unit variance ({error}); RandomNoise, or a "
+            "tail of the plan's SIGMAS where the latent has its noise already, is accepted"
+        ) from None
     mask = extra.get("denoise_mask")
     if mask is None or plan.sigma[-1] != 0.0:
         return end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -75,16 +76,30 @@ def save(plan: Plan, path: Path) -> None:
 
 
 def answers(folder: Path) -> np.ndarray | None:
-    """What the model of the search in this folder answered; None where nothing is kept."""
+    """What the model of the search in this folder answered; None where none has finished a part."""
     try:
-        return np.load(folder / ANSWERS, allow_pickle=False)
+        return np.load(folder / ANSWERS, allow_pickle=False) if _begun(folder) else None
     except (OSError, ValueError):
         return None
 
 
 def keep_answers(folder: Path, answers: np.ndarray) -> None:
-    """Keep them where a search has finished a part."""
-    if folder.is_dir() and not (folder / ANSWERS).exists():
+    """Keep them before a search begins, so that they are there however it ends."""
+    kept = _begun(folder) and (folder / ANSWERS).exists()
+    if np.isfinite(answers).all() and not kept:
         data = io.BytesIO()
         np.save(data, answers)
+        make_folder(folder)
         write_whole(folder / ANSWERS, data.getvalue())
+
+
+def forget(folder: Path) -> None:
+    """Leave nothing of a search that has finished no part."""
+    if not _begun(folder):
+        (folder / ANSWERS).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or somebody's
+            folder.rmdir()
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / "search.json").exists()
