@@ -113,6 +113,9 @@ def test_what_has_no_name_is_known_by_the_models_answers(pack):
     )[1]
     found = run(0.5)
     assert torch.equal(run(0.5001), found), "as half precision may answer"
+    kept = pack.folder / ".searches" / "mine" / "answers.npy"
+    kept.write_bytes(b"cut short")
+    assert torch.equal(run(0.5), found) and len(kept.read_bytes()) > 99, "kept again"
     with pytest.raises(ValueError, match="plan mine belongs to another search .*ControlNets"):
         run(0.8)
     assert not torch.equal(run(0.8, name="stronger"), found)
@@ -145,6 +148,13 @@ def test_what_is_refused_before_the_model_is_asked(pack):
         pack.run("Calibrate", guider=two, **WORDS)
     with pytest.raises(ValueError, match="one of before_sampler and before_sigmas is connected"):
         pack.run("Calibrate", guider=guider(), before_sigmas=levels("eps"), **WORDS)
+    (euler,) = pack.run("Solver", solver="euler")
+    for other in (levels("eps")[3:], levels("eps")[:3], levels("eps")[:1], levels("eps")[:0]):
+        before = {"before_sampler": euler, "before_sigmas": other}
+        with pytest.raises(
+            ValueError, match="before_sigmas are .*; SIGMAS from noise, which is 14"
+        ):
+            pack.run("Calibrate", guider=guider(), **WORDS, **before)
     plan = fs.solvers.euler(fs.schedules.EDM(0.03, 14.6), [14.6, 1.0, 0.0], prediction="x0")
     theirs, _ = pack.sampling.of_plan(plan, "theirs", rebuild=False)
     before = {"before_sampler": theirs, "before_sigmas": levels("eps")}

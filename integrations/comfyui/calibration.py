@@ -197,6 +197,13 @@ class Calibration:
         if self.before is None:
             return None
         (sampler, sigmas), ends = self.before, []
+        top = float(model_wrap.inner_model.model_sampling.sigma_max)
+        if len(sigmas) < 2 or sigmas[0] < top / 2 or sigmas[-1] > top / 100:
+            listed = ", ".join(f"{v:.4g}" for v in sigmas[[0, -1]].tolist()) if len(sigmas) else ""
+            raise ValueError(
+                f"fastsample: before_sigmas are {len(sigmas)}, first and last [{listed}]; SIGMAS "
+                f"from noise, which is {top:.4g} for this model, down to 0, or nearly, are accepted"
+            )
         for noise in held_out.split(batch):
             given = sigmas.to(noise.device), {**words}, None, noise, torch.zeros_like(noise)
             ends.append(sampler.sample(model_wrap, *given, None, True).float().cpu())

@@ -83,12 +83,11 @@ def answers(folder: Path) -> np.ndarray | None:
         return None
 
 
-def keep_answers(folder: Path, answers: np.ndarray) -> None:
+def keep_answers(folder: Path, found: np.ndarray) -> None:
     """Keep them before a search begins, so that they are there however it ends."""
-    kept = _begun(folder) and (folder / ANSWERS).exists()
-    if np.isfinite(answers).all() and not kept:
+    if np.isfinite(found).all() and answers(folder) is None:
         data = io.BytesIO()
-        np.save(data, answers)
+        np.save(data, found)
         make_folder(folder)
         write_whole(folder / ANSWERS, data.getvalue())
 
