@@ -28,6 +28,7 @@ def readme_tables():
     return module
 
 
+@pytest.mark.slow  # a whole search
 def test_the_example_prints_what_readme_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = next(block for block in pages.blocks(README) if block.language == "text")
