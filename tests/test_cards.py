@@ -101,6 +101,13 @@ def test_every_string_of_a_note_is_escaped():
     assert search._repr_html_().count(SHOWN) >= 7
 
 
+def test_a_solver_of_a_note_may_be_anything():
+    for odd in (["a", {"b": 1}], {"a": 1}, 7):
+        made = plan(2, solver="euler").with_note(solver=odd)
+        Card(made)
+        assert made.describe()
+
+
 def test_a_search_is_shown_with_what_each_rung_reached():
     """Means where every plan has one; where the best by hand has a pooled figure alone, those of
     both, never one beside the other.

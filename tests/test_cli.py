@@ -35,6 +35,9 @@ def interrupted():
 def broken():
     return fs.Model(lambda x, t: x[:1], schedule=fs.schedules.Flow(), prediction="flow")
 
+def keyless():
+    raise KeyError("boo")
+
 def no_model():
     return 3
 
@@ -203,6 +206,13 @@ BAD = [
     (["sample", "p.fsplan", "--model", "mine:no_model"], "returned a int"),
     (["sample", "p.fsplan", "--model", "mine:broken", "--shape", "1,4,4"], "returned"),
     (["sample", "p.fsplan", *MINE, "--guidance", "2"], "embedded model"),
+    (["sample", "p.fsplan", "--model", "mine:keyless"], "its call failed (KeyError: 'boo')"),
+    (["sample", "p.fsplan", "--model", "unsound:make"], "its import failed (SyntaxError: "),
+    (["optimize", *MINE, "--budgets", "2", "--start", "fixed"], "--start fixed belongs to one"),
+    (["optimize", *MINE, "--aggregate", "median"], "--aggregate median belongs to one search"),
+    (["optimize", *MINE, "--budget", "2", "--time-limit", "9"], "--time-limit 9.0 belongs to the"),
+    (["optimize", *MINE, "--rows", "free", "--checkpoint", "c"], "--checkpoint c belongs to the"),
+    (["optimize", *MINE, "--budget", "2", "--beam", "2"], "--beam 2 belongs to a fit; --rows"),
     (["optimize", *MINE, "--solver", "heun"], "solver='heun'"),
     (["optimize", *MINE, "--budget", "9", "--teacher", "5"], "budget=9"),
     (["optimize", *MINE, "--rows", "heun", "--teacher", "5", "--budget", "2"], "rows='heun'"),
@@ -214,6 +224,7 @@ BAD = [
     (["sample", "p.fsplan", *MINE, "--latent", "n.npy"], "where it begins is not said; --strength"),
     (["sample", "p.fsplan", *MINE, "--latent", "n.npy", "--start", "1"], "n.npy: No such file"),
     (["sample", "p.fsplan", *MINE, "--latent", "mine.py", "--start", "1"], "it holds no array"),
+    (["sample", "p.fsplan", *MINE, "--latent", "cut.npz", "--start", "1"], "it holds no array"),
     (["show", "p.fsplan", "--picture", "p.jpg"], "--picture p.jpg: a .png file is accepted"),
 ]
 
@@ -224,6 +235,8 @@ BAD = [
 def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, words):
     s = fs.schedules.Flow()
     fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").save("p.fsplan")
+    Path("unsound.py").write_text("def make(:")
+    Path("cut.npz").write_bytes(b"PK\x03\x04, and no more")
     before = sorted(os.listdir())
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
@@ -240,6 +253,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, w
         ["show"],
         ["sample", "p", "--samples", "0"],
         ["sample", "p", "--shape", "1,x"],
+        ["sample", "p", "--seed", "9" * 20],
         ["optimize", "--budget", "-1"],
     ],
 )

@@ -81,8 +81,16 @@ def test_a_list_in_other_forms_needs_a_schedule_only_to_change_its_kind(here, ca
 
 
 def test_a_list_from_standard_input(here, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("14.6\n7.8\n3.5\n0\n"))
+    given = lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    given(b"14.6\n7.8\n3.5\n0\n")
     assert converted(capsys, "-", "--to", "sigmas") == "14.6,7.8,3.5,0.0\n"
+    given((here / "flow.fsplan").read_bytes())
+    assert converted(capsys, "-", "--to", "json") == converted(
+        capsys, "flow.fsplan", "--to", "json"
+    )
+    given(b"\xff\xfe")
+    assert cli.main(["convert", "-", "--to", "sigmas"]) == 2
+    assert "-: no text" in capsys.readouterr().err
 
 
 def test_a_list_says_what_it_leaves_out(here, capsys):
@@ -122,6 +130,10 @@ BAD = [
     ("1,0 --to json --solver euler --prediction x0", "does not say its schedule"),
     ("1,0 --to timesteps", "does not say its schedule"),
     ("1,2,0 --to json --solver euler --schedule Flow", "grids.from_sigmas"),
+    ("5,3,8 --to comfyui", "has the level 8 after 3; levels"),
+    ("3,-1 --to sigmas", "has the level -1 after 3; levels"),
+    ("3,1 --to sigmas --solver euler", "--solver belongs to a plan that is made of a list"),
+    ("3,1 --to comfyui --time 1000", "--time belongs to a plan that is made of a list"),
     ("flow.fsplan --to json --schedule Flow", "--schedule belongs to a list"),
     ("flow.fsplan --to sigmas --from sigmas", "--from belongs to a list"),
     ('{"timesteps":[1]} --to sigmas --from sigmas', "says it is of timesteps"),

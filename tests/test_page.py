@@ -339,6 +339,9 @@ def test_ticks_are_round():
     assert chart.Axis.over([1e-4, 80], log=True).ticks() == pytest.approx(
         [1e-4, 1e-3, 0.01, 0.1, 1, 10]
     )
+    assert chart.Axis.over([0.1, 10], log=True).ticks() == pytest.approx(
+        [0.1, 0.2, 0.5, 1, 2, 5, 10]
+    )
 
 
 def test_more_decibels_stand_higher_and_more_evaluations_further_right(tmp_path):

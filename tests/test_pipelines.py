@@ -238,6 +238,7 @@ BAD = [
     (f"{SD} --prompt cat --call height", "'height' is not NAME=VALUE"),
     (f"{SD} --conditions absent.npz", "--conditions absent.npz: No such file"),
     (f"{SD} --conditions odd/model_index.json", "it holds no arrays by name"),
+    (f"{SD} --conditions cut.npz", "it holds no arrays by name"),
     (f"{SD} --conditions n.npy", "it holds no arrays by name"),
     (f"{SD} --conditions other.npz", "clip is no argument of StableDiffusionPipeline's call"),
     (f"{SD} --conditions words.npz", "prompt_embeds is <U3"),
@@ -268,6 +269,7 @@ def test_it_is_refused_in_one_sentence_before_anything_is_loaded(
         (here / name / "model_index.json").write_text(text)
     one, two = np.zeros((1, 7, 8)), np.zeros((2, 7, 8))
     np.save("n.npy", one)
+    (here / "cut.npz").write_bytes(b"PK\x03\x04, and no more")
     np.savez("other.npz", clip=one)
     np.savez("words.npz", prompt_embeds=np.array(["cat"]))
     np.savez("two.npz", prompt_embeds=np.zeros((3, 7, 8)), negative_prompt_embeds=two)

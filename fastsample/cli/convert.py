@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> None:
     elif form == "fsplan":
         raise ValueError("--to fsplan is no text; --out FILE.fsplan is needed")
     given = _given(args)
+    if given.plan is None:
+        _refuse_idle(args, form)
     if form in PLANS:
         plan = given.plan or _plan(args, given)
         data = plan.to_bytes() if form == "fsplan" else f"{plan.to_json()}\n".encode()
@@ -125,11 +127,21 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.write(data.decode())
 
 
+def _refuse_idle(args: argparse.Namespace, form: str) -> None:
+    """ValueError for a word that makes a plan of a list, where no plan is made."""
+    for word in () if form in PLANS else ("solver", "prediction", "time", "input_scale"):
+        if getattr(args, word) is not None:
+            raise ValueError(
+                f"--{word.replace('_', '-')} belongs to a plan that is made of a list; --to "
+                f"{form} makes none, --to json or fsplan is accepted"
+            )
+
+
 def _given(args: argparse.Namespace) -> Given:
     """The source, read and checked."""
     text = _text(args.source)
-    if text is None:
-        given = Given(load(args.source))
+    if isinstance(text, Plan):
+        given = Given(text)
     elif text.lstrip().startswith("{") and '"fastsample_plan"' in text:
         given = Given(Plan.from_json(text.strip()))
     else:
@@ -145,13 +157,14 @@ def _given(args: argparse.Namespace) -> Given:
     return given
 
 
-def _text(source: str) -> str | None:
-    """The text of a source; None for a .fsplan file."""
-    if source == "-":
-        return sys.stdin.read(lists.CHARACTERS)
+def _text(source: str) -> str | Plan:
+    """The text of a source, or the plan that a .fsplan file holds."""
     try:
-        with open(source, "rb") as file:
-            data = file.read(lists.CHARACTERS)
+        if source == "-":
+            data = sys.stdin.buffer.read(lists.CHARACTERS)
+        else:
+            with open(source, "rb") as file:
+                data = file.read(lists.CHARACTERS)
     except OSError as error:
         if "," in source or source.lstrip()[:1] in ("[", "{"):
             return source  # the list itself
@@ -159,7 +172,7 @@ def _text(source: str) -> str | None:
             f"{source}: {error.strerror or error}; a file, or numbers with commas, is accepted"
         ) from None
     if data[:1] == b"\x89":
-        return None
+        return Plan.from_bytes(data) if source == "-" else load(source)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -188,7 +201,7 @@ def _numbers(args: argparse.Namespace, given: Given, form: str) -> list[float]:
     if given.plan is not None:
         return lists.levels(given.plan)
     if given.form == "sigmas":
-        return [*given.numbers]
+        return lists.falling(given.numbers)
     return lists.levels_at(args.schedule, _grid(args, given))
 
 

@@ -100,6 +100,18 @@ def times(plan: Plan) -> list[float]:
     return found[:-1] if plan.sigma[-1] == 0.0 else found
 
 
+def falling(levels: Sequence[float]) -> list[float]:
+    """The levels, or ValueError where one is negative or above the one before it."""
+    for before, level in zip((math.inf, *levels), levels, strict=False):
+        if not 0 <= level <= before:
+            after = f"{level:g} after {before:g}" if before < math.inf else f"{level:g}"
+            raise ValueError(
+                f"the list has the level {after}; levels of at least 0 that fall, noise to data, "
+                "are accepted"
+            )
+    return [*levels]
+
+
 def _schedule(plan: Plan) -> Schedule | None:
     """The schedule that the plan's note names beside its times, or None."""
     try:

@@ -25,6 +25,7 @@ EXAMPLE = """--model mine:make --shape 4,64,64 --budgets 4,6,8 --out plans
 
 BUDGETS = (4, 6, 8, 10)
 SAMPLES, SEARCH_SAMPLES = 32, 208  # of a single search, and of the whole climb
+OF_CLIMB, OF_ONE = ("time_limit", "checkpoint"), ("start", "aggregate")
 UNSAID = ("out", "checkpoint", "progress", "traceback", "name", "command")
 
 
@@ -40,7 +41,8 @@ def options(add: Callable) -> None:
     add("--solver", help="search times by OSS for a solver (with --budget alone: euler)")
     about = "search by fit: times with fitted rows, free or consistent, or with a solver's own rows"
     add("--rows", metavar="free|consistent|SOLVER", help=about)
-    number(add, "--beam", 3, "of a fit: paths kept at every node")
+    about = "of a fit: paths kept at every node (default: 3)"
+    add("--beam", type=count, metavar="N", help=about)
     number(add, "--teacher", 40, "steps of the grid searched; the teacher takes as many or more")
     about = f"its spacing (default: fine): {', '.join(GRIDS)}"
     add("--grid", choices=GRIDS, metavar="NAME", help=about)
@@ -51,9 +53,11 @@ def options(add: Callable) -> None:
         metavar="N",
         help=f"{about} (default: 64; in one search 16)",
     )
-    about = "free: the noise may carry a lower label (default)"
-    add("--start", choices=("free", "fixed"), default="free", help=about)
-    about = "OSS: joint (default) or median; with --rows: mean (default), log or median"
+    about = "of one search: free (default), the noise may carry a lower label"
+    add("--start", choices=("free", "fixed"), help=about)
+    about = (
+        "of one search. OSS: joint (default) or median; with --rows: mean (default), log or median"
+    )
     add("--aggregate", metavar="WORD", help=about)
     about = f"noises (default: {SEARCH_SAMPLES}; in one search {SAMPLES})"
     add("--samples", type=count, metavar="N", help=about)
@@ -79,12 +83,26 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"optimize: --budget {args.budget} beside --budgets; one of them is accepted"
         )
-    _search(args, subject(args))
+    one = args.budget is not None or bool((args.solver or args.rows) and not args.budgets)
+    _refuse_idle(args, one)
+    _search(args, subject(args), one)
 
 
-def _search(args: argparse.Namespace, it: Subject) -> None:
+def _refuse_idle(args: argparse.Namespace, one: bool) -> None:
+    """ValueError for an option that what was asked for would not look at."""
+    for name in OF_CLIMB if one else OF_ONE:
+        if getattr(args, name) is not None:
+            of, asks = ("the climb", "--budgets") if one else ("one search", "--budget")
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(args, name)} belongs to {of}; {asks} is "
+                "accepted beside it"
+            )
+    if one and args.beam is not None and not args.rows:
+        raise ValueError(f"--beam {args.beam} belongs to a fit; --rows is accepted beside it")
+
+
+def _search(args: argparse.Namespace, it: Subject, one: bool) -> None:
     """Search the subject; noises no search has seen have seeds from UNSEEN on."""
-    one = args.budget is not None or ((args.solver or args.rows) and not args.budgets)
     samples = args.samples or (SAMPLES if one else SEARCH_SAMPLES)
     held_out = (16 if one else 64) if args.held_out is None else args.held_out
     if not (held_out or one):
@@ -145,7 +163,7 @@ def _one(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) 
             f"optimize: --solver {args.solver} beside --rows {args.rows}; one of them is accepted"
         )
     args.budget = args.budget or 8
-    names = ["budget", "start", "solver", "aggregate", "rows", *(["beam"] if args.rows else [])]
+    names = ("budget", "start", "solver", "aggregate", "rows", "beam")
     own = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     search = (fit if args.rows else oss)(model, z, **own, **given).commanded(command(args))
     if not ranks.first:
@@ -192,9 +210,9 @@ def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any
     from ..optimize.search import Stopped
 
     folder = args.checkpoint or os.path.join(args.out, "checkpoint")
-    own = {"time_limit": args.time_limit, "beam": args.beam, "checkpoint": folder}
-    own |= {"rows": args.rows} if args.rows else {}
-    own |= {"solver": args.solver} if args.solver else {}
+    own = {"time_limit": args.time_limit, "checkpoint": folder}
+    names = ("rows", "solver", "beam")
+    own |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     failed = None
     try:
         found = search(model, z, args.budgets or BUDGETS, **own, **given)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from ..plan import Plan
+
+# what np.load raises of a file that is none of its own, or cut short
+UNREADABLE = (OSError, ValueError, EOFError, TypeError, MemoryError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error)
 
 
 def count(text: str, low: int = 1) -> int:
@@ -21,6 +27,17 @@ def count(text: str, low: int = 1) -> int:
 def shape(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between them."""
     return tuple(count(part.strip()) for part in text.split(","))
+
+
+def seed(text: str) -> int:
+    """A whole number of 63 bits, so that the seeds behind it are of 64."""
+    try:
+        found = int(text)
+    except ValueError:
+        found = 1 << 62
+    if abs(found) >= 1 << 62:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number of under 2^62")
+    return found
 
 
 def number(add: Callable, name: str, default: int, about: str, low: int = 1) -> None:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .options import UNREADABLE
+
 RANDOM = 4  # random conditions, which samples take in turn
 LENGTH = 77  # tokens of a random one
 # where a network's config has the width of a token's embedding
@@ -130,7 +132,7 @@ def _arrays(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
     try:
         with np.load(args.conditions, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except UNREADABLE as error:
         why = getattr(error, "strerror", None) or "it holds no arrays by name"
         raise ValueError(f"{where}: {why}; a .npz file is accepted") from None
     for name, array in arrays.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..files import place, write_whole
 from ..plan import Plan, provenance
-from .options import load, suffix
+from .options import UNREADABLE, load, suffix
 from .subjects import model_options, subject
 
 ABOUT = "run a plan and write its samples"
@@ -92,7 +92,7 @@ def _images(path: str, shape: Sequence[int]) -> Any:
 
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         why = getattr(error, "strerror", None) or "it holds no array"
         raise ValueError(f"--latent {path}: {why}; a .npy file is accepted") from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or not found.size:

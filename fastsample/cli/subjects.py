@@ -25,7 +25,7 @@ def model_options(add: Callable, samples: int | None) -> None:
     if samples is not None:
         read.number(add, "--samples", samples, "noises")
     about = "seed of the first; sample b has seed + b (default: 0, so a command repeats itself)"
-    add("--seed", type=int, default=0, help=about)
+    add("--seed", type=read.seed, default=0, help=about)
     about = f"rows of one model call (default: {BATCH}, of a pipeline {BATCH_OF_PIPELINE})"
     add("--batch-size", type=read.count, help=about)
     about = "embedded model: one class 0..9 (default: each in turn; -1: none)"
@@ -84,13 +84,13 @@ def subject(args: argparse.Namespace) -> Subject:
     if not module or not name:
         raise ValueError(f"--model {spec}: no factory is named; package.module:factory is needed")
     sys.path.insert(0, os.getcwd())  # as python -m does: a module beside the user is found
-    found = getattr(importlib.import_module(module), name, None)
+    found = getattr(_theirs(spec, "import", importlib.import_module, module), name, None)
     if not callable(found):
         raise ValueError(
             f"--model {spec}: {module} has no callable {name}; a factory that returns a "
             "fastsample.Model is needed"
         )
-    model = found()
+    model = _theirs(spec, "call", found)
     if not isinstance(model, Model):
         raise TypeError(
             f"--model {spec}: the factory returned a {type(model).__name__}; a fastsample.Model is "
@@ -103,6 +103,18 @@ def subject(args: argparse.Namespace) -> Subject:
             "model's callable an attribute shape"
         )
     return Subject(model, tuple(int(n) for n in shape), lambda count: {})
+
+
+def _theirs(spec: str, what: str, function: Callable, *given: Any) -> Any:
+    """What the user's own code returns; whatever it raises is told in one sentence."""
+    try:
+        return function(*given)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(
+            f"--model {spec}: its {what} failed ({why}); a module that is found here, with a "
+            "factory of no arguments, is needed (--traceback shows where)"
+        ) from error
 
 
 def _of_pipeline(args: argparse.Namespace) -> Subject:

@@ -103,7 +103,7 @@ def k_remake(
     at = len(own) - len(given)
     if at >= 0 and np.allclose(own[at:], given, rtol=ALIKE, atol=0.0):
         return plan.remake(at) if at else plan
-    found = plan.note.get("solver") not in SOLVERS or bool(plan.note.keys() & LEARNED)
+    found = str(plan.note.get("solver")) not in SOLVERS or bool(plan.note.keys() & LEARNED)
     if found or not other:
         rows = ", whose rows were found for their own levels," if found else ""
         raise ValueError(

@@ -46,7 +46,7 @@ class Axis:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             steps = (1, 2, 5) if last - first <= 3 else (1,)
             return list(
-                filter(self.holds, (s * 10.0**k for k in range(first, last) for s in steps))
+                filter(self.holds, (s * 10.0**k for k in range(first, last + 1) for s in steps))
             )
         rough = (self.high - self.low) / 6
         power = 10.0 ** math.floor(math.log10(rough))

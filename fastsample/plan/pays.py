@@ -71,7 +71,7 @@ def measured(plan: Plan) -> Known | None:
     note = plan.note
     other = note.get("found") or note.get("analytic") or note.get("start") is not None
     kind = None if other else kind_of(plan)
-    of = _figures().get(kind, {}).get(note.get("solver"))
+    of = _figures().get(kind, {}).get(str(note.get("solver")))
     if of is None or of["arguments"] != note.get("arguments"):
         return None
     n, cells = plan.nfe, sorted(of["dB"])
