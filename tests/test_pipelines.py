@@ -230,6 +230,7 @@ BAD = [
     (SD, "StableDiffusionPipeline is told a prompt; --prompt TEXT"),
     (f"{SD} --prompt cat --model mine:make", "--model beside --pipeline"),
     (f"{SD} --prompt cat --shape 4,8,8", "--shape beside --pipeline"),
+    (f"{SD} --prompt cat --dtype float64", "--dtype float64 beside --pipeline; bfloat16"),
     (f"{SD} --prompt cat --label 1", "--label beside --pipeline"),
     (f"{SD} --prompt cat --conditions random", "--prompt beside --conditions random"),
     (f"{SD} --prompt cat --negative-prompt dog", "--prompt and --guidance are needed"),

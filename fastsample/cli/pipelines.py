@@ -117,11 +117,15 @@ def _words(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
 
 
 def _weights(args: argparse.Namespace) -> Any:
-    """The dtype that weights are loaded in: a --dtype of 16 bits, else float32."""
+    """The dtype that weights are loaded in: a --dtype, or float32; networks of diffusers make parts
+    of their own in float32, so that none of 64 bits is asked.
+    """
     import torch
 
-    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    return kinds.get(getattr(args, "dtype", None), torch.float32)
+    name, kinds = getattr(args, "dtype", None) or "float32", ("bfloat16", "float16", "float32")
+    if name not in kinds:
+        raise ValueError(f"--dtype {name} beside --pipeline; {', '.join(kinds)} is accepted")
+    return getattr(torch, name)
 
 
 def _arrays(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
