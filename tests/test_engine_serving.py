@@ -344,3 +344,24 @@ def test_a_process_that_leaves_an_engine_open_ends(ends):
     source = LEFT_OPEN.format(ends=ends)
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"True\n", b"")
+
+
+def test_of_two_who_tick_one_is_told_that_a_request_has_ended(held, monkeypatch):
+    now = [100.0]
+    for module in ("admission", "engine"):
+        monkeypatch.setattr(f"fastsample.runtime.{module}.monotonic", lambda: now[0])
+    engine, told = fs.Engine(held, SHAPE, 2), []
+    short, long = submit(engine, 1, deadline=5.0), submit(engine, 9, deadline=1e6)
+    engine.tick()  # the row before the first that asks the model
+    first, later = (threading.Thread(target=lambda: told.append(engine.tick())) for _ in "ab")
+    first.start()
+    assert held.asked.wait(LONG)
+    later.start()
+    while not engine._turn._line:
+        time.sleep(0)
+    now[0] = 200.0  # its deadline passes while its last row runs
+    held.go.set()
+    for thread in (first, later):
+        thread.join(LONG)
+    assert short.state == "result" and long.state == "running"
+    assert [ticket for ended in told for ticket in ended] == [short]

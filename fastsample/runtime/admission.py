@@ -131,6 +131,8 @@ class Admission:
     # -- between two ticks -------------------------------------------------------------------------
     def _enter(self) -> list[Ticket]:
         """Those whose deadline has come leave, which are returned; others enter. Under the lock."""
+        if self._stale:  # another thread's turn, which has not been swept up after yet
+            self._sweep()
         late = self._late() if self._timed else []
         for ticket, error in late:
             self._ends(ticket, "failed", error)
