@@ -18,6 +18,7 @@ import numpy as np
 from ...grids import _rules as rules
 from ...grids._checks import refuse_rising
 from ...model import Model
+from ...plan.given import numbers
 from ...schedules import EDM
 from .grids import CONVERSIONS, Points, checked, convert, count, falling
 
@@ -74,8 +75,14 @@ def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) 
     if "clip_denoised" in config and sigmas is None:
         return _of_levels(config, steps, timesteps)
     if timesteps is not None:
-        refuse_rising("FsScheduler.set_timesteps: timesteps", np.asarray(timesteps, np.float64))
-        grid = np.append(told_at(config, np.asarray(timesteps, dtype=np.float64)), 0.0)
+        times = numbers("FsScheduler.set_timesteps: timesteps", timesteps)
+        refuse_rising("FsScheduler.set_timesteps: timesteps", times)
+        if is_angle(config) and not ((times > 0.0) & (times < 1.0)).all():
+            raise ValueError(
+                f"FsScheduler.set_timesteps: timesteps {times.tolist()!r:.60}; falling numbers "
+                "between 0 and 1, ends excluded, are accepted"
+            )
+        grid = np.append(told_at(config, times), 0.0)
         count(steps, len(grid) - 1)
     elif sigmas is not None:
         grid = falling("sigmas", sigmas, math.inf)

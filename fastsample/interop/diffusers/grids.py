@@ -24,6 +24,7 @@ Lee et al. 2024 (2407.12173, beta), Luo et al. 2023 (2310.04378, distilled).
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +32,14 @@ import numpy as np
 from ...grids import _rules as rules
 from ...grids._checks import refuse_rising
 from ...plan.given import bits, edged, integer, numbers
+from ...plan.row import CAPS
 from ...schedules import DiscreteVP
 
 TERMINAL = 2.0**-24  # alphas_cumprod where a zero-terminal-SNR table has its 0
 TOP = math.sqrt(2.0**24 - 1.0)  # sigma/alpha there
 # times or levels closer than this are one point: float64 rounding of the conversions is 1e-13
 SAME = 1e-9
+MOST = CAPS["R"] - 1  # steps of a plan
 
 
 @dataclass(frozen=True)
@@ -315,10 +318,21 @@ def indices(schedule: DiscreteVP, levels: np.ndarray) -> np.ndarray:
 
 
 def listed(values, top: float) -> tuple | None:
-    """A list of numbers as a key; one in a type of 16 bits with its edge, top, as `labelled`."""
-    if values is None or not hasattr(values, "tolist"):
-        return None if values is None else tuple(values)
-    return tuple(values.tolist() if bits(values) is None else labelled(values, top).tolist())
+    """A list of numbers as a key; one in a type of 16 bits with its edge, top, as `labelled`.
+    ValueError for what is no list, or a list of lists.
+    """
+    found = values
+    if hasattr(values, "tolist"):
+        rounded = bits(values) is not None and values.ndim == 1
+        found = labelled(values, top).tolist() if rounded else values.tolist()
+    flat = isinstance(found, Iterable) and not isinstance(found, str)
+    found = tuple(found) if flat else found
+    if found is not None and not (flat and all(isinstance(v, Hashable) for v in found)):
+        raise ValueError(
+            f"FsScheduler.set_timesteps: timesteps or sigmas = {values!r:.60}; one list of numbers "
+            "is accepted"
+        )
+    return found
 
 
 def labelled(timesteps, top: float) -> np.ndarray:
@@ -337,6 +351,10 @@ def count(*given: int | None) -> int:
         said = next(n for n in given if n is not None and (integer(n) or 0) < 1)
         raise ValueError(
             f"FsScheduler.set_timesteps: {said!r:.60} steps; a whole number from 1 up is accepted"
+        )
+    if max(counts, default=0) > MOST:
+        raise ValueError(
+            f"FsScheduler.set_timesteps: {max(counts)} steps; at most {MOST} are accepted"
         )
     if len(counts) != 1:
         raise ValueError(

@@ -46,7 +46,7 @@ class Named:
     @property
     def _warm(self) -> int:
         """How many evaluations the Runge-Kutta steps of a run make."""
-        return 0 if self._settings["skip_prk_steps"] else WARM
+        return 0 if self._settings.get("skip_prk_steps", True) else WARM
 
     def _by_name(self, name: str, model_output: Tensor, timestep, sample: Tensor, return_dict):
         loop = self._owned().get(name)

@@ -60,7 +60,8 @@ def along(loop: Loop, source: type, settings: dict, timestep, sample: Tensor, dr
             return draw(output, generator, given)
         if getattr(loop, "path", None) is None:
             if seeded:
-                words = _seeds(generator), (settings["sigma_min"], settings["sigma_max"])
+                seeds = _seeds(generator, len(output))
+                words = seeds, (settings["sigma_min"], settings["sigma_max"])
                 loop.path = Increments(source, output, loop.own_sigmas, *words)
             else:
                 seed = settings["noise_sampler_seed"]
@@ -71,7 +72,15 @@ def along(loop: Loop, source: type, settings: dict, timestep, sample: Tensor, dr
     return drawn
 
 
-def _seeds(generator) -> int | list[int] | None:
-    if isinstance(generator, (list, tuple)):
-        return [each.initial_seed() for each in generator]
-    return None if generator is None else generator.initial_seed()
+def _seeds(generator, samples: int) -> int | list[int] | None:
+    """Of one generator, or of a list of them, one for each sample; ValueError for another list."""
+    if not isinstance(generator, (list, tuple)):
+        return None if generator is None else generator.initial_seed()
+    right = [each for each in generator if isinstance(each, torch.Generator)]
+    if len(right) != len(generator) or len(right) != samples:
+        raise ValueError(
+            f"FsScheduler.step: generator is a list of {len(generator)}, {len(right)} of them "
+            f"torch.Generators, for {samples} samples; one for each sample, or one for all, is "
+            "accepted"
+        )
+    return [each.initial_seed() for each in right]

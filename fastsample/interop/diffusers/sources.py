@@ -60,12 +60,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from .grids import CONVERSIONS, Family, noise_schedule
 from .scm import NAME as SCM
 from .sisters import SISTER, SISTERS
-from .vocabulary import VARIANCES, check_words
+from .vocabulary import VARIANCES, check_numbers, check_words
 from .wuerstchen import NAME as WUERSTCHEN
 
 COSINE, COGVIDEOX = "CosineDPMSolverMultistepScheduler", "CogVideoXDDIMScheduler"
@@ -335,9 +333,7 @@ def settings(source: str, config: dict) -> dict:
             f"FsScheduler: prediction_type = {config['prediction_type']!r} on {where} scale; "
             f"{' or '.join(kinds)} is accepted"
         )
-    for key in ("shift", "flow_shift", "clip_sample_range", "snr_shift_scale", "scaler"):
-        if key in config and not 0.0 < float(config[key]) < np.inf:
-            raise ValueError(f"FsScheduler: {key} = {config[key]!r}; a number > 0 is accepted")
+    check_numbers(config)
     if where != "flow" and "beta_schedule" in config:
         noise_schedule(config)
     return config

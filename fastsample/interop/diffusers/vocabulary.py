@@ -4,6 +4,14 @@ diffusers.
 
 from __future__ import annotations
 
+import math
+
+from ...plan.given import real
+
+# options whose value is a finite number above this one, and those of a class with sigma_schedule
+ABOVE = {"shift": 0.0, "flow_shift": 0.0, "clip_sample_range": 0.0, "snr_shift_scale": 0.0}
+ABOVE |= {"scaler": 0.0, "s": -1.0}
+LEVELS = {"sigma_min": 0.0, "sigma_max": 0.0, "rho": 0.0}
 # variance_type of DDPM -> the noise of its rows (`steps.posterior`). diffusers takes the root of a
 # logarithm for fixed_large_log, and has no case of its own for None
 VARIANCES = {
@@ -55,3 +63,14 @@ def check_words(config: dict) -> None:
             f"FsScheduler: shift_terminal = {last!r}; a number from 0 up to, but not, 1, or None, "
             "is accepted"
         )
+
+
+def check_numbers(config: dict) -> None:
+    """ValueError for an option that is no finite number above the lowest that it may not be."""
+    own = LEVELS if "sigma_schedule" in config else {}  # elsewhere they may be None
+    for key, low in (ABOVE | own).items():
+        number = real(config.get(key, low + 1.0))
+        if number is None or not low < number < math.inf:
+            raise ValueError(
+                f"FsScheduler: {key} = {config[key]!r:.60}; a number > {low:g} is accepted"
+            )
