@@ -77,7 +77,7 @@ def test_a_copy_of_its_dict_is_a_copy_of_its_state(name, config):
 
 
 def _draws(name):
-    drawing = "Ancestral", "DDPM", "LCM", "TCD", "SASolver", "CMStochastic"
+    drawing = "Ancestral", "DDPM", "LCM", "TCD", "SASolver", "CMStochastic", "Cosine"
     return any(word in name for word in drawing)
 
 

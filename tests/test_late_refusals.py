@@ -2,7 +2,9 @@
 model is asked.
 """
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,8 +30,7 @@ def lost(tmp_path, monkeypatch):
     Latent.asked = False
     monkeypatch.chdir(tmp_path)
     model = fs.Model(Latent(), Flow(), "flow")
-    subject = cli.Subject(model, Latent.shape, lambda count: {})
-    monkeypatch.setattr(cli, "subject", lambda args: subject)
+    monkeypatch.setitem(sys.modules, "m", SimpleNamespace(m=lambda: model))
     solvers.euler(Flow(), grids.uniform(Flow(), 2), prediction="flow").save("p.fsplan")
     return Latent
 

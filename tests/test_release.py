@@ -30,7 +30,7 @@ def steps(path):
 
 def test_one_version_stands_everywhere():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fs.__version__
-    assert PROJECT["project"]["dynamic"] == ["version"]  # of the same file, as in csrc
+    assert PROJECT["project"]["dynamic"] == ["version", "readme"]  # of that file, as in csrc
     assert "../fastsample/__init__.py" in (ROOT / "csrc/CMakeLists.txt").read_text()
 
 

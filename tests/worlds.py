@@ -27,7 +27,9 @@ ASKED = []  # rows of every call of `net` in this process
 
 
 def net():
-    """A small MLP beside the mixture's own x0."""
+    """A small MLP beside the mixture's own x0, whose last bits the size of the batch moves, as it
+    does those of a large network by the kernel that its library chooses.
+    """
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(shape, generator=draw) / 16 for shape in ((D + 1, 128), (128, D)))
 
@@ -35,7 +37,7 @@ def net():
         ASKED.append(len(x))
         level = t[:, None].log()
         wide = torch.cat([x / (1 + t[:, None] ** 2).sqrt(), level], 1)
-        return BASE(x, t) + 0.3 * torch.tanh(wide @ a) @ b
+        return BASE(x, t) + (0.3 + len(x) * 2.0**-22) * torch.tanh(wide @ a) @ b
 
     return ask
 

@@ -153,7 +153,7 @@ def k_diffusion() -> object:
         parent, _, child = n.rpartition(".")
         setattr(sys.modules[parent], child, sys.modules[n])
     package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
+    package.__path__, package.__spec__ = list(found.submodule_search_locations), found
     sys.modules["k_diffusion"] = package  # its own __init__ would import everything
     try:
         for n in ("utils", "sampling"):
