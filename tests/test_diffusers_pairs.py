@@ -51,7 +51,9 @@ OPTIONS = {
 SLOW = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # .2 s to make one
 
 
-ALONE = ("IPNDMScheduler",)  # its levels are nobody else's: every pair is refused
+# their levels are nobody else's: every pair is refused
+ALONE = ("IPNDM", "CosineDPMSolverMultistep", "SCM", "DDPMWuerstchen")
+ALONE = tuple(f"{name}Scheduler" for name in ALONE)
 
 # what has a sentence of its own once the grid is asked for: no x0 can be read off pure noise
 NO_SIGNAL = "alpha = 0"
