@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import same
 from company import EXPECTED, MADE, SHAPE, Asked, alone, ask, joined_at_random, plan, told
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +20,7 @@ from fastsample.runtime.stack import LEAST, Stack
 ENGINES = {}
 
 
+@settings(max_examples=max(200, settings.default.max_examples))
 @given(
     order=st.integers(0, 2**32),
     capacity=st.sampled_from((9, 64)),
