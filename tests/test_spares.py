@@ -7,6 +7,7 @@ import resource
 import threading
 import weakref
 from itertools import cycle
+from statistics import median
 
 import pytest
 import torch
@@ -289,24 +290,32 @@ def test_what_callbacks_and_trajectories_gave_stays():
     "shape", [(50, 32), (1, 4, 64, 64), (1, 16, 128, 128), (1, 16, 21, 60, 104)], ids=str
 )
 def test_no_page_is_faulted_from_the_fourth_call_on(shape, named):
-    """The caller drops the result, at once or for the next, and the model allocates nothing."""
+    """The caller drops the result, at once or for the next, and the model allocates nothing.
+
+    A call that allocates faults in each of the five windows of five calls. What faults once is
+    not the call's: the count is the whole process's, and the system may take back or move a page.
+    """
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     outputs = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(4)]
     turn = cycle(outputs)
     sampler = Sampler(plan_of("dpmpp_2m", 10), lambda x, t: next(turn))
-    faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
-        x = sampler(noise=z, seed=1)
-        x = x if named else None
-    gc.collect(), gc.disable()
-    try:
-        before = faults()
-        for _ in range(20):
+
+    def faulted(calls):
+        nonlocal x
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(calls):
             x = sampler(noise=z, seed=1)
             x = x if named else None
-        assert faults() - before == 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    x = None
+    faulted(3)
+    gc.collect(), gc.disable()
+    try:
+        windows = [faulted(5) for _ in range(5)]
     finally:
         gc.enable()
+    assert median(windows) == 0, windows
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
