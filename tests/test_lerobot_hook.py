@@ -2,6 +2,8 @@
 its contract (LeRobot 0.6.1, policies/common/flow_matching.py): no LeRobot is needed.
 """
 
+import copy
+import pickle
 import sys
 import types
 from dataclasses import replace
@@ -286,26 +288,73 @@ def test_what_cannot_be_reached_or_run_is_refused_in_a_sentence(policy):
     for bad in (0, -1, 2.5, "ten"):
         with pytest.raises(ValueError, match="a whole number of at least 1 is accepted"):
             hook(velocity, x, bad)
-    with pytest.raises(TypeError, match="noise is a list; a tensor"):
+    with pytest.raises(TypeError, match="noise is a list; a dense tensor"):
         hook(velocity, [[0.5]], 1)
     with pytest.raises(ValueError, match="rtc_enabled without rtc_processor"):
         hook(velocity, x, 4, rtc_enabled=True)
     with pytest.raises(ValueError, match="hard_prefix or hard_prefix_mask"):
         hook(velocity, x, 4, hard_prefix=x)
     mask = torch.zeros(*x.shape[:2], 1, dtype=torch.bool)
-    for actions, bad in ((x, mask[..., 0]), (x, mask.float()), (x[:, :1, :2], mask), (x[0], mask)):
-        with pytest.raises(ValueError, match=r"hard_prefix is \[.* bool \[B, T, 1\], are accepted"):
+    masks = [mask[..., 0], mask.float(), mask.expand(x.shape), mask.to("meta")]
+    others = [x[:, :1, :2], x[0], x.int(), [0.5]]
+    for actions, bad in [*((x, m) for m in masks), *((a, mask) for a in others)]:
+        with pytest.raises(ValueError, match=r"hard_prefix is .* bool \[B, T, 1\], there are acc"):
             hook(velocity, x, 4, hard_prefix=actions, hard_prefix_mask=bad)
     with torch.no_grad():
         whole = hook(velocity, x, 4)
         assert torch.equal(hook(lambda x, t: (velocity(x, t),), x, 4), whole)
-        with pytest.raises(TypeError, match="denoise_fn returned a NoneType; a tensor of"):
-            hook(lambda x, t: None, x, 4)
     for grad in (torch.no_grad, torch.enable_grad):
-        with grad(), pytest.raises(ValueError, match=r"model returned \[2, 1, 6\] for"):
-            hook(lambda x, t: x[:, :1], x, 4)
+        refuse_answers_and_noise(grad)
     with torch.no_grad(), pytest.raises(FloatingPointError, match="not finite|non-finite"):
         hook(lambda x, t: x / 0.0, x, 4)
+
+
+def refuse_answers_and_noise(mode):
+    """In a sentence of the hook's own words, with gradients and without."""
+    x, hook = chunk(), lerobot.euler_integrate
+    answers = [None, x[:, :1], x.double(), x.int(), x.to("meta"), x.to_sparse()]
+    processor = Guide(False)
+    processor.denoise_step = lambda **words: x[:1]
+    with mode():
+        for answer in answers:
+            with pytest.raises(TypeError, match="denoise_fn returned .* like its x_t is accepted"):
+                hook(lambda x, t, answer=answer: answer, x, 4)
+        with pytest.raises(TypeError, match="float32 .* for an x_t of torch.bfloat16"):
+            hook(lambda _, t: x, x.bfloat16(), 4)
+        with pytest.raises(TypeError, match="rtc_processor.denoise_step returned .*1, 8, 6"):
+            hook(velocity, x, 4, rtc_processor=processor, rtc_enabled=True)
+        with pytest.raises(TypeError, match="rtc_processor is a object; an object with is_debug"):
+            hook(velocity, x, 4, rtc_processor=object())
+        with pytest.raises(TypeError, match="denoise_fn is a NoneType; a callable"):
+            hook(None, x, 4)
+        for noise in (x.int(), x.to(torch.complex64), torch.tensor(1.0), x.to_sparse()):
+            with pytest.raises(TypeError, match="noise is .*; a dense tensor"):
+                hook(velocity, noise, 4)
+        for steps in (10, 5.0, None, True, torch.tensor([5, 5])):
+            with pytest.raises(ValueError, match="num_steps is .* and the plan has 5 evaluations"):
+                lerobot.integrator(plan_of(5))(velocity, x, steps)
+
+
+@torch.no_grad()
+def test_a_hook_is_pickled_and_copied_by_its_plan():
+    """As a policy is that holds one, for the processes of a data loader or a simulator."""
+    assert pickle.loads(pickle.dumps(lerobot.euler_integrate)) is lerobot.euler_integrate
+    assert copy.deepcopy(lerobot.integrator()) is lerobot.euler_integrate
+    hook = lerobot.integrator(plan_of(5))
+    want = hook(velocity, chunk(), 5)  # it holds an idle run from here on
+    for other in (pickle.loads(pickle.dumps(hook)), copy.deepcopy(hook)):
+        assert torch.equal(other(velocity, chunk(), 5), want)
+
+
+@torch.no_grad()
+def test_a_prefix_of_another_dtype_leaves_the_actions_theirs():
+    words = prefix()
+    words["hard_prefix"] = words["hard_prefix"].bfloat16()
+    got = lerobot.euler_integrate(velocity, chunk(), 4, **words)
+    words["hard_prefix"] = words["hard_prefix"].float()
+    assert torch.equal(got, lerobot.euler_integrate(velocity, chunk(), 4, **words))
+    half = lerobot.euler_integrate(velocity, chunk(dtype=torch.bfloat16), 4, **words)
+    assert half.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,15 @@ def test_narrow_latents_keep_a_float32_state_and_what_a_loop_changes_is_taken(ho
     assert np.array_equal(np.array(moved), run.x.half().numpy())
 
 
-def test_what_mfluxs_loop_cannot_run_is_refused_in_a_sentence(host, monkeypatch):
+def test_what_mfluxs_loop_cannot_run_is_refused_in_a_sentence(host, monkeypatch, tmp_path):
     monkeypatch.delenv("FASTSAMPLE_PLAN", raising=False)
     with pytest.raises(ValueError, match="FASTSAMPLE_PLAN is not set; the path of an .fsplan"):
         external(host, f"{OURS}.Plan")(config(5))
+    (tmp_path / "text").write_text("no plan")
+    for path, why in (("absent.fsplan", "No such file"), (".", "Is a dir"), ("text", "not a")):
+        monkeypatch.setenv("FASTSAMPLE_PLAN", str(tmp_path / path))
+        with pytest.raises(ValueError, match=f"FASTSAMPLE_PLAN is .*{why}.*an .fsplan is acc"):
+            external(host, f"{OURS}.Plan")(config(5))
     with pytest.raises(ValueError, match="asks the model 9 times in 5 steps, and mflux once a"):
         external(host, f"{OURS}.heun")(config(5))
     with pytest.raises(NotImplementedError, match=r"made\(config\) -> Plan is yours"):

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..model import Model
 from ..plan import Plan
 from ..plan.given import integer
-from ..runtime import outputs
+from ..runtime import arguments, outputs
 from ..schedules import Flow
 from ..solvers import euler
 from .velocity import Rows
@@ -39,9 +39,9 @@ KEPT = 64  # step counts whose Euler rows are kept
 _euler: dict[int, Rows] = {}
 
 
-def integrator(plan: Plan | None = None) -> Callable:
-    """The hook for a plan: a function of LeRobot's signature, which torch.compile takes into one
-    graph (without a plan from a second call of as many steps on).
+def integrator(plan: Plan | None = None) -> Integrator:
+    """The hook for a plan: called as LeRobot's function is, pickled and copied by its plan, taken
+    by torch.compile into one graph (without a plan from a second call of as many steps on).
 
     plan: from noise, of one model, on any shift of `schedules.Flow`, with prediction "flow" and
     time=1; it may draw noise, which torch's generator then makes. num_steps has to be the plan's
@@ -49,9 +49,21 @@ def integrator(plan: Plan | None = None) -> Callable:
     bits, for any num_steps.
     Raises TypeError or ValueError, one sentence, for another plan.
     """
-    own = None if plan is None else Rows("integrator", plan)
+    return euler_integrate if plan is None else Integrator(plan)
 
-    def euler_integrate(
+
+class Integrator:
+    """What `integrator` makes of a plan."""
+
+    def __init__(self, plan: Plan | None) -> None:
+        self.plan = plan
+        self._rows = None if plan is None else Rows("integrator", plan)
+
+    def __reduce__(self) -> str | tuple:
+        return NAME if self.plan is None else (Integrator, (self.plan,))
+
+    def __call__(
+        self,
         denoise_fn: Callable[[Tensor, Tensor], Tensor],
         noise: Tensor,
         num_steps: int,
@@ -70,13 +82,14 @@ def integrator(plan: Plan | None = None) -> Callable:
         rtc_processor: where rtc_enabled the velocity comes of its denoise_step, told the time that
         the row's x_t stands at, whatever the solver; where it is debugging, every row is tracked.
         inference_delay, prev_chunk_left_over, execution_horizon: handed on to it.
-        hard_prefix [B,T,*]: clean actions that stand where hard_prefix_mask is true, before the
-        model is asked (its t is 0 there, [B,T] in all) and in the end.
-        Raises ValueError, one sentence; FloatingPointError for actions that are not finite, where
-        neither torch.compile nor gradients record the operations.
+        hard_prefix [B,T,*]: clean actions that stand where hard_prefix_mask [B,T,1] is true, before
+        the model is asked (its t is 0 there, [B,T] in all) and in the end.
+        Raises TypeError or ValueError, one sentence; FloatingPointError for actions that are not
+        finite, where neither torch.compile nor gradients record the operations.
         """
-        steps = own or _euler_rows(num_steps)
-        _check(steps, noise, num_steps, rtc_processor, rtc_enabled, hard_prefix, hard_prefix_mask)
+        _check(denoise_fn, noise, rtc_processor, rtc_enabled, hard_prefix, hard_prefix_mask)
+        steps = self._rows or _euler_rows(num_steps)
+        _fits(steps, num_steps)
         words = {
             "prev_chunk_left_over": prev_chunk_left_over,
             "inference_delay": inference_delay,
@@ -88,10 +101,8 @@ def integrator(plan: Plan | None = None) -> Callable:
         loop = Loop(denoise_fn, steps.times, guide, rtc_processor, hard_prefix, hard_prefix_mask)
         return loop.ended(steps.run(NAME, noise, loop.ask).to(noise.dtype))
 
-    return euler_integrate
 
-
-euler_integrate = integrator()
+euler_integrate = Integrator(None)
 
 
 class Loop:
@@ -116,12 +127,7 @@ class Loop:
             v = velocity(x)
         else:
             v = self.guide(x_t=x, time=time, original_denoise_step_partial=velocity)
-        v = outputs.only(v)
-        if not isinstance(v, Tensor):
-            raise TypeError(
-                f"{NAME}: denoise_fn returned {outputs.words(v)}; a tensor of {list(x.shape)} is "
-                "accepted"
-            )
+        v = _velocity(v, x, "denoise_fn" if self.guide is None else "rtc_processor.denoise_step")
         self.before = time, v
         return v if torch.is_grad_enabled() else v.detach()
 
@@ -131,7 +137,7 @@ class Loop:
     def _told(self, x: Tensor) -> Tensor:
         """x_t as a model or a caller sees it, which is told to who debugs the row before."""
         if self.prefix is not None:
-            x = torch.where(self.mask, self.prefix, x)
+            x = torch.where(self.mask, self.prefix.to(x.dtype), x)
         if self.track is not None and self.before is not None:
             time, v = self.before
             self.track(time=time, x_t=x, v_t=v)
@@ -161,13 +167,47 @@ def _made(num_steps: int) -> Rows:
     return own
 
 
-def _check(own: Rows, noise, num_steps, processor, enabled: bool, prefix, mask) -> None:
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"{NAME}: noise is a {type(noise).__name__}; a tensor [B, *] is accepted")
-    if num_steps != own.nfe:
+def _velocity(v: object, x: Tensor, of: str) -> Tensor:
+    """The answer to x, of its shape and in a dtype that x's holds to the bit."""
+    v = outputs.only(v)
+    dense = isinstance(v, Tensor) and v.layout == torch.strided
+    fits = dense and v.shape == x.shape and v.device == x.device
+    if fits and (v.dtype == x.dtype or v.dtype in outputs.EXACT.get(x.dtype, ())):
+        return v
+    raise TypeError(
+        f"{NAME}: {of} returned {_words(v)} for an x_t of {_words(x)}; a "
+        "velocity like its x_t is accepted"
+    )
+
+
+def _fits(own: Rows, num_steps: object) -> None:
+    """ValueError where num_steps is not the plan's number of evaluations."""
+    if (num_steps if type(num_steps) is int else integer(num_steps)) != own.nfe:
         raise ValueError(
             f"{NAME}: num_steps is {num_steps!r:.60} and the plan has {own.nfe} evaluations; "
             f"{own.nfe}, which the policy's config says, is accepted"
+        )
+
+
+def _check(denoise_fn, noise, processor, enabled: bool, prefix, mask) -> None:
+    """TypeError or ValueError for anything a caller brought that cannot be run."""
+    if not callable(denoise_fn):
+        raise TypeError(
+            f"{NAME}: denoise_fn is a {type(denoise_fn).__name__}; a callable(x_t, t [B]) -> "
+            "velocity is accepted"
+        )
+    dense = isinstance(noise, Tensor) and noise.layout == torch.strided and noise.dim() > 0
+    if not dense or noise.dtype not in arguments.MODELS:
+        what = f"{noise.dtype} {list(noise.shape)}" if dense else outputs.words(noise)
+        raise TypeError(
+            f"{NAME}: noise is {what}; a dense tensor [B, *] of float32, float64, bfloat16 or "
+            "float16 is accepted"
+        )
+    words = ("is_debug_enabled", "track", "denoise_step")
+    if processor is not None and not all(hasattr(processor, word) for word in words):
+        raise TypeError(
+            f"{NAME}: rtc_processor is a {type(processor).__name__}; an object with "
+            f"{', '.join(words)}, as LeRobot's RTCProcessor, is accepted"
         )
     if enabled and processor is None:
         raise ValueError(
@@ -177,16 +217,32 @@ def _check(own: Rows, noise, num_steps, processor, enabled: bool, prefix, mask) 
         raise ValueError(
             f"{NAME}: hard_prefix or hard_prefix_mask is given without the other; both are accepted"
         )
+    if mask is not None and not _stands(prefix, mask, noise):
+        said = " and hard_prefix_mask ".join(_words(v) for v in (prefix, mask))
+        raise ValueError(
+            f"{NAME}: hard_prefix is {said} for noise {_words(noise)}; actions of its shape, and "
+            "bool [B, T, 1], there are accepted"
+        )
+
+
+def _stands(prefix: object, mask: object, noise: Tensor) -> bool:
+    """May a prefix stand in this noise where the mask says so?"""
+    if not (isinstance(prefix, Tensor) and isinstance(mask, Tensor) and noise.dim() == 3):
+        return False
     fits = lambda v: (
         v.dim() == noise.dim()
+        and v.device == noise.device
         and all(own in (1, n) for own, n in zip(v.shape, noise.shape, strict=True))
     )
-    if mask is not None and not (mask.dtype == torch.bool and fits(prefix) and fits(mask)):
-        raise ValueError(
-            f"{NAME}: hard_prefix is {list(prefix.shape)} and hard_prefix_mask {mask.dtype} "
-            f"{list(mask.shape)} for noise of {list(noise.shape)}; actions of its shape, and bool "
-            "[B, T, 1], are accepted"
-        )
+    kinds = prefix.is_floating_point() and mask.dtype == torch.bool
+    return kinds and fits(prefix) and fits(mask) and mask.shape[-1] == 1
+
+
+def _words(v: object) -> str:
+    if isinstance(v, Tensor):
+        layout = "" if v.layout == torch.strided else f" ({v.layout})"
+        return f"{v.dtype} {list(v.shape)} on {v.device}{layout}"
+    return outputs.words(v)
 
 
 def install(policy_module: ModuleType, plan: Plan | None) -> Callable[[], None]:

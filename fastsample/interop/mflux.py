@@ -119,7 +119,13 @@ class Plan(Scheduler):
         path = os.environ.get(VARIABLE)
         if not path:
             raise ValueError(f"Plan: {VARIABLE} is not set; the path of an .fsplan is accepted")
-        return plans.Plan.load(path)
+        try:
+            return plans.Plan.load(path)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ValueError(
+                f"Plan: {VARIABLE} is {path!r:.200} ({why}); the path of an .fsplan is accepted"
+            ) from None
 
 
 class Solver(Scheduler):

@@ -38,8 +38,9 @@ LEFT = {
     "batch_step_no_noise": "a run has one timestep for all samples; step at each timestep, of DDIM "
     "and DDPM in any order, or the class itself",
     "set_scale_factors": "a run has samples of one size; a run of its own for each size",
-    "_init_step_index": "a run keeps its own place; set_begin_index(...), or, where the history is "
-    "written to, the class itself",
+    "_init_step_index": "a run keeps its own place and its history; set_begin_index(...), or, for "
+    "a pipeline that writes to them, as LEDITS++ does, from_config with source='DDIMScheduler', or "
+    "the class itself",
 }
 # what is set elsewhere, and where; all else of TABLES comes from the config
 ELSEWHERE = {
