@@ -129,15 +129,16 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	@echo "clang-format --dry-run -Werror: $(words $(C_FILES)) files" && $(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
-# mypy reads the types of what .venv has.
+# Both read the types of what .venv has; they do not see the same faults.
 $(TYPED): constraints.txt
-	@echo "setting up $(TYPES): mypy"
+	@echo "setting up $(TYPES): mypy and basedpyright"
 	@test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
-	@$(TYPES)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt mypy
+	@$(TYPES)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt mypy basedpyright
 	@touch $@
 
 types: $(TYPED) $(READY)
 	$(TYPES)/bin/mypy --python-executable $(PY)
+	$(TYPES)/bin/basedpyright --pythonpath $(PY)
 
 bench: $(NATIVE)
 	$(PY) $(BENCH) -m "not gpu" $(ONLY)

@@ -68,6 +68,21 @@ def test_a_workflow_names_what_is_there(path):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_job_asks_for_no_more_than_it_needs(path):
+    """No rights but to read, no credentials left behind; and pytest, which imports the checkout,
+    finds the native code there.
+    """
+    assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
+    for name, job in jobs(path).items():
+        assert name == "publish" or "permissions" not in job
+        for step in job["steps"]:
+            kept = step.get("with", {}).get("persist-credentials")
+            assert kept is False or not step.get("uses", "").startswith("actions/checkout")
+        said = "\n".join(step.get("run", "") for step in job["steps"])
+        assert "-m pytest" not in said or re.search(r"pip install .*-e \. ", said)
+
+
 def test_wheels_are_built_for_every_python_that_is_accepted_and_one_file_serves_the_rest():
     minors = sorted(int(re.fullmatch(r"cp3(\d+)-\*", name)[1]) for name in WHEELS["build"])
     assert minors == list(range(minors[0], minors[-1] + 1))

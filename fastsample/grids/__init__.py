@@ -17,7 +17,10 @@ beta_diffusers and beta_comfyui.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ._checks import MAX_STEPS as MAX_STEPS
 from ._checks import check as check
@@ -56,7 +59,7 @@ from .spaced import uniform as uniform
 from .spaced import uniform_half_log_snr as uniform_half_log_snr
 
 # those that are made of a schedule and a number of steps alone, by name
-GRIDS = {
+GRIDS: dict[str, Callable[..., np.ndarray]] = {
     made.__name__: made
     for made in (
         uniform,

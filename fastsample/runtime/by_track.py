@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..kernels import transforms
 from ..plan import Plan
 from ..plan.given import integer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # what every track has of its own, and no two can share
 APART = ("noise", "latent", "shape", "noise_source", "mask", "known", "out")
@@ -22,7 +25,7 @@ class Several:
     `fastsample.runtime.tracks` with a dict of plans.
     """
 
-    def __new__(cls, plan: object = None, *given: object, **words: object) -> object:
+    def __new__(cls, plan: object = None, *given: object, **words: object) -> Self:
         if not isinstance(plan, Mapping):
             return object.__new__(cls)
         from . import tracks  # which stands on both

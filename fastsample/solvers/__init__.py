@@ -111,7 +111,7 @@ from .tcd import tcd as tcd
 from .unipc import step as _step_of_unipc
 from .unipc import unipc as unipc
 
-SOLVERS = {
+SOLVERS: dict[str, Callable[..., Plan]] = {
     f.__name__: f
     for f in (
         ddim,

@@ -85,4 +85,7 @@ def elsewhere(plan: fs.Plan, model: Callable[..., Tensor], z: Tensor) -> None:
     assert_type(fs.interop.k_sample(plan, model, z, seed=1), Tensor)
     scheduler: fs.FsScheduler = fs.FsScheduler.from_plan(plan)
     scheduler.set_timesteps(8)
+    fs.FsScheduler(source="UniPCMultistepScheduler", solver_order=3, flow_shift=3.0)
+    fs.FsScheduler(solver_order="3")  # type: ignore[arg-type]
+    fs.FsScheduler(solver_ordr=3)  # type: ignore[call-arg]
     fs.interop.k_sample(plan, z, z)  # type: ignore[arg-type]

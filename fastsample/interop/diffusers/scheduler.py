@@ -16,10 +16,11 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import diffusers
 import torch
-from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -61,6 +62,13 @@ from .sources import (
     settings,
 )
 from .tokens import by_token
+
+if TYPE_CHECKING:  # diffusers' own has no types, and would take the constructor's away
+    Init = TypeVar("Init", bound=Callable)
+
+    def register_to_config(init: Init) -> Init: ...
+else:
+    from diffusers.configuration_utils import register_to_config
 
 
 class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMixin, ConfigMixin):
