@@ -41,6 +41,12 @@ def keyless():
 def no_model():
     return 3
 
+def leaves():
+    raise SystemExit(3)
+
+def raises():
+    return fs.Model(lambda x, t: {}["a word"], schedule=fs.schedules.Flow(), prediction="flow")
+
 class Shaped:
     shape = (1, 4, 4)
     def __call__(self, x, t):
@@ -206,6 +212,12 @@ BAD = [
     (["sample", "p.fsplan", "--model", "mine:no_model"], "returned a int"),
     (["sample", "p.fsplan", "--model", "mine:broken", "--shape", "1,4,4"], "returned"),
     (["sample", "p.fsplan", *MINE, "--guidance", "2"], "embedded model"),
+    (["sample", "p.fsplan", "--model", "mine:leaves"], "its call failed (SystemExit: 3)"),
+    (["sample", "p.fsplan", "--model", "mine:raises", "--shape", "4"], "KeyError: 'a word'"),
+    (["sample", "p.fsplan", *MINE, "--dtype", "int8"], "--dtype int8: one of float32, float16"),
+    (["sample", "p.fsplan", *MINE, "--device", "nosuch"], "--device nosuch: "),
+    (["optimize", *MINE, "--budgets", "2", "--held-out", "0"], "--held-out 0; noise to judge"),
+    (["show", "p.fsplan", "--picture", ""], "--picture : a .png file is accepted"),
     (["sample", "p.fsplan", "--model", "mine:keyless"], "its call failed (KeyError: 'boo')"),
     (["sample", "p.fsplan", "--model", "unsound:make"], "its import failed (SyntaxError: "),
     (["optimize", *MINE, "--budgets", "2", "--start", "fixed"], "--start fixed belongs to one"),
@@ -255,6 +267,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, w
         ["sample", "p", "--shape", "1,x"],
         ["sample", "p", "--seed", "9" * 20],
         ["optimize", "--budget", "-1"],
+        ["sample", "p", "--guidance", "inf"],
+        ["doctor", "--soon"],
     ],
 )
 def test_what_argparse_refuses_also_exits_with_2(arguments, capsys):
@@ -262,7 +276,10 @@ def test_what_argparse_refuses_also_exits_with_2(arguments, capsys):
         cli.main(arguments)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
-    assert said.startswith("fastsample") and said.endswith("--help says what is accepted\n")
+    command = " ".join(["fastsample", *arguments[: arguments[:1] != ["fly"]]])
+    assert said.startswith(f"{command}: ") and said.endswith(
+        f"; {command} --help says what is accepted\n"
+    )
 
 
 def test_traceback_on_demand(here):

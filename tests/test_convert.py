@@ -104,11 +104,15 @@ def test_a_list_says_what_it_leaves_out(here, capsys):
         assert "does not hold the rows of fit and the factor 0.97" in said.err
 
 
-def test_levels_of_a_plan_whose_note_names_no_schedule_are_those_of_its_rows(here, capsys):
-    plan = PLANS["table"]()
+@pytest.mark.parametrize("name", PLANS)
+def test_levels_of_a_plan_whose_note_names_no_schedule_are_those_of_its_rows(here, capsys, name):
+    """Where a step begins, and not where it asks in between."""
+    plan = PLANS[name]()
     plan.with_note(schedule=None).save("bare.fsplan")
-    numbers = lists.read(converted(capsys, "bare.fsplan", "--to", "sigmas"))[1]
-    np.testing.assert_allclose(numbers, lists.levels(plan), rtol=1e-14)
+    said, bare = (converted(capsys, f"{file}.fsplan", "--to", "sigmas") for file in (name, "bare"))
+    assert len(bare.split(",")) == len(plan.note["times"])
+    numbers, want = (lists.read(text)[1] for text in (bare, said))
+    np.testing.assert_allclose(numbers, want, rtol=1e-14)
     assert cli.main(["convert", "bare.fsplan", "--to", "timesteps"]) == 2
     assert "names no schedule" in capsys.readouterr().err
 

@@ -210,11 +210,11 @@ def test_optimize_and_sample(here, capsys, monkeypatch):
         ),
         *words,
     ]
-    assert cli.main(["optimize", *search, "--call", "height=8", "--out", "plans"]) == 0
+    assert cli.main(["optimize", *search, "--call", "eta=0.0", "--out", "plans"]) == 0
     said = capsys.readouterr().out
     assert "FsScheduler.from_plan(fastsample.Plan.load('plans/plan-1.fsplan'), like=own)" in said
     command = fs.Plan.load("plans/plan-1.fsplan").note["found"]["command"]
-    assert "--prompt 'a cat' --prompt 'a dog'" in command and "--call height=8" in command
+    assert "--prompt 'a cat' --prompt 'a dog'" in command and "--call eta=0.0" in command
     run = ["sample", "plans/plan-1.fsplan", "--samples", "3", "--out", "z.npy", *words[:4]]
     assert cli.main(run) == 0
     assert np.load("z.npy").shape == (3, 4, 8, 8)
@@ -224,7 +224,7 @@ def test_optimize_and_sample(here, capsys, monkeypatch):
 SD = "--pipeline stable_diffusion"
 BAD = [
     ("--pipeline absent --prompt cat", "absent: model_index.json: No such file"),
-    ("--pipeline odd --prompt cat", "odd: model_index.json is no sound JSON"),
+    ("--pipeline odd --prompt cat", "odd/model_index.json: no sound JSON"),
     ("--pipeline alien --prompt cat", "names the class 'AlienPipeline', which diffusers"),
     ("--pipeline coded --prompt cat", "names the class ['pipeline', 'Mine']"),
     (SD, "StableDiffusionPipeline is told a prompt; --prompt TEXT"),
@@ -237,6 +237,33 @@ BAD = [
     (f"{SD} --prompt cat --call heihgt=8", "no argument of StableDiffusionPipeline's call"),
     (f"{SD} --prompt cat --call latents=8", "latents is what the command says itself"),
     (f"{SD} --prompt cat --call height", "'height' is not NAME=VALUE"),
+    (f"{SD} --prompt cat --call height=8", "height=8: a size has two"),
+    (f"{SD} --prompt cat --call height=8 --call height=9", "height=9 beside height=8"),
+    (
+        f"{SD} --prompt cat --call height=tall",
+        "height=tall: StableDiffusionPipeline's call takes int",
+    ),
+    (
+        f"{SD} --prompt cat --call height=true",
+        "height=True: StableDiffusionPipeline's call takes int",
+    ),
+    (
+        f"{SD} --prompt cat --call height=8.5",
+        "height=8.5: StableDiffusionPipeline's call takes int",
+    ),
+    (f"{SD} --prompt cat --call eta=[1]", "eta=[1]: StableDiffusionPipeline's call takes float"),
+    (
+        f"{SD} --prompt cat --call cross_attention_kwargs=3",
+        "call takes dict[str, typing.Any] | None",
+    ),
+    (f"{SD} --prompt cat --call ip_adapter_image=a.png", "an array of it by --conditions FILE.npz"),
+    (f"{SD} --prompt cat --call callback_on_step_end=f", "takes Union[Callable"),
+    (f"{SD} --prompt cat --call guidance_rescale=0.5", "guidance_rescale is of guidance by the"),
+    (f"{SD} --prompt cat --call kwargs=1", "kwargs is no argument of"),
+    (f"{SD} --prompt cat --guidance nan", "'nan' is not a finite number"),
+    (f"{SD} --prompt cat --device nosuch", "--device nosuch: "),
+    (f"{SD} --prompt cat --device meta", "--device meta: it holds no numbers"),
+    (f"{SD} --prompt cat --dtype int32", "--dtype int32: one of float32, float16, bfloat16"),
     (f"{SD} --conditions absent.npz", "--conditions absent.npz: No such file"),
     (f"{SD} --conditions odd/model_index.json", "it holds no arrays by name"),
     (f"{SD} --conditions cut.npz", "it holds no arrays by name"),

@@ -47,7 +47,7 @@ exit codes:
 
 fastsample COMMAND --help has a command's options; a plan is a file that is safe to open, and
 --model runs the code of the module that it names."""
-# what is told in one sentence; anything else is a fault of ours
+# of these the sentence says it all; of others, a model's own among them, the name is said too
 SAID = (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError, ArithmeticError)
 
 
@@ -67,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name or note may hold what the terminal has not
             stream.reconfigure(errors="backslashreplace")
-    args = parser().parse_args(argv)
+    top = parser()
+    args, others = top.parse_known_args(argv)
+    if others:
+        top.prog += f" {args.name}"
+        top.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         args.command(args)
     except KeyboardInterrupt:
@@ -77,10 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone: say nothing more, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except SAID as error:
+    except Exception as error:
         if args.traceback:
             raise
-        why = printable(error) or type(error).__name__
+        told = (str(error),) if isinstance(error, SAID) else (type(error).__name__, str(error))
+        why = printable(": ".join(filter(None, told))) or type(error).__name__
         if getattr(error, "name", None) == "torch":
             why = "torch is not installed; pip install torch"
         print(f"fastsample {args.name}: {why}", file=sys.stderr)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from ..grids.points import noted, on_flow
 from ..plan import Plan
 from ..plan.provenance import LEARNED, found
-from ..schedules import Schedule, from_json
 
 FORMS = ("sigmas", "timesteps", "comfyui", "comfyui-json", "sdcpp-json")
 # where a JSON document has its list
@@ -32,7 +32,6 @@ KEYS += (("inputs", "sigmas"),)
 DIGITS = 15  # of a number of a list; what a schedule rounds in the last place is left out
 MOST = 100_000  # numbers of a list
 CHARACTERS = 64 << 20  # of a file with a list, or with a plan as JSON
-FLOW = 1e-9  # by so much at most alpha + sigma is not 1 on a flow
 
 
 def written(form: str, values: Sequence[float]) -> str:
@@ -62,21 +61,11 @@ def _decimal(value: Any) -> str:
     return np.format_float_positional(value, **digits, trim="0")
 
 
-def levels(plan: Plan) -> list[float]:
-    """The levels that a plan's steps run between, the first to the end."""
-    schedule = _schedule(plan)
-    if schedule is None:
-        asked = np.append(np.flatnonzero(plan.call >= 0), plan.rows - 1)
-        alpha, sigma = plan.alpha[asked], plan.sigma[asked]
-    else:
-        times = np.asarray(plan.note["times"], np.float64)
-        alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-    return _levels(alpha, sigma)
-
-
-def levels_at(schedule: Schedule, times: np.ndarray) -> list[float]:
-    """The levels of a schedule's times."""
-    return _levels(schedule.alpha(times), schedule.sigma(times))
+def levels(alpha: np.ndarray, sigma: np.ndarray) -> list[float]:
+    """The levels of these points."""
+    with np.errstate(divide="ignore"):
+        found = sigma if on_flow(alpha, sigma) else sigma / alpha
+    return [float(v) for v in found]
 
 
 def left_out(plan: Plan) -> str | None:
@@ -91,12 +80,13 @@ def left_out(plan: Plan) -> str | None:
 
 def times(plan: Plan) -> list[float]:
     """The times of the schedule that a plan's steps begin at."""
-    if _schedule(plan) is None:
+    grid = noted(plan)
+    if grid is None:
         raise ValueError(
             "--to timesteps of a plan whose note names no schedule and times; --to sigmas "
             "is accepted"
         )
-    found = [float(t) for t in plan.note["times"]]
+    found = grid[1].tolist()
     return found[:-1] if plan.sigma[-1] == 0.0 else found
 
 
@@ -110,23 +100,6 @@ def falling(levels: Sequence[float]) -> list[float]:
                 "are accepted"
             )
     return [*levels]
-
-
-def _schedule(plan: Plan) -> Schedule | None:
-    """The schedule that the plan's note names beside its times, or None."""
-    try:
-        schedule = from_json(plan.note["schedule"])
-        schedule.alpha(np.asarray(plan.note["times"], np.float64))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return schedule
-
-
-def _levels(alpha: np.ndarray, sigma: np.ndarray) -> list[float]:
-    flow = np.abs(alpha + sigma - 1.0).max() < FLOW
-    with np.errstate(divide="ignore"):
-        found = sigma if flow else sigma / alpha
-    return [float(v) for v in found]
 
 
 def read(text: str) -> tuple[str | None, list[float]]:

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,6 @@ def options(add: Callable) -> None:
     add("--aggregate", metavar="WORD", help=about)
     about = f"noises (default: {SEARCH_SAMPLES}; in one search {SAMPLES})"
     add("--samples", type=count, metavar="N", help=about)
-    add("--device", help="where the model is asked (default: cpu)")
-    add("--dtype", metavar="DTYPE", help="what the model works in, as bfloat16 (default: float32)")
     add("--out", default="plans", help="folder for plans, page and figures (default: plans)")
     model_options(add, None)
     progress_option(add)
@@ -80,9 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         folder_for(args.checkpoint, "--checkpoint")
     if args.budgets and args.budget:
-        raise ValueError(
-            f"optimize: --budget {args.budget} beside --budgets; one of them is accepted"
-        )
+        raise ValueError(f"--budget {args.budget} beside --budgets; one of them is accepted")
     one = args.budget is not None or bool((args.solver or args.rows) and not args.budgets)
     _refuse_idle(args, one)
     _search(args, subject(args), one)
@@ -97,6 +92,12 @@ def _refuse_idle(args: argparse.Namespace, one: bool) -> None:
                 f"--{name.replace('_', '-')} {getattr(args, name)} belongs to {of}; {asks} is "
                 "accepted beside it"
             )
+    if args.held_out == 0 and not one:
+        raise ValueError("--held-out 0; noise to judge the climb on is needed")
+    if one and args.rows and args.solver:
+        raise ValueError(
+            f"--solver {args.solver} beside --rows {args.rows}; one of them is accepted"
+        )
     if one and args.beam is not None and not args.rows:
         raise ValueError(f"--beam {args.beam} belongs to a fit; --rows is accepted beside it")
 
@@ -105,63 +106,23 @@ def _search(args: argparse.Namespace, it: Subject, one: bool) -> None:
     """Search the subject; noises no search has seen have seeds from UNSEEN on."""
     samples = args.samples or (SAMPLES if one else SEARCH_SAMPLES)
     held_out = (16 if one else 64) if args.held_out is None else args.held_out
-    if not (held_out or one):
-        raise ValueError("optimize: --held-out 0; noise to judge the climb on is needed")
-    model, place = _placed(it, args)
     given = {
-        "held_out": place(it.noise(held_out, UNSEEN + args.seed)) if held_out else None,
+        "held_out": it.noise(held_out, UNSEEN + args.seed) if held_out else None,
         "progress": progress(args),
-        "model_dtype": _dtype(args.dtype),
+        "model_dtype": it.dtype,
         **{name: getattr(args, name) for name in ("teacher", "seed", "batch_size")},
-        **place(it.words(samples)),
+        **it.words(samples),
     }
-    z = place(it.noise(samples, args.seed))
+    z = it.noise(samples, args.seed)
     if args.grid is not None:
-        given["teacher"] = GRIDS[args.grid](model.schedule, args.teacher)
-    (_one if one else _climb)(args, model, z, given, _processes())
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    dtype = None if name is None else getattr(torch, name, None)
-    if name is not None and not isinstance(dtype, torch.dtype):
-        raise ValueError(f"--dtype {name}: a dtype of torch, as bfloat16, is accepted")
-    return dtype
-
-
-def _placed(it: Any, args: argparse.Namespace) -> tuple[Any, Callable]:
-    """The model on --device, where it is a module, under autocast to a --dtype of 16 bits; and what
-    brings tensors there.
-    """
-    import torch
-    from torch.utils._pytree import tree_map
-
-    try:
-        device = torch.device(args.device or "cpu")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ValueError(
-            f"--device {args.device}: {why}; cpu, or a device that torch has here, is accepted"
-        ) from None
-    model, fn, dtype = it.model, it.model.fn, _dtype(args.dtype)
-    if isinstance(fn, torch.nn.Module):
-        fn.to(device)
-    if dtype in (torch.bfloat16, torch.float16):
-        cast = torch.autocast(device.type, dtype)(fn.forward if hasattr(fn, "forward") else fn)
-        model = replace(model, fn=cast, model_id=model.identity)
-    return model, lambda tree: tree_map(lambda v: v.to(device) if hasattr(v, "to") else v, tree)
+        given["teacher"] = GRIDS[args.grid](it.model.schedule, args.teacher)
+    (_one if one else _climb)(args, it.model, z, given, _processes())
 
 
 # -- one search ------------------------------------------------------------------------------------
 def _one(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any) -> None:
     from ..optimize import fit, oss
 
-    if args.rows and args.solver:
-        raise ValueError(
-            f"optimize: --solver {args.solver} beside --rows {args.rows}; one of them is accepted"
-        )
     args.budget = args.budget or 8
     names = ("budget", "start", "solver", "aggregate", "rows", "beam")
     own = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

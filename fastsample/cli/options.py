@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import zipfile
 import zlib
@@ -37,6 +38,17 @@ def seed(text: str) -> int:
         found = 1 << 62
     if abs(found) >= 1 << 62:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number of under 2^62")
+    return found
+
+
+def finite(text: str) -> float:
+    """A finite number."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a finite number")
     return found
 
 

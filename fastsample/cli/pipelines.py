@@ -18,6 +18,8 @@ WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "tex
 # what the command itself says to the pipeline's call
 OURS = {"prompt", "negative_prompt", "num_inference_steps", "output_type", "return_dict", "latents"}
 OURS |= {"guidance_scale", "true_cfg_scale", "timesteps", "sigmas", "batch_size", "generator"}
+# words of a call that change how guidance combines its branches
+GUIDES = ("guidance_", "cfg_", "pag_", "skip_guidance", "skip_layer_guidance", "true_cfg")
 WORDS = ("prompt", "negative_prompt", "conditions", "call")
 
 
@@ -31,7 +33,8 @@ def options(add: Callable) -> None:
     about = "pipeline: in place of a prompt arrays [n,*] by the names of its call's arguments, as "
     about += "prompt_embeds and negative_prompt_embeds, which samples take in turn; or random"
     add("--conditions", metavar="FILE.npz", help=about)
-    about = "pipeline: a further argument of its call, as height=512; may be given again"
+    about = "pipeline: a further argument of its call, as height=512, its value as JSON has it or "
+    about += "text; may be given again"
     add("--call", action="append", type=_word, metavar="NAME=VALUE", help=about)
 
 
@@ -71,13 +74,7 @@ def asked(args: argparse.Namespace) -> tuple[Any, float | None]:
             "--prompt, or --conditions with negative_ arrays, is accepted"
         )
     whole = lambda given: [{**words, **each} for each in given]
-    try:
-        found = asked.asked(pipe, whole(calls), whole(others) if guided else None)
-    except (KeyError, IndexError, AssertionError) as error:
-        raise ValueError(
-            f"{args.pipeline}: {folder.kind.__name__} cannot be called ({type(error).__name__}: "
-            f"{error}); arguments that it needs go by --call or --conditions"
-        ) from error
+    found = asked.asked(pipe, whole(calls), whole(others) if guided else None)
     return found, args.guidance if guided else None
 
 
@@ -107,13 +104,32 @@ def _words(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
     """What every call is given."""
     own = {"num_inference_steps": 3, "output_type": "latent", "true_cfg_scale": 1.0}
     words = {name: value for name, value in own.items() if name in folder.takes}
+    given: dict[str, Any] = {}
     for name, value in args.call or ():
+        where, call = f"--call {name}={value}", f"{folder.kind.__name__}'s call"
         if name not in folder.takes or name in OURS:
-            other = f"no argument of {folder.kind.__name__}'s call"
-            why = "what the command says itself" if name in OURS else other
-            raise ValueError(f"--call {name}={value}: {name} is {why}; one as height is accepted")
-        words[name] = value
-    return words
+            why = "what the command says itself" if name in OURS else f"no argument of {call}"
+            raise ValueError(f"{where}: {name} is {why}; one as height is accepted")
+        if name in given:
+            raise ValueError(f"{where} beside {name}={given[name]}; one of them is accepted")
+        if not folder.fits(name, value):
+            raise ValueError(
+                f"{where}: {call} takes {folder.takes[name]} there; such a value, where a command "
+                "line can say it, or an array of it by --conditions FILE.npz, is accepted"
+            )
+        if name.startswith(GUIDES):
+            raise ValueError(
+                f"{where}: {name} is of guidance by the pipeline, and a plan adds its branches up "
+                "by --guidance alone; it is accepted in the pipeline itself"
+            )
+        given[name] = value
+    sides = [name for name in ("height", "width") if name in given]
+    if len(sides) == 1 and {"height", "width"} <= folder.takes.keys():
+        raise ValueError(
+            f"--call {sides[0]}={given[sides[0]]}: a size has two, and some pipelines look at "
+            "neither where one is missing; height and width are accepted"
+        )
+    return words | given
 
 
 def _weights(args: argparse.Namespace) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from ..files import place, write_whole
 from ..plan import Plan, provenance
 from .options import UNREADABLE, load, suffix
-from .subjects import model_options, subject
+from .subjects import Subject, model_options, subject
 
 ABOUT = "run a plan and write its samples"
 EXAMPLE = "plans/plan-8.fsplan --samples 64 --out a.png --out a.npy"
@@ -51,11 +51,12 @@ def run(args: argparse.Namespace) -> None:
     if not outs:
         outs = ["samples.png" if picture else "samples.npy"]
         place(outs[0])
-    plan, given = _begun(plan, args, it.shape)
+    plan, given = _begun(plan, args, it)
     # an image is noised as a Sampler noises it, not with what the seed's own sample began with
     z = it.noise(args.samples, args.seed, stage=int("latent" in given))
     words, begin = it.words(args.samples) | given, time.perf_counter()
-    end = metrics.run(plan, it.model, z, batch_size=args.batch_size, seed=args.seed, **words)
+    how = {"batch_size": args.batch_size, "seed": args.seed, "model_dtype": it.dtype}
+    end = metrics.run(plan, it.model, z, **how, **words).cpu()
     seconds = time.perf_counter() - begin
     print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
     for out in outs:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {out}")
 
 
-def _begun(plan: Plan, args: argparse.Namespace, shape: Sequence[int]) -> tuple[Plan, dict]:
+def _begun(plan: Plan, args: argparse.Namespace, it: Subject) -> tuple[Plan, dict]:
     """The plan that begins as the command says, and what a run of it is given beside its noise."""
     where = {name: getattr(args, name) for name in ("start", "strength", "level")}
     said = [f"--{name} {value}" for name, value in where.items() if value is not None]
@@ -80,7 +81,7 @@ def _begun(plan: Plan, args: argparse.Namespace, shape: Sequence[int]) -> tuple[
             f"--latent {args.latent}: where it begins is not said; --strength, --level or --start "
             "is needed"
         )
-    images = _images(args.latent, shape)
+    images = _images(args.latent, it.shape).to(it.device)
     plan = plan.remake(**where) if said else plan
     return plan, {"latent": images[[b % len(images) for b in range(args.samples)]]}
 
@@ -110,7 +111,7 @@ def _found_guidance(plan: Plan) -> float | None:
     scale = provenance.guidance(plan)
     if scale is None and plan.G > 1:
         raise ValueError(
-            f"sample: the plan reads {plan.G} branches and its note names no guidance scale; pass "
+            f"the plan reads {plan.G} branches and its note names no guidance scale; pass "
             "--guidance"
         )
     return scale

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import place
+from ..grids.points import points
 from ..plan.text import printable
 from . import lists
 from .options import load, suffix
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{alone[0]} beside {beside}; it is accepted alone, with one plan")
     files = [path for path in (args.plan, args.other) if path is not None]
     plans = dict(zip("ab", map(load, files), strict=False))
-    if args.picture:
+    if args.picture is not None:
         if suffix(args.picture) != ".png":
             raise ValueError(f"--picture {args.picture}: a .png file is accepted")
         place(args.picture)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(plan.to_json())
     elif args.sigmas:
-        print(lists.written("sigmas", lists.levels(plan)))
+        print(lists.written("sigmas", lists.levels(*points(plan))))
         if said := lists.left_out(plan):
             print(f"fastsample show: {printable(said)}", file=sys.stderr)
     else:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
             else (plan.describe())
         )
         print(f"{whole}\n\n{terminal.bars(plans, _blocks(), width)}")
-    if args.picture:
+    if args.picture is not None:
         _picture(args.picture, dict(zip(files, plans.values(), strict=True)))
 
 

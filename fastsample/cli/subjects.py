@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import options as read
@@ -32,19 +32,23 @@ def model_options(add: Callable, samples: int | None) -> None:
     add("--label", type=int, help=about)
     about = "embedded model and pipelines: classifier-free guidance scale, or the scale that a "
     about += "guidance-distilled network is told"
-    add("--guidance", type=float, help=about)
+    add("--guidance", type=read.finite, metavar="SCALE", help=about)
+    add("--device", help="where the model is asked (default: cpu)")
+    add("--dtype", metavar="DTYPE", help="what the model works in, as bfloat16 (default: float32)")
     pipelines.options(add)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to work on: the Model, the shape of one sample, and the words for a batch,
-    words(count) -> {cond, uncond, guidance}.
+    """A model to work on: the Model, the shape of one sample, the words for a batch, words(count)
+    -> {cond, uncond, guidance}, the device of its tensors and the dtype the model is asked in.
     """
 
     model: Any
     shape: tuple[int, ...]
     words: Callable[[int], dict[str, Any]]
+    device: Any = None
+    dtype: Any = None
 
     def noise(self, count: int, seed: int, stage: int = 0) -> Any:
         """Unit noise [count, *shape] of seeds seed, seed + 1, ..., at this stage."""
@@ -54,11 +58,16 @@ class Subject:
 
         seeds = torch.arange(count, dtype=torch.int64) + seed
         flat = normal(seeds, torch.zeros_like(seeds), math.prod(self.shape), stage)
-        return flat.reshape(count, *self.shape)
+        return flat.reshape(count, *self.shape).to(self.device)
 
 
 def subject(args: argparse.Namespace) -> Subject:
-    """The model a command was asked to work on."""
+    """The model a command was asked to work on, on its device and in its dtype."""
+    device, dtype = _device(args.device), _dtype(args.dtype)
+    return _placed(_found(args), device, dtype)
+
+
+def _found(args: argparse.Namespace) -> Subject:
     if args.batch_size is None:
         args.batch_size = BATCH if args.pipeline is None else BATCH_OF_PIPELINE
     if args.pipeline is not None:
@@ -109,12 +118,61 @@ def _theirs(spec: str, what: str, function: Callable, *given: Any) -> Any:
     """What the user's own code returns; whatever it raises is told in one sentence."""
     try:
         return function(*given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ValueError(
             f"--model {spec}: its {what} failed ({why}); a module that is found here, with a "
             "factory of no arguments, is needed (--traceback shows where)"
         ) from error
+
+
+def _device(name: str | None) -> Any:
+    """The device; ValueError for one that holds no numbers here."""
+    import torch
+
+    from ..runtime import arguments
+
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
+        why = "it holds no numbers" if arguments.numberless(device) else None
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+    if why:
+        raise ValueError(
+            f"--device {name}: {why}; cpu, or a device that torch has here, is accepted"
+        )
+    return device
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    from ..runtime import arguments
+
+    dtype = None if name is None else getattr(torch, name, None)
+    if name is not None and dtype not in arguments.MODELS:
+        named = ", ".join(str(kind).removeprefix("torch.") for kind in arguments.MODELS)
+        raise ValueError(f"--dtype {name}: one of {named} is accepted")
+    return dtype
+
+
+def _placed(it: Subject, device: Any, dtype: Any) -> Subject:
+    """The subject on a device, its model there where it is a module, under autocast to a dtype of
+    16 bits.
+    """
+    import torch
+    from torch.utils._pytree import tree_map
+
+    model, fn = it.model, it.model.fn
+    if isinstance(fn, torch.nn.Module):
+        fn.to(device)
+    if dtype in (torch.bfloat16, torch.float16):
+        cast = torch.autocast(device.type, dtype)(fn.forward if hasattr(fn, "forward") else fn)
+        model = replace(model, fn=cast, model_id=model.identity)
+    here = lambda v: v.to(device) if hasattr(v, "to") else v
+    words = lambda count: tree_map(here, it.words(count))
+    return Subject(model, it.shape, words, device, dtype)
 
 
 def _of_pipeline(args: argparse.Namespace) -> Subject:

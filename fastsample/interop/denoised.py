@@ -13,13 +13,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..grids.points import points
 from ..model import to_kind
 from ..plan import Plan
 from ..plan.given import within
 from ..plan.steps import begins, spans, unasked
 from ..runtime import arguments
 from ..runtime.spares import Spares
-from ..schedules import from_json
 
 KEPT = 8  # plans whose tables and idle runs are kept for their next call
 # state -> u(alpha, sigma), by which a plan's own state is larger than the denoiser's
@@ -38,7 +38,7 @@ class Denoised(NamedTuple):
     units: list[float]
     levels: np.ndarray
     starts: dict[int, int]
-    before: np.ndarray | None
+    before: np.ndarray
     churn: list[tuple[float, int]]
     entry: float
     scale: float
@@ -106,12 +106,13 @@ def _made(plan: Plan, unit: Callable) -> Denoised:
         added = sum(w * w for w, _ in churn)
         entry = float(unit(plan.alpha[1], math.sqrt(plan.sigma[1] ** 2 - added)))
     spread = (plan.note.get("model") or {}).get("sigma_data") or 1.0
+    alpha, sigma = points(plan)
     return Denoised(
         own,
         units.tolist(),
         _levels(plan, unit),
         {row: i for i, row in enumerate(begins(plan), unasked(plan))},
-        _before_churn(plan, unit),
+        sigma / unit(alpha, sigma),
         churn,
         entry,
         plan.init_scale / entry if plan.sigma[0] else 0.0,
@@ -159,17 +160,3 @@ def _units(plan: Plan, unit: Callable) -> np.ndarray:
 def _levels(plan: Plan, unit: Callable) -> np.ndarray:
     """The denoiser's sigma where each row begins [R]; row 0 as row 1."""
     return np.append(plan.sigma[1], plan.sigma[1:]) / _units(plan, unit)
-
-
-def _before_churn(plan: Plan, unit: Callable) -> np.ndarray | None:
-    """The denoiser's sigma on the plan's grid [n+1], before churn raised it; None where the note
-    names no schedule, or one of somebody's own.
-    """
-    if "schedule" not in plan.note or "times" not in plan.note:
-        return None
-    try:
-        schedule, times = from_json(plan.note["schedule"]), np.asarray(plan.note["times"])
-    except ValueError:
-        return None
-    sigma = schedule.sigma(times)
-    return sigma / unit(schedule.alpha(times), sigma)

@@ -118,7 +118,7 @@ def _asker(
 
     def show(x: Tensor, t: Tensor, row: int, denoised: object) -> None:
         i, hat = starts[row], t.new_tensor(own.levels[row])
-        sigma = hat if own.before is None else hat.new_tensor(own.before[i])
+        sigma = hat.new_tensor(own.before[i])
         x, denoised = (v.clone() if ours(v) else v for v in (x, denoised))
         told = {"x": x, "i": i, "sigma": sigma, "sigma_hat": hat, "denoised": denoised}
         if isinstance(callback(told), Select):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..grids import check, from_sigmas
+from ..grids.points import on_flow
 from ..model import Model
 from ..plan import Plan
 from ..plan.given import reals
@@ -25,7 +26,6 @@ from ..solvers import SOLVERS
 from .denoised import Denoised, denoised
 
 ALIKE = 1e-5  # relative: levels that were float32 are the same levels
-ROUNDING = 64 * np.finfo(np.float64).eps
 
 
 def k_model(denoiser: Callable, schedule: Schedule, *, model_id=None, **extra) -> Model:
@@ -60,8 +60,8 @@ def k_state(plan: Plan) -> str:
     in every row, or where it begins at alpha = 0, which no sigma/alpha says; else "sigma".
     """
     _plan("k_state", plan)
-    total = plan.alpha[1:] + plan.sigma[1:]
-    return "flow" if (abs(total - 1.0) <= ROUNDING).all() or plan.alpha[1] == 0.0 else "sigma"
+    flow = on_flow(plan.alpha[1:], plan.sigma[1:]) or plan.alpha[1] == 0.0
+    return "flow" if flow else "sigma"
 
 
 def k_sigmas(plan: Plan, state: str | None = None) -> np.ndarray:
@@ -70,8 +70,7 @@ def k_sigmas(plan: Plan, state: str | None = None) -> np.ndarray:
     plan that k_sample does not run.
     """
     own = _own("k_sigmas", plan, state)
-    first = own.levels[[*own.starts]] if own.before is None else own.before[[*own.starts.values()]]
-    return np.append(first, own.levels[-1])
+    return np.append(own.before[[*own.starts.values()]], own.levels[-1])
 
 
 def k_scale(plan: Plan, state: str | None = None) -> float:

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from ...model import Model
 from ...runtime.conditions import Shared, shared
 from .config import words_of_model
+from .folder import said
 from .moving import closest
 from .scheduler import FsScheduler
 
@@ -176,6 +177,11 @@ def _watched(pipe: Any, call: Mapping) -> Seen:
         pipe(**call)
     except _Enough:
         pass
+    except Exception as error:
+        raise ValueError(
+            f"asked: {type(pipe).__name__} cannot be called with {', '.join(call) or 'nothing'} "
+            f"({said(error)}); a call that the pipeline runs is accepted"
+        ) from error
     finally:
         hook.remove()
         del pipe.scheduler.step

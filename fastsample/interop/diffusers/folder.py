@@ -4,9 +4,12 @@ loaded, and the pipeline of it.
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import json
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import Any
 
 import diffusers
 import torch
+
+from . import whole
 
 INDEX = "model_index.json"
 # components that turn prompts and images into conditions, or judge pictures
@@ -35,15 +40,11 @@ class Folder:
     def read(cls, path: str | Path) -> Folder:
         """ValueError, one sentence, for a folder that names no pipeline of this diffusers."""
         try:
-            index = json.loads(Path(path, INDEX).read_text("utf-8"))
+            index = whole.read_json(Path(path, INDEX))
         except OSError as error:
             raise ValueError(
                 f"{path}: {INDEX}: {error.strerror or error}; a folder that save_pretrained of a "
-                "diffusers pipeline wrote is needed"
-            ) from None
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: {INDEX} is no sound JSON ({error}); one that diffusers wrote is needed"
+                "diffusers pipeline wrote, or `hf download NAME --local-dir DIR`, is needed"
             ) from None
         name = index.get("_class_name") if isinstance(index, dict) else None
         kind = getattr(diffusers, name, None) if isinstance(name, str) else None
@@ -55,28 +56,108 @@ class Folder:
         return cls(Path(path), kind, index)
 
     @cached_property
-    def takes(self) -> list[str]:
-        """The arguments of the pipeline's call."""
-        return [*inspect.signature(self.kind.__call__).parameters][1:]
+    def takes(self) -> dict[str, str]:
+        """The arguments of the pipeline's call, and what each is annotated as."""
+        named = lambda kind: kind if isinstance(kind, str) else inspect.formatannotation(kind)
+        return {name: named(word.annotation) for name, word in self._call.items()}
+
+    @cached_property
+    def _call(self) -> dict[str, inspect.Parameter]:
+        words = [*inspect.signature(self.kind.__call__).parameters.values()][1:]
+        return {w.name: w for w in words if w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)}
+
+    def fits(self, name: str, value: object) -> bool:
+        """Is a value that JSON can say one of what an argument of the call is annotated as?"""
+        try:
+            kinds = typing.get_type_hints(self.kind.__call__)
+        except (NameError, TypeError):  # names of what is imported for type checkers alone
+            return True
+        return name not in kinds or _is(value, kinds[name])
 
     def holds(self, part: str) -> bool:
         """Is there a component whose name begins so?"""
-        entries = [v for name, v in self.index.items() if name.startswith(part)]
-        return any(isinstance(v, list) and v[:1] != [None] for v in entries)
+        return any(name.startswith(part) for name in self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The components that are there."""
+        entries = self.index.items()
+        return [name for name, v in entries if isinstance(v, list) and v[:1] != [None]]
 
     def load(self, dtype: torch.dtype = torch.float32, *, encoders: bool = True) -> Any:
         """The pipeline, from this folder alone; without its encoders where conditions come from
-        elsewhere.
+        elsewhere. ValueError, one sentence, for a folder that is not whole, before anything of it
+        is loaded, and for one that diffusers cannot load.
         """
         parts = inspect.signature(self.kind.__init__).parameters
         left = [name for name in parts if name.startswith(ENCODERS) and not encoders]
         left += [name for name, entry in self.index.items() if entry == [None, None]]
         words = {DTYPE: dtype, "local_files_only": True, **dict.fromkeys(left)}
-        diffusers.utils.logging.disable_progress_bar()
+        for name in self.parts:
+            if name not in left:
+                has = whole.variant(self.path / name, self._has_weights(name))
+                words |= {"variant": has} if has else {}
         try:
-            pipe = self.kind.from_pretrained(str(self.path), **words)
-        except (KeyError, AssertionError) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.path}: diffusers cannot load it ({why})") from error
+            with _silent():
+                pipe = self.kind.from_pretrained(str(self.path), **words)
+        except Exception as error:
+            raise ValueError(
+                f"{self.path}: diffusers {diffusers.__version__} cannot load it "
+                f"({said(error)}); a folder that it wrote, of classes that it has, is accepted"
+            ) from error
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def _has_weights(self, name: str) -> bool:
+        """Is a component a network? ValueError for a class that its library has not."""
+        library, kind = self.index[name][:2]
+        if library not in ("diffusers", "transformers"):
+            return False
+        theirs = importlib.import_module(library)
+        found = getattr(theirs, kind, None)
+        if found is None:
+            raise ValueError(
+                f"{self.path}: {INDEX} says that {name} is a {kind!r:.60}, which {library} "
+                f"{theirs.__version__} has not; a class that it has is accepted"
+            )
+        return isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def said(error: BaseException) -> str:
+    """A foreign error in one line: its name, and its first 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars of diffusers and of transformers, which loads the encoders."""
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        yield
+        return
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _is(value: object, kind: object) -> bool:
+    """Is a value of JSON one of this annotation? A tensor, an image or a callable is none."""
+    kinds = typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, each) for each in kinds)
+    if origin is typing.Literal:
+        return value in kinds
+    if isinstance(value, bool) or not isinstance(origin, type):
+        return kind in (Any, bool) or (value is None and kind is None)
+    if origin is float:
+        return isinstance(value, (int, float))
+    if isinstance(value, list) and issubclass(list, origin):
+        return not kinds or all(_is(each, kinds[0]) for each in value)
+    return isinstance(value, origin)
