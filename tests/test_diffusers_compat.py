@@ -190,6 +190,7 @@ def test_ddpm_draws_with_the_variance_that_the_model_says(kind):
         (SINGLE, order(3, NOISE)),
         (MULTI, order(2)),
         ("KDPM2Discrete", KARRAS),
+        ("HeunDiscrete", {"clip_sample": True}),
         ("SASolver", {}),
         ("SASolver", {"algorithm_type": "noise_prediction", "predictor_order": 3}),
     ],
@@ -204,6 +205,23 @@ def test_an_edit_by_a_callback_means_the_same(name, config):
         for in_place in (lambda x: x.mul_(0.98), _painted):
             assert_alike(name, config, edit=in_place, kind=kind)
     assert (edited - assert_alike(name, config)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["HeunDiscrete", "KDPM2Discrete", "DPMSolverSDE"])
+def test_an_edit_half_way_through_a_step_is_seen_as_the_class_sees_it(name):
+    """In the states, and in the data that the output shows."""
+    peer = getattr(diffusers, f"{name}Scheduler")(**SD)
+    seen = []
+    for scheduler in (peer, FsScheduler.from_config(peer, compat="diffusers")):
+        torch.manual_seed(0)
+        scheduler.set_timesteps(4)
+        x, data = X.float() * scheduler.init_noise_sigma, []
+        for t in scheduler.timesteps:
+            ends = scheduler.step(0.3 * scheduler.scale_model_input(x, t), t, x)
+            x = 0.98 * ends.prev_sample
+            data += [x, ends.pred_original_sample]
+        seen.append(torch.stack(data))
+    assert torch.allclose(*seen, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["HeunDiscrete", UNIPC, SINGLE])

@@ -69,6 +69,35 @@ def test_velocities_broadcast():
         assert torch.allclose(ours.get_velocity(x, n, T).double(), right, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("SASolver", {}),
+        ("SASolver", {"use_exponential_sigmas": True}),
+        ("SASolver", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+        ("KDPM2Discrete", {}),
+        ("DPMSolverSDE", {"use_karras_sigmas": True}),
+    ],
+)
+@pytest.mark.parametrize("begin", [None, 0])
+def test_a_class_s_own_levels_are_those_it_noises_to(name, config, begin):
+    """SA's are its betas', whatever the levels of the run; where a model is called twice a step,
+    the second call's is that of the step's end.
+    """
+    peer, ours = pair(name, **config)
+    noised = []
+    for scheduler in (peer, ours):
+        scheduler.set_timesteps(5)
+        times, x = scheduler.timesteps, X
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        for t in times[:1]:
+            x = scheduler.step(x, t, x).prev_sample
+        some = [*times[1:5].unsqueeze(1), *([torch.tensor([17])] if name == "SASolver" else [])]
+        noised.append(torch.stack([scheduler.add_noise(X, N, t) for t in some]))
+    assert torch.allclose(*noised, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("door", ["add_noise", "get_velocity"])
 @pytest.mark.parametrize("x, n, t", [(X, N, T[:2]), (X, N[:3], T), (X[0], N, T), (X, N[:, :2], T)])
 def test_what_does_not_broadcast_is_refused(door, x, n, t):

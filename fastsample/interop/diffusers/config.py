@@ -226,8 +226,9 @@ def plan(
         words["clip"] = float(config["clip_sample_range"])
     every = None if at.asked is None else at.asked[2 * first :]
     made = solver(_model(source, config, grid, labels, at.schedule, every), grid, **words)
-    if compat and find(source).calls == 2:  # of each pair of rows the second, whose slope counts
-        k = 0.0 if made.note["stored"] == "flow" else 1.0
+    if compat and find(source).calls == 2:  # the second of each pair of rows
+        answer = made.note["stored"] == "flow" or source == "DPMSolverSDEScheduler"
+        k = 0.0 if answer else 1.0
         made = made.with_note(anchored=[(row, k) for row in range(2, made.rows - 1, 2)])
     return made.with_note(made_for=f"diffusers {source}")
 

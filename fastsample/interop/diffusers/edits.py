@@ -3,7 +3,8 @@ x, which diffusers keeps (Heun's base, UniPC's corrected x, the first x of a gro
 
 The rows have that x as a combination of the state and the predictions, so that they write one slot.
 Those that come back are named in the plan's note ("anchored"), as pairs (row, k): there an edit
-moves m - k·x alone, m the row's prediction: the model's answer (k = 0), or Heun's slope (k = 1).
+moves m - k·x alone, m the row's prediction, within its bounds: the model's answer (k = 0), or
+Heun's slope (k = 1).
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def counted(x: Tensor) -> tuple[Tensor, int]:
 
 def aside(
     loop: Loop, f: Tensor, x: Tensor, sample: Tensor, k: float
-) -> tuple[Tensor, Tensor] | None:
-    """(output, state) that stand for an edited sample of state x at an anchored row: the state
-    before the edit, and f + (p - k)/q·(x - before), whose m - k·x there is that of f at x.
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """(output, state, what to add to x') that stand for an edited sample of state x at an anchored
+    row: the state before the edit, and f + (p - k)/q·(x - before), whose m - k·x there is that of f
+    at x. Of a slope's row, which keeps nothing else, the edited state itself, whose m is bounded
+    and shown, less what the edit moves in x' beside m - k·x.
 
     None for the very tensor that was handed back, unwritten, or in half precision a copy of it,
     and, with one warning, where it and the state that it was made from were written to.
@@ -54,8 +57,12 @@ def aside(
             stacklevel=5,
         )
         return None
-    p, q = float(run.plan.p[run.row]), float(run.plan.q[run.row])
-    return f + ((p - k) / q * (x.to(before.dtype) - before)).to(f.dtype), before
+    plan, row, edit = run.plan, run.row, x.to(before.dtype) - before
+    if k and (plan.dst[row] < 0).all():
+        of_x, of_m = plan.M[row, 0, [0, plan.layout.m]].tolist()
+        return f, x, -(of_x + k * of_m) * edit
+    p, q = float(plan.p[row]), float(plan.q[row])
+    return f + ((p - k) / q * edit).to(f.dtype), before, None
 
 
 def selected(loop: Loop, index: Tensor) -> None:

@@ -131,6 +131,8 @@ class Lookup:
                 at = [len(self) - 1 if k is None else k for k in at]
         if None in at:
             return None
+        if self.compat and self._per_point == 2:  # half-way through a step, the level of its end
+            at = [min(k + k % 2, len(self)) for k in at]
         if (last := max(at, default=0)) > 0:
             on_schedule("FsScheduler.add_noise", self.plan, f"an image at timestep {last}")
         self._noised = self._noised or (self.index is None and 0 in at)

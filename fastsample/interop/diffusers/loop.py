@@ -245,10 +245,10 @@ class Loop(Lookup):
         traced = isinstance(run, Traced)
         if given and not traced:
             model_output, begun = model_output.detach(), begun.detach()
-        edited, k = None, self._anchored.get(run.row)
+        edited, k, off = None, self._anchored.get(run.row), None
         if k is not None and self._handed is not None:
             edited = aside(self, model_output, begun, sample, k)
-            model_output, begun = edited or (model_output, begun)
+            model_output, begun, off = edited or (model_output, begun, None)
         self._carried = self._carried and sample.dtype == run.x.dtype and not traced
         if self._carried:
             x_in, x = placed(begun, run.x.stride(), begun.dtype), torch.empty_like(run.x)
@@ -260,6 +260,8 @@ class Loop(Lookup):
             run.carry(model_output, x_in, x)
         else:
             self._drawing(model_output, x_in, x, draw)
+        if off is not None:
+            (run.x if x is None else x).add_(off)
         self._quick = self._carried and self._still and self._bounds is None
         kind = self._dtype(model_output, sample)
         if self._anchored and x_in is not None:

@@ -161,4 +161,5 @@ def _draws(source: str, config: dict, steps: int) -> Callable[[float, float], bo
         UNCLIP: lambda label, eta: label > 0.0,
         "DDIMScheduler": lambda label, eta: eta > 0.0,
         CM: lambda label, eta: steps > 1,
+        "DPMSolverSDEScheduler": lambda label, eta: True,  # its path's seed, in a single step too
     }.get(source)

@@ -31,6 +31,7 @@ class Noising:
     _given: Plan | None
     _begin: int | None
     _scale: str
+    _exact: bool
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha·original + sigma·noise at the timesteps [B], or at one; where a begin index was
@@ -107,7 +108,12 @@ class Noising:
         loop = self._loops.get()
         indexed = self._given is not None or self.config.source not in UNINDEXED
         told = self._given is None and self.config.source == DDIM_INVERSE  # where a step ends
-        found = None if loop is None or told else loop.levels(timesteps, by_index=indexed)
+        # looks its timesteps up in its betas, whatever the run's levels
+        betas = self._given is None and self.config.source == "SASolverScheduler"
+        betas = betas and not self._exact
+        found = None
+        if loop is not None and not told and not betas:
+            found = loop.levels(timesteps, by_index=indexed)
         if found is not None:
             # diffusers takes noise times 1 - sigma there
             turned = loop.compat and self._settings.get("invert_sigmas")
@@ -119,4 +125,4 @@ class Noising:
             )
         if loop is None and indexed and self._begin is not None:
             timesteps = self.timesteps[self._begin].expand(timesteps.shape)
-        return trained_levels(self._scale, self._settings, timesteps)
+        return trained_levels("vp" if betas else self._scale, self._settings, timesteps)

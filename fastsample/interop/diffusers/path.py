@@ -26,9 +26,11 @@ class Path:
 
     def at(self, call: int) -> Tensor:
         """The noise of a call of the model: over the first half of its step in ln sigma, or over
-        the second, as a step over the whole has both.
+        the second, as a step over the whole has both; 0 for a step to sigma = 0.
         """
         t, end = -self._sigmas[call - call % 2].log(), -self._sigmas[call - call % 2 + 1].log()
+        if end.isinf():
+            return torch.zeros(())
         # the class's own arithmetic: a path between other numbers is another path
         start, middle, end = (v.neg().exp() for v in (t, t + (end - t) * 0.5, end))
         first = self._over(start, middle)
