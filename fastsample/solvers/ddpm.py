@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 from ..plan import Plan
@@ -49,13 +50,23 @@ def ddpm(
     return build(b, "ddpm", words, [1] * b.n, cite, consistent=still)
 
 
-def rows(b: Builder, variance: str, *, published: bool) -> None:
-    """The rows of every step; d = 1 for the variance "learned", which others multiply."""
+def rows(
+    b: Builder, variance: str, *, published: bool, betas: Sequence[float | None] = ()
+) -> None:
+    """The rows of every step; d = 1 for the variance "learned", which others multiply. betas: 1 -
+    (alpha/alpha')² of each step for which it is told, in place of what the levels say, in
+
+        x' = sqrt(1 - beta) (sigma'/sigma)²·x + alpha' beta/sigma²·x0 + d·n
+    """
     for i, (s, t) in enumerate(pairwise(Level.on(b))):
         h = rise(s, t)
-        spread = math.sqrt(gain(2.0 * h))
+        step, renewed = Step.of(s, t, h), gain(2.0 * h)
+        if betas and (beta := betas[i]) is not None:
+            renewed = beta / s.sigma**2
+            step = Step(math.sqrt(1.0 - beta) * (t.sigma / s.sigma) ** 2, t.alpha * renewed, 0.0)
+        spread = math.sqrt(renewed)
         small = max(FLOOR, t.sigma * spread) if published else t.sigma * spread
         of = {"fixed_large": s.sigma * spread, "learned": 1.0}.get(variance, small)
         drawn = b.t[i] > 0.0 if published else t.sigma > 0.0
-        x = Step.of(s, t, h).over() + (of * b.noise(i) if drawn else ZERO)
+        x = step.over() + (of * b.noise(i) if drawn else ZERO)
         b.row(b.t[i], to=b.t[i + 1], x=x)

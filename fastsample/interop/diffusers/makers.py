@@ -12,7 +12,7 @@ from .ancestral import ancestral
 from .consistency import NAME as CM
 from .consistency import bounded
 from .dpm import Form, dpm, multistep_orders
-from .grids import Points
+from .grids import Points, noise_schedule
 from .inverse import INVERSE, inverse_maker
 from .ipndm import NAME as IPNDM
 from .ipndm import ipndm
@@ -51,7 +51,10 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
     if name in ("DDPMScheduler", UNCLIP):
         kind = VARIANCES[config["variance_type"]]
         plain = kind == "fixed_small" and not compat
-        return (solvers.ddim, {"eta": 1.0}) if plain else (posterior, {"variance": kind})
+        if plain:
+            return solvers.ddim, {"eta": 1.0}
+        own = {"betas": _betas(config, at.labels[first:])} if compat and name == UNCLIP else {}
+        return posterior, {"variance": kind, **own}
     if name == "LCMScheduler":
         words = {"timestep_scaling": config["timestep_scaling"]}
         if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
@@ -84,6 +87,16 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _betas(config: dict, labels: np.ndarray) -> list[float | None]:
+    """UnCLIP's, of the table that its alphas_cumprod are the float32 products of: in a step to the
+    timestep before it divides them by what is left of 1 - alphas_cumprod, 4.1e-5 to 5e-4 at 0.
+    """
+    table = noise_schedule(config).alphas_cumprod
+    own = 1.0 - table / np.append(1.0, table[:-1])
+    near = labels - np.append(labels[1:], -1.0) == 1.0
+    return [float(own[int(t)]) if k else None for t, k in zip(labels, near, strict=True)]
+
+
 def _one_step(name: str, config: dict, at: Points, first: int, compat: bool):
     still = bool((np.diff(at.grid[first:]) == 0.0).any())
     if name.endswith("HeunDiscreteScheduler"):

@@ -61,6 +61,8 @@ class Manner:
 
 
 PLAIN = Manner()
+# each of whose steps is that of its timestep
+FREE = ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler", COGVIDEOX, UNCLIP)
 # a noise in every step, the last one's for nothing
 DRAWING = (
     "EulerAncestralDiscreteScheduler",
@@ -84,7 +86,7 @@ def manner(source: str, config: dict, compat: bool, steps: int) -> Manner:
     return Manner(
         _draws(source, config, steps),
         bound,
-        free=source in ("DDIMScheduler", "DDPMScheduler", "DDIMInverseScheduler", COGVIDEOX),
+        free=source in FREE,
         last=find(source).family.extra or source.startswith(("EDMDPM", "Cosine")),
         each=source == WUERSTCHEN,
     )

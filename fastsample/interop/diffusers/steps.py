@@ -51,21 +51,29 @@ def strided(
     )
 
 
-def posterior(model: Model, grid, *, variance: str, clip: float = 0.0) -> Plan:
+def posterior(
+    model: Model,
+    grid,
+    *,
+    variance: str,
+    betas: Sequence[float | None] = (),
+    clip: float = 0.0,
+) -> Plan:
     """`solvers.ddpm` as diffusers has it, on levels that may repeat; variance beside its own
 
         "learned_range"   the small one, whose noise is multiplied by what the model says
         "learned"         1, as above
 
-    None in a step from t = 0. One evaluation a step. Ho et al. 2020, arXiv:2006.11239, eq. 7 and
+    None in a step from t = 0. betas: those of steps that a class takes from a table of its own,
+    not from their levels, None for the others. One evaluation a step. Ho et al. 2020, arXiv:2006.11239, eq. 7 and
     sec. 3.2.
     """
     b = Builder(model, grid, stored="x0", clip=clip)
-    rows(b, variance, published=True)
+    rows(b, variance, published=True, betas=betas)
     cite = ["Ho, Jain, Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239"]
     return b.build(
         f"ddpm, {variance}",
-        consistent=variance == "fixed_small",
+        consistent=variance == "fixed_small" and not betas,
         order=1,
         orders=[1] * b.n,
         citations=cite,
