@@ -17,6 +17,7 @@ from oracle.linear import EPS, mp
 from oracle.marginals import Point, point
 from oracle.probe import follow
 
+from fastsample.schedules import EDM
 from fastsample.solvers import jump
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
@@ -32,6 +33,23 @@ LONG = (
     "unipc-order=3-variant=bh2",
     "euler",
     "lcm",
+)
+SHORT = (
+    "dpmpp_2m",
+    "dpmpp_2m-variant=heun",
+    "dpmpp_3m",
+    "dpmpp_3m_sde-eta=0.4",
+    "res_multistep",
+    "deis",
+    "deis-variant=tab-order=2",
+    "deis-variant=rhoab-order=4",
+    "unipc-carry=eps",
+    "unipc-lower_order_final=False",
+    "sa_solver-predictor_order=3-corrector_order=4-between=(0.2, 3.0)-evaluations=2",
+    "seeds_3",
+    "dpmpp_3s-r1=0.25-r2=0.8-variant=taylor",
+    "rk",
+    "rk-tableau=etdrk4",
 )
 by_id = {case.id: case for case in CASES}
 
@@ -55,6 +73,18 @@ GRIDS = {f"{n} {end}": (n, end == "whole") for end in ("part", "whole") for n in
 def test_rows_equal_their_derivation(case, schedule, of):
     n, whole = of
     t = grids(case, schedule, (n,))[-1 if whole else 0]
+    found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
+    assert found.agrees(), str(found)
+
+
+@pytest.mark.parametrize("h", [1e-4, 1e-2, 0.9])
+@pytest.mark.parametrize("case", [by_id[name] for name in SHORT], ids=lambda c: c.id)
+def test_rows_of_short_steps(case, h):
+    """Weights are differences of what is nearly equal there: 1 - e^{-h} and h, h^2 and h - I_1. h =
+    .9 has steps on both sides of 1, where a series gives way to a recurrence.
+    """
+    schedule = EDM()
+    t = np.asarray(schedule.time(h * np.cumsum([0.0, 1.0, 0.7, 1.3, 0.9]) - 0.5))
     found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
     assert found.agrees(), str(found)
 

@@ -16,7 +16,8 @@ from oracle.linear import EPS
 from oracle.probe import states
 
 from fastsample.model import PREDICTIONS, to_x0
-from fastsample.schedules import EDM, VE, VP, Flow, TrigFlow
+from fastsample.plan.consistency import CONSISTENT, is_sound
+from fastsample.schedules import EDM, VE, VP, DiscreteVP, Flow, TrigFlow
 from fastsample.solvers import SOLVERS
 
 by_id = {case.id: case for case in CASES}
@@ -334,3 +335,19 @@ def test_splitting_a_one_step_plan_and_resuming_equals_the_whole(where, case, da
     np.testing.assert_allclose(
         second, run(whole, START), rtol=0, atol=64 * EPS * amplification(whole)
     )
+
+
+# -- a plan's own check ----------------------------------------------------------------------------
+def test_a_defect_is_rounding_where_rows_enlarge_rounding_as_much():
+    """Three Runge-Kutta steps from where sigma/alpha is 1e5 make 4e-9 of float64's 1e-16. A weight
+    of the last row that is off by a part in 1e5 is no rounding there, nor one by a part in 1e8
+    elsewhere.
+    """
+    steep = DiscreteVP.cosine(288), [287.0, 262.0, 260.0, 249.0, -1.0]
+    for (schedule, grid_of), part in ((steep, 1e-5), ((VP(), [1.0, 0.6, 0.3, 0.1, 0.0]), 1e-8)):
+        plan = SOLVERS["pndm"](schedule, grid_of, prediction="x0", warm_up="runge-kutta")
+        assert is_sound(plan) and (plan.consistency() > CONSISTENT) == (part == 1e-5)
+        M = plan.M.copy()
+        M[-2, 0, 0] *= 1.0 + part
+        off = plan.with_numbers(M=M)
+        assert not is_sound(off) and not off.note["consistent"]

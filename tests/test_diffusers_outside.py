@@ -11,7 +11,7 @@ import torch
 import fastsample as fs
 from fastsample.interop.diffusers.consistency import NAME as CM
 from fastsample.interop.diffusers.outside import FUNCTIONS
-from fastsample.interop.diffusers.sources import COGVIDEOX, COSINE, SOURCES, UNTIMED
+from fastsample.interop.diffusers.sources import COGVIDEOX, COSINE, SCALING, SOURCES, UNTIMED
 from fastsample.interop.diffusers.training import EDMS
 
 diffusers = pytest.importorskip("diffusers")
@@ -255,6 +255,13 @@ def test_the_others_say_what_is_missing(name):
         ours.step(X, 999, X)
     if SOURCES[name].family.scale != "sigma":
         assert ours.scale_model_input(X, 123.4) is X
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_those_that_scale_all_the_same(name):
+    """A timestep that is not in the schedule is its last."""
+    peer, ours = both(name, {}, compat="diffusers")
+    assert close(peer.scale_model_input(X.float(), 0.0), ours.scale_model_input(X.float(), 0.0))
 
 
 def test_scale_model_input_looks_nothing_up_where_it_scales_nothing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,28 +12,52 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 # A defect above CONSISTENT is a wrong formula, not rounding (sound rows show about 1e-15, at
-# N = 1000 1e-12), unless weights are huge (a Heun step over many decades): rounding grows with the
-# sum of their sizes.
-CONSISTENT, ROUNDING = 1e-9, 1e-14
+# N = 1000 1e-12), unless rows enlarge rounding as much: a Heun step over many decades, whose
+# weights are huge, or stages one after the other from where sigma/alpha is 1e5. What rounding does
+# is tried out: MARGIN times the most that up to two units in the last place of every coefficient
+# move in DRAWS draws.
+CONSISTENT = 1e-9
+DRAWS, MARGIN = 4, 4
 
 
 def accepted(plan: Plan) -> float:
-    """The largest defect that rounding explains."""
-    return max(CONSISTENT, ROUNDING * float(np.abs(plan.M).sum(2).max()))
+    """The largest defect that rounding explains. Takes DRAWS times as long as `defect`."""
+    moved, draw, own = 0.0, np.random.default_rng(0), _landed(plan)
+    for _ in range(DRAWS):
+        # towards 0, so that every number stays finite
+        smaller = np.finfo(np.float64).eps * draw.integers(0, 3, plan.M.shape)
+        smaller[-1] = 0.0  # which holds
+        moved = max(moved, _off(plan, _landed(replace(plan, M=plan.M * (1.0 - smaller))), own))
+    return max(CONSISTENT, MARGIN * moved) if moved < np.inf else CONSISTENT
+
+
+def is_sound(plan: Plan) -> bool:
+    """Do its rows stay on the schedule, to rounding?"""
+    found = defect(plan)
+    return found <= CONSISTENT or found <= accepted(plan)
 
 
 def defect(plan: Plan) -> float:
     """Largest deviation of (alpha, sigma) from the plan's, relative to alpha + sigma."""
-    alpha, sigma = plan.alpha[1:], plan.sigma[1:]
+    return _off(plan, _landed(plan), np.stack([plan.alpha, plan.sigma])[:, 1:])
+
+
+def _off(plan: Plan, found: np.ndarray, levels: np.ndarray) -> float:
+    """The largest difference of two [2, R-1], relative to the plan's alpha + sigma."""
+    with np.errstate(all="ignore"):
+        worst = float((np.abs(found - levels).max(0) / (plan.alpha + plan.sigma)[1:]).max())
+    return worst if worst == worst else np.inf
+
+
+def _landed(plan: Plan) -> np.ndarray:
+    """(alpha, sigma) [2, R-1] of x at every row from 1 on, where every prediction is exact."""
     parts = _Directions(plan)
     data, noise = parts.unit(0), parts.unit(1)
     # a foreign table may hold any finite number; its defect is then inf
     with np.errstate(all="ignore"):
-        start, answers = alpha[0] * data + sigma[0] * noise, [data] * plan.rows
+        start, answers = plan.alpha[1] * data + plan.sigma[1] * noise, [data] * plan.rows
         x = np.array([*_states(plan, start, answers, parts.drawn, noise, parts.fold)])
-        found = x[:, 0], np.sqrt((x[:, 1:] ** 2).sum(1))
-        worst = float((np.abs(found - np.stack([alpha, sigma])).max(0) / (alpha + sigma)).max())
-    return worst if worst == worst else np.inf
+        return np.stack([x[:, 0], np.sqrt((x[:, 1:] ** 2).sum(1))])
 
 
 def over_predictions(plan: Plan) -> np.ndarray:

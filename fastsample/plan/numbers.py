@@ -56,7 +56,7 @@ def with_numbers(plan: Plan, /, **arrays: Any) -> Plan:
     names = sorted({*changed, *plan.note.get("changed", ())})
     gone = ("order", "orders", "smooth_order")
     note = {key: value for key, value in plan.note.items() if key not in gone}
-    sound = made.consistency() <= consistency.accepted(made)
+    sound = consistency.is_sound(made)
     return replace(made, note={**note, "changed": names, "consistent": sound})
 
 

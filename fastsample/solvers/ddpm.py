@@ -50,9 +50,7 @@ def ddpm(
     return build(b, "ddpm", words, [1] * b.n, cite, consistent=still)
 
 
-def rows(
-    b: Builder, variance: str, *, published: bool, betas: Sequence[float | None] = ()
-) -> None:
+def rows(b: Builder, variance: str, *, published: bool, betas: Sequence[float | None] = ()) -> None:
     """The rows of every step; d = 1 for the variance "learned", which others multiply. betas: 1 -
     (alpha/alpha')² of each step for which it is told, in place of what the levels say, in
 

@@ -49,12 +49,7 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
         ends = {"ends": at.legs[at.labels[first:].astype(int), 1]} if compat else {}
         return strided if compat else solvers.ddim, {"eta": eta, **ends}
     if name in ("DDPMScheduler", UNCLIP):
-        kind = VARIANCES[config["variance_type"]]
-        plain = kind == "fixed_small" and not compat
-        if plain:
-            return solvers.ddim, {"eta": 1.0}
-        own = {"betas": _betas(config, at.labels[first:])} if compat and name == UNCLIP else {}
-        return posterior, {"variance": kind, **own}
+        return _ddpm(name, config, at, first, compat)
     if name == "LCMScheduler":
         words = {"timestep_scaling": config["timestep_scaling"]}
         if still or (compat and not np.array_equal(at.labels, at.grid[:-1])):
@@ -87,6 +82,14 @@ def maker(name: str, config: dict, at: Points, first: int, eta: Told, compat: bo
 
 
 # -- inside ----------------------------------------------------------------------------------------
+def _ddpm(name: str, config: dict, at: Points, first: int, compat: bool):
+    kind = VARIANCES[config["variance_type"]]
+    if kind == "fixed_small" and not compat:
+        return solvers.ddim, {"eta": 1.0}
+    own = {"betas": _betas(config, at.labels[first:])} if compat and name == UNCLIP else {}
+    return posterior, {"variance": kind, **own}
+
+
 def _betas(config: dict, labels: np.ndarray) -> list[float | None]:
     """UnCLIP's, of the table that its alphas_cumprod are the float32 products of: in a step to the
     timestep before it divides them by what is left of 1 - alphas_cumprod, 4.1e-5 to 5e-4 at 0.

@@ -53,6 +53,7 @@ from .sources import (
     ETA,
     OURS,
     PREDICTIONS,
+    SCALING,
     SOURCES,
     UNCLIP,
     UNTIMED,
@@ -376,7 +377,8 @@ class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMix
         """
         if what != "step" and self._source is not None and self._scale != "sigma":
             return None
-        if self._source is None or self.config.source not in UNTIMED:
+        known = UNTIMED if what == "step" else UNTIMED + SCALING
+        if self._source is None or self.config.source not in known:
             raise too_early(what)
         loop = self._runs.training(self.config.compat is not None, **self._about()).fresh()
         loop.begin = self._begin

@@ -252,6 +252,8 @@ UNTIMED = (
     "FlowMatchLCMScheduler",
     "IPNDMScheduler",
 )
+# they do not step, and scale a model's input there all the same
+SCALING = ("EDMDPMSolverMultistepScheduler", COSINE)
 # a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
 FLOW = {"shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
 # what pipelines find mu by, wherever a config has it

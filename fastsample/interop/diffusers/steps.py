@@ -65,8 +65,8 @@ def posterior(
         "learned"         1, as above
 
     None in a step from t = 0. betas: those of steps that a class takes from a table of its own,
-    not from their levels, None for the others. One evaluation a step. Ho et al. 2020, arXiv:2006.11239, eq. 7 and
-    sec. 3.2.
+    not from their levels, None for the others. One evaluation a step. Ho et al. 2020,
+    arXiv:2006.11239, eq. 7 and sec. 3.2.
     """
     b = Builder(model, grid, stored="x0", clip=clip)
     rows(b, variance, published=True, betas=betas)
