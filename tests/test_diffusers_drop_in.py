@@ -297,20 +297,6 @@ def test_the_next_picture_of_one_generator_is_the_peers_too(source, config, give
     assert torch.equal(*left)
 
 
-@pytest.mark.filterwarnings("ignore:Should have t")  # torchsde's, of float32 levels
-@pytest.mark.parametrize("steps", [1, 4])
-def test_a_path_s_seed_is_drawn_in_a_single_step_too(steps):
-    """Or the next picture would have another one than the class's."""
-    peer, ends = diffusers.DPMSolverSDEScheduler(), []
-    for scheduler in (peer, FsScheduler.from_config(peer)):
-        torch.manual_seed(3)
-        for n in (steps, 3):
-            last = loop(scheduler, start(1, 2, 4, 4), n, model)
-        ends.append((last, torch.get_rng_state()))
-    assert torch.equal(ends[0][1], ends[1][1])
-    assert torch.allclose(ends[0][0], ends[1][0], rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("target", CLASSES)
 @pytest.mark.parametrize(
     ("source", "config"),

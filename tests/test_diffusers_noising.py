@@ -98,6 +98,22 @@ def test_a_class_s_own_levels_are_those_it_noises_to(name, config, begin):
     assert torch.allclose(*noised, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_path_s_seed_is_drawn_in_a_single_step_too(steps):
+    """Or the next picture would have another one than the class's."""
+    ends = []
+    for scheduler in pair("DPMSolverSDE"):
+        torch.manual_seed(3)
+        for n in (steps, 3):
+            scheduler.set_timesteps(n)
+            x = X * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                x = scheduler.step(0.1 * x, t, x).prev_sample
+        ends.append((x, torch.get_rng_state()))
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert torch.allclose(ends[0][0], ends[1][0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("door", ["add_noise", "get_velocity"])
 @pytest.mark.parametrize("x, n, t", [(X, N, T[:2]), (X, N[:3], T), (X[0], N, T), (X, N[:, :2], T)])
 def test_what_does_not_broadcast_is_refused(door, x, n, t):
