@@ -261,12 +261,13 @@ class Typed:
     class Input:
         def __init__(self, id, optional=False, tooltip=None, options=None, **words):
             self.id, self.optional, self.options, self.words = id, optional, options, words
+            self.tooltip = tooltip
             if options:
                 words.setdefault("default", options[0])
 
     class Output:
-        def __init__(self, display_name=None):
-            self.display_name = display_name
+        def __init__(self, display_name=None, tooltip=None):
+            self.display_name, self.tooltip = display_name, tooltip
 
     @classmethod
     def named(cls, name):

@@ -226,6 +226,37 @@ def test_other_sigmas_are_refused_or_rebuilt(pack):
         sampled(sampler, sigmas, z=noise() * 0)
 
 
+def test_a_plan_above_the_models_largest_sigma_is_refused(pack):
+    """80, of another family, where the model's network knows up to 14.6; and no rounded list."""
+    for first, fits in ((80.0, False), (14.615, True), (15.0, False)):
+        grid = fs.grids.from_sigmas(fs.schedules.EDM(), [first, 4.0, 1.0, 0.0])
+        plan = fs.solvers.dpmpp_2m(fs.schedules.EDM(), grid, prediction="x0")
+        plan.save(pack.folder / "hot.fsplan")
+        sampler, sigmas, _ = pack.run("Plan", plan="hot")
+        assert sampled(sampler, sigmas[1:], latent=noise(5)).isfinite().all()
+        if fits:
+            assert sampled(sampler, sigmas).isfinite().all()
+            continue
+        said = rf"plan hot begin at {first:g}, and the model connected knows noise up to 14.6"
+        with pytest.raises(ValueError, match=said):
+            sampled(sampler, sigmas)
+
+
+def test_every_input_and_output_says_what_it_is(pack):
+    for name in ("Plan", "Solver", "Calibrate"):
+        schema = pack.node(name).define_schema()
+        for each in (*schema.inputs, *schema.outputs):
+            assert each.tooltip and each.tooltip.endswith("."), (name, each)
+
+
+def test_a_plan_that_no_sampler_can_run_is_refused_before_the_workflow_runs(pack):
+    edm = fs.schedules.EDM()
+    plan = fs.solvers.euler(edm, fs.grids.karras(edm, 3), prediction="x0")
+    fs.guidance.guided(plan, 2).save(pack.folder / "two.fsplan")
+    with pytest.raises(host.Refused, match="the plan two is none for a SAMPLER .*several branches"):
+        pack.run("Plan", plan="two")
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", ".", "..", "a" * 65, "ä", "x\n"])
 def test_names_that_lead_elsewhere(pack, name):
     for node in ("Plan", "Calibrate"):
@@ -239,7 +270,7 @@ def test_plans_that_are_missing_broken_or_links(pack):
     with pytest.raises(host.Refused, match="there is no plan 'none'; one of none yet, or a file"):
         pack.run("Plan", plan="none")
     (pack.folder / "broken.fsplan").write_bytes(b"not a plan")
-    with pytest.raises(host.Refused, match="plan"):
+    with pytest.raises(host.Refused, match="the file of the plan broken cannot be read"):
         pack.run("Plan", plan="broken")
     (pack.folder / "out.fsplan").symlink_to("/etc/hostname")
     with pytest.raises(host.Refused, match="a link out of the pack's folder"):
@@ -255,7 +286,7 @@ def test_plans_that_are_missing_broken_or_links(pack):
 def test_a_state_that_nobody_knows(pack):
     with pytest.raises(ValueError, match="ZeroToOne makes 0.5 noise . 0.25 latent at sigma = 0.5"):
         pack.sampling.state_of(host.ZeroToOne())
-    with pytest.raises(ValueError, match="rise|decreas|fall"):
+    with pytest.raises(ValueError, match="solver euler does not run on the SIGMAS .* that fall"):
         sampled(pack.run("Solver", solver="euler")[0], levels("eps").flip(0))
     with pytest.raises((ValueError, FloatingPointError), match="finite"):
         sampled(pack.run("Solver", solver="euler")[0], levels("eps"), z=noise() * np.nan)

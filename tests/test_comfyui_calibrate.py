@@ -167,6 +167,15 @@ def test_what_is_refused_before_the_model_is_asked(pack):
     assert not list(pack.folder.iterdir())
 
 
+def test_too_few_minutes_are_told_in_minutes(pack):
+    with pytest.raises(
+        ValueError, match="minutes is 1e-08, and .* of them .* more minutes"
+    ) as error:
+        pack.run("Calibrate", guider=guider(), **{**WORDS, "minutes": 1e-8})
+    assert "time_limit" not in str(error.value) and "held_out" not in str(error.value)
+    assert not list(pack.folder.glob("*.fsplan"))
+
+
 def test_a_model_that_fails_leaves_no_plan(pack):
     """Its own error, and what was finished."""
     asked = []

@@ -7,6 +7,7 @@ It stands where a SAMPLER does: the guider loads the model, prepares the conditi
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,12 +131,7 @@ class Calibration:
         except Stopped as stopped:  # what was finished is in the folder
             raise stopped.__cause__ from None
         except ValueError as error:
-            if "is of another search" not in str(error):
-                raise
-            raise ValueError(
-                f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
-                "another name, or the inputs that it was begun with, are accepted"
-            ) from None
+            raise self._told(error) from None
         finally:
             store.forget(self.folder)
         if ends is not None:
@@ -161,6 +157,22 @@ class Calibration:
                 "; another name, or the inputs that it was begun with, are accepted"
             )
         return answers
+
+    def _told(self, error: ValueError) -> ValueError:
+        """What the search refused, in the words of the node's inputs."""
+        if "is of another search" in str(error):
+            return ValueError(
+                f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
+                "another name, or the inputs that it was begun with, are accepted"
+            )
+        seconds = re.search(r"a time_limit above (\d+) s", str(error))
+        if seconds is None:
+            return error
+        return ValueError(
+            f"fastsample: minutes is {self.minutes:g}, and the model alone takes "
+            f"{int(seconds[1]) / 60:.2g} of them for what the plan is compared with; more minutes, "
+            "0 for no limit, or a smaller effort is accepted"
+        )
 
     def _searched(
         self, model: fs.Model, z: Tensor, held_out: Tensor, batch: int

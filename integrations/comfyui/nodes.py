@@ -11,6 +11,8 @@ from .calibration import EFFORTS, Calibration, calibrate, identity_of
 from .sampling import of_plan, of_solver, options_of, solver_names
 
 CATEGORY = "sampling/fastsample"
+SAMPLER = "With its own SIGMAS into SamplerCustomAdvanced."
+SIGMAS = "The noise levels that the plan runs on; a tail of them begins from an image."
 OWN = -1.0  # of eta and s_noise: the solver's own
 
 
@@ -26,7 +28,9 @@ class FastsamplePlan(io.ComfyNode):
             description="A searched or published plan: its sampler, and the sigmas it runs on.",
             inputs=[
                 io.Combo.Input(
-                    "plan", options=store.names(), tooltip="A file of the pack's plans."
+                    "plan",
+                    options=store.names(),
+                    tooltip="A file of the pack's folder plans, by its name.",
                 ),
                 io.Combo.Input(
                     "other_sigmas",
@@ -36,9 +40,9 @@ class FastsamplePlan(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Sampler.Output(),
-                io.Sigmas.Output(),
-                io.String.Output(display_name="about"),
+                io.Sampler.Output(tooltip=SAMPLER),
+                io.Sigmas.Output(tooltip=SIGMAS),
+                io.String.Output(display_name="about", tooltip="The plan's table, as text."),
             ],
         )
 
@@ -47,8 +51,8 @@ class FastsamplePlan(io.ComfyNode):
         if plan is None:  # linked: execute looks at it
             return True
         try:
-            store.load(plan)
-        except (ValueError, OSError) as error:
+            of_plan(store.load(plan), plan, False)
+        except ValueError as error:
             return str(error)
         return True
 
@@ -79,7 +83,13 @@ class FastsampleSolver(io.ComfyNode):
             category=CATEGORY,
             description="Any solver of fastsample, made on the SIGMAS that are sampled with.",
             inputs=[
-                io.Combo.Input("solver", options=list(solver_names()), default="dpmpp_2m"),
+                io.Combo.Input(
+                    "solver",
+                    options=list(solver_names()),
+                    default="dpmpp_2m",
+                    tooltip="Those of more than one evaluation a step, as heun, take as many times "
+                    "longer. `fastsample show solvers` has each one's order.",
+                ),
                 io.Float.Input("eta", tooltip=f"Noise that a step draws. {own}.", **noisy),
                 io.Float.Input("s_noise", tooltip=f"What that is multiplied by. {own}.", **noisy),
                 io.Int.Input("order", default=0, min=0, max=9, tooltip="0: the solver's own."),
@@ -90,7 +100,7 @@ class FastsampleSolver(io.ComfyNode):
                     "differs: dpmpp_2m, res_multistep, dpmpp_2s_ancestral on flow models.",
                 ),
             ],
-            outputs=[io.Sampler.Output()],
+            outputs=[io.Sampler.Output(tooltip="With any SIGMAS into SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -99,6 +109,82 @@ class FastsampleSolver(io.ComfyNode):
         given["compat"] = None if compat == "exact" else compat
         given = {word: None if value == OWN else value for word, value in given.items()}
         return io.NodeOutput(of_solver(solver, options_of(solver, given)))
+
+
+def _searched():
+    """What Calibrate searches for, and how long."""
+    return [
+        io.Guider.Input("guider", tooltip="Model, one prompt and guidance."),
+        io.Latent.Input(
+            "latent_image",
+            tooltip="Empty, of the size to be sampled; its batch is how many the model is "
+            "asked at once.",
+        ),
+        io.String.Input(
+            "name",
+            default="my-plan",
+            tooltip="The plan's name: letters, digits, '.', '_' and '-'. The same name "
+            "goes on with a search that was cancelled.",
+        ),
+        io.Int.Input(
+            "evaluations",
+            default=6,
+            min=1,
+            max=40,
+            tooltip="How often the plan asks the model: what other samplers call steps.",
+        ),
+        io.Combo.Input(
+            "effort",
+            options=list(EFFORTS),
+            default="normal",
+            tooltip="Evaluations of one sample, where 6 are searched: quick 1,900, normal "
+            "12,500; thorough asks for a limit in minutes.",
+        ),
+    ]
+
+
+def _found():
+    """What its plan is like, and compared with."""
+    return [
+        io.Combo.Input(
+            "rows",
+            options=["free", "consistent"],
+            tooltip="free: nearest, from noise alone. consistent: from an image too, by a "
+            "tail of its SIGMAS.",
+        ),
+        io.Boolean.Input(
+            "by_hand",
+            default=False,
+            tooltip="Also try every usual schedule with every usual solver, some 540 plans "
+            "on 4 noises: 13,000 evaluations where 6 are searched.",
+        ),
+        io.Float.Input(
+            "minutes",
+            default=30.0,
+            min=0.0,
+            max=10000.0,
+            step=1.0,
+            tooltip="What would go beyond it is not begun, and the best plan so far is "
+            "written. 0: no limit.",
+        ),
+        io.Int.Input(
+            "search_seed",
+            default=0,
+            min=0,
+            max=2**64 - 1,
+            tooltip="Of the noises that the plan is searched on.",
+        ),
+        io.Sampler.Input(
+            "before_sampler",
+            optional=True,
+            tooltip="A SAMPLER to compare with, beside before_sigmas.",
+        ),
+        io.Sigmas.Input(
+            "before_sigmas",
+            optional=True,
+            tooltip="SIGMAS to compare with, from noise down to 0.",
+        ),
+    ]
 
 
 class FastsampleCalibrate(io.ComfyNode):
@@ -112,40 +198,12 @@ class FastsampleCalibrate(io.ComfyNode):
             category=CATEGORY,
             description="Searches the best plan of so many evaluations for the model and the "
             "conditioning of the guider, and writes it into the pack's folder plans.",
-            inputs=[
-                io.Guider.Input("guider", tooltip="Model, one prompt and guidance."),
-                io.Latent.Input(
-                    "latent_image",
-                    tooltip="Empty, of the size to be sampled; its batch is how many the model is "
-                    "asked at once.",
-                ),
-                io.String.Input("name", default="my-plan", tooltip="The plan's name."),
-                io.Int.Input("evaluations", default=6, min=1, max=40),
-                io.Combo.Input("effort", options=list(EFFORTS), default="normal"),
-                io.Combo.Input(
-                    "rows",
-                    options=["free", "consistent"],
-                    tooltip="free: nearest, from noise alone. consistent: from an image too, by a "
-                    "tail of its SIGMAS.",
-                ),
-                io.Boolean.Input(
-                    "by_hand",
-                    default=False,
-                    tooltip="Also try every usual schedule with every usual solver, some 540 plans "
-                    "on 4 noises: 13,000 evaluations where 6 are searched.",
-                ),
-                io.Float.Input(
-                    "minutes", default=30.0, min=0.0, max=10000.0, step=1.0, tooltip="0: no limit."
-                ),
-                io.Int.Input("search_seed", default=0, min=0, max=2**64 - 1),
-                io.Sampler.Input("before_sampler", optional=True, tooltip="To compare with."),
-                io.Sigmas.Input("before_sigmas", optional=True, tooltip="To compare with."),
-            ],
+            inputs=[*_searched(), *_found()],
             outputs=[
-                io.Sampler.Output(),
-                io.Sigmas.Output(),
-                io.String.Output(display_name="report"),
-                io.Image.Output(display_name="picture"),
+                io.Sampler.Output(tooltip=SAMPLER),
+                io.Sigmas.Output(tooltip=SIGMAS),
+                io.String.Output(display_name="report", tooltip="What was gained, in dB."),
+                io.Image.Output(display_name="picture", tooltip="The same as bars."),
             ],
             is_output_node=True,
         )

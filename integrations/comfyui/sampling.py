@@ -27,6 +27,7 @@ KINDS = {
     "sigma": "x0 + sigma eps (SD, SDXL, EDM)",
     "flow": "(1 - sigma) x0 + sigma eps (Flux, SD3, Wan, Qwen)",
 }
+ABOVE = 0.01  # relative: so much above the model's largest sigma tables of one family may begin
 TRIED = {EDM(): (9.0, 3.0, 1.0, 0.3, 0.0), Flow(): (1.0, 0.7, 0.5, 0.2, 0.0)}
 
 
@@ -54,7 +55,13 @@ def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
     """The plan as SAMPLER and SIGMAS. Its whole SIGMAS run from noise, their tail from the latent.
     rebuild: other SIGMAS than the plan's have its solver made on them; else they are refused.
     """
-    state, own = k_state(plan), k_sigmas(plan)
+    try:
+        state, own = k_state(plan), k_sigmas(plan)
+    except ValueError as error:
+        raise ValueError(
+            f"fastsample: the plan {name} is none for a SAMPLER ({error}); a plan of one model, to "
+            "which guidance is left, is accepted"
+        ) from None
 
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
         sampling = model.inner_model.inner_model.model_sampling
@@ -65,6 +72,13 @@ def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
             )
         if len(sigmas) < 2:
             return x
+        first, top = float(sigmas[0]), float(sampling.sigma_max)
+        if first > (1.0 + ABOVE) * top:
+            raise ValueError(
+                f"fastsample: the SIGMAS of the plan {name} begin at {first:.4g}, and the model "
+                f"connected knows noise up to {top:.4g}; a plan made for such a model, or a tail "
+                "of these SIGMAS with an image to begin from, is accepted"
+            )
         made = _on(plan, name, sigmas, rebuild)
         if made is plan and plan.sigma[0] != 0.0:  # from noise alone, at the plan's own scale
             whole = comfy.samplers.Sampler().max_denoise(model.inner_model, sigmas)
@@ -84,8 +98,14 @@ def of_solver(name: str, options: Mapping[str, Any]) -> Any:
             return x
         state = state_of(model.inner_model.inner_model.model_sampling)
         schedule = Flow() if state == "flow" else EDM()
-        grid = from_sigmas(schedule, sigmas.tolist())
-        plan = SOLVERS[name](schedule, grid, prediction="x0", start=0, **options)
+        try:
+            grid = from_sigmas(schedule, sigmas.tolist())
+            plan = SOLVERS[name](schedule, grid, prediction="x0", start=0, **options)
+        except ValueError as error:
+            raise ValueError(
+                f"fastsample: the solver {name} does not run on the SIGMAS and the model connected "
+                f"({error}); SIGMAS that fall, as BasicScheduler gives them, are accepted"
+            ) from None
         return _sampled(plan, state, model, x, extra_args, callback, disable)
 
     return comfy.samplers.KSAMPLER(run)

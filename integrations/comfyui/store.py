@@ -53,7 +53,13 @@ def load(name: object) -> Plan:
             f"fastsample: there is no plan {name!r}; one of {', '.join(names()) or 'none yet'}, or "
             "a file put into the pack's folder plans, is accepted"
         )
-    return Plan.load(path)
+    try:
+        return Plan.load(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"fastsample: the file of the plan {name} cannot be read ({error}); a whole .fsplan "
+            "file in the pack's folder plans is accepted"
+        ) from None
 
 
 def place_for(name: object) -> tuple[Path, Path]:
