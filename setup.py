@@ -148,13 +148,12 @@ class Sdist(sdist):
         return made
 
 
-def described() -> str:
+def described(home: str) -> str:
     """README for a package index, which has no file of ours beside it. Pictures and links lead to
-    this version's in FASTSAMPLE_HOME; without one pictures are left out, and links are their words.
+    this version's in `home`; without one pictures are left out, and links are their words.
     """
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     version = re.search(r'__version__ = "(.+)"', (ROOT / "fastsample/__init__.py").read_text())[1]
-    home = os.environ.get("FASTSAMPLE_HOME", "").rstrip("/")
 
     def absolute(found: re.Match) -> str:
         picture, words, path = found.groups()
@@ -165,9 +164,11 @@ def described() -> str:
     return re.sub(r"(!?)\[([^]]*)\]\((?!https?:)([^)\s]+)\)", absolute, text)
 
 
+HOME = os.environ.get("FASTSAMPLE_HOME", "").rstrip("/")
 setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": CMakeBuild, "sdist": Sdist},
-    long_description=described(),
+    long_description=described(HOME),
+    project_urls={"Repository": HOME} if HOME else {},
     long_description_content_type="text/markdown",
 )

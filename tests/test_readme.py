@@ -79,6 +79,7 @@ def test_a_package_index_is_pointed_to_the_repository(home, monkeypatch):
     found = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", pages.BLOCK.sub("", page))
     assert all(to.startswith("https://") for _, to in found)
     assert pages.BLOCK.findall(page) == pages.BLOCK.findall(README.read_text())
+    assert said[0]["project_urls"] == ({"Repository": home.rstrip("/")} if home else {})
     if home:
         assert len(found) == len(paths)
         assert ("!", root.format("raw", "docs/front.png")) in found

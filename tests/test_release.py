@@ -30,7 +30,7 @@ def steps(path):
 
 def test_one_version_stands_everywhere():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fs.__version__
-    assert PROJECT["project"]["dynamic"] == ["version", "readme"]  # of that file, as in csrc
+    assert PROJECT["project"]["dynamic"] == ["version", "readme", "urls"]  # as in csrc
     assert "../fastsample/__init__.py" in (ROOT / "csrc/CMakeLists.txt").read_text()
 
 
@@ -40,6 +40,15 @@ def test_a_release_passes_every_check_of_a_change_and_more():
     assert [name for name in release if name in order] == order and {*release} <= {*TARGETS}
     change = re.search(r"^exec make (.*) <", (ROOT / ".ci/run").read_text(), re.M)[1].split()
     assert {*change, "types"} <= {*release}
+
+
+def test_what_only_a_publisher_can_say_is_named_before_a_release():
+    node = tomllib.loads((ROOT / "integrations/comfyui/pyproject.toml").read_text())
+    theirs = {**node["project"]["urls"], **node["tool"]["comfy"]}
+    command = ["make", "-s", "-C", ROOT, "release-check", "RELEASE="]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in ("Repository", "PublisherId"):
+        assert (f'{name} = ""' in said) == (theirs[name] == "")
 
 
 def test_all_four_are_there():
@@ -87,6 +96,8 @@ def test_wheels_are_built_for_every_python_that_is_accepted_and_one_file_serves_
     minors = sorted(int(re.fullmatch(r"cp3(\d+)-\*", name)[1]) for name in WHEELS["build"])
     assert minors == list(range(minors[0], minors[-1] + 1))
     assert PROJECT["project"]["requires-python"] == f">=3.{minors[0]}"
+    named = re.findall(r"Python :: 3\.(\d+)", " ".join(PROJECT["project"]["classifiers"]))
+    assert [*map(int, named)] == minors
     tests = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]
     tested = {"3.11", *tests["pythons"]["strategy"]["matrix"]["python"]}
     assert tested == {f"3.{minor}" for minor in minors}
