@@ -142,3 +142,102 @@ def flux(folder):
     diffusers.FluxPipeline(
         transformer=transformer, vae=_vae(4), scheduler=scheduler, **none
     ).save_pretrained(folder)
+
+
+def stable_diffusion_xl(folder):
+    """Two text encoders, and the sizes of a picture beside a pooled embedding."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(0)
+    parts = [_text(folder.parent / f"words_xl{k}", 8, 8) for k in range(2)]
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=8 + 6 * 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    diffusers.StableDiffusionXLPipeline(
+        vae=_vae(4),
+        text_encoder=transformers.CLIPTextModel(parts[0][1].config),
+        tokenizer=parts[0][0],
+        text_encoder_2=parts[1][1],
+        tokenizer_2=parts[1][0],
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+    ).save_pretrained(folder)
+
+
+def class_labels(folder):
+    """DiT: a class and no prompt, and a variance beside the prediction."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        num_embeds_ada_norm=10,
+    )
+    diffusers.DiTPipeline(transformer, _vae(4), diffusers.DDIMScheduler()).save_pretrained(folder)
+
+
+def projected_captions(folder):
+    """PixArt: embeddings with a mask, projected to the width of the attention; no encoders."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        cross_attention_dim=16,
+        caption_channels=12,
+        use_additional_conditions=False,
+    )
+    none = dict.fromkeys(("text_encoder", "tokenizer"))
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    diffusers.PixArtAlphaPipeline(
+        transformer=transformer, vae=_vae(4), scheduler=scheduler, **none
+    ).save_pretrained(folder)
+
+
+def image_embeddings(folder):
+    """Kandinsky 2.2's decoder: conditions that its call cannot do without, the negative too."""
+    import diffusers
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        encoder_hid_dim=8,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=4,
+    )
+    movq = diffusers.VQModel(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    diffusers.KandinskyV22Pipeline(
+        unet=unet, scheduler=diffusers.DDIMScheduler(), movq=movq
+    ).save_pretrained(folder)

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .options import UNREADABLE
 
 RANDOM = 4  # random conditions, which samples take in turn
-LENGTH = 77  # tokens of a random one
-# where a network's config has the width of a token's embedding
-WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "text_dim")
+LENGTH = 77  # tokens of a random one, where a config names no number
+# where a network's config has the width of a token's embedding, what is projected first
+WIDTHS = ("caption_channels", "cap_feat_dim", "text_embed_dim", "text_dim", "joint_attention_dim")
+WIDTHS += ("cross_attention_dim",)
+MASKS = ("prompt_attention_mask", "prompt_embeds_mask")  # of a call: all tokens count
 # what the command itself says to the pipeline's call
 OURS = {"prompt", "negative_prompt", "num_inference_steps", "output_type", "return_dict", "latents"}
 OURS |= {"guidance_scale", "true_cfg_scale", "timesteps", "sigmas", "batch_size", "generator"}
@@ -60,9 +62,9 @@ def asked(args: argparse.Namespace) -> tuple[Any, float | None]:
     _check(args, folder)
     words = _words(args, folder)
     arrays = None if args.conditions in (None, "random") else _arrays(args, folder)
+    _refuse_unsaid(args, folder, {*words, *(arrays or {})})
     pipe = folder.load(_weights(args), encoders=args.conditions is None)
-    nets = [*asked.networks(pipe).values()]
-    config = nets[0].config if len(nets) == 1 else {}
+    config = getattr(asked.network(pipe), "config", {})
     distilled = bool(config.get("guidance_embeds"))  # it is told the scale, and asked once
     if "guidance_scale" in folder.takes and (args.guidance is not None or not distilled):
         words["guidance_scale"] = args.guidance if distilled else 1.0
@@ -84,7 +86,7 @@ def _check(args: argparse.Namespace, folder: Any) -> None:
     name, takes = folder.kind.__name__, "prompt" in folder.takes
     if args.prompt and args.conditions:
         raise ValueError(f"--prompt beside --conditions {args.conditions}; one of them is accepted")
-    if args.prompt and not (takes and folder.holds("text_encoder")):
+    if args.prompt and not (takes and folder.reads_prompts):
         why = "has no text encoder in its folder" if takes else "takes no prompt"
         raise ValueError(f"--prompt: {name} {why}; --conditions FILE.npz is accepted")
     if args.negative_prompt is not None and (args.guidance is None or not args.prompt):
@@ -98,6 +100,17 @@ def _check(args: argparse.Namespace, folder: Any) -> None:
         )
     if args.conditions == "random" and "prompt_embeds" not in folder.takes:
         raise ValueError(f"--conditions random: {name} takes no embeddings; none is accepted")
+
+
+def _refuse_unsaid(args: argparse.Namespace, folder: Any, said: set[str]) -> None:
+    """ValueError for an argument that the call has no default of, and nobody gave."""
+    for name in folder.needs:
+        if name not in {*said, *OURS}:
+            raise ValueError(
+                f"{args.pipeline}: {folder.kind.__name__}'s call needs {name}, "
+                f"{folder.takes[name]}; --call {name}=VALUE, or an array {name} by --conditions "
+                "FILE.npz, is accepted"
+            )
 
 
 def _words(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def _arrays(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
     if len(lengths) != 1 or {len(arrays[name]) for name in negative} - {*lengths, 1}:
         said = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise ValueError(f"{where}: lengths are {said or 'none'}; one length is accepted")
-    if negative and args.guidance is None:
+    if negative - {*folder.needs} and args.guidance is None:
         raise ValueError(f"{where}: {min(negative)} is of guidance; --guidance is needed")
     return arrays
 
@@ -183,7 +196,7 @@ def _calls(
     import torch
 
     if arrays is not None:
-        return _of_arrays(arrays)
+        return _of_arrays(arrays, folder.needs)
     zeros = lambda: _embeddings(folder, pipe, config, lambda *shape: torch.zeros(shape))
     if args.conditions == "random":
         generator = torch.Generator().manual_seed(args.seed)
@@ -196,9 +209,10 @@ def _calls(
     return [{"prompt": text} for text in args.prompt], [{"prompt": args.negative_prompt or ""}]
 
 
-def _of_arrays(arrays: Mapping) -> tuple[list[dict], list[dict]]:
+def _of_arrays(arrays: Mapping, needs: Collection[str]) -> tuple[list[dict], list[dict]]:
     """A call for each row of the arrays: whole numbers [n] as a list of one, all else as a tensor
-    [1,*].
+    [1,*]. A negative_ array is what the other branch is told, and goes into every call that cannot
+    do without.
     """
     import torch
 
@@ -209,18 +223,22 @@ def _of_arrays(arrays: Mapping) -> tuple[list[dict], list[dict]]:
 
     plain = {name: array for name, array in arrays.items() if not name.startswith("negative_")}
     other = {name: arrays.get(f"negative_{name}", array) for name, array in plain.items()}
-    count = len(next(iter(plain.values())))
+    count, guided = len(next(iter(plain.values()))), len(plain) < len(arrays)
+    both = {name: array for name, array in arrays.items() if name not in plain and name in needs}
+    plain, other = plain | both, other | both
     rows = lambda found: [{name: row(a, k) for name, a in found.items()} for k in range(count)]
-    return rows(plain), rows(other) if len(plain) < len(arrays) else []
+    return rows(plain), rows(other) if guided else []
 
 
 def _embeddings(folder: Any, pipe: Any, config: Mapping, make: Callable) -> dict[str, Any]:
     """prompt_embeds, and pooled_prompt_embeds where the call takes it, as wide as the network's
     config says.
     """
+    import torch
+
     wide = next((config[name] for name in WIDTHS if isinstance(config.get(name), int)), None)
     pooled = config.get("pooled_projection_dim")
-    if config.get("projection_class_embeddings_input_dim"):  # with six numbers of sizes, of SDXL
+    if config.get("addition_time_embed_dim"):  # with six numbers of sizes, of SDXL
         sizes = 6 * config["addition_time_embed_dim"]
         pooled = config["projection_class_embeddings_input_dim"] - sizes
     needs = "pooled_prompt_embeds" in folder.takes
@@ -229,6 +247,9 @@ def _embeddings(folder: Any, pipe: Any, config: Mapping, make: Callable) -> dict
             f"--conditions random: how wide the embeddings of {folder.kind.__name__} are is not "
             "known; --prompt or --conditions FILE.npz is accepted"
         )
-    found = {"prompt_embeds": make(1, LENGTH, wide)}
+    length = config.get("max_text_seq_length") or LENGTH
+    found = {"prompt_embeds": make(1, length, wide)}
     found |= {"pooled_prompt_embeds": make(1, pooled)} if needs else {}
-    return {name: value.to(pipe.dtype) for name, value in found.items()}
+    masks = {name: torch.ones(1, length, dtype=torch.int64) for name in MASKS}
+    masks = {name: mask for name, mask in masks.items() if name in folder.takes}
+    return masks | {name: value.to(pipe.dtype) for name, value in found.items()}

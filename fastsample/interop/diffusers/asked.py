@@ -137,13 +137,17 @@ class _Enough(Exception):
     """Ends a pipeline's call in its first step."""
 
 
-def networks(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The components of a pipeline that are told a time."""
-    found = {}
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and _times(part):
-            found[name] = part
-    return found
+def network(pipe: Any) -> torch.nn.Module:
+    """The component of a pipeline that is told a time; ValueError where there is not one."""
+    parts = [(name, v) for name, v in pipe.components.items() if isinstance(v, torch.nn.Module)]
+    found = {name: part for name, part in parts if _times(part)}
+    if len(found) != 1:
+        raise ValueError(
+            f"asked: {type(pipe).__name__} has {len(found)} networks that are told a time as "
+            f"timestep ({', '.join(found) or 'none'}); a pipeline with one is accepted, or its "
+            "network as a Model of its own"
+        )
+    return next(iter(found.values()))
 
 
 def _times(net: torch.nn.Module) -> list[str]:
@@ -152,13 +156,7 @@ def _times(net: torch.nn.Module) -> list[str]:
 
 def _watched(pipe: Any, call: Mapping) -> Seen:
     """The first step of a call of the pipeline."""
-    nets, asks, told = networks(pipe), [], []
-    if len(nets) != 1:
-        raise ValueError(
-            f"asked: {type(pipe).__name__} has {len(nets)} networks that are told a time "
-            f"({', '.join(nets) or 'none'}); a pipeline with one is accepted"
-        )
-    (net,) = nets.values()
+    net, asks, told = network(pipe), [], []
 
     def answered(_: object, given: tuple, words: dict, answer: object) -> None:
         asks.append((inspect.signature(net.forward).bind(*given, **words).arguments, answer))
@@ -214,7 +212,9 @@ def _seen(pipe: Any, net: torch.nn.Module, asks: list, told: list) -> Seen:
             f"{where} gives its network something else than the scaled sample; a pipeline whose "
             "network sees that alone is accepted"
         )
-    words = {k: v for k, v in words.items() if v is not None and k not in UNTOLD}
+    asks_for = inspect.signature(net.forward).parameters.values()
+    must = {word.name for word in asks_for if word.default is word.empty}
+    words = {k: v for k, v in words.items() if (v is not None or k in must) and k not in UNTOLD}
     goes = lambda v: isinstance(v, Tensor) and v.dim() > 0 and len(v) == 1
     cut = lambda v: v if goes(v) else shared(v)
     own = {k: tree_map(cut, v) for k, v in words.items() if any(map(goes, tree_leaves(v)))}

@@ -22,7 +22,8 @@ from . import whole
 
 INDEX = "model_index.json"
 # components that turn prompts and images into conditions, or judge pictures
-ENCODERS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor", "safety_checker")
+TEXTS = ("text_encoder", "bert")
+ENCODERS = (*TEXTS, "tokenizer", "image_encoder", "feature_extractor", "safety_checker")
 # the keyword's name, which changed
 NEW = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42)
 DTYPE = "dtype" if NEW else "torch_dtype"
@@ -66,6 +67,11 @@ class Folder:
         words = [*inspect.signature(self.kind.__call__).parameters.values()][1:]
         return {w.name: w for w in words if w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)}
 
+    @property
+    def needs(self) -> list[str]:
+        """Those without a default."""
+        return [name for name, word in self._call.items() if word.default is word.empty]
+
     def fits(self, name: str, value: object) -> bool:
         """Is a value that JSON can say one of what an argument of the call is annotated as?"""
         try:
@@ -74,9 +80,10 @@ class Folder:
             return True
         return name not in kinds or _is(value, kinds[name])
 
-    def holds(self, part: str) -> bool:
-        """Is there a component whose name begins so?"""
-        return any(name.startswith(part) for name in self.parts)
+    @property
+    def reads_prompts(self) -> bool:
+        """Is there a component that encodes text?"""
+        return any(name.startswith(TEXTS) for name in self.parts)
 
     @property
     def parts(self) -> list[str]:
