@@ -142,7 +142,7 @@ def visits(
         )
         while not run.done:
             x, t, row = run.model_input, run.t, run.row
-            f = [outputs.one("trajectories", model(x, t, **branch), x, row) for branch in words]
+            f = [outputs.asked("trajectories", model, x, t, branch, row) for branch in words]
             weights = _branch_weights(plan, run.row, guidance)
             yield samples, run.row, run.x, _weighted(weights, f, dtype)
             run.step(f if len(f) > 1 else f[0])
@@ -310,7 +310,7 @@ class Denoiser:
 
     def _guided(self, x: Tensor, t: Tensor, sample: Tensor) -> Tensor:
         words = [told(take(branch, sample)) for branch in self._branches]
-        said = [outputs.one("trajectories", self.model(x, t, **branch), x) for branch in words]
+        said = [outputs.asked("trajectories", self.model, x, t, branch) for branch in words]
         return _weighted(self._weights, [out.reshape(len(x), -1) for out in said], self.wide)
 
     def count(self, rows: int) -> None:

@@ -1,6 +1,7 @@
 """search: the climb, what it returns, and what is kept of it when it is cut short."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -265,10 +266,11 @@ def test_a_model_is_looked_at_before(tmp_path):
     )
     with pytest.raises(ValueError, match="not finite for sample 1"):
         climb(model(partly), SHAPE, 2, **WORDS)
-    with pytest.raises(
-        ValueError, match="search: an evaluation of one sample takes .* a time_limit ab"
-    ):
-        climb(model(), SHAPE, 2, time_limit=1e-9, **WORDS)
+    for limit in (1e-9, 0.01):  # the way to the look is no part of the teacher's time
+        said = "search: an evaluation of one sample takes .* a time_limit above ([^ ]*) s"
+        with pytest.raises(ValueError, match=said) as refused:
+            climb(model(), SHAPE, 2, time_limit=limit, **WORDS)
+        assert float(re.search(said, str(refused.value))[1]) > limit
 
     class Deaf(Exception):
         pass
@@ -291,6 +293,12 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is of another search: beam is 1 there and 2 here"):
         climb(model(), [20, 4], 1, checkpoint=tmp_path, **{**WORDS, "beam": 2})
     assert state.read_bytes() == before
+    half = json.loads(before)
+    del half["done"]["fit"]["rows"]
+    state.write_text(json.dumps(half))
+    with pytest.raises(ValueError, match="holds no search; a folder that a search has written"):
+        climb(model(), [20, 4], 1, checkpoint=tmp_path, **WORDS)
+    state.write_bytes(before)
     (arrays,) = tmp_path.glob("*.npz")
     with open(arrays, "wb") as file:
         np.savez(file, **{"held out/ends": np.array([{}], dtype=object)})
@@ -312,6 +320,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         (2, {"rows": "dpmpp_9m"}, "search: rows='dpmpp_9m'"),
         (2, {"solver": "dpmpp_9m"}, "solver"),
         (2, {"searched": 0}, "search: searched=0"),
+        (2, {"max_bytes": 999}, "search: states of 16 samples take .* and max_bytes is 999; a"),
     ],
 )
 def test_bad_input(budgets, words, sentence):

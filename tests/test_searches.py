@@ -37,3 +37,13 @@ def test_a_search_returns_plans_with_their_provenance(name):
         assert np.isfinite(search.error[budget])
         assert isinstance(plan.note["found"], dict) and plan.note["found"]
         assert fs.Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_model_that_writes_into_what_it_is_given_is_refused(name):
+    """Its plans would be those of another model."""
+    model = LAW.model(fs.schedules.EDM(), "x0")
+    writes = lambda x, t: (model(x, t), x.zero_())[0]
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="the model changed its input in place; let it work on a"):
+        getattr(optimize, name)(fs.Model(writes, model.schedule, "x0"), z, 2, teacher=8)

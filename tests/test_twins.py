@@ -96,3 +96,21 @@ def test_labels_stay_within_the_schedule():
     assert far[0] == numbers.begin[0] + 0.5
     assert [float(far[k] - numbers.begin[k]) for k in labels] == pytest.approx([1.0, 1.0, 0.0])
     assert (np.delete(far - numbers.begin, [0, *labels]) == 9.0).all()
+
+
+def test_a_sample_that_ends_at_zero_is_polished_like_the_others():
+    """As one of padding alone, of which a model says 0."""
+    law, z, there = subject(), noise(8), (torch.arange(8) != 7)[:, None].double()
+    model = fs.Model(lambda x, t, there: there * law.fn(x, t), law.schedule, "x0")
+    plan, target = fs.solvers.euler(model, [5.0, 1.0, 0.0]), there * target_of(law, z)
+    words = {"words": WORDS | {"cond": {"there": there}}, "held": 3}
+    p = polisher(plan, model, z, target, **words)
+    assert np.isfinite(p.state.steps).all() and p.advance() and np.isfinite(p.state.loss)
+
+
+def test_a_model_that_writes_into_what_it_is_given_is_refused():
+    law, z = subject(), noise(4)
+    writes = fs.Model(lambda x, t: (law.fn(x, t), x.zero_())[0], law.schedule, "x0")
+    plan = fs.solvers.euler(writes, [5.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match="polish: the model changed its input in place; let it"):
+        polisher(plan, writes, z, torch.zeros_like(z), held=1)

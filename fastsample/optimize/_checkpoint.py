@@ -76,19 +76,22 @@ class Checkpoint:
         if path.stat().st_size > MOST_TEXT:
             self._refuse(f"is larger than {MOST_TEXT} bytes")
         said = load_note(path.read_bytes(), str(path))
-        if {"asked", "arrays", "done"} - {*said} or not isinstance(said["done"], dict):
+        asked, done = (said.get(name) for name in ("asked", "done"))
+        parts = done.values() if isinstance(done, dict) else [done]
+        spent = all(isinstance(one, dict) and {"rows", "seconds"} <= one.keys() for one in parts)
+        if not (isinstance(asked, dict) and spent):
             self._refuse("holds no search")
         for name, ours in self._asked.items():
-            theirs = said["asked"].get(name)
+            theirs = asked.get(name)
             if theirs != ours:
                 raise ValueError(
                     f"{self._where}: the checkpoint {self._folder} is of another search: {name} is "
                     f"{theirs!r:.80} there and {ours!r:.80} here; another folder, or the same "
                     "arguments, is accepted"
                 )
-        self.done = said["done"]
+        self.done = done
         self.arrays = {name: {} for name in self.done}
-        for name, value in self._loaded(self._folder / Path(str(said["arrays"])).name).items():
+        for name, value in self._loaded(self._folder / Path(str(said.get("arrays"))).name).items():
             part, _, own = name.partition("/")
             self.arrays.setdefault(part, {})[own] = value
 

@@ -72,9 +72,13 @@ class Climb:
 
     def room(self, rows: float) -> None:
         """Raises TimeUp where so many evaluations would go beyond the limit."""
-        passed = self.setting.words["ranks"].told(lambda: time.perf_counter() - self.begin)
-        if passed + rows * self.pace > self.limit:
+        if self.after(rows) > self.limit:
             raise TimeUp
+
+    def after(self, rows: float) -> float:
+        """Seconds of the climb once so many evaluations are done, as the first process counts."""
+        passed = self.setting.words["ranks"].told(lambda: time.perf_counter() - self.begin)
+        return passed + rows * self.pace
 
     def words(self, index: Tensor | slice, **more: Any) -> dict[str, Any]:
         """What `metrics.run` is told of some of the samples."""
@@ -111,7 +115,7 @@ class Climb:
             raise ValueError(
                 f"search: an evaluation of one sample takes {self.pace:.3g} s, and the teacher "
                 f"with the {B2} noises held out needs {needed} of them; a time_limit above "
-                f"{needed * self.pace:.0f} s, a smaller teacher= or fewer held_out= is accepted"
+                f"{self.after(needed):.3g} s, a smaller teacher= or fewer held_out= is accepted"
             ) from None
 
     def teacher(self) -> None:

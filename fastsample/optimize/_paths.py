@@ -119,6 +119,10 @@ class Options:
             at[: 1 if every else max(M - k, 1)] = 0
         return asked
 
+    def states(self, N: int) -> int:
+        """States [B,D] that are kept at most, the teacher's N + 1 among them."""
+        return (N + 1) + self.beam * N * (min(self.history, max(self.budgets)) + 3)
+
 
 @dataclass
 class Paths:

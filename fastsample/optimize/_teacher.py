@@ -213,7 +213,8 @@ def settle(
         arguments.warn(
             f"{where}: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
             f"evaluations; a target needs {POOR:g} dB: pass teacher= with more steps, or a plan "
-            "that fits the model better",
+            "that fits the model better, and look whether the model answers alike when it is asked "
+            "the same again (model.eval())",
         )
     return replace(teacher, plan=plan, agreement=agreement, nfe=(ask.rows - before) / len(z))
 

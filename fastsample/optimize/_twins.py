@@ -67,12 +67,12 @@ class Twins:
 
     def squares(self, tables: np.ndarray, samples: Tensor, first: Sequence[int]) -> Tensor:
         """Mean squares [b,n] float64 of every twin's x' after its first row, the only one it runs,
-        over those of the plan's own there.
+        over those of the plan's own there; 1 where those are 0.
         """
         out = torch.ones(len(samples), len(tables), dtype=torch.float64, device=self._noise.device)
         for _, which, x in self._run(tables, samples, first, alone=True):
             square = x.double().square().flatten(2).mean(2)
-            out[:, which] = (square / square[0]).T
+            out[:, which] = torch.where(square[0] > 0, square / square[0], 1.0).T
         return out
 
     def _run(
@@ -136,8 +136,8 @@ class Twins:
 
         def ask(part: slice) -> None:
             for branch, out in zip(self.trees.values(), f, strict=True):
-                said = self._model(x[part], times[part], **told(take(branch, at[part])))
-                out[part] = outputs.one(self._where, said, x[part])
+                given = x[part], times[part], told(take(branch, at[part]))
+                out[part] = outputs.asked(self._where, self._model, *given)
 
         self.ranks.deal(calls, ask, lambda part: f[:, part])
         self.count(len(x))

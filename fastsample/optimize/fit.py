@@ -111,9 +111,8 @@ def fit_with(setting: Setting, rows: str, options: Options) -> Search:
 
     names = ("start", "history", "beam", "aggregate", "judged")
     note = {"rows": rows} | {name: getattr(options, name) for name in names}
-    kept = min(options.history, max(options.budgets)) + 3
-    states = (setting.N + 1) + options.beam * setting.N * kept
-    return setting.search(note, options.evaluations(setting.N), states, solve)
+    evaluations, states = options.evaluations(setting.N), options.states(setting.N)
+    return setting.search(note, evaluations, states, solve)
 
 
 def _checked(

@@ -42,6 +42,7 @@ and all that was spent on judging included.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ def search(
     setting.held_out = None
     B, few = len(setting.z), min(searched, len(setting.z))
     options = Options(wanted, "free", (1.0,), history, beam, "mean", 0)
+    replace(setting, z=setting.z[:few])._room(options.states(setting.N))  # before a model is asked
     held = max(round(SHARE * (B - few)), 1)
     newton = Newton("log", iterations, batch, held, MEMORY, False, setting.note["seed"] or 0)
     asked = own | setting.note | {"model": model.to_json(), "N": setting.N, "noises": B}

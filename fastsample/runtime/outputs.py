@@ -6,7 +6,8 @@ where float32 was asked, as under autocast, is taken. Nothing is broadcast, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,23 @@ def branches(
 def one(where: str, f: object, x: Tensor, row: int = 0) -> Tensor:
     """The answer [B,*] to an input x [B,*] of one branch, in its dtype."""
     return branches(where, f, x, x.dtype, (True,), row)[0]
+
+
+def asked(
+    where: str, model: Callable, x: Tensor, t: Tensor, words: Mapping[str, Any], row: int = 0
+) -> Tensor:
+    """The answer [B,*] of a model of one branch to x [B,*] at t, in x's dtype. Raises ValueError
+    for a model that writes into what it is given: it may be a run's own state, and the next branch
+    is asked the same.
+    """
+    counted = [v for v in (x, t) if not v.is_inference()]
+    before = [v._version for v in counted]
+    f = model(x, t, **words)
+    if [v._version for v in counted] != before:
+        raise ValueError(
+            f"{where}: the model changed its input in place; let it work on a copy (x = x + ...)"
+        )
+    return one(where, f, x, row)
 
 
 def _fitting(
