@@ -146,5 +146,28 @@ def test_a_short_table_has_medians_and_marks_what_is_missed():
     )
 
 
+def test_a_table_of_words_has_what_is_said_beside_the_figures():
+    """A column a budget where it is said of each; what is long and said twice stands once."""
+    tables = readme_tables()
+    figure = lambda what: {"what": what, "value": 1, "unit": "dB"}
+    grids, counts = "; ".join(["Karras"] * 20), {"fit, 4 evaluations": "a", "plans": 7}
+    rows = [
+        {"figures": [figure("fit: 4 evaluations"), figure("fit: 6 evaluations")]},
+        {"figures": [figure("by hand: 4 evaluations")], "counts": {"which": "b", "grids": grids}},
+        {"figures": [figure("by hand: 6 evaluations")], "counts": {"which": "b", "grids": grids}},
+    ]
+    rows[0]["counts"] = counts | {"fit, 6 evaluations": "c", "time": "2 s"}
+    record = {"machine": "m", "processor": "P", "vector": "", "cores": 2, "date": "2026-01-02"}
+    record["rows"] = [row | {"group": "front"} for row in rows]
+    made = tables.filled("<!-- words table: front -->\n<!-- end -->", [record])
+    assert made == (
+        "<!-- words table: front -->\n|  | 4 evaluations | 6 evaluations |\n|---|---|---|\n"
+        "| fit | a | c |\n\n| of | said |\n|---|---|\n| fit: time | 2 s |\n"
+        f"| by hand: 4 evaluations: which | b |\n| grids | {grids} |\n"
+        "| by hand: 6 evaluations: which | b |\n\n"
+        "Measured on P, 2 cores, 2026-01-02.\n<!-- end -->"
+    )
+
+
 def test_every_path_in_readme_exists():
     assert [path for path in pages.links(README) if not path.exists()] == []

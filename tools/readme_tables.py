@@ -4,9 +4,10 @@ A table stands between `<!-- table: GROUPS -->` and `<!-- end -->`, in parts whe
 different columns. GROUPS: benchmark groups, by commas, in the order of the table. For each machine
 the newest file that has them is shown, its date beneath; a rehearsal (bench/gpu.py), which measures
 nothing, never. `<!-- short table: GROUPS -->` shows the medians of the columns in SHORT alone, a †
-behind those that miss their target. `--check` writes nothing and fails when a page is out of step.
-`--show FOLDER` prints what files in a folder have of GPUs, rehearsals too. `--picture` draws
-README's picture of what the short table of the searches says.
+behind those that miss their target; `<!-- words table: GROUPS -->` what is said in words beside the
+figures, as quartiles of samples and what was tried. `--check` writes nothing and fails when a page
+is out of step. `--show FOLDER` prints what files in a folder have of GPUs, rehearsals too.
+`--picture` draws README's picture of what the short table of the searches says.
 """
 
 import argparse
@@ -23,7 +24,7 @@ PAGES = (
     *(ROOT / "docs" / name for name in ("counts.md", "measured.md", "searches.md")),
 )
 RESULTS = ROOT / "bench" / "results"
-BLOCK = re.compile(r"(<!-- (short )?table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (short |words )?table: ([\w, -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # What a short table shows: the name of a figure behind its case -> the head of its column. A table
 # without any of them is left out.
 SHORT = {
@@ -43,6 +44,8 @@ FRONT = ("dpmpp_2m, Karras", "OSS as published", "GITS, dpmpp_2m", "the best by 
 FRONT = (*FRONT, "model-free", "fit", "polish")
 PICTURE = ROOT / "docs" / "front.png"
 MARKS = (": ", ", ")
+EACH = re.compile(r"(.+), (\d+) evaluations")  # what words are said of, for each budget
+LONG = 70  # characters of words that several rows have and one line says
 SIGN = {"higher": "≥", "lower": "≤", "equal": "="}
 
 
@@ -114,9 +117,9 @@ def newest(records, group):
     return list(found.values())
 
 
-def table(groups, records, short=False):
+def table(groups, records, kind=None):
     """The Markdown of one table, the machines and notes on missed targets beneath, which a short
-    one leaves out; a plain sentence when nothing was measured.
+    one and one of words leave out; a plain sentence when nothing was measured.
     """
     shown = [
         (record, row)
@@ -129,14 +132,46 @@ def table(groups, records, short=False):
         on_gpu = groups[0].startswith("gpu")
         what, how = ("Not measured on a GPU", "gpu") if on_gpu else ("Not measured", "bench")
         return f"{what} yet: `make {how}`.\n"
+    form = {"short ": brief, "words ": worded}.get(kind, usual)
     alike = itertools.groupby(joined(row for _, row in shown), key=names)
-    form = brief if short else lambda rows: pivot(rows) or plain(rows)
+    alike = [(None, (row for _, row in shown))] if form is worded else alike
     parts = filter(None, (form(list(rows)) for _, rows in alike))
     lines = "\n\n".join("\n".join(part) for part in parts).split("\n")
-    figures = [f for _, row in shown for f in row["figures"] if "note" in f and not short]
+    figures = [f for _, row in shown for f in row["figures"] if "note" in f and form is usual]
     notes = dict.fromkeys(f"Missed: {f['what']}: {f['note']}." for f in figures)
     sources = dict.fromkeys(source(record, row) for record, row in shown)
     return "\n".join([*lines, "", *notes, *sources]) + "\n"
+
+
+def usual(rows):
+    return pivot(rows) or plain(rows)
+
+
+def worded(rows):
+    """What rows say in words beside their figures: a line a case and a column a budget where it is
+    said for each, and a line for all else; what is long and the same in several rows stands once.
+    None where nothing is said.
+    """
+    every = [(row, *said) for row in rows for said in row["counts"].items()]
+    each, lines = {}, []
+    for row, name, text in every:
+        if not isinstance(text, str):
+            continue
+        if found := EACH.fullmatch(name):
+            each.setdefault(found[1], {})[found[2]] = text
+        else:
+            own = row["figures"][0]["what"] if len(row["figures"]) == 1 else case(row)
+            alone = len(text) > LONG or not own or name.startswith(own)
+            lines.append(f"| {name if alone else f'{own}: {name}'} | {text} |")
+    heads = sorted({m for said in each.values() for m in said}, key=int)
+    cells = [[name, *(said.get(m, "") for m in heads)] for name, said in each.items()]
+    first, *rest = (
+        f"| {' | '.join(line)} |" for line in [["", *(f"{m} evaluations" for m in heads)], *cells]
+    )
+    parts = ["\n".join([first, "|---" * (1 + len(heads)) + "|", *rest])] if each else []
+    if lines:
+        parts.append("\n".join(["| of | said |", "|---|---|", *dict.fromkeys(lines)]))
+    return "\n\n".join(parts).split("\n") if parts else None
 
 
 def source(record, row):
@@ -155,7 +190,13 @@ def rehearsed(record):
 def plain(rows):
     """One line a figure."""
     lines = [f"| {f['what']} | {measured(f)} | {goal(f)} |" for row in rows for f in row["figures"]]
-    return ["| what | median (quartiles) | target |", "|---|---|---|", *lines]
+    return [f"| what | {head(rows)} | target |", "|---|---|---|", *lines]
+
+
+def head(rows):
+    """What the figures are: medians where any of them is of several measurements."""
+    several = any("q1" in f for row in rows for f in row["figures"])
+    return "median (quartiles)" if several else "measured"
 
 
 def case(row):
@@ -188,7 +229,7 @@ def pivot(rows):
         cells = [measured(f) + (f"; {goal(f)}" if goal(f) else "") for f in row["figures"]]
         lines.append(f"| {case(row)} | {' | '.join(cells)} |")
     return [
-        f"| median (quartiles); target | {' | '.join(names(rows[0]))} |",
+        f"| {head(rows)}; target | {' | '.join(names(rows[0]))} |",
         "|---" * (1 + len(names(rows[0]))) + "|",
         *lines,
     ]
@@ -212,7 +253,7 @@ def filled(text, records):
     """A page's text with every marked table made anew, of what was measured."""
     records = [record for record in records if not rehearsed(record)]
     groups = lambda names: [name.strip() for name in names.split(",")]
-    made = lambda found: table(groups(found[3]), records, short=bool(found[2]))
+    made = lambda found: table(groups(found[3]), records, found[2])
     return BLOCK.sub(lambda found: found[1] + made(found) + found[4], text)
 
 
