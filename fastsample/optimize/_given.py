@@ -57,11 +57,12 @@ class Given:
     progress     True: a tqdm bar of evaluations; or a class that is used as tqdm's is, such as
                  tqdm.notebook.tqdm: made with total=, unit= and desc= for every part of a search,
                  entered, told update(n), set_postfix_str(text) and its total where that changes
-    group        processes that model calls are dealt to, a torch.distributed group that carries
-                 tensors of the host, as gloo's do (default: the default one, where there is one, as
-                 under torchrun). All run the same search on the same noise; calls of `batch_size`
-                 rows are dealt, so a bit never depends on how many they are. What fails in one
-                 fails in all; a seed that is not given is the first one's, which alone warns
+    group        processes that model calls are dealt to, a torch.distributed group (default: the
+                 default one, where there is one, as under torchrun); beside one that carries no
+                 tensors of the host, as NCCL's, one of gloo is made. All run the same search on the
+                 same noise; calls of `batch_size` rows are dealt, so a bit never depends on how
+                 many they are. What fails in one fails in all; a seed that is not given is the
+                 first one's, which alone warns
     """
 
     teacher: None | int | Sequence[float] | Plan = None

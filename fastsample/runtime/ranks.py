@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ class Ranks:
     @classmethod
     def of(cls, group: Any = None) -> Ranks:
         """Those of a process group; None: of the default one, where there is one, else it alone.
-        ValueError for a group that this process is not in, or that carries no tensors of the host.
+        ValueError for a group that this process is not in.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
@@ -41,12 +42,8 @@ class Ranks:
             raise ValueError(
                 f"group: process {me} is not in it; a group of those that call is needed"
             )
-        carried = distributed.get_backend_config(group)
-        if "cpu:" not in carried:
-            raise ValueError(
-                f"group: its backend is {carried}, which carries no tensors of the host; one "
-                "of gloo, or of cpu:gloo,cuda:nccl, is accepted"
-            )
+        if "cpu:" not in distributed.get_backend_config(group):
+            group = _of_gloo(group)
         return cls(group, rank, distributed.get_world_size(group))
 
     @property
@@ -136,6 +133,15 @@ class Ranks:
     def _source(self, rank: int) -> int:
         """The number of a process of the group among all."""
         return distributed.get_global_rank(self.group, rank)
+
+
+@cache
+def _of_gloo(group: Any) -> Any:
+    """The same processes as a group that carries tensors of the host too, which NCCL's do not; made
+    once, by all of them together.
+    """
+    numbers = distributed.get_process_group_ranks(group)
+    return distributed.new_group(numbers, backend="gloo", use_local_synchronization=True)
 
 
 ALONE = Ranks()
