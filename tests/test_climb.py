@@ -310,6 +310,31 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
             climb(model(), [20, 4], 1, checkpoint=tmp_path, **WORDS)
 
 
+def test_a_checkpoint_of_other_conditions_another_teacher_or_model_is_refused(tmp_path):
+    """Its plans would be given out for those of what is searched now, and no word said."""
+    listed = ("a", "b", "c", "d")
+    told = lambda x, t, c, name, own: BASE(x, t) + c + own
+    cond = {"c": torch.arange(4.0)[:, None], "name": listed, "own": fs.shared(torch.zeros(4))}
+    grid = fs.grids.fine(BASE.schedule, 6)
+    own = {**WORDS, "by_hand": False, "checkpoint": tmp_path, "teacher": grid, "cond": cond}
+    first = climb(model(told), [4, 4], 1, **own)
+    assert texts(climb(model(told), [4, 4], 1, **own)) == texts(first)
+    for other in (
+        {"c": torch.ones(4, 1)},
+        {"name": listed[::-1]},
+        {"own": fs.shared(torch.ones(4))},
+        {"own": fs.shared(torch.zeros(4, dtype=torch.float64))},
+    ):
+        with pytest.raises(ValueError, match="is of another search: conditions is '"):
+            climb(model(told), [4, 4], 1, **{**own, "cond": cond | other})
+    moved = np.append(grid[0], grid[1:] * 0.9)
+    with pytest.raises(ValueError, match="is of another search: teacher is '"):
+        climb(model(told), [4, 4], 1, **{**own, "teacher": moved})
+    mended = lambda *given, **words: 0.9 * told(*given, **words)
+    with pytest.raises(ValueError, match="search: the model answers otherwise than the one that"):
+        climb(model(mended), [4, 4], 1, **own)
+
+
 @pytest.mark.parametrize(
     "budgets, words, sentence",
     [

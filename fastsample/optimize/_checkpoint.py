@@ -17,12 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
 from ..files import folder_for, make_folder, write_whole
 from ..plan.note import load_note
+from ..runtime.conditions import PLAIN, Shared
 
 STATE = "search.json"
 MOST_TEXT, MOST_ARRAYS = 64 << 20, 4 << 30  # bytes
+
+
+def fingerprint(tree: Any) -> str | None:
+    """A hash over all that a tree holds, as conditions are: where it stands, and of tensors every
+    number; what is no number and no text by its class alone. None where it holds nothing.
+    """
+    found, leaves = hashlib.sha256(), tree_leaves_with_path(tree)
+    for path, leaf in leaves:
+        for one in tree_leaves(leaf.value) if isinstance(leaf, Shared) else [leaf]:
+            said = repr(one) if isinstance(one, PLAIN) else type(one).__qualname__
+            said = f"{one.dtype} {list(one.shape)}" if isinstance(one, Tensor) else said
+            found.update(f"{keystr(path)} {said}\n".encode())
+            if isinstance(one, Tensor):
+                flat = one.detach().cpu().contiguous().reshape(-1)
+                found.update(flat.view(torch.uint8).numpy())
+    return found.hexdigest()[:16] if leaves else None
 
 
 class Checkpoint:

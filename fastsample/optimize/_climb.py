@@ -22,7 +22,7 @@ from ..trajectories import Denoiser
 from . import _newton, _paths, _teacher
 from ._checkpoint import Checkpoint
 from ._given import cut
-from ._probe import probe
+from ._probe import other, probe
 from ._search import Rung, figure
 from ._setting import Setting
 from .fit import fit_with
@@ -104,9 +104,12 @@ class Climb:
         """The model is asked whether it answers at all, and how fast; every time anew."""
         it = self.setting
         grid, ask = it.teacher.grid, it.words["ranks"].told
-        pace, rows = ask(lambda: probe("search", it.model, it.z, grid, it.words))
+        pace, rows, said = ask(lambda: probe("search", it.model, it.z, grid, it.words))
         self.pace = pace / it.words["ranks"].size
-        self.kept.done.setdefault("look", {"rows": rows, "seconds": 0.0})
+        if "look" in self.kept.done:
+            other("search", self.kept.arrays["look"].get("answers", said), said)
+        else:
+            self.kept.keep("look", {"rows": rows, "seconds": 0.0}, {"answers": said})
         nfe, B2 = it.teacher.plan.nfe, len(self.held_out)
         needed = 3 * nfe * min(_teacher.JUDGED, len(it.z)) + nfe * B2
         try:

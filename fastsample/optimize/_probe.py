@@ -19,13 +19,16 @@ from ..trajectories import Denoiser
 from ._given import cut
 
 SAME = 1e-3  # of its size that an answer may move between identical calls (sums of other orders)
+ALIKE = 0.02  # and from one machine to another, in half precision
+KEPT = 4  # answers
 
 
 def probe(
     where: str, model: Model, z: Tensor, grid: np.ndarray, words: Mapping[str, Any]
-) -> tuple[float, int]:
-    """(seconds of an evaluation of one sample, evaluations spent), asked of as many samples as a
-    call takes, at the middle of the grid: calls of a few would not tell what a device can do.
+) -> tuple[float, int, np.ndarray]:
+    """(seconds of an evaluation of one sample, evaluations spent, the first answers), asked of as
+    many samples as a call takes, at the middle of the grid: calls of a few would not tell what a
+    device can do.
 
     Raises ValueError for a model that answers otherwise when asked again, warns (UserWarning) of
     one that does not listen to its conditions.
@@ -63,7 +66,17 @@ def probe(
         turned = take(told[0], torch.arange(1, len(few) + 1) % len(few))
         if not _alike(turned, told[0]) and np.array_equal(answer(turned), said):
             _unheard(where, "other conditions have the same answers, so these do")
-    return seconds, spent
+    return seconds, spent, said[:KEPT, 0]
+
+
+def other(where: str, kept: np.ndarray, said: np.ndarray) -> None:
+    """Refuse to go on with a model of other answers than those of a search's beginning."""
+    size, moved = np.linalg.norm(kept), np.linalg.norm(said - kept)
+    if not moved <= ALIKE * size:
+        raise ValueError(
+            f"{where}: the model answers otherwise than the one that the checkpoint is of (by "
+            f"{moved:.3g} of {size:.3g}); the same model, or another folder, is accepted"
+        )
 
 
 def _alike(one: Any, other: Any) -> bool:
