@@ -165,12 +165,12 @@ class Calibration:
                 f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
                 "another name, or the inputs that it was begun with, are accepted"
             )
-        seconds = re.search(r"a time_limit above (\d+) s", str(error))
+        seconds = re.search(r"a time_limit above (\S+) s", str(error))
         if seconds is None:
             return error
         return ValueError(
             f"fastsample: minutes is {self.minutes:g}, and the model alone takes "
-            f"{int(seconds[1]) / 60:.2g} of them for what the plan is compared with; more minutes, "
+            f"{float(seconds[1]) / 60:.2g} of them for what the plan is compared with; more minutes, "
             "0 for no limit, or a smaller effort is accepted"
         )
 
