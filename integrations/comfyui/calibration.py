@@ -168,10 +168,11 @@ class Calibration:
         seconds = re.search(r"a time_limit above (\S+) s", str(error))
         if seconds is None:
             return error
+        needed = float(seconds[1]) / 60
         return ValueError(
-            f"fastsample: minutes is {self.minutes:g}, and the model alone takes "
-            f"{float(seconds[1]) / 60:.2g} of them for what the plan is compared with; more minutes, "
-            "0 for no limit, or a smaller effort is accepted"
+            f"fastsample: minutes is {self.minutes:g}, and the model alone takes {needed:.2g} of "
+            "them for what the plan is compared with; more minutes, 0 for no limit, or a smaller "
+            "effort is accepted"
         )
 
     def _searched(
