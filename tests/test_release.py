@@ -2,10 +2,13 @@
 settings of cibuildwheel, which nobody has run: as far as reading tells, they name what is there.
 """
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
+import pages
 import pytest
 import tomllib
 import yaml
@@ -17,6 +20,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEELS = PROJECT["tool"]["cibuildwheel"]
 MAKEFILE = (ROOT / "Makefile").read_text()
+BLOCKS = {"python", "text", "sh", "cpp", ""}  # what a page shows that no program reads has no name
 TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].split()
 
 
@@ -49,6 +53,19 @@ def test_what_only_a_publisher_can_say_is_named_before_a_release():
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ("Repository", "PublisherId"):
         assert (f'{name} = ""' in said) == (theirs[name] == "")
+
+
+def test_the_doors_of_a_wheel_are_those_of_readme_and_never_the_checkouts():
+    """tools/doors.py knows every kind of block, and refuses a package that is no wheel's."""
+    assert {block.language for block in pages.blocks(ROOT / "README.md")} == BLOCKS
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    command, env = (
+        [sys.executable, ROOT / "tools/doors.py", ROOT],
+        os.environ | {"PYTHONPATH": path},
+    )
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    said = f"doors: {ROOT / 'fastsample/__init__.py'} is the checkout's; a wheel's is wanted\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
 def test_all_four_are_there():

@@ -5,9 +5,10 @@ python tools/wheels.py [--cuda] [--python PYTHON ...] [--twice] [--out dist]
 A wheel is built with FASTSAMPLE_NATIVE=on, so that there is none without `_C`, from the sdist alone
 and with the versions of constraints.txt. auditwheel names the oldest Linux it runs on, which is
 held to POLICY, and copies no library in: torch brings the one libgomp of the process. Then it is
-installed into an empty environment, where `fastsample doctor` says which kernels it has and
-`fastsample demo` runs; for another Python than this one, whose torch may be gigabytes, only what
-needs none.
+installed into an empty environment, bare at first and then with two extras, where `fastsample
+doctor` says which kernels it has, `fastsample demo` runs, and so does all that README tells a
+newcomer to paste (tools/doors.py); for another Python than this one, whose torch may be gigabytes,
+only what needs none.
 
 Everything is dated by SOURCE_DATE_EPOCH, by default the last commit's time: one tree gives the same
 bytes, which --twice shows. --cuda: with CUDA kernels, by NVIDIA's compiler from PyPI (NVCC), into
@@ -27,7 +28,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = 2, 34  # the glibc of Debian 12, Ubuntu 22.04, RHEL 9
@@ -43,6 +44,13 @@ from fastsample import _C
 s = fs.schedules.Flow(shift=3.0)
 plan = fs.solvers.dpmpp_2m(s, fs.grids.uniform(s, 4), prediction="flow")
 assert fs.Plan.from_bytes(plan.to_bytes()) == plan and _C.build_info()["version"] == fs.__version__
+"""
+# as it comes, without an extra: nothing warns, and neither `import *` nor help() misses a package
+BARE = """
+import pydoc
+from fastsample import *
+import fastsample as fs
+assert Plan is fs.Plan and "FsScheduler" not in fs.__all__ and "Sampler" in pydoc.render_doc(fs)
 """
 MAPPED = """
 import torch
@@ -111,20 +119,34 @@ def repaired(wheel: Path, out: Path, **environment: str) -> Path:
 
 
 def check(wheel: Path) -> None:
-    """SystemExit unless the wheel is the package, one binary and the licences."""
+    """SystemExit unless the wheel is the package, one binary and the licences, and names no folder
+    of the machine it was built on.
+    """
+    places = [place.encode() for place in (f"{gettempdir()}/", f"{ROOT}/")]
     with zipfile.ZipFile(wheel) as held:
         names = [name for name in held.namelist() if not name.endswith("/")]
-    binaries = [name for name in names if re.search(r"\.(so|a|dylib|dll|pyd)(\.|$)", name)]
-    if len(binaries) != 1 or not binaries[0].startswith("fastsample/_C."):
-        raise SystemExit(f"wheels: {wheel.name} holds {binaries}; fastsample/_C alone is wanted")
+        binaries = [name for name in names if re.search(r"\.(so|a|dylib|dll|pyd)(\.|$)", name)]
+        if len(binaries) != 1 or not binaries[0].startswith("fastsample/_C."):
+            wanted = "fastsample/_C alone is wanted"
+            raise SystemExit(f"wheels: {wheel.name} holds {binaries}; {wanted}")
+        if told := [place for place in places if place in held.read(binaries[0])]:
+            raise SystemExit(f"wheels: {binaries[0]} says where it was built: {told}")
     beside = [name for name in names if not re.match(r"fastsample(-[\w.]+\.dist-info)?/", name)]
     lacks = LICENCES - {name.rpartition("/licenses/")[2] for name in names}
-    lacks |= {"fastsample/py.typed"} - {*names}
+    named = re.findall(r"\bfastsample/[\w/]+\.md\b", (ROOT / "NOTICE").read_text())
+    lacks |= {"fastsample/py.typed", *named} - {*names}
     if beside or lacks:
         raise SystemExit(f"wheels: {wheel.name} holds {beside} and lacks {sorted(lacks)}")
 
 
-def tried(python: str, wheel: Path) -> str:
+def unpacked(source: Path, folder: str) -> Path:
+    """The tree of an sdist."""
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+    return Path(folder, source.name.removesuffix(".tar.gz"))
+
+
+def tried(python: str, wheel: Path, source: Path) -> str:
     """What a wheel says of its kernels in an empty environment of an interpreter."""
     whole = _version(python) == _version(sys.executable)
     with TemporaryDirectory() as folder:
@@ -138,11 +160,17 @@ def tried(python: str, wheel: Path) -> str:
             run(own, "-I", "-c", LIGHT, cwd=place)
         else:
             run(*pip, "torch", cwd=place)
-            run(*pip, f"{wheel}[demo]", cwd=place)
+            run(*pip, wheel, cwd=place)
+            run(own, "-I", "-W", "error", "-c", BARE, cwd=place)
             if len(run(own, "-I", "-c", MAPPED, cwd=place).split()) != 1:
                 raise SystemExit(f"wheels: {wheel.name} maps another libgomp beside torch's")
+            run(*pip, f"{wheel}[demo,diffusers]", cwd=place)
             demo = ["demo", "--samples", "8", "--search-samples", "24"]
             run(own.with_name("fastsample"), *demo, cwd=place)
+            doors, tests = ROOT / "tools" / "doors.py", str(ROOT / "tests")
+            tree = unpacked(source, folder)
+            tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            run(own, doors, tree, cwd=place, PYTHONPATH=tests, PATH=tools)
         said = run(own.with_name("fastsample"), "doctor", cwd=place)
     return re.search(r"^native code +(.*)$", said, re.MULTILINE)[1] if whole else "loads"
 
@@ -160,9 +188,7 @@ def made(out: Path, pythons: list[str], cuda: bool) -> list[Path]:
     files = [sdist(out, **own)]
     for python in pythons:
         with TemporaryDirectory() as folder:
-            with tarfile.open(files[0]) as archive:
-                archive.extractall(folder, filter="data")
-            tree = next(Path(folder).iterdir())
+            tree = unpacked(files[0], folder)
             words = [*PIP, "--python", python, "wheel", "-q", "--no-deps", "-w", folder, tree]
             run(*words, cwd=Path(folder), **own)
             files.append(repaired(next(Path(folder).glob("*.whl")), out, **own))
@@ -188,7 +214,7 @@ def main() -> None:
                     raise SystemExit(f"wheels: {old.name} has other bytes when it is made again")
     print(f"{source.name}: {source.stat().st_size:,} bytes")
     for python, wheel in zip(args.python, wheels, strict=True):
-        said = tried(python, wheel)
+        said = tried(python, wheel, source)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:12]
         print(f"{wheel.name}: {wheel.stat().st_size:,} bytes, sha256 {digest}...; {said}")
 
