@@ -1,5 +1,6 @@
 """search: the climb, what it returns, and what is kept of it when it is cut short."""
 
+import itertools
 import json
 import re
 import sys
@@ -226,6 +227,24 @@ def test_what_would_go_beyond_the_limit_is_not_begun_and_the_rest_is(monkeypatch
     search = climb(model(), SHAPE, BUDGETS, time_limit=1e6, **WORDS)
     assert search.stopped == "time_limit" and {*search.plans} == {*BUDGETS}
     assert [rung.name for rung in search.rungs] == rungs
+
+
+def test_what_a_step_of_a_polish_takes_is_known_before_it_is_begun(monkeypatch):
+    """Its twins, which are most of it, included."""
+    room, told, asked = _climb.Climb.room, [], []
+    monkeypatch.setattr(
+        _climb.Climb,
+        "room",
+        lambda self, rows: (told.append((rows, sum(asked))), room(self, rows))[1],
+    )
+    counted = model(lambda x, t: (asked.append(len(x)), BASE(x, t))[1])
+    search = climb(counted, SHAPE, [3], by_hand=False, **WORDS)
+    assert search.rungs[-1].name == "polish"
+    told.append((0, sum(asked) - 3 * 64))  # the plan is judged on 64 noises in the end
+    begin, *steps = [pair for pair in told if pair[1] > 0][-4:]
+    assert len(steps) == 3 and begin[0] == 2 * 5 * 3
+    for (rows, before), (_, after) in itertools.pairwise([begin, *steps]):
+        assert rows == after - before
 
 
 def test_where_the_search_is_worse_the_best_by_hand_is_returned(monkeypatch):

@@ -226,6 +226,8 @@ class Climb:
         weight = None if it.weight is None else it.weight[rest]
         own = {"wide": words["state_dtype"], "weight": weight}
         shows = it.shown, self.newton.iterations
+        if state is None:
+            self.room(2 * self.newton.held * m)
         with bar("search", *shows, unit=" steps", desc=name) as b:
             polisher = _newton.Polisher(
                 it.model, begin, z, target, words, self.newton, state=state, **own
@@ -233,7 +235,7 @@ class Climb:
             if state is None:
                 self._kept(name, polisher, spent)
             while not polisher.done:
-                self.room(self.newton.batch * m)
+                self.room(polisher.evaluations)
                 polisher.advance()
                 self._kept(name, polisher, spent)
                 if b is not None:

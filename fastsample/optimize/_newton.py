@@ -128,6 +128,15 @@ class Polisher:
         s = self.state
         return s.iteration >= self.options.iterations or s.stale >= PATIENCE
 
+    @property
+    def evaluations(self) -> int:
+        """Of one step whose first try is taken, of all samples together."""
+        each = self.numbers.evaluations()
+        if self.options.jvp:
+            each = len(self.numbers.all) * self.numbers.plan.nfe
+        train = min(self.options.batch, len(self._train))
+        return train * each + self.options.held * self.numbers.plan.nfe
+
     @torch.no_grad()
     def advance(self) -> bool:
         """One step, with a mini-batch of its own; False where there was none left to take."""
