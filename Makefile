@@ -111,9 +111,10 @@ test: $(NATIVE)
 	$(PY) -m pytest -q --durations=5 -m "not gpu and not slow and not soak and alone and not interpreted" $(call marked,alone)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=5 -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and interpreted" $(call marked,interpreted)
 
+# One thread each, too: two processes of two threads on two cores take three times as long, for threads wait by spinning.
 test-slow: $(NATIVE)
 	@command -v nvcc >/dev/null || echo "make test-slow: nvcc was not found; the CUDA kernels are tested in their emulation alone"
-	$(PY) -m pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and slow and not interpreted" $(call marked,slow)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and slow and not soak and not interpreted" $(call marked,slow)
 
 test-serve: $(SERVED)
 	OMP_NUM_THREADS=1 $(SERVE)/bin/python -m pytest -q --durations=5 -p no:warnings tests/serve
