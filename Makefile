@@ -9,7 +9,9 @@ CUDA ?= auto
 RESULTS ?= $(if $(REHEARSE),build/rehearsed,bench/results)
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install -qq -c constraints.txt
+# What is imported is compiled then: that is a tenth of the 27,000 modules here, which pip would compile one by one, for two minutes.
+INSTALL := -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
+PIP := $(PY) $(INSTALL)
 TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 SERVE := .venv-serve
@@ -72,27 +74,30 @@ $(NATIVE): $(READY) $(C_FILES)
 	@touch $@
 
 # Ray is half a gigabyte: it has an environment of its own, with the native code that .venv built.
-$(SERVED): $(NATIVE) pyproject.toml constraints.txt
-	@echo "setting up $(SERVE): torch and Ray"
+$(SERVE)/.torch: constraints.txt
+	@echo "setting up $(SERVE): torch"
 	@test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
-	@$(SERVE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt torch setuptools wheel pybind11
-	@FASTSAMPLE_NATIVE=off $(SERVE)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt --no-build-isolation -e '.[serve]' \
-	  safetensors pytest hypothesis httpx
+	@$(SERVE)/bin/python $(INSTALL) torch setuptools wheel pybind11
+	@touch $@
+
+$(SERVED): $(SERVE)/.torch $(NATIVE) pyproject.toml
+	@echo "setting up $(SERVE): fastsample and Ray"
+	@FASTSAMPLE_NATIVE=off $(SERVE)/bin/python $(INSTALL) --no-build-isolation -e '.[serve]' safetensors pytest hypothesis httpx
 	@touch $@
 
 # The documentation reads the package without importing it: neither torch nor NumPy is needed, hence no `.[docs]`.
 $(WRITTEN): constraints.txt
 	@echo "setting up $(DOCS): zensical and mkdocstrings"
 	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
-	@$(DOCS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt zensical mkdocstrings-python
+	@$(DOCS)/bin/python $(INSTALL) zensical mkdocstrings-python
 	@touch $@
 
 # Hosts as they are on PyPI, with every package that they import, and no other, pinned: what they ask for would not fit in one environment.
 $(HOSTED): $(NATIVE) tests/integrations/requirements.txt
 	@echo "setting up $(HOSTS): torch and the hosts of tests/integrations"
 	@test -x $(HOSTS)/bin/python || $(PYTHON) -m venv $(HOSTS)
-	@$(HOSTS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt torch
-	@$(HOSTS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt --no-deps -r tests/integrations/requirements.txt
+	@$(HOSTS)/bin/python $(INSTALL) torch
+	@$(HOSTS)/bin/python $(INSTALL) --no-deps -r tests/integrations/requirements.txt
 	@touch $@
 
 # --- what users and developers run ---
@@ -134,7 +139,7 @@ lint: $(READY)
 $(TYPED): constraints.txt
 	@echo "setting up $(TYPES): mypy and basedpyright"
 	@test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
-	@$(TYPES)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt mypy basedpyright
+	@$(TYPES)/bin/python $(INSTALL) mypy basedpyright
 	@touch $@
 
 types: $(TYPED) $(READY)

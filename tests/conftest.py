@@ -19,6 +19,8 @@ settings.register_profile("fast", derandomize=True, deadline=None, max_examples=
 settings.register_profile("soak", derandomize=True, deadline=None, max_examples=2000)
 settings.load_profile("fast")
 
+# Of two processes one would begin the last of these when the other had nothing left.
+LONGEST = ("emulated_package", "docs", "cuda_compiled", "aoti_server", "readme", "emulated_kernels")
 PACKAGE = str(Path(__file__).resolve().parents[1] / "fastsample")
 
 
@@ -45,9 +47,10 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests run beside one another, so what a neighbour disturbs is none of them; and the
-    Makefile finds the files of a mark by its name in them.
+    """The longest files are begun first. Slow tests run beside one another, so what a neighbour
+    disturbs is none of them; and the Makefile finds the files of a mark by its name in them.
     """
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
     texts = {path: path.read_text() for path in {item.path for item in items}}
     for item in items:
         found = [m for m in ("slow", "alone", "interpreted") if item.get_closest_marker(m)]

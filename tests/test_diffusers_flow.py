@@ -232,9 +232,10 @@ def test_tokens_draw_from_x0_of_their_sign_without_compat():
     assert torch.allclose(got, (1 - to) * (x + now * f) + to * n, atol=1e-6)
 
 
-@pytest.mark.parametrize("source", COMMON)
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("f_dtype", [torch.float32, torch.bfloat16])
+BOTH = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.pairs(source=[*COMMON], x_dtype=BOTH, f_dtype=BOTH)
 def test_the_next_samples_dtype_is_the_peers(source, x_dtype, f_dtype):
     config = {"skip_prk_steps": True} if source.startswith("PNDM") else {}
     peer = getattr(diffusers, source)(**config)

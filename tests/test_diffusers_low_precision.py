@@ -16,7 +16,6 @@ COARSE = [torch.bfloat16, torch.half]
 VP, EULER = "DDIMScheduler", "EulerDiscreteScheduler"
 FLOW = "FlowMatchEulerDiscreteScheduler"
 each_mode = pytest.mark.parametrize("compat", ["diffusers", None])
-each_dtype = pytest.mark.parametrize("dtype", COARSE, ids=str)
 
 
 def begin(scheduler):
@@ -35,13 +34,15 @@ def steps(scheduler, told):
     return seen
 
 
-@each_mode
-@each_dtype
-@pytest.mark.parametrize(("name", "config"), CONFIGS)
-def test_a_run_is_the_one_of_its_own_timesteps(name, config, dtype, compat):
+OF = {f"{k} {name}": (name, config) for k, (name, config) in enumerate(CONFIGS)}
+
+
+@pytest.mark.pairs(of=OF, dtype=[*COARSE], compat=["diffusers", None])
+def test_a_run_is_the_one_of_its_own_timesteps(of, dtype, compat):
     """Handed back in the sample's dtype, as tensors and as single values, from the noise end and
     from a place that only the timestep says.
     """
+    name, config = of
     _, ours = both(name, config, compat=compat)
     whole = steps(ours, lambda t: t)
     for told in (lambda t: t.to(dtype), lambda t: t.to(dtype).reshape(1)):

@@ -206,7 +206,7 @@ def test_a_pickle_goes_on_where_it_stood(source, dtype):
     times, send = ours.timesteps[1:], lambda value: pickle.loads(pickle.dumps(value))
     twin = send(ours)
     assert torch.equal(twin.timesteps, ours.timesteps) and twin.begin_index == 1
-    for k in range(len(times)):
+    for k in range(len(times)) if dtype == torch.float32 else (2,):
         y = walk(ours, x, times[:k])
         drawn = generator.get_state()
         roads = (lambda s, y: (copy.copy(s), y), lambda *both: send(both))
