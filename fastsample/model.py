@@ -218,6 +218,8 @@ class Model:
     def __getstate__(self) -> dict:
         """For a pickle: PicklingError, one sentence, for a callable that it cannot keep."""
         words = [("fn", self.fn), *(("time", word) for word in self.told)]
+        own = getattr(self.schedule, "__dict__", {})  # of schedules.from_functions
+        words += [(f"schedule's {name}", v) for name, v in own.items() if callable(v)]
         for word, value in [*words, ("input_scale", self.input_scale)]:
             refuse_unnamed(f"Model: {word}", value)
         return dict(self.__dict__)

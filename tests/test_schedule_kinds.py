@@ -240,6 +240,8 @@ def test_a_solver_on_two_functions():
         solvers.Builder([Model(None, s, "flow") for s in (made, other)], [1.0, 0.0])
     assert solvers.ddim(made.shifted(1.0), grids.uniform(made, 4), prediction="v").nfe == 4
     assert pickle.loads(pickle.dumps(from_functions(np.cos, np.sin, t_max=1.5))).t_max == 1.5
+    with pytest.raises(pickle.PicklingError, match="Model: schedule's alpha_at is .*; a function"):
+        pickle.dumps(Model(None, other, "flow"))
 
 
 LINEAR = lambda: from_functions(np.ones_like, lambda t: 0.01 + t, t_min=0.0, t_zero=None)

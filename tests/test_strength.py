@@ -195,6 +195,11 @@ def test_a_level_outside_the_grid_is_refused(level):
         grids.starting_at(EDM80, grids.karras(EDM80, 4), level)
 
 
+def test_of_a_grid_from_pure_noise_no_level_is_that_of_pure_noise():
+    with pytest.raises(ValueError, match=r"level: inf; .*, less than that of .*\(strength=1\)"):
+        grids.starting_at(Flow(), grids.uniform(Flow(), 4), math.inf)
+
+
 def test_rows_fitted_to_their_grid_have_no_other():
     weights = [[0.5, 0.5], [0.0, 1.0]]
     made = solvers.fitted(Flow(), [1.0, 0.5, 0.0], weights=weights, prediction="flow")

@@ -71,9 +71,11 @@ def starting_at(schedule: Schedule, grid, level: float) -> np.ndarray:
     top, low = np.exp(-log[[0, -1]])
     found = within(level, low, top)
     if found is None or found == low:
+        high = f" up to {top:.6g} (its start)"
+        high = high if top < np.inf else ", less than that of pure noise (strength=1),"
         raise ValueError(
             f"level: {level!r:.60}; a noise level sigma/alpha above {low:.6g} (the grid's end, "
-            f"where an image stays as it is) up to {top:.6g} (its start) is accepted"
+            f"where an image stays as it is){high} is accepted"
         )
     if found >= top * (1.0 - SAME_LEVEL):
         return grid
