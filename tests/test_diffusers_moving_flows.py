@@ -2,6 +2,7 @@
 level by level, as diffusers' own object has it.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,3 +122,39 @@ def test_a_grid_of_no_class_is_refused():
     config = dict(ours.config) | {"moved": dict(ours.config.moved) | {"flow_sigmas": "mine"}}
     with pytest.raises(ValueError, match="flow_sigmas = 'mine'; 'match' or 'unipc' or 'dpm' is"):
         fs.FsScheduler.from_config(config)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_shift_that_was_set_since_is_the_one_that_moves(ours):
+    """set_shift leaves the config as it is. s -> 5s/(1 + 4s) of UniPC's own sigmas."""
+    peer = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    scheduler = fs.FsScheduler.from_config(peer) if ours else peer
+    for each in [peer, scheduler][: 1 + ours]:
+        each.set_shift(5.0)
+        each.set_timesteps(4)
+    same = fs.FsScheduler.from_config(scheduler)
+    same.set_timesteps(4)
+    assert torch.allclose(same.sigmas, peer.sigmas, atol=1e-6)
+    other = fs.FsScheduler.from_config(scheduler, source="UniPCMultistepScheduler")
+    other.set_timesteps(4)
+    s = np.linspace(1.0, 0.001, 5)[:-1]
+    right = 5.0 * s / (1.0 + 4.0 * s)
+    assert np.allclose(other.sigmas[1:-1], right[1:], atol=1e-5)
+    given = fs.FsScheduler.from_config(scheduler, source="UniPCMultistepScheduler", flow_shift=3.0)
+    given.set_timesteps(4)
+    assert np.allclose(given.sigmas[1:-1], (3.0 * s / (1.0 + 2.0 * s))[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{}, {"source": "EulerDiscreteScheduler"}])
+def test_a_table_that_was_written_to_is_no_config_s(given):
+    peer = diffusers.DDIMScheduler()
+    peer.alphas_cumprod = peer.alphas_cumprod.half()  # moved, and rounded, it is the same
+    fs.FsScheduler.from_config(peer, **given)
+    peer.alphas_cumprod = 0.9 * peer.alphas_cumprod
+    with pytest.raises(
+        ValueError, match=r"alphas_cumprod .* written to, it is 0.8\d* at timestep 0"
+    ):
+        fs.FsScheduler.from_config(peer, **given)
+    peer.alphas_cumprod = peer.alphas_cumprod[:10]
+    with pytest.raises(ValueError, match="has 10 numbers and its config gives 1000; .* accepted"):
+        fs.FsScheduler.from_config(peer, **given)

@@ -62,6 +62,7 @@ from .sources import (
     scale,
     settings,
 )
+from .standing import check_table, shift_since
 from .tokens import by_token
 
 if TYPE_CHECKING:  # diffusers' own has no types, and would take the constructor's away
@@ -178,8 +179,11 @@ class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMix
         """From any diffusers scheduler, or its config (or an FsScheduler's). source=, a class or
         its name, puts another class's solver on the same noise schedule (`moving`).
         """
-        kind = type(config) if isinstance(config, SchedulerMixin) else None
-        config = config.config if kind else config
+        kind, shift = type(config) if isinstance(config, SchedulerMixin) else None, None
+        if kind:
+            check_table(config)
+            kwargs, shift = shift_since(config, kwargs)
+            config = config.config
         if not isinstance(config, dict):
             raise TypeError(
                 f"FsScheduler.from_config: a {type(config).__name__} was given; a scheduler or its "
@@ -196,6 +200,8 @@ class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMix
             )
         made = cls(**words)
         made.register_to_config(**told(cls, config, kept))
+        if shift is not None:
+            made.set_shift(shift)
         return (made, left) if return_unused_kwargs else made
 
     @classmethod
