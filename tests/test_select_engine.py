@@ -130,6 +130,15 @@ def test_an_engines_others_are_left_alone_and_copies_may_have_seeds():
     assert same(theirs.result(), fs.Sampler(plan, net)(shape=(1, 8), seed=3))
 
 
+def test_nobody_is_left_to_choose_from():
+    plan = plan_of("euler", 3, FLOW)
+    engine = fs.Engine(net, (8,), capacity=2)
+    tickets = submitted(engine, [plan] * 2)
+    assert engine.select([]) == [] and {ticket.state for ticket in tickets} == {"cancelled"}
+    with pytest.raises(ValueError, match=r"sample 0 of 0; none is left, and \[\] is accepted$"):
+        engine.select([0])
+
+
 def test_what_an_engine_cannot_choose_is_refused_and_nothing_moves():
     plan = plan_of("euler_ancestral", 5, FLOW)
     engine, other = (fs.Engine(net, (8,), capacity=3) for _ in range(2))

@@ -101,15 +101,12 @@ def chosen(where: str, index: object, count: int) -> Tensor:
             f"{where}: index is a mask of {numbers.size} truth values; the numbers of the samples "
             "are accepted, numpy.flatnonzero(mask), or mask.nonzero().flatten() of a tensor"
         )
+    span = f"0 to {count - 1} are" if count else "none is left, and [] is"
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise TypeError(
-            f"{where}: index is {index!r:.60}; whole numbers [n] from 0 to {count - 1} are accepted"
-        )
+        raise TypeError(f"{where}: index is {index!r:.60}; whole numbers [n], {span} accepted")
     bad = [int(k) for k in numbers if not 0 <= k < count]
     if bad:
-        raise ValueError(
-            f"{where}: index names sample {bad[0]} of {count}; 0 to {count - 1} are accepted"
-        )
+        raise ValueError(f"{where}: index names sample {bad[0]} of {count}; {span} accepted")
     return torch.tensor(numbers.astype(np.int64), device="cpu")
 
 
