@@ -273,6 +273,25 @@ def test_a_scheduler_is_one_of_its_source(kind):
     assert type(own.from_config(kind()).__class__()) is own
 
 
+# -- what a Sampler runs in its place --------------------------------------------------------------
+@pytest.mark.parametrize("shift", [12.0, 3.0])
+def test_minimax_h3_is_euler_on_a_flow(shift):
+    """Told 1 - sigma, and its output points at the data; of n levels the last is 0."""
+    kind = diffusers.schedulers.scheduling_minimax_h3.MiniMaxH3Scheduler
+    peer, x = kind(shift), start(2, 3, 4, 4)
+    peer.set_timesteps(9)
+    flow, y = fastsample.schedules.Flow(shift), x
+    for t in peer.timesteps:
+        y = peer.step(network(y, t), t, y).prev_sample
+    away = lambda x, t: -network(x, t[0])
+    words = {"prediction": "flow", "time": lambda t: 1.0 - flow.sigma(t)}
+    model = fastsample.Model(away, flow, **words)
+    plan = fastsample.solvers.euler(model, np.linspace(1.0, 0.0, 9))
+    assert np.allclose(plan.t[:8, 0], peer.timesteps, atol=1e-7)
+    end = fastsample.Sampler(plan, model)(noise=x)
+    assert torch.allclose(end, y, rtol=0, atol=1e-5 * float(y.abs().max()))
+
+
 # -- a config that names no class ------------------------------------------------------------------
 @pytest.mark.parametrize("config", [{"shift": 3.0}, {"num_train_timesteps": 1000, "shift": 3.0}])
 def test_a_part_of_a_config_is_in_the_words_of_the_source_or_refused(config):

@@ -14,7 +14,9 @@ the class it is made of. It does not for
     Piflow                                     an output of several parts
     KarrasVe, ScoreSdeVe                       methods that pipelines call by turns, and no one step
     FlowMapEulerDiscrete                       where a step goes is told to the step
-    MiniMaxH3                                  not yet: a flow told a time that rises to the data
+    MiniMaxH3                                  two a request, on a clock that rises to the data; a
+                                               Sampler runs `solvers.euler` on Flow(shift), told
+                                               1 - sigma, its output negated
     RFD4Proteina                               its score is multiplied by a factor of the time,
                                                as in no solver, under a mask told to the step
 
