@@ -8,6 +8,8 @@ to the same thing whatever the plan stores, eliminates or folds.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mpmath
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from oracle.linear import EPS, mp
 from oracle.marginals import Point, point
 from oracle.probe import follow
 
-from fastsample.schedules import EDM
+from fastsample.schedules import EDM, VP
 from fastsample.solvers import jump
 
 PREDICTIONS = ("x0", "eps", "v", "flow", "edm", "trigflow")
@@ -85,6 +87,17 @@ def test_rows_of_short_steps(case, h):
     """
     schedule = EDM()
     t = np.asarray(schedule.time(h * np.cumsum([0.0, 1.0, 0.7, 1.3, 0.9]) - 0.5))
+    found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
+    assert found.agrees(), str(found)
+
+
+@pytest.mark.parametrize("eta", [0.4, 0.64, 1.0])
+def test_noise_of_a_step_that_has_drawn_nearly_all_of_it_by_its_stage(eta):
+    """kappa grows by 1e-6 from there to the end of a step over all of a schedule."""
+    case = replace(
+        by_id["dpmpp_sde"], options={"eta": eta, "r": 0.8}, expect={"eta": eta, "r": 0.8}
+    )
+    schedule, t = VP(), np.array([0.95, 0.01, 0.0])
     found = follow(case.plan(schedule, t), schedule, case.loop, case.loop_options(schedule, t))
     assert found.agrees(), str(found)
 

@@ -70,15 +70,22 @@ class Step(NamedTuple):
         return sum((number * value for number, value in terms if number), ZERO)
 
 
-def ancestral(s: Level, t: Level, eta: float) -> float:
+def ancestral(s: Level, t: Level, eta: float, after: Level | None = None) -> float:
     """kappa of the step that draws eta times the noise of DDPM's, 1 - k² = eta² (1 - e^{-2h}), or
-    all of it: in sigma/alpha, up = eta·rho' sqrt(1 - rho'²/rho²), at most rho'.
+    all of it: in sigma/alpha, up = eta·rho' sqrt(1 - rho'²/rho²), at most rho'. after: of that, the
+    part that is drawn after this level on the way, which is no difference of two that are near.
     """
-    left = math.exp(-2.0 * rise(s, t))
-    lost = eta**2 * gain(2.0 * rise(s, t))
+    kept, left, down = (1.0 - eta) * (1.0 + eta), math.exp(-2.0 * rise(s, t)), 1.0
+    before, h = 1.0, rise(s, t)
+    if after is not None:
+        down, h = math.exp(-2.0 * rise(s, after)), rise(after, t)
+        before = kept + eta**2 * down
+    if before <= 0.0:
+        return math.inf
+    lost = eta**2 * down * gain(2.0 * h) / before
     if lost < 0.5:
         return -0.5 * math.log1p(-lost)
-    rest = (1.0 - eta) * (1.0 + eta) + eta**2 * left
+    rest = (kept + eta**2 * left) / before
     return -0.5 * math.log(rest) if rest > 0.0 else math.inf
 
 
@@ -110,10 +117,9 @@ def bent(width: float, before: float) -> float:
     return -moments(width, 2)[1] * (width / before)
 
 
-def grown(z: Lin, last: float, kappa: float, noise: Lin) -> Lin:
-    """The noise of a step begun earlier, from z, that at `last`, to kappa further on:
-    z' = e^{last - kappa}·z + sqrt(1 - e^{2 (last - kappa)})·n, of variance 1 - e^{-2 kappa}.
+def grown(z: Lin, more: float, noise: Lin) -> Lin:
+    """The noise of a step begun earlier, from z, that so far, to kappa further on by `more`:
+    z' = e^{-more}·z + sqrt(1 - e^{-2 more})·n, of variance 1 - e^{-2 kappa}.
     """
-    more = math.inf if math.isinf(kappa) else kappa - last
     kept, added = math.exp(-more), math.sqrt(gain(2.0 * more))
     return (kept * z if kept else ZERO) + (added * noise if added else ZERO)

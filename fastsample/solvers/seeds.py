@@ -37,13 +37,14 @@ BROWNIAN = ("k-diffusion", "diffusers", "comfyui")
 class Scheme(NamedTuple):
     """shares        h_j/h of the stages before the last
     weights       [H_j] -> w_ji, row by row
-    kappa         (level, level at the stage, eta) -> kappa_j
+    kappa         (level, level at the stage, eta) -> kappa_j; (.., level at the stage before) ->
+                  kappa_j - kappa_{j-1}
     brownian      is the last noise that of a Brownian path (`BROWNIAN`)?
     """
 
     shares: tuple[float, ...]
     weights: Callable[[list[float]], list[list[float]]]
-    kappa: Callable[[Level, Level, float], float]
+    kappa: Callable[..., float]
     citation: str
     brownian: bool = False
 
@@ -205,7 +206,8 @@ def _stages(
     z = ZERO
     for j, row in enumerate(scheme.weights(H)):
         (time, _), (to, level) = at[j : j + 2]
-        z = grown(z, kappas[j], kappas[j + 1], noises[j])
+        more = scheme.kappa(s, level, eta, at[j][1]) if j else kappas[1]
+        z = grown(z, more, noises[j])
         if scheme.brownian and j and kappas[j + 1]:
             z = _brownian(b, [level for _, level in at], kappas[j + 1], noises)
         outputs = [*(R(f"m{i}.{k}") for k in range(j)), M]
@@ -227,9 +229,9 @@ def _brownian(b: Builder, path: Sequence[Level], kappa: float, noises: list[Lin]
     return spread * (math.sqrt(first) * noises[0] + math.sqrt(second) * noises[1])
 
 
-def _even(s: Level, t: Level, eta: float) -> float:
+def _even(s: Level, t: Level, eta: float, after: Level | None = None) -> float:
     """kappa = eta·h: noise at an even rate in lambda."""
-    return eta * rise(s, t) if eta else 0.0
+    return eta * rise(after or s, t) if eta else 0.0
 
 
 def _inside(name: str, value, high: float, *, below: bool = False) -> None:
