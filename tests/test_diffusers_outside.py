@@ -262,6 +262,8 @@ def test_those_that_scale_all_the_same(name):
     """A timestep that is not in the schedule is its last."""
     peer, ours = both(name, {}, compat="diffusers")
     assert close(peer.scale_model_input(X.float(), 0.0), ours.scale_model_input(X.float(), 0.0))
+    with pytest.raises(ValueError, match="there are no timesteps yet; call set_timesteps first"):
+        both(name, {}, compat=None)[1].scale_model_input(X, 0.0)
 
 
 def test_scale_model_input_looks_nothing_up_where_it_scales_nothing():

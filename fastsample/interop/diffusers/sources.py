@@ -252,7 +252,7 @@ UNTIMED = (
     "FlowMatchLCMScheduler",
     "IPNDMScheduler",
 )
-# they do not step, and scale a model's input there all the same
+# they do not step, and as diffusers has it they scale a model's input there all the same
 SCALING = ("EDMDPMSolverMultistepScheduler", COSINE)
 # a flow of a class that has none of its own, where nobody says otherwise as FlowMatchEuler has it
 FLOW = {"shift": 1.0, "use_dynamic_shifting": False, "time_shift_type": "exponential"}
