@@ -84,8 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.traceback:
             raise
-        told = (str(error),) if isinstance(error, SAID) else (type(error).__name__, str(error))
-        why = printable(": ".join(filter(None, told))) or type(error).__name__
+        name = type(error).__name__
+        why = (
+            str(error) if isinstance(error, SAID) else f"{name}: {error} (--traceback shows where)"
+        )
+        why = printable(why) or name
         if getattr(error, "name", None) == "torch":
             why = "torch is not installed; pip install torch"
         print(f"fastsample {args.name}: {why}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import math
 import os
@@ -159,14 +160,16 @@ def _dtype(name: str | None) -> Any:
 
 def _placed(it: Subject, device: Any, dtype: Any) -> Subject:
     """The subject on a device, its model there where it is a module, under autocast to a dtype of
-    16 bits.
+    16 bits, or a module's own weights in float64.
     """
     import torch
     from torch.utils._pytree import tree_map
 
     model, fn = it.model, it.model.fn
     if isinstance(fn, torch.nn.Module):
-        fn.to(device)
+        name, fn = model.identity, fn.to(device)
+        if dtype is torch.float64:
+            model = replace(model, fn=copy.deepcopy(fn).double(), model_id=name)
     if dtype in (torch.bfloat16, torch.float16):
         cast = torch.autocast(device.type, dtype)(fn.forward if hasattr(fn, "forward") else fn)
         model = replace(model, fn=cast, model_id=model.identity)
