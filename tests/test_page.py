@@ -182,6 +182,8 @@ def test_a_search_without_rungs_shows_what_it_has(tmp_path, judged):
     assert ("20.00" in texts and "21.50" in texts and "by hand" in texts) == judged
     assert ("No noise was held out" in " ".join(texts)) != judged
     assert ("0.05" in texts) != judged
+    report.write(search, tmp_path / "all")
+    assert {p.name for p in (tmp_path / "all").glob("*.png")} == {"schedules.png"}, "no empty one"
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ def look(folder: str | Path) -> None:
 
 
 def write(search: Search, folder: str | Path) -> list[Path]:
-    """Write a search of `optimize.search` to a folder, each file whole or not at all: a plan of
-    every budget, search.html, search.csv and, where matplotlib is installed, schedules.png,
-    error_vs_evaluations.png and, of images, samples.png. Returns the plans' paths.
+    """Write a search to a folder, each file whole or not at all: a plan of every budget,
+    search.html, search.csv and, where matplotlib is installed, schedules.png, where noise was held
+    out error_vs_evaluations.png and, of the images of a climb, samples.png. Returns the plans'
+    paths.
     """
     out = make_folder(folder)
     paths = search.save(out)
@@ -50,9 +51,10 @@ def _pictures(search: Search, out: Path) -> None:
     plans = {f"{m} evaluations": plan for m, plan in sorted(search.plans.items())}
     schedules_picture(out / "schedules.png", plans, "Where the plans ask the model")
     finite = lambda psnr: {m: each[0] for m, each in psnr.items() if np.isfinite(each[0])}
-    curves = {rung.name: finite(rung.psnr) for rung in search.rungs}
+    curves = {rung.name: finite(rung.psnr) for rung in search.judged}
     title = "Every rung of the search, on noises that no plan was made with"
-    error_picture(out / "error_vs_evaluations.png", {k: v for k, v in curves.items() if v}, title)
+    if curves := {name: curve for name, curve in curves.items() if curve}:
+        error_picture(out / "error_vs_evaluations.png", curves, title)
     if np.ndim(search.target) == 4 and search.target.shape[1] in (1, 3):
         shown = {"teacher": search.target}
         for rung in search.rungs:
