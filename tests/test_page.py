@@ -168,8 +168,8 @@ def test_kept_plans_are_set_off_whatever_their_notes_say(tmp_path):
     search = a_front((3, 4))
     kept = {3: search.rungs[0].plans[3].with_note(found={"x": 1}), 4: search.rungs[1].plans[4]}
     page = opened(replace(search, plans=kept), tmp_path)
-    text = (tmp_path / "page.html").read_text()
-    assert re.findall(r'class="best">([\d.]+)', text) == ["13.00", "24.00"]
+    best = re.findall(r'class="best">([\d.]+)', (tmp_path / "page.html").read_text())
+    assert best == ["13.00", "24.00"]
     assert page.of("class").count("best") == 2
 
 
@@ -177,8 +177,7 @@ def test_kept_plans_are_set_off_whatever_their_notes_say(tmp_path):
 def test_a_search_without_rungs_shows_what_it_has(tmp_path, judged):
     plans = {m: plan(m, found={"method": "oss"}) for m in (2, 4)}
     search = a_search(plans=plans, compared=compared() if judged else {})
-    texts = opened(search, tmp_path).texts
-    assert "oss" in texts
+    assert "oss" in (texts := opened(search, tmp_path).texts)
     assert ("20.00" in texts and "21.50" in texts and "by hand" in texts) == judged
     assert ("No noise was held out" in " ".join(texts)) != judged
     assert ("0.05" in texts) != judged
@@ -393,9 +392,8 @@ def test_csv():
     odd = replace(rung('=1+1,"\n', (2,)), psnr={}, pooled={2: math.nan})
     (line,) = csv.DictReader(io.StringIO(report.csv(a_front((2,), rungs=(odd,))), newline=""))
     assert line["method"] == "'=1+1,\"\\n" and line["mean_db"] == "" and line["pooled_db"] == "nan"
-    beside = list(
-        csv.DictReader(io.StringIO(report.csv(a_search(compared=compared())), newline=""))
-    )
+    text = io.StringIO(report.csv(a_search(compared=compared())), newline="")
+    beside = list(csv.DictReader(text))
     assert [(row["method"], row["pooled_db"], row["solver"]) for row in beside[1:3]] == [
         ("by hand", "20.0", "dpmpp_2m (Karras)"),
         ("found", "21.5", "euler"),
