@@ -93,7 +93,7 @@ def test_what_was_found_is_written_when_it_is_cut(here, capsys, factory, code, w
         ("--held-out 0", "--held-out 0; noise to judge the climb on"),
         ("--time-limit 0", "time_limit=0"),
         ("--device nowhere", "--device nowhere: "),
-        ("--dtype int99", "--dtype int99: a dtype of torch"),
+        ("--dtype int99", "--dtype int99: one of float32, float16, bf"),
         ("--rows sideways", "rows='sideways'"),
         ("--budgets 50", "budget=50 on a teacher grid of 12 steps"),
     ],
