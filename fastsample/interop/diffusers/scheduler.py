@@ -383,11 +383,10 @@ class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMix
         """
         if what != "step" and self._source is not None and self._scale != "sigma":
             return None
-        compat = self.config.compat is not None
-        known = UNTIMED + SCALING if compat and what != "step" else UNTIMED
+        known = UNTIMED + SCALING if self.config.compat and what != "step" else UNTIMED
         if self._source is None or self.config.source not in known:
             raise too_early(what)
-        loop = self._runs.training(compat, **self._about()).fresh()
+        loop = self._runs.training(self.config.compat is not None, **self._about()).fresh()
         loop.begin = self._begin
         return loop
 
