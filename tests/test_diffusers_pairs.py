@@ -198,7 +198,7 @@ def count(examples, slow):
 
 
 @pytest.mark.parametrize(
-    ("examples", "slow"), [(120, False), pytest.param(1400, True, marks=pytest.mark.slow)]
+    ("examples", "slow"), [(120, False), pytest.param(1400, True, marks=pytest.mark.soak)]
 )
 def test_what_diffusers_can_say_is_moved_and_all_else_on_its_schedule_or_refused(examples, slow):
     """At least four of five of those that diffusers' own from_config says, timesteps and levels to

@@ -19,7 +19,7 @@ from fastsample.models.analytic import GaussianMixture
 from fastsample.optimize import ays, fit, oss
 
 ROOT = Path(__file__).resolve().parents[1]
-B, D, N = 4, 48, 20
+B, D, N = 4, 48, 16
 # operators of ours that are two launches: cost_tiles and cost_sum; the zeros of moments, and it
 TWICE = ("cost_matrix", "moments")
 SCHEDULE = fs.schedules.EDM(sigma_max=20.0)
@@ -149,7 +149,7 @@ LAUNCHES = {torch.float32: 26, torch.bfloat16: 27}
 
 @pytest.mark.parametrize("state_dtype", LAUNCHES)
 def test_a_layer_is_so_many_launches(counting, counted, state_dtype):
-    """With every budget of 20 steps, from one layer's call of the model to the next one's; the
+    """With every budget of N steps, from one layer's call of the model to the next one's; the
     first layer joins the teacher's answer to its own.
     """
     counts = searched(counting, N, amplitude=False, state_dtype=state_dtype)
