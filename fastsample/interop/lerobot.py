@@ -127,7 +127,10 @@ class Loop:
             v = velocity(x)
         else:
             v = self.guide(x_t=x, time=time, original_denoise_step_partial=velocity)
-        v = _velocity(v, x, "denoise_fn" if self.guide is None else "rtc_processor.denoise_step")
+        v = outputs.only(v)
+        if self.before is None or not isinstance(v, Tensor):  # later rows' are like the first
+            of = "denoise_fn" if self.guide is None else "rtc_processor.denoise_step"
+            _refuse_unlike(v, x, of)
         self.before = time, v
         return v if torch.is_grad_enabled() else v.detach()
 
@@ -167,13 +170,14 @@ def _made(num_steps: int) -> Rows:
     return own
 
 
-def _velocity(v: object, x: Tensor, of: str) -> Tensor:
-    """The answer to x, of its shape and in a dtype that x's holds to the bit."""
-    v = outputs.only(v)
+def _refuse_unlike(v: object, x: Tensor, of: str) -> None:
+    """TypeError for an answer that is none to x: of another shape, device or layout, or in a dtype
+    that x's does not hold to the bit.
+    """
     dense = isinstance(v, Tensor) and v.layout == torch.strided
-    fits = dense and v.shape == x.shape and v.device == x.device
-    if fits and (v.dtype == x.dtype or v.dtype in outputs.EXACT.get(x.dtype, ())):
-        return v
+    exact = dense and (v.dtype == x.dtype or v.dtype in outputs.EXACT.get(x.dtype, ()))
+    if exact and v.shape == x.shape and v.device == x.device:
+        return
     raise TypeError(
         f"{NAME}: {of} returned {_words(v)} for an x_t of {_words(x)}; a "
         "velocity like its x_t is accepted"
