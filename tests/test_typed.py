@@ -27,6 +27,8 @@ def test_every_name_of_a_front_is_exported_to_a_strict_checker(front):
             seen |= {alias.name for alias in node.names if alias.asname == alias.name}
         elif isinstance(node, ast.Assign):
             seen |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            seen.add(node.target.id)
         elif isinstance(node, ast.FunctionDef):
             seen.add(node.name)
     assert {*getattr(fs, front).__all__} <= seen
