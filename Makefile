@@ -9,8 +9,8 @@ CUDA ?= auto
 RESULTS ?= $(if $(REHEARSE),build/rehearsed,bench/results)
 VENV := .venv
 PY := $(VENV)/bin/python
-# What is imported is compiled then: that is a tenth of the 27,000 modules here, which pip would compile one by one, for two minutes.
-INSTALL := -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
+# With byte code: where PYTHONDONTWRITEBYTECODE is set, every process would compile torch anew.
+INSTALL := -m pip --disable-pip-version-check install -qq -c constraints.txt
 PIP := $(PY) $(INSTALL)
 TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
