@@ -27,9 +27,7 @@ def finished(run, model=net):
     return run.x
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("form", SHAPES, ids=str)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.pairs(name=[*SOLVERS], form=[*SHAPES], backend=BACKENDS)
 def test_every_solver_gives_the_bits_of_the_contiguous_run(name, form, backend):
     plan, (plain, last) = plan_of(name, **NOISY.get(name, {})), both(SHAPES[form], form)
     words = {"stage": 1, "noise_scale": [1.0, 0.5] if plan.L else None}

@@ -90,9 +90,7 @@ def close(ours, theirs, roundings, largest):
     return bool(((ours - theirs).abs() <= 2**-53 * roundings * largest).all())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("model", [MODEL, EDM], ids=["flow", "edm"])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.pairs(name=[*SOLVERS], model={"flow": MODEL, "edm": EDM}, backend=BACKENDS)
 def test_every_solver_runs_as_the_interpreter(name, model, backend):
     for options in ({}, drawing(name, model)):
         plan = plan_of(name, model=model, **options)
