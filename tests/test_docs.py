@@ -93,7 +93,7 @@ def test_every_docstring_has_the_form():
 
 
 LIST = """A formula of two lines,
-     + h (a_b - c*d)·m,  h = 1, of [B,*].
+     + h (a_b - c*d)·m,  0 < h ~ 1, of [B,*].
 
     x' = a x
        + b m
@@ -112,7 +112,7 @@ And more.
 
 def test_a_docstring_as_markdown():
     assert FORM["markdown"](LIST).split("\n\n") == [
-        r"A formula of two lines, + h (a\_b - c\*d)·m,  h = 1, of `[B,*]`.",
+        r"A formula of two lines, + h (a\_b - c\*d)·m,  0 &lt; h &#126; 1, of `[B,*]`.",
         "```text\nx' = a x\n   + b m\n```",
         "takes `one*two` and",
         "`name`\n:   what it is, which goes on",
@@ -127,11 +127,12 @@ def test_a_docstring_as_markdown():
 def test_what_a_site_lacks_is_named(tmp_path):
     page = '<a href="b.html#x">b</a><a href="c.html">c</a><a href="https://a.org">a</a>{}'
     (tmp_path / "a.html").write_text(page.format('<img src="p.png"><script src="//n.org/s.js">'))
-    (tmp_path / "b.html").write_text('<p id="x"></p>')
+    (tmp_path / "b.html").write_text(r'<p id="x">a \&lt; b<code>\*</code></p>')
     assert BUILD["astray"](tmp_path) == [
         "a.html loads //n.org/s.js",
         "a.html points to c.html, which is not there",
         "a.html points to p.png, which is not there",
+        r"b.html shows '\\< b'",
     ]
 
 

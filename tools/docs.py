@@ -4,6 +4,7 @@ The pages of docs/ are copied to build/docs. A file of the repository that they 
 example, the C header) becomes a page of its own there. zensical makes build/site of them, strictly:
 anything that it or griffe has to say fails. Last, every link and every file that a page asks for
 must be in the site, or, links alone, be an address elsewhere: a page loads nothing from the net.
+No backslash that Markdown should have taken may show.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS, STAGE, SITE = ROOT / "docs", ROOT / "build" / "docs", ROOT / "build" / "site"
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)]*)?\)")
 SAID = re.compile(r"\s*|Build (started|finished in .*)|No issues found")
+KEPT = re.compile(r"\\[\\*_<>\[\]|#~].{,20}")
+VERBATIM = ("code", "pre", "script", "style")
 LANGUAGES = {"py": "python", "h": "c", "hpp": "cpp", "sh": "sh", "": "text", "md": "markdown"}
 
 
@@ -81,14 +84,17 @@ def place(path: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page has names for, points to and asks for."""
+    """What a page has names for, points to and asks for, and backslashes that were to keep a mark
+    as it is and show.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.names, self.links, self.files = set(), [], []
+        self.names, self.links, self.files, self.kept, self.verbatim = set(), [], [], [], 0
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, given: list[tuple[str, str | None]]) -> None:
+        self.verbatim += tag in VERBATIM
         words = {name: value or "" for name, value in given}
         self.names |= {words[name] for name in ("id", "name") if name in words}
         if tag == "a" and "href" in words:
@@ -96,14 +102,22 @@ class Page(HTMLParser):
         elif tag in ("link", "script", "img", "source", "iframe"):
             self.files += [words[name] for name in ("href", "src") if name in words]
 
+    def handle_endtag(self, tag: str) -> None:
+        self.verbatim -= tag in VERBATIM
+
+    def handle_data(self, text: str) -> None:
+        if not self.verbatim:
+            self.kept += KEPT.findall(text)
+
 
 def astray(site: Path) -> list[str]:
-    """In words, each link to what the site lacks and each file from elsewhere."""
+    """In words, each link to what the site lacks, file from elsewhere and backslash that shows."""
     pages = {path: Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
     faults = []
     for path, page in pages.items():
         where = path.relative_to(site)
         faults += [f"{where} loads {at}" for at in page.files if urlsplit(at).netloc]
+        faults += [f"{where} shows {text!r}" for text in page.kept]
         for address in [*page.links, *page.files]:
             way = urlsplit(address)
             if way.scheme or way.netloc:

@@ -19,7 +19,8 @@ from inspect import cleandoc
 
 ENTRY = re.compile(r"(?P<name>.*\S) {2,}(?=[^\s=#])")
 SHAPE = re.compile(r"(`[^`]*`)|(\w*\[[\w*+·-]+(?:, ?[\w*+·-]+)*\])")
-MARKS = re.compile(r"([\\*_<>\[\]|#~])")
+MARKS = re.compile(r"[\\*_<>\[\]|#~]")
+NAMED = {"<": "&lt;", "~": "&#126;"}  # which no backslash keeps as they are
 
 
 def markdown(docstring: str) -> str:
@@ -91,7 +92,8 @@ def item(line: str, column: int) -> tuple[str, str] | None:
 def prose(lines: list[str]) -> str:
     """One paragraph: formulas as they are, shapes and what stands in backticks as code."""
     pieces = SHAPE.split(" ".join(line.strip() for line in lines))
-    texts = [MARKS.sub(r"\\\1", text or "") for text in pieces[::3]]
+    kept = lambda mark: NAMED.get(mark[0], f"\\{mark[0]}")
+    texts = [MARKS.sub(kept, text or "") for text in pieces[::3]]
     codes = [old or f"`{new}`" for old, new in zip(pieces[1::3], pieces[2::3], strict=True)]
     made = "".join(a + b for a, b in zip(texts, [*codes, ""], strict=True))
     return re.sub(r"^(\d+)\.|^([-+])", r"\1\\.\2" if made[0].isdigit() else r"\\\2", made)
