@@ -20,7 +20,7 @@ from fastsample.runtime.stack import LEAST, Stack
 ENGINES = {}
 
 
-@settings(max_examples=settings.default.max_examples)
+@settings(max_examples=max(200, settings.default.max_examples))
 @given(
     order=st.integers(0, 2**32),
     capacity=st.sampled_from((9, 64)),
