@@ -154,7 +154,7 @@ def bench_front_few_noises(benchmark, judge):
     for m in budgets:
         gains = [each[m] - many[m].mean() for each in few]
         figure(benchmark, f"8 noises over 256, {m} evaluations", gains, "dB", target=-2)
-        benchmark.extra_info[f"worst at {m}"] = f"{min(gains):.2f} dB"
+        benchmark.extra_info[f"the worst of the five draws at {m}"] = f"{min(gains):.2f} dB"
 
 
 # -- other models ----------------------------------------------------------------------------------

@@ -218,7 +218,10 @@ class Model:
     def __getstate__(self) -> dict:
         """For a pickle: PicklingError, one sentence, for a callable that it cannot keep."""
         words = [("fn", self.fn), *(("time", word) for word in self.told)]
-        own = getattr(self.schedule, "__dict__", {})  # of schedules.from_functions
+        hooks = ("__reduce__", "__reduce_ex__", "__getstate__")  # with one it pickles its own way
+        kind = type(self.schedule)
+        plain = all(getattr(kind, hook, None) is getattr(object, hook, None) for hook in hooks)
+        own = getattr(self.schedule, "__dict__", {}) if plain else {}  # of from_functions
         words += [(f"schedule's {name}", v) for name, v in own.items() if callable(v)]
         for word, value in [*words, ("input_scale", self.input_scale)]:
             refuse_unnamed(f"Model: {word}", value)

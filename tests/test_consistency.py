@@ -106,13 +106,14 @@ def landing(plan, spread: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=schedule_id)
-def test_a_perfect_model_lands_on_the_schedule(schedule, prediction):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_perfect_model_lands_on_the_schedule(schedule, prediction, every):
+    """In ten steps on every third schedule, by turns, and in a soak on all."""
     # eps and edm have no meaning at alpha = 0
     whole = schedule.alpha(schedule.t_max) > 0 or prediction not in ("eps", "edm")
     turn = SCHEDULES.index(schedule) + PREDICTIONS.index(prediction)
     for k, case in enumerate(MARGINAL if prediction == "x0" else EACH):
-        # ten steps on every third schedule, by turns; test_long_plans.py has fifty on each
-        for n in (1, 2, 3, 10)[: 3 + ((turn + k) % 3 == 0)]:
+        for n in (1, 2, 3, 10)[: 3 + ((turn + k) % every == 0)]:
             plan = case.plan(schedule, grid(schedule, n, whole=whole), prediction, start=0)
             over, room = landing(plan, plan.note["model"]["sigma_data"])
             assert over <= 0, f"{case.id}, {n} steps: {over:.1e} beyond the {room:.1e} of rounding"

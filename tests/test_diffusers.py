@@ -217,12 +217,18 @@ def assert_equal_to_rounding(ours, exact, rounded):
     assert np.abs(ours - exact).max() <= bound
 
 
+LAST = {"euler_at_final", "lower_order_final", "final_sigmas_type"}
+
+
 def in_steps(cases):
-    """Each in 6 steps; in 17 too the first of its class and every third, in a soak all."""
+    """Each in 6 steps; in 17 too the first of its class, what has words for the last steps, which
+    below 15 are others, and every third; in a soak all.
+    """
     first = {name: number for number, (name, _) in reversed([*enumerate(cases)])}
     for number, ((name, config), label) in enumerate(zip(cases, ids(cases), strict=True)):
         yield pytest.param(name, config, 6, id=f"{label}-6")
-        rest = [] if number % 3 == 0 or first[name] == number else [pytest.mark.soak]
+        kept = number % 3 == 0 or first[name] == number or not LAST.isdisjoint(config)
+        rest = [] if kept else [pytest.mark.soak]
         yield pytest.param(name, config, 17, id=f"{label}-17", marks=rest)
 
 

@@ -147,9 +147,10 @@ def test_a_shift_that_was_set_since_is_the_one_that_moves(ours):
 
 @pytest.mark.parametrize("given", [{}, {"source": "EulerDiscreteScheduler"}])
 def test_a_table_that_was_written_to_is_no_config_s(given):
-    peer = diffusers.DDIMScheduler()
-    peer.alphas_cumprod = peer.alphas_cumprod.half()  # moved, and rounded, it is the same
-    fs.FsScheduler.from_config(peer, **given)
+    for betas in ("squaredcos_cap_v2", "linear"):  # moved, and rounded, it is the same
+        peer = diffusers.DDIMScheduler(beta_schedule=betas)
+        peer.alphas_cumprod = peer.alphas_cumprod.half()
+        fs.FsScheduler.from_config(peer, **given)
     peer.alphas_cumprod = 0.9 * peer.alphas_cumprod
     with pytest.raises(
         ValueError, match=r"alphas_cumprod .* written to, it is 0.8\d* at timestep 0"

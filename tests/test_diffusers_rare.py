@@ -199,7 +199,7 @@ def test_unclip_goes_on_to_its_own_next_timestep(told):
     scheduler.step(x, scheduler.timesteps[0], x, prev_timestep=torch.tensor(500))
 
 
-def test_unclip_steps_through_every_training_timestep_unasked():
+def test_unclip_steps_to_the_next_training_timestep_unasked():
     """To float32 rounding: its last step divides a beta of its table by what float32 leaves of 1 -
     alphas_cumprod, 4e-4 from that beta. In any order: what a step does is its timestep's.
     """
@@ -207,7 +207,7 @@ def test_unclip_steps_through_every_training_timestep_unasked():
     ours, ends, again = FsScheduler.from_config(peer), [], []
     for scheduler in (peer, ours):
         generator, y = torch.Generator().manual_seed(3), x
-        for t in scheduler.timesteps[-60:]:
+        for t in (*scheduler.timesteps[:4], *scheduler.timesteps[-60:]):
             y = scheduler.step(0.5 * torch.tanh(y), t, y, generator=generator).prev_sample
         ends.append(y)
         again.append(scheduler.step(0.5 * x, 7, x, generator=generator).prev_sample)

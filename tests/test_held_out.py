@@ -38,7 +38,15 @@ def by_hand(model, z, M, target, solvers=DETERMINISTIC):
 
 @pytest.mark.parametrize(
     "solver, M",
-    [(None, 1), (None, 3), (None, 4), ("unipc", 3), ("heun", 1), ("heun", 4)],
+    [
+        (None, 1),
+        pytest.param(None, 2, marks=pytest.mark.soak),
+        (None, 3),
+        (None, 4),
+        ("unipc", 3),
+        ("heun", 1),
+        ("heun", 4),
+    ],
 )
 def test_the_best_by_hand_is_the_best_of_all(M, solver, monkeypatch):
     monkeypatch.setattr(metrics, "STARTS", (5.0,))

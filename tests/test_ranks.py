@@ -20,6 +20,7 @@ from worlds import ASKED, EVERY, LIMIT, SCHEDULE, D, few_by_hand, found, model, 
 import fastsample as fs
 from fastsample import cli, metrics
 from fastsample.optimize import _checkpoint, _climb
+from fastsample.runtime.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* the teacher .* agrees to")
 WORDS = {"seed": 5, "batch_size": 16}
@@ -130,6 +131,8 @@ def in_two(rank, folder):
     said["other group"] = raised(lambda: short(group=groups[1 - rank]))
     with mock.patch.object(distributed, "get_backend_config", lambda group: "cuda:nccl"):
         said["nccl"] = found(short()), found(short())
+        own = Ranks.of(None).group
+        said["gloo"] = own is not distributed.group.WORLD and own is Ranks.of(None).group
     return said
 
 
@@ -184,6 +187,7 @@ def test_only_the_first_process_warns_and_draws_a_seed(two, alone):
 def test_a_group_that_carries_no_tensors_of_the_host_is_accepted(two, alone):
     said, _ = two
     assert said[0]["nccl"] == said[1]["nccl"] == (found(short()),) * 2
+    assert said[0]["gloo"] and said[1]["gloo"], "one of gloo beside it, made once"
 
 
 # -- worlds of one, two and four ------------------------------------------------------------------

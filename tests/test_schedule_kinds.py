@@ -242,6 +242,17 @@ def test_a_solver_on_two_functions():
     assert pickle.loads(pickle.dumps(from_functions(np.cos, np.sin, t_max=1.5))).t_max == 1.5
     with pytest.raises(pickle.PicklingError, match="Model: schedule's alpha_at is .*; a function"):
         pickle.dumps(Model(None, other, "flow"))
+    own = Remembering(2.0)  # whose callable is no part of what it pickles
+    assert pickle.loads(pickle.dumps(Model(None, own, "flow"))).schedule.shift == 2.0
+
+
+class Remembering(Flow):
+    def __init__(self, shift):
+        super().__init__(shift)
+        self.__dict__["cached"] = lambda t: t
+
+    def __reduce__(self):
+        return Remembering, (self.shift,)
 
 
 LINEAR = lambda: from_functions(np.ones_like, lambda t: 0.01 + t, t_min=0.0, t_zero=None)

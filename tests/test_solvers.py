@@ -244,10 +244,11 @@ def test_exact_predictions_stay_on_the_schedule(solver, schedule, n):
             assert plan.sigma[-1] == schedule.sigma(grid[-1])
 
 
+@pytest.mark.parametrize("turn", [0, *(pytest.param(k, marks=pytest.mark.soak) for k in (1, 2))])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_thousand_evaluations(name):
-    """On three schedules by turns; test_long_plans.py has all."""
-    schedule = [SD, EDM(), Flow(3.0)][[*SOLVERS].index(name) % 3]
+def test_a_thousand_evaluations(name, turn):
+    """On a schedule for each by turns, in a soak on all."""
+    schedule = [SD, EDM(), Flow(3.0)][([*SOLVERS].index(name) + turn) % 3]
     make = lambda n: SOLVERS[name](
         schedule, grids.uniform(schedule, n), prediction="v", **EVERY[name][0]
     )

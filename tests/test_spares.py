@@ -7,7 +7,6 @@ import resource
 import threading
 import weakref
 from itertools import cycle
-from statistics import median
 
 import pytest
 import torch
@@ -292,8 +291,8 @@ def test_what_callbacks_and_trajectories_gave_stays():
 def test_no_page_is_faulted_from_the_fourth_call_on(shape, named):
     """The caller drops the result, at once or for the next, and the model allocates nothing.
 
-    A call that allocates faults in each of the five windows of five calls. What faults once is
-    not the call's: the count is the whole process's, and the system may take back or move a page.
+    A call that allocates faults in each of the five windows of five calls. What faults in one of
+    them is not the call's: the count is the whole process's, and the system may take back a page.
     """
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     outputs = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in range(4)]
@@ -315,7 +314,7 @@ def test_no_page_is_faulted_from_the_fourth_call_on(shape, named):
         windows = [faulted(5) for _ in range(5)]
     finally:
         gc.enable()
-    assert median(windows) == 0, windows
+    assert sorted(windows)[-2] == 0, windows
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

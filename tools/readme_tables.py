@@ -149,11 +149,12 @@ def usual(rows):
 
 def worded(rows):
     """What rows say in words beside their figures: a line a case and a column a budget where it is
-    said for each, and a line for all else; what is long and the same in several rows stands once.
+    said for each, and a line for all else; what is long and the same in several rows stands once,
+    with the names of all of them.
     None where nothing is said.
     """
     every = [(row, *said) for row in rows for said in row["counts"].items()]
-    each, lines = {}, []
+    each, lines = {}, {}
     for row, name, text in every:
         if not isinstance(text, str):
             continue
@@ -161,8 +162,8 @@ def worded(rows):
             each.setdefault(found[1], {})[found[2]] = text
         else:
             own = row["figures"][0]["what"] if len(row["figures"]) == 1 else case(row)
-            alone = len(text) > LONG or not own or name.startswith(own)
-            lines.append(f"| {name if alone else f'{own}: {name}'} | {text} |")
+            same = (name, text) if len(text) > LONG else (name, text, own)
+            lines.setdefault(same, []).append("" if name.startswith(own) else own)
     heads = sorted({m for said in each.values() for m in said}, key=int)
     cells = [[name, *(said.get(m, "") for m in heads)] for name, said in each.items()]
     first, *rest = (
@@ -170,8 +171,21 @@ def worded(rows):
     )
     parts = ["\n".join([first, "|---" * (1 + len(heads)) + "|", *rest])] if each else []
     if lines:
-        parts.append("\n".join(["| of | said |", "|---|---|", *dict.fromkeys(lines)]))
+        whose = lambda owns: together([own for own in owns if own])
+        said = [
+            f"| {': '.join(filter(None, [whose(owns), name]))} | {text} |"
+            for (name, text, *_), owns in lines.items()
+        ]
+        parts.append("\n".join(["| of | said |", "|---|---|", *said]))
     return "\n\n".join(parts).split("\n") if parts else None
+
+
+def together(names):
+    """Names in one: a first part that all have stands once."""
+    parts = [name.rpartition(": ") for name in names]
+    if len({head for head, *_ in parts}) != 1:
+        return "; ".join(names)
+    return "".join(parts[0][:2]) + ", ".join(tail for *_, tail in parts)
 
 
 def source(record, row):

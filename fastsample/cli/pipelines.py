@@ -35,7 +35,7 @@ def options(add: Callable) -> None:
     about = "pipeline: in place of a prompt arrays [n,*] by the names of its call's arguments, as "
     about += "prompt_embeds and negative_prompt_embeds, which samples take in turn; or random"
     add("--conditions", metavar="FILE.npz", help=about)
-    about = "pipeline: a further argument of its call, as height=512, its value as JSON has it or "
+    about = "pipeline: a further argument of its call, as eta=0.5, its value as JSON has it or "
     about += "text; may be given again"
     add("--call", action="append", type=_word, metavar="NAME=VALUE", help=about)
 
@@ -43,7 +43,7 @@ def options(add: Callable) -> None:
 def _word(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as height=512")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as eta=0.5")
     try:
         return name, json.loads(value)
     except ValueError:

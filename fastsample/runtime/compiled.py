@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from . import outputs
 from .conditions import answer
-from .drive import WRITTEN
 from .run import Run
 from .step_op import STEP
 
@@ -198,7 +197,7 @@ class Loop:
         if not self._sound:
             for row, _, written in self._answers(memory, told):
                 if written:
-                    raise ValueError(WRITTEN.format("Sampler", row))
+                    raise outputs.written("Sampler", row)
             self._sound = True
 
     def _answers(self, memory: Sequence[Tensor], told: Sequence[dict]) -> Iterator[tuple]:

@@ -10,10 +10,9 @@ from torch import Tensor
 from ..kernels.transforms import watched
 from ..plan import Plan
 from .conditions import answer
+from .outputs import written
 from .run import Run
 from .select import Select, chosen
-
-WRITTEN = "{}: the model changed its input in place at row {}; let it work on a copy (x = x + ...)"
 
 
 def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "Sampler") -> Tensor:
@@ -31,7 +30,7 @@ def drive(run: Run, ask: Callable, each: Callable | None = None, where: str = "S
         before = x._version
         f = ask(x, times[row - 1], row)
         if x._version != before or t._version != told:
-            raise ValueError(WRITTEN.format(where, row))
+            raise written(where, row)
         if each is None and row == last:
             out = run.results.fresh()
             run.carry(f, None, out)

@@ -71,6 +71,14 @@ def one(where: str, f: object, x: Tensor, row: int = 0) -> Tensor:
     return branches(where, f, x, x.dtype, (True,), row)[0]
 
 
+def written(where: str, row: int | None = None) -> ValueError:
+    """What a model is refused with that writes into its input; row: of the plan, where one asks."""
+    at = "" if row is None else f" at row {row}"
+    return ValueError(
+        f"{where}: the model changed its input in place{at}; let it work on a copy (x = x + ...)"
+    )
+
+
 def asked(
     where: str, model: Callable, x: Tensor, t: Tensor, words: Mapping[str, Any], row: int = 0
 ) -> Tensor:
@@ -82,9 +90,7 @@ def asked(
     before = [v._version for v in counted]
     f = model(x, t, **words)
     if [v._version for v in counted] != before:
-        raise ValueError(
-            f"{where}: the model changed its input in place; let it work on a copy (x = x + ...)"
-        )
+        raise written(where)
     return one(where, f, x, row)
 
 

@@ -34,7 +34,8 @@ from . import arguments, images, modes, sources
 from .by_track import STAGES, alike, by_track, check_plans, found, one_call, outside, track, wanted
 from .compiled import distinct
 from .conditions import branches_of, merged, told
-from .drive import WRITTEN, bar
+from .drive import bar
+from .outputs import written
 from .run import Run
 from .sampler import Sampler
 from .select import Select
@@ -268,7 +269,7 @@ class TrackSampler:
             seen = [(v, v._version) for v in (*x.values(), *t.values())]
             f = _answer(self._ask[run.call], x, t, run.needed(), *conditions)
             if any(v._version != version for v, version in seen):
-                raise ValueError(WRITTEN.format("Sampler", row))
+                raise written("Sampler", row)
             run.step(f)
             new = callback(step, run.x, run.x0) if callback is not None else None
             if isinstance(new, Select):

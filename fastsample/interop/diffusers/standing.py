@@ -40,14 +40,17 @@ def check_table(scheduler: object) -> None:
     except Exception:  # whoever reads its config says why
         return
     own, table = own.alphas_cumprod.double().cpu(), table.detach().cpu()
-    slack = 4.0 * torch.finfo(table.dtype).eps if table.is_floating_point() else 0.0
+    slack, least = 0.0, 0.0  # of what a cast rounds, and of what is below its normal numbers
+    if table.is_floating_point():
+        kind_of = torch.finfo(table.dtype)
+        slack, least = 4.0 * kind_of.eps, kind_of.eps * kind_of.smallest_normal
     table = table.double()
     if own.shape != table.shape:
         raise ValueError(
             f"FsScheduler.from_config: alphas_cumprod of this {kind.__name__} has {len(table)} "
             f"numbers and its config gives {len(own)}; trained_betas in its config are accepted"
         )
-    off = (own - table).abs() > slack * own.abs()
+    off = (own - table).abs() > slack * own.abs() + least
     if off.any():
         at = int(off.nonzero()[0])
         raise ValueError(
