@@ -4,15 +4,18 @@ it lacks and how it is mended, before anything is loaded.
 
 import json
 import shutil
+import typing
 from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastsample import cli
 from tests import pipelines
 
 diffusers = pytest.importorskip("diffusers")
+from fastsample.interop.diffusers import whole  # noqa: E402
 from fastsample.interop.diffusers.asked import asked  # noqa: E402
 from fastsample.interop.diffusers.folder import Folder  # noqa: E402
 
@@ -124,3 +127,82 @@ def test_a_call_that_fails_is_one_sentence(here):
         asked(pipe, [{"batch_size": "two"}])
     assert error.value.__cause__ is not None
     assert not [hook for hook in pipe.unet._forward_hooks.values()]
+
+
+OURS, THEIRS = "diffusion_pytorch_model", "model"
+
+
+@pytest.mark.parametrize(
+    "index, stands, opened",
+    [
+        (f"{OURS}.bin.index.json", f"{OURS}.safetensors", False),
+        (f"{OURS}.safetensors.index.json", f"{OURS}.safetensors", True),
+        (f"{OURS}.safetensors.index.json", f"{OURS}.fp16.safetensors", False),
+        (f"{OURS}.safetensors.index.fp16.json", f"{OURS}.fp16.safetensors", True),
+        (f"{OURS}.safetensors.fp16.index.json", f"{OURS}.fp16.safetensors", True),
+        (f"{THEIRS}.safetensors.index.json", f"{THEIRS}.safetensors", False),
+        ("pytorch_model.bin.index.json", f"{THEIRS}.safetensors", False),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin", False),
+        (f"{THEIRS}.safetensors.index.json", "pytorch_model.bin", True),
+        ("pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", True),
+    ],
+)
+def test_the_index_that_is_opened_is_held_to_its_files_alone(here, index, stands, opened):
+    """As `hf download --exclude "*.bin"` leaves the index of what it left out."""
+    (here / "unet" / index).write_text(json.dumps({"weight_map": {"w": "absent.bin"}}))
+    renamed(here / WEIGHTS, stands)
+    if opened:
+        with pytest.raises(ValueError, match=f"absent.bin: no such file, and {index} names it"):
+            whole.variant(here / "unet", True)
+    else:
+        assert whole.variant(here / "unet", True) == ("fp16" if ".fp16." in stands else None)
+        if stands.startswith(OURS):
+            assert Folder.read("a").load().unet.training is False
+
+
+def test_metadata_with_any_key_is_no_tensor(here):
+    save_file(load_file(here / WEIGHTS), here / WEIGHTS, {"format": "pt", "dtype": "float32"})
+    assert whole.variant(here / "unet", True) is None
+
+
+def test_a_list_of_the_pipelines_own_is_no_component(here):
+    """As text_encoder_select_layers of Krea 2, which encoders=False leaves as it is."""
+    own = {"_class_name": "Krea2Pipeline", "text_encoder_select_layers": [2, 5]}
+    own |= {"text_encoder": [None, None], "tokenizer": ["transformers", "Qwen2Tokenizer"]}
+    (here / "model_index.json").write_text(
+        json.dumps({**own, "unet": ["diffusers", "UNet2DModel"]})
+    )
+    folder = Folder.read("a")
+    assert folder.parts == ["tokenizer", "unet"] and not folder.reads_prompts
+    with mock.patch.object(diffusers.Krea2Pipeline, "from_pretrained") as load:
+        folder.load(encoders=False)
+    assert {name for name, word in load.call_args.kwargs.items() if word is None} == {
+        *("text_encoder", "tokenizer"),
+    }
+
+
+class Called:
+    """A pipeline whose call is annotated in ways of its own."""
+
+    def __call__(self, size: tuple[int, int] | None, ends: tuple[float, ...], any: typing.Any):
+        pass
+
+
+def test_a_list_is_a_tuple_where_the_call_takes_one_and_anything_is_any():
+    folder = Folder(None, Called, {})
+    assert folder.fits("size", [8, 8]) and folder.taken("size", [8, 8]) == (8, 8)
+    assert folder.fits("size", None) and folder.taken("size", None) is None
+    assert not (folder.fits("size", [8]) or folder.fits("size", [8, "a"]) or folder.fits("size", 8))
+    assert folder.fits("ends", [1, 2.0, 3]) and folder.taken("ends", [1, 2, 3]) == (1, 2, 3)
+    assert all(folder.fits("any", value) for value in ([1], "a", None, True, {}))
+    assert folder.taken("any", [1, [2]]) == [1, [2]]
+
+
+@pytest.mark.parametrize("text", ["math.nosuch", "Nosuch", "no such"])
+def test_an_annotation_that_is_none_takes_anything(text):
+    class Odd:
+        def __call__(self, x):
+            pass
+
+    Odd.__call__.__annotations__["x"] = text
+    assert Folder(None, Odd, {}).fits("x", [1]) and Folder(None, Odd, {}).taken("x", [1]) == [1]

@@ -1,5 +1,7 @@
 """fastsample optimize --pipeline on pipelines that ask their networks in ways of their own."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,30 @@ def test_a_call_that_needs_a_negative_array_gets_it(tmp_path):
     assert a.isfinite().all() and not torch.allclose(a, b)
     none = guided.words(1)["uncond"]["added_cond_kwargs"]["image_embeds"]
     assert not none.any() and plain.words(1)["cond"]["added_cond_kwargs"]["image_embeds"].all()
+
+
+TALL = "--call=height=8"
+
+
+def test_one_side_of_a_size_leaves_the_other_at_its_default(tmp_path):
+    pipelines.image_embeddings(tmp_path / "k")
+    np.savez(
+        tmp_path / "k.npz", image_embeds=np.ones((1, 8)), negative_image_embeds=np.ones((1, 8))
+    )
+    words = ["--conditions", str(tmp_path / "k.npz")]
+    with mock.patch("fastsample.interop.diffusers.asked.asked") as asked:
+        for size in (["--call=height=64"], ["--call=width=64"], ["--call=width=64", TALL], []):
+            subject(tmp_path / "k", *words, *size)
+    told = [call.args[1][0] for call in asked.call_args_list]
+    sizes = [(each.get("height"), each.get("width")) for each in told]
+    assert sizes == [(64, 512), (512, 64), (8, 64), (None, None)]
+
+
+def test_words_that_guide_are_taken_at_their_default(tmp_path):
+    """And SDXL's sizes, which it adds up as tuples."""
+    pipelines.stable_diffusion_xl(tmp_path / "xl")
+    words = ["--prompt=a cat", "--call=guidance_rescale=0.0", "--call=target_size=[16, 24]"]
+    it = subject(tmp_path / "xl", *words)
+    assert it.words(1)["cond"]["added_cond_kwargs"]["time_ids"][0, -2:].tolist() == [16, 24]
+    with pytest.raises(ValueError, match="guidance_rescale is of guidance by the pipeline"):
+        subject(tmp_path / "xl", "--prompt=a cat", "--call=guidance_rescale=0.5")

@@ -130,19 +130,31 @@ def _words(args: argparse.Namespace, folder: Any) -> dict[str, Any]:
                 f"{where}: {call} takes {folder.takes[name]} there; such a value, where a command "
                 "line can say it, or an array of it by --conditions FILE.npz, is accepted"
             )
-        if name.startswith(GUIDES):
+        given[name] = folder.taken(name, value)
+        own_too = name in folder.defaults and given[name] == folder.defaults[name]
+        if name.startswith(GUIDES) and not own_too:
             raise ValueError(
                 f"{where}: {name} is of guidance by the pipeline, and a plan adds its branches up "
                 "by --guidance alone; it is accepted in the pipeline itself"
             )
-        given[name] = value
-    sides = [name for name in ("height", "width") if name in given]
-    if len(sides) == 1 and {"height", "width"} <= folder.takes.keys():
-        raise ValueError(
-            f"--call {sides[0]}={given[sides[0]]}: a size has two, and some pipelines look at "
-            "neither where one is missing; height and width are accepted"
-        )
-    return words | given
+    return words | given | _other_side(folder, given)
+
+
+def _other_side(folder: Any, given: Mapping) -> dict[str, Any]:
+    """Of a height or a width alone the other one, where the call has a number for it; ValueError
+    where it has none.
+    """
+    sides = ("height", "width")
+    said = [name for name in sides if name in given]
+    if len(said) != 1 or not folder.takes.keys() >= {*sides}:
+        return {}
+    other = sides[said[0] == sides[0]]
+    if isinstance(folder.defaults.get(other), int):
+        return {other: folder.defaults[other]}
+    raise ValueError(
+        f"--call {said[0]}={given[said[0]]}: a size has two, and some pipelines look at "
+        "neither where one is missing; height and width are accepted"
+    )
 
 
 def _weights(args: argparse.Namespace) -> Any:

@@ -72,13 +72,25 @@ class Folder:
         """Those without a default."""
         return [name for name, word in self._call.items() if word.default is word.empty]
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those that have one, and which."""
+        return {n: w.default for n, w in self._call.items() if w.default is not w.empty}
+
+    @cached_property
+    def _kinds(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(self.kind.__call__)
+        except Exception:  # text that names what is not there, or is no annotation: any of them
+            return {}
+
     def fits(self, name: str, value: object) -> bool:
         """Is a value that JSON can say one of what an argument of the call is annotated as?"""
-        try:
-            kinds = typing.get_type_hints(self.kind.__call__)
-        except (NameError, TypeError):  # names of what is imported for type checkers alone
-            return True
-        return name not in kinds or _is(value, kinds[name])
+        return _is(value, self._kinds.get(name, Any))
+
+    def taken(self, name: str, value: object) -> Any:
+        """A value that fits, as the call takes it: a tuple where JSON has a list."""
+        return _taken(value, self._kinds.get(name, Any))
 
     @property
     def reads_prompts(self) -> bool:
@@ -88,8 +100,7 @@ class Folder:
     @property
     def parts(self) -> list[str]:
         """The components that are there."""
-        entries = self.index.items()
-        return [name for name, v in entries if isinstance(v, list) and v[:1] != [None]]
+        return [name for name, entry in self.index.items() if _is(entry, tuple[str, str])]
 
     def load(self, dtype: torch.dtype = torch.float32, *, encoders: bool = True) -> Any:
         """The pipeline, from this folder alone; without its encoders where conditions come from
@@ -98,6 +109,8 @@ class Folder:
         """
         parts = inspect.signature(self.kind.__init__).parameters
         left = [name for name in parts if name.startswith(ENCODERS) and not encoders]
+        # a name there may be of a number or a list of the pipeline's own, which is no component
+        left = [name for name in left if name in self.parts or name not in self.index]
         left += [name for name, entry in self.index.items() if entry == [None, None]]
         words = {DTYPE: dtype, "local_files_only": True, **dict.fromkeys(left)}
         for name in self.parts:
@@ -154,7 +167,11 @@ def _silent() -> Iterator[None]:
 
 
 def _is(value: object, kind: object) -> bool:
-    """Is a value of JSON one of this annotation? A tensor, an image or a callable is none."""
+    """Is a value of JSON one of this annotation? A tensor, an image or a callable is none; a list
+    is a tuple.
+    """
+    if kind is Any:  # a class since Python 3.11, of which nothing is an instance
+        return True
     kinds = typing.get_args(kind)
     origin = typing.get_origin(kind) or kind
     if origin in (typing.Union, types.UnionType):
@@ -162,9 +179,28 @@ def _is(value: object, kind: object) -> bool:
     if origin is typing.Literal:
         return value in kinds
     if isinstance(value, bool) or not isinstance(origin, type):
-        return kind in (Any, bool) or (value is None and kind is None)
+        return kind is bool or (value is None and kind is None)
     if origin is float:
         return isinstance(value, (int, float))
-    if isinstance(value, list) and issubclass(list, origin):
-        return not kinds or all(_is(each, kinds[0]) for each in value)
+    if isinstance(value, list) and (origin is tuple or issubclass(list, origin)):
+        each = _each(len(value), origin, kinds)
+        return len(each) == len(value) and all(map(_is, value, each))
     return isinstance(value, origin)
+
+
+def _each(n: int, origin: object, kinds: tuple) -> tuple:
+    """The annotations of n members: of a tuple of several its own, else one for all."""
+    fixed = origin is tuple and len(kinds) > 1 and kinds[-1] is not Ellipsis
+    return kinds if fixed else (kinds[:1] or (Any,)) * n
+
+
+def _taken(value: object, kind: object) -> Any:
+    """A value of JSON that is one of this annotation, with tuples where it says so."""
+    kinds = typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
+    if origin in (typing.Union, types.UnionType):
+        return _taken(value, next(each for each in kinds if _is(value, each)))
+    if not isinstance(value, list):
+        return value
+    made = [*map(_taken, value, _each(len(value), origin, kinds))]
+    return tuple(made) if origin is tuple else made

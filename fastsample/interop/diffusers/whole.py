@@ -37,9 +37,10 @@ def variant(folder: Path, network: bool) -> str | None:
             _refuse_cut(path)
     if not network:
         return None
-    _refuse_missing(folder, {path.name for path in files})
     found = {_variant(path.name) for path in files if path.name.endswith(WEIGHTS)}
-    return None if None in found else min(found)
+    one = min(found) if found and None not in found else None
+    _refuse_missing(folder, {path.name for path in files}, one)
+    return one
 
 
 def read_json(path: Path) -> Any:
@@ -71,7 +72,8 @@ def _refuse_cut(path: Path) -> None:
             if end > HEADER:
                 raise ValueError
             header = json.loads(file.read(end - 8)) if end <= size else {}
-            end += max((v["data_offsets"][1] for v in header.values() if "dtype" in v), default=0)
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            end += max((entry["data_offsets"][1] for entry in tensors), default=0)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path}: no file of safetensors; {AGAIN} it is accepted") from None
     if end != size:
@@ -80,25 +82,38 @@ def _refuse_cut(path: Path) -> None:
         )
 
 
-def _refuse_missing(folder: Path, names: set[str]) -> None:
+def _refuse_missing(folder: Path, names: set[str], variant: str | None) -> None:
     """No config, no weights, or an index that names files of weights which are not there."""
     if "config.json" not in names:
         raise ValueError(f"{folder}: no config.json in it; {AGAIN} it is accepted")
-    for index in names:
-        if index.endswith(".index.json"):
-            named = read_json(folder / index)
-            parts = named.get("weight_map") if isinstance(named, dict) else None
-            absent = sorted({*(parts or {}).values()} - names)
-            if absent:
-                raise ValueError(
-                    f"{folder / absent[0]}: no such file, and {index} names it; {AGAIN} it is "
-                    "accepted"
-                )
+    index = _opened(names, variant)
+    if index is not None:
+        named = read_json(folder / index)
+        parts = named.get("weight_map") if isinstance(named, dict) else None
+        absent = sorted({*(parts or {}).values()} - names)
+        if absent:
+            raise ValueError(
+                f"{folder / absent[0]}: no such file, and {index} names it; {AGAIN} it is accepted"
+            )
     if not any(name.endswith(WEIGHTS) for name in names):
         raise ValueError(
             f"{folder}: no weights in it, {' or '.join(f'*{end}' for end in WEIGHTS)}; {AGAIN} it "
             "is accepted"
         )
+
+
+def _opened(names: set[str], variant: str | None) -> str | None:
+    """The index of a network's folder that loading it opens, if any: diffusers looks for one of
+    .safetensors before whole weights and opens none of .bin, transformers looks for whole ones
+    first. What is left out of a download may leave its index behind.
+    """
+    end, own = f".{variant}" if variant else "", "diffusion_pytorch_model"
+    order = [f"{own}.safetensors.index{end}.json", f"{own}.safetensors{end}.index.json"]
+    order += [f"{own}{end}.safetensors", f"{own}{end}.bin"]
+    order += [f"model{end}.safetensors", f"model.safetensors.index{end}.json"]
+    order += [f"pytorch_model{end}.bin", f"pytorch_model.bin.index{end}.json"]
+    first = next((name for name in order if name in names), "")
+    return first if first.endswith(".json") else None
 
 
 def _variant(name: str) -> str | None:
