@@ -123,7 +123,7 @@ TESTS = {  # test: is it to fail?
     "test_run.py::test_float32_is_the_interpreters_float32_to_the_bit[toy_solver-reference]": False,
     "test_run.py::test_float32_is_the_interpreters_float32_to_the_bit[unipc-wrong]": True,
     "test_run.py::test_inpainting_is_the_interpreters[toy_solver-reference]": False,
-    "test_solvers.py::test_a_thousand_evaluations[EDM-toy_solver]": False,
+    "test_solvers.py::test_a_thousand_evaluations[toy_solver-0]": False,
     "test_order.py::test_b_slope_from_exact_history[toy_solver]": False,
     "test_order.py::test_c_slope_as_users_run_it[toy_solver]": False,
     "test_order.py::test_c_slope_as_users_run_it[wrong_solver]": True,

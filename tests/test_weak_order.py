@@ -111,7 +111,11 @@ def test_an_older_output_where_it_was_made_lowers_the_weak_order(monkeypatch):
 
 def test_noises_that_are_apart_lower_the_weak_order(monkeypatch):
     """The two noises of a dpmpp_sde step belong to one path: drawn apart, its order is 1."""
-    apart = lambda z, last, kappa, noise: np.sqrt(-np.expm1(-2.0 * kappa)) * noise
+
+    def apart(z, more, noise):
+        variance = sum(weight**2 for weight in z.values())
+        return np.sqrt(np.exp(-2.0 * more) * variance - np.expm1(-2.0 * more)) * noise
+
     monkeypatch.setattr(seeds, "grown", apart)
     variance = [errors("dpmpp_sde", {}, EDM(), n)[1] for n in (64, 128)]
     assert 0.9 < np.log2(variance[0] / variance[1]) < 1.1
