@@ -176,6 +176,18 @@ def test_too_few_minutes_are_told_in_minutes(pack):
     assert not list(pack.folder.glob("*.fsplan"))
 
 
+@pytest.mark.parametrize("seconds, minutes", [(7380, 123), (246, 5), (130, 3), (0.011, 1)])
+def test_the_minutes_named_are_enough(pack, monkeypatch, seconds, minutes):
+    said = f"search: no time; a time_limit above {seconds} s, a smaller teacher= is accepted"
+
+    def refuses(*given, **words):
+        raise ValueError(said)
+
+    monkeypatch.setattr(fs.optimize, "search", refuses)
+    with pytest.raises(ValueError, match=f"takes up to {minutes} of them"):
+        pack.run("Calibrate", guider=guider(), **{**WORDS, "minutes": 0.001})
+
+
 def test_a_model_that_fails_leaves_no_plan(pack):
     """Its own error, and what was finished."""
     asked = []

@@ -114,3 +114,18 @@ def test_a_model_that_writes_into_what_it_is_given_is_refused():
     plan = fs.solvers.euler(writes, [5.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="polish: the model changed its input in place; let it"):
         polisher(plan, writes, z, torch.zeros_like(z), held=1)
+
+
+def test_a_plan_that_is_not_finite_is_told_and_not_taken_for_one_that_is_zero():
+    """A mean square of NaN is NaN, whatever the twins' are; one of 0 is what 1 stands for."""
+    model, z = subject(), noise(4)
+    plan = fs.solvers.euler(model, [5.0, 1.0, 0.0])
+    lost = torch.cat([z[:2] * torch.tensor([[torch.nan], [0.0]]), z[2:]])
+    p = polisher(plan, model, z, target_of(model, z), held=1)
+    probes, first = p.numbers.probes(), p.numbers.first
+    square = Twins("polish", model, plan, lost, WORDS, torch.float64).squares(
+        probes, torch.arange(4), first
+    )
+    assert square[0].isnan().any() and square[1:].isfinite().all()
+    with pytest.raises(ValueError, match="polish: .* not finite"):
+        polisher(plan, model, lost[[1, 2, 0]], target_of(model, z[:3]), held=1)

@@ -11,49 +11,40 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
 from ..files import folder_for, make_folder, write_whole
 from ..plan.note import load_note
-from ..runtime.conditions import PLAIN, Shared
+from ._fingerprint import Sketch, apart
 
 STATE = "search.json"
 MOST_TEXT, MOST_ARRAYS = 64 << 20, 4 << 30  # bytes
-
-
-def fingerprint(tree: Any) -> str | None:
-    """A hash over all that a tree holds, as conditions are: where it stands, and of tensors every
-    number; what is no number and no text by its class alone. None where it holds nothing.
-    """
-    found, leaves = hashlib.sha256(), tree_leaves_with_path(tree)
-    for path, leaf in leaves:
-        for one in tree_leaves(leaf.value) if isinstance(leaf, Shared) else [leaf]:
-            said = repr(one) if isinstance(one, PLAIN) else type(one).__qualname__
-            said = f"{one.dtype} {list(one.shape)}" if isinstance(one, Tensor) else said
-            found.update(f"{keystr(path)} {said}\n".encode())
-            if isinstance(one, Tensor):
-                flat = one.detach().cpu().contiguous().reshape(-1)
-                found.update(flat.view(torch.uint8).numpy())
-    return found.hexdigest()[:16] if leaves else None
+BEFORE, SHOWN = 24, 80  # characters of a refusal: before the first that differs, and in all
 
 
 class Checkpoint:
     """The finished parts of one search. folder: None keeps them in memory alone.
 
     asked: JSON that says which search it is; another one's folder is refused, so that nothing of it
-    is lost. writes: False for all but one of several processes.
+    is lost. sketched: `sketches` of its conditions, which may differ by rounding. writes: False for
+    all but one of several processes.
     """
 
-    def __init__(self, where: str, folder: Any, asked: Mapping[str, Any]):
+    def __init__(
+        self,
+        where: str,
+        folder: Any,
+        asked: Mapping[str, Any],
+        sketched: Mapping[str, Sketch] | None = None,
+    ):
         self._where, self._asked = where, json.loads(json.dumps(asked))
+        self._sketched = dict(sketched or {})
         self._folder = None if folder is None else folder_for(folder, f"{where}: checkpoint")
         self.writes = True
         self.done: dict[str, Any] = {}
@@ -84,6 +75,7 @@ class Checkpoint:
         name = f"search-{hashlib.sha256(data.getbuffer()).hexdigest()[:16]}.npz"
         write_whole(self._folder / name, data.getvalue())
         said = {"asked": self._asked, "arrays": name, "done": self.done}
+        said["sketched"] = {where: [one.size, one.rows] for where, one in self._sketched.items()}
         write_whole(self._folder / STATE, json.dumps(said, sort_keys=True, indent=1).encode())
         for old in self._folder.glob("search-*.npz"):
             if old.name != name:
@@ -102,18 +94,34 @@ class Checkpoint:
         if not (isinstance(asked, dict) and spent):
             self._refuse("holds no search")
         for name, ours in self._asked.items():
-            theirs = asked.get(name)
-            if theirs != ours:
-                raise ValueError(
-                    f"{self._where}: the checkpoint {self._folder} is of another search: {name} is "
-                    f"{theirs!r:.80} there and {ours!r:.80} here; another folder, or the same "
-                    "arguments, is accepted"
-                )
+            if asked.get(name) != ours:
+                self._other(name, asked.get(name), ours)
+        self._compare(said.get("sketched"))
         self.done = done
         self.arrays = {name: {} for name in self.done}
         for name, value in self._loaded(self._folder / Path(str(said.get("arrays"))).name).items():
             part, _, own = name.partition("/")
             self.arrays.setdefault(part, {})[own] = value
+
+    def _compare(self, sketched: Any) -> None:
+        """Refuse conditions that differ by more than rounding."""
+        for name, ours in self._sketched.items():
+            theirs = sketched.get(name) if isinstance(sketched, dict) else None
+            rows = apart(theirs, ours)
+            if rows is not None:
+                self._other(f"conditions{name}", *rows)
+
+    def _other(self, name: str, theirs: Any, ours: Any) -> None:
+        """Refuse another search's folder, with a few words before what differs."""
+        ordered = lambda told: repr(json.loads(json.dumps(told, sort_keys=True)))
+        there, here = ordered(theirs), ordered(ours)
+        first = len(os.path.commonprefix([there, here]))
+        begin = max(there.rfind(" ", 0, max(first - BEFORE, 0)) + 1, first - 2 * BEFORE, 0)
+        there, here = (f"{'...' * (begin > 0)}{one[begin:][:SHOWN]}" for one in (there, here))
+        raise ValueError(
+            f"{self._where}: the checkpoint {self._folder} is of another search: {name} is {there} "
+            f"there and {here} here; another folder, or the same arguments, is accepted"
+        )
 
     def _loaded(self, path: Path) -> dict[str, np.ndarray]:
         try:

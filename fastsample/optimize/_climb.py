@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class Climb:
             raise ValueError(
                 f"search: an evaluation of one sample takes {self.pace:.3g} s, and the teacher "
                 f"with the {B2} noises held out needs {needed} of them; a time_limit above "
-                f"{self.after(needed):.3g} s, a smaller teacher= or fewer held_out= is accepted"
+                f"{upward(self.after(needed))} s, a smaller teacher= or fewer held_out= is accepted"
             ) from None
 
     def teacher(self) -> None:
@@ -310,6 +311,13 @@ class Climb:
         parts = self.kept.done.values()
         rows, seconds = (sum(part[k] for part in parts) for k in ("rows", "seconds"))
         return rows / len(self.setting.z), seconds
+
+
+def upward(seconds: float) -> str:
+    """The next number that is whole from 10 on, of two digits below: none that is less."""
+    if seconds >= 10:
+        return str(math.ceil(seconds))
+    return f"{Context(prec=2, rounding=ROUND_CEILING).create_decimal_from_float(seconds):f}"
 
 
 def limit_of(time_limit: Any) -> float:

@@ -72,7 +72,7 @@ class Twins:
         out = torch.ones(len(samples), len(tables), dtype=torch.float64, device=self._noise.device)
         for _, which, x in self._run(tables, samples, first, alone=True):
             square = x.double().square().flatten(2).mean(2)
-            out[:, which] = torch.where(square[0] > 0, square / square[0], 1.0).T
+            out[:, which] = torch.where(square[0] == 0, 1.0, square / square[0]).T
         return out
 
     def _run(

@@ -30,7 +30,8 @@ The arguments of `search`; those that every search takes are `optimize.Given`:
     held_out     None: 64 noises drawn from a seed that comes of z
     checkpoint   a folder, made where there is none: every finished part and every step of a polish
                  is kept there, and the same call with the same folder goes on from it to the same
-                 plans. One of other arguments, or of a model that answers otherwise, is refused
+                 plans. One of other arguments, or of a model that answers otherwise, is refused;
+                 answers, and the fractions in conditions, may differ as two machines' do, by 2 %
 
 Ctrl-C ends the climb: what was found is returned, `search.stopped` says so. So does a model that
 fails on the way, with the exception `Stopped`, whose `search` is what was found.
@@ -53,9 +54,10 @@ from ..kernels import normal
 from ..model import Model
 from ..runtime.sources import digest
 from ._bound import STEPS
-from ._checkpoint import Checkpoint, fingerprint
+from ._checkpoint import Checkpoint
 from ._climb import Climb, TimeUp, limit_of
 from ._families import ROWS
+from ._fingerprint import fingerprint, sketches
 from ._given import numbered, one_of, whole
 from ._newton import Options as Newton
 from ._paths import Options
@@ -114,7 +116,9 @@ def search(
     held = max(round(SHARE * (B - few)), 1)
     newton = Newton("log", iterations, batch, held, MEMORY, False, setting.note["seed"] or 0)
     asked, ranks = own | _asked(setting, held_out), setting.words["ranks"]
-    kept = ranks.told(lambda: Checkpoint("search", checkpoint, asked))
+    told = _told(setting)
+    near = lambda: {} if checkpoint is None else sketches(told)
+    kept = ranks.told(lambda: Checkpoint("search", checkpoint, asked, near()))
     kept.writes = ranks.first
     climb = Climb(setting, kept, held_out, wanted, rows, options, newton, solver, few, limit)
     rungs = (climb.fit, climb.by_hand, climb.polish) if by_hand else (climb.fit, climb.polish)
@@ -123,15 +127,20 @@ def search(
 
 def _asked(setting: Setting, held_out: Tensor) -> dict[str, Any]:
     """What a checkpoint is of, beside the search's own arguments."""
-    teacher, told = setting.teacher, {"cond", "uncond"} & setting.words.keys()
+    teacher = setting.teacher
     return setting.note | {
         "model": setting.model.to_json(),
         "N": setting.N,
         "noises": len(setting.z),
         "held out": digest(held_out).hex()[:16],
         "teacher": fingerprint([teacher.plan.to_json(), teacher.grid.tolist()]),
-        "conditions": fingerprint({name: setting.words[name] for name in sorted(told)}),
+        "conditions": fingerprint(_told(setting)),
     }
+
+
+def _told(setting: Setting) -> dict[str, Any]:
+    """The conditions."""
+    return {name: setting.words[name] for name in ("cond", "uncond") if name in setting.words}
 
 
 def _climbed(climb: Climb, climbs: Sequence[Callable[[], None]], own: dict[str, Any]) -> Search:

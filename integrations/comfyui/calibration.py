@@ -7,6 +7,7 @@ It stands where a SAMPLER does: the guider loads the model, prepares the conditi
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -168,9 +169,9 @@ class Calibration:
         seconds = re.search(r"a time_limit above (\S+) s", str(error))
         if seconds is None:
             return error
-        needed = float(seconds[1]) / 60
+        needed = math.ceil(float(seconds[1]) / 60)  # whole, as the host rounds what is typed in
         return ValueError(
-            f"fastsample: minutes is {self.minutes:g}, and the model alone takes {needed:.2g} of "
+            f"fastsample: minutes is {self.minutes:g}, and the model alone takes up to {needed} of "
             "them for what the plan is compared with; more minutes, 0 for no limit, or a smaller "
             "effort is accepted"
         )
