@@ -163,7 +163,8 @@ def test_a_table_of_words_has_what_is_said_beside_the_figures():
     assert made == (
         "<!-- words table: front -->\n|  | 4 evaluations | 6 evaluations |\n|---|---|---|\n"
         "| fit | a | c |\n\n| of | said |\n|---|---|\n| fit: time | 2 s |\n"
-        f"| by hand: 4 evaluations: which | b |\n| grids | {grids} |\n"
+        "| by hand: 4 evaluations: which | b |\n"
+        f"| by hand: 4 evaluations, 6 evaluations: grids | {grids} |\n"
         "| by hand: 6 evaluations: which | b |\n\n"
         "Measured on P, 2 cores, 2026-01-02.\n<!-- end -->"
     )
