@@ -345,6 +345,7 @@ def small_demo():
 FOUND = {"search.html", "search.csv", "plan-2.fsplan", "plan-3.fsplan"}
 
 
+@pytest.mark.slow
 def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     """A small demo: every part of it runs; fit and polish beat the usual and all made by hand at
     every budget; the plans, the page and the pictures are there.

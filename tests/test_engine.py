@@ -20,16 +20,30 @@ from fastsample.runtime.stack import LEAST, Stack
 ENGINES = {}
 
 
-@settings(max_examples=max(200, settings.default.max_examples))
-@given(
+COMING = given(
     order=st.integers(0, 2**32),
     capacity=st.sampled_from((9, 64)),
     policy=st.sampled_from(("first", "shortest", lambda waiting, running: waiting[::-1])),
 )
+
+
+@settings(max_examples=settings.default.max_examples)
+@COMING
 def test_each_request_equals_its_run_alone(order, capacity, policy):
     """64 of them in every order of coming and entering, in engines that have seen many requests
     before and in new ones.
     """
+    equal_to_its_run_alone(order, capacity, policy)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@COMING
+def test_each_request_equals_its_run_alone_in_two_hundred_orders(order, capacity, policy):
+    equal_to_its_run_alone(order, capacity, policy)
+
+
+def equal_to_its_run_alone(order, capacity, policy):
     assert len(MADE) == 2 * len(fs.solvers.SOLVERS) + 4
     if order % 20 == 0:
         ENGINES.clear()

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SOLVER = '''"""{name}: Euler's step on x0."""
@@ -149,6 +151,7 @@ def extended(folder: Path) -> None:
     (folder / "tests" / "test_toy_commands.py").write_text(COMMANDS)
 
 
+@pytest.mark.slow
 def test_new_parts_are_taken_up_and_wrong_ones_noticed(tmp_path):
     extended(tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=out.xml"]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 DAY = "2026-01-02"
 ORDER = ["bits", "step", "loop", "moments", "cost_matrix", "search", "latency", "peer", "sanitizer"]
@@ -134,7 +136,6 @@ def test_what_compute_sanitizer_finds(tmp_path):
     assert record["rows"][0]["figures"][0]["value"] == 7
 
 
-@pytest.mark.slow
 def test_all_of_a_quick_run(tmp_path):
     """The tests of tests/gpu and every benchmark but those that a quick run leaves out."""
     status, said, record = rehearse(tmp_path, "--quick", "bench")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TESTS = """
@@ -69,6 +71,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_our_class_in_place_of_theirs(tmp_path):
     folder = tmp_path / "tests" / "schedulers"
     folder.mkdir(parents=True)
