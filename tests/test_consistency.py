@@ -351,9 +351,10 @@ def test_a_defect_is_rounding_where_rows_enlarge_rounding_as_much():
     steep = DiscreteVP.cosine(288), [287.0, 262.0, 260.0, 249.0, -1.0]
     for (schedule, grid_of), part in ((steep, 1e-5), ((VP(), [1.0, 0.6, 0.3, 0.1, 0.0]), 1e-8)):
         said = "^pndm: rows enlarge rounding on this grid, in float64 to .*e-09 .* float32 to about"
-        with pytest.warns(UserWarning, match=said) if part == 1e-5 else nullcontext():
+        with pytest.warns(UserWarning, match=said) if part == 1e-5 else nullcontext() as warned:
             plan = SOLVERS["pndm"](schedule, grid_of, prediction="x0", warm_up="runge-kutta")
         assert is_sound(plan) and (plan.consistency() > CONSISTENT) == (part == 1e-5)
+        assert all(w.filename == __file__ for w in warned or ())
         M = plan.M.copy()
         M[-2, 0, 0] *= 1.0 + part
         off = plan.with_numbers(M=M)

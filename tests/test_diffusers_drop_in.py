@@ -171,6 +171,7 @@ def test_a_config_that_cannot_be_reproduced_is_exact_with_one_warning(config, wh
     with pytest.warns(UserWarning, match=what) as said:
         made = FsScheduler(**config)
     assert len(said) == 1 and "every run is exact instead" in str(said[0].message)
+    assert said[0].filename == __file__
     assert made.config.compat is None
     made.set_timesteps(2)
     # as it became, and without a second warning
@@ -196,6 +197,7 @@ def test_a_run_that_cannot_be_reproduced_is_exact_with_one_warning(config, steps
         scheduler.set_timesteps(**steps)
     said = [w for w in said if w.category is UserWarning]  # the class divides by 0 on the way
     assert len(said) == 1 and "this run is exact instead" in str(said[0].message)
+    assert said[0].filename == __file__
     exact.set_timesteps(**steps)
     assert scheduler.plan.to_bytes() == exact.plan.to_bytes()
     assert scheduler.init_noise_sigma == exact.init_noise_sigma

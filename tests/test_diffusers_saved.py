@@ -244,8 +244,9 @@ def test_a_run_with_gradients_stays_in_its_process():
     ours.set_timesteps(5)
     x = start(1, 3, 4, 4).requires_grad_()
     ours.step(0.1 * x, ours.timesteps[0], x)
-    with pytest.warns(UserWarning, match="a run with gradients is under way and stays here"):
+    with pytest.warns(match="a run with gradients is under way and stays here") as told:
         begun = pickle.loads(pickle.dumps(ours))
+    assert told[0].filename == __file__
     assert begun.step_index is None and torch.equal(begun.timesteps, ours.timesteps)
 
 

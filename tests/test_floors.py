@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fastsample"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    ("plan", "files", "schedules", "model", "distances"),
+    ("plan", "files", "caller", "schedules", "model", "distances"),
     ("grids",),
     ("presets", "solvers", "guidance"),
     ("kernels",),

@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Sequence
 from functools import reduce
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import caller
 from ..plan.row import READS_SPLIT
 
 try:
@@ -26,10 +26,9 @@ except ImportError as error:
     _C, MISSING = None, f"fastsample._C is not built ({error})"
     if find_spec("fastsample._C") is not None:
         MISSING = f"fastsample._C is there and does not load ({error})"
-        warnings.warn(
+        caller.warn(
             f"fastsample: its binary is there and does not load ({error}); everything runs on the "
-            "slower backend reference",
-            stacklevel=2,
+            "slower backend reference"
         )
 
 DTYPES = {getattr(torch, name): name for name in ("float32", "float64", "float16", "bfloat16")}

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import caller
 from ..model import Model
-from ..runtime import arguments
 from ..runtime.conditions import take
 from ..trajectories import Denoiser
 from ._given import cut
@@ -87,6 +87,6 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _unheard(where: str, what: str) -> None:
-    arguments.warn(
+    caller.warn(
         f"{where}: {what} nothing; a model that takes its conditions under these names is needed"
     )

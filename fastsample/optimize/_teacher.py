@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import grids, metrics, solvers
+from .. import caller, grids, metrics, solvers
 from ..guidance import guided
 from ..model import Model
 from ..plan import Plan
@@ -210,7 +210,7 @@ def settle(
     plan, agreement, _ = metrics.settled(teacher.make, end, SETTLED, teacher.most, judged)
     if agreement < POOR and ranks.first:
         name = f"{plan.note.get('solver', 'unnamed')}, {plan.nfe} evaluations"
-        arguments.warn(
+        caller.warn(
             f"{where}: the teacher ({name}) agrees to {agreement:.1f} dB with twice as many "
             f"evaluations; a target needs {POOR:g} dB: pass teacher= with more steps, or a plan "
             "that fits the model better, and look whether the model answers alike when it is asked "

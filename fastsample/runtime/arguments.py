@@ -5,7 +5,6 @@ refusal is one sentence, before any kernel runs.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -366,11 +365,3 @@ def named(where: str) -> Iterator[None]:
         if head not in ("Run", "Sampler"):
             raise
         raise type(error)(f"{where}: {said}") from None
-
-
-def warn(text: str) -> None:
-    """A UserWarning that points at whoever called the package."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("fastsample."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, stacklevel=level)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import caller
 from ..kernels import transforms
 from ..kernels.backend import select
 from ..plan import Plan
@@ -360,7 +361,7 @@ def _new_seeds(tickets: Sequence[Ticket], seeds: object) -> list[int | None]:
     if seeds is None:
         copied = [ids for k, ids in enumerate(left) if tickets[k] in tickets[:k]]
         if any(copied):
-            arguments.warn(ALIKE.format("Engine.select"))
+            caller.warn(ALIKE.format("Engine.select"))
         return [None] * len(tickets)
     if any(0 in ids for ids in left):
         raise ValueError(

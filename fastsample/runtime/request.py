@@ -70,7 +70,6 @@ class Requests:
         told: Sequence,
         image: Sequence,
         blend: Sequence,
-        stacklevel: int = 4,
     ) -> Request:
         """The request that `Engine.submit` is asked for; raises as it does. begin: noise, latent,
         start, seed, stage, noise_source; told: cond, uncond, branches, guidance; image: strength,
@@ -88,7 +87,7 @@ class Requests:
         blend = inpainting.blend(plan, *blend, *form)
         scale = arguments.scales(plan, guidance, 1, self._dtype, "cpu")
         words = seed, sources.stages(stage, plan, first, 1, "cpu"), scale
-        sampler._warn(where, self._one[1:], guidance, stacklevel)
+        sampler._warn(where, self._one[1:], guidance)
         return Request(plan, first, masked, given, blend, words, window, trees)
 
     def _begun(

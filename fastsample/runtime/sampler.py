@@ -23,7 +23,6 @@ mode "eager"          a Run and the model as they are
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
+from .. import caller
 from ..guidance import guided
 from ..kernels import transforms
 from ..model import Model, refuse_unnamed
@@ -313,7 +313,7 @@ class Sampler(Several):
                 self._guided[branches] = guided(self.plan, branches)
             return self._guided[branches], guidance
 
-    def _warn(self, where: str, shape: Sequence[int], guidance, stacklevel: int) -> None:
+    def _warn(self, where: str, shape: Sequence[int], guidance) -> None:
         """Say once where a call leaves what its plan was found with: by the first of a kind of
         calls, for which memory is taken, so that the others cost nothing.
         """
@@ -325,10 +325,9 @@ class Sampler(Several):
         said = provenance.elsewhere(self.plan, shape, guidance, self._words)
         if said is not None:
             self._set(_warned=True)
-            warnings.warn(
+            caller.warn(
                 f"{where}: the plan was found with {said}; what its search measured is not known "
-                "to hold here",
-                stacklevel=stacklevel,
+                "to hold here"
             )
 
     def _run(self, plan, ask, copies, watch, out, plain, words):
@@ -342,7 +341,7 @@ class Sampler(Several):
         run = None if key is None else self._spares.take(key)
         if run is None:
             run = Run(plan, **words, **self._options, copies=copies)
-            self._warn("Sampler", run.x.shape[1:], words["guidance"], stacklevel=4)
+            self._warn("Sampler", run.x.shape[1:], words["guidance"])
         else:
             run.restart(words["noise"], seed=words["seed"], guidance=words["guidance"])
         if out is not None:
@@ -386,5 +385,5 @@ class Sampler(Several):
             asked = options["model_dtype"] or getattr(given, "dtype", None)
             differentiable.judge("Sampler", states, plan, asked)
         if not transforms.watched():
-            self._warn("Sampler", states[-1].shape[1:], words["guidance"], stacklevel=4)
+            self._warn("Sampler", states[-1].shape[1:], words["guidance"])
         return (states[-1], torch.stack(states)) if trajectory else states[-1]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import caller
 from ..kernels import transforms
 from . import arguments, sources
 from .conditions import take, told
@@ -73,7 +74,7 @@ class Selectable(Density):
             and not callable(source)
             and len(set(index.tolist())) < len(index)
         ):
-            arguments.warn(ALIKE.format("Run.select"))
+            caller.warn(ALIKE.format("Run.select"))
 
     def _new_seeds(self, seeds: object, n: int) -> Tensor:
         """int64 [n]."""

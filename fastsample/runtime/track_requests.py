@@ -68,7 +68,7 @@ class TrackRequests:
                 plan, its = _begun(plans[name], own[name])
                 start, rest = [its[word] for word in BEGIN], [its[word] for word in OTHERS]
                 told = *conds, rest[0]
-                made[name] = maker.made(plan, start, told, (None, None), rest[3:], 5)
+                made[name] = maker.made(plan, start, told, (None, None), rest[3:])
         _check_alike(where, made)
         first, *others = made.values()
         return replace(first, others=tuple(others))

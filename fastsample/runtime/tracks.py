@@ -258,7 +258,7 @@ class TrackSampler:
             run.restart(its["noise"], seed=its.get("seed"), guidance=its["guidance"])
             return run, key
         run = begun(plan, its | self._options)
-        sampler._warn("Sampler", run.x.shape[1:], its["guidance"], 5)
+        sampler._warn("Sampler", run.x.shape[1:], its["guidance"])
         return run, key
 
     def _drive(self, run: TrackRun, conditions: tuple, callback, states, shown) -> None:

@@ -28,11 +28,11 @@ operands that are read all the same: those whose coefficients are still to be le
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
+from .. import caller
 from ..plan import Plan, PlanError
 from ..plan.consistency import CONSISTENT, accepted
 from ..schedules import Schedule
@@ -282,11 +282,10 @@ class Builder:
                     f"{solver}: rows leave the schedule by {defect:.1e} with exact predictions; "
                     f"{most:.0e} is accepted"
                 )
-            warnings.warn(
+            caller.warn(
                 f"{solver}: rows enlarge rounding on this grid, in float64 to {defect:.0e} of the "
                 f"state and in float32 to about {defect * FLOAT32:.0e}; another first level or "
-                "other options may keep it small",
-                stacklevel=2,
+                "other options may keep it small"
             )
         return plan
 

@@ -9,12 +9,12 @@ Heun's slope (k = 1).
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ... import caller
 from ...plan import Plan
 from ...runtime import arguments
 
@@ -50,11 +50,10 @@ def aside(
         return None
     before = run.x if not loop._carried else loop._handed if unwritten else _again(loop)
     if before is None:
-        warnings.warn(
+        caller.warn(
             "FsScheduler: the sample was written to in place, and so was the one before it, so "
             "that the earlier one that the source keeps moved with it; a new tensor (x = 0.9 * x) "
-            "is taken as in diffusers",
-            stacklevel=5,
+            "is taken as in diffusers"
         )
         return None
     plan, row, edit = run.plan, run.row, x.to(before.dtype) - before

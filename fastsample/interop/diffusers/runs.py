@@ -5,7 +5,6 @@ one plan.
 from __future__ import annotations
 
 import threading
-import warnings
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import caller
 from ...plan import Plan
 from ...schedules import DiscreteVP
 from . import config as diffusers_config
@@ -85,7 +85,7 @@ class Runs:
             loop, why = self._loop(asked, False, about), words(error)
             if not lenient:
                 raise
-            warnings.warn(f"{why}; this run is exact instead, as with compat=None", stacklevel=4)
+            caller.warn(f"{why}; this run is exact instead, as with compat=None")
             return loop  # not kept: it is said every time
         _keep(self._loops, (asked, asked[0].__class__, compat), loop)
         return loop

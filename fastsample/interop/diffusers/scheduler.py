@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +24,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ... import caller
 from ...kernels.transforms import beneath
 from ...plan import Plan
 from ...plan.given import plain
@@ -340,9 +340,7 @@ class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMix
             )
             self.register_to_config(compat=None if plan or why else "diffusers")
             if why:
-                warnings.warn(
-                    f"{why}; every run is exact instead, as with compat=None", stacklevel=4
-                )
+                caller.warn(f"{why}; every run is exact instead, as with compat=None")
 
     def _read(self) -> None:
         """The config as it stands. Pipelines put another in its place (steps_offset, clip_sample),

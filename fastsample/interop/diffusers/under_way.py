@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
+from ... import caller
 from ...runtime.run import Run
 from .edits import counted
 from .loop import Loop
@@ -23,10 +22,9 @@ def under_way(loop: Loop) -> dict | None:
         return None
     with loop._lock:
         if loop._run is not None and not isinstance(loop._run, Run):
-            warnings.warn(
+            caller.warn(
                 "FsScheduler: a run with gradients is under way and stays here; what was pickled "
-                "begins again at its first timestep",
-                stacklevel=2,
+                "begins again at its first timestep"
             )
             return None
         state = {name: getattr(loop, name) for name in KEPT if hasattr(loop, name)}
