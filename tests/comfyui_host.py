@@ -126,7 +126,11 @@ class Inpainted:
     def __call__(self, x, sigma, denoise_mask=None, model_options=None, seed=None):
         if denoise_mask is None:
             return self.inner_model(x, sigma, model_options=model_options, seed=seed)
-        sampling = self.inner_model.inner_model.model_sampling
+        moved, sampling = (
+            model_options.get("denoise_mask_function"),
+            self.inner_model.inner_model.model_sampling,
+        )
+        denoise_mask = moved(sigma, denoise_mask) if moved else denoise_mask
         wide = sigma.view(-1, *[1] * (x.dim() - 1))
         known = sampling.noise_scaling(wide, self.noise, self.latent_image)
         x = denoise_mask * x + (1.0 - denoise_mask) * known
@@ -167,7 +171,10 @@ class KSAMPLER(Sampler):
 class Guider:
     """Model, conditions and guidance: out = uncond + cfg (cond - uncond)."""
 
-    def __init__(self, network, sampling, positive=None, negative=None, cfg=1.0):
+    pixels = 8
+
+    def __init__(self, network, sampling, positive=None, negative=None, cfg=1.0, **options):
+        self.options = {"transformer_options": {}, **options}
         self.model = SimpleNamespace(model_sampling=sampling, diffusion_model=network)
         self.model_patcher, self.cfg = self, cfg
         self.original_conds = {
@@ -179,7 +186,7 @@ class Guider:
         return getattr(self.model, name)
 
     def __call__(self, x, sigma, model_options=None, seed=None):
-        assert model_options == {"transformer_options": {}}, "they are the host's, and passed on"
+        assert model_options == self.options, "they are the host's, and passed on"
         told = [self.original_conds[name][0]["cross_attn"] for name in ("positive", "negative")]
         cond = self.predicted(x, sigma, told[0])
         if self.cfg == 1.0:  # then the other is not asked
@@ -216,13 +223,21 @@ class Guider:
                 for v in (noise, latent_image)
             )
         self.inner_model = self.model
-        extra = {"model_options": {"transformer_options": {}}, "seed": seed}
+        extra = {"model_options": self.options, "seed": seed}
         given = sigmas, extra, callback, noise, latent_image, denoise_mask, disable_pbar
         x = sampler.sample(self, *given)
         if shapes is None:
             return x
         parts = x.split([math.prod(shape[1:]) for shape in shapes], -1)
         return NestedTensor(p.reshape(s) for p, s in zip(parts, shapes, strict=True))
+
+
+def fix_empty_latent_channels(patcher, latent, downscale_ratio_spacial=None):
+    """An empty latent of so many pixels a number, in the size that the model has for it."""
+    if downscale_ratio_spacial is None or latent.any():
+        return latent
+    size = [round(n * downscale_ratio_spacial / patcher.pixels) for n in latent.shape[-2:]]
+    return latent.new_zeros(*latent.shape[:-2], *size)
 
 
 # -- comfy.model_management and comfy.utils --------------------------------------------------------
@@ -344,7 +359,7 @@ def modules():
     """What `import comfy...` finds."""
     comfy = {
         "samplers": {"Sampler": Sampler, "KSAMPLER": KSAMPLER},
-        "sample": {"fix_empty_latent_channels": lambda patcher, latent: latent},
+        "sample": {"fix_empty_latent_channels": fix_empty_latent_channels},
         "utils": {"ProgressBar": ProgressBar},
         "model_management": {
             "InterruptProcessingException": InterruptProcessingException,

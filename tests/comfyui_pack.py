@@ -62,10 +62,10 @@ def levels(kind, n=6):
     return torch.cat([torch.linspace(*ends, n) ** 7, torch.zeros(1)])
 
 
-def sampled(sampler, sigmas, kind="eps", z=None, latent=None, mask=None, **words):
+def sampled(sampler, sigmas, kind="eps", z=None, latent=None, mask=None, options=None, **words):
     z = noise() if z is None else z
     latent = torch.zeros_like(z) if latent is None else latent
-    guider = host.Guider(network, KINDS[kind](), cfg=words.pop("cfg", 1.0))
+    guider = host.Guider(network, KINDS[kind](), cfg=words.pop("cfg", 1.0), **(options or {}))
     words = {"disable_pbar": True, "seed": 3, **words}
     with torch.inference_mode():
         return guider.sample(z, latent, sampler, sigmas, mask, **words)

@@ -127,6 +127,35 @@ def test_what_has_no_name_is_known_by_the_models_answers(pack):
     assert not (pack.folder / ".searches" / "none").exists(), "nothing was finished"
 
 
+class Adapted(torch.nn.Module):
+    """A network with a LoRA, in its weights or, where memory is short, beside them."""
+
+    def __init__(self, weight, adds, inside):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight + adds * inside), requires_grad=False)
+        self.beside = adds * (not inside)
+
+    def forward(self, x, t):
+        return network(x, t, self.weight + self.beside)
+
+
+def test_a_search_goes_on_however_the_host_has_loaded_its_model(pack):
+    run = lambda *net: pack.run("Calibrate", guider=guider(fn=Adapted(*net)), **WORDS)[1]
+    found = run(0.5, 0.25, True)
+    assert torch.equal(run(0.5, 0.25, False), found)
+    with pytest.raises(ValueError, match="plan mine belongs to another search .*weights"):
+        run(0.5, 0.0, True)
+
+
+def test_an_empty_latent_has_the_models_own_size(pack):
+    """As the host fits it: of a model with 16 pixels to a number where it has 8, half of it."""
+    asked = guider(fn=lambda x, t: shapes.append(x.shape) or network(x, t))
+    asked.pixels, shapes = 16, []
+    empty = {"samples": torch.zeros(8, 3, 4, 4), "downscale_ratio_spacial": 8}
+    pack.run("Calibrate", guider=asked, **{**WORDS, "latent_image": empty})
+    assert {shape[1:] for shape in shapes} == {(3, 2, 2)}
+
+
 def test_the_name_may_come_from_another_node(pack):
     """Then the host's validation has None in its place, and the node looks at it itself."""
     calibrate, plan = pack.node("Calibrate"), pack.node("Plan")

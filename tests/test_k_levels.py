@@ -144,6 +144,8 @@ def test_rows_that_were_found_keep_their_levels():
         ValueError, match="the plan, whose rows were found for their own levels, runs on"
     ):
         k_remake(free, [9.0, 1.0, 0.1, 0.0])
+    with pytest.raises(ValueError, match=r"sigmas = \[9, 1\] \(2\), and"):
+        k_remake(free, [9.0, 1.0])
     with pytest.raises(ValueError, match="of a plan whose rows leave the schedule"):
         k_remake(free, k_sigmas(free)[1:])
     tame = fs.optimize.fit(model, [8, 4], 3, rows="consistent", **words).plan

@@ -136,6 +136,7 @@ def _times(schedule: Schedule, sigmas: np.ndarray, state: str) -> np.ndarray:
 
 
 def _listed(sigmas: np.ndarray) -> str:
-    """The first levels and the last."""
-    first = ", ".join(f"{v:.4g}" for v in sigmas[:2])
-    return f"[{first}, ..., {sigmas[-1]:.4g}] ({len(sigmas)})"
+    """The first levels and the last; all of up to three."""
+    told = [f"{v:.4g}" for v in sigmas]
+    told = told if len(told) <= 3 else [*told[:2], "...", told[-1]]
+    return f"[{', '.join(told)}] ({len(sigmas)})"

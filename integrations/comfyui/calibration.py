@@ -31,6 +31,8 @@ from . import store
 from .sampling import state_of
 
 LOOKS = 3  # noise levels at which the model's answers are kept
+# of an empty LATENT: pixels, and frames, of one of its numbers, where they may not be the model's
+RATIOS = "downscale_ratio_spacial", "downscale_ratio_temporal"
 SAME = 0.02  # relative: answers of one model, in half precision, on one machine
 
 
@@ -235,8 +237,9 @@ def schedule_of(sampling: Any) -> fs.schedules.Schedule:
 
 
 def identity_of(guider: Any) -> Callable[[torch.nn.Module | None], str]:
-    """network -> a name for it with this guider's numbers and conditions: a search that was begun
-    goes on with these alone.
+    """network -> a name for its form with this guider's numbers and conditions: a search that was
+    begun goes on with these alone. Its weights are known by what it answers: a LoRA is in them or
+    beside them, by how much memory the host has.
     """
     numbers = {k: v for k, v in vars(guider).items() if isinstance(v, (bool, int, float, str))}
     told = hashlib.sha256(repr([type(guider).__name__, sorted(numbers.items())]).encode())
@@ -248,7 +251,8 @@ def identity_of(guider: Any) -> Callable[[torch.nn.Module | None], str]:
 
     def named(network: torch.nn.Module | None) -> str:
         identity = fs.Model(network, fs.schedules.EDM(), "x0").identity  # of None: "unknown"
-        return f"comfyui:{told.hexdigest()[:16]}/{identity}"
+        form = identity.split("/")[1] if "/" in identity else identity
+        return f"comfyui:{told.hexdigest()[:16]}/{form}"
 
     return named
 
@@ -267,12 +271,16 @@ def one_prompt(guider: Any) -> None:
                 )
 
 
-def calibrate(guider: Any, latent: Any, calibration: Calibration) -> fs.optimize.Search:
-    """Have the guider run the search, from an empty latent of this shape. Returns what was found;
-    raises what the model raised, the host's interruption too.
+def calibrate(guider: Any, latent: dict, calibration: Calibration) -> fs.optimize.Search:
+    """Have the guider run the search, from an empty latent of this LATENT's shape, as the host
+    fits it to the model. Returns what was found; raises what the model raised, the host's
+    interruption too.
     """
     one_prompt(guider)
-    latent = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent)
+    ratios = {name: latent[name] for name in RATIOS if name in latent}
+    latent = comfy.sample.fix_empty_latent_channels(
+        guider.model_patcher, latent["samples"], **ratios
+    )
     sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
     noise, empty = zeros(latent), zeros(latent)

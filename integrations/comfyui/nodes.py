@@ -248,7 +248,7 @@ class FastsampleCalibrate(io.ComfyNode):
         before = None if before_sampler is None else (before_sampler, before_sigmas)
         how = EFFORTS[effort], rows, by_hand, minutes, search_seed
         job = Calibration(evaluations, *how, folder, identity_of(guider), before)
-        search = calibrate(guider, latent_image["samples"], job)
+        search = calibrate(guider, latent_image, job)
         plan = search.plans[evaluations]
         store.save(plan, path)
         found = picture.lines(search, evaluations, job.reached)

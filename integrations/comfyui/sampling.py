@@ -32,6 +32,20 @@ TRIED = {EDM(): (9.0, 3.0, 1.0, 0.3, 0.0), Flow(): (1.0, 0.7, 0.5, 0.2, 0.0)}
 
 
 # -- what the host says of its model ---------------------------------------------------------------
+def sampling_of(model: Any) -> Any:
+    """The model_sampling behind the denoiser that a SAMPLER is called with, by the host or by
+    another SAMPLER that wraps this one, and its model.
+    """
+    try:
+        return model.inner_model.inner_model.model_sampling
+    except AttributeError:
+        raise ValueError(
+            "fastsample: the SAMPLER was called by another one, whose model "
+            f"({type(model).__name__:.60}) does not say which model is behind it; "
+            "SamplerCustomAdvanced, or a SAMPLER that hands on inner_model, is accepted"
+        ) from None
+
+
 def state_of(sampling: Any) -> str:
     """The state, sigma or flow, by what noise_scaling makes of noise and latent at sigma = 0.5."""
     half = torch.tensor(0.5)
@@ -64,7 +78,7 @@ def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
         ) from None
 
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        sampling = model.inner_model.inner_model.model_sampling
+        sampling = sampling_of(model)
         if state_of(sampling) != state:
             raise ValueError(
                 f"fastsample: the plan {name} is for {KINDS[state]} and the model connected is one "
@@ -83,7 +97,10 @@ def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
         if made is plan and plan.sigma[0] != 0.0:  # from noise alone, at the plan's own scale
             whole = comfy.samplers.Sampler().max_denoise(model.inner_model, sigmas)
             noise, latent = scaled_by(sampling, sigmas[0], x, whole)
-            x = (x - latent * model.latent_image) * (k_scale(plan) / noise)
+            image = getattr(
+                model, "latent_image", None
+            )  # one that wraps the model need not have it
+            x = (x if image is None else x - latent * image) * (k_scale(plan) / noise)
         return _sampled(made, state, model, x, extra_args, callback, disable)
 
     return comfy.samplers.KSAMPLER(run), torch.tensor(own, dtype=torch.float32)
@@ -96,7 +113,7 @@ def of_solver(name: str, options: Mapping[str, Any]) -> Any:
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
         if len(sigmas) < 2:
             return x
-        state = state_of(model.inner_model.inner_model.model_sampling)
+        state = state_of(sampling_of(model))
         schedule = Flow() if state == "flow" else EDM()
         try:
             grid = from_sigmas(schedule, sigmas.tolist())
@@ -126,7 +143,8 @@ def _on(plan: Plan, name: str, sigmas: Tensor, rebuild: bool) -> Plan:
 def _sampled(plan: Plan, state: str, model, x, extra_args, callback, disable) -> Tensor:
     """x at the end of the SIGMAS. Noises are those of the seed, the same whatever the batch and the
     device. Where a mask keeps the latent it is the latent to the bit: rows that a search found
-    add up to it but for their error.
+    add up to it but for their error. A mask that changes from step to step (differential
+    diffusion) keeps nothing to the end.
     """
     if not isinstance(x, Tensor) or x.is_nested:
         raise ValueError(
@@ -140,16 +158,28 @@ def _sampled(plan: Plan, state: str, model, x, extra_args, callback, disable) ->
     try:
         end = k_sample(plan, model, x, extra, callback, disable, state=state, **seeds)
     except ValueError as error:
-        if "x has a root mean square of" not in str(error):
-            raise
-        raise ValueError(
+        raise _told(error) from None
+    mask, image = extra.get("denoise_mask"), getattr(model, "latent_image", None)
+    moved = "denoise_mask_function" in (extra.get("model_options") or {})
+    if mask is None or image is None or moved or plan.sigma[-1] != 0.0:
+        return end
+    return torch.where(mask == 0.0, image.to(end), end)
+
+
+def _told(error: ValueError) -> ValueError:
+    """What was refused of x, in the words of what is connected."""
+    if "x has a root mean square of" in str(error):
+        return ValueError(
             f"fastsample: the noise connected is not of unit variance ({error}); RandomNoise, or a "
             "tail of the plan's SIGMAS where the latent has its noise already, is accepted"
-        ) from None
-    mask = extra.get("denoise_mask")
-    if mask is None or plan.sigma[-1] != 0.0:
-        return end
-    return torch.where(mask == 0.0, model.latent_image.to(end), end)
+        )
+    if "x holds NaN or Inf" in str(error):
+        return ValueError(
+            "fastsample: the noise or the latent connected holds NaN or Inf, which on a flow model "
+            "a sampler leaves whose SIGMAS are the first level alone (SplitSigmas at step 0); "
+            "finite numbers are accepted"
+        )
+    return error
 
 
 # -- the registry ----------------------------------------------------------------------------------
