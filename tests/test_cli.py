@@ -353,11 +353,15 @@ def test_the_demo_shows_the_gain(here, capsys, monkeypatch):
     monkeypatch.setattr(fs.metrics, "STARTS", (10.0,))
     few = {name: fs.solvers.SOLVERS[name] for name in ("euler", "dpmpp_2m", "dpmpp_3m", "unipc")}
     monkeypatch.setattr(fs.solvers, "SOLVERS", few)
+    os.mkdir("demo")
+    Path("demo/mine.txt").touch()
     made = small_demo()
     said, search = capsys.readouterr().out, made["search"]
     psnr = {name: {m: s.mean for m, s in row.items()} for name, row in made["scores"].items()}
     pictures = {"samples.png", "schedules.png", "error_vs_evaluations.png"}
-    assert FOUND | pictures == set(os.listdir("demo"))
+    wrote = sorted(FOUND | pictures)
+    assert {*wrote, "mine.txt"} == set(os.listdir("demo"))
+    assert said.endswith(f"wrote {', '.join(wrote)} to demo\n")
     assert "class accuracy" in said and search.about_teacher() in said
     usual = ("euler (Karras)", "dpmpp_2m (Karras)", "by hand", "model-free")
     assert list(psnr) == [*usual, "fit", "polish"]

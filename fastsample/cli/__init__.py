@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..plan.text import printable
@@ -64,9 +64,23 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name or note may hold what the terminal has not
             stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run(argv)
+    finally:
+        lost, unsaid = _lost(sys.stdout), _lost(sys.stderr)
+        if failed := lost is not None and not isinstance(lost, BrokenPipeError):
+            print(f"fastsample: standard output: {lost.strerror}", file=sys.stderr)
+        if failed or unsaid is not None:
+            sys.exit(2)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     args, others = top.parse_known_args(argv)
     if others:
@@ -77,11 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastsample: interrupted; nothing half-written is left", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader has gone: say nothing more, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return 0
         if args.traceback:
             raise
         name = type(error).__name__
@@ -94,6 +106,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastsample {args.name}: {why}", file=sys.stderr)
         return 2
     return 0
+
+
+def _unread() -> bool:
+    """Has the reader of standard output gone? A model of the user's may have pipes of its own."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _lost(stream: Any) -> OSError | None:
+    """What keeps the buffer of a stream from being written, if anything does: told here, since at
+    exit Python would write its own words and leave with 120.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 def parser() -> Parser:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..plan import Plan
@@ -59,13 +60,15 @@ def number(add: Callable, name: str, default: int, about: str, low: int = 1) -> 
 
 
 def progress_option(add: Callable) -> None:
-    about = "progress bars (default: on a terminal)"
+    about = "progress bars, by tqdm (default: on a terminal, where it is installed)"
     add("--progress", action=argparse.BooleanOptionalAction, default=None, help=about)
 
 
 def progress(args: argparse.Namespace) -> bool:
     """Are progress bars shown?"""
-    return sys.stderr.isatty() if args.progress is None else args.progress
+    if args.progress is None:
+        return sys.stderr.isatty() and find_spec("tqdm") is not None
+    return args.progress
 
 
 def suffix(path: str) -> str:

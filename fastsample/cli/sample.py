@@ -58,12 +58,13 @@ def run(args: argparse.Namespace) -> None:
     how = {"batch_size": args.batch_size, "seed": args.seed, "model_dtype": it.dtype}
     end = metrics.run(plan, it.model, z, **how, **words).cpu()
     seconds = time.perf_counter() - begin
-    print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
     for out in outs:
         if suffix(out) == ".png":
             report.save_images(out, end)
         else:
             write_whole(out, report.npy(end))
+    print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
+    for out in outs:
         print(f"wrote {out}")
 
 

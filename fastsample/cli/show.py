@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         if suffix(args.picture) != ".png":
             raise ValueError(f"--picture {args.picture}: a .png file is accepted")
         place(args.picture)
+        _picture(args.picture, dict(zip(files, plans.values(), strict=True)))
     plan = plans["a"]
     if args.json:
         print(plan.to_json())
@@ -65,8 +66,6 @@ def run(args: argparse.Namespace) -> None:
             else (plan.describe())
         )
         print(f"{whole}\n\n{terminal.bars(plans, _blocks(), width)}")
-    if args.picture is not None:
-        _picture(args.picture, dict(zip(files, plans.values(), strict=True)))
 
 
 def _blocks() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..plan import Plan, provenance
-from .folder import write
+from .folder import FILES, write
 from .pictures import error_picture, samples_picture, schedules_picture
 from .rungs import solver_of
 from .tables import table
@@ -46,7 +46,7 @@ def demo(
 
     found = search(model, z, budgets, held_out=held_out, cond={"label": label}, **options)
     found = found.commanded(command) if command else found
-    write(found, out)
+    paths = write(found, out)
     if found.stopped:
         raise KeyboardInterrupt  # what was found is written; the rest would be half a table
     given = {"cond": {"label": label[np.arange(len(held_out)) % len(z)]}}
@@ -54,6 +54,8 @@ def demo(
     judge = _judge(model, held_out, given, target)
     plans = {**_usual(model, budgets), **{rung.name: rung.plans for rung in found.rungs}}
     scores = {name: {m: judge(plan) for m, plan in row.items()} for name, row in plans.items()}
+    with suppress(ImportError):  # without matplotlib the page has what was found
+        _pictures(out, found, plans, scores, target)
     print(found.about_teacher())
     spent = f"{found.nfe:g} evaluations for each of {found.samples} noises, {found.seconds:.0f} s"
     print(f"search: {spent}; judged on {len(held_out)} noises that no plan was made with")
@@ -61,9 +63,8 @@ def demo(
     rows = [_row(label(name, m), scores[name][m]) for m in budgets for name in plans]
     print(table(HEADER, [_row("teacher", judge(found.teacher)), *rows]))
     print("dB: mean of each sample's PSNR to the teacher; distance on a classifier's features")
-    with suppress(ImportError):  # without matplotlib the page has what was found
-        _pictures(out, found, plans, scores, target)
-    print(f"wrote {', '.join(sorted(path.name for path in out.iterdir()))} to {out}")
+    beside = [name for name in FILES if (out / name).exists()]
+    print(f"wrote {', '.join(sorted([*beside, *(path.name for path in paths)]))} to {out}")
     return {"search": found, "scores": scores}
 
 
