@@ -237,6 +237,10 @@ class TrigFlow(Schedule):
     def _time(self, level):
         return np.arctan(np.exp(-level) / self.sigma_data)
 
+    def _levels(self, level):
+        alpha, sigma = preserving(level + math.log(self.sigma_data))
+        return alpha, self.sigma_data * sigma
+
 
 def _scaled(schedule: VE | EDM, log_snr: float) -> Schedule:
     """alpha = 1: the shift multiplies every sigma by e^(-log_snr/2)."""
