@@ -91,7 +91,7 @@ def bad_steps():
     """(what, (model output, timestep or its index, sample), sentence)"""
     x, f = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     nan, inf = torch.full_like(x, torch.nan), torch.full_like(x, torch.inf)
-    yield "NaN latents", (f, 0, nan), "latent holds NaN"
+    yield "NaN latents", (f, 0, nan), "sample holds NaN"
     yield "infinite output", (inf, 0, x), "no longer finite"
     yield "output of batch 1", (f[:1], 0, x), "nothing is broadcast"
     yield "output of one channel", (f[:, :1], 0, x), "nothing is broadcast"

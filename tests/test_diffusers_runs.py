@@ -58,7 +58,7 @@ def test_only_the_first_loop_looks_closely(name, monkeypatch):
     broken[1] = torch.nan
     for f, sample, sentence in (
         (x[:1], x, "model_output is .1, 3, 8, 8. on cpu for a sample of .2, 3, 8, 8."),
-        (x, broken, "latent holds NaN or Inf in sample 1"),
+        (x, broken, "FsScheduler.step: sample holds NaN or Inf in sample 1"),
     ):
         scheduler.set_timesteps(6)
         with pytest.raises(ValueError, match=sentence):

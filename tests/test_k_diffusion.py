@@ -180,7 +180,7 @@ def test_bad_input_is_refused():
         ((plan, denoiser, torch.tensor(80.0)), r"k_sample: x is torch.float32 \[\]"),
         ((plan, denoiser, "x"), "x is str"),
         ((plan, denoiser, start().long()), "x is torch.int64"),
-        ((plan, denoiser, start() * torch.nan), "NaN or Inf"),
+        ((plan, denoiser, start() * torch.nan), "k_sample: x holds NaN or Inf"),
         ((plan, lambda x, s: x[:1], start()), "nothing is broadcast"),
         ((fastsample.guidance.guided(plan), denoiser, start()), "guidance is the model's"),
         ((whole, denoiser, start()), "alpha = 0"),

@@ -307,6 +307,8 @@ def test_what_cannot_be_reached_or_run_is_refused_in_a_sentence(policy):
         refuse_answers_and_noise(grad)
     with torch.no_grad(), pytest.raises(FloatingPointError, match="not finite|non-finite"):
         hook(lambda x, t: x / 0.0, x, 4)
+    with torch.no_grad(), pytest.raises(ValueError, match="integrate: noise holds NaN or Inf in"):
+        hook(velocity, x / 0.0, 4)
 
 
 def refuse_answers_and_noise(mode):

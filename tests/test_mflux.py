@@ -225,6 +225,8 @@ def test_what_mfluxs_loop_cannot_run_is_refused_in_a_sentence(host, monkeypatch,
             latents = scheduler.step(start() * (1.0 if t < 2 else float("nan")), t, latents)
     assert t == 3
     scheduler = mine(plan_of(4))
+    with pytest.raises(ValueError, match="Mine.step: latents holds NaN or Inf in sample 0"):
+        scheduler.step(start(), 0, start() * float("nan"))
     scheduler.step(start(), 0, start())
     with pytest.raises(ValueError, match="step 2 after step 0; every step in its turn"):
         scheduler.step(start(), 2, start())

@@ -209,7 +209,7 @@ def _check_scale(own: Denoised, x: Tensor) -> None:
     plan's own image is, only its owner knows.
     """
     n, energy, scale = max(x.numel(), 1), float(arguments.sum_of_squares(x)), own.scale
-    arguments.check_values("x", x, energy)
+    arguments.check_values("x", x, energy, "k_sample")
     slack, data = 4 / math.sqrt(2 * n), own.data
     if scale < LEAST_CHECKED * data:
         data *= LARGEST

@@ -46,7 +46,7 @@ def integrator(plan: Plan | None = None) -> Integrator:
     plan: from noise, of one model, on any shift of `schedules.Flow`, with prediction "flow" and
     time=1; it may draw noise, which torch's generator then makes. num_steps has to be the plan's
     number of evaluations, for a policy's config says it. None: LeRobot's own Euler steps, with its
-    bits, for any num_steps.
+    bits, for any num_steps; those of half precision noise are taken in float32, not rounded each.
     Raises TypeError or ValueError, one sentence, for another plan.
     """
     return euler_integrate if plan is None else Integrator(plan)

@@ -107,7 +107,7 @@ class Scheduler(BaseScheduler):
         if step > 0:
             plan = plan.remake(start=step)
             _fitting(name, plan, self._steps - step)
-        with arguments.named(f"{name}.step"):
+        with arguments.named(f"{name}.step", latent="latents"):
             self._run = Run(plan, latent=_torch(latents), start=1, preview=False)
         self._first = step
 

@@ -86,7 +86,7 @@ class Rows:
             return self._definition(where, noise, ask)
         key = self.spares.key(self.plan, noise)
         run = self.spares.take(key)
-        with arguments.named(where):
+        with arguments.named(where, latent="noise"):
             first = noise.to(arguments.state_dtype(noise))
             draw = self._noises(first)
             first = first if self.scale == 1.0 else first * self.scale

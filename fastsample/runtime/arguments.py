@@ -177,7 +177,7 @@ def refuse_gradients(name: str, given: Tensor, kept: bool) -> None:
         )
 
 
-def check_values(name: str, given: Tensor, energy: float | None = None) -> None:
+def check_values(name: str, given: Tensor, energy: float | None = None, where: str = "Run") -> None:
     """Refuse non-finite values, and noise that is not a unit normal by its standard deviation: by
     one sum of squares (energy, where it is known), and only where that is amiss by a closer look.
     """
@@ -191,7 +191,7 @@ def check_values(name: str, given: Tensor, energy: float | None = None) -> None:
         bad = bad.flatten(1).any(1) if given.dim() > 1 else bad
         samples = ", ".join(map(str, bad.nonzero().flatten().tolist()[:8]))
         raise ValueError(
-            f"Run: {name} holds NaN or Inf in sample {samples}; finite numbers are needed"
+            f"{where}: {name} holds NaN or Inf in sample {samples}; finite numbers are needed"
         )
     std = float(given.detach().float().std()) if unit else 1.0
     if not STD_RANGE[0] <= std <= STD_RANGE[1]:
@@ -356,12 +356,15 @@ def drawn_from(plan: Plan, first: int, masked: bool) -> set[int]:
 
 
 @contextmanager
-def named(where: str) -> Iterator[None]:
-    """What these checks refuse as "Run: ..." is refused in the name of another door."""
+def named(where: str, **words: str) -> Iterator[None]:
+    """What these checks refuse as "Run: ..." is refused in the name of another door, and of what
+    Run calls latent, say, by the door's own word: latent="noise".
+    """
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
         head, _, said = str(error).partition(": ")
         if head not in ("Run", "Sampler"):
             raise
-        raise type(error)(f"{where}: {said}") from None
+        first, _, rest = said.partition(" ")
+        raise type(error)(f"{where}: {words.get(first, first)} {rest}") from None

@@ -209,7 +209,7 @@ class Loop(Lookup):
         if run is None:
             return False
         if sample.is_cpu:
-            arguments.check_values("latent", sample)
+            arguments.check_values("sample", sample, where="FsScheduler.step")
         run.rewind()
         if not run.carries(f, sample, x):
             self.spares.give(key, run)
@@ -320,7 +320,7 @@ class Loop(Lookup):
         point = (at + self._per_point - 1) // self._per_point
         plan = self.begun(point, eta)
         if x.is_cpu:
-            arguments.check_values("latent", x)
+            arguments.check_values("sample", x, where="FsScheduler.step")
         self._anchored, self._handed, self.moments = anchored(plan), None, None
         state, (own, joined) = arguments.state_dtype(sample), bare(plan)
         self._carried = joined and sample.dtype == state == self._dtype(model_output, sample)
