@@ -60,6 +60,15 @@ def test_an_angle_beyond_all_levels(times):
         made("CosineDPMSolverMultistep").set_timesteps(timesteps=times)
 
 
+@pytest.mark.parametrize("name", ["EDMEuler", "EDMDPMSolverMultistep"])
+@pytest.mark.parametrize("times", [[900, 500, 100], [900, 0.5], [0.5, -900]])
+def test_what_no_level_of_edm_is_told(name, times):
+    """A trained index, as other classes count, in place of ln(sigma)/4."""
+    said = r"timesteps \[.*accepted, ln.sigma./4: 1.096 at sigma_max, -1.554 at sigma_min"
+    with pytest.raises(ValueError, match=said):
+        made(name).set_timesteps(timesteps=times)
+
+
 @pytest.mark.parametrize("name", ["UnCLIP", "DDPMWuerstchen", "SCM"])
 def test_more_steps_than_a_plan_has(name):
     with pytest.raises(ValueError, match="1000000 steps; at most 65535 are accepted"):

@@ -82,7 +82,14 @@ def edm_points(config: Mapping, steps: int | None, timesteps=None, sigmas=None) 
                 f"FsScheduler.set_timesteps: timesteps {times.tolist()!r:.60}; falling numbers "
                 "between 0 and 1, ends excluded, are accepted"
             )
-        grid = np.append(told_at(config, times), 0.0)
+        with np.errstate(over="ignore"):
+            grid = np.append(told_at(config, times), 0.0)
+        if not (np.isfinite(grid).all() and grid[:-1].all()):
+            low, high = told(config, np.array([config["sigma_min"], config["sigma_max"]]))
+            raise ValueError(
+                f"FsScheduler.set_timesteps: timesteps {times.tolist()!r:.60}; what the model is "
+                f"told is accepted, ln(sigma)/4: {high:.4g} at sigma_max, {low:.4g} at sigma_min"
+            )
         count(steps, len(grid) - 1)
     elif sigmas is not None:
         grid = falling("sigmas", sigmas, math.inf)
