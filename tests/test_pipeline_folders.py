@@ -121,15 +121,38 @@ def test_weights_of_a_variant_alone_are_loaded(here):
         assert torch.equal(a, b)
 
 
+OURS, THEIRS = "diffusion_pytorch_model", "model"
+
+
+@pytest.mark.parametrize(
+    "pointer, stands, found",
+    [
+        (f"{OURS}.bin", f"{OURS}.safetensors", None),
+        (f"{OURS}.safetensors", f"{OURS}.fp16.safetensors", "fp16"),
+        (f"{OURS}.fp16.safetensors", f"{OURS}.safetensors", None),
+        ("flax_model.msgpack", f"{OURS}.safetensors", None),
+        ("model.onnx", f"{OURS}.safetensors", None),
+        (f"{OURS}.safetensors", "diffusion_pytorch_model.bin", ...),
+    ],
+)
+def test_a_pointer_in_place_of_what_nobody_opens_is_left(here, pointer, stands, found):
+    """As `git lfs pull --include` leaves it."""
+    renamed(here / WEIGHTS, stands)
+    (here / "unet" / pointer).write_bytes(POINTER)
+    if found is ...:
+        with pytest.raises(ValueError, match=f"{pointer}: a pointer of Git LFS"):
+            whole.variant(here / "unet", True)
+    else:
+        assert whole.variant(here / "unet", True) == found
+        assert Folder.read("a").load().unet.training is False
+
+
 def test_a_call_that_fails_is_one_sentence(here):
     pipe = Folder.read("a").load()
     with pytest.raises(ValueError, match=r"cannot be called with batch_size \(.+Error: ") as error:
         asked(pipe, [{"batch_size": "two"}])
     assert error.value.__cause__ is not None
     assert not [hook for hook in pipe.unet._forward_hooks.values()]
-
-
-OURS, THEIRS = "diffusion_pytorch_model", "model"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 POINTER = b"version https://git-lfs."  # what git leaves in place of a large file
 WEIGHTS = (".safetensors", ".bin")
 JSON = ("config.json", ".index.json")  # ends of names
+READ = (".json", ".txt", ".model")  # configs, indices, and what a tokenizer is made of
 TENSORS = ".safetensors"
 HEADER = 100_000_000  # bytes of the longest header that safetensors reads
 AGAIN = "fetched again, as by `hf download NAME --local-dir DIR`,"
@@ -18,10 +19,11 @@ AGAIN = "fetched again, as by `hf download NAME --local-dir DIR`,"
 
 def variant(folder: Path, network: bool) -> str | None:
     """Of a component's folder, the variant of its weights, as fp16 of `model.fp16.safetensors`,
-    where it has those alone; network: does the component have weights?
+    where it has those alone, or pointers of Git LFS in place of the others; network: does the
+    component have weights?
 
-    ValueError, one sentence, for a folder that is not there or holds too little, and for a file
-    that is no more than a pointer, is cut short or is no JSON.
+    ValueError, one sentence, for a folder that is not there or holds too little, and for a file to
+    be opened that is no more than a pointer, is cut short or is no JSON.
     """
     if not folder.is_dir():
         raise ValueError(
@@ -29,16 +31,23 @@ def variant(folder: Path, network: bool) -> str | None:
             "accepted"
         )
     files = sorted(path for path in folder.iterdir() if path.is_file())
+    weights = [path for path in files if path.name.endswith(WEIGHTS)]
+    lost = {path for path in weights if _is_pointer(path)}
     for path in files:
-        _refuse_pointer(path)
+        if path.name.endswith(READ):
+            _refuse_pointer(path)
         if path.name.endswith(JSON):
             read_json(path)
-        if path.name.endswith(TENSORS):
+        if path.name.endswith(TENSORS) and path not in lost:
             _refuse_cut(path)
     if not network:
         return None
-    found = {_variant(path.name) for path in files if path.name.endswith(WEIGHTS)}
-    one = min(found) if found and None not in found else None
+    # a download may leave out what nobody opens: .bin beside .safetensors, all of a variant
+    kinds = sorted({_variant(path.name) for path in weights}, key=lambda kind: kind or "")
+    opened = {kind: _preferred(weights, kind) for kind in kinds}
+    one = next((kind for kind in kinds if not lost & opened[kind]), kinds[0] if kinds else None)
+    for path in sorted(opened.get(one, ())):
+        _refuse_pointer(path)
     _refuse_missing(folder, {path.name for path in files}, one)
     return one
 
@@ -52,13 +61,17 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: no sound JSON ({error}); {AGAIN} it is accepted") from None
 
 
-def _refuse_pointer(path: Path) -> None:
+def _is_pointer(path: Path) -> bool:
     with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise ValueError(
-                f"{path}: a pointer of Git LFS and not the file itself; `git lfs pull` in its "
-                "folder fetches what is accepted"
-            )
+        return file.read(len(POINTER)) == POINTER
+
+
+def _refuse_pointer(path: Path) -> None:
+    if _is_pointer(path):
+        raise ValueError(
+            f"{path}: a pointer of Git LFS and not the file itself; `git lfs pull` in its folder "
+            "fetches what is accepted"
+        )
 
 
 def _refuse_cut(path: Path) -> None:
@@ -120,3 +133,9 @@ def _variant(name: str) -> str | None:
     """fp16 of model.fp16.safetensors and of model.fp16-00001-of-00002.safetensors."""
     parts = name.split(".")
     return parts[-2].partition("-")[0] if len(parts) > 2 else None
+
+
+def _preferred(weights: list[Path], kind: str | None) -> set[Path]:
+    """Of the weights those of a variant, .safetensors before others."""
+    own = {path for path in weights if _variant(path.name) == kind}
+    return {path for path in own if path.name.endswith(TENSORS)} or own
