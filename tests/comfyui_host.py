@@ -65,8 +65,9 @@ class EDM(V):
 class CONST:
     """Rectified flow, sigma = shift·t/(1 + (shift - 1) t)."""
 
-    def __init__(self, shift=3.0):
+    def __init__(self, shift=3.0, noise_scale=1.0):
         self.shift, self.sigma_min, self.sigma_max = shift, self.at(1e-3, shift), torch.tensor(1.0)
+        self.noise_scale = noise_scale
 
     @staticmethod
     def at(t, shift):
@@ -85,17 +86,27 @@ class CONST:
         return x - f * sigma
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
-        return sigma * noise + (1.0 - sigma) * latent_image
+        return sigma * (self.noise_scale * noise) + (1.0 - sigma) * latent_image
 
     def inverse_noise_scaling(self, sigma, latent):
         return latent / (1.0 - sigma)
 
 
-class ZeroToOne(EPS):
-    """A model sampling that nobody knows."""
+class Loud(CONST):
+    """HiDream O1, whose noise is eight times as large."""
+
+    def __init__(self):
+        super().__init__(3.0, 8.0)
+
+
+class Other(EPS):
+    """A model sampling that nobody knows: made(sigma, noise, latent)."""
+
+    def __init__(self, made):
+        self.made = made
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
-        return noise * sigma + latent_image * 0.25
+        return self.made(sigma, noise, latent_image)
 
 
 # -- comfy.samplers --------------------------------------------------------------------------------

@@ -240,6 +240,31 @@ def test_every_solver_that_is_offered_runs(pack):
             assert sampled(sampler, levels(kind, 4), kind).isfinite().all(), (name, kind)
 
 
+def test_noise_that_is_larger_than_the_data(pack, monkeypatch):
+    """The same numbers as in the host's own state, which is that of noise eight times as large;
+    noises that are drawn are as large.
+    """
+    monkeypatch.setitem(KINDS, "loud", host.Loud)
+    z, image, mask = noise(), noise(7), (noise(8, (2, 1, 4, 4)) > 0).double()
+    _, plan, whole, _ = planned(pack, "flow", "dpmpp_2m")
+    (solver,), loop, seen = pack.run("Solver", solver="dpmpp_2m"), looped("dpmpp_2m", True), []
+    for sigmas, words in ((whole, {}), (whole[3:], {"latent": image, "mask": mask})):
+        told = [[], [], []]
+        ends = [
+            sampled(each, sigmas, "loud", z, callback=lambda *v, to=to: to.append(v), **words)
+            for each, to in zip((plan, solver, loop), told, strict=True)
+        ]
+        torch.testing.assert_close(ends[0], ends[2], **CLOSE)
+        torch.testing.assert_close(ends[1], ends[2], **CLOSE)
+        seen += [v[1] for v in told[0]]
+    assert len(seen) == 9 and seen[0].std() > 3
+    drawn = lambda kind: sampled(
+        pack.run("Solver", solver="flow_sde")[0], levels("flow")[:2], kind, z * 0, z * 0
+    )
+    monkeypatch.setattr("tests.comfyui_pack.network", lambda x, t: 0 * x)
+    torch.testing.assert_close(drawn("loud"), 8 * drawn("flow"))
+
+
 def test_audio_and_video_come_packed(pack):
     """One clock for both; elementwise, each is its own run."""
     (sampler,), sigmas = pack.run("Solver", solver="dpmpp_2m"), levels("flow")
@@ -252,7 +277,7 @@ def test_audio_and_video_come_packed(pack):
     ):
         assert torch.equal(end, sampled(sampler, sigmas, "flow", z))
     with pytest.raises(ValueError, match="several tensors .* arrived unpacked"):
-        pack.sampling._sampled(None, "flow", None, latent, {}, None, True)
+        pack.sampling.kind_of(host.CONST(), latent)
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -335,8 +360,15 @@ def test_plans_that_are_missing_broken_or_links(pack):
 
 
 def test_a_state_that_nobody_knows(pack):
-    with pytest.raises(ValueError, match="ZeroToOne makes 0.5 noise . 0.25 latent at sigma = 0.5"):
-        pack.sampling.state_of(host.ZeroToOne())
+    uneven = torch.linspace(1.0, 2.0, 4)
+    for made, said in (
+        (lambda s, noise, latent: s * noise + latent / 4, "0.5 noise . 0.25 latent"),
+        (lambda s, noise, latent: noise + latent, "1 noise . 1 latent"),
+        (lambda s, noise, latent: s * noise + (1 - s * s) * latent, "0.5 noise . 0.75 latent"),
+        (lambda s, noise, latent: s * uneven * noise + (1 - s) * latent, "nan noise . 0.5 latent"),
+    ):
+        with pytest.raises(ValueError, match=f"Other makes {said} at sigma = 0.5; a model of x0"):
+            pack.sampling.kind_of(host.Other(made), noise())
     with pytest.raises(ValueError, match="solver euler does not run on the SIGMAS .* that fall"):
         sampled(pack.run("Solver", solver="euler")[0], levels("eps").flip(0))
     with pytest.raises(ValueError, match="connected holds NaN or Inf, .*SplitSigmas at step 0"):

@@ -127,6 +127,22 @@ def test_what_has_no_name_is_known_by_the_models_answers(pack):
     assert not (pack.folder / ".searches" / "none").exists(), "nothing was finished"
 
 
+def test_noise_that_is_larger_is_searched_as_it_is(pack, monkeypatch):
+    monkeypatch.setitem(KINDS, "loud", host.Loud)
+    (euler,), asked = (
+        pack.run("Solver", solver="euler"),
+        guider("loud", lambda x, t: network(x / 8, t)),
+    )
+    before = {"before_sampler": euler, "before_sigmas": levels("flow", 3)}
+    sampler, sigmas, report, _ = pack.run("Calibrate", guider=asked, **WORDS, **before)
+    found, kept = decibels(report)
+    assert kept == ["fit"] and found["fit"] > found["before: connected SAMPLER and SIGMAS"] + 3
+    z, latent = noise(11, (64, 3, 2, 2), torch.float32), torch.zeros(64, 3, 2, 2)
+    end = lambda sampler, sigmas: asked.sample(z, latent, sampler, sigmas) / 8
+    fine = end(pack.run("Solver", solver="heun")[0], levels("flow", 60))
+    assert abs(metrics.psnr_each(end(sampler, sigmas), fine).mean() - found["fit"]) < 3
+
+
 class Adapted(torch.nn.Module):
     """A network with a LoRA, in its weights or, where memory is short, beside them."""
 

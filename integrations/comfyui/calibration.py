@@ -28,7 +28,7 @@ from fastsample.metrics import psnr_each
 from fastsample.optimize.search import Stopped
 
 from . import store
-from .sampling import state_of
+from .sampling import kind_of, of_unit_noise
 
 LOOKS = 3  # noise levels at which the model's answers are kept
 # of an empty LATENT: pixels, and frames, of one of its numbers, where they may not be the model's
@@ -114,14 +114,16 @@ class Calibration:
         """Search; noise [b,*] says the shape of a sample, and how many the model is asked at once.
         It is handed back.
         """
-        words = dict(extra_args)
+        words, sampling = dict(extra_args), model_wrap.inner_model.model_sampling
+        kind = kind_of(sampling, noise)
+        unit = of_unit_noise(model_wrap, kind.size)
 
         def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            return model_wrap(x, sigma, **words)
+            return unit(x, sigma, **words)
 
         network = getattr(model_wrap.inner_model, "diffusion_model", None)
-        schedule = schedule_of(model_wrap.inner_model.model_sampling)
+        schedule = schedule_of(sampling, kind.state)
         model = k_model(denoiser, schedule, model_id=self.identity(network))
         generator = torch.Generator().manual_seed(self.seed % 2**64)
         drawn = lambda n: torch.randn(n, *noise.shape[1:], generator=generator).to(noise.device)
@@ -139,7 +141,7 @@ class Calibration:
             store.forget(self.folder)
         if ends is not None:
             target = self.search.target
-            self.reached = float(psnr_each(ends[: len(target)], target).mean())
+            self.reached = float(psnr_each(ends[: len(target)] / kind.size, target).mean())
         return noise
 
     def _looked(
@@ -226,11 +228,11 @@ class Calibration:
         return torch.cat(ends).numpy()
 
 
-def schedule_of(sampling: Any) -> fs.schedules.Schedule:
+def schedule_of(sampling: Any, state: str) -> fs.schedules.Schedule:
     """EDM between the model's smallest and largest sigma, or Flow of the shift that its middle
     says: sigma = shift/(1 + shift) after half of the time.
     """
-    if state_of(sampling) == "sigma":
+    if state == "sigma":
         return fs.schedules.EDM(float(sampling.sigma_min), float(sampling.sigma_max))
     middle = float(sampling.percent_to_sigma(0.5))
     return fs.schedules.Flow(middle / (1.0 - middle))

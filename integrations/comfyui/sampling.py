@@ -2,15 +2,17 @@
 `fastsample.interop.k_sample` on the state that the model has.
 
 A model says by its own noise_scaling what its state is: x0 + sigma·eps (EPS, V, EDM), or
-(1 - sigma)·x0 + sigma·eps (CONST: flow models), where sigma goes up to exactly 1.
+(1 - sigma)·x0 + sigma·eps (CONST: flow models), where sigma goes up to exactly 1. Flow models with
+larger noise run as if on theirs divided by its size.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.samplers
 import torch
@@ -22,11 +24,12 @@ from fastsample.interop import k_remake, k_sample, k_scale, k_sigmas, k_state
 from fastsample.schedules import EDM, Flow
 from fastsample.solvers import SOLVERS
 
-KEEPS = {(0.5, 1.0): "sigma", (0.5, 0.5): "flow"}  # of noise and latent at sigma = 0.5
 KINDS = {
     "sigma": "x0 + sigma eps (SD, SDXL, EDM)",
     "flow": "(1 - sigma) x0 + sigma eps (Flux, SD3, Wan, Qwen)",
 }
+KEEPS = {1.0: "sigma", 0.5: "flow"}  # of the latent at sigma = 0.5
+SIZED = "x", "denoised"  # what a callback is told that has the size of the noise
 ABOVE = 0.01  # relative: so much above the model's largest sigma tables of one family may begin
 TRIED = {EDM(): (9.0, 3.0, 1.0, 0.3, 0.0), Flow(): (1.0, 0.7, 0.5, 0.2, 0.0)}
 
@@ -46,22 +49,51 @@ def sampling_of(model: Any) -> Any:
         ) from None
 
 
-def state_of(sampling: Any) -> str:
-    """The state, sigma or flow, by what noise_scaling makes of noise and latent at sigma = 0.5."""
-    half = torch.tensor(0.5)
-    parts = scaled_by(sampling, half, half, False)
-    if parts not in KEEPS:
+class Kind(NamedTuple):
+    """A model's state, sigma or flow, and how large the noise is in it: 1, and 8 for HiDream O1,
+    whose state is (1 - sigma)·x0 + sigma·8·eps.
+    """
+
+    state: str
+    size: float
+
+
+def kind_of(sampling: Any, x: Tensor) -> Kind:
+    """By what noise_scaling makes of noise and latent of x's shape at sigma = 0.5 and 1."""
+    if not isinstance(x, Tensor) or x.is_nested:
         raise ValueError(
-            f"fastsample: {type(sampling).__name__} makes {parts[0]:g} noise + {parts[1]:g} latent "
+            "fastsample: the latent has several tensors (audio and video) and arrived unpacked; a "
+            "ComfyUI that packs them into one, or a latent of one tensor, is accepted"
+        )
+    noise, latent = scaled_by(sampling, x.new_tensor(0.5), x, False)
+    state, size = KEEPS.get(latent), 2.0 * noise
+    ends = size, 2.0 * latent - 1.0
+    if state is None or scaled_by(sampling, x.new_tensor(1.0), x, False) != ends or size <= 0.0:
+        raise ValueError(
+            f"fastsample: {type(sampling).__name__} makes {noise:g} noise + {latent:g} latent "
             f"at sigma = 0.5; a model of {KINDS['sigma']} or {KINDS['flow']} is accepted"
         )
-    return KEEPS[parts]
+    return Kind(state, size)
 
 
 def scaled_by(sampling: Any, sigma: Tensor, x: Tensor, whole: bool) -> tuple[float, float]:
-    """What the host has multiplied unit noise and the latent by, in x's arithmetic."""
-    noise = x.new_tensor([[1.0, 0.0]])
-    return tuple(sampling.noise_scaling(sigma, noise, 1.0 - noise, whole)[0].tolist())
+    """What the host multiplies noise and a latent of x's shape by, in x's arithmetic; nan for one
+    that it does not treat all alike.
+    """
+    one = x.new_ones(1, *x.shape[1:])
+    made = (
+        sampling.noise_scaling(sigma, *parts, whole)
+        for parts in ((one, one - one), (one - one, one.clone()))
+    )
+    ends = [v.aminmax() for v in made]
+    return tuple(float(low) if low == high else math.nan for low, high in ends)
+
+
+def of_unit_noise(model: Any, size: float) -> Any:
+    """The denoiser of the state divided by the noise's size, for x0 divided by it."""
+    if size == 1.0:
+        return model
+    return lambda x, sigma, **extra: model(size * x, sigma, **extra) / size
 
 
 # -- samplers --------------------------------------------------------------------------------------
@@ -79,10 +111,11 @@ def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
 
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
         sampling = sampling_of(model)
-        if state_of(sampling) != state:
+        kind = kind_of(sampling, x)
+        if kind.state != state:
             raise ValueError(
                 f"fastsample: the plan {name} is for {KINDS[state]} and the model connected is one "
-                f"of {KINDS[state_of(sampling)]}; a plan made for such a model is accepted"
+                f"of {KINDS[kind.state]}; a plan made for such a model is accepted"
             )
         if len(sigmas) < 2:
             return x
@@ -94,14 +127,13 @@ def of_plan(plan: Plan, name: str, rebuild: bool) -> tuple[Any, Tensor]:
                 "of these SIGMAS with an image to begin from, is accepted"
             )
         made = _on(plan, name, sigmas, rebuild)
+        x = x / kind.size
         if made is plan and plan.sigma[0] != 0.0:  # from noise alone, at the plan's own scale
             whole = comfy.samplers.Sampler().max_denoise(model.inner_model, sigmas)
-            noise, latent = scaled_by(sampling, sigmas[0], x, whole)
-            image = getattr(
-                model, "latent_image", None
-            )  # one that wraps the model need not have it
-            x = (x if image is None else x - latent * image) * (k_scale(plan) / noise)
-        return _sampled(made, state, model, x, extra_args, callback, disable)
+            noise, latent = (v / kind.size for v in scaled_by(sampling, sigmas[0], x, whole))
+            image = getattr(model, "latent_image", 0.0)  # what wraps the model need not have it
+            x = (x - latent * image) * (k_scale(plan) / noise)
+        return _sampled(made, kind, model, x, extra_args, callback, disable)
 
     return comfy.samplers.KSAMPLER(run), torch.tensor(own, dtype=torch.float32)
 
@@ -113,8 +145,8 @@ def of_solver(name: str, options: Mapping[str, Any]) -> Any:
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
         if len(sigmas) < 2:
             return x
-        state = state_of(sampling_of(model))
-        schedule = Flow() if state == "flow" else EDM()
+        kind = kind_of(sampling_of(model), x)
+        schedule = Flow() if kind.state == "flow" else EDM()
         try:
             grid = from_sigmas(schedule, sigmas.tolist())
             plan = SOLVERS[name](schedule, grid, prediction="x0", start=0, **options)
@@ -123,7 +155,7 @@ def of_solver(name: str, options: Mapping[str, Any]) -> Any:
                 f"fastsample: the solver {name} does not run on the SIGMAS and the model connected "
                 f"({error}); SIGMAS that fall, as BasicScheduler gives them, are accepted"
             ) from None
-        return _sampled(plan, state, model, x, extra_args, callback, disable)
+        return _sampled(plan, kind, model, x / kind.size, extra_args, callback, disable)
 
     return comfy.samplers.KSAMPLER(run)
 
@@ -140,23 +172,21 @@ def _on(plan: Plan, name: str, sigmas: Tensor, rebuild: bool) -> Plan:
         ) from None
 
 
-def _sampled(plan: Plan, state: str, model, x, extra_args, callback, disable) -> Tensor:
-    """x at the end of the SIGMAS. Noises are those of the seed, the same whatever the batch and the
-    device. Where a mask keeps the latent it is the latent to the bit: rows that a search found
-    add up to it but for their error. A mask that changes from step to step (differential
-    diffusion) keeps nothing to the end.
+def _sampled(plan: Plan, kind: Kind, model, x, extra_args, callback, disable) -> Tensor:
+    """The state at the end of the SIGMAS, from x, that of unit noise. Noises are those of the seed,
+    the same whatever the batch and the device. Where a mask keeps the latent it is the latent to
+    the bit: rows that a search found add up to it but for their error. A mask that changes from
+    step to step (differential diffusion) keeps nothing to the end.
     """
-    if not isinstance(x, Tensor) or x.is_nested:
-        raise ValueError(
-            "fastsample: the latent has several tensors (audio and video) and arrived unpacked; a "
-            "ComfyUI that packs them into one, or a latent of one tensor, is accepted"
-        )
-    extra = dict(extra_args or {})
-    seeds = {}
+    extra, size, seeds = dict(extra_args or {}), kind.size, {}
     if plan.L and extra.get("seed") is not None:  # the host's go up to 2^64 - 1, then from 0 on
         seeds["seed"] = [(int(extra["seed"]) + k) % 2**64 for k in range(len(x))]
+    show = callback and (
+        lambda told: callback({k: v * size if k in SIZED else v for k, v in told.items()})
+    )
+    words = {"state": kind.state, **seeds}
     try:
-        end = k_sample(plan, model, x, extra, callback, disable, state=state, **seeds)
+        end = k_sample(plan, of_unit_noise(model, size), x, extra, show, disable, **words) * size
     except ValueError as error:
         raise _told(error) from None
     mask, image = extra.get("denoise_mask"), getattr(model, "latent_image", None)
