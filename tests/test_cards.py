@@ -108,6 +108,21 @@ def test_a_solver_of_a_note_may_be_anything():
         assert made.describe()
 
 
+def test_what_a_note_says_at_length_takes_no_more_than_a_line():
+    """The thousand numbers of a table's schedule, and what a file calls its solver."""
+    table = fs.schedules.DiscreteVP(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    made = fs.solvers.euler(table, [999, 500, 100, -1], prediction="eps")
+    (said,) = [line for line in Card(made).texts if line.startswith("Made for DiscreteVP(alphas_")]
+    assert said.endswith("...), prediction eps") and len(said) < 200
+    long = made.with_note(solver=HOSTILE * 2000, prediction="p" * 9000)
+    said = [line for line in Card(long).texts if line.strip()]
+    assert any(line.startswith("<script>") and len(line) == 60 for line in said)
+    assert any(line.startswith("Made for DiscreteVP") and len(line) < 300 for line in said)
+    sampler = fs.Sampler(long.with_note(prediction="eps"), lambda x, t: x)
+    for it in (long, a_search(plans={3: long}), sampler, fs.Run(long, noise=torch.zeros(1, 2))):
+        assert len(repr(it)) < 400
+
+
 def test_a_search_is_shown_with_what_each_rung_reached():
     """Means where every plan has one; where the best by hand has a pooled figure alone, those of
     both, never one beside the other.

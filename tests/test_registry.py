@@ -1,6 +1,7 @@
 """`fastsample show solvers`: what it says of the registry, by other means, and its sentences."""
 
 import inspect
+import sys
 
 import interpreter
 import numpy as np
@@ -56,6 +57,18 @@ def test_the_table_has_every_solver_and_what_its_maker_says(capsys):
     for name, maker in SOLVERS.items():
         assert shown[name].split()[1] == maker.tier
         assert all(words in shown[name] for words in maker.elsewhere.values())
+
+
+def test_a_terminal_breaks_no_line_of_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(registry, "SOLVERS", {name: SOLVERS[name] for name in ("euler", "stork")})
+    assert cli.main(["show", "solvers"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["show", "solvers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 80 < len(whole[2]) and lines[2] == f"{whole[2][:77]}..."
+    assert lines[3] == whole[3]
 
 
 def test_one_solver_shows_its_options_and_docstring(capsys):

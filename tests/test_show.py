@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 
 import pytest
@@ -67,6 +68,20 @@ def test_two_plans_of_one_program(here, capsys):
         *("inf", "inf", "2", "1", "0.5", "0.3333")
     ]
     assert (here / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_picture_has_any_name_as_it_stands(here, capsys):
+    """No formula, no label that is kept back, none that UTF-8 has not, and none as long as a file's
+    note may make it.
+    """
+    names = [r"_$\\frac$.fsplan", os.fsdecode(b"\xff.fsplan")]
+    for name in names:
+        plan().with_note(solver="$x_" + 50_000 * "y").save(name)
+    for words in (names, names[:1]):
+        shown(capsys, *words, "--picture", "p.png")
+        wide, _ = struct.unpack(">II", (here / "p.png").read_bytes()[16:24])
+        assert wide < 2_000
+    assert max(map(len, shown(capsys, names[0]).splitlines())) < 200
 
 
 @pytest.mark.parametrize(

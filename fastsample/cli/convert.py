@@ -120,10 +120,10 @@ def run(args: argparse.Namespace) -> None:
     else:
         data = f"{lists.written(form, _numbers(args, given, form))}\n".encode()
         if given.plan is not None and (said := lists.left_out(given.plan)):
-            print(f"fastsample convert: {printable(said)}", file=sys.stderr)
+            print(f"fastsample convert: {said}", file=sys.stderr)
     if args.out is not None:
         write_whole(args.out, data)
-        print(f"wrote {args.out}")
+        print(f"wrote {printable(args.out)}")
     else:
         sys.stdout.write(data.decode())
 

@@ -24,6 +24,7 @@ import numpy as np
 from ..grids.points import noted, on_flow
 from ..plan import Plan
 from ..plan.provenance import LEARNED, found
+from ..plan.text import named, short
 
 FORMS = ("sigmas", "timesteps", "comfyui", "comfyui-json", "sdcpp-json")
 # where a JSON document has its list
@@ -70,11 +71,10 @@ def levels(alpha: np.ndarray, sigma: np.ndarray) -> list[float]:
 
 def left_out(plan: Plan) -> str | None:
     """In words, what a plan gains by that a list of its levels does not hold; None for nothing."""
-    solver = plan.note.get("solver", "a table")
-    parts = [f"the rows of {solver}"] if LEARNED & plan.note.keys() else []
+    parts = [f"the rows of {named(plan)}"] if LEARNED & plan.note.keys() else []
     amplitude = found(plan).get("amplitude", 1.0)
     if amplitude != 1.0:
-        parts.append(f"the factor {amplitude} of its first noise")
+        parts.append(f"the factor {short(amplitude, 60)} of its first noise")
     return f"the list does not hold {' and '.join(parts)}" if parts else None
 
 

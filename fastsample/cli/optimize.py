@@ -15,6 +15,7 @@ from typing import Any
 from .. import report
 from ..files import folder_for
 from ..grids import GRIDS
+from ..plan.text import printable
 from .options import count, number, progress, progress_option
 from .subjects import UNSEEN, Subject, model_options, subject
 
@@ -186,7 +187,7 @@ def _climb(args: argparse.Namespace, model: Any, z: Any, given: dict, ranks: Any
     if failed is not None:
         raise RuntimeError(f"{failed}; it is written to {args.out}") from failed
     if found.stopped is not None and ranks.first:
-        again = f"the same command goes on from {folder}"
+        again = f"the same command goes on from {printable(folder)}"
         said = {"time_limit": "the time is up", "interrupted": "interrupted"}[found.stopped]
         print(f"fastsample optimize: {said}; {again}", file=sys.stderr)
     if found.stopped == "interrupted":
@@ -231,7 +232,7 @@ def _written(search: Any, out: Path) -> None:
         f"{search.nfe:g} evaluations for each of {search.samples} noises, {search.seconds:.0f} s"
     )
     print(f"{spent}; dB: mean of each sample's PSNR to the teacher, on {held} noises held out")
-    print(f"wrote {out / 'search.html'}, search.csv and pictures beside the plans")
+    print(f"wrote {report.written(out, paths)}")
 
 
 def _in_pipeline(args: argparse.Namespace, search: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import place, write_whole
 from ..plan import Plan, provenance
+from ..plan.text import printable
 from .options import UNREADABLE, load, suffix
 from .subjects import Subject, model_options, subject
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
             write_whole(out, report.npy(end))
     print(f"{args.samples} samples of {plan.nfe} evaluations in {seconds:.2f} s")
     for out in outs:
-        print(f"wrote {out}")
+        print(f"wrote {printable(out)}")
 
 
 def _begun(plan: Plan, args: argparse.Namespace, it: Subject) -> tuple[Plan, dict]:

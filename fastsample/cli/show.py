@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..files import place
 from ..grids.points import points
-from ..plan.text import printable
+from ..plan.text import named
 from . import lists
 from .options import load, suffix
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.sigmas:
         print(lists.written("sigmas", lists.levels(*points(plan))))
         if said := lists.left_out(plan):
-            print(f"fastsample show: {printable(said)}", file=sys.stderr)
+            print(f"fastsample show: {said}", file=sys.stderr)
     else:
         from ..report import terminal
 
@@ -82,5 +82,5 @@ def _picture(path: str, plans: dict) -> None:
 
     names = " and ".join(Path(name).name for name in plans)
     if len(plans) == 1:
-        plans = {printable(plan.note.get("solver", "plan")): plan for plan in plans.values()}
+        plans = {named(plan): plan for plan in plans.values()}
     report.schedules_picture(path, plans, f"Where {names} ask{'s' * (len(plans) == 1)} the model")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..plan import card
 from ..plan.markup import Markup, tag
+from ..plan.text import named
 
 if TYPE_CHECKING:
     from ._search import Rung, Search
@@ -35,8 +36,7 @@ def html(search: Search) -> Markup:
     rows = []
     for m in budgets:
         decibels = (f"{found[m]:.2f}" if m in found else "-" for _, found in shown)
-        name = search.plans[m].note.get("solver", "unnamed")
-        rows.append((f"{m}", f"{name}", f"{search.error[m]:.3g}", *decibels))
+        rows.append((f"{m}", named(search.plans[m]), f"{search.error[m]:.3g}", *decibels))
     table = card.grid("What the search reached", header, rows)
     plans = (_folded(search, m) for m in budgets)
     listed = ", ".join(map(str, budgets))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..files import make_folder
 from ..plan import Plan, provenance
-from ..plan.text import printable
+from ..plan.text import named
 from ._card import html
 
 
@@ -170,8 +170,7 @@ class Search:
 
     def about_teacher(self) -> str:
         """The teacher and its agreement in words."""
-        solver = printable(self.teacher.note.get("solver", "unnamed"))
-        name = f"{solver}, {self.teacher.nfe} evaluations"
+        name = f"{named(self.teacher)}, {self.teacher.nfe} evaluations"
         if self.agreement is None:
             return f"teacher: {name}; its agreement with twice as many was not measured"
         return f"teacher: {name}; it agrees to {self.agreement:.1f} dB with twice as many"
@@ -183,7 +182,7 @@ class Search:
         by_hand = "; ".join(f"{m}: {self.compared[m]}" for m in sorted(self.compared))
         by_hand = by_hand or "not compared with schedules made by hand"
         return (
-            f"Search({printable(self.plan.note.get('solver', 'unnamed'))}, error by evaluations "
+            f"Search({named(self.plan)}, error by evaluations "
             f"{{{budgets}}}, {self.about_teacher()}, {by_hand}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"
         )

@@ -76,6 +76,7 @@ from .. import grids, metrics, solvers
 from ..model import Model
 from ..plan import Plan
 from ..plan.given import real, within
+from ..plan.text import named
 from ..runtime import arguments
 from ..runtime.drive import bar
 from ..runtime.sources import seed_of
@@ -106,7 +107,6 @@ class Aligned(Search):
     frechet: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        name = self.plan.note.get("solver", "unnamed")
         bounds = ", ".join(f"{m}: {self.error[m]:.3g}" for m in sorted(self.plans))
         power = self.plan.note["found"]["power"]
         kind = "bound in nats" if power == NATS else f"integral with s^-{power:g}"
@@ -116,7 +116,7 @@ class Aligned(Search):
             for m in sorted(self.frechet)
         ]
         return (
-            f"Aligned({name}, {FOR}; {kind} by evaluations {{{bounds}}}, "
+            f"Aligned({named(self.plan)}, {FOR}; {kind} by evaluations {{{bounds}}}, "
             f"{'; '.join(shown) or 'not compared with schedules made by hand'}, "
             f"{self.nfe:g} evaluations a sample, {self.samples} samples, {self.seconds:.1f} s)"
         )

@@ -14,6 +14,7 @@ import numpy as np
 from .axis import Axis
 from .markup import Markup, tag
 from .pays import warning
+from .text import named, short
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -30,7 +31,7 @@ def html(plan: Plan) -> Markup:
     escaped: the note may come from any file.
     """
     sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
-    name = tag("strong", plan.note.get("solver", "unnamed"))
+    name = tag("strong", named(plan))
     said = [tag("p", line) for line in (_made_for(plan), warning(plan)) if line]
     drawn = figure([("", dict(enumerate(levels(plan), 1)))], "evaluation", LEVEL, log=True)
     table = tag("details", tag("summary", "Rows"), coefficients(plan))
@@ -44,8 +45,8 @@ def _made_for(plan: Plan) -> str:
     if not isinstance(schedule, Mapping):
         return ""
     words = ", ".join(f"{k}={v}" for k, v in schedule.items() if k != "name")
-    made = f"Made for {schedule.get('name')}({words})"
-    return f"{made}, prediction {kind}" if kind else made
+    made = f"Made for {short(schedule.get('name'), 60)}({short(words)})"
+    return f"{made}, prediction {short(kind, 60)}" if kind else made
 
 
 def figure(

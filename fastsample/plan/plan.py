@@ -278,4 +278,4 @@ class Plan:
 
     def __repr__(self) -> str:
         sizes = f"nfe={self.nfe}, rows={self.rows}, slots={self.S}, branches={self.G}"
-        return f"Plan({text.printable(self.note.get('solver', 'unnamed'))}, {sizes})"
+        return f"Plan({text.named(self)}, {sizes})"

@@ -20,6 +20,17 @@ def printable(value: Any) -> str:
     return "".join(map(escaped, str(value)))
 
 
+def short(value: Any, most: int = 150) -> str:
+    """The same of a value of any length, cut where it has more than `most` characters."""
+    text = printable(str(value)[: most + 1])
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def named(plan: Plan) -> str:
+    """The solver that the note names; the note may be of any file."""
+    return short(plan.note.get("solver") or "unnamed", 60)
+
+
 def describe(plan: Plan) -> str:
     """The plan as a readable table: the note's lines, then a line per row."""
     silent = {"clip": 0, "inpaint": False, "consistent": True}
@@ -29,8 +40,8 @@ def describe(plan: Plan) -> str:
         if v not in (None, [], {}) and not (k in silent and v == silent[k])
     }
     sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
-    lines = [f"Plan  {printable(note.pop('solver', 'unnamed'))}   {sizes}"]
-    lines += [f"  {printable(k):14s} {_short(v)}" for k, v in sorted(note.items())]
+    lines = [f"Plan  {named(plan)}   {sizes}"]
+    lines += [f"  {short(k):14s} {_value(v)}" for k, v in sorted(note.items()) if k != "solver"]
     if plan.sigma[0]:
         lines.append(
             f"  {'init_scale':14s} {plan.init_scale:.6g} (row 0 multiplies unit noise by it)"
@@ -69,6 +80,5 @@ def _update(plan: Plan, i: int) -> str:
     return "; ".join(parts)
 
 
-def _short(value: Any) -> str:
-    text = printable(dump_note(value) if isinstance(value, dict) else value)
-    return text if len(text) <= 150 else text[:147] + "..."
+def _value(value: Any) -> str:
+    return short(dump_note(value) if isinstance(value, dict) else value)

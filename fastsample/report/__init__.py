@@ -6,7 +6,7 @@ Pictures need matplotlib (extra `demo`), all else nothing.
 from .csv import csv
 from .demo import demo
 from .doctor import EXTRAS, doctor
-from .folder import look, write
+from .folder import look, write, written
 from .images import image_grid, is_image, npy, png, save_images
 from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
@@ -29,4 +29,5 @@ __all__ = [
     "schedules_picture",
     "table",
     "write",
+    "written",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..plan import Plan, provenance
-from .folder import FILES, write
+from .folder import write, written
 from .pictures import error_picture, samples_picture, schedules_picture
 from .rungs import solver_of
 from .tables import table
@@ -63,8 +63,7 @@ def demo(
     rows = [_row(label(name, m), scores[name][m]) for m in budgets for name in plans]
     print(table(HEADER, [_row("teacher", judge(found.teacher)), *rows]))
     print("dB: mean of each sample's PSNR to the teacher; distance on a classifier's features")
-    beside = [name for name in FILES if (out / name).exists()]
-    print(f"wrote {', '.join(sorted([*beside, *(path.name for path in paths)]))} to {out}")
+    print(f"wrote {written(out, paths)}")
     return {"search": found, "scores": scores}
 
 

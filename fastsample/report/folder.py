@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..files import make_folder, place, write_whole
+from ..plan.text import printable
 from .csv import csv
 from .page import page
 from .pictures import error_picture, samples_picture, schedules_picture
@@ -45,6 +47,12 @@ def write(search: Search, folder: str | Path) -> list[Path]:
     with suppress(ImportError):  # the page has all of it too
         _pictures(search, out)
     return paths
+
+
+def written(folder: Path, plans: Sequence[Path]) -> str:
+    """In words, what `write` wrote to the folder, these plans among it."""
+    beside = [name for name in FILES if (folder / name).exists()]
+    return printable(f"{', '.join([*(path.name for path in plans), *beside])} to {folder}")
 
 
 def _pictures(search: Search, out: Path) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 
 from ..files import write_whole
 from ..plan import Plan
+from ..plan.text import printable
 from .images import image_grid
 
 # Okabe & Ito's eight colours, told apart with any colour vision; every line has its marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
+PLAIN = {"parse_math": False}  # a name is no formula, whatever stands in it
 
 
 def _figure(width: float, height: float) -> Any:
@@ -44,16 +46,19 @@ def _curves(
     """
     figure = _figure(7.6, 4.6)
     axes = figure.add_subplot(**words)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(printable(title), loc="left", fontsize=11, **PLAIN)
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     for k, (label, curve) in enumerate(curves.items()):
         style = {"color": COLOURS[k % 8], "marker": MARKERS[k % 8], "markersize": 5}
         if label in dashed:
             style |= {"color": "#000000", "linestyle": "--"}
-        axes.plot(*zip(*sorted(curve.items()), strict=True), linewidth=1.5, label=label, **style)
+        axes.plot(*zip(*sorted(curve.items()), strict=True), linewidth=1.5, **style)
     axes.set_xticks(sorted(set().union(*curves.values())))
-    axes.legend(frameon=False, fontsize=9)
+    # with handles a label may begin with an underscore
+    legend = axes.legend(axes.lines, [*map(printable, curves)], frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set(**PLAIN)
     _save(figure, path)
 
 
@@ -70,9 +75,9 @@ def samples_picture(
     width, labels, heading = 0.62 * columns, 0.1 * max(map(len, rows)) + 0.3, 0.5
     figure = _figure(width + labels, width * len(sheet) / wide + heading)
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11, **PLAIN)
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_yticks([(k + 0.5) * high for k in range(len(rows))], rows)
+    axes.set_yticks([(k + 0.5) * high for k in range(len(rows))], rows, **PLAIN)
     axes.set_xticks([])
     axes.tick_params(length=0, labelsize=10)
     axes.spines[:].set_visible(False)

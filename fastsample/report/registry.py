@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -153,7 +155,11 @@ def show(name: str | None, options: dict[str, object]) -> None:
             raise ValueError(f"{word} belongs to a plan; solvers and a solver's name are accepted")
     if name is not None:
         return print(solver(name))
-    print(solvers())
+    lines = solvers().splitlines()
+    # a line that a terminal breaks is no line of a table; in a file or a pipe each is whole
+    narrow = max(20, shutil.get_terminal_size().columns)
+    wide = narrow if sys.stdout.isatty() else max(map(len, lines))
+    print("\n".join(line if len(line) <= wide else f"{line[: wide - 3]}..." for line in lines))
     print()
     for key, said in LEGEND.items():
-        print(fill(f"{key:11}  {said}", 100, subsequent_indent=13 * " "))
+        print(fill(f"{key:11}  {said}", min(wide, 100), subsequent_indent=13 * " "))

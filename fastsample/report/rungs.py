@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..plan import Plan
 from ..plan.provenance import found
+from ..plan.text import named, short
 
 if TYPE_CHECKING:
     from ..optimize._search import Rung
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 def solver_of(plan: Plan) -> str:
     """The plan's solver, and the grid by name where it was made by hand."""
-    solver, grid = plan.note.get("solver", "unnamed"), found(plan).get("grid")
-    return f"{solver} ({grid})" if isinstance(grid, str) else f"{solver}"
+    grid = found(plan).get("grid")
+    return f"{named(plan)} ({short(grid, 60)})" if isinstance(grid, str) else named(plan)
 
 
 def budgets_of(rungs: Sequence[Rung]) -> list[int]:

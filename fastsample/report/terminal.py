@@ -10,7 +10,7 @@ from ..plan import Plan
 from ..plan.axis import Axis
 from ..plan.card import levels
 from ..plan.row import FIELDS
-from ..plan.text import printable
+from ..plan.text import printable, short
 from .tables import table
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -59,7 +59,7 @@ def compared(names: Mapping[str, str], plans: Mapping[str, Plan]) -> str:
     lines = [f"{label}  {printable(names[label])}: {printable(plans[label])}" for label in labels]
     lines += ["", f"program  {_programs(a, b)}"]
     keys = [k for k in sorted({*a.note, *b.note}) if a.note.get(k) != b.note.get(k)]
-    lines += [f"note     {printable(k)}: {_short(a, k)} | {_short(b, k)}" for k in keys]
+    lines += [f"note     {short(k, 60)}: {_short(a, k)} | {_short(b, k)}" for k in keys]
     rows = _rows(a, b)
     if not rows:
         return "\n".join([*lines, "rows     every number is the same"])
@@ -82,8 +82,7 @@ def _programs(a: Plan, b: Plan) -> str:
 
 
 def _short(plan: Plan, key: str) -> str:
-    text = printable(plan.note.get(key, "-"))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return short(plan.note.get(key, "-"), 60)
 
 
 def _rows(a: Plan, b: Plan) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..model import Model
-from ..plan.text import printable
+from ..plan.text import named, printable
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 def run(self: Run) -> str:
     x = self._pool.x
     state = f"x {list(x.shape)} {_kind(x.dtype, x.device)}"
-    return f"Run({_name(self.plan)}, {_row(self.row, self.plan)}, {state})"
+    return f"Run({named(self.plan)}, {_row(self.row, self.plan)}, {state})"
 
 
 def sampler(self: Sampler) -> str:
     asked = ", ".join(map(_model, self.models))
     words = [f"mode={self.mode!r}", *(["differentiable=True"] if self.differentiable else [])]
     return (
-        f"Sampler({_name(self.plan)}, {self.plan.nfe} evaluations of {asked}, {', '.join(words)})"
+        f"Sampler({named(self.plan)}, {self.plan.nfe} evaluations of {asked}, {', '.join(words)})"
     )
 
 
@@ -40,11 +40,7 @@ def engine(self: Engine) -> str:
 
 def ticket(self: Ticket) -> str:
     """Of its state what is known without a look at the device."""
-    return f"Ticket({_name(self.plan)}, {_row(self.row, self.plan)}, {self._state})"
-
-
-def _name(plan: Plan) -> str:
-    return printable(plan.note.get("solver", "unnamed"))
+    return f"Ticket({named(self.plan)}, {_row(self.row, self.plan)}, {self._state})"
 
 
 def _row(row: int, plan: Plan) -> str:
