@@ -266,6 +266,18 @@ def test_consistent_rows_begin_from_an_image(pack):
         assert (end - exact).norm() < (usual - exact).norm()
 
 
+def test_a_teacher_that_is_no_target_is_told(pack):
+    """In the report, which is what one sees there, not by the search's warning alone."""
+    restless = lambda x, t: network(x, t) + 0.5 * torch.sin(30 * x)
+    with pytest.warns(UserWarning, match="a target needs 45 dB"):
+        report = pack.run("Calibrate", guider=guider(fn=restless), **WORDS)[2]
+    assert "less than 45 dB, too far off to be a target: effort thorough" in report
+    assert (
+        "too far off"
+        not in pack.run("Calibrate", guider=guider("flow"), **WORDS | {"name": "b"})[2]
+    )
+
+
 def test_more_noises_polish_what_was_fitted(pack, monkeypatch):
     """In the host's inference mode too, in which nothing has a gradient."""
     effort = pack.calibration.EFFORTS["quick"]._replace(noises=48)

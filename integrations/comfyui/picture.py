@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsample.optimize import Search
 
+POOR = 45.0  # dB: a search warns below it
 WIDTH, LINE, LEFT, MARGIN = 960, 40, 470, 20
 INK, GREY, COLOURS = (20, 20, 20), (150, 150, 150), {True: (14, 124, 123), False: (178, 190, 195)}
 
@@ -45,6 +46,11 @@ def words(search: Search, evaluations: int, name: str, found: Sequence[Line]) ->
     told += [f"{'->' if line.ours else '  '} {line.psnr:6.1f} dB  {line.label}" for line in found]
     told.append("dB to the teacher's end points; 6 dB more is half the error")
     told.append(search.about_teacher())
+    if search.agreement is not None and search.agreement < POOR:
+        told.append(
+            f"that is less than {POOR:g} dB, too far off to be a target: effort thorough, which takes"
+            " more steps, or a guider that answers alike when it is asked the same again"
+        )
     told.append(f"{search.nfe * search.samples:,.0f} evaluations of one sample")
     if search.stopped == "time_limit":
         told.append("the time limit was reached: more minutes go on from here to a better plan")
