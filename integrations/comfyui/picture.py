@@ -48,8 +48,8 @@ def words(search: Search, evaluations: int, name: str, found: Sequence[Line]) ->
     told.append(search.about_teacher())
     if search.agreement is not None and search.agreement < POOR:
         told.append(
-            f"that is less than {POOR:g} dB, too far off to be a target: effort thorough, which takes"
-            " more steps, or a guider that answers alike when it is asked the same again"
+            f"that is less than {POOR:g} dB, too far off to be a target: effort thorough, which "
+            "takes more steps, or a guider that answers alike when it is asked the same again"
         )
     told.append(f"{search.nfe * search.samples:,.0f} evaluations of one sample")
     if search.stopped == "time_limit":
