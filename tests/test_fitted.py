@@ -51,6 +51,7 @@ REFUSED = {
     ),
     "remake": lambda plan: plan.remake(2),
     "remake, by strength": lambda plan: plan.remake(strength=0.5),
+    "remake, to hold an image": lambda plan: plan.remake(inpaint=True),
 }
 
 
@@ -96,6 +97,8 @@ def test_consistent_rows_start_anywhere():
         assert (end - x0).abs().max() < 1e-12
     assert plan.remake(2).remake(None) == plan == fs.Plan.from_bytes(plan.to_bytes()).remake(None)
     masked = fitted("consistent", on_schedule(), inpaint=True)
+    assert plan.remake(inpaint=True) == masked == masked.remake()
+    assert masked.remake(inpaint=False) == plan
     words = {"mask": torch.ones(1, 1, 4, 4), "known": x0}
     end = fs.Sampler(masked, exact, state_dtype=torch.float64)(noise=Z.double(), **words)
     assert (end - x0).abs().max() < 1e-12

@@ -241,6 +241,7 @@ class Plan:
         *,
         strength: float | None = None,
         level: float | None = None,
+        inpaint: bool | None = None,
     ) -> Plan:
         """Compile the same solver for an image, or with None for noise again, from this plan's own
         note.
@@ -250,9 +251,11 @@ class Plan:
         begin there, with as many steps. A plan for noise keeps this plan's init_scale; an
         image is noised to the schedule's own level, where a searched amplitude has no meaning: it
         is kept in the note, for a later remake(None). Rows that a search fitted are made again too:
-        those that leave the schedule for noise alone.
+        those that leave the schedule for noise alone. inpaint: whether rows blend a known image
+        under a mask (rows that leave the schedule do not); None: as this plan's do.
         """
-        return self._maker("remake", "solvers")(self, start, strength=strength, level=level)
+        words = {"strength": strength, "level": level, "inpaint": inpaint}
+        return self._maker("remake", "solvers")(self, start, **words)
 
     def unguided(self) -> Plan:
         """The plan of one branch that `guidance.guided` made this one from. PlanError for a plan

@@ -36,8 +36,8 @@ def blend(
     if not plan.known_reads.any():
         on_schedule("Run", plan, "mask= and known=")
         raise ValueError(
-            "Run: mask and known are given and no row of this plan blends a known image; make it "
-            "with inpaint=True"
+            "Run: mask and known are given and no row of this plan blends a known image; "
+            "plan.remake(inpaint=True) is accepted"
         )
     for name, value in (("mask", mask), ("known", known)):
         if not isinstance(value, Tensor) or value.device.type != torch.device(device).type:

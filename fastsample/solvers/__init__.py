@@ -210,16 +210,17 @@ def register(name: str, maker: Callable[..., Plan], *, jump: Callable | None = N
         JUMPS[name] = jump
 
 
-def remake(plan: Plan, start: int | None = None, *, strength=None, level=None) -> Plan:
+def remake(plan: Plan, start=None, *, strength=None, level=None, inpaint=None) -> Plan:
     """The same solver on the same grid for an image noised to grid[start], after which a share
     strength of the steps runs, or, on the grid made again to begin there, noised to level; compiled
     from the plan's own note.
 
     start is an index into the plan's whole grid; strength and level are as `fastsample.solvers`
-    says; none of the three compiles it for noise, with the plan's init_scale. An image is noised to
-    alpha x0 + sigma eps: the amplitude by which a search scales the start noise makes up for what
-    few steps from pure noise lose, and has no meaning there. note["found"]["amplitude"] keeps it
-    for a later remake(None). Raises ValueError for plans that a solver of this registry did not
+    says; none of the three compiles it for noise, with the plan's init_scale. inpaint: whether its
+    rows blend a known image; None: as the plan's do. An image is noised to alpha x0 + sigma eps:
+    the amplitude by which a search scales the start noise makes up for what few steps from pure
+    noise lose, and has no meaning there. note["found"]["amplitude"] keeps it for a later
+    remake(None). Raises ValueError for plans that a solver of this registry did not
     make (learned tables), whose numbers were replaced, whose rows leave the schedule where an image
     is to be noised to it, whose rows were fitted to their grid where that is to be made again, that
     guidance was added to, or whose model gave its times by a callable, and PlanError, which names
@@ -230,7 +231,7 @@ def remake(plan: Plan, start: int | None = None, *, strength=None, level=None) -
     only_one(start, strength, level)
     asked = {"start": start, "strength": strength, "level": level}
     asked = {word: value for word, value in asked.items() if value is not None}
-    for word, value in asked.items():
+    for word, value in (asked | ({"inpaint": True} if inpaint else {})).items():
         on_schedule("remake", plan, f"{word}={value!r:.60}")
     said = {word: words.get(word) for word in ("time", "input_scale", "sigma_data", "model_id")}
     schedule = _read("schedule", lambda: from_json(note["schedule"]))
@@ -239,11 +240,11 @@ def remake(plan: Plan, start: int | None = None, *, strength=None, level=None) -
     model = _read("model", lambda: Model(None, schedule, note["prediction"], **said))
     clip = _read("clip", lambda: number("clip", note.get("clip", 0.0)))
     _heard(note["solver"], schedule, grid, **asked)
-    name, arguments, inpaint = note["solver"], note["arguments"], note.get("inpaint", False)
+    name, arguments = note["solver"], note["arguments"]
+    kept = {"inpaint": note.get("inpaint") if inpaint is None else inpaint, "clip": clip}
 
     def make(**begin):
-        words = begin | {"inpaint": inpaint or None, "clip": clip or None}
-        words = {word: value for word, value in words.items() if value is not None}
+        words = begin | {word: value for word, value in kept.items() if value}
         maker = starts((SOLVERS | MAKERS)[name])
         return _again(note, _read("arguments", lambda: maker(model, grid, **words, **arguments)))
 
