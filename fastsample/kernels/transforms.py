@@ -21,6 +21,9 @@ tracing, innermost, modes = (
     torch._C._len_torch_dispatch_stack,
 )
 
+# torch.fx records: the thread's own flag since torch 2.15, before that any thread's
+recording = getattr(fx, "_get_is_fx_tracing", None) or (lambda: fx._is_fx_tracing_flag)
+
 UNMOVED = nullcontext()
 
 MODES = {
@@ -43,8 +46,8 @@ def active(*given: object) -> str | None:
     functorch = innermost()
     if functorch is not None:
         return f"torch.func ({functorch.key().name.lower()})"
-    # the flag is any thread's, and only says that looking is worth while
-    if modes() or fx._is_fx_tracing_flag:
+    # recording only says that looking is worth while
+    if modes() or recording():
         # make_fx(..., pre_dispatch=True)
         before = torch._C._dispatch_tls_is_dispatch_key_included("PreDispatch")
         for key, name in MODES.items():
@@ -63,7 +66,7 @@ def watched() -> bool:
         tracing()
         or innermost() is not None
         or modes() > 0
-        or fx._is_fx_tracing_flag
+        or recording()
         or forward_ad._current_level >= 0
     )
 
