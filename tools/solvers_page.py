@@ -82,8 +82,8 @@ NOT_HERE = [
         {"diffusers": "RFD4ProteinaScheduler", "comfyui": "ar_video"},
     ),
     (
-        "Times, or stages, that a network learned or a search found: plans that are read or "
-        "searched (`fastsample.presets`, `fastsample.optimize`).",
+        "Times, or stages, that a network learned or a search found: gits is "
+        "`fastsample.optimize.gits`.",
         {"diff_sampler": "amed, gits"},
     ),
 ]
@@ -225,28 +225,37 @@ def page(blocks: dict[str, str]) -> str:
     legend = "\n".join(f"- **{key}**: {said}." for key, said in registry.LEGEND.items())
     reasons = "\n".join(f"| {', '.join(of)} | {why} |" for of, why in absent())
     others = [
-        f"`{maker}`, {library_of(library)}'s {name}"
+        f"`{maker}`, {name} of {library_of(library)}"
         for library, name, maker in here()
         if maker not in SOLVERS
     ]
     return f"""# Solvers
 
-Every one runs with every schedule, any falling grid and any prediction:
-`fastsample.solvers.heun(model, grid)`. `fastsample show solvers` prints this table, `fastsample
-show solvers heun` one solver's options and formula. Written by `{COMMAND}`; a test fails when it is
-stale.
+This page says which solver to take, and has every solver with its name in other libraries. Each of
+them runs with every schedule, any falling grid and any prediction:
+`fs.solvers.heun(model, grid)`. Written by `{COMMAND}`; a test fails when it is stale.
+
+## Which one?
+
+{advice(blocks)}
+
+## All solvers
+
+`fastsample show solvers` prints this table, and `fastsample show solvers heun` one solver's options
+and formula.
 
 {registry.solvers(markdown=True)}
 
 {legend}
 
-docs/orders.md has the orders of more options, on finer grids and from exact history. Plans that no
-solver of the table makes: {"; ".join(others)};
-`analytic_first_step(plan)` of any of them, the afs=True of diff-sampler's samplers.
+[Orders](orders.md) has the orders of more options, on finer grids and from exact history. Two more
+functions make plans that the table does not have: {"; ".join(others)};
+`analytic_first_step(plan)` of any plan, the afs=True of diff-sampler's samplers.
 
-## Which one?
+## Measured
 
-{advice(blocks)}
+Mean PSNR of each sample, in dB, to the end points of a fine run, the teacher. In brackets stand the
+evaluations spent, where no whole number of steps takes them all.
 
 {curves(blocks)}
 ## Samples
@@ -281,30 +290,30 @@ def advice(blocks: dict[str, str]) -> str:
     row = lambda name, of: ", ".join(f"{at[GRIDS[0]][f'{name} {m}']:.1f}" for m in of)
     few, last = BUDGETS[:3], BUDGETS[-1:]
     budgets, fewer = (", ".join(map(str, of)) for of in (BUDGETS, few))
-    about = """Mean PSNR of each sample to the teacher's end points, in dB, of the embedded model
-        (EDM's schedule, sigma 80 to .002) by every solver that draws no noise, on grids that people
-        make by hand. In brackets: evaluations, where no whole number of steps takes them all."""
-    order = f"""On Karras' grid to sigma = 0 the third order of predictions x0 does not pay at few
+    about = """The tables below have what was measured: the embedded model (EDM's schedule, sigma 80
+        to .002), every solver that draws no noise, on grids that people make by hand."""
+    order = f"""On Karras' grid to sigma = 0, solvers of third order on predictions of x0 lose at few
         evaluations: at {fewer} dpmpp_3m has {row("dpmpp_3m", few)} dB and unipc
         {row("unipc", few)}, where dpmpp_2m, of second order, has {row("dpmpp_2m", few)} and ddim,
         of first, {row("ddim", few)}. The steps grow, and the parabola through the last outputs is
         far off beyond them. At {last[0]} they have {row("dpmpp_3m", last)} and
-        {row("unipc", last)}, dpmpp_2m {row("dpmpp_2m", last)}. The third order of eps, deis, does
-        pay: {row("deis", BUDGETS)} at {budgets}. Several evaluations a step leave few steps: heun
-        has {row("heun", few)} at {fewer}."""
-    warned = f"""`Plan.describe()` warns, with the figures, of a plan whose solver ended more than
-        {FURTHER:g} dB below ddim here, with as many evaluations on a grid of that kind; and of any
-        plan that ends more than {WORSE:g} times as far off as first-order steps through its levels
-        do on Gaussian data, where the flow is known: of none in these tables that is nearer than
-        ddim. This is one small network; of another, `metrics.best_hand_made(..., solver=None)`
-        compares all of these on all such grids, and `optimize.search` looks for plans that are
-        nearer (docs/searches.md)."""
+        {row("unipc", last)}, dpmpp_2m {row("dpmpp_2m", last)}. Third order on eps, deis, gains at
+        every number: {row("deis", BUDGETS)} at {budgets}. Several evaluations a step leave few
+        steps: heun has {row("heun", few)} at {fewer}."""
+    warned = f"""This is one small network. For yours, `fs.metrics.best_hand_made(..., solver=None)`
+        compares the usual ones of these on all such grids, and
+        [a search](calibrate.md) looks for plans that are nearer. `Plan.describe()` warns, with the
+        figures, of a plan whose solver ended more than {FURTHER:g} dB below ddim here, with as many
+        evaluations on a grid of that kind. It also warns of any plan that ends more than {WORSE:g}
+        times as far off as first-order steps through its levels do on Gaussian data, where the
+        exact end is known; no plan in these tables that is nearer than ddim draws that warning."""
     nearest = [f"- {grid}: {best(of)}" for grid, of in at.items()]
     return "\n\n".join(
         [
-            *map(paragraph, (about, order, warned)),
+            paragraph(about),
             f"Nearest at {budgets} evaluations:",
             "\n".join(nearest),
+            *map(paragraph, (order, warned)),
             "![PSNR by number of evaluations on Karras' grid](solvers_curves.png)",
         ]
     )
