@@ -292,8 +292,8 @@ def advice(blocks: dict[str, str]) -> str:
     budgets, fewer = (", ".join(map(str, of)) for of in (BUDGETS, few))
     about = """The tables below have what was measured: the embedded model (EDM's schedule, sigma 80
         to .002), every solver that draws no noise, on grids that people make by hand."""
-    order = f"""On Karras' grid to sigma = 0, solvers of third order on predictions of x0 lose at few
-        evaluations: at {fewer} dpmpp_3m has {row("dpmpp_3m", few)} dB and unipc
+    order = f"""On Karras' grid to sigma = 0, solvers of third order on predictions of x0 lose at
+        few evaluations: at {fewer} dpmpp_3m has {row("dpmpp_3m", few)} dB and unipc
         {row("unipc", few)}, where dpmpp_2m, of second order, has {row("dpmpp_2m", few)} and ddim,
         of first, {row("ddim", few)}. The steps grow, and the parabola through the last outputs is
         far off beyond them. At {last[0]} they have {row("dpmpp_3m", last)} and
