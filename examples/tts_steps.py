@@ -26,7 +26,7 @@ import fastsample as fs
 
 FRAMES, CHANNELS, PROMPT, SENTENCES = 48, 20, 12, 3
 STRENGTH, SWAY, WHOLE = 2.0, -1.0, 32
-# Steps of 32 that F5-TTS 1.1 takes, by their number (Apache-2.0; its get_epss_timesteps)
+# Four of F5-TTS 1.1's lists of steps of 32, by their number (Apache-2.0; get_epss_timesteps)
 EPSS = {
     5: [0, 2, 4, 8, 16, 32],
     6: [0, 2, 4, 6, 8, 16, 32],

@@ -285,6 +285,11 @@ def test_what_cannot_be_reached_or_run_is_refused_in_a_sentence(policy):
         lerobot.install(module, None)
     with pytest.raises(ValueError, match="the policy was not asked"), lerobot.recorded(module) as s:
         s.noise  # noqa: B018
+    for other in (x[:1, :4], x[:1].double()):
+        seen = lerobot.Recorded()
+        [seen.add(velocity, noise) for noise in (x, other)]
+        with pytest.raises(ValueError, match=r"noise torch.float32 \[2, 8, 6\] .* another with"):
+            seen.noise  # noqa: B018
     for bad in (0, -1, 2.5, "ten"):
         with pytest.raises(ValueError, match="a whole number of at least 1 is accepted"):
             hook(velocity, x, bad)

@@ -310,6 +310,14 @@ class Recorded:
                 "recorded: the policy was not asked for actions; calls of its predict_action_chunk "
                 "inside the with block are accepted"
             )
+        first, *others = self._noises
+        kind = lambda v: (v.shape[1:], v.dtype, v.device)
+        for other in others:
+            if kind(other) != kind(first):
+                raise ValueError(
+                    f"recorded: one call began with noise {_words(first)} and another with "
+                    f"{_words(other)}; chunks of one shape, dtype and device are accepted"
+                )
         return torch.cat(self._noises)
 
     @property
