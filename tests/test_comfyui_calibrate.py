@@ -172,6 +172,15 @@ def test_an_empty_latent_has_the_models_own_size(pack):
     assert {shape[1:] for shape in shapes} == {(3, 2, 2)}
 
 
+def test_a_search_that_cannot_be_read_is_told(pack):
+    pack.run("Calibrate", guider=guider(), **WORDS)
+    (pack.folder / ".searches" / "mine" / "search.json").write_text("{")
+    with pytest.raises(
+        ValueError, match="kept of the search for the plan mine cannot be read .*name"
+    ):
+        pack.run("Calibrate", guider=guider(), **WORDS)
+
+
 def test_the_name_may_come_from_another_node(pack):
     """Then the host's validation has None in its place, and the node looks at it itself."""
     calibrate, plan = pack.node("Calibrate"), pack.node("Plan")

@@ -170,6 +170,11 @@ class Calibration:
                 f"fastsample: the plan {self.folder.name} belongs to another search ({error}); "
                 "another name, or the inputs that it was begun with, are accepted"
             )
+        if str(self.folder) in str(error):
+            return ValueError(
+                f"fastsample: what is kept of the search for the plan {self.folder.name} cannot be "
+                f"read ({error}); another name is accepted"
+            )
         seconds = re.search(r"a time_limit above (\S+) s", str(error))
         if seconds is None:
             return error
