@@ -25,6 +25,13 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 SOURCES = ("step_uniform", "step_any", "fill", "moments", "cost_matrix", "cost_gather")
 FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-Xptxas", "-v", "-Werror", "all-warnings")
 REGISTERS = 65536  # of a processor
+ABOUT = """\
+This page shows, for whoever works on the kernels, what the compiler makes of them: registers of a
+thread and bytes of its local memory (0: nothing is spilled), fused multiply-adds in PTX and in
+machine code (FFMA; those within square roots and divisions included), 16-byte loads and stores, and
+how many loads are asked for before the first is used. Measured times are not here: none was taken
+on a GPU yet.
+"""
 THREADS = {"moments": 64, "step": 128, "cost": 128, "fill": 128}  # of a block, at most
 
 
@@ -155,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         example("-c", "-o", Path(folder, "server.o"))
     version = re.search(r"release ([\d.]+)", run("nvcc", "--version"))[1]
-    head = ["# The CUDA kernels, compiled", "", f"By nvcc {version}: `make ptx`.", ""]
+    head = ["# The CUDA kernels, compiled", "", ABOUT, f"By nvcc {version}: `make ptx`.", ""]
     text = "\n".join([*head, *table()]) + "\n"
     print(text)
     if "--write" in sys.argv[1:]:

@@ -215,18 +215,20 @@ def unlisted() -> list[Method]:
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "orders.md"
 HEAD = """# Order of convergence, measured
 
-Each solver on a 1-D Gaussian mixture (means -1 and 1, weights .3 and .7, standard deviation .25)
-with its exact denoiser, on EDM's schedule where not said otherwise, from sigma/alpha = 3 to .1 on
-levels even in log sigma; slope of the largest end error over the last doubling, to 512 steps.
+This page shows how fast the error of each solver falls with the number of steps: of order p, twice
+the steps leave a 2^p-th of it. The data are a 1-D Gaussian mixture (means -1 and 1, weights .3 and
+.7, standard deviation .25) with its exact denoiser, on EDM's schedule where not said otherwise,
+from sigma/alpha = 3 to .1 on levels even in log sigma. An order is the slope of the largest end
+error over the last doubling, to 512 steps.
 
 **As run** is what a sampler started from noise shows: its first steps have no history and are of
 lower order. *From exact history* hands the first full row what it would have had, and shows the
 order of the rows themselves. The first step leaves an error of order 2 (3 with UniPC's corrector)
-for good: a figure above that is a run whose first step does not yet dominate. Every option that is
+for good: where a figure is above that, the first step does not dominate yet. Every option that is
 not named stands at its default. *On uneven steps* every second step is twice as wide as the others,
-however short they get: there the weights of even steps (ipndm, pndm) are of first order; where
-steps change smoothly of second (the note's smooth_order), and where they are even in sigma of
-fourth, from exact history.
+however short they get. Solvers with the weights of even steps (ipndm, pndm) are of first order
+there. Where steps change smoothly they are of second (smooth_order in a plan's note), and where
+steps are even in sigma of fourth, from exact history.
 
 Written by `python -m oracle.orders` in `tests/`; `tests/test_order.py` holds every number.
 
