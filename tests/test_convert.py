@@ -70,6 +70,8 @@ def test_a_list_in_other_forms_needs_a_schedule_only_to_change_its_kind(here, ca
     assert converted(capsys, "1, 0.75;0.5 0", "--to", "comfyui") == "1.0, 0.75, 0.5, 0.0\n"
     node = json.loads(converted(capsys, "[1, 1e-5, 0]", "--to", "comfyui-json"))
     assert node == {"1": {"class_type": "ManualSigmas", "inputs": {"sigmas": "1.0, 0.00001, 0.0"}}}
+    linked = {"0": {"inputs": {"sigmas": ["1", 0]}}}  # the node that is fed by ManualSigmas
+    assert converted(capsys, json.dumps(linked | node), "--to", "sigmas") == "1.0,0.00001,0.0\n"
     again = converted(capsys, json.dumps(node), "--to", "sdcpp-json")
     assert json.loads(again) == {"sample_params": {"custom_sigmas": [1.0, 1e-5, 0.0]}}
     made = ["--schedule", '{"name": "Flow", "shift": 3.0}']
@@ -91,6 +93,17 @@ def test_a_list_from_standard_input(here, capsys, monkeypatch):
     given(b"\xff\xfe")
     assert cli.main(["convert", "-", "--to", "sigmas"]) == 2
     assert "-: no text" in capsys.readouterr().err
+
+
+def test_a_pipe_is_read_once(here, capsys):
+    """A plan and a list, as a shell's <(command) hands them; and - is standard output, too."""
+    for data in ((here / "flow.fsplan").read_bytes(), b"1,0.857142857142857,0.6,0"):
+        reader, writer = os.pipe()
+        os.write(writer, data)
+        os.close(writer)
+        said = converted(capsys, f"/dev/fd/{reader}", "--to", "sigmas", "--out", "-")
+        os.close(reader)
+        assert said == "1.0,0.857142857142857,0.6,0.0\n" and not os.path.exists("-")
 
 
 def test_a_list_says_what_it_leaves_out(here, capsys):
@@ -125,6 +138,11 @@ BAD = [
     ("cut.fsplan --to sigmas", "cut.fsplan: load:"),
     ("words,more --to sigmas", "is no list of numbers"),
     ("1,nan --to sigmas", "is no list of numbers"),
+    ("1_0,0 --to sigmas", "is no list of numbers"),
+    ("[true,false] --to sigmas", "is no list of numbers"),
+    ('["3",0] --to sigmas', "is no list of numbers"),
+    (f"[1{400 * '0'},0] --to sigmas", "is no list of numbers"),
+    ('{"sigmas":[1,0],"custom_sigmas":[2,0]} --to sigmas', "the JSON holds 2 lists; JSON that"),
     ("{} --to sigmas", "the JSON has keys ''"),
     ("[1,2 --to sigmas", "the JSON cannot be read"),
     ('{"fastsample_plan":1} --to sigmas', "from_json: keys are"),
@@ -153,7 +171,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("line, words", BAD, ids=[line for line, _ in BAD])
+@pytest.mark.parametrize("line, words", BAD, ids=[line[:60] for line, _ in BAD])
 def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, line, words):
     (here / "bytes.bin").write_bytes(b"\xff\xfe")
     (here / "cut.fsplan").write_bytes((here / "flow.fsplan").read_bytes()[:50])

@@ -7,7 +7,7 @@ import ast
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import grids, schedules, solvers
 from ..files import place, write_whole
@@ -43,7 +43,7 @@ def options(add: Callable) -> None:
     add("source", help=about)
     about = "what to write (default: as --out is named)"
     add("--to", choices=(*PLANS, *lists.FORMS), metavar="FORM", help=about)
-    add("--out", metavar="FILE", help="where to (default: standard output)")
+    add("--out", metavar="FILE", help="where to (default: -, standard output)")
     about = "what the numbers of a list are, where it does not say (default: sigmas)"
     add("--from", dest="form", choices=("sigmas", "timesteps"), metavar="FORM", help=about)
     about = "schedule of a list: a name with its numbers, as Flow(shift=3), or its JSON"
@@ -103,6 +103,7 @@ class Given:
 
 
 def run(args: argparse.Namespace) -> None:
+    args.out = None if args.out == "-" else args.out
     form = args.to or {".fsplan": "fsplan", ".json": "json"}.get(suffix(args.out or ""))
     if form is None:
         accepted = ", ".join((*PLANS, *lists.FORMS))
@@ -162,10 +163,10 @@ def _text(source: str) -> str | Plan:
     """The text of a source, or the plan that a .fsplan file holds."""
     try:
         if source == "-":
-            data = sys.stdin.buffer.read(lists.CHARACTERS)
+            data = _bytes(sys.stdin.buffer)
         else:
             with open(source, "rb") as file:
-                data = file.read(lists.CHARACTERS)
+                data = _bytes(file)
     except OSError as error:
         if "," in source or source.lstrip()[:1] in ("[", "{"):
             return source  # the list itself
@@ -173,11 +174,17 @@ def _text(source: str) -> str | Plan:
             f"{source}: {error.strerror or error}; a file, or numbers with commas, is accepted"
         ) from None
     if data[:1] == b"\x89":
-        return Plan.from_bytes(data) if source == "-" else load(source)
+        return load(source, data)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{source}: no text; a plan or a list is accepted") from None
+
+
+def _bytes(file: BinaryIO) -> bytes:
+    """What a file or a pipe holds, read once, no more than a list or the longest plan may have."""
+    data = file.read(lists.CHARACTERS)
+    return data + file.read(lists.CHARACTERS) if data[:1] == b"\x89" else data
 
 
 def _grid(args: argparse.Namespace, given: Given) -> Any:

@@ -27,7 +27,7 @@ from ..plan.provenance import LEARNED, found
 from ..plan.text import named, short
 
 FORMS = ("sigmas", "timesteps", "comfyui", "comfyui-json", "sdcpp-json")
-# where a JSON document has its list
+# where a JSON document has its list; in ComfyUI's it is text, and a list leads to another node
 KEYS = (("sigmas",), ("timesteps",), ("custom_sigmas",), ("sample_params", "custom_sigmas"))
 KEYS += (("inputs", "sigmas"),)
 DIGITS = 15  # of a number of a list; what a schedule rounds in the last place is left out
@@ -109,17 +109,24 @@ def read(text: str) -> tuple[str | None, list[float]]:
     text, form = text.strip(), None
     if text[:1] in ("{", "["):
         form, text = _in_json(text)
-    words = text if isinstance(text, list) else re.split(r"[\s,;]+", text.strip(" ,;\n"))
-    try:
-        found = [float(word) for word in words]
-    except (TypeError, ValueError):
-        found = []
+    if isinstance(text, list):
+        found = [math.nan if isinstance(value, (str, bool)) else _number(value) for value in text]
+    else:
+        found = [*map(_number, re.split(r"[\s,;]+", text.strip(" ,;\n")))]
     if not 1 <= len(found) <= MOST or any(map(math.isnan, found)):
         raise ValueError(
             f"{str(text)[:60]!r} is no list of numbers; numbers with commas between them, "
             "or JSON that holds them, are accepted"
         )
     return form, found
+
+
+def _number(word: Any) -> float:
+    """The number that a word is; NaN for any other, as for 1_0, which Python alone takes for 10."""
+    try:
+        return math.nan if "_" in f"{word}" else float(word)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _in_json(text: str) -> tuple[str | None, Any]:
@@ -130,13 +137,17 @@ def _in_json(text: str) -> tuple[str | None, Any]:
         raise ValueError(f"the JSON cannot be read ({error}); sound JSON is accepted") from None
     if isinstance(value, list):
         return None, value
-    nodes = [value, *(v for v in value.values() if isinstance(v, dict))]
-    for node in nodes:
+    held = {}
+    for node in (value, *(v for v in value.values() if isinstance(v, dict))):
         for keys in KEYS:
             found = node
             for key in keys:
                 found = found.get(key) if isinstance(found, dict) else None
-            if isinstance(found, (list, str)):
-                return ("timesteps" if keys == ("timesteps",) else "sigmas"), found
+            if isinstance(found, str) or (isinstance(found, list) and keys[0] != "inputs"):
+                held[id(found)] = ("timesteps" if keys == ("timesteps",) else "sigmas", found)
+    if len(held) > 1:
+        raise ValueError(f"the JSON holds {len(held)} lists; JSON that holds one is accepted")
+    if held:
+        return held.popitem()[1]
     named, keys = ", ".join(".".join(keys) for keys in KEYS), ", ".join(map(str, value))
     raise ValueError(f"the JSON has keys {keys[:60]!r}; a list, or one of {named} is accepted")

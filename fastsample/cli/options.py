@@ -75,10 +75,10 @@ def suffix(path: str) -> str:
     return Path(path).suffix.lower()
 
 
-def load(path: str) -> Plan:
-    """The plan of a .fsplan file; ValueError, one sentence that names it."""
+def load(path: str, data: bytes | None = None) -> Plan:
+    """The plan of a .fsplan file, or of its bytes; ValueError, one sentence that names it."""
     try:
-        return Plan.load(path)
+        return Plan.load(path) if data is None else Plan.from_bytes(data)
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror or error}; the path of a .fsplan file is needed"
