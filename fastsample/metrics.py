@@ -240,12 +240,13 @@ def best_hand_made(
     weight: Any = None,
     **words: Any,
 ) -> Plan:
-    """Of the plans `by_hand` of nfe evaluations (solver=None: of the usual ones) the one that ends
-    nearest to `target` [B,*] (PSNR).
+    """The plan of nfe evaluations that ends nearest to `target` [B,*] from `noise` [B,*], by PSNR,
+    of all that `by_hand` makes with `solver` on every usual grid; None: with every usual solver.
 
     All are judged on the first `screen` noises, the best `finalists` of them on every noise; one
-    whose run does not stay finite is at -inf dB. note["found"] names its solver and grid, its dB,
-    and the evaluations of the whole comparison, all noises together. ValueError where none is.
+    whose run does not stay finite is at -inf dB. weight is as `element_weights` takes it, words are
+    the model's, as `run` takes them. note["found"] names its solver and grid, its dB, and the
+    evaluations of the whole comparison, all noises together. ValueError where no plan is made.
     """
     for name, value in (("nfe", nfe), ("screen", screen), ("finalists", finalists)):
         _whole("best_hand_made", name, value)

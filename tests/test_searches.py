@@ -2,6 +2,10 @@
 found.
 """
 
+import inspect
+import pydoc
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -47,3 +51,12 @@ def test_a_model_that_writes_into_what_it_is_given_is_refused(name):
     z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="the model changed its input in place; let it work on a"):
         getattr(optimize, name)(fs.Model(writes, model.schedule, "x0"), z, 2, teacher=8)
+
+
+@pytest.mark.parametrize("name", ["model_free", "polish", *optimize.__all__[1:]])
+def test_help_explains_every_argument_of_a_search(name):
+    """help() of a name that a module has too finds the function alone."""
+    said = pydoc.plain(pydoc.render_doc(f"fastsample.optimize.{name}")).split("\n", 3)[3]
+    for word in {*inspect.signature(getattr(optimize, name)).parameters} - {"model", "given"}:
+        entry = rf"^ +(\w+, )*{word}(,| {{2,}})|^ +The arguments of .*\b{word}\b|{word}="
+        assert re.search(entry, said, re.M), word

@@ -18,7 +18,7 @@ PSNR may lose by it: `fit` is for these. Measured on the embedded model at 10 st
 
                              dpmpp_2m         dpmpp_2m_sde   euler_ancestral
     Karras' times            30.7 dB  0.34    0.52           2.00
-    power=3                  20.1     0.50    0.52           1.23
+    power=3                  19.6     0.54    0.53           1.25
     power=3, "descent"       21.9     0.37    0.34           0.93
     power=3 from 0.002       16.8     1.96    1.82           3.27
     power=2                  28.7     0.25    0.30           0.93
@@ -38,6 +38,7 @@ guided model's process, noised, begins from: the paper's large models are found 
 The arguments of `ays`; those that every search takes are `optimize.Given`:
 
     z            noise that the teacher's samples are made from; beside data= its shape and words
+    budget       most evaluations; every number up to it has a plan
     solver       a key of solvers.SOLVERS, stochastic or not, that makes plans on the times found,
                  grid[indices[m]], which do not depend on it; one of two evaluations a step answers
                  the budgets it can spend
@@ -140,8 +141,9 @@ def ays(
     **given: Any,
 ) -> Aligned:
     """Search times of 1..budget evaluations for `model`, for stochastic solvers and metrics of
-    distributions; the module's docstring says what each argument means, `Given` those of every
-    search. Raises ValueError or TypeError, one sentence, for bad input.
+    distributions; the module's docstring, with which `help` goes on, says what each argument means,
+    `optimize.Given` those of every search. Raises ValueError or TypeError, one sentence, for bad
+    input.
     """
     _check(method, solver, power, c, budget, steps, sweeps, features)
     own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": c}

@@ -18,6 +18,7 @@ ridge, again and again, until it does not.
 
 The arguments of `fit`; those that every search takes are `optimize.Given`, z and start are `oss`'s:
 
+    budget       most evaluations; every number up to it has a plan
     rows         what a row may be. "free": any weights; the plan leaves the schedule, so it starts
                  from noise only. "consistent": rows that reach the schedule's levels wherever
                  predictions are exact. Or a solver that asks the model once a step and draws no
@@ -78,10 +79,10 @@ def fit(
     judged: float = 0.0,
     **given: Any,
 ) -> Search:
-    """Search times and rows of 1..budget evaluations on `model`; the module's docstring says what
-    each argument means, `Given` those of every search. Memory: (N+1) + beam N (history+3) states
-    [B,D] at most; nothing is written to disk. Raises ValueError or TypeError, one sentence, for bad
-    input.
+    """Search times and rows of 1..budget evaluations on `model`; the module's docstring, with which
+    `help` goes on, says what each argument means, `optimize.Given` those of every search. Memory:
+    (N+1) + beam N (history+3) states [B,D] at most; nothing is written to disk. Raises ValueError
+    or TypeError, one sentence, for bad input.
     """
     scales = _checked(rows, start, aggregate, history, beam, judged, amplitudes)
     own = {"budget": budget, "rows": rows, "history": history, "beam": beam, "start": start}

@@ -15,6 +15,7 @@ and their code.
 The arguments of `gits`; those that every search takes are `optimize.Given`:
 
     z        unit noise [B,*] on the device of the model and its words, or its shape with a seed
+    budget   most evaluations; every number up to it has a plan
     solver   of the plans: any that asks the model once a step and draws no noise. The costs are
              those of Euler steps whatever it is, as published
     measure  d: "chord", "l1" or "l2"
@@ -62,9 +63,9 @@ def gits(
     gamma: float = 1.0,
     **given: Any,
 ) -> Search:
-    """Search time grids of 1..budget evaluations for `model`; the module's docstring says what each
-    argument means, `Given` those of every search. Memory: 3 N + 1 states [B,D]. Raises ValueError
-    or TypeError, one sentence, for bad input.
+    """Search time grids of 1..budget evaluations for `model`; the module's docstring, with which
+    `help` goes on, says what each argument means, `optimize.Given` those of every search. Memory:
+    3 N + 1 states [B,D]. Raises ValueError or TypeError, one sentence, for bad input.
     """
     one_of("gits", solver, "solver", solvers.SOLVERS)
     one_of("gits", measure, "measure", ("chord", "l1", "l2"))

@@ -66,6 +66,7 @@ def model_free(
     """The plan of n evaluations of the solver on the times of least bound.
 
     model      a Model, or a schedule together with prediction=
+    n          evaluations
     solver     ddim, euler, dpmpp_2m, dpmpp_3m or unipc
     power      p above
     sigma_max  largest sigma/alpha that the noise is labelled with

@@ -16,6 +16,7 @@ The arguments of `oss`; those that every search takes are `optimize.Given`:
 
     z            unit noise [B,*] on the device of the model and its words, or its shape with a
                  seed; every sample pulls on the same schedule
+    budget       most evaluations; every number up to it has a plan
     solver       a key of solvers.SOLVERS that asks the model once a step and draws no noise. A jump
                  reads at most 3 predictions, and older ones that it weighs in one ratio to x, as a
                  corrector does
@@ -80,10 +81,10 @@ def oss(
     amplitude: bool | None = None,
     **given: Any,
 ) -> Search:
-    """Search time grids of 1..budget evaluations for `solver` on `model`; the module's docstring
-    says what each argument means, `Given` those of every search. Memory: about (5 + 3 h)(N+1)
-    states [B,D] for jumps that read h predictions; nothing is written to disk. Raises ValueError or
-    TypeError, one sentence, for bad input.
+    """Search time grids of 1..budget evaluations for `solver` on `model`; the module's docstring,
+    with which `help` goes on, says what each argument means, `optimize.Given` those of every
+    search. Memory: about (5 + 3 h)(N+1) states [B,D] for jumps that read h predictions; nothing is
+    written to disk. Raises ValueError or TypeError, one sentence, for bad input.
     """
     one_of("oss", solver, "solver", solvers.SOLVERS)
     one_of("oss", start, "start", ("fixed", "free"))

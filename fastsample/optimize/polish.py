@@ -29,6 +29,8 @@ nothing. The best plan on the samples held out is returned, the one it began wit
 
 The arguments of `polish`; those of every search are `Given`'s:
 
+    z            unit noise [B,*], or its shape with a seed; other noise than the plans were found
+                 with is better
     plans        what to begin with: a Plan of one branch, {M: Plan}, or a Search, whose teacher,
                  which is not judged again, and grid are then those where none is given
     loss         "log", as above; "l2": W the same for all samples, which lessens the pooled error;
@@ -98,10 +100,10 @@ def polish(
     jvp: bool = False,
     **given: Any,
 ) -> Search:
-    """Polish plans on `model`; the module's docstring says what each argument means, `Given` those
-    of every search. No plan is worse than it was on the samples held out, of which the errors of
-    the Search are. It has no indices: labels leave its grid. Raises ValueError or TypeError, one
-    sentence, for bad input.
+    """Polish plans on `model`; the module's docstring, with which `help` goes on, says what each
+    argument means, `optimize.Given` those of every search. No plan is worse than it was on the
+    samples held out, of which the errors of the Search are. The Search has no indices, since times
+    leave its grid. Raises ValueError or TypeError, one sentence, for bad input.
     """
     starts = _starts(plans, model)
     options = _options(loss, iterations, batch, held, memory, jvp, given)

@@ -92,9 +92,10 @@ def search(
     checkpoint: Any = None,
     **given: Any,
 ) -> Search:
-    """Climb; the module's docstring says how, and what each argument means, `Given` those of every
-    search. Raises ValueError or TypeError, one sentence, for bad input, before a model is asked;
-    Stopped where the model fails once there is something to keep.
+    """Climb to the best plan of each budget; the module's docstring, with which `help` goes on,
+    says how, and what each argument means, `optimize.Given` those of every search. Raises
+    ValueError or TypeError, one sentence, for bad input, before a model is asked; Stopped where the
+    model fails once there is something to keep.
     """
     whole("search", searched=searched, history=history, beam=beam, iterations=iterations)
     whole("search", batch=batch)

@@ -57,12 +57,14 @@ if TYPE_CHECKING:
 
 
 class Sampler(Several):
-    """Immutable to those who use it, safe from any number of threads: what changes in a call lives
-    in its Run. Idle runs are kept for the next call of the same kind; `release()` frees them.
+    """A plan and a model as one callable: sampler(noise=z) -> x0 [B,*]. It does not change, and is
+    safe from any number of threads: what changes in a call lives in its Run. Idle runs are kept for
+    the next call of the same kind; `release()` frees them.
 
     plan: a Plan, or a dict of one a track (`runtime.tracks`).  model: callable(x, t, **cond) ->
     prediction of x's shape and dtype, batch first; or a sequence of them where the plan asks
-    several (`solvers.experts`). mode: one of the above.
+    several (`solvers.experts`). mode: "eager", "compile-model", "compile-loop" or "graph", each
+    explained in `fastsample.runtime.sampler`.
     differentiable=True: gradients reach every tensor given, and (as table=) the plan's numbers; the
     definition runs in plain torch, so torch.func, torch.jit.trace, torch.export, make_fx and, in
     "eager", any derivative are right too (values are not checked). checkpoint=True with it: the

@@ -55,8 +55,10 @@ def heun(
     """y' = y^ + ½ (rho' - rho^)·(d + d1), rho^ = (1 + gamma) rho the level after churn,
     gamma = min(s_churn/n, max_gamma) for s_tmin <= rho <= s_tmax.
 
-    Flow space: in the module's docstring. rho^ stays within the schedule (only EDM goes above its
-    sigma_max). space = "rho" or "flow" overrides. Second order, two evaluations a step,
+    d = (y - x0)/rho, y = x/alpha, rho = sigma/alpha; on Flow and TrigFlow, and from alpha = 0,
+    d = eps - x0, y = x/(alpha + sigma), and sigma/(alpha + sigma) for rho. d1 is d where an Euler
+    step lands. space = "rho" or "flow" overrides. rho^ stays within the schedule (only EDM goes
+    above its sigma_max). Second order, two evaluations a step,
     one for a last step to sigma = 0 (an Euler step): 2n - 1 in all. Keeps one output. s_noise other
     than 1 leaves the schedule by design; compat changes nothing here. Karras et al. 2022,
     arXiv:2206.00364, Alg. 1 and 2.

@@ -30,7 +30,8 @@ def lms(
     model, grid, *, prediction=None, start=None, order=4, inpaint=False, clip=0.0, compat="exact"
 ) -> Plan:
     """y' = y + sum_k w_k d_k, the polynomial through the last `order` slopes in u integrated
-    exactly; y, d and u are in the module's docstring.
+    exactly, with u = sigma/alpha, y = x/alpha and d = eps, or, on a flow, u = sigma/(alpha +
+    sigma), y = x/(alpha + sigma) and d = eps - x0.
 
     order 1..4. It is DEIS's rhoAB, and what iPNDM for uneven steps was meant to be. Butcher 2016,
     ch. 24. k-diffusion and diffusers integrate by adaptive quadrature, to 1e-4; compat changes
