@@ -82,6 +82,27 @@ def test_a_list_in_other_forms_needs_a_schedule_only_to_change_its_kind(here, ca
     )
 
 
+@pytest.mark.parametrize("schedule", [fs.schedules.TrigFlow(), fs.schedules.Cosine(), FLOW])
+def test_a_single_step_from_pure_noise_is_a_flows_on_a_flow_alone(here, capsys, schedule):
+    """Its two points, (0, 1) and (1, 0), lie on all three; the list makes the plan again."""
+    plan = fs.solvers.euler(schedule, fs.grids.uniform(schedule, 1), prediction="x0")
+    plan.save("one.fsplan")
+    said = converted(capsys, "one.fsplan", "--to", "sigmas")
+    assert said == ("1.0,0.0\n" if schedule is FLOW else "inf,0.0\n")
+    assert cli.main(["show", "one.fsplan", "--sigmas"]) == 0 and capsys.readouterr().out == said
+    words = [
+        "--solver",
+        "euler",
+        "--prediction",
+        "x0",
+        "--schedule",
+        json.dumps(schedule.to_json()),
+    ]
+    (here / "list.txt").write_text(said)
+    converted(capsys, "list.txt", "--out", "again.fsplan", *words)
+    assert fs.Plan.load("again.fsplan") == plan
+
+
 def test_a_list_from_standard_input(here, capsys, monkeypatch):
     given = lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     given(b"14.6\n7.8\n3.5\n0\n")

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 from .. import grids, schedules, solvers
 from ..files import place, write_whole
-from ..grids.points import points
 from ..model import PREDICTIONS, Model
 from ..plan import Plan
 from ..plan.text import printable
@@ -207,11 +206,11 @@ def _numbers(args: argparse.Namespace, given: Given, form: str) -> list[float]:
         grid = _grid(args, given)
         return [float(t) for t in (grid[:-1] if args.schedule.sigma(grid[-1]) == 0 else grid)]
     if given.plan is not None:
-        return lists.levels(*points(given.plan))
+        return lists.levels_of(given.plan)
     if given.form == "sigmas":
         return lists.falling(given.numbers)
     times = _grid(args, given)
-    return lists.levels(args.schedule.alpha(times), args.schedule.sigma(times))
+    return lists.levels(args.schedule.alpha(times), args.schedule.sigma(times), args.schedule)
 
 
 def _plan(args: argparse.Namespace, given: Given) -> Plan:

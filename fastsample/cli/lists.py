@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from ..grids.points import noted, on_flow
+from ..grids.points import noted, on_flow, points
 from ..plan import Plan
 from ..plan.provenance import LEARNED, found
 from ..plan.text import named, short
+from ..schedules import Flow, Schedule
 
 FORMS = ("sigmas", "timesteps", "comfyui", "comfyui-json", "sdcpp-json")
 # where a JSON document has its list; in ComfyUI's it is text, and a list leads to another node
@@ -62,11 +63,20 @@ def _decimal(value: Any) -> str:
     return np.format_float_positional(value, **digits, trim="0")
 
 
-def levels(alpha: np.ndarray, sigma: np.ndarray) -> list[float]:
-    """The levels of these points."""
+def levels(alpha: np.ndarray, sigma: np.ndarray, schedule: Schedule | None = None) -> list[float]:
+    """The levels of these points; of no known schedule, they are a flow's where they lie on one.
+    Pure noise and data alone, of a single step, lie on every schedule that ends in both.
+    """
+    flow = on_flow(alpha, sigma) if schedule is None else isinstance(schedule, Flow)
     with np.errstate(divide="ignore"):
-        found = sigma if on_flow(alpha, sigma) else sigma / alpha
+        found = sigma if flow else sigma / alpha
     return [float(v) for v in found]
+
+
+def levels_of(plan: Plan) -> list[float]:
+    """The levels at which a plan's steps begin, and of its end."""
+    grid = noted(plan)
+    return levels(*points(plan), grid[0] if grid else None)
 
 
 def left_out(plan: Plan) -> str | None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import place
-from ..grids.points import points
 from ..plan.text import named
 from . import lists
 from .options import load, suffix
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(plan.to_json())
     elif args.sigmas:
-        print(lists.written("sigmas", lists.levels(*points(plan))))
+        print(lists.written("sigmas", lists.levels_of(plan)))
         if said := lists.left_out(plan):
             print(f"fastsample show: {said}", file=sys.stderr)
     else:
