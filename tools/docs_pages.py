@@ -96,7 +96,8 @@ def citations() -> str:
     for page, (_, modules, further) in API.items():
         said = [(f"`{module}`", import_module(f"fastsample.{module}")) for module in modules]
         if page != "solvers":
-            said += [(f"`{thing.__name__}`", thing) for thing in named(modules, further)]
+            at = "optimize." if page == "optimize" else ""  # a search's help() has its module's
+            said += [(f"`{at}{thing.__name__}`", thing) for thing in named(modules, further)]
         for name, thing in said:
             for paper in PAPER.finditer(inspect.getdoc(thing) or ""):
                 papers.setdefault(linked(paper[0]), {})[name] = None
