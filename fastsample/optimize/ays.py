@@ -140,10 +140,9 @@ def ays(
     features: Callable[[Tensor], Tensor] | None = None,
     **given: Any,
 ) -> Aligned:
-    """Search times of 1..budget evaluations for `model`, for stochastic solvers and metrics of
-    distributions; the module's docstring, with which `help` goes on, says what each argument means,
-    `optimize.Given` those of every search. Raises ValueError or TypeError, one sentence, for bad
-    input.
+    """Search times of 1..budget evaluations for stochastic solvers and metrics of distributions;
+    the module's docstring, with which `help` goes on, says what each argument means,
+    `optimize.Given` those of every search. ValueError or TypeError, one sentence, for bad input.
     """
     _check(method, solver, power, c, budget, steps, sweeps, features)
     own = {"budget": budget, "method": method, "solver": solver, "data": data, "c": c}
