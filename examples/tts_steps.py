@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> dict[int, dict[str, float]]:
     parser.add_argument("--steps", type=int, nargs="+", default=[*EPSS], choices=[*EPSS])
     parser.add_argument("--noises", type=int, default=12, help="that a list is searched on")
     args = parser.parse_args(argv)
+    if args.noises < 1:
+        parser.error(f"--noises is {args.noises}; a whole number of at least 1 is accepted")
     voices, random = Voices(), torch.Generator().manual_seed(0)
     model, n = model_of(voices), args.noises
     noise = torch.randn(2 * n, FRAMES, CHANNELS, generator=random)

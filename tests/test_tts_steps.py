@@ -18,6 +18,13 @@ def test_the_found_lists_beat_those_pruned_by_hand(capsys):
     assert said[2].split()[0] == "5" and len(said) == 3
 
 
+def test_no_noises_are_refused_before_anything_runs(capsys):
+    for n in ("0", "-1"):
+        with pytest.raises(SystemExit, match="2"):
+            tts_steps.main(["--noises", n])
+        assert f"--noises is {n}; a whole number of at least 1" in capsys.readouterr().err
+
+
 def test_a_list_is_the_same_run_in_f5s_loop_and_as_a_plan():
     voices, random = tts_steps.Voices(), torch.Generator().manual_seed(2)
     model = tts_steps.model_of(voices)
