@@ -182,6 +182,7 @@ def test_bad_input_is_refused():
         ((plan, denoiser, start().long()), "x is torch.int64"),
         ((plan, denoiser, start() * torch.nan), "k_sample: x holds NaN or Inf"),
         ((plan, lambda x, s: x[:1], start()), "nothing is broadcast"),
+        ((plan, lambda x, s: x.long(), start()), "the model returned torch.int64"),
         ((fastsample.guidance.guided(plan), denoiser, start()), "guidance is the model's"),
         ((whole, denoiser, start()), "alpha = 0"),
         (

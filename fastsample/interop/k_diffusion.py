@@ -135,8 +135,8 @@ def _asker(
             next(bar, None)
             if callback is not None:
                 show(x, t, row, denoised)
-        fits = not isinstance(denoised, Tensor) or denoised.dtype is dtype or denoised.is_complex()
-        return denoised if fits else denoised.to(dtype)
+        real = isinstance(denoised, Tensor) and denoised.is_floating_point()
+        return denoised.to(dtype) if real else denoised
 
     return ask
 
