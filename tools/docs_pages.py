@@ -71,7 +71,8 @@ def api(title: str, modules: list[str], further: list[str]) -> str:
     """A page of the API."""
     told = [f"::: fastsample.{module}\n{OPTIONS}" for module in modules]
     each = [f"::: {o.__module__}.{o.__qualname__}" for o in named(modules, further)]
-    return "\n".join([f"# {title}\n\nWritten by `{COMMAND}`.\n", *told, *each]) + "\n"
+    head = f"# {title}\n\nWhat `help()` says of these names. Written by `{COMMAND}`.\n"
+    return "\n".join([head, *told, *each]) + "\n"
 
 
 def named(modules: list[str], further: list[str]) -> list[Any]:
