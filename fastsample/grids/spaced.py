@@ -46,7 +46,7 @@ def uniform_half_log_snr(schedule: Schedule, n: int, end: str = "zero") -> np.nd
 
 def karras(schedule: Schedule, n: int, rho: float = 7.0, end: str = "zero") -> np.ndarray:
     """(s_max^{1/rho} + i/(n-1) (s_min^{1/rho} - s_max^{1/rho}))^rho for n levels s = sigma/alpha,
-    then 0 (Karras et al. 2022, eq. 5).
+    then 0 (Karras et al. 2022, eq. 5). end="min": n + 1 levels, without the 0.
 
     With alpha(t_max) = 0, s = sigma/(alpha + sigma).
     """
