@@ -307,22 +307,22 @@ def advice(blocks: dict[str, str]) -> str:
         evaluations on a grid of that kind. It also warns of any plan that ends more than {WORSE:g}
         times as far off as first-order steps through its levels do on Gaussian data, where the
         exact end is known; no plan in these tables that is nearer than ddim draws that warning."""
-    nearest = [f"- {grid}: {best(of)}" for grid, of in at.items()]
+    nearest = [[grid, *best(of)] for grid, of in at.items()]
     return "\n\n".join(
         [
             paragraph(about),
-            f"Nearest at {budgets} evaluations:",
-            "\n".join(nearest),
+            "Which came nearest, by grid and number of evaluations:",
+            report.table(("grid", *map(str, BUDGETS)), nearest, True),
             *map(paragraph, (order, warned)),
             "![PSNR by number of evaluations on Karras' grid](solvers_curves.png)",
         ]
     )
 
 
-def best(at: dict[str, float]) -> str:
+def best(at: dict[str, float]) -> list[str]:
     """The solver with the largest figure at each number of evaluations."""
     of = lambda m: {key.split()[0]: v for key, v in at.items() if key.endswith(f" {m}")}
-    return ", ".join(max(of(m), key=of(m).__getitem__) for m in BUDGETS)
+    return [f"`{max(of(m), key=of(m).__getitem__)}`" for m in BUDGETS]
 
 
 def paragraph(text: str) -> str:
