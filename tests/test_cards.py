@@ -4,6 +4,7 @@ sound and closed markup whatever the strings are, drawn where the numbers are, o
 
 import math
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -121,6 +122,18 @@ def test_what_a_note_says_at_length_takes_no_more_than_a_line():
     sampler = fs.Sampler(long.with_note(prediction="eps"), lambda x, t: x)
     for it in (long, a_search(plans={3: long}), sampler, fs.Run(long, noise=torch.zeros(1, 2))):
         assert len(repr(it)) < 400
+
+
+def test_levels_that_no_float_divides_are_shown_without_a_warning():
+    """A file's own: alpha next to 0, where sigma/alpha is beyond float64, and 1 - s is 0."""
+    made = plan(4, solver="euler")
+    for tiny in (5e-324, 1e-300, 1e-17):
+        odd = made.with_numbers(alpha=[*made.alpha[:2], tiny, *made.alpha[3:]])
+        first = made.with_numbers(alpha=[made.alpha[0], tiny, *made.alpha[2:]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for it in (odd, first):
+                assert Card(it).texts and it.describe()
 
 
 def test_a_search_is_shown_with_what_each_rung_reached():

@@ -342,6 +342,8 @@ def test_remake_refuses():
     refused = "solver = 'learned'; plans of ddim, .* are accepted .not learned tables."
     with pytest.raises(ValueError, match=refused):
         plan.with_note(solver="learned").remake(start=1)
+    with pytest.raises(ValueError, match="the note has no arguments; a note with arguments, "):
+        type(plan)(**plan.numbers(), note={"solver": "euler"}).remake(start=1)
     with pytest.raises(ValueError, match="has guidance"):
         plan.with_note(guidance={"branches": 2}).remake(start=1)
     with pytest.raises(ValueError, match="start: 3 for a grid of 3 steps"):

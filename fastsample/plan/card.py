@@ -131,7 +131,8 @@ def grid(
 def levels(plan: Plan) -> list[float]:
     """sigma / alpha of each row that asks the model; inf where alpha is 0."""
     alpha, sigma = plan.alpha[plan.call >= 0], plan.sigma[plan.call >= 0]
-    level = np.divide(sigma, alpha, out=np.full(len(alpha), np.inf), where=alpha > 0)
+    with np.errstate(over="ignore"):  # beside an alpha next to 0
+        level = np.divide(sigma, alpha, out=np.full(len(alpha), np.inf), where=alpha > 0)
     return level.tolist()
 
 

@@ -100,9 +100,9 @@ def kind_of(plan: Plan) -> str | None:
             for name, (warp, back) in KINDS.items()
         }
         off = {name: np.abs(log(like) - log(s)).max() for name, like in levels.items()}
+        room = LIKE * (log(s)[0] - log(s)[-1]) / max(len(s) - 2, 1)
     off = {name: far for name, far in off.items() if far == far}
     kind = min(off, key=off.__getitem__)
-    room = LIKE * (log(s)[0] - log(s)[-1]) / max(len(s) - 2, 1)
     name = f"{kind}, not to zero" if plan.sigma[-1] else kind
     return name if off[kind] <= max(room, 1e-6) and name in _figures() else None
 

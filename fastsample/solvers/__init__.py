@@ -294,11 +294,15 @@ def _heard(name: str, schedule, grid, start=None, strength=None, level=None) -> 
 def _sound(note: dict) -> tuple[dict, dict]:
     """The note's model and found, or an error for a note that no plan can be made from again."""
     name = note.get("solver")
-    needed = {"arguments", "schedule", "grid", "prediction"}
-    if name not in [*SOLVERS, *MAKERS] or not needed <= note.keys():
+    if name not in [*SOLVERS, *MAKERS]:
         raise ValueError(
             f"remake: solver = {name!r:.60}; plans of {', '.join(SOLVERS | MAKERS)} are accepted "
             "(not learned tables)"
+        )
+    if lacking := {"arguments", "schedule", "grid", "prediction"} - note.keys():
+        raise ValueError(
+            f"remake: the note has no {min(lacking)}; a note with arguments, schedule, grid and "
+            "prediction, as a solver writes it, is accepted"
         )
     if note.get("guidance") is not None:
         raise ValueError(
