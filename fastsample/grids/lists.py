@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..plan.given import edged, real
@@ -21,7 +23,7 @@ SEGMENTS = {
 }
 
 
-def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
+def from_sigmas(schedule: Schedule, sigmas: Any) -> np.ndarray:
     """The grid of these noise levels, as they are: sigma of x on Flow, sigma/alpha (the sigma of
     EDM and k-diffusion) elsewhere.
 
@@ -45,7 +47,7 @@ def from_sigmas(schedule: Schedule, sigmas) -> np.ndarray:
     return check(schedule, sigmas / (schedule.shift - (schedule.shift - 1.0) * sigmas))
 
 
-def from_timesteps(schedule: Schedule, timesteps, end: str = "zero") -> np.ndarray:
+def from_timesteps(schedule: Schedule, timesteps: Any, end: str = "zero") -> np.ndarray:
     """The grid that asks the model at these times of the schedule (indices of a DiscreteVP, t
     before the shift of Flow).
 

@@ -20,7 +20,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,7 +77,7 @@ class Plan:
     dst: np.ndarray
     call: np.ndarray
     ids: np.ndarray
-    note: dict
+    note: dict[str, Any]
 
     # filled by fastsample.solvers and fastsample.guidance: a plan cannot import its makers
     _makers: ClassVar[dict[str, Callable]] = {}
@@ -139,7 +138,29 @@ class Plan:
         """The sizes that a packed row depends on."""
         return Layout.of(self)
 
-    W, S, G, L, K, E = (property(attrgetter(f"layout.{size}")) for size in "WSGLKE")
+    @property
+    def W(self) -> int:
+        return self.layout.W
+
+    @property
+    def S(self) -> int:
+        return self.layout.S
+
+    @property
+    def G(self) -> int:
+        return self.layout.G
+
+    @property
+    def L(self) -> int:
+        return self.layout.L
+
+    @property
+    def K(self) -> int:
+        return self.layout.K
+
+    @property
+    def E(self) -> int:
+        return self.layout.E
 
     @property
     def dims(self) -> dict[str, int]:

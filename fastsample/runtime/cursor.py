@@ -27,6 +27,10 @@ class Cursor:
     row of the plan, `end`, holds.
     """
 
+    row: int
+    end: int
+    times: Tensor
+
     # -- what a loop reads -------------------------------------------------------------------------
     @property
     def done(self) -> bool:

@@ -95,6 +95,12 @@ class Sampler(Several):
     out               where x0 is written, a tensor as it; else in memory of its own
     """
 
+    plan: Plan
+    models: tuple[Callable, ...]
+    mode: str
+    differentiable: bool
+    checkpoint: bool
+
     def __init__(
         self,
         plan: Plan | Mapping[str, Plan],

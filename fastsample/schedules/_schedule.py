@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,16 +41,16 @@ class Schedule:
     t_top = property(lambda self: self.t_max)  # largest accepted time
     t_finite = property(lambda self: self.t_max)
 
-    def alpha(self, t):
+    def alpha(self, t: Any) -> Any:
         return self.levels_at(t, "alpha")[0][()]
 
-    def sigma(self, t):
+    def sigma(self, t: Any) -> Any:
         return self.levels_at(t, "sigma")[1][()]
 
-    def half_log_snr(self, t):
+    def half_log_snr(self, t: Any) -> Any:
         return self.levels_at(t, "half_log_snr")[2][()]
 
-    def label(self, t):
+    def label(self, t: Any) -> Any:
         return self._inside(t, "label")[()]
 
     def shifted(self, log_snr: float) -> Schedule:
@@ -64,7 +65,7 @@ class Schedule:
         """
         return Shifted(self, log_snr)
 
-    def time(self, half_log_snr):
+    def time(self, half_log_snr: Any) -> Any:
         level = numbers(f"{type(self).__name__}.time: half_log_snr", half_log_snr)
         with np.errstate(over="ignore", divide="ignore"):
             return np.asarray(self._time(level))[()]
@@ -84,19 +85,19 @@ class Schedule:
                 raise ValueError(f"{where} = {out[0]:g}; {low:g} <= t <= {high:g} is accepted")
         return found
 
-    def levels_at(self, t, what: str = "levels_at") -> tuple[np.ndarray, ...]:
+    def levels_at(self, t: Any, what: str = "levels_at") -> tuple[np.ndarray, ...]:
         """(alpha, sigma, half_log_snr); what: the method that a refused time is said by."""
         t = self._inside(t, what)
         with np.errstate(over="ignore", divide="ignore"):
             return tuple(map(np.asarray, self._point(t)))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Name and parameters, JSON-able; from_json gives an equal schedule back."""
         own = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else vars(self)
         return {"name": type(self).__name__, **own}
 
     @staticmethod
-    def from_json(data) -> Schedule:
+    def from_json(data: Any) -> Schedule:
         """The schedule that to_json wrote: a dict, or its JSON text, read strictly. Anything else
         is a ValueError.
         """

@@ -3,6 +3,7 @@ not collect it. What is wrong is marked so, and a mark that nothing needs is an 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,12 @@ def plans(fn: Callable[[Tensor, Tensor], Tensor]) -> fs.Plan:
     assert_type(fs.solvers.SOLVERS["euler"](model, grid), fs.Plan)
     assert_type(fs.Plan.load("a.fsplan").remake(start=2), fs.Plan)
     assert_type(plan.describe(), str)
-    assert_type(plan.nfe, int)
+    assert_type(plan.nfe + plan.S + plan.G, int)
+    assert_type(plan.note, dict[str, Any])
+    flow = fs.schedules.Flow(shift=3.0)
+    flow.sigma(flow.time(flow.half_log_snr(0.5)))
+    times = fs.grids.from_sigmas(flow, [1.0, 0.5, 0.0])
+    assert_type(fs.schedules.from_json(flow.to_json()), fs.schedules.Schedule)
     return plan
 
 
@@ -36,7 +42,8 @@ def sampled(plan: fs.Plan, model: fs.Model, z: Tensor, both: bool) -> Tensor:
     assert_type(sampler(shape=(2, 4), seed=[1, 2], trajectory=False), Tensor)
     x0, states = sampler(latent=z, strength=0.5, trajectory=True)
     assert_type(states, Tensor)
-    assert_type(sampler.for_plan(plan), fs.Sampler)
+    assert_type(sampler.for_plan(sampler.plan), fs.Sampler)
+    assert_type(sampler.mode, str)
     sampler(noise=z, trajectory=both)
     sampler(noise=z, sed=7)  # type: ignore[call-overload]
     sampler(z)  # type: ignore[call-overload]
@@ -54,6 +61,7 @@ def run(plan: fs.Plan, model: fs.Model, z: Tensor) -> Tensor:
     going = fs.Run(plan, noise=z, seed=7)
     while not going.done:
         going.step(model(going.model_input, going.t))
+    assert_type(going.row, int)
     assert_type(going.x, Tensor)
     assert_type(going.x0, Tensor | None)
     return going.x
