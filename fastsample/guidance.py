@@ -17,8 +17,8 @@ from .plan.row import moved
 
 
 def guided(plan: Plan, branches: int = 2, interval: tuple[float, float] | None = None) -> Plan:
-    """The same plan reading `branches` model outputs f_1..f_G, weighted by K = G-1 run-time scales
-    as above; the last branch is the base.
+    """The same plan reading `branches` model outputs f_1..f_G: f = f_G + sum_k s_k (f_k - f_G),
+    with K = G-1 scales that a run is given; the last branch is the base.
 
     plan: one branch. branches: 2..8. interval: (low, high) in half_log_snr = log(alpha / sigma) of
     the row's point; rows outside it use f_1 alone (Kynkaanniemi et al. 2024). Raises TypeError for

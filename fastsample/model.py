@@ -115,7 +115,8 @@ class Model:
     """A callable fn(x [B, ...], t [B], **cond) -> output [B, ...] and what its words mean.
 
     schedule      noise schedule x stands on
-    prediction    what fn returns: x0 eps v flow edm trigflow (table above)
+    prediction    what fn returns: "x0"; "eps"; "v", alpha·eps - sigma·x0; "flow", eps - x0; "edm"
+                  or "trigflow", the bare network of those papers (`help("fastsample.model")`)
     time          what fn is told as t: None, the schedule's t (edm: ¼ ln(sigma/alpha); trigflow:
                   atan2(sigma/sd, alpha)); a number, that many times schedule.label(t), which is t,
                   for Flow sigma; "log_sigma", ¼ ln(sigma/alpha); a callable t [n] -> [n]; or a pair

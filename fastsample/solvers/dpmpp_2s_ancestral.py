@@ -45,8 +45,13 @@ def dpmpp_2s_ancestral(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """The module's x', lambda_s half-way from lambda to lambda_d, w = 1: DPM-Solver++(2S) down, and
-    the noise of `euler_ancestral` back up; on Flow its rectified-flow form.
+    """x' = (k sigma'/sigma)·x + alpha' (1 - e^{lambda - lambda_d})·m_s
+    + sigma' sqrt(1 - k²) s_noise·n,
+    m_s asked at x_s = (sigma_s/sigma)·x + alpha_s (1 - e^{lambda - lambda_s})·m.
+
+    k = e^{-kappa} and the noise are those of `euler_ancestral`, on Flow of its rectified-flow form;
+    lambda_d = lambda' + kappa, and lambda_s is half-way to it: DPM-Solver++(2S) down, and the noise
+    back up.
 
     eta >= 0 (on Flow at most 1), 0: dpmpp_2s; s_noise scales the noise, and other values than 1
     leave the schedule by design. Of weak order 2; two evaluations a step. A step from alpha = 0, to
@@ -81,9 +86,9 @@ def dpm_2_ancestral(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """The module's x' with the midpoint rule in rho = sigma/alpha on x/alpha: rho_s =
-    sqrt(rho·rho_d), w = rho/rho_s. On Flow, as `euler_ancestral` there, in sigma on x: sigma_s =
-    sqrt(sigma·sigma_d), w = sigma/sigma_s.
+    """`dpmpp_2s_ancestral`'s x' with m + w (m_s - m) for m_s, the midpoint rule in
+    rho = sigma/alpha on x/alpha: rho_s = sqrt(rho·rho_d), w = rho/rho_s. On Flow, as
+    `euler_ancestral` there, in sigma on x: sigma_s = sqrt(sigma·sigma_d), w = sigma/sigma_s.
 
     eta >= 0 (on Flow at most 1); s_noise scales the noise, and other values than 1 leave the
     schedule by design. Of weak order 2; two evaluations a step. A step from alpha = 0 (but on

@@ -51,7 +51,8 @@ def er_sde(
     """x' = (alpha'/alpha)(phi'/phi)·x + alpha' [J_0 m + J_1 f_01 + (J_2 - u_1 J_1) f_012]
          + alpha' sqrt(rho'² - rho² (phi'/phi)²) s_noise·n
 
-    over divided differences f of the predictions in the module's u. phi(rho) =
+    over divided differences f of the predictions in u = (r - rho)/(rho - rho') of a level r, and
+    J_j = phi' ∫ (dphi/dr)/phi² u^j dr from rho' to rho, phi' = phi(rho'). phi(rho) =
     rho (exp(rho^.3) + 10) as published; eta >= 0 given: phi = rho^(1+eta), whose noise is
     that of the reverse SDE for 1 and none, an ODE, for 0. order 1 to 3: outputs read; steps start
     at 1, and one from alpha = 0 or to sigma = 0 is of order 1. s_noise scales the noise, and other

@@ -58,8 +58,11 @@ def res_multistep_ancestral(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """The module's x' with the noise of `euler_ancestral`, on Flow its rectified-flow form: RES
-    down to the ancestral level, and the noise back up; m is x0.
+    """x' = (k sigma'/sigma)·x + alpha' (1 - e^{-H})·m + alpha' H phi_2(-H) (H/H_1)·(m - m_1)
+    + sigma' sqrt(1 - k²) s_noise·n, m is x0.
+
+    k = e^{-kappa} and the noise are those of `euler_ancestral`, on Flow of its rectified-flow form;
+    H = h + kappa, and H_1 that of the step before: RES down, and the noise back up.
 
     eta >= 0 (on Flow at most 1), 0: res_multistep; 1 is dpmpp_2m_sde's variant "heun" but on Flow.
     s_noise scales the noise, and other values than 1 leave the schedule by design. Of weak order 2;

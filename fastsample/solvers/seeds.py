@@ -68,9 +68,10 @@ def seeds_2(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """The module's x_j with two stages, h_1 = r h, kappa = eta·h: w_1 = 1 - e^{-H_1} on m, then
-    (1 - e^{-H})·[m + (m_1 - m)/(2r)] ("phi_1"), or (1 - e^{-H})·m + (H phi_2(-H)/r)·(m_1 - m)
-    ("phi_2"), H = (1 + eta) h.
+    """x_j = (k_j sigma_j/sigma)·x + alpha_j sum_i w_ji·m_i + sigma_j s_noise·z_j, z_j one noise
+    that grows along the step, k_j = e^{-kappa_j}, with two stages: h_1 = r h, kappa = eta·h:
+    w_1 = 1 - e^{-H_1} on m, then (1 - e^{-H})·[m + (m_1 - m)/(2r)] ("phi_1"), or
+    (1 - e^{-H})·m + (H phi_2(-H)/r)·(m_1 - m) ("phi_2"), H = (1 + eta) h.
 
     0 < r <= 1; r = 1 asks at the next point, twice. eta >= 0, 0: an exponential Runge-Kutta method
     of second order (with "phi_1" dpmpp_2s); s_noise scales the noise, and other values than 1
@@ -105,7 +106,9 @@ def seeds_3(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """The module's x_j with three stages, h_1 = r1 h, h_2 = r2 h, kappa = eta·h:
+    """x_j = (k_j sigma_j/sigma)·x + alpha_j sum_i w_ji·m_i + sigma_j s_noise·z_j, z_j one noise
+    that grows along the step, k_j = e^{-kappa_j}, with three stages: h_1 = r1 h, h_2 = r2 h,
+    kappa = eta·h:
     w_1 = 1 - e^{-H_1} on m; then (1 - e^{-H_2})·m + (r2/r1) H_2 phi_2(-H_2)·(m_1 - m); then
     (1 - e^{-H})·m + (H phi_2(-H)/r2)·(m_2 - m), H_j = (1 + eta) h_j.
 
@@ -147,7 +150,9 @@ def dpmpp_sde(
     clip=0.0,
     compat="exact",
 ) -> Plan:
-    """The module's x_j with two stages, h_1 = r h and k_j² = max(0, 1 - eta² (1 - e^{-2 h_j})):
+    """x_j = (k_j sigma_j/sigma)·x + alpha_j sum_i w_ji·m_i + sigma_j s_noise·z_j, z_j one noise
+    that grows along the step, k_j² = max(0, 1 - eta² (1 - e^{-2 h_j})), with two stages: h_1 = r h,
+    H_j = h_j - ln k_j:
     w_1 = 1 - e^{-H_1} on m, then (1 - e^{-H})·[m + (m_1 - m)/(2r)].
 
     0 < r <= 1. eta >= 0, 1: seeds_2, 0: dpmpp_2s; s_noise scales the noise, and other values than 1

@@ -48,7 +48,7 @@ def stork(
     compat="exact",
 ) -> Plan:
     """y' = y + h·sum_j w_j p(c_j), p the polynomial of degree derivative_order through the last
-    slopes, c_j and w_j the nodes and weights of RKG2 with so many stages: the module's docstring.
+    slopes, c_j and w_j the nodes and weights of RKG2 with so many stages (the source says them).
 
     derivative_order 1..3, stages 2..1000. The rule is exact for lines, so derivative_order=1 is
     `lms` of order 2; for ∫v² it has about 1/4 in place of 1/3, which leaves second order and
