@@ -60,10 +60,10 @@ def k_sample(
 
     plan: any plan with one branch, on any schedule; the denoiser takes the place of the model it
     was made for. x in and out, sigma, and all that callback and noise_sampler see are the
-    denoiser's, of the state that the module's docstring has.
+    denoiser's, of x0 + sigma·eps, or with state="flow" of (1 - sigma)·x0 + sigma·eps.
     model: it must leave x and sigma as they are; x may be the state itself. An fs.Model must be
     such a denoiser by its words.
-    x [B,*]: already scaled: s·noise, s = plan.init_scale / u[1], which is sigma_max times the
+    x [B,*]: already scaled: s·noise, s = `k_scale(plan)`, the sigma where the plan begins times the
     amplitude that a search found; its size is checked. For a plan made with start=: the noised
     image, of any size. The state is float32, float64 for a float64 x.
     callback: called once a step, after its first evaluation, with a dict of x, i, sigma, sigma_hat,
