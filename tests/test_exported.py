@@ -143,7 +143,7 @@ def test_two_models_and_weights_of_both():
         ({"noise": unit(2, D), "mask": unit(2, D)}, "mask is given without known; inpainting"),
         (
             {"noise": unit(2, D), "mask": unit(1, D) * 0, "known": unit(2, D)},
-            "mask and known are given and no row of this plan blends a known image; make it with",
+            "mask and known are given and no row of this plan blends a known image; plan.remake",
         ),
     ],
 )

@@ -71,10 +71,10 @@ def seeds(seed, batch: int, device, needed: bool, samples: Sequence[int] | None 
     if seed is None:
         if not needed:
             return torch.zeros(batch, dtype=torch.int64, device=device)
-        _may_draw(samples)
         # a graph draws otherwise, and Inductor cannot count beyond int64
         if torch.compiler.is_dynamo_compiling():
-            return torch.compiler.disable(seeds)(seed, batch, device, needed)
+            return torch.compiler.disable(seeds)(seed, batch, device, needed, samples)
+        _may_draw(samples)
         seed = drawn_seed()
     if isinstance(seed, Tensor) and seed.dim():
         whole = not (seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool)
