@@ -2,8 +2,10 @@
 used.
 """
 
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,3 +40,21 @@ def test_a_plan_is_read_without_torch(tmp_path):
 
 def test_the_torch_parts_load_on_first_use():
     assert "torch" in loaded_after("import fastsample as fs; fs.Run")
+
+
+def test_a_plan_is_made_and_read_from_a_zip(tmp_path):
+    """Of Python's files and the table beside them, as an application in one file has them."""
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as whole:
+        for path in (*ROOT.glob("fastsample/**/*.py"), *ROOT.glob("fastsample/plan/*.json")):
+            whole.write(path, path.relative_to(ROOT))
+    code = """
+import fastsample as fs
+s = fs.schedules.VP()
+plan = fs.solvers.dpmpp_3m(s, fs.grids.karras(s, 6), prediction="eps")
+print(fs.__file__, plan.describe()[:14], len(plan._repr_html_()) > 4000)
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "all.zip")}
+    words = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-c", code], **words)
+    inside = tmp_path / "all.zip" / "fastsample/__init__.py"
+    assert (done.stdout, done.stderr) == (f"{inside} Plan  dpmpp_3m True\n", "")

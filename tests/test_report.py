@@ -143,3 +143,7 @@ def test_doctor_names_every_part_and_a_remedy(monkeypatch):
     found = dict(report.doctor())
     assert "pip install 'fastsample[demo]'" in found["matplotlib"]
     assert "pip install 'fastsample[optimize]'" in found["scipy"]
+    where = f"{fs.__version__}, of {Path(fs.__file__).parent}; "  # as PYTHONPATH may put it first
+    assert found["fastsample"] == f"{where}1.0 is installed beside it"
+    monkeypatch.setattr(metadata, "version", lambda name: version("scipy"))
+    assert dict(report.doctor())["fastsample"] == f"{where}none is installed"

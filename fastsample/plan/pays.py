@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from pkgutil import get_data
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ def kind_of(plan: Plan) -> str | None:
 
 @lru_cache
 def _figures() -> dict:
-    return json.loads(MEASURED.read_text(encoding="utf-8"))
+    return json.loads(get_data(__package__, MEASURED.name))  # also from a zip
 
 
 def beside_first_order(plan: Plan) -> float:

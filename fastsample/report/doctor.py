@@ -24,7 +24,8 @@ def doctor() -> list[tuple[str, str]]:
     """
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     lines = [("python", f"{platform.python_version()} on {machine}")]
-    names = ("fastsample", "numpy", "torch", "k-diffusion")
+    lines.append(("fastsample", _own()))
+    names = ("numpy", "torch", "k-diffusion")
     lines += [(name, _version(name) or f"missing; pip install {name}") for name in names]
     for extra, names in EXTRAS.items():
         remedy = f"missing, for the extra {extra}; pip install 'fastsample[{extra}]'"
@@ -34,13 +35,22 @@ def doctor() -> list[tuple[str, str]]:
     return lines
 
 
+def _own() -> str:
+    """The version of the copy that runs, and where it lies if another one is installed, or none."""
+    from .. import __path__, __version__
+
+    installed = _version("fastsample")
+    if installed == __version__:
+        return __version__
+    beside = "none is installed" if installed is None else f"{installed} is installed beside it"
+    return f"{__version__}, of {__path__[0]}; {beside}"
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        from .. import __version__
-
-        return f"{__version__}, from its source tree" if name == "fastsample" else None
+        return None
 
 
 def _backends() -> list[tuple[str, str]]:
