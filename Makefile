@@ -29,7 +29,7 @@ BENCH := -m pytest -q -c bench/pytest.ini --date=$(DATE)
 
 .PHONY: help demo serve test test-serve test-integrations test-slow soak lint types bench tables native ptx mutate docs pictures wheel release-check gpu gpu-there clean
 help:
-	@echo "make demo    find a schedule for the embedded model, sample, show the gain (demo/)"
+	@echo "make demo    search plans for the embedded model, sample, show the gain (demo/)"
 	@echo "make serve   the embedded model behind HTTP on 127.0.0.1:8000, with Ray Serve (examples/ray_serve; PORT=..., PLANS=... a folder)"
 	@echo "make test    every test that needs no GPU, but for make test-slow: builds, installs, Inductor, sanitizers"
 	@echo "make test-serve  the served example on a Ray cluster on loopback, in .venv-serve (half a gigabyte)"
