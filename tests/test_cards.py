@@ -13,6 +13,7 @@ import torch
 from test_page import ATTRIBUTES, Page, a_front, a_search, compared, plan
 
 import fastsample as fs
+from fastsample.cli import lists
 from fastsample.plan import card
 from fastsample.trajectories import record
 
@@ -107,6 +108,19 @@ def test_a_solver_of_a_note_may_be_anything():
         made = plan(2, solver="euler").with_note(solver=odd)
         Card(made)
         assert made.describe()
+
+
+@pytest.mark.parametrize("odd", [None, True, 7, "abc", {"a": 1}, [[1], None]])
+def test_what_a_note_says_under_a_known_key_may_be_anything(odd):
+    made = plan(2, solver="euler")
+    for key in made.note.keys() - {"stored"}:
+        twin = made.with_note(**{key: odd})
+        Card(twin)
+        assert twin.describe() and repr(twin) and lists.levels_of(twin) == [80.0, 0.002, 0.0]
+        if key not in ("solver", "schedule", "times", "grid", "prediction"):
+            fs.interop.k_sigmas(twin)
+        if key != "solver":
+            fs.FsScheduler.from_plan(twin).set_timesteps(2)
 
 
 def test_what_a_note_says_at_length_takes_no_more_than_a_line():

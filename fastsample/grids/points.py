@@ -21,7 +21,7 @@ def noted(plan: Plan) -> tuple[Schedule, np.ndarray] | None:
         schedule.alpha(times)
     except (KeyError, TypeError, ValueError):
         return None
-    return schedule, times
+    return (schedule, times) if times.ndim == 1 and len(times) > 1 else None
 
 
 def points(plan: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ import numpy as np
 from ..grids.points import points
 from ..model import to_kind
 from ..plan import Plan
-from ..plan.given import within
+from ..plan.given import real, within
+from ..plan.provenance import words_of
 from ..plan.steps import begins, spans, unasked
 from ..runtime import arguments
 from ..runtime.spares import Spares
@@ -105,7 +106,7 @@ def _made(plan: Plan, unit: Callable) -> Denoised:
     if churn:  # x has less noise than row 1 begins with, and as much data
         added = sum(w * w for w, _ in churn)
         entry = float(unit(plan.alpha[1], math.sqrt(plan.sigma[1] ** 2 - added)))
-    spread = (plan.note.get("model") or {}).get("sigma_data") or 1.0
+    spread = real(words_of(plan, "model").get("sigma_data")) or 1.0
     alpha, sigma = points(plan)
     return Denoised(
         own,

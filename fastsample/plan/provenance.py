@@ -131,7 +131,12 @@ def _visits(plan: Plan, schedule: Any) -> bool:
 # -- what it was found with ------------------------------------------------------------------------
 def found(plan: Plan) -> dict:
     """What a search wrote into the note; empty where none did."""
-    value = plan.note.get("found")
+    return words_of(plan, "found")
+
+
+def words_of(plan: Plan, key: str) -> dict:
+    """The words of the note under this key; empty where it has none: a file may say anything."""
+    value = plan.note.get(key)
     return value if isinstance(value, dict) else {}
 
 

@@ -16,7 +16,8 @@ def begins(plan: Plan) -> list[int]:
     are as many as the steps, the first at each level (a corrector that asks again).
     """
     asks = np.flatnonzero(plan.call >= 0).tolist()
-    steps = len(plan.note["times"]) - 1 - unasked(plan) if "times" in plan.note else len(asks)
+    times = plan.note.get("times")  # a file may say anything there
+    steps = len(times) - 1 - unasked(plan) if isinstance(times, list) else len(asks)
     if len(asks) == steps:
         return asks
     apart = [row for row in asks if row in plan.entries]

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from ...plan import Plan
+from ...plan.provenance import words_of
 from .sources import PREDICTIONS
 
 
@@ -52,7 +53,9 @@ def decoded(text: str, kind: str) -> Plan:
             f"FsScheduler: the config's plan cannot be read ({error}); a .fsplan file as base64 is "
             "accepted"
         ) from None
-    said = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(plan.note.get("prediction"))
+    said = {ours: theirs for theirs, ours in PREDICTIONS.items()}.get(
+        str(plan.note.get("prediction"))
+    )
     if said not in (None, kind):
         raise ValueError(
             f"FsScheduler: prediction_type = {kind!r:.60} beside a plan that was made for another; "
@@ -67,7 +70,8 @@ def check_length(
     """A plan is its own schedule: what a pipeline asks for must have its length, in model calls or
     in grid steps.
     """
-    fits = {plan.nfe, len(plan.note.get("times") or []) - 1}
+    times = plan.note.get("times")
+    fits = {plan.nfe, *([len(times) - 1] if isinstance(times, list) else [])}
     with_end = fits | {n + 1 for n in fits}
     for name, length, accepted in (
         ("num_inference_steps", steps, fits),
@@ -140,5 +144,5 @@ def scale_of(plan: Plan) -> str:
 def is_whole(plan: Plan) -> bool:
     """Are its timesteps whole numbers of a table? They are int64 then, as diffusers' own are."""
     told = plan.t[np.flatnonzero(plan.call >= 0) - 1, 0]
-    indexed = (plan.note.get("schedule") or {}).get("name") == "DiscreteVP"
+    indexed = words_of(plan, "schedule").get("name") == "DiscreteVP"
     return indexed and bool((told == np.round(told)).all())

@@ -224,7 +224,7 @@ class FsScheduler(Kin, Saving, Readings, Noising, Answers, Outside, SchedulerMix
         theirs = {ours: kind for kind, ours in PREDICTIONS.items()}
         return cls(
             num_train_timesteps=num_train_timesteps,
-            prediction_type=theirs.get(plan.note.get("prediction"), "epsilon"),
+            prediction_type=theirs.get(str(plan.note.get("prediction")), "epsilon"),
             use_flow_sigmas=scale_of(plan) == "flow",
             plan=text,
         )
