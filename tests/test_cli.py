@@ -237,6 +237,10 @@ BAD = [
     (["sample", "p.fsplan", *MINE, "--latent", "n.npy", "--start", "1"], "n.npy: No such file"),
     (["sample", "p.fsplan", *MINE, "--latent", "mine.py", "--start", "1"], "it holds no array"),
     (["sample", "p.fsplan", *MINE, "--latent", "cut.npz", "--start", "1"], "it holds no array"),
+    (
+        ["sample", "p.fsplan", *MINE, "--latent", "i.npy", "--start", "1"],
+        "i.npy: it holds NaN, Inf",
+    ),
     (["show", "p.fsplan", "--picture", "p.jpg"], "--picture p.jpg: a .png file is accepted"),
 ]
 
@@ -249,6 +253,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(here, capsys, arguments, w
     fs.solvers.euler(s, fs.grids.uniform(s, 2), prediction="flow").save("p.fsplan")
     Path("unsound.py").write_text("def make(:")
     Path("cut.npz").write_bytes(b"PK\x03\x04, and no more")
+    np.save("i.npy", np.full((1, 1, 4, 4), 1e300))
     before = sorted(os.listdir())
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err

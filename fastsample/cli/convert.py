@@ -82,7 +82,7 @@ def _made(said: ast.expr) -> schedules.Schedule:
     """NAME, NAME.KIND or either with (word=number, ...); nothing else is looked at."""
     words = {}
     if isinstance(said, ast.Call) and not said.args:
-        words, said = {w.arg: ast.literal_eval(w.value) for w in said.keywords}, said.func
+        words, said = {w.arg: _value(w) for w in said.keywords}, said.func
     names = ast.unparse(said).split(".")
     made = schedules.SCHEDULES.get(names[0])
     for kind in names[1:]:
@@ -90,6 +90,13 @@ def _made(said: ast.expr) -> schedules.Schedule:
     if made is None or len(names) > 2:
         raise ValueError("no such name")
     return made(**words)
+
+
+def _value(word: ast.keyword) -> Any:
+    try:
+        return ast.literal_eval(word.value)
+    except ValueError:  # which names a node by its address
+        raise ValueError(f"{word.arg}={ast.unparse(word.value)}") from None
 
 
 @dataclass(frozen=True)

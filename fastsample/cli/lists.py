@@ -38,8 +38,9 @@ CHARACTERS = 64 << 20  # of a file with a list, or with a plan as JSON
 
 def written(form: str, values: Sequence[float]) -> str:
     """The list in one of FORMS."""
-    finite = all(map(math.isfinite, values))
-    if form not in ("sigmas", "timesteps") and not finite:
+    with np.errstate(over="ignore"):
+        kept = np.asarray(values, np.float32 if "comfyui" in form else np.float64)
+    if form not in ("sigmas", "timesteps") and not np.isfinite(kept).all():
         raise ValueError(
             f"--to {form} of a list that begins at an infinite level; a plan, or a list, "
             "that begins below it is accepted"

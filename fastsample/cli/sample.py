@@ -105,7 +105,14 @@ def _images(path: str, shape: Sequence[int]) -> Any:
             f"--latent {path}: {list(found.shape)} where samples are {list(shape)}; "
             f"[n, {', '.join(map(str, shape))}] is accepted"
         )
-    return torch.from_numpy(found.astype(np.float32))
+    with np.errstate(over="ignore"):
+        images = found.astype(np.float32)
+    if not np.isfinite(images).all():
+        raise ValueError(
+            f"--latent {path}: it holds NaN, Inf or numbers beyond float32; finite numbers are "
+            "accepted"
+        )
+    return torch.from_numpy(images)
 
 
 def _found_guidance(plan: Plan) -> float | None:
