@@ -128,7 +128,7 @@ test-integrations: $(HOSTED)
 	OMP_NUM_THREADS=1 $(HOSTS)/bin/python -m pytest -q -rs --durations=5 -p no:warnings tests/integrations
 
 soak: $(NATIVE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -v --durations=20 --hypothesis-profile=soak -m "(hypothesis or soak) and not gpu and not interpreted"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -v --durations=20 -n 2 --dist worksteal --hypothesis-profile=soak -m "(hypothesis or soak) and not gpu and not interpreted"
 
 lint: $(READY)
 	$(PY) -m ruff check .
