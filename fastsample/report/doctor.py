@@ -6,6 +6,7 @@ import os
 import platform
 from importlib import metadata
 from itertools import product
+from pathlib import Path
 
 # What of each extra `doctor` looks for.
 EXTRAS = {
@@ -37,13 +38,13 @@ def doctor() -> list[tuple[str, str]]:
 
 def _own() -> str:
     """The version of the copy that runs, and where it lies if another one is installed, or none."""
-    from .. import __path__, __version__
+    from .. import __version__
 
     installed = _version("fastsample")
     if installed == __version__:
         return __version__
     beside = "none is installed" if installed is None else f"{installed} is installed beside it"
-    return f"{__version__}, of {__path__[0]}; {beside}"
+    return f"{__version__}, of {Path(__file__).parents[1]}; {beside}"
 
 
 def _version(name: str) -> str | None:
