@@ -61,7 +61,7 @@ def circles(it):
 def test_a_plan_is_shown_with_its_levels_rows_and_note():
     made = plan(4, "dpmpp_2m")
     said = Card(made).texts
-    assert "dpmpp_2m" in said and ": 4 evaluations, 6 rows, 1 slots, 1 branches" in said
+    assert "dpmpp_2m" in said and ": 4 evaluations, 6 rows, 1 slot, 1 branch" in said
     assert any(line.startswith("Made for EDM(sigma_min=0.002") for line in said)
     assert {f"{v:.6g}" for v in made.M[1:, 0, : made.W].ravel() if v} <= set(said)
     assert "schedule › name" in said and "dpmpp_2m" in said

@@ -14,7 +14,7 @@ import numpy as np
 from .axis import Axis
 from .markup import Markup, tag
 from .pays import warning
-from .text import named, short
+from .text import named, short, sizes
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -30,13 +30,12 @@ def html(plan: Plan) -> Markup:
     """The plan for a notebook: its levels drawn, and its rows and note to unfold. Every string is
     escaped: the note may come from any file.
     """
-    sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
     name = tag("strong", named(plan))
     said = [tag("p", line) for line in (_made_for(plan), warning(plan)) if line]
     drawn = figure([("", dict(enumerate(levels(plan), 1)))], "evaluation", LEVEL, log=True)
     table = tag("details", tag("summary", "Rows"), coefficients(plan))
     notes = tag("details", tag("summary", "Note"), note(plan))
-    return tag("div", tag("p", "Plan ", name, ": ", sizes), *said, drawn, table, notes)
+    return tag("div", tag("p", "Plan ", name, ": ", sizes(plan)), *said, drawn, table, notes)
 
 
 def _made_for(plan: Plan) -> str:

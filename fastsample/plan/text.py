@@ -26,6 +26,13 @@ def short(value: Any, most: int = 150) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def sizes(plan: Plan) -> str:
+    """How much a plan asks and keeps: 8 evaluations, 10 rows, 1 slot, 2 branches."""
+    said = [("evaluation", plan.nfe), ("row", plan.rows), ("slot", plan.S), ("branch", plan.G)]
+    many = lambda what: f"{what}es" if what.endswith("ch") else f"{what}s"
+    return ", ".join(f"{n} {what if n == 1 else many(what)}" for what, n in said)
+
+
 def named(plan: Plan) -> str:
     """The solver that the note names; the note may be of any file."""
     return short(plan.note.get("solver") or "unnamed", 60)
@@ -39,8 +46,7 @@ def describe(plan: Plan) -> str:
         for k, v in plan.note.items()
         if v not in (None, [], {}) and not (k in silent and v == silent[k])
     }
-    sizes = f"{plan.nfe} evaluations, {plan.rows} rows, {plan.S} slots, {plan.G} branches"
-    lines = [f"Plan  {named(plan)}   {sizes}"]
+    lines = [f"Plan  {named(plan)}   {sizes(plan)}"]
     lines += [f"  {short(k):14s} {_value(v)}" for k, v in sorted(note.items()) if k != "solver"]
     if plan.sigma[0]:
         lines.append(
