@@ -49,6 +49,7 @@ def test_one_number_is_replaced_and_nothing_else(field, data):
     where = tuple(data.draw(st.integers(0, n - 1)) for n in old.shape)
     holds = field.name == "M" and where[0] == MADE.rows - 1
     unread = field.name == "M" and not MADE.program.rows[where[0]].reads_operand(where[2])
+    unread |= field.name == "M" and where[1] > 0 and MADE.dst[where[0], where[1] - 1] < 0
     unread |= field.name == "known" or (field.name == "U" and not MADE.branches[where[0]])
     value = old[where] + 0.125
     if holds or (unread and old[where] == 0):
@@ -72,7 +73,7 @@ def test_one_number_is_replaced_and_nothing_else(field, data):
     "name, where, words, widened",
     [
         ("M", (2, 0, 0), "reads", 0b100111),
-        ("M", (2, 1, 3), "reads", 0b101110),
+        ("M", (1, 1, 4), "reads", 0b11101),
         ("M", (1, 0, 4), "reads", 0b11101),
         ("U", (0, 0), "branches", 1),
         ("known", (2, 1), "known_reads", 0b10),

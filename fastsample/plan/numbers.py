@@ -28,10 +28,10 @@ def with_numbers(plan: Plan, /, **arrays: Any) -> Plan:
 
     What a row reads stays declared, whatever its coefficients: one that is not 0 where its operand
     is not read is refused, and reads=, branches= or known_reads= in the same call widens what is
-    read. The note goes on saying what the numbers began as, beside note["changed"], the names of
-    all that were replaced; order and orders go, and consistent is measured again. Such a plan has
-    no remake. Another M[0,0,0] of a plan for noise is another init_scale and no more: the note and
-    remake stay.
+    read; so is one of a u or v that the row does not keep (dst). The note goes on saying what the
+    numbers began as, beside note["changed"], the names of all that were replaced; order and orders
+    go, and consistent is measured again. Such a plan has no remake. Another M[0,0,0] of a plan for
+    noise is another init_scale and no more: the note and remake stay.
     """
     known, old = {field.name: field for field in FIELDS}, plan.numbers()
     if not arrays.keys() <= known.keys():
@@ -50,6 +50,7 @@ def with_numbers(plan: Plan, /, **arrays: Any) -> Plan:
     if not changed:
         return plan
     _check_read(old, old | new)
+    _check_kept(old, old | new)
     made = replace(plan, **new)
     if changed == ["M"] and plan.sigma[0] and np.argwhere(made.M != plan.M).tolist() == [[0, 0, 0]]:
         return made
@@ -72,6 +73,16 @@ def _check_read(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) ->
                 f"read {what} {column}; {words}= with {int(new[words][row]) | 1 << column} in row "
                 f"{row} is accepted"
             )
+
+
+def _check_kept(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> None:
+    """Refuse a coefficient of what a row keeps (u, v) where it keeps nothing."""
+    lost = lambda numbers: (numbers["M"][:, 1:] != 0) & (numbers["dst"] < 0)[:, :, None]
+    for row, kept, column in np.argwhere(lost(new) & ~lost(old))[:1].tolist():
+        raise PlanError(
+            f"with_numbers: M[{row}, {kept + 1}, {column}] is {new['M'][row, kept + 1, column]:g} "
+            f"and row {row} keeps no {'uv'[kept]}; dst= with its slot in row {row} is accepted"
+        )
 
 
 def _unread(numbers: Mapping[str, np.ndarray], name: str, words: str) -> np.ndarray:
