@@ -124,7 +124,8 @@ def here(tmp_path_factory):
 def test_all_doors_run_there_with_the_bits_of_here(system, here, tmp_path):
     done = played(system, USED, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "fastsample" not in done.stderr, "said outside of doctor"
+    # the folder, as of an unpacked sdist, may bear the name
+    assert "fastsample" not in done.stderr.replace(str(ROOT), ""), "said outside of doctor"
     there = torch.load(tmp_path / "ends.pt")
     assert len(there) == 5 and all(end.isfinite().all() for end in there)
     assert all(torch.equal(a, b) for a, b in zip(here[:4], there[:4], strict=True))
